@@ -1,0 +1,48 @@
+"""The robot's side: numpy, posix_ipc and the standard library, never torch."""
+
+from shmserve.errors import (
+    ClientClosed,
+    ClientForked,
+    EngineLost,
+    InferenceFailed,
+    ObservationTooLarge,
+    ProtocolMismatch,
+    RequestCancelled,
+    RequestRejected,
+    RequestSuperseded,
+    RequestTimeout,
+    RingFull,
+    ServiceRestarted,
+    ServiceUnavailable,
+    ShmServeError,
+    Stale,
+    UnsupportedType,
+)
+
+from .one_call import send_inference_request
+from .pending import Pending
+from .reply import Reply
+from .shm_client import ShmClient
+
+__all__ = [
+    "ClientClosed",
+    "ClientForked",
+    "EngineLost",
+    "InferenceFailed",
+    "ObservationTooLarge",
+    "Pending",
+    "ProtocolMismatch",
+    "Reply",
+    "RequestCancelled",
+    "RequestRejected",
+    "RequestSuperseded",
+    "RequestTimeout",
+    "RingFull",
+    "ServiceRestarted",
+    "ServiceUnavailable",
+    "ShmClient",
+    "ShmServeError",
+    "Stale",
+    "UnsupportedType",
+    "send_inference_request",
+]

@@ -1,0 +1,1 @@
+"""shmserve-admin: what an operator asks of a running service."""

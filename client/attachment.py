@@ -1,0 +1,180 @@
+"""One client's hold on a service: the connection that is its lease, and its channel."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from shmserve.channel import ClientChannel, Lane
+from shmserve.codec import Decoder
+from shmserve.directories import CLIENT_SOCKET
+from shmserve.errors import (
+    ObservationTooLarge,
+    ProtocolMismatch,
+    ServiceRestarted,
+    ServiceUnavailable,
+    ShmServeError,
+)
+from shmserve.protocol import WIRE_VERSION
+from shmserve.varlink import PERMISSION_DENIED, VarlinkError
+from shmserve.varlink_connection import VarlinkConnection
+
+from .pending import Pending
+
+_INTERFACE = "io.shmserve.Client"
+
+
+class Wanted:
+    """How large this client's slots must be; it only grows, and outlives an attachment."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.request_metadata = 0
+        self.request_bytes = 0
+        self.reply_metadata = 0
+        self.reply_bytes = 0
+
+    def grow_requests(self, metadata_bytes: int, payload_bytes: int) -> None:
+        self.request_metadata = max(self.request_metadata, metadata_bytes)
+        self.request_bytes = max(self.request_bytes, payload_bytes)
+
+    def grow_replies(self, metadata_bytes: int, payload_bytes: int) -> None:
+        self.reply_metadata = max(self.reply_metadata, metadata_bytes)
+        self.reply_bytes = max(self.reply_bytes, payload_bytes)
+
+
+class Attachment:
+    """Holds the channel until `hang_up`; the connection's end gives it back."""
+
+    def __init__(self, connection: VarlinkConnection, service: str, directory: Path, reply: dict[str, Any]) -> None:
+        self._connection = connection
+        self._service = service
+        self._directory = directory
+        self.channel = ClientChannel(Lane.from_json(reply["lane"]))
+        self.trusted = bool(reply["trusted"]) and _peer_uid(connection) in (os.getuid(), 0)
+        self.decoder = Decoder(allow_pickle=self.trusted)
+        #: Requests without a reply by sequence; None for one that nobody waits for any more.
+        self.in_flight: dict[int, Pending | None] = {}
+        #: Sequences answered GROW: delivered once the channel has been resized.
+        self.carried: list[int] = []
+        self.closed = False
+
+    @classmethod
+    def open(cls, service: str, directory: Path, wanted: Wanted, timeout_s: float) -> Attachment:
+        """Attach to the service; raises ServiceUnavailable, ProtocolMismatch or ObservationTooLarge."""
+        path = directory / CLIENT_SOCKET
+        deadline = time.monotonic() + timeout_s
+        try:
+            connection = VarlinkConnection.connect(path, timeout_s)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise ServiceUnavailable(
+                f"no daemon serves {service!r} at {path}: start one (shmserved --model-path DIR --name {service}), "
+                "or say where it is (runtime_dir= or SHMSERVE_RUNTIME_DIR)"
+            ) from error
+        except PermissionError as error:
+            raise ServiceUnavailable(
+                f"{path} may not be opened by uid {os.getuid()}: join the daemon's group and set group_clients"
+            ) from error
+        except TimeoutError as error:
+            raise ServiceUnavailable(f"{path} accepted no connection within {timeout_s:g} s") from error
+        try:
+            parameters = {
+                "wire_version": WIRE_VERSION,
+                "wanted": vars(wanted),
+                "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python",
+            }
+            reply = _call(connection, service, "Attach", parameters, deadline - time.monotonic())
+            return cls(connection, service, directory, reply)
+        except BaseException:
+            connection.close()
+            raise
+
+    def resize(self, wanted: Wanted, timeout_s: float) -> ClientChannel:
+        """Move to a new generation of the channel with larger slots; returns the one that was left.
+
+        Only GROW answers may be outstanding.
+        """
+        parameters = {
+            "wanted": vars(wanted),
+            "published": self.channel.requests.counter(),
+            "carried": self.carried,
+        }
+        reply = _call(self._connection, self._service, "Resize", parameters, timeout_s)
+        old, self.channel = self.channel, ClientChannel(Lane.from_json(reply["lane"]))
+        # Requests that nobody waits for stayed in the old generation; they will not be answered.
+        self.in_flight = {sequence: self.in_flight[sequence] for sequence in self.carried}
+        self.carried = []
+        return old
+
+    def describe(self, timeout_s: float) -> dict[str, Any]:
+        """The service, its state and its model."""
+        return _call(self._connection, self._service, "Describe", {}, timeout_s)
+
+    def lost(self) -> bool:
+        """Whether the daemon has gone away; one system call."""
+        return self._connection.peer_closed()
+
+    def lost_error(self) -> ServiceRestarted:
+        """What a request that is out ends with when the daemon is gone."""
+        return ServiceRestarted(
+            f"the daemon of {self._service!r} ({self._directory}) went away while the request was out; "
+            "a new request attaches to its successor"
+        )
+
+    def close_connection(self) -> None:
+        """Give up this process's copy of the connection (a forked child's)."""
+        self._connection.close()
+
+    def hang_up(self) -> None:
+        """Give the channel back. The memory stays mapped until `close`: another thread may be looking at it."""
+        self.closed = True
+        self._connection.close()
+
+    def close(self) -> None:
+        """Hang up and unmap; never while a thread waits at the doorbell. May be called twice."""
+        self.hang_up()
+        self.channel.close()
+
+
+def _call(
+    connection: VarlinkConnection, service: str, method: str, parameters: dict[str, Any], timeout_s: float
+) -> dict[str, Any]:
+    try:
+        return connection.call(f"{_INTERFACE}.{method}", parameters, timeout_s=max(timeout_s, 0.001)).parameters
+    except VarlinkError as error:
+        raise _typed(service, error) from error
+    except TimeoutError as error:
+        raise ServiceUnavailable(f"the daemon of {service!r} did not answer {method} in time") from error
+    except ConnectionError as error:
+        raise ServiceUnavailable(f"the daemon of {service!r} closed the connection") from error
+
+
+def _typed(service: str, error: VarlinkError) -> ShmServeError:
+    name = error.error.removeprefix(f"{_INTERFACE}.")
+    parameters = error.parameters
+    if name == "ProtocolMismatch":
+        return ProtocolMismatch(
+            f"the daemon of {service!r} speaks wire version {parameters.get('wire_version')}, this client "
+            f"{WIRE_VERSION}: install the same shmserve on both sides"
+        )
+    if name == "Refused" and parameters.get("reason") == "too_large":
+        return ObservationTooLarge(f"the daemon of {service!r} refuses a channel of this size: {parameters['message']}")
+    if name == "Refused":
+        return ServiceUnavailable(f"the daemon of {service!r} gives no channel: {parameters.get('message')}")
+    if name == "Stopping":
+        return ServiceUnavailable(f"the daemon of {service!r} is stopping")
+    if error.error == PERMISSION_DENIED:
+        return ServiceUnavailable(f"the daemon of {service!r} does not serve uid {os.getuid()}")
+    return ServiceUnavailable(f"the daemon of {service!r} refused: {error}")
+
+
+def _peer_uid(connection: VarlinkConnection) -> int:
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    uid: int = struct.unpack("=iII", credentials)[1]
+    return uid

@@ -1,0 +1,67 @@
+"""A request that is out, and what became of it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from shmserve.errors import ShmServeError
+from shmserve.ring import ReplyHead
+
+from .reply import Reply
+
+if TYPE_CHECKING:
+    from .shm_client import ShmClient
+
+
+class Pending:
+    """The result of `submit`, once it is there."""
+
+    __slots__ = ("_client", "_error", "_head", "_result", "_settled_ns", "_started_ns", "deadline_ns", "sequence")
+
+    def __init__(self, client: ShmClient, started_ns: int, deadline_ns: int) -> None:
+        self._client = client
+        self._started_ns = started_ns
+        self.deadline_ns = deadline_ns
+        self.sequence = 0
+        self._head: ReplyHead | None = None
+        self._result: Any = None
+        self._error: ShmServeError | None = None
+        self._settled_ns = 0
+
+    def done(self) -> bool:
+        """Whether `result` would return or raise at once."""
+        if not self._settled_ns:
+            self._client._look()
+        return self._settled_ns != 0
+
+    def result(self, timeout: float | None = None) -> Any:
+        """What the model returned; arrays are the caller's own.
+
+        `timeout` (seconds) ends this wait, not the request: its own deadline was fixed by `submit`.
+        Raises RequestTimeout, or what the request ended with: InferenceFailed, RequestRejected, ...
+        """
+        if not self._settled_ns:
+            until_ns = self.deadline_ns if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
+            self._client._wait(self, min(until_ns, self.deadline_ns))
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def cancel(self) -> bool:
+        """Ask the engine not to start it; True if it has not been answered yet.
+
+        A request that has begun runs to its end; its result is then discarded.
+        """
+        return self._client._cancel(self)
+
+    @property
+    def reply(self) -> Reply | None:
+        """Timing and model version; None until it is answered."""
+        return Reply.of(self._head, self._settled_ns - self._started_ns) if self._head is not None else None
+
+    def _settle(self, result: Any, error: ShmServeError | None, head: ReplyHead | None) -> None:
+        self._result = result
+        self._error = error
+        self._head = head
+        self._settled_ns = time.monotonic_ns()

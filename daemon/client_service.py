@@ -1,0 +1,149 @@
+"""Answers io.shmserve.Client: attach, resize, describe. The connection is the lease."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import Any
+
+from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
+from shmserve.protocol import WIRE_VERSION
+from shmserve.varlink import INVALID_PARAMETER, VarlinkError, optional, required
+
+from .leases import Lease, LeaseRefused, Wanted
+from .supervisor import Supervisor
+from .varlink_connection import Connection
+from .varlink_interface import Interface
+
+log = logging.getLogger(__name__)
+
+NAME = "io.shmserve.Client"
+
+DESCRIPTION = """\
+# What a robot process asks of the service. Requests themselves never cross this socket.
+interface io.shmserve.Client
+
+type Identity (epoch: int, channel: int, generation: int)
+
+# Names of POSIX shared-memory objects and semaphores.
+type Lane (identity: Identity, requests: string, replies: string, request_bell: string, reply_bell: string)
+
+# What one slot of each direction must hold, in bytes; 0 for whatever the model's example needs.
+type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metadata: int, reply_bytes: int)
+
+# A channel of this connection's own, for as long as the connection lives.
+method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (lane: Lane, trusted: bool, state: string)
+
+# The same channel with larger slots. `published` is the last sequence used; `carried` are the
+# sequences answered GROW, whose replies the engine delivers in the new generation.
+method Resize(wanted: Wanted, published: int, carried: []int) -> (lane: Lane)
+
+# The service and its model; `model` is null until one is ready.
+method Describe() -> (service: string, state: string, epoch: int, model: ?object)
+
+error ProtocolMismatch (wire_version: int)
+error AlreadyAttached ()
+error NotAttached ()
+# `reason` is one of too_many_clients, too_large, no_shared_memory.
+error Refused (reason: string, message: string)
+error Stopping ()
+"""
+
+
+class ClientService:
+    """The methods, for one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._leases: dict[int, Lease] = {}  # by the connection's number
+        self._connections: dict[int, Connection] = {}
+        supervisor.on_evict = self.evict
+
+    def interface(self) -> Interface:
+        return Interface(
+            NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe}
+        )
+
+    async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        version = required(parameters, "wire_version", int)
+        if version != WIRE_VERSION:
+            raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
+        if connection.number in self._leases:
+            raise VarlinkError(f"{NAME}.AlreadyAttached")
+        if self._supervisor.state == "draining":
+            raise VarlinkError(f"{NAME}.Stopping")
+        wanted = _wanted(required(parameters, "wanted", dict))
+        program = (optional(parameters, "program", str) or "")[:64]
+        try:
+            lease = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
+        except LeaseRefused as refusal:
+            raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
+        self._leases[connection.number] = lease
+        self._connections[connection.number] = connection
+        connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
+        self._supervisor.attach(lease)
+        log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
+        return {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+
+    async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        lease = self._leases.get(connection.number)
+        if lease is None:
+            raise VarlinkError(f"{NAME}.NotAttached")
+        wanted = _wanted(required(parameters, "wanted", dict))
+        published = required(parameters, "published", int)
+        carried = required(parameters, "carried", list)
+        if not 0 <= published < 1 << 62:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "published"})
+        # A carried reply is looked for in the slot of its sequence, so two must not share one.
+        if (
+            len(carried) > 64
+            or not all(type(sequence) is int and 0 < sequence <= published for sequence in carried)
+            or len({sequence % min(wanted.slots, self._supervisor.config.max_slots) for sequence in carried})
+            != len(carried)
+        ):
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
+        try:
+            self._supervisor.leases.resize(lease, wanted, published, carried)
+        except LeaseRefused as refusal:
+            raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
+        self._supervisor.attach(lease)
+        return {"lane": lease.lane.to_json()}
+
+    async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        supervisor = self._supervisor
+        return {
+            "service": supervisor.config.name,
+            "state": supervisor.state,
+            "epoch": supervisor.epoch,
+            "model": supervisor.model(),
+        }
+
+    def evict(self, lease: Lease, reason: str) -> None:
+        """Close the connection of a client that broke its channel."""
+        for number, held in self._leases.items():
+            if held is lease:
+                log.warning("client %d is sent away: %s", lease.channel, reason)
+                self._connections[number].close(reason)
+                return
+
+    def _ended(self, number: int, _closed: object) -> None:
+        lease = self._leases.pop(number)
+        self._connections.pop(number)
+        self._supervisor.detach(lease.channel)
+        log.info("client %d is gone", lease.channel)
+
+
+def _wanted(fields: dict[str, Any]) -> Wanted:
+    limits = {
+        "slots": 64,
+        "request_metadata": MAX_METADATA_BYTES,
+        "request_bytes": MAX_PAYLOAD_BYTES,
+        "reply_metadata": MAX_METADATA_BYTES,
+        "reply_bytes": MAX_PAYLOAD_BYTES,
+    }
+    found = {name: optional(fields, name, int) or 0 for name in limits}
+    for name, limit in limits.items():
+        if not (1 if name == "slots" else 0) <= found[name] <= limit:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": f"wanted.{name}"})
+    return Wanted(**found)

@@ -1,0 +1,104 @@
+"""What the operator chose, checked once at the start."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shmserve.spin import SpinSetting
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MIB = 1 << 20
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a daemon is told."""
+
+    model_path: Path
+    runtime_dir: Path
+    state_dir: Path
+    name: str = "default"
+    device: str = "cpu"
+    transport: str = "named"
+    #: Clients of these users may send any Python object (full pickle). None: the daemon's own user alone.
+    trusted_uids: tuple[int, ...] | None = None
+    #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
+    group_clients: bool = False
+    max_clients: int = 64
+    max_slots: int = 16
+    #: Shared memory of one channel, both directions and all slots.
+    max_channel_bytes: int = 1024 * MIB
+    spin_us: SpinSetting = "adaptive"
+    #: How long a stopping daemon works on what clients have already sent.
+    drain_s: float = 5.0
+    #: How long an engine may take to load and warm up.
+    load_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.transport != "named":
+            raise ConfigError(f"transport = {self.transport!r}: this version has 'named'")
+        if not 1 <= self.max_clients <= 256:
+            raise ConfigError(f"max_clients = {self.max_clients}: 1 to 256")
+        if not 1 <= self.max_slots <= 64:
+            raise ConfigError(f"max_slots = {self.max_slots}: 1 to 64")
+        if self.spin_us != "adaptive" and not (type(self.spin_us) is int and 0 <= self.spin_us <= 1_000_000):
+            raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'")
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model_path": (str,),
+    "device": (str,),
+    "transport": (str,),
+    "trusted_uids": (list,),
+    "group_clients": (bool,),
+    "max_clients": (int,),
+    "max_slots": (int,),
+    "max_channel_bytes": (int,),
+    "spin_us": (int, str),
+    "drain_s": (int, float),
+    "load_s": (int, float),
+}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not TOML: {error}") from error
+    for key, value in document.items():
+        if key not in _TYPES:
+            near = difflib.get_close_matches(key, _TYPES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_TYPES))}"
+            raise ConfigError(f"configuration {path}: unknown key {key!r}; {hint}")
+        if type(value) not in _TYPES[key]:
+            names = " or ".join(kind.__name__ for kind in _TYPES[key])
+            raise ConfigError(f"configuration {path}: {key} = {value!r} must be {names}")
+    return document
+
+
+def make_config(directories: Mapping[str, Path], file: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
+    """Flags over the file over the defaults; raises ConfigError."""
+    settings: dict[str, Any] = {**file, **{key: value for key, value in flags.items() if value is not None}}
+    if not settings.get("model_path"):
+        raise ConfigError("no model: give --model-path DIR, or model_path in the configuration file")
+    settings["model_path"] = Path(settings["model_path"])
+    if "trusted_uids" in settings:
+        settings["trusted_uids"] = tuple(settings["trusted_uids"])
+    known = {field.name for field in fields(Config)}
+    return Config(**directories, **{key: value for key, value in settings.items() if key in known})

@@ -1,0 +1,76 @@
+"""What a supervisor and its engine say to each other, one NUL-terminated JSON object a message.
+
+    supervisor -> engine                          engine -> supervisor
+    load    package, device, settings             loading / warming
+                                                  ready     contract of the warmed-up model
+                                                  failed    stage, error, message
+    attach  lane, trusted, carried
+    detach  channel
+    serve                                         serving
+    pause                                         paused    nothing of the engine's is under way
+                                                  broken    channel, generation, reason
+    drain   (answers what was published)          (exits)
+    stop                                          (exits)
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+MESSAGE_LIMIT = 1 << 20
+
+
+class ControlSocket:
+    """The engine's end: blocking to send, never blocking to receive."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._received = bytearray()
+        #: The supervisor is gone.
+        self.closed = False
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Tell the supervisor; a supervisor that is gone is noticed by `receive`."""
+        try:
+            self._socket.sendall(encode(event, **fields))
+        except OSError:
+            self.closed = True
+
+    def receive(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
+        """The messages that have arrived; waits up to `timeout_s` for the first."""
+        self._socket.settimeout(timeout_s)
+        try:
+            while True:
+                data = self._socket.recv(65536)
+                if not data:
+                    self.closed = True
+                    break
+                self._received += data
+                self._socket.settimeout(0)
+        except (BlockingIOError, TimeoutError, InterruptedError):
+            pass
+        except ConnectionError:
+            self.closed = True
+        finally:
+            self._socket.settimeout(None)
+        return take_messages(self._received)
+
+
+def encode(event: str, **fields: Any) -> bytes:
+    """One message: its event and its fields."""
+    return json.dumps({"event": event, **fields}).encode() + b"\0"
+
+
+def take_messages(received: bytearray) -> list[dict[str, Any]]:
+    """Remove and return the complete messages at the start of `received`."""
+    messages: list[dict[str, Any]] = []
+    while (end := received.find(b"\0")) >= 0:
+        message: Mapping[str, Any] = json.loads(received[:end])
+        messages.append(dict(message))
+        del received[: end + 1]
+    if len(received) > MESSAGE_LIMIT:
+        raise ValueError(f"a control message of more than {MESSAGE_LIMIT} bytes")
+    return messages

@@ -1,0 +1,1 @@
+"""One process for one model version: the only part of shmserve that imports torch."""

@@ -1,0 +1,226 @@
+"""The engine's one thread: wait, pick, stage, infer, reply.
+
+Nothing here allocates what it can use again, formats a log line in the steady state, or makes a
+system call while requests keep coming.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from shmserve.channel import Lane
+from shmserve.doorbell import Doorbell
+from shmserve.spin import SpinBudget
+
+from ..stats import Counter, Stats
+from .schedule import next_of
+from .serving import Serving
+from .tenancy import BrokenChannel, Tenancy
+
+#: No wait is longer, whatever bells were lost.
+LONGEST_WAIT_NS = 50_000_000
+#: A channel that was silent this long is looked at only when a token or the clock says so.
+_COLD_AFTER_NS = 1_000_000_000
+#: Looks at the hot channels between two looks at the clock.
+_LOOKS_PER_CLOCK = 8
+
+
+class EngineLoop:
+    """Serves the channels until `stopped`.
+
+    `control(timeout_s)` handles the supervisor's messages, waiting so long for the first; `broken` is
+    told of a channel that was given up, and why.
+    """
+
+    def __init__(
+        self,
+        bell: Doorbell,
+        stats: Stats,
+        serving: Serving,
+        budget: SpinBudget,
+        control: Callable[[float], None],
+        broken: Callable[[Lane, str], None],
+    ) -> None:
+        self._bell = bell
+        self._words = stats.words
+        self._serving = serving
+        self._budget = budget
+        self._control = control
+        self._broken = broken
+        self._control_seen = 0
+        self.tenancies: dict[int, Tenancy] = {}
+        self._hot: list[Tenancy] = []
+        self._waiting: list[Tenancy] = []
+        self._scanned_ns = 0
+        #: Tokens taken less requests found: above zero, some channel published that was not looked at.
+        self._balance = 0
+        self.serving = False
+        self.stopped = False
+
+    def add(self, tenancy: Tenancy) -> None:
+        """Serve this channel from now on."""
+        self.tenancies[tenancy.number] = tenancy
+        if self.serving:
+            self._open(tenancy)
+
+    def remove(self, number: int) -> None:
+        """Let go of a channel; what waits in it is not answered, its client is gone."""
+        tenancy = self.tenancies.pop(number, None)
+        if tenancy is None:
+            return
+        self._forget(tenancy)
+        tenancy.close()
+
+    def changed(self, tenancy: Tenancy) -> None:
+        """The channel moved to a new generation: its queue may have changed."""
+        self._forget(tenancy)
+        self._heat(tenancy)
+        if tenancy.waiting:
+            self._waiting.append(tenancy)
+
+    def serve(self) -> None:
+        """Begin to take requests: find what is due in every channel."""
+        self.serving = True
+        for tenancy in list(self.tenancies.values()):
+            self._open(tenancy)
+
+    def pause(self) -> None:
+        """Take no further request; what waits stays in its slots for the next engine."""
+        self.serving = False
+        for tenancy in self.tenancies.values():
+            tenancy.waiting.clear()
+        self._waiting.clear()
+        self._hot.clear()
+
+    def drain(self) -> None:
+        """Answer what has been published until now, then stop; later requests stay in their slots."""
+        if not self.serving:
+            self.stopped = True
+            return
+        now_ns = time.monotonic_ns()
+        for tenancy in list(self.tenancies.values()):
+            self._look(tenancy, now_ns)
+        while self._waiting:
+            self._words[Counter.HEARTBEAT_NS] = time.monotonic_ns()
+            self._serve_next()
+        self.stopped = True
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        words = self._words
+        while not self.stopped:
+            now_ns = time.monotonic_ns()
+            words[Counter.HEARTBEAT_NS] = now_ns
+            if not self.serving:
+                # The bell is the serving engine's: a token taken here would be its request's.
+                self._control(LONGEST_WAIT_NS / 1e9)
+                continue
+            if words[Counter.CONTROL] != self._control_seen:
+                self._control_seen = words[Counter.CONTROL]
+                self._control(0)
+                continue
+            self._look_at_hot(now_ns)
+            if self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
+                self._take_tokens(now_ns)
+            if self._waiting:
+                self._serve_next()
+            else:
+                self._idle(now_ns)
+
+    def _open(self, tenancy: Tenancy) -> None:
+        try:
+            tenancy.open()
+        except BrokenChannel as error:
+            self._give_up(tenancy, str(error))
+            return
+        if tenancy.waiting:
+            self._heat(tenancy)
+            self._waiting.append(tenancy)
+
+    def _heat(self, tenancy: Tenancy) -> None:
+        if tenancy not in self._hot:
+            tenancy.active_ns = time.monotonic_ns()
+            self._hot.append(tenancy)
+
+    def _forget(self, tenancy: Tenancy) -> None:
+        if tenancy in self._hot:
+            self._hot.remove(tenancy)
+        if tenancy in self._waiting:
+            self._waiting.remove(tenancy)
+
+    def _give_up(self, tenancy: Tenancy, reason: str) -> None:
+        self._broken(tenancy.lane, reason)
+        self.remove(tenancy.number)
+
+    def _look(self, tenancy: Tenancy, now_ns: int) -> bool:
+        before = tenancy.seen
+        queued = bool(tenancy.waiting)
+        try:
+            if not tenancy.look(now_ns):
+                return False
+        except BrokenChannel as error:
+            self._give_up(tenancy, str(error))
+            return False
+        self._balance -= tenancy.seen - before
+        if tenancy.waiting and not queued:
+            self._waiting.append(tenancy)
+        return True
+
+    def _look_at_hot(self, now_ns: int) -> None:
+        for tenancy in self._hot:
+            if tenancy.words[tenancy.counter] != tenancy.seen and not self._look(tenancy, now_ns):
+                return  # the list has changed under the loop; the next round looks again
+
+    def _take_tokens(self, now_ns: int) -> None:
+        """Use up the tokens; look at every channel if there are more than requests found."""
+        bell = self._bell
+        # Bounded: two billion stale tokens must not hold the loop.
+        for _ in range(len(self.tenancies) * 4 + 64):
+            if not bell.try_take():
+                break
+            self._balance += 1
+        if self._balance <= 0 and now_ns - self._scanned_ns <= LONGEST_WAIT_NS:
+            return
+        self._scanned_ns = now_ns
+        for tenancy in list(self.tenancies.values()):
+            if self._look(tenancy, now_ns) and tenancy not in self._hot:
+                self._hot.append(tenancy)
+        self._balance = 0
+        self._hot = [tenancy for tenancy in self._hot if now_ns - tenancy.active_ns < _COLD_AFTER_NS]
+
+    def _serve_next(self) -> None:
+        batch = []
+        for _ in range(self._serving.max_batch):
+            tenancy = next_of(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+            batch.append((tenancy, tenancy.waiting.popleft()))
+            tenancy.last_served_ns = time.monotonic_ns()
+            if not tenancy.waiting:
+                self._waiting.remove(tenancy)
+                if not self._waiting:
+                    break
+        self._serving.serve(batch)
+
+    def _idle(self, began_ns: int) -> None:
+        """Spin for as long as news is likely soon, then sleep."""
+        hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
+        until_ns = began_ns + self._budget.ns
+        now_ns = began_ns
+        while now_ns < until_ns:
+            for _ in range(_LOOKS_PER_CLOCK):
+                for tenancy in hot:
+                    if tenancy.words[tenancy.counter] != tenancy.seen:
+                        self._budget.waited(time.monotonic_ns() - began_ns)
+                        return
+            if tokens() > 0 or words[Counter.CONTROL] != control_seen:
+                self._budget.waited(time.monotonic_ns() - began_ns)
+                return
+            now_ns = time.monotonic_ns()
+        words[Counter.WAKES] += 1
+        if self._bell.wait(LONGEST_WAIT_NS):
+            self._balance += 1
+            # One token in hand: the next round must not wait for another to look everywhere.
+            self._scanned_ns = 0
+            self._budget.waited(time.monotonic_ns() - began_ns)
+        elif not self._waiting:
+            self._budget.waited(LONGEST_WAIT_NS)

@@ -1,0 +1,212 @@
+"""One engine process: told by its supervisor, loads a model and serves the channels.
+
+Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shmserve.channel import Lane
+from shmserve.doorbell import NamedDoorbell
+from shmserve.errors import ShmServeError
+from shmserve.spin import SpinBudget
+
+from ..control import ControlSocket
+from ..logs import configure_logging
+from ..model_package import ModelPackage
+from ..stats import Stats
+from .loop import EngineLoop
+from .models import load_model
+from .serving import Serving
+from .tenancy import BrokenChannel, Tenancy
+from .warmup import warm_up
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_ERROR_TEXT = 2000
+
+
+class Engine:
+    """Wires the model, the loop and the supervisor's messages."""
+
+    def __init__(self, control: ControlSocket, stats: Stats, order: dict[str, Any]) -> None:
+        self._control = control
+        self._stats = stats
+        self._order = order
+        self._serial: int = order["serial"]
+        self._device = torch.device(order["device"])
+        self._loop: EngineLoop | None = None
+
+    def load(self) -> bool:
+        """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
+        order = self._order
+        stage = "load"
+        try:
+            package = ModelPackage.read(Path(order["package"]))
+            self._control.send("loading", version=package.version)
+            _configure_torch(package, self._device)
+            model = load_model(package, self._device)
+            stage = "warm up"
+            self._control.send("warming")
+            warmth = warm_up(model, self._device)
+            metadata = model.metadata()
+        except (Exception, SystemExit) as error:  # the model's own code may raise anything
+            log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
+            self._control.send("failed", stage=stage, error=type(error).__name__, message=str(error)[:_ERROR_TEXT])
+            return False
+        in_place = package.read_in_place and self._device.type == "cpu" and order["trusted_transport"]
+        serving = Serving(
+            model,
+            self._stats,
+            version=int(package.version, 16),
+            max_batch=package.max_batch,
+            in_place=in_place,
+            stateful=package.stateful,
+        )
+        self._loop = EngineLoop(
+            NamedDoorbell(order["request_bell"]),
+            self._stats,
+            serving,
+            SpinBudget(order["spin_us"]),
+            self._handle_messages,
+            self._report_broken,
+        )
+        self._control.send(
+            "ready",
+            version=package.version,
+            name=package.name,
+            device=str(self._device),
+            request_bytes=warmth.request_bytes,
+            reply_bytes=warmth.reply_bytes,
+            infer_ms=warmth.infer_ms,
+            in_place=in_place,
+            max_batch=serving.max_batch,
+            stateful=package.stateful,
+            observation=warmth.observation,
+            action=warmth.action,
+            metadata=_plain(metadata),
+        )
+        return True
+
+    def run(self) -> None:
+        """Serve until the supervisor says stop or goes away."""
+        assert self._loop is not None
+        self._loop.run()
+
+    def _handle_messages(self, timeout_s: float) -> None:
+        assert self._loop is not None
+        for message in self._control.receive(timeout_s):
+            self._handle(self._loop, message)
+        if self._control.closed:
+            self._loop.stopped = True
+
+    def _handle(self, loop: EngineLoop, message: dict[str, Any]) -> None:
+        match message["event"]:
+            case "attach":
+                self._attach(loop, message)
+            case "detach":
+                loop.remove(message["channel"])
+            case "serve":
+                loop.serve()
+                self._control.send("serving")
+            case "pause":
+                loop.pause()
+                self._control.send("paused")
+            case "drain":
+                loop.drain()
+            case "stop":
+                loop.stopped = True
+
+    def _attach(self, loop: EngineLoop, message: dict[str, Any]) -> None:
+        lane = Lane.from_json(message["lane"])
+        carried = message["carried"]
+        tenancy = loop.tenancies.get(lane.identity.channel)
+        try:
+            if tenancy is not None and loop.serving:
+                tenancy.move(lane, carried)
+                loop.changed(tenancy)
+                return
+            if tenancy is not None:
+                loop.remove(tenancy.number)
+            self._stats.clear_channel(lane.identity.channel)
+            loop.add(
+                Tenancy(
+                    lane, trusted=message["trusted"], device=self._device, serial=self._serial, carried=carried
+                )
+            )
+        except (ShmServeError, OSError, BrokenChannel) as error:
+            # Gone already (its client left, or moved on to another generation), or not what the supervisor
+            # made: not served, and told; the supervisor knows whether that still matters.
+            loop.remove(lane.identity.channel)
+            self._report_broken(lane, str(error))
+
+    def _report_broken(self, lane: Lane, reason: str) -> None:
+        identity = lane.identity
+        self._control.send("broken", channel=identity.channel, generation=identity.generation, reason=reason)
+
+
+def _configure_torch(package: ModelPackage, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if package.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.manual_seed(0)
+
+
+def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The model's metadata as JSON can carry it: arrays as lists, anything else by its text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+    found = plain(metadata)
+    assert isinstance(found, dict)
+    return found
+
+
+def main() -> int:
+    """Serve as told on the control socket; 0 after an orderly stop, 1 if the model cannot be served."""
+    faulthandler.enable()
+    # A terminal's Ctrl-C and systemd's SIGTERM reach every process of the service; the supervisor
+    # alone decides when an engine stops, after what is under way.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    configure_logging("engine")
+    control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
+    stats = Stats(int(sys.argv[2]))
+    while not control.closed:
+        for message in control.receive(1.0):
+            if message["event"] == "load":
+                engine = Engine(control, stats, message)
+                if not engine.load():
+                    return 1
+                engine.run()
+                return 0
+            if message["event"] == "stop":
+                return 0
+    return 0  # the supervisor was gone before it asked for anything
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""What the engine asks of a model, whatever its format."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Model(Protocol):
+    """One loaded model. Arrays in observations are tensors on the model's device."""
+
+    #: Whether `infer` may get several observations at once.
+    batches: bool
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        """One result for each observation, in their order."""
+
+    def reset(self, client_id: int) -> None:
+        """Forget what was kept for this client, where the model keeps anything."""
+
+    def example_observation(self) -> Any:
+        """An observation to warm up with (numpy arrays), None if the model knows none."""
+
+    def metadata(self) -> dict[str, Any]:
+        """What the model says of itself to its clients."""

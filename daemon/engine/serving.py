@@ -1,0 +1,275 @@
+"""Runs requests: checks them, stages them, asks the model, completes the replies."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from typing import Any
+
+import torch
+
+from shmserve.errors import RequestRejected
+from shmserve.metadata import MetadataError
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import RequestHead
+from shmserve.schema import Schema
+
+from ..stats import ChannelWord, Counter, Stage, Stats
+from .models.model import Model
+from .staging import Staging
+from .tenancy import Tenancy
+
+log = logging.getLogger(__name__)
+
+#: Characters of an exception's text that a client gets to see.
+_ERROR_TEXT = 400
+
+_COUNTED = {
+    Status.OK: Counter.SERVED,
+    Status.EXPIRED: Counter.EXPIRED,
+    Status.CANCELLED: Counter.CANCELLED,
+    Status.SUPERSEDED: Counter.SUPERSEDED,
+    Status.STALE: Counter.STALE,
+    Status.REJECTED: Counter.REJECTED,
+    Status.FAILED: Counter.FAILED,
+    Status.ENGINE_LOST: Counter.LOST,
+}
+
+Taken = tuple[Tenancy, RequestHead]
+
+
+class _Row:
+    """One request of a batch, staged."""
+
+    __slots__ = ("head", "in_place", "observation", "queued_ns", "schema", "staged_ns", "staging", "tenancy")
+
+    def __init__(
+        self,
+        tenancy: Tenancy,
+        head: RequestHead,
+        observation: Any,
+        staging: Staging,
+        schema: Schema,
+        in_place: bool,
+        queued_ns: int,
+        staged_ns: int,
+    ) -> None:
+        self.tenancy = tenancy
+        self.head = head
+        self.observation = observation
+        self.staging = staging
+        self.schema = schema
+        self.in_place = in_place
+        self.queued_ns = queued_ns
+        self.staged_ns = staged_ns
+
+
+class Serving:
+    """The model behind the channels."""
+
+    def __init__(
+        self, model: Model, stats: Stats, *, version: int, max_batch: int, in_place: bool, stateful: bool
+    ) -> None:
+        self._model = model
+        self._stats = stats
+        self._words = stats.words
+        self._version = version
+        self._in_place = in_place
+        self._stateful = stateful
+        #: Requests that one call of the model takes at most.
+        self.max_batch = max_batch if model.batches else 1
+
+    def serve(self, batch: list[Taken]) -> None:
+        """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
+        began_ns = time.monotonic_ns()
+        rows = []
+        for index, (tenancy, head) in enumerate(batch):
+            self._words[Counter.CHANNEL] = tenancy.number + 1
+            row = self._stage(tenancy, head, index)
+            if row is not None:
+                rows.append(row)
+        if rows:
+            self._infer(rows)
+        self._words[Counter.CHANNEL] = 0
+        self._words[Counter.BUSY_NS] += time.monotonic_ns() - began_ns
+
+    def _stage(self, tenancy: Tenancy, head: RequestHead, index: int) -> _Row | None:
+        """The request ready for the model; None if it was answered without."""
+        taken_ns = time.monotonic_ns()
+        queued_ns = max(0, taken_ns - head.submitted_ns)
+        refusal = self._refusal(tenancy, head, taken_ns)
+        if refusal is not None:
+            self._refuse(tenancy, head, refusal, queued_ns)
+            return None
+        if head.kind == Kind.RESET:
+            self._reset(tenancy, head, queued_ns)
+            return None
+        if not 0 < tenancy.channel.replies.take(head.sequence) <= self._attempts_allowed(head):
+            error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
+            self._finish(tenancy, head, Status.ENGINE_LOST, error=error, queued_ns=queued_ns)
+            return None
+        slot = tenancy.channel.requests.memory(head.sequence)
+        staging = tenancy.staging(index)
+        in_place = self._in_place
+        try:
+            pickled = bool(head.flags & Flag.PICKLED)
+            if pickled and not tenancy.trusted:
+                raise RequestRejected("a pickled object from a client that is not trusted")
+            schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            observation = staging.observation(head.schema, schema, slot, in_place=in_place, pickled=pickled)
+        except (MetadataError, RequestRejected) as error:
+            self._reject(tenancy, head, error, queued_ns)
+            return None
+        except Exception as error:  # unpickling a trusted client's object runs that object's own code
+            log.warning("request of client %d cannot be read\n%s", tenancy.number, traceback.format_exc())
+            self._reject(tenancy, head, error, queued_ns)
+            return None
+        staged_ns = time.monotonic_ns() - taken_ns
+        return _Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+
+    def _refusal(self, tenancy: Tenancy, head: RequestHead, now_ns: int) -> Status | None:
+        if tenancy.channel.requests.cancelled(head.sequence):
+            return Status.CANCELLED
+        if head.deadline_ns and now_ns > head.deadline_ns:
+            return Status.EXPIRED
+        if head.max_age_ns and head.capture_ns and now_ns - head.capture_ns > head.max_age_ns:
+            return Status.STALE
+        if head.kind not in (Kind.INFER, Kind.RESET):
+            return Status.REJECTED
+        return None
+
+    def _attempts_allowed(self, head: RequestHead) -> int:
+        if self._stateful and not head.flags & Flag.REPEATABLE:
+            return 1
+        return 2
+
+    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
+        began_ns = time.monotonic_ns()
+        try:
+            self._model.reset(tenancy.number)
+        except Exception as error:  # the model's own code
+            self._fail(tenancy, head, error, queued_ns, 0, 0)
+            return
+        self._words[Counter.RESETS] += 1
+        durations = {"queued_ns": queued_ns, "infer_ns": time.monotonic_ns() - began_ns}
+        self._finish(tenancy, head, Status.OK, **durations)
+
+    def _infer(self, rows: list[_Row]) -> None:
+        began_ns = time.monotonic_ns()
+        try:
+            results = self._model.infer([row.observation for row in rows])
+        except (Exception, SystemExit) as error:  # the model's own code: whatever it raises, the next request works
+            if len(rows) > 1:
+                # One bad row must not fail its neighbours: each alone.
+                for row in rows:
+                    self._infer([row])
+                return
+            row = rows[0]
+            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
+            self._release(row)
+            return
+        infer_ns = time.monotonic_ns() - began_ns
+        self._words[Counter.BATCHES] += 1
+        for row, result in zip(rows, results, strict=True):
+            self._reply(row, result, infer_ns)
+
+    def _reply(self, row: _Row, result: Any, infer_ns: int) -> None:
+        flags = Flag.IN_PLACE if row.in_place else 0
+        try:
+            self._finish(
+                row.tenancy,
+                row.head,
+                Status.OK,
+                result,
+                flags=flags,
+                queued_ns=row.queued_ns,
+                staged_ns=row.staged_ns,
+                infer_ns=infer_ns,
+            )
+        except RequestRejected as error:  # the codec cannot carry what the model returned
+            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+        self._release(row)
+
+    def _release(self, row: _Row) -> None:
+        row.observation = None
+        if not row.in_place:
+            row.staging.give_back(row.head.schema, row.schema)
+
+    def _refuse(self, tenancy: Tenancy, head: RequestHead, status: Status, queued_ns: int) -> None:
+        error = ("RequestRejected", f"no kind of request: {head.kind}") if status == Status.REJECTED else None
+        self._finish(tenancy, head, status, error=error, queued_ns=queued_ns)
+
+    def _reject(self, tenancy: Tenancy, head: RequestHead, error: Exception, queued_ns: int) -> None:
+        self._finish(tenancy, head, Status.REJECTED, error=_named(error), queued_ns=queued_ns)
+
+    def _fail(
+        self,
+        tenancy: Tenancy,
+        head: RequestHead,
+        error: BaseException,
+        queued_ns: int,
+        staged_ns: int,
+        infer_ns: int,
+    ) -> None:
+        log.error("the model failed on a request of client %d", tenancy.number, exc_info=error)
+        # The traceback holds the observation: without this the arena would look as if the policy kept it.
+        error.__traceback__ = None
+        self._finish(
+            tenancy,
+            head,
+            Status.FAILED,
+            error=_named(error),
+            queued_ns=queued_ns,
+            staged_ns=staged_ns,
+            infer_ns=infer_ns,
+        )
+
+    def _finish(
+        self,
+        tenancy: Tenancy,
+        head: RequestHead,
+        status: Status,
+        result: Any = None,
+        *,
+        error: tuple[str, str] | None = None,
+        flags: int = 0,
+        queued_ns: int = 0,
+        staged_ns: int = 0,
+        infer_ns: int = 0,
+    ) -> None:
+        if self._stateful:
+            flags |= Flag.STATEFUL
+        copied_ns = tenancy.answer(
+            head.sequence,
+            status,
+            result,
+            error=error,
+            flags=flags,
+            version=self._version,
+            durations_ns=(queued_ns, staged_ns, infer_ns),
+        )
+        words = self._words
+        words[_COUNTED[status]] += 1
+        line = self._stats.channel_index(tenancy.number)
+        if status == Status.OK:
+            words[line + ChannelWord.SERVED] += 1
+            if flags & Flag.IN_PLACE:
+                words[Counter.IN_PLACE] += 1
+            if head.kind == Kind.INFER:
+                record = self._stats.record
+                record(Stage.QUEUED, queued_ns)
+                record(Stage.STAGED, staged_ns)
+                record(Stage.INFER, infer_ns)
+                record(Stage.COPIED, copied_ns)
+                record(Stage.TOTAL, queued_ns + staged_ns + infer_ns + copied_ns)
+        else:
+            words[line + ChannelWord.ERRORS] += 1
+        words[line + ChannelWord.LAST_NS] = time.monotonic_ns()
+
+
+def _named(error: BaseException) -> tuple[str, str]:
+    """An exception's type and the start of its text, as a client may see them."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "OutOfMemoryError", "the device has not enough free memory for this request"
+    return type(error).__name__, str(error)[:_ERROR_TEXT]

@@ -1,0 +1,165 @@
+"""One channel as the engine serves it: what is due, what waits, what was answered."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from shmserve.channel import EngineChannel, Lane
+from shmserve.codec import DoesNotFit, Encoded, Encoder, Schemas
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import RequestHead
+
+from .staging import Staging
+
+
+class BrokenChannel(Exception):
+    """What the client wrote contradicts the protocol; its channel cannot be served any more."""
+
+
+class Tenancy:
+    """One client's channel. All state the engine decides by is here, in private memory."""
+
+    def __init__(self, lane: Lane, *, trusted: bool, device: torch.device, serial: int, carried: Sequence[int]) -> None:
+        self.lane = lane
+        self.channel = EngineChannel(lane)
+        self.number = lane.identity.channel
+        self.trusted = trusted
+        self.schemas = Schemas()
+        # Schema numbers of different engines must not meet in one reply slot.
+        self.encoder = Encoder(first_schema=(serial << 32) + 1, allow_pickle=trusted, name="action")
+        self.waiting: deque[RequestHead] = deque()
+        self.last_served_ns = 0
+        self.active_ns = 0
+        self._device = device
+        self._staging: list[Staging] = []
+        self._held: dict[int, tuple[tuple[int, ...], Any]] = {}
+        self._carried = list(carried)
+        self.seen = 0
+        self.words = self.channel.requests.segment.words
+        self.counter = self.channel.requests.segment.counter_index
+
+    def open(self) -> None:
+        """Find what an earlier engine left unanswered."""
+        requests, replies = self.channel.requests, self.channel.replies
+        self.seen = requests.published()
+        for sequence in range(max(1, self.seen - requests.slots + 1), self.seen + 1):
+            # A slot without the request: it was answered in an earlier generation, or is carried.
+            if not replies.answered(sequence) and requests.head(sequence) is not None:
+                self._admit(sequence)
+        for sequence in self._carried:
+            if not replies.answered(sequence):
+                self.answer(sequence, Status.ENGINE_LOST, error=("EngineLost", "the engine that ran it is gone"))
+        self._carried = []
+
+    def look(self, now_ns: int) -> bool:
+        """Admit what the client has published since the last look; True if there was anything."""
+        published = self.words[self.counter]
+        if published == self.seen:
+            return False
+        if not 0 < published - self.seen <= self.channel.requests.slots:
+            raise BrokenChannel(f"published counter {published} after {self.seen}")
+        for sequence in range(self.seen + 1, published + 1):
+            self._admit(sequence)
+        self.seen = published
+        self.active_ns = now_ns
+        return True
+
+    def _admit(self, sequence: int) -> None:
+        head = self.channel.requests.head(sequence)
+        if head is None:
+            raise BrokenChannel(f"no request {sequence} in its slot")
+        if head.flags & Flag.SUPERSEDE:
+            for older in [older for older in self.waiting if older.kind == Kind.INFER]:
+                self.waiting.remove(older)
+                self.answer(older.sequence, Status.SUPERSEDED)
+        self.waiting.append(head)
+
+    def staging(self, row: int) -> Staging:
+        """Staging memory for the `row`-th request of this channel in a batch."""
+        while len(self._staging) <= row:
+            self._staging.append(Staging(self._device))
+        return self._staging[row]
+
+    def answer(
+        self,
+        sequence: int,
+        status: Status,
+        result: Any = None,
+        *,
+        error: tuple[str, str] | None = None,
+        flags: int = 0,
+        version: int = 0,
+        durations_ns: tuple[int, int, int] = (0, 0, 0),
+    ) -> int:
+        """Complete `sequence` and ring; returns how long encoding took (ns).
+
+        `durations_ns` is (queued, staged, infer). A result that does not fit is held, and the client
+        told to make room; `deliver_held` completes it.
+        """
+        started_ns = time.monotonic_ns()
+        tree = result if status == Status.OK else error
+        replies = self.channel.replies
+        try:
+            encoded = self.encoder.encode(tree, replies.memory(sequence))
+        except DoesNotFit as needed:
+            self._held[sequence] = ((status, flags, version, *durations_ns), tree)
+            status = Status.GROW
+            encoded = Encoded(0, needed.metadata_bytes, needed.payload_bytes)
+        if encoded.pickled:
+            flags |= Flag.PICKLED
+        copied_ns = time.monotonic_ns() - started_ns
+        replies.complete(
+            (
+                sequence,
+                status,
+                flags,
+                encoded.schema,
+                encoded.metadata_bytes,
+                encoded.payload_bytes,
+                version,
+                *durations_ns,
+                copied_ns,
+                sequence,
+                replies.attempts(sequence),
+            )
+        )
+        self.channel.reply_bell.ring()
+        return copied_ns
+
+    def move(self, lane: Lane, carried: Sequence[int]) -> None:
+        """Go on in the channel's next generation, larger segments; deliver what was held for want of room."""
+        old, self.channel = self.channel, EngineChannel(lane)
+        self.lane = lane
+        self.words = self.channel.requests.segment.words
+        self.counter = self.channel.requests.segment.counter_index
+        self.waiting.clear()
+        self._staging = []
+        held, self._held = self._held, {}
+        self._carried = [sequence for sequence in carried if sequence not in held]
+        old.close()
+        self.open()
+        for sequence in carried:
+            if sequence in held and not self.channel.replies.answered(sequence):
+                (status, flags, version, *durations), tree = held[sequence]
+                queued, staged, infer = durations
+                self.answer(
+                    sequence,
+                    Status(status),
+                    tree,
+                    error=tree,
+                    flags=flags,
+                    version=version,
+                    durations_ns=(queued, staged, infer),
+                )
+
+    def close(self) -> None:
+        self._held.clear()
+        self._staging = []
+        self.words = memoryview(np.empty(0, np.uint64))
+        self.channel.close()

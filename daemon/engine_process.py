@@ -1,0 +1,157 @@
+"""The supervisor's handle of one engine process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .control import encode, take_messages
+from .stats import Counter, Stats, create_stats_memory
+
+log = logging.getLogger(__name__)
+
+
+class EngineProcess:
+    """Starts an engine, carries messages both ways, and knows how it ended."""
+
+    def __init__(self, serial: int, on_message: Callable[[EngineProcess, dict[str, Any]], None]) -> None:
+        self.serial = serial
+        self._on_message = on_message
+        self._process: asyncio.subprocess.Process | None = None
+        self._socket: socket.socket | None = None
+        self._received = bytearray()
+        self._unsent = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.stats: Stats | None = None
+        #: What the engine said when it was warm; None until then.
+        self.ready: dict[str, Any] | None = None
+        self.failure: dict[str, Any] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Exec the engine; a fork would share the supervisor's memory and torch forbids it after CUDA."""
+        ours, theirs = socket.socketpair()
+        stats_fd = create_stats_memory()
+        try:
+            self.stats = Stats(stats_fd)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "shmserve.daemon.engine.main",
+                str(theirs.fileno()),
+                str(stats_fd),
+                pass_fds=(theirs.fileno(), stats_fd),
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},  # a numpy.py in the working directory is not ours
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(stats_fd)
+        ours.setblocking(False)
+        self._socket = ours
+        self._loop.add_reader(ours, self._readable)
+
+    def send(self, event: str, **fields: Any) -> None:
+        """Queue a message and raise the engine's control word, so that it looks."""
+        if self._socket is None:
+            return
+        self._unsent += encode(event, **fields)
+        self._flush()
+        if self.stats is not None:
+            self.stats.words[Counter.CONTROL] += 1
+
+    def _flush(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            # The engine is busy with a long inference: the rest goes when it has read.
+            self._loop.add_writer(self._socket, self._flush)
+            return
+        except OSError:
+            self._unsent.clear()  # it is gone; wait() tells
+        self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket)
+            return
+        self._received += data
+        for message in take_messages(self._received):
+            if message["event"] == "ready":
+                self.ready = message
+            elif message["event"] == "failed":
+                self.failure = message
+            self._on_message(self, message)
+
+    async def wait(self) -> int:
+        """Until the process has ended; its exit status (negative: the signal that ended it)."""
+        assert self._process is not None
+        status = await self._process.wait()
+        if self._socket is not None:
+            self._readable()  # its last words
+        return status
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal; one that has ended already is no error."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ask it to stop after what is under way, then insist."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self.send("stop")
+        try:
+            await asyncio.wait_for(self.wait(), timeout_s)
+        except asyncio.TimeoutError:
+            log.warning("engine %d did not stop within %g s: killing it", self.pid, timeout_s)
+            self.kill()
+            await self.wait()
+
+    def close(self) -> None:
+        """Give up the descriptors; the stats stay readable by whoever copied them."""
+        if self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._socket.close()
+            self._socket = None
+        if self.stats is not None:
+            self.stats.close()
+            self.stats = None
+
+
+def exit_reason(status: int) -> str:
+    """How a process ended, for people.
+
+    >>> exit_reason(-11), exit_reason(3)
+    ('killed by SIGSEGV', 'exit status 3')
+    """
+    if status >= 0:
+        return f"exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status).name}"
+    return f"killed by signal {-status}"

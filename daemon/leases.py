@@ -1,0 +1,140 @@
+"""Which client holds which channel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shmserve.channel import Lane, create_lane, unlink_lane
+from shmserve.layout import CACHE_LINE, MAX_METADATA_BYTES, Geometry, aligned
+from shmserve.segment import Identity
+
+from .config import Config
+from .names import Names
+from .peer import Peer
+
+_PAGE = 4096
+_LEAST_METADATA = 4096
+_LEAST_PAYLOAD = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client asks a channel to hold (bytes; 0: whatever the model's example needs)."""
+
+    slots: int
+    request_metadata: int = 0
+    request_bytes: int = 0
+    reply_metadata: int = 0
+    reply_bytes: int = 0
+
+
+@dataclass
+class Lease:
+    """A channel held while its connection lives."""
+
+    lane: Lane
+    peer: Peer
+    program: str
+    trusted: bool
+    attached_ns: int
+    wanted: Wanted
+    #: Sequences whose replies did not fit the earlier generation.
+    carried: tuple[int, ...] = ()
+
+    @property
+    def channel(self) -> int:
+        return self.lane.identity.channel
+
+
+class LeaseRefused(Exception):
+    """No channel: `reason` is one of too_many_clients, too_large, no_shared_memory."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Leases:
+    """Creates, resizes and removes the channels of one daemon run."""
+
+    def __init__(self, config: Config, names: Names, epoch: int, request_bell: str) -> None:
+        self._config = config
+        self._names = names
+        self._epoch = epoch
+        self._request_bell = request_bell
+        self._generation = 0
+        self._held: dict[int, Lease] = {}
+        self.model_wants = Wanted(0)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, channel: int) -> Lease | None:
+        return self._held.get(channel)
+
+    def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> Lease:
+        """A channel for a new client; raises LeaseRefused, leaving nothing behind."""
+        if len(self._held) >= self._config.max_clients:
+            raise LeaseRefused(
+                "too_many_clients",
+                f"{len(self._held)} clients are attached and max_clients is {self._config.max_clients}",
+            )
+        channel = next(number for number in range(self._config.max_clients) if number not in self._held)
+        lane = self._create(channel, wanted, published=0)
+        trusted_uids = self._config.trusted_uids
+        trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
+        lease = Lease(lane, peer, program, trusted, now_ns, wanted)
+        self._held[channel] = lease
+        return lease
+
+    def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> None:
+        """Give the lease a new generation of its channel; the old one's names go once both sides have left it."""
+        lane = self._create(lease.channel, wanted, published=published)
+        old = lease.lane
+        lease.lane, lease.wanted, lease.carried = lane, wanted, tuple(carried)
+        unlink_lane(old)
+
+    def release(self, channel: int) -> Lease | None:
+        """The client is gone: remove its names."""
+        lease = self._held.pop(channel, None)
+        if lease is not None:
+            unlink_lane(lease.lane)
+        return lease
+
+    def _create(self, channel: int, wanted: Wanted, *, published: int) -> Lane:
+        model = self.model_wants
+        slots = min(wanted.slots, self._config.max_slots)
+        requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
+        replies = _geometry(slots, wanted.reply_metadata, max(wanted.reply_bytes, model.reply_bytes))
+        total = requests.segment_bytes + replies.segment_bytes
+        if total > self._config.max_channel_bytes:
+            raise LeaseRefused(
+                "too_large",
+                f"{slots} slots of {requests.payload_bytes} and {replies.payload_bytes} bytes make {total} bytes; "
+                f"max_channel_bytes is {self._config.max_channel_bytes}",
+            )
+        self._generation += 1
+        name = self._names.fresh
+        lane = Lane(Identity(self._epoch, channel, self._generation), name(), name(), self._request_bell, name())
+        try:
+            create_lane(lane, requests, replies, published=published, group=self._config.group_clients)
+        except OSError as error:
+            free = os.statvfs("/dev/shm")
+            raise LeaseRefused(
+                "no_shared_memory",
+                f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
+                f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
+            ) from error
+        return lane
+
+
+def _geometry(slots: int, metadata_bytes: int, payload_bytes: int) -> Geometry:
+    # A margin of an eighth: an instruction that grows a little must not resize the channel each time.
+    metadata = min(aligned(max(_LEAST_METADATA, metadata_bytes + metadata_bytes // 8), CACHE_LINE), MAX_METADATA_BYTES)
+    payload = aligned(max(_LEAST_PAYLOAD, payload_bytes), _PAGE)
+    return Geometry(slots, metadata, payload)

@@ -1,0 +1,126 @@
+"""shmserved: reads what the operator chose, wires the parts, runs until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shmserve import __version__
+from shmserve.directories import (
+    ADMIN_SOCKET,
+    CLIENT_SOCKET,
+    check_service_name,
+    daemon_runtime_directory,
+    daemon_state_directory,
+)
+from shmserve.errors import ModelPackageError
+
+from .admin_service import AdminService
+from .client_service import ClientService
+from .config import Config, ConfigError, make_config, read_config_file
+from .logs import configure_logging
+from .model_package import ModelPackage
+from .supervisor import AlreadyRunning, ModelFailed, Supervisor
+from .varlink_connection import Limits
+from .varlink_interface import ServiceInfo
+from .varlink_server import VarlinkServer, listen_unix
+
+log = logging.getLogger(__name__)
+
+#: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
+FAILED = 1
+MISCONFIGURED = 78
+
+_INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
+
+
+async def serve(config: Config) -> None:
+    """Run the daemon until it is told to stop; raises what `Supervisor.open` and `run` raise."""
+    supervisor = Supervisor(config)
+    loop = asyncio.get_running_loop()
+    try:
+        supervisor.open()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.stop)
+        client_service = ClientService(supervisor)
+        clients = VarlinkServer(
+            listen_unix(supervisor.directory / CLIENT_SOCKET, 0o660 if config.group_clients else 0o600),
+            _INFO,
+            [client_service.interface()],
+            check_peer=lambda peer: True,  # who can open the socket may attach
+            limits=Limits(connections=config.max_clients + 16, connections_per_uid=config.max_clients + 16),
+        )
+        admin = VarlinkServer(
+            listen_unix(supervisor.directory / ADMIN_SOCKET, 0o600),
+            _INFO,
+            [AdminService(supervisor).interface()],
+            check_peer=lambda peer: True,
+            limits=Limits(connections=32),
+        )
+        servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
+        try:
+            await supervisor.run()
+        finally:
+            clients.close()
+            admin.close()
+            await asyncio.gather(*servers, return_exceptions=True)
+            for socket_name in (CLIENT_SOCKET, ADMIN_SOCKET):
+                (supervisor.directory / socket_name).unlink(missing_ok=True)
+    finally:
+        supervisor.close()
+
+
+def _spin(value: str | None) -> int | str | None:
+    if value is None or value == "adaptive":
+        return value
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number of microseconds nor 'adaptive'") from None
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model-path", type=click.Path(), help="The model package to serve: a directory with model.toml.")
+@click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
+@click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")
+@click.option("--runtime-dir", type=click.Path(), help="Directory of the sockets, in a folder for each service.")
+@click.option("--state-dir", type=click.Path(), help="Directory of the model versions.")
+@click.option("--transport", type=click.Choice(["named"]), help="How memory is shared.  [default: named]")
+@click.option("--spin-us", help="Microseconds to spin before sleeping, or 'adaptive'.  [default: adaptive]")
+@click.option("--config", "config_path", type=click.Path(), help="Configuration file (TOML); flags win over it.")
+@click.version_option(__version__, prog_name="shmserved")
+def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir: str | None, **flags: Any) -> None:
+    """Serve a PyTorch policy to the robot processes of this host through shared memory.
+
+    SIGTERM answers what clients have sent and exits 0.
+    """
+    configure_logging("shmserved")
+    try:
+        check_service_name(name)
+        flags["spin_us"] = _spin(flags["spin_us"])
+        directories = {
+            "runtime_dir": daemon_runtime_directory(runtime_dir),
+            "state_dir": daemon_state_directory(state_dir),
+        }
+        file = read_config_file(Path(config_path)) if config_path else {}
+        config = make_config(directories, file, {"name": name, **flags})
+        ModelPackage.read(config.model_path)  # before anything is created: the commonest mistake
+    except (ConfigError, ModelPackageError, ValueError) as error:
+        log.error("%s", error)
+        sys.exit(MISCONFIGURED)
+    try:
+        asyncio.run(serve(config))
+    except (AlreadyRunning, ModelFailed, OSError) as error:
+        log.error("%s", error)
+        sys.exit(FAILED)
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

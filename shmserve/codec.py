@@ -1,0 +1,246 @@
+"""A tree of arrays <-> the bytes of a slot.
+
+Metadata (the schema, as safe pickle-5 bytes) is written to a slot only when the slot last held
+another schema; after that a request costs its payload bytes alone. Every slot holds the metadata of
+its own request, so a new engine needs nothing from the old one to read it.
+
+>>> import numpy as np
+>>> slot = SlotMemory(np.zeros(256, np.uint8), np.zeros(256, np.uint8))
+>>> encoded = Encoder().encode({"state": np.array([1, 2], np.uint16), "step": 7}, slot)
+>>> encoded.metadata_bytes, encoded.payload_bytes
+(54, 68)
+>>> bytes(slot.payload[:8]).hex(" "), bytes(slot.payload[64:68]).hex(" ")   # the number, then the array
+('07 00 00 00 00 00 00 00', '01 00 02 00')
+>>> Decoder().decode(slot, encoded)
+{'state': array([1, 2], dtype=uint16), 'step': 7}
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import RequestRejected, UnsupportedType
+from .metadata import MetadataError
+from .schema import BFLOAT16, Array, ArrayPlace, Matcher, Schema, describe
+
+#: How many structures one side remembers; a robot uses one or two.
+SCHEMA_MEMORY = 64
+#: How many of the latest structures a tree is compared with before it is described anew.
+MATCHER_MEMORY = 4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a slot's header says of its contents."""
+
+    schema: int
+    metadata_bytes: int
+    payload_bytes: int
+    pickled: bool = False
+
+
+class DoesNotFit(Exception):
+    """The tree needs a larger slot: so many bytes of metadata and of payload."""
+
+    def __init__(self, metadata_bytes: int, payload_bytes: int) -> None:
+        super().__init__(f"{metadata_bytes} bytes of metadata and {payload_bytes} of payload")
+        self.metadata_bytes = metadata_bytes
+        self.payload_bytes = payload_bytes
+
+
+class SlotMemory:
+    """The metadata and payload bytes of one slot, with the views that were made of them."""
+
+    def __init__(self, metadata: npt.NDArray[np.uint8], payload: npt.NDArray[np.uint8]) -> None:
+        self.metadata = metadata
+        self.payload = payload
+        self.written_schema: int | None = None
+        self._views: dict[int, list[Array]] = {}
+
+    def views(self, schema_id: int, schema: Schema) -> list[Array]:
+        """The arrays of `schema` in this slot's payload, made once."""
+        views = self._views.get(schema_id)
+        if views is None:
+            if len(self._views) >= MATCHER_MEMORY:
+                del self._views[next(iter(self._views))]
+            views = self._views[schema_id] = [place.view(self.payload) for place in schema.arrays]
+        return views
+
+
+class Encoder:
+    """Writes trees into slots; one for each direction of a channel, across its generations."""
+
+    def __init__(self, *, first_schema: int = 1, allow_pickle: bool = False, name: str = "observation") -> None:
+        self._next_schema = first_schema
+        self.allow_pickle = allow_pickle
+        self._name = name
+        self._ids: OrderedDict[bytes, int] = OrderedDict()
+        self._matchers: list[Matcher] = []
+
+    def encode(self, tree: Any, slot: SlotMemory) -> Encoded:
+        """Write `tree` into `slot` with one copy of its arrays.
+
+        Raises DoesNotFit (nothing was published, the slot may be written again), UnsupportedType or
+        RequestRejected.
+        """
+        for matcher in self._matchers:
+            try:
+                leaves = matcher.collect(tree)
+                if leaves is not None:
+                    return self._write(matcher, leaves, slot)
+            except (struct.error, ValueError, OverflowError):
+                continue  # a number beyond 64 bits, an array that changed while it was read: describe it anew
+        return self._describe_and_write(tree, slot)
+
+    def _describe_and_write(self, tree: Any, slot: SlotMemory) -> Encoded:
+        try:
+            matcher = self._matcher(tree)
+        except RequestRejected:
+            if not self.allow_pickle:
+                raise
+            return self._pickle(tree, slot)
+        leaves = matcher.collect(tree)
+        if leaves is None:
+            raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
+        return self._write(matcher, leaves, slot)
+
+    def _matcher(self, tree: Any) -> Matcher:
+        schema, pattern = describe(tree, self._name)
+        schema_id = self._ids.get(schema.metadata)
+        if schema_id is None:
+            schema_id = self._next_schema
+            self._next_schema += 1
+            self._ids[schema.metadata] = schema_id
+            if len(self._ids) > SCHEMA_MEMORY:
+                self._ids.popitem(last=False)
+        matcher = Matcher(schema, schema_id, pattern)
+        self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
+        return matcher
+
+    def _write(self, matcher: Matcher, leaves: tuple[list[Any], list[Array]], slot: SlotMemory) -> Encoded:
+        schema = matcher.schema
+        schema_id = matcher.schema_id
+        metadata = schema.metadata
+        if schema.payload_bytes > slot.payload.size or len(metadata) > slot.metadata.size:
+            raise DoesNotFit(len(metadata), schema.payload_bytes)
+        numbers, arrays = leaves
+        if numbers:
+            schema.numbers.pack_into(slot.payload, 0, *numbers)
+        # np.copyto, not memoryview assignment: it takes any strides and lets other threads run.
+        for view, array in zip(slot.views(schema_id, schema), arrays, strict=True):
+            np.copyto(view, array)
+        if slot.written_schema != schema_id:
+            slot.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
+            slot.written_schema = schema_id
+        return Encoded(schema_id, len(metadata), schema.payload_bytes)
+
+    def _pickle(self, tree: Any, slot: SlotMemory) -> Encoded:
+        """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            data = pickle.dumps(tree, 5, buffer_callback=buffers.append)
+        except Exception as error:  # whatever a stranger's __reduce__ raises
+            raise UnsupportedType(f"{self._name} cannot be pickled: {type(error).__name__}: {error}") from error
+        parts = (np.frombuffer(data, np.uint8), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
+        matcher = self._matcher(parts)
+        leaves = matcher.collect(parts)
+        assert leaves is not None
+        encoded = self._write(matcher, leaves, slot)
+        return Encoded(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, pickled=True)
+
+
+def unpickle_parts(parts: Any) -> Any:
+    """The object behind the two parts that `Encoder` makes of it; only ever for a trusted sender."""
+    data, buffers = parts
+    return pickle.loads(data.tobytes(), buffers=[np.asarray(buffer) for buffer in buffers])
+
+
+class Schemas:
+    """The schemas that a peer has sent on one channel, by its own numbers for them."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, Schema] = OrderedDict()
+
+    def get(self, schema_id: int, metadata_bytes: int, payload_bytes: int, slot: SlotMemory) -> Schema:
+        """The schema of a slot: remembered, or read from a private copy of the slot's metadata.
+
+        Raises MetadataError for metadata that cannot be read or does not match the lengths given.
+        """
+        schema = self._known.get(schema_id)
+        if schema is None:
+            if not 0 < metadata_bytes <= slot.metadata.size:
+                raise MetadataError(f"{metadata_bytes} bytes of metadata in a slot of {slot.metadata.size}")
+            schema = Schema.from_metadata(slot.metadata[:metadata_bytes].tobytes())
+            self._known[schema_id] = schema
+            if len(self._known) > SCHEMA_MEMORY:
+                self._known.popitem(last=False)
+        if schema.payload_bytes != payload_bytes or payload_bytes > slot.payload.size:
+            raise MetadataError(
+                f"{payload_bytes} bytes of payload in a slot of {slot.payload.size}; "
+                f"the schema describes {schema.payload_bytes}"
+            )
+        return schema
+
+
+LeafReader = Callable[[ArrayPlace, Array], Any]
+
+
+def plain_leaf(place: ArrayPlace, view: Array) -> Any:
+    """What is not an array: a numpy scalar, bytes, a string, or a list of numbers."""
+    if place.kind == "bytes":
+        return view.tobytes()
+    if place.kind == "str":
+        return view.tobytes().decode("utf-8", "surrogatepass")
+    if place.kind == "list":
+        return view.tolist()
+    return named_dtype(place, view)[()]
+
+
+def named_dtype(place: ArrayPlace, view: Array) -> Array:
+    """`view`, or for bfloat16 an array of ml_dtypes' dtype if that is loaded, else float32 of the same values."""
+    if place.dtype != BFLOAT16:
+        return view
+    ml_dtypes = sys.modules.get("ml_dtypes")
+    if ml_dtypes is not None:
+        return view.view(ml_dtypes.bfloat16)
+    return (view.astype(np.uint32) << 16).view(np.float32)
+
+
+def owned_array(place: ArrayPlace, view: Array) -> Any:
+    """A leaf that owns its memory and may be written to."""
+    if place.kind != "array":
+        return plain_leaf(place, view)
+    if place.dtype == BFLOAT16:
+        return named_dtype(place, view.copy())
+    return view.copy()
+
+
+class Decoder:
+    """Reads trees out of slots; one for each direction of a channel, across its generations."""
+
+    def __init__(self, read_leaf: LeafReader = owned_array, *, allow_pickle: bool = False) -> None:
+        self._schemas = Schemas()
+        self._read_leaf = read_leaf
+        self._allow_pickle = allow_pickle
+
+    def decode(self, slot: SlotMemory, encoded: Encoded, read_leaf: LeafReader | None = None) -> Any:
+        """The tree in `slot`; raises MetadataError for bytes that make no sense."""
+        read_leaf = read_leaf or self._read_leaf
+        schema = self._schemas.get(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, slot)
+        views = slot.views(encoded.schema, schema)
+        arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
+        tree = schema.build(schema.numbers.unpack_from(slot.payload, 0), arrays)
+        if not encoded.pickled:
+            return tree
+        if not self._allow_pickle:
+            raise MetadataError("a pickled object from a peer that is not trusted")
+        return unpickle_parts(tree)

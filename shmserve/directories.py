@@ -1,0 +1,73 @@
+"""Where a service's sockets and files are; the same rules for the daemon, its clients and its operator."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+CLIENT_SOCKET = "client.sock"
+ADMIN_SOCKET = "admin.sock"
+_SYSTEM_RUNTIME = Path("/run/shmserve")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_service_name(name: str) -> str:
+    """`name` itself; raises ValueError for what cannot name a service."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"service name {name!r}: 1 to 64 letters, digits, '_', '.' or '-', beginning with a letter or a digit"
+        )
+    return name
+
+
+def daemon_runtime_directory(flag: str | os.PathLike[str] | None = None) -> Path:
+    """Where a daemon puts its services' sockets: the flag, SHMSERVE_RUNTIME_DIR, systemd's, the user's."""
+    return _chosen(flag, "SHMSERVE_RUNTIME_DIR", "RUNTIME_DIRECTORY") or _user_runtime()
+
+
+def daemon_state_directory(flag: str | os.PathLike[str] | None = None) -> Path:
+    """Where a daemon keeps model versions: the flag, SHMSERVE_STATE_DIR, systemd's, the user's."""
+    chosen = _chosen(flag, "SHMSERVE_STATE_DIR", "STATE_DIRECTORY")
+    if chosen is not None:
+        return chosen
+    if state_home := os.environ.get("XDG_STATE_HOME"):
+        return Path(state_home) / "shmserve"
+    if home := os.environ.get("HOME"):
+        return Path(home) / ".local" / "state" / "shmserve"
+    return _private_temporary()
+
+
+def service_directory(name: str, flag: str | os.PathLike[str] | None = None) -> Path:
+    """Where a client or an operator finds the sockets of service `name`.
+
+    As the daemon's rule, but with the system's services (/run/shmserve) before the user's own.
+    """
+    check_service_name(name)
+    chosen = _chosen(flag, "SHMSERVE_RUNTIME_DIR", None)
+    if chosen is None:
+        chosen = _SYSTEM_RUNTIME if (_SYSTEM_RUNTIME / name).is_dir() else _user_runtime()
+    return chosen / name
+
+
+def _chosen(flag: str | os.PathLike[str] | None, own: str, systemd: str | None) -> Path | None:
+    if flag is not None:
+        return Path(flag)
+    if value := os.environ.get(own):
+        return Path(value)
+    # systemd separates several directories by colons; the first is the service's own.
+    if systemd is not None and (value := os.environ.get(systemd)):
+        return Path(value.split(":")[0])
+    return None
+
+
+def _user_runtime() -> Path:
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "shmserve"
+    return _private_temporary()
+
+
+def _private_temporary() -> Path:
+    # Others can make this name first; whoever makes or uses the directory checks its owner and mode.
+    return Path(tempfile.gettempdir()) / f"shmserve-{os.getuid()}"

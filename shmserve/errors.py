@@ -1,0 +1,115 @@
+"""The exception tree.
+
+    ShmServeError
+      ServiceUnavailable (ConnectionError)     no daemon serves this name, or it refuses new clients
+        ServiceRestarted                       the daemon went away while the request was out
+      ProtocolMismatch                         the other side speaks another wire version
+      RequestTimeout (TimeoutError)            the deadline passed
+      RequestRejected (ValueError)             the request itself cannot be served
+        UnsupportedType (TypeError)            an object that the codec does not carry
+        ObservationTooLarge                    more bytes than the service allows
+        Stale                                  older than the client's own max_age_s when its turn came
+      RequestCancelled                         withdrawn by the client
+        RequestSuperseded                      replaced by a newer request of the same client
+      RingFull                                 every slot is in use: results not yet collected
+      InferenceFailed (RuntimeError)           the model raised; its type and message
+      EngineLost (RuntimeError)                the engine died while running the request
+      ClientClosed                             this client was closed
+        ClientForked                           this client belongs to the parent process
+      ModelPackageError (ValueError)           the model package cannot be served; what and why
+
+Builtin bases let plain handlers (`except TimeoutError`) work. A class that answers a wire status
+names it in `status`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .protocol import Status
+
+
+class ShmServeError(Exception):
+    """Everything shmserve raises on purpose."""
+
+    status: ClassVar[Status | None] = None
+
+
+class ServiceUnavailable(ShmServeError, ConnectionError):
+    """No daemon serves this name, or it refuses new clients."""
+
+    status = Status.STOPPING
+
+
+class ServiceRestarted(ServiceUnavailable):
+    """The daemon went away while the request was out; whether it ran is not known."""
+
+
+class ProtocolMismatch(ShmServeError):
+    """The other side speaks another wire version: update the older of the two."""
+
+
+class RequestTimeout(ShmServeError, TimeoutError):
+    """The deadline passed. A late reply is discarded, never delivered to another request."""
+
+    status = Status.EXPIRED
+
+
+class RequestRejected(ShmServeError, ValueError):
+    """The request itself cannot be served; sending it again changes nothing."""
+
+    status = Status.REJECTED
+
+
+class UnsupportedType(RequestRejected, TypeError):
+    """The observation holds an object that the codec does not carry."""
+
+
+class ObservationTooLarge(RequestRejected):
+    """The observation needs more bytes than the service allows a channel."""
+
+
+class Stale(RequestRejected):
+    """The observation was older than `max_age_s` when its turn came; the model did not run."""
+
+    status = Status.STALE
+
+
+class RequestCancelled(ShmServeError):
+    """The client withdrew the request before it ran."""
+
+    status = Status.CANCELLED
+
+
+class RequestSuperseded(RequestCancelled):
+    """A newer request of the same client replaced this one before it ran."""
+
+    status = Status.SUPERSEDED
+
+
+class RingFull(ShmServeError):
+    """Every slot of the channel holds a request whose result has not been collected."""
+
+
+class InferenceFailed(ShmServeError, RuntimeError):
+    """The model raised; the message names the exception's type and text. The traceback is in the daemon's log."""
+
+    status = Status.FAILED
+
+
+class EngineLost(ShmServeError, RuntimeError):
+    """The engine died while it ran this request; another engine serves the next one."""
+
+    status = Status.ENGINE_LOST
+
+
+class ClientClosed(ShmServeError):
+    """This client was closed; make a new one."""
+
+
+class ClientForked(ClientClosed):
+    """This client belongs to the parent process; a forked child makes its own."""
+
+
+class ModelPackageError(ShmServeError, ValueError):
+    """The model package cannot be served; the message says what is wrong with which file."""

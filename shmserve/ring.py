@@ -1,0 +1,185 @@
+"""Who writes which word of a channel, and in which order.
+
+Each direction has one writing and one reading end. The client publishes requests and reads replies,
+the engine takes requests and completes replies; slot = sequence % slots, and a sequence is never
+used twice. A reader believes nothing it has not checked: it copies a slot's head once, compares the
+sequence in it with the one it expects, and uses only the copy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .codec import SlotMemory
+from .fence import fence
+from .layout import REPLY, REQUEST, WORD
+from .segment import Segment
+
+
+class RequestHead(NamedTuple):
+    """A private copy of one request's header; the times are CLOCK_MONOTONIC nanoseconds, 0 for none."""
+
+    sequence: int
+    kind: int
+    flags: int
+    deadline_ns: int
+    capture_ns: int
+    max_age_ns: int
+    submitted_ns: int
+    schema: int
+    metadata_bytes: int
+    payload_bytes: int
+    cancelled: int
+
+
+class ReplyHead(NamedTuple):
+    """A private copy of one reply's header; durations in nanoseconds."""
+
+    sequence: int
+    status: int
+    flags: int
+    schema: int
+    metadata_bytes: int
+    payload_bytes: int
+    version: int
+    queued_ns: int
+    staged_ns: int
+    infer_ns: int
+    copied_ns: int
+    taken: int
+    attempts: int
+
+
+class _Ring:
+    """One direction: the mapped segment and the memory of its slots."""
+
+    def __init__(self, segment: Segment) -> None:
+        geometry = segment.geometry
+        self.segment = segment
+        self.slots = geometry.slots
+        self._words = segment.words
+        self._memory = segment.memory
+        self._counter = segment.counter_index
+        self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
+        self.memories = []
+        for slot in range(geometry.slots):
+            metadata, payload = geometry.metadata_offset(slot), geometry.payload_offset(slot)
+            self.memories.append(
+                SlotMemory(
+                    segment.bytes[metadata : metadata + geometry.metadata_bytes],
+                    segment.bytes[payload : payload + geometry.payload_bytes],
+                )
+            )
+
+    def memory(self, sequence: int) -> SlotMemory:
+        """The metadata and payload of the slot that `sequence` uses."""
+        return self.memories[sequence % self.slots]
+
+    def close(self) -> None:
+        """Unmap, unless arrays still view the memory."""
+        self.memories = []
+        self._words = self._memory = memoryview(b"")
+        self.segment.close()
+
+
+class RequestWriter(_Ring):
+    """The client's end of the requests."""
+
+    _cancelled = REQUEST.offset("cancelled") // WORD
+
+    def counter(self) -> int:
+        """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
+        return self._words[self._counter]
+
+    def publish(self, head: tuple[int, ...]) -> None:
+        """Make the request whose payload and metadata are in place visible to the engine."""
+        sequence = head[0]
+        REQUEST.packed.pack_into(self._memory, self._heads[sequence % self.slots], *head)
+        # ORDER: payload and head before the counter; pairs with RequestReader.head.
+        fence()
+        self._words[self._counter] = sequence
+
+    def cancel(self, sequence: int) -> None:
+        """Ask the engine not to start this request; the engine may have started it already."""
+        self._words[self._heads[sequence % self.slots] // WORD + self._cancelled] = sequence
+
+
+class RequestReader(_Ring):
+    """The engine's end of the requests."""
+
+    _cancelled = REQUEST.offset("cancelled") // WORD
+
+    def published(self) -> int:
+        """The last sequence the client says it published: a claim, to be checked against what is due."""
+        return self._words[self._counter]
+
+    def head(self, sequence: int) -> RequestHead | None:
+        """A copy of the head of `sequence`; None if its slot holds another request."""
+        # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
+        fence()
+        head = RequestHead._make(REQUEST.packed.unpack_from(self._memory, self._heads[sequence % self.slots]))
+        return head if head.sequence == sequence else None
+
+    def cancelled(self, sequence: int) -> bool:
+        """Whether the client has withdrawn this request."""
+        return self._words[self._heads[sequence % self.slots] // WORD + self._cancelled] == sequence
+
+
+class ReplyWriter(_Ring):
+    """The engine's end of the replies."""
+
+    _taken = REPLY.offset("taken") // WORD
+    _attempts = REPLY.offset("attempts") // WORD
+
+    def answered(self, sequence: int) -> bool:
+        """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
+        return self._words[self._heads[sequence % self.slots] // WORD] >= sequence
+
+    def attempts(self, sequence: int) -> int:
+        """How often an engine has begun to run `sequence`."""
+        head = self._heads[sequence % self.slots] // WORD
+        return self._words[head + self._attempts] if self._words[head + self._taken] == sequence else 0
+
+    def take(self, sequence: int) -> int:
+        """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
+        attempts = self.attempts(sequence) + 1
+        head = self._heads[sequence % self.slots] // WORD
+        self._words[head + self._attempts] = attempts
+        self._words[head + self._taken] = sequence
+        return attempts
+
+    def complete(self, head: tuple[int, ...]) -> None:
+        """Make the reply whose payload and metadata are in place visible to the client."""
+        sequence = head[0]
+        offset = self._heads[sequence % self.slots]
+        # The sequence in the slot still names an earlier request until all else is written.
+        REPLY.packed.pack_into(self._memory, offset, self._words[offset // WORD], *head[1:])
+        # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
+        fence()
+        self._words[offset // WORD] = sequence
+        self._words[self._counter] += 1  # only this engine writes it; a client looks at it while it spins
+
+
+class ReplyReader(_Ring):
+    """The client's end of the replies."""
+
+    def answered_count(self) -> int:
+        """A word that changes with every reply."""
+        return self._words[self._counter]
+
+    def answered(self, sequence: int) -> bool:
+        """Whether the reply to `sequence` is there; costs 0.1 us."""
+        return self._words[self._heads[sequence % self.slots] // WORD] == sequence
+
+    def word_index(self, sequence: int) -> int:
+        """Where in the segment's words the sequence of this reply will appear."""
+        return self._heads[sequence % self.slots] // WORD
+
+    def try_head(self, sequence: int) -> ReplyHead | None:
+        """A copy of the head of the reply to `sequence`; None while it is not there."""
+        offset = self._heads[sequence % self.slots]
+        if self._words[offset // WORD] != sequence:
+            return None
+        # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.
+        fence()
+        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, offset))

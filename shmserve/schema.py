@@ -1,0 +1,418 @@
+"""The structure of one tree: its containers, strings, dtypes and shapes, without the numbers.
+
+A robot sends the same structure thousands of times. It is described and compiled once; afterwards a
+`Matcher` on the sending side compares a tree with it and collects what has to be copied, and the
+`Schema` on the receiving side puts the values back in place.
+
+Both sides place a tree's leaves by the same walk over the same tree: a container's own leaves first,
+then its nested containers in order. Numbers lie together at the start of the payload, 8 bytes each;
+every array follows on a 64-byte boundary.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import RequestRejected, UnsupportedType
+from .layout import CACHE_LINE, MAX_PAYLOAD_BYTES, aligned
+from .metadata import DTYPES, Leaf, MetadataError, dump, load
+
+Array = npt.NDArray[Any]
+
+#: bfloat16 has no numpy dtype of its own; its bytes travel as uint16.
+BFLOAT16 = "<bf2"
+_STORED_AS = {name: np.dtype(np.uint16) if name == BFLOAT16 else np.dtype(name) for name in DTYPES}
+_NUMBER_FORMAT = {"int": "q", "float": "d", "bool": "q"}
+
+#: A longer string is carried as payload bytes, so that it does not fill the metadata.
+_INLINE_TEXT = 256
+#: Bytes are data (a compressed image); only short ones are part of the structure.
+_INLINE_BYTES = 32
+#: A list of at least so many numbers of one type is carried as one array.
+_LIST_AS_ARRAY = 8
+_INT64 = range(-(1 << 63), 1 << 63)
+
+
+@dataclass(frozen=True)
+class ArrayPlace:
+    """Where one array-like leaf lies in the payload."""
+
+    kind: str  # "array", "scalar", "list", "bytes" or "str"
+    dtype: str  # the wire name
+    stored_as: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    size: int  # bytes
+
+    def view(self, payload: npt.NDArray[np.uint8]) -> Array:
+        """The leaf's bytes in `payload` as an array of its dtype and shape."""
+        return payload[self.offset : self.offset + self.size].view(self.stored_as).reshape(self.shape)
+
+
+class _Node:
+    """One container: which positions hold numbers, arrays, nested containers, constants."""
+
+    __slots__ = ("arrays", "keys", "kind", "nested", "numbers", "template", "truths")
+
+    def __init__(self, container: dict[str, Any] | list[Any] | tuple[Any, ...]) -> None:
+        self.kind = type(container)
+        self.keys: tuple[str, ...] | None = None
+        if isinstance(container, dict):
+            self.keys = tuple(container)
+            values: Sequence[Any] = tuple(container.values())
+        else:
+            values = container
+        self.template: list[Any] = list(values)
+        self.numbers: list[tuple[int, int]] = []  # (position in the container, index among the numbers)
+        self.truths: list[int] = []  # positions of bools, which travel as integers
+        self.arrays: list[tuple[int, int]] = []
+        self.nested: list[tuple[int, _Node]] = []
+
+
+class Schema:
+    """What both sides know of one structure: its metadata bytes and where its leaves lie."""
+
+    def __init__(self, tree: Any, metadata: bytes) -> None:
+        """Compile `tree`, which holds a `Leaf` wherever a value lies in the payload."""
+        self.metadata = metadata
+        self.arrays: list[ArrayPlace] = []
+        self._formats: list[str] = []
+        self._leaves: list[tuple[Leaf, int]] = []
+        self.bare = not isinstance(tree, (dict, list, tuple))
+        self.root = self._compile((tree,) if self.bare else tree)
+        self.numbers = struct.Struct("@" + "".join(self._formats))
+        self._end = self.numbers.size
+        for leaf, _ in self._leaves:
+            self._place(leaf)
+        #: Bytes of payload that a tree of this structure takes.
+        self.payload_bytes = self._end
+        if self.payload_bytes > MAX_PAYLOAD_BYTES:
+            raise MetadataError(f"a payload of {self.payload_bytes} bytes: {MAX_PAYLOAD_BYTES} at most")
+
+    @classmethod
+    def from_metadata(cls, metadata: bytes) -> Schema:
+        """The schema that a peer describes; raises MetadataError for bytes that describe none."""
+        tree, _ = load(metadata)
+        return cls(tree, metadata)
+
+    def _compile(self, container: Any) -> _Node:
+        node = _Node(container)
+        containers = []
+        for position, value in enumerate(node.template):
+            if isinstance(value, Leaf):
+                if value.kind in _NUMBER_FORMAT:
+                    node.numbers.append((position, len(self._formats)))
+                    self._formats.append(_NUMBER_FORMAT[value.kind])
+                    if value.kind == "bool":
+                        node.truths.append(position)
+                else:
+                    node.arrays.append((position, len(self._leaves)))
+                    self._leaves.append((value, position))
+            elif isinstance(value, (dict, list, tuple)):
+                containers.append((position, value))
+        node.nested = [(position, self._compile(value)) for position, value in containers]
+        return node
+
+    def _place(self, leaf: Leaf) -> None:
+        stored_as = _STORED_AS[leaf.dtype]
+        size = stored_as.itemsize
+        for length in leaf.shape:
+            size *= length  # Python ints: no overflow to hide behind
+        offset = aligned(self._end, CACHE_LINE)
+        self.arrays.append(ArrayPlace(leaf.kind, leaf.dtype, stored_as, leaf.shape, offset, size))
+        self._end = offset + size
+
+    def build(self, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        """The tree, with these values for its leaves (each in the order of its places)."""
+        tree = _build(self.root, numbers, arrays)
+        return tree[0] if self.bare else tree
+
+
+def _build(node: _Node, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    values = node.template.copy()
+    for position, index in node.numbers:
+        values[position] = numbers[index]
+    for position in node.truths:
+        values[position] = bool(values[position])
+    for position, index in node.arrays:
+        values[position] = arrays[index]
+    for position, child in node.nested:
+        values[position] = _build(child, numbers, arrays)
+    if node.keys is not None:
+        return dict(zip(node.keys, values, strict=True))
+    return tuple(values) if node.kind is tuple else values
+
+
+# ---------------------------------------------------------------------------- the sending side
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether `value` is a torch tensor; torch is never imported for the question."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _tensor_dtype(tensor: Any) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name == "bfloat16":
+        return BFLOAT16
+    try:
+        wire: str = np.dtype(name).str
+    except TypeError:
+        wire = ""
+    return wire
+
+
+def tensor_bytes(tensor: Any) -> Array:
+    """A tensor as a numpy array on the host, bfloat16 as uint16."""
+    host = tensor.detach().cpu()
+    if host.is_conj() or host.is_neg():
+        host = host.resolve_conj().resolve_neg()
+    if _tensor_dtype(host) == BFLOAT16:
+        # Not torch.uint16: numpy() of it is newer than some Jetson builds of torch.
+        host = host.view(sys.modules["torch"].int16)
+        return host.numpy().view(np.uint16)  # type: ignore[no-any-return]
+    return host.numpy()  # type: ignore[no-any-return]
+
+
+def _text_bytes(text: str) -> Array:
+    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+
+
+def _raw_bytes(data: bytes) -> Array:
+    return np.frombuffer(data, np.uint8)
+
+
+def _floats(values: list[float]) -> Array:
+    return np.array(values if set(map(type, values)) == {float} else (), np.float64)
+
+
+def _integers(values: list[int]) -> Array:
+    return np.array(values if set(map(type, values)) == {int} else (), np.int64)
+
+
+def _truths(values: list[bool]) -> Array:
+    return np.array(values if set(map(type, values)) == {bool} else (), np.bool_)
+
+
+def _list_as_array(values: list[Any]) -> tuple[str, Callable[[Any], Array]] | None:
+    """The dtype and conversion of a long list of numbers of one type; None for any other list."""
+    if len(values) < _LIST_AS_ARRAY:
+        return None
+    types = set(map(type, values))
+    if types == {float}:
+        return "<f8", _floats
+    if types == {bool}:
+        return "|b1", _truths
+    if types == {int} and min(values) in _INT64 and max(values) in _INT64:
+        return "<i8", _integers
+    return None
+
+
+def _native(array: Array) -> Array:
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _uint16(array: Array) -> Array:
+    return array.view(np.uint16)
+
+
+def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | None]:
+    """How an array, a tensor or a numpy scalar travels; the callable converts it where numpy alone would not."""
+    if _is_tensor(value):
+        if _tensor_dtype(value) not in DTYPES:
+            raise UnsupportedType(f"{path}: a tensor of {value.dtype} cannot be carried; use one of {_dtype_names()}")
+        if value.layout is not sys.modules["torch"].strided:
+            raise UnsupportedType(f"{path}: a tensor of layout {value.layout} cannot be carried; use to_dense()")
+        return Leaf("array", _tensor_dtype(value), tuple(value.shape)), tensor_bytes
+    kind = "array" if type(value) is np.ndarray else "scalar"
+    dtype = value.dtype
+    if dtype.name == "bfloat16":
+        return Leaf(kind, BFLOAT16, value.shape), _uint16
+    native = dtype.newbyteorder("=")
+    if native.str not in DTYPES or dtype.kind in "VOSUmM":
+        raise UnsupportedType(f"{path}: an array of dtype {dtype} cannot be carried; use one of {_dtype_names()}")
+    return Leaf(kind, native.str, value.shape), None if dtype.isnative else _native
+
+
+def _dtype_names() -> str:
+    return ", ".join("bfloat16" if name == BFLOAT16 else np.dtype(name).name for name in DTYPES)
+
+
+class _Pattern:
+    """One container as the sender holds it: the types, constants, dtypes and shapes to compare with."""
+
+    __slots__ = ("constants", "converted", "direct", "keys", "kind", "nested", "numbers", "types")
+
+    def __init__(self, kind: type, keys: tuple[str, ...] | None, types: tuple[type, ...]) -> None:
+        self.kind = kind
+        self.keys = keys
+        self.types = types
+        self.numbers: list[int] = []
+        self.constants: list[tuple[int, Any]] = []
+        self.direct: list[tuple[int, Any, tuple[int, ...]]] = []
+        self.converted: list[tuple[int, Callable[[Any], Array], Any, tuple[int, ...]]] = []
+        self.nested: list[tuple[int, _Pattern]] = []
+
+
+class _Description:
+    """Walks a tree once, in the order of `Schema`, and makes its pattern and its leaves."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+
+    def container(self, tree: Any, path: str) -> tuple[_Pattern, Any]:
+        if id(tree) in self.open:
+            raise UnsupportedType(f"{path}: the {type(tree).__name__} contains itself")
+        self.open.add(id(tree))
+        keys: tuple[str, ...] | None = None
+        if type(tree) is dict:
+            keys = tuple(tree)
+            for key in keys:
+                if type(key) is not str:
+                    raise UnsupportedType(f"{path}: key {key!r} is {_type_name(key)}; the keys of a dict must be str")
+            values: Sequence[Any] = tuple(tree.values())
+        else:
+            values = tree
+        pattern = _Pattern(type(tree), keys, tuple(map(type, values)))
+        described = [
+            self.value(pattern, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
+            for position, value in enumerate(values)
+        ]
+        self.open.discard(id(tree))
+        if keys is not None:
+            return pattern, dict(zip(keys, described, strict=True))
+        return pattern, tuple(described) if type(tree) is tuple else described
+
+    def value(self, pattern: _Pattern, position: int, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind is list and (packed := _list_as_array(value)) is not None:
+            return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), packed[1])
+        if kind in (dict, list, tuple):
+            child, described = self.container(value, path)
+            pattern.nested.append((position, child))
+            return described
+        if kind is bool or kind is float or (kind is int and value in _INT64):
+            pattern.numbers.append(position)
+            return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
+        if kind is np.ndarray or isinstance(value, np.generic) or _is_tensor(value):
+            leaf, convert = _array_leaf(value, path)
+            if convert is None:
+                pattern.direct.append((position, value.dtype, value.shape))
+            else:
+                pattern.converted.append((position, convert, value.dtype, leaf.shape))
+            return leaf
+        if kind is str and len(value) > _INLINE_TEXT:
+            return self._data(pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _text_bytes)
+        if kind is bytes and len(value) > _INLINE_BYTES:
+            return self._data(pattern, position, Leaf("bytes", "|u1", (len(value),)), _raw_bytes)
+        if kind in (str, bytes, int) or value is None:
+            pattern.constants.append((position, value))
+            return value
+        raise UnsupportedType(
+            f"{path}: an object of type {_type_name(value)} cannot be carried; an observation is made of dict, list, "
+            "tuple, str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between "
+            "a client and a daemon of the same user, or one in the daemon's trusted_uids)"
+        )
+
+    @staticmethod
+    def _data(pattern: _Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
+        pattern.converted.append((position, convert, None, leaf.shape))
+        return leaf
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+class Matcher:
+    """Recognises trees of one structure and collects their leaves for copying."""
+
+    def __init__(self, schema: Schema, schema_id: int, pattern: _Pattern) -> None:
+        self.schema = schema
+        self.schema_id = schema_id
+        self._root = pattern
+        self._bare = schema.bare
+        self._types = (pattern.kind,)
+
+    def collect(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
+        """The tree's numbers and arrays in the order of their places; None for another structure."""
+        if self._bare:
+            tree = (tree,)
+        elif type(tree) is not self._root.kind:
+            return None
+        numbers: list[Any] = []
+        arrays: list[Array] = []
+        return (numbers, arrays) if _collect(self._root, tree, numbers, arrays) else None
+
+
+def _collect(pattern: _Pattern, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
+    if pattern.keys is not None:
+        if tuple(tree) != pattern.keys:
+            return False
+        values: Sequence[Any] = tuple(tree.values())
+    else:
+        values = tree
+    if tuple(map(type, values)) != pattern.types:
+        return False
+    for position, constant in pattern.constants:
+        if values[position] != constant:
+            return False
+    for position in pattern.numbers:
+        numbers.append(values[position])
+    if pattern.converted:
+        if not _collect_converted(pattern, values, arrays):
+            return False
+    else:
+        for position, dtype, shape in pattern.direct:
+            array = values[position]
+            if array.shape != shape or array.dtype != dtype:
+                return False
+            arrays.append(array)
+    for position, child in pattern.nested:
+        if not _collect(child, values[position], numbers, arrays):
+            return False
+    return True
+
+
+def _collect_converted(pattern: _Pattern, values: Sequence[Any], arrays: list[Array]) -> bool:
+    """As the direct loop, for a container where something must be converted first; places stay in order."""
+    found: dict[int, Array] = {}
+    for position, dtype, shape in pattern.direct:
+        array = values[position]
+        if array.shape != shape or array.dtype != dtype:
+            return False
+        found[position] = array
+    for position, convert, dtype, shape in pattern.converted:
+        value = values[position]
+        if dtype is not None and value.dtype != dtype:
+            return False
+        array = convert(value)
+        if array.shape != shape:
+            return False
+        found[position] = array
+    arrays.extend(found[position] for position in sorted(found))
+    return True
+
+
+def describe(tree: Any, name: str = "observation") -> tuple[Schema, _Pattern]:
+    """The schema of a tree, and the pattern that recognises the next tree like it.
+
+    Raises UnsupportedType naming the place and the type of what cannot be carried, and
+    RequestRejected for a tree that is too deep, too large or has too many entries.
+    """
+    description = _Description()
+    bare = type(tree) not in (dict, list, tuple)
+    try:
+        pattern, described = description.container((tree,) if bare else tree, "" if bare else name)
+        described = described[0] if bare else described
+        return Schema(described, dump(described)), pattern
+    except (MetadataError, RecursionError) as error:
+        raise RequestRejected(f"{name}: {error}") from error
