@@ -68,8 +68,8 @@ class AdminService:
 def status(supervisor: Supervisor) -> dict[str, Any]:
     """One picture of the service, as `shmserve-admin status --json` prints it."""
     now_ns = time.monotonic_ns()
-    engine = supervisor.engine
-    counters = supervisor.counters()
+    engine = supervisor.engines.serving
+    counters = supervisor.engines.counters()
     served = counters["served"]
     return {
         "service": supervisor.config.name,
@@ -88,7 +88,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "heartbeat_age_s": supervisor.heartbeat_age_s(),
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
         },
-        "model": supervisor.model(),
+        "model": supervisor.engines.model,
         "clients": [
             {
                 "id": lease.channel,
@@ -116,7 +116,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
 
 
 def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]:
-    served, errors, last_ns = supervisor.channel_counts(channel)
+    served, errors, last_ns = supervisor.engines.channel_counts(channel)
     return {
         "served": served,
         "errors": errors,
@@ -125,7 +125,7 @@ def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]
 
 
 def _percentiles(supervisor: Supervisor, stage: Stage) -> dict[str, float | int | None] | None:
-    latency = supervisor.latency(stage)
+    latency = supervisor.engines.latency(stage)
     if latency is None or not latency.total:
         return None
     found: dict[str, float | int | None] = {"count": latency.total}

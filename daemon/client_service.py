@@ -82,7 +82,7 @@ class ClientService:
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
-        self._supervisor.attach(lease)
+        self._supervisor.engines.attach(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
         return {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
 
@@ -107,7 +107,7 @@ class ClientService:
             self._supervisor.leases.resize(lease, wanted, published, carried)
         except LeaseRefused as refusal:
             raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
-        self._supervisor.attach(lease)
+        self._supervisor.engines.attach(lease)
         return {"lane": lease.lane.to_json()}
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class ClientService:
             "service": supervisor.config.name,
             "state": supervisor.state,
             "epoch": supervisor.epoch,
-            "model": supervisor.model(),
+            "model": supervisor.engines.model,
         }
 
     def evict(self, lease: Lease, reason: str) -> None:

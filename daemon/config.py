@@ -46,6 +46,14 @@ class Config:
     drain_s: float = 5.0
     #: How long an engine may take to load and warm up.
     load_s: float = 600.0
+    #: How long the engine before an update is kept warm, for an instant rollback.
+    standby_s: float = 300.0
+    #: A new model is on probation for its first requests: if its engine dies, or more than this share of
+    #: them fails, the daemon goes back to the model before.
+    probation_requests: int = 100
+    probation_failures: float = 0.5
+    #: How many model versions are kept.
+    keep_versions: int = 8
 
     def __post_init__(self) -> None:
         if self.transport != "named":
@@ -70,13 +78,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "spin_us": (int, str),
     "drain_s": (int, float),
     "load_s": (int, float),
+    "standby_s": (int, float),
+    "probation_requests": (int,),
+    "probation_failures": (int, float),
+    "keep_versions": (int,),
 }
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -101,4 +113,4 @@ def make_config(directories: Mapping[str, Path], file: Mapping[str, Any], flags:
     if "trusted_uids" in settings:
         settings["trusted_uids"] = tuple(settings["trusted_uids"])
     known = {field.name for field in fields(Config)}
-    return Config(**directories, **{key: value for key, value in settings.items() if key in known})
+    return Config(**{**directories, **{key: value for key, value in settings.items() if key in known}})

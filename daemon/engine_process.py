@@ -10,19 +10,35 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .control import encode, take_messages
 from .stats import Counter, Stats, create_stats_memory
 
+if TYPE_CHECKING:
+    from .engines import Served
+
 log = logging.getLogger(__name__)
+
+
+class EngineEnded(Exception):
+    """The engine's process has ended; its exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the engine ended: {exit_reason(status)}")
+        self.status = status
 
 
 class EngineProcess:
     """Starts an engine, carries messages both ways, and knows how it ended."""
 
-    def __init__(self, serial: int, on_message: Callable[[EngineProcess, dict[str, Any]], None]) -> None:
+    def __init__(
+        self, serial: int, served: Served, on_message: Callable[[EngineProcess, dict[str, Any]], None]
+    ) -> None:
         self.serial = serial
+        self.served = served
+        #: The task that stops it, once it is no longer wanted.
+        self.retiring: asyncio.Task[None] | None = None
         self._on_message = on_message
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
@@ -33,6 +49,11 @@ class EngineProcess:
         #: What the engine said when it was warm; None until then.
         self.ready: dict[str, Any] | None = None
         self.failure: dict[str, Any] | None = None
+        self._awaited: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.returncode is None
 
     @property
     def pid(self) -> int:
@@ -105,6 +126,20 @@ class EngineProcess:
             elif message["event"] == "failed":
                 self.failure = message
             self._on_message(self, message)
+            awaited = self._awaited.pop(message["event"], None)
+            if awaited is not None and not awaited.done():
+                awaited.set_result(message)
+
+    def expect(self, event: str) -> asyncio.Future[dict[str, Any]]:
+        """The next message of this kind; EngineEnded if the process ends first."""
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        # Nobody may come to look at it: an update can be cancelled while it waits.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        if self._process is not None and self._process.returncode is not None:
+            future.set_exception(EngineEnded(self._process.returncode))
+        else:
+            self._awaited[event] = future
+        return future
 
     async def wait(self) -> int:
         """Until the process has ended; its exit status (negative: the signal that ended it)."""
@@ -112,6 +147,10 @@ class EngineProcess:
         status = await self._process.wait()
         if self._socket is not None:
             self._readable()  # its last words
+        for future in self._awaited.values():
+            if not future.done():
+                future.set_exception(EngineEnded(status))
+        self._awaited.clear()
         return status
 
     def kill(self, number: int = signal.SIGKILL) -> None:

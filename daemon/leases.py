@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from shmserve.channel import Lane, create_lane, unlink_lane
@@ -42,6 +42,8 @@ class Lease:
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
     carried: tuple[int, ...] = ()
+    #: Serial of the engine that holds those replies; 0: the one that serves.
+    holder: int = 0
 
     @property
     def channel(self) -> int:
@@ -68,7 +70,7 @@ class Leases:
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._held.values()))
 
     def __len__(self) -> int:

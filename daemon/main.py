@@ -26,7 +26,9 @@ from .client_service import ClientService
 from .config import Config, ConfigError, make_config, read_config_file
 from .logs import configure_logging
 from .model_package import ModelPackage
-from .supervisor import AlreadyRunning, ModelFailed, Supervisor
+from .engines import EngineFailed, Served
+from .service_lock import AlreadyRunning
+from .supervisor import Supervisor
 from .varlink_connection import Limits
 from .varlink_interface import ServiceInfo
 from .varlink_server import VarlinkServer, listen_unix
@@ -40,7 +42,7 @@ MISCONFIGURED = 78
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, package: ModelPackage) -> None:
     """Run the daemon until it is told to stop; raises what `Supervisor.open` and `run` raise."""
     supervisor = Supervisor(config)
     loop = asyncio.get_running_loop()
@@ -65,7 +67,7 @@ async def serve(config: Config) -> None:
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            await supervisor.run()
+            await supervisor.run(Served(package.path, package.version, config.device))
         finally:
             clients.close()
             admin.close()
@@ -110,13 +112,13 @@ def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir:
         }
         file = read_config_file(Path(config_path)) if config_path else {}
         config = make_config(directories, file, {"name": name, **flags})
-        ModelPackage.read(config.model_path)  # before anything is created: the commonest mistake
+        package = ModelPackage.read(config.model_path)  # before anything is created: the commonest mistake
     except (ConfigError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
     try:
-        asyncio.run(serve(config))
-    except (AlreadyRunning, ModelFailed, OSError) as error:
+        asyncio.run(serve(config, package))
+    except (AlreadyRunning, EngineFailed, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
     log.info("stopped")

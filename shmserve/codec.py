@@ -63,6 +63,8 @@ class SlotMemory:
     def __init__(self, metadata: npt.NDArray[np.uint8], payload: npt.NDArray[np.uint8]) -> None:
         self.metadata = metadata
         self.payload = payload
+        #: The payload's bytes, for the numbers at its start.
+        self.raw = payload.data
         self.written_schema: int | None = None
         self._views: dict[int, list[Array]] = {}
 
@@ -134,7 +136,7 @@ class Encoder:
             raise DoesNotFit(len(metadata), schema.payload_bytes)
         numbers, arrays = leaves
         if numbers:
-            schema.numbers.pack_into(slot.payload, 0, *numbers)
+            schema.numbers.pack_into(slot.raw, 0, *numbers)
         # np.copyto, not memoryview assignment: it takes any strides and lets other threads run.
         for view, array in zip(slot.views(schema_id, schema), arrays, strict=True):
             np.copyto(view, array)
@@ -238,7 +240,7 @@ class Decoder:
         schema = self._schemas.get(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, slot)
         views = slot.views(encoded.schema, schema)
         arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-        tree = schema.build(schema.numbers.unpack_from(slot.payload, 0), arrays)
+        tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
         if not encoded.pickled:
             return tree
         if not self._allow_pickle:

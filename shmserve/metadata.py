@@ -191,11 +191,17 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
                 leaf = _leaf(stack.pop(), len(leaves))
                 leaves.append(leaf)
                 stack.append(leaf)
-            elif code in _SHORT_TUPLES:
-                first = len(stack) - _SHORT_TUPLES[code]
-                if first < 0:
-                    raise _Fault(_UNDERFLOW)
-                stack[first:] = [tuple(stack[first:])]
+            elif code == _EMPTY_TUPLE:
+                stack.append(())
+            elif code == _TUPLE1:
+                stack[-1] = (stack[-1],)
+            elif code == _TUPLE2:
+                second = stack.pop()
+                stack[-1] = (stack[-1], second)
+            elif code == _TUPLE3:
+                third = stack.pop()
+                second = stack.pop()
+                stack[-1] = (stack[-1], second, third)
             elif code == _EMPTY_DICT:
                 stack.append({})
             elif code == _SETITEMS:
@@ -241,7 +247,7 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
     except _Fault as error:
         fault = str(error)
     except IndexError:  # of a pop or of stack[-1]; nothing else here can raise it
-        fault = _UNDERFLOW
+        fault = "takes more than the operations before it have left"
     except UnicodeDecodeError:
         fault = "not UTF-8"
     raise MetadataError(f"metadata refused at byte {at} ({_NAMES.get(data[at : at + 1], 'no operation')}): {fault}")
@@ -397,7 +403,6 @@ class _Fault(Exception):
 
 
 _CUT_SHORT: Final = "its argument is cut short"
-_UNDERFLOW: Final = "takes more than the operations before it have left"
 
 
 def _read_head(data: bytes) -> tuple[int, int]:
@@ -490,10 +495,13 @@ _CONSTANTS: Final[dict[int, tuple[int, bool, Callable[[bytes], object]]]] = {
     pickle.NEWTRUE[0]: (0, False, lambda _: True),
     pickle.NEWFALSE[0]: (0, False, lambda _: False),
 }
-_SHORT_TUPLES: Final = {pickle.EMPTY_TUPLE[0]: 0, pickle.TUPLE1[0]: 1, pickle.TUPLE2[0]: 2, pickle.TUPLE3[0]: 3}
 _RECALLS: Final = {pickle.BINGET[0]: 1, pickle.LONG_BINGET[0]: 4}  # by the bytes of their argument
 _MARK: Final = pickle.MARK[0]
 _TUPLE: Final = pickle.TUPLE[0]
+_EMPTY_TUPLE: Final = pickle.EMPTY_TUPLE[0]
+_TUPLE1: Final = pickle.TUPLE1[0]
+_TUPLE2: Final = pickle.TUPLE2[0]
+_TUPLE3: Final = pickle.TUPLE3[0]
 _EMPTY_LIST: Final = pickle.EMPTY_LIST[0]
 _APPEND: Final = pickle.APPEND[0]
 _APPENDS: Final = pickle.APPENDS[0]

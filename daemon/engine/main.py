@@ -124,7 +124,8 @@ class Engine:
                 self._control.send("serving")
             case "pause":
                 loop.pause()
-                self._control.send("paused")
+                held = [[tenancy.number, sequence] for tenancy in loop.tenancies.values() for sequence in tenancy.held]
+                self._control.send("paused", held=held)
             case "drain":
                 loop.drain()
             case "stop":
@@ -136,11 +137,14 @@ class Engine:
         tenancy = loop.tenancies.get(lane.identity.channel)
         try:
             if tenancy is not None and loop.serving:
-                tenancy.move(lane, carried)
+                tenancy.move(lane, carried, serving=True)
                 loop.changed(tenancy)
                 return
             if tenancy is not None:
+                if tenancy.held:
+                    tenancy.move(lane, carried, serving=False)  # paused, but these replies are this engine's to give
                 loop.remove(tenancy.number)
+                carried = []
             self._stats.clear_channel(lane.identity.channel)
             loop.add(
                 Tenancy(

@@ -152,8 +152,7 @@ class Serving:
             self._fail(tenancy, head, error, queued_ns, 0, 0)
             return
         self._words[Counter.RESETS] += 1
-        durations = {"queued_ns": queued_ns, "infer_ns": time.monotonic_ns() - began_ns}
-        self._finish(tenancy, head, Status.OK, **durations)
+        self._finish(tenancy, head, Status.OK, queued_ns=queued_ns, infer_ns=time.monotonic_ns() - began_ns)
 
     def _infer(self, rows: list[_Row]) -> None:
         began_ns = time.monotonic_ns()

@@ -55,7 +55,7 @@ class Staging:
             # The one copy of the payload: what the client writes from now on is not seen.
             np.copyto(source.payload[:size], slot.payload[:size])
         views = source.views(schema_id, schema)
-        numbers = schema.numbers.unpack_from(source.payload, 0)
+        numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
             return self._tensors(unpickle_parts(schema.build(numbers, views)))
         leaf = self._leaf

@@ -38,7 +38,8 @@ class Tenancy:
         self.active_ns = 0
         self._device = device
         self._staging: list[Staging] = []
-        self._held: dict[int, tuple[tuple[int, ...], Any]] = {}
+        #: Results that did not fit their reply slot, until the client has made room.
+        self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
         self._carried = list(carried)
         self.seen = 0
         self.words = self.channel.requests.segment.words
@@ -100,7 +101,7 @@ class Tenancy:
         """Complete `sequence` and ring; returns how long encoding took (ns).
 
         `durations_ns` is (queued, staged, infer). A result that does not fit is held, and the client
-        told to make room; `deliver_held` completes it.
+        told to make room; `move` completes it.
         """
         started_ns = time.monotonic_ns()
         tree = result if status == Status.OK else error
@@ -108,7 +109,7 @@ class Tenancy:
         try:
             encoded = self.encoder.encode(tree, replies.memory(sequence))
         except DoesNotFit as needed:
-            self._held[sequence] = ((status, flags, version, *durations_ns), tree)
+            self.held[sequence] = ((status, flags, version, *durations_ns), tree)
             status = Status.GROW
             encoded = Encoded(0, needed.metadata_bytes, needed.payload_bytes)
         if encoded.pickled:
@@ -132,18 +133,22 @@ class Tenancy:
         self.channel.reply_bell.ring()
         return copied_ns
 
-    def move(self, lane: Lane, carried: Sequence[int]) -> None:
-        """Go on in the channel's next generation, larger segments; deliver what was held for want of room."""
+    def move(self, lane: Lane, carried: Sequence[int], *, serving: bool) -> None:
+        """Go on in the channel's next generation, larger segments; deliver what was held for want of room.
+
+        An engine that no longer serves only delivers.
+        """
         old, self.channel = self.channel, EngineChannel(lane)
         self.lane = lane
         self.words = self.channel.requests.segment.words
         self.counter = self.channel.requests.segment.counter_index
         self.waiting.clear()
         self._staging = []
-        held, self._held = self._held, {}
+        held, self.held = self.held, {}
         self._carried = [sequence for sequence in carried if sequence not in held]
         old.close()
-        self.open()
+        if serving:
+            self.open()
         for sequence in carried:
             if sequence in held and not self.channel.replies.answered(sequence):
                 (status, flags, version, *durations), tree = held[sequence]
@@ -159,7 +164,7 @@ class Tenancy:
                 )
 
     def close(self) -> None:
-        self._held.clear()
+        self.held.clear()
         self._staging = []
-        self.words = memoryview(np.empty(0, np.uint64))
+        self.words = memoryview(b"")
         self.channel.close()

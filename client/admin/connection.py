@@ -1,0 +1,73 @@
+"""The operator's connection to a service's admin socket."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shmserve.directories import ADMIN_SOCKET, service_directory
+from shmserve.errors import ServiceUnavailable
+from shmserve.varlink_connection import VarlinkConnection
+
+INTERFACE = "io.shmserve.Admin"
+
+
+class AdminConnection:
+    """Calls io.shmserve.Admin of one service. Raises ServiceUnavailable when there is no daemon."""
+
+    def __init__(self, name: str, runtime_dir: str | os.PathLike[str] | None) -> None:
+        self.name = name
+        self.path: Path = service_directory(name, runtime_dir) / ADMIN_SOCKET
+        self._connection: VarlinkConnection | None = None
+
+    def open(self, timeout_s: float = 5.0) -> AdminConnection:
+        try:
+            self._connection = VarlinkConnection.connect(self.path, timeout_s)
+        except (FileNotFoundError, ConnectionError) as error:
+            raise ServiceUnavailable(
+                f"no daemon serves {self.name!r} at {self.path}: start one (shmserved --model-path DIR --name "
+                f"{self.name}), or say where it is (--runtime-dir or SHMSERVE_RUNTIME_DIR)"
+            ) from error
+        except PermissionError as error:
+            raise PermissionError(
+                f"{self.path} may not be opened by uid {os.getuid()}: run as the daemon's user or as root"
+            ) from error
+        return self
+
+    def call(
+        self, method: str, parameters: dict[str, Any] | None = None, *, timeout_s: float | None = 10.0, fd: int = -1
+    ) -> dict[str, Any]:
+        """One call; raises VarlinkError for a typed refusal, ServiceUnavailable when the daemon goes away."""
+        assert self._connection is not None
+        try:
+            return self._connection.call(
+                f"{INTERFACE}.{method}", parameters, timeout_s=timeout_s, fds=(fd,) if fd >= 0 else ()
+            ).parameters
+        except ConnectionError as error:
+            raise ServiceUnavailable(f"the daemon of {self.name!r} closed the connection") from error
+
+    def call_more(
+        self, method: str, parameters: dict[str, Any], *, timeout_s: float | None = None, fd: int = -1
+    ) -> Iterator[dict[str, Any]]:
+        """The replies of a method that tells its progress; raises as `call`."""
+        assert self._connection is not None
+        try:
+            for reply in self._connection.call_more(
+                f"{INTERFACE}.{method}", parameters, timeout_s=timeout_s, fds=(fd,) if fd >= 0 else ()
+            ):
+                yield reply.parameters
+        except ConnectionError as error:
+            raise ServiceUnavailable(f"the daemon of {self.name!r} closed the connection") from error
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> AdminConnection:
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

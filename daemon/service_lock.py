@@ -1,0 +1,46 @@
+"""The service's directory, held by one daemon at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class AlreadyRunning(Exception):
+    """Another daemon serves this name in this directory."""
+
+
+class ServiceLock:
+    """A lock that the holder's death releases."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._descriptor: int | None = None
+
+    def acquire(self, *, group: bool) -> None:
+        """Make the directory and lock it; raises AlreadyRunning naming the other daemon, or OSError."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        found = self._directory.stat()
+        if found.st_uid != os.getuid():
+            raise PermissionError(f"{self._directory} belongs to uid {found.st_uid}: choose another --runtime-dir")
+        self._directory.chmod(0o750 if group else 0o700)
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise AlreadyRunning(
+                f"service {self._directory.name!r} in {self._directory.parent} is already served by pid "
+                f"{holder or 'unknown'}: stop that daemon, or choose another --name or --runtime-dir"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        """The file stays: removing it would let two daemons hold two locks of one name."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
