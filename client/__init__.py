@@ -5,6 +5,7 @@ from shmserve.errors import (
     ClientForked,
     EngineLost,
     InferenceFailed,
+    LoanKept,
     ObservationTooLarge,
     ProtocolMismatch,
     RequestCancelled,
@@ -19,6 +20,7 @@ from shmserve.errors import (
     UnsupportedType,
 )
 
+from .loans import LentReply, LoanedObservation
 from .one_call import send_inference_request
 from .pending import Pending
 from .reply import Reply
@@ -29,6 +31,9 @@ __all__ = [
     "ClientForked",
     "EngineLost",
     "InferenceFailed",
+    "LentReply",
+    "LoanKept",
+    "LoanedObservation",
     "ObservationTooLarge",
     "Pending",
     "ProtocolMismatch",

@@ -62,6 +62,8 @@ class Attachment:
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.
         self.carried: list[int] = []
+        #: Replies that the caller reads in their slots.
+        self.lent: set[int] = set()
         self.closed = False
 
     @classmethod

@@ -29,8 +29,8 @@ def send_inference_request(
     """
     try:
         client = _client(name)
-        client._max_retries = max_retries
-        client._retry_delay_s = retry_delay
+        client._exchange.max_retries = max_retries
+        client._exchange.retry_delay_s = retry_delay
         return {"status": "ok", "output": client.infer(data_dict, timeout=timeout)}
     except ShmServeError as error:
         raise RuntimeError(f"inference request to {name!r} failed: {error}") from error

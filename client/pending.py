@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import ShmServeError
@@ -11,16 +12,27 @@ from shmserve.ring import ReplyHead
 from .reply import Reply
 
 if TYPE_CHECKING:
-    from .shm_client import ShmClient
+    from .exchange import Exchange
 
 
 class Pending:
     """The result of `submit`, once it is there."""
 
-    __slots__ = ("_client", "_error", "_head", "_result", "_settled_ns", "_started_ns", "deadline_ns", "sequence")
+    __slots__ = (
+        "_error",
+        "_exchange",
+        "_head",
+        "_lend",
+        "_on_settled",
+        "_result",
+        "_settled_ns",
+        "_started_ns",
+        "deadline_ns",
+        "sequence",
+    )
 
-    def __init__(self, client: ShmClient, started_ns: int, deadline_ns: int) -> None:
-        self._client = client
+    def __init__(self, exchange: Exchange, started_ns: int, deadline_ns: int, *, lend: bool = False) -> None:
+        self._exchange = exchange
         self._started_ns = started_ns
         self.deadline_ns = deadline_ns
         self.sequence = 0
@@ -28,11 +40,13 @@ class Pending:
         self._result: Any = None
         self._error: ShmServeError | None = None
         self._settled_ns = 0
+        self._lend = lend  # the result stays in its slot, and the slot is this request's until given back
+        self._on_settled: Callable[[], None] | None = None
 
     def done(self) -> bool:
         """Whether `result` would return or raise at once."""
         if not self._settled_ns:
-            self._client._look()
+            self._exchange.look()
         return self._settled_ns != 0
 
     def result(self, timeout: float | None = None) -> Any:
@@ -43,7 +57,7 @@ class Pending:
         """
         if not self._settled_ns:
             until_ns = self.deadline_ns if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
-            self._client._wait(self, min(until_ns, self.deadline_ns))
+            self._exchange.wait(self, min(until_ns, self.deadline_ns))
         if self._error is not None:
             raise self._error
         return self._result
@@ -53,7 +67,7 @@ class Pending:
 
         A request that has begun runs to its end; its result is then discarded.
         """
-        return self._client._cancel(self)
+        return self._exchange.cancel(self)
 
     @property
     def reply(self) -> Reply | None:
@@ -65,3 +79,5 @@ class Pending:
         self._error = error
         self._head = head
         self._settled_ns = time.monotonic_ns()
+        if self._on_settled is not None:
+            self._on_settled()

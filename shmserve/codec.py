@@ -8,7 +8,7 @@ its own request, so a new engine needs nothing from the old one to read it.
 >>> slot = SlotMemory(np.zeros(256, np.uint8), np.zeros(256, np.uint8))
 >>> encoded = Encoder().encode({"state": np.array([1, 2], np.uint16), "step": 7}, slot)
 >>> encoded.metadata_bytes, encoded.payload_bytes
-(54, 68)
+(64, 68)
 >>> bytes(slot.payload[:8]).hex(" "), bytes(slot.payload[64:68]).hex(" ")   # the number, then the array
 ('07 00 00 00 00 00 00 00', '01 00 02 00')
 >>> Decoder().decode(slot, encoded)
@@ -139,11 +139,28 @@ class Encoder:
             schema.numbers.pack_into(slot.raw, 0, *numbers)
         # np.copyto, not memoryview assignment: it takes any strides and lets other threads run.
         for view, array in zip(slot.views(schema_id, schema), arrays, strict=True):
-            np.copyto(view, array)
+            if array is not view:  # it is, where a loan was filled in
+                np.copyto(view, array)
         if slot.written_schema != schema_id:
             slot.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
             slot.written_schema = schema_id
         return Encoded(schema_id, len(metadata), schema.payload_bytes)
+
+    def lay_out(self, example: Any, slot: SlotMemory) -> tuple[list[Array], Any]:
+        """Write `example` and return its arrays in the slot, and a copy of its tree with those for its arrays.
+
+        Only a tree of plain numpy arrays, numbers and text has such a copy; other leaves keep their value.
+        """
+        encoded = self.encode(example, slot)
+        if encoded.pickled:
+            raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
+        schema = next(matcher.schema for matcher in self._matchers if matcher.schema_id == encoded.schema)
+        views = slot.views(encoded.schema, schema)
+        leaves = [
+            view if place.kind == "array" and place.dtype != BFLOAT16 else owned_array(place, view)
+            for place, view in zip(schema.arrays, views, strict=True)
+        ]
+        return views, schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves)
 
     def _pickle(self, tree: Any, slot: SlotMemory) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""

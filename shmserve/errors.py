@@ -14,6 +14,7 @@
       RingFull                                 every slot is in use: results not yet collected
       InferenceFailed (RuntimeError)           the model raised; its type and message
       EngineLost (RuntimeError)                the engine died while running the request
+      LoanKept (RuntimeError)                  an array of a lent reply outlived its block
       ClientClosed                             this client was closed
         ClientForked                           this client belongs to the parent process
       ModelPackageError (ValueError)           the model package cannot be served; what and why
@@ -101,6 +102,10 @@ class EngineLost(ShmServeError, RuntimeError):
     """The engine died while it ran this request; another engine serves the next one."""
 
     status = Status.ENGINE_LOST
+
+
+class LoanKept(ShmServeError, RuntimeError):
+    """An array of a reply that was lent out is still held; its memory is the next reply's now."""
 
 
 class ClientClosed(ShmServeError):

@@ -95,6 +95,7 @@ _KINDS: Final[Mapping[str, tuple[frozenset[str], int | None]]] = MappingProxyTyp
         "bool": (frozenset({"<i8"}), 0),
         "bytes": (frozenset({"|u1"}), 1),
         "str": (frozenset({"|u1"}), 1),
+        "list": (frozenset({"|b1", "<i8", "<f8"}), 1),
     }
 )
 
@@ -107,8 +108,8 @@ class Leaf:
     """A value whose bytes lie raw in the payload. Not to be changed once made, since it is compared and hashed.
 
     kind: "array" and "scalar" (numpy's, any of DTYPES), "int", "float" and "bool" (Python's, in 8 bytes: "<i8", "<f8"
-    and "<i8"), "bytes" and "str" (as UTF-8; both "|u1"). shape: any of an array, (n,) of n bytes or a str of n bytes,
-    else (). Checked by `dump` and `load`, not here.
+    and "<i8"), "bytes" and "str" (as UTF-8; both "|u1"), "list" (of n bool, int or float: "|b1", "<i8" or "<f8"). shape:
+    any of an array, (n,) of n bytes, a str of n bytes or a list of n, else (). Checked by `dump` and `load`, not here.
     """
 
     __slots__ = ("dtype", "kind", "shape")

@@ -1,0 +1,500 @@
+"""The requests that are out: published, waited for, collected. All of it under one lock but the waiting."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shmserve.channel import ClientChannel
+from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, SlotMemory, owned_array
+from shmserve.errors import (
+    ClientClosed,
+    ClientForked,
+    ProtocolMismatch,
+    RequestTimeout,
+    RingFull,
+    ServiceUnavailable,
+)
+from shmserve.metadata import MetadataError
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import ReplyHead
+from shmserve.schema import BFLOAT16, Array, ArrayPlace
+from shmserve.spin import SpinBudget
+
+from .attachment import Attachment, Wanted
+from .pending import Pending
+from .reply_errors import reply_error
+
+#: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
+_LONGEST_WAIT_NS = 50_000_000
+_LOOKS_PER_CLOCK = 16
+
+
+class Terms(NamedTuple):
+    """How a request is to be treated; times are CLOCK_MONOTONIC nanoseconds, 0 for none."""
+
+    kind: Kind = Kind.INFER
+    flags: int = 0
+    capture_ns: int = 0
+    max_age_ns: int = 0
+
+
+_PLAIN = Terms()
+
+
+class Exchange:
+    """One client's side of its channel, across attachments. Safe to call from several threads."""
+
+    def __init__(
+        self, name: str, directory: Path, wanted: Wanted, budget: SpinBudget, max_retries: int, retry_delay_s: float
+    ) -> None:
+        self.name = name
+        self.max_retries = max_retries
+        self.retry_delay_s = retry_delay_s
+        #: The head of the latest reply, and the request's round trip (ns).
+        self.last: tuple[ReplyHead, int] | None = None
+        #: Replies that came after their deadline and were thrown away.
+        self.late_replies = 0
+        self._directory = directory
+        self._wanted = wanted
+        self._budget = budget
+        self._encoder = Encoder()
+        self._lock = threading.RLock()
+        self._waiter = threading.Lock()  # one thread waits at the doorbell, for all
+        self._arrived = threading.Condition(threading.Lock())
+        self._followers = 0
+        self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
+        self._left: list[Attachment | ClientChannel] = []  # to be closed once no thread waits at its doorbell
+        self._loaned: tuple[int, int] | None = None  # (thread, sequence) of the request slot that is lent out
+        self._closed = False
+        self._forked = False
+        weakref.finalize(self, _close_all, self._held, self._left)
+
+    # Publishing
+
+    def publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> None:
+        """Encode into the next slot and make it visible; waits for a free slot until the deadline.
+
+        Raises RingFull, RequestTimeout, ServiceUnavailable, and what the codec refuses.
+        """
+        while True:
+            with self._lock:
+                attachment = self._free_slot(pending.deadline_ns)
+                if attachment is not None:
+                    channel = attachment.channel
+                    sequence = channel.requests.counter() + 1
+                    try:
+                        encoded = self._encoder.encode(observation, channel.requests.memory(sequence))
+                    except DoesNotFit as needed:
+                        self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
+                        self._resize(attachment, pending.deadline_ns)
+                        continue
+                    self._send(attachment, pending, sequence, encoded, terms)
+                    return
+            self._wait_for_slot(pending.deadline_ns)
+
+    def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> bool:
+        """As `publish`, if that needs no waiting at all; else False and nothing has happened."""
+        with self._lock:
+            if not self._held or self._held[0].closed or self._free_slot(0) is None:
+                return False
+            channel = self._held[0].channel
+            sequence = channel.requests.counter() + 1
+            try:
+                encoded = self._encoder.encode(observation, channel.requests.memory(sequence))
+            except DoesNotFit:
+                return False
+            self._send(self._held[0], pending, sequence, encoded, terms)
+            return True
+
+    def _send(
+        self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms
+    ) -> None:
+        channel = attachment.channel
+        pending.sequence = sequence
+        # Before it is published: an interrupt between the two must not lose a reply.
+        attachment.in_flight[sequence] = pending
+        channel.requests.publish(
+            (
+                sequence,
+                terms.kind,
+                terms.flags | Flag.PICKLED if encoded.pickled else terms.flags,
+                pending.deadline_ns,
+                terms.capture_ns,
+                terms.max_age_ns,
+                time.monotonic_ns(),
+                encoded.schema,
+                encoded.metadata_bytes,
+                encoded.payload_bytes,
+                0,
+            )
+        )
+        channel.request_bell.ring()
+
+    def _free_slot(self, deadline_ns: int) -> Attachment | None:
+        """The attachment whose next slot may be written; None while the slot is still in use."""
+        attachment = self.attached(deadline_ns)
+        requests = attachment.channel.requests
+        if self._loaned is not None:
+            if self._loaned[0] == threading.get_ident():
+                raise RingFull("a request slot is lent out: send() it, or leave its block, before the next request")
+            return None
+        before = requests.counter() + 1 - requests.slots
+        if not attachment.carried and before not in attachment.in_flight:
+            if before in attachment.lent:
+                raise RingFull(
+                    f"the next slot of {self.name!r} holds a reply that is lent out: leave its block first, or make "
+                    "the client with more slots"
+                )
+            return attachment
+        self._collect(attachment)
+        if attachment.carried and deadline_ns:
+            self._resize(attachment, deadline_ns)
+        return None
+
+    def _wait_for_slot(self, deadline_ns: int) -> None:
+        if self._loaned is not None:
+            time.sleep(0.0002)  # rare: another thread fills the slot that it has on loan
+        else:
+            self._wait_for_reply(deadline_ns, None)
+        if time.monotonic_ns() >= deadline_ns:
+            raise RingFull(
+                f"every slot of {self.name!r} holds a request without a reply: collect results before sending more, "
+                "or make the client with more slots"
+            )
+
+    def borrow(self, example: Any, deadline_ns: int) -> tuple[int, list[Array], Any]:
+        """Lend the next request slot out, laid out for trees like `example`.
+
+        Returns the sequence, and the example's tree with arrays that are slot memory. `give_back` or
+        `send_borrowed` ends it.
+        """
+        while True:
+            with self._lock:
+                attachment = self._free_slot(deadline_ns)
+                if attachment is not None:
+                    sequence = attachment.channel.requests.counter() + 1
+                    memory = attachment.channel.requests.memory(sequence)
+                    try:
+                        views, tree = self._encoder.lay_out(example, memory)
+                    except DoesNotFit as needed:
+                        self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
+                        self._resize(attachment, deadline_ns)
+                        continue
+                    self._loaned = threading.get_ident(), sequence
+                    return sequence, views, tree
+            self._wait_for_slot(deadline_ns)
+
+    def send_borrowed(self, pending: Pending, sequence: int, observation: Any, terms: Terms) -> None:
+        """Publish a borrowed slot; what already lies in it is not copied."""
+        with self._lock:
+            attachment = self._held[0] if self._held else None
+            if attachment is None or attachment.closed or attachment.channel.requests.counter() + 1 != sequence:
+                raise ServiceUnavailable(f"the daemon of {self.name!r} went away while the slot was on loan")
+            try:
+                encoded = self._encoder.encode(observation, attachment.channel.requests.memory(sequence))
+            except DoesNotFit as needed:
+                raise RingFull(
+                    f"the observation outgrew the slot that was lent for it ({needed}): borrow one for its new shape"
+                ) from needed
+            self._loaned = None
+            self._send(attachment, pending, sequence, encoded, terms)
+
+    def give_back(self, sequence: int) -> None:
+        """A borrowed slot was not sent."""
+        with self._lock:
+            if self._loaned is not None and self._loaned[1] == sequence:
+                self._loaned = None
+
+    def return_reply(self, sequence: int) -> None:
+        """A reply that was lent out is done with."""
+        with self._lock:
+            for attachment in self._held:
+                attachment.lent.discard(sequence)
+
+    # Waiting: one thread at the doorbell, the others behind it
+
+    def wait(self, pending: Pending, until_ns: int, *, spin: bool = True) -> None:
+        """Until `pending` is settled; RequestTimeout at `until_ns`."""
+        while not pending._settled_ns:
+            self._wait_for_reply(until_ns, pending, spin=spin)
+            if not pending._settled_ns and time.monotonic_ns() >= until_ns:
+                if until_ns >= pending.deadline_ns:
+                    self.abandon(pending)
+                raise self.timeout_error(pending)
+
+    def timeout_error(self, pending: Pending) -> RequestTimeout:
+        waited_s = (time.monotonic_ns() - pending._started_ns) / 1e9
+        return RequestTimeout(
+            f"no reply from {self.name!r} to request {pending.sequence} within {waited_s:.3g} s "
+            "(a late one is discarded)"
+        )
+
+    def wait_a_while(self) -> None:
+        """For a thread that waits on behalf of others, and must not hold the interpreter while it does."""
+        self._wait_for_reply(time.monotonic_ns() + _LONGEST_WAIT_NS, None, spin=False)
+
+    def look(self) -> None:
+        """Collect what is there, without waiting."""
+        with self._lock:
+            for attachment in tuple(self._held):
+                self._collect(attachment)
+                if attachment.in_flight and attachment.lost():
+                    self._lose(attachment)
+
+    def _wait_for_reply(self, until_ns: int, pending: Pending | None, *, spin: bool = True) -> None:
+        """Until some reply has arrived and was collected, or a bounded while; the caller looks again."""
+        if not self._waiter.acquire(blocking=False):
+            self._follow(until_ns)
+            return
+        try:
+            with self._lock:
+                self._check_usable()
+                if (pending is not None and pending._settled_ns) or not self._held:
+                    return
+                attachment = self._held[0]
+                answered = attachment.channel.replies.answered_count()
+                if self._collect(attachment):
+                    return
+            self._await_news(attachment.channel, answered, until_ns, spin)
+            with self._lock:
+                if not self._collect(attachment) and attachment.lost():
+                    self._lose(attachment)
+                if attachment.carried and not attachment.closed:
+                    self._resize(attachment, until_ns)
+        finally:
+            if self._left:
+                with self._lock:
+                    _close_all(self._left)
+            self._waiter.release()
+            self._wake_followers()
+
+    def _await_news(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
+        """Spin for as long as a reply is likely soon, then sleep at the doorbell."""
+        bell = channel.reply_bell
+        began_ns = now_ns = time.monotonic_ns()
+        if spin:
+            words, counter = channel.replies.segment.words, channel.replies.segment.counter_index
+            spin_until_ns = min(began_ns + self._budget.ns, until_ns)
+            crowded = threading.active_count() > 1
+            while now_ns < spin_until_ns:
+                for _ in range(_LOOKS_PER_CLOCK):
+                    if words[counter] != answered:
+                        self._budget.waited(time.monotonic_ns() - began_ns)
+                        # The token of this reply must not wake a later wait for nothing.
+                        bell.try_take()
+                        return
+                if crowded:
+                    time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
+                now_ns = time.monotonic_ns()
+        if bell.wait(max(0, min(until_ns - now_ns, _LONGEST_WAIT_NS))):
+            self._budget.waited(time.monotonic_ns() - began_ns)
+
+    def _follow(self, until_ns: int) -> None:
+        with self._arrived:
+            self._followers += 1
+            try:
+                self._arrived.wait(max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05)))
+            finally:
+                self._followers -= 1
+
+    def _wake_followers(self) -> None:
+        if self._followers:
+            with self._arrived:
+                self._arrived.notify_all()
+
+    # Collecting, under the lock
+
+    def _collect(self, attachment: Attachment) -> bool:
+        """Settle every request whose reply is there; True if there was any."""
+        found = False
+        replies = attachment.channel.replies
+        for sequence in tuple(attachment.in_flight):
+            head = replies.try_head(sequence)
+            if head is None or sequence in attachment.carried:
+                continue
+            found = True
+            if head.status == Status.GROW:
+                self._wanted.grow_replies(head.metadata_bytes, head.payload_bytes)
+                attachment.carried.append(sequence)
+                continue
+            pending = attachment.in_flight.pop(sequence)
+            if pending is None:
+                self.late_replies += 1
+            else:
+                self._settle(attachment, pending, head)
+        return found
+
+    def _settle(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
+        encoded = Encoded(head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED))
+        memory = attachment.channel.replies.memory(head.sequence)
+        read_leaf: LeafReader = owned_array
+        loan: _LentMemory | None = None
+        if pending._lend and head.status == Status.OK and not encoded.pickled:
+            loan = _LentMemory(memory)
+            read_leaf = loan.read_leaf
+        try:
+            tree = attachment.decoder.decode(memory, encoded, read_leaf)
+        except MetadataError as error:
+            pending._settle(None, ProtocolMismatch(f"the reply of {self.name!r} cannot be read: {error}"), head)
+            return
+        if pending._lend and head.status == Status.OK:
+            if loan is not None and isinstance(tree, (dict, list)):
+                attachment.lent.add(head.sequence)
+            else:
+                # The caller's variable outlives the block, and only a dict or a list can be emptied under it.
+                tree, loan = attachment.decoder.decode(memory, encoded, owned_array), None
+            tree = (tree, loan)
+        if head.status == Status.OK:
+            pending._settle(tree, None, head)
+        else:
+            pending._settle(None, reply_error(self.name, head, tree), head)
+        self.last = (head, pending._settled_ns - pending._started_ns)
+
+    def cancel(self, pending: Pending) -> bool:
+        """Ask the engine not to start it; False if it is settled or was never out."""
+        with self._lock:
+            if pending._settled_ns or not self._held:
+                return False
+            attachment = self._held[0]
+            if attachment.in_flight.get(pending.sequence) is not pending:
+                return False
+            attachment.channel.requests.cancel(pending.sequence)
+        return True
+
+    def abandon(self, pending: Pending) -> None:
+        """Nobody waits for this one: its slot is free again once the engine has answered it."""
+        with self._lock:
+            for attachment in self._held:
+                if attachment.in_flight.get(pending.sequence) is pending:
+                    attachment.channel.requests.cancel(pending.sequence)
+                    attachment.in_flight[pending.sequence] = None
+                if pending._lend:
+                    attachment.lent.discard(pending.sequence)
+
+    # The attachment, under the lock
+
+    def attached(self, deadline_ns: int) -> Attachment:
+        """The attachment, made now if there is none; raises ServiceUnavailable after the retries."""
+        self._check_usable()
+        if self._held and not self._held[0].closed:
+            return self._held[0]
+        attempt = 0
+        while True:
+            try:
+                remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
+                attachment = Attachment.open(self.name, self._directory, self._wanted, remaining_s)
+                break
+            except ServiceUnavailable:
+                attempt += 1
+                if attempt > self.max_retries or time.monotonic_ns() + self.retry_delay_s * 1e9 >= deadline_ns:
+                    raise
+                time.sleep(self.retry_delay_s)
+        self._encoder.allow_pickle = attachment.trusted
+        self._held.append(attachment)
+        return attachment
+
+    def describe(self, deadline_ns: int) -> dict[str, Any]:
+        """What the daemon says of itself and its model."""
+        with self._lock:
+            remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
+            return self.attached(deadline_ns).describe(remaining_s)
+
+    def connect(self, deadline_ns: int) -> None:
+        """Attach now."""
+        with self._lock:
+            self.attached(deadline_ns)
+
+    def _check_usable(self) -> None:
+        if self._forked:
+            raise ClientForked("this client belongs to the parent process: make a new ShmClient after the fork")
+        if self._closed:
+            raise ClientClosed(f"this client of {self.name!r} was closed: make a new one")
+
+    def _resize(self, attachment: Attachment, deadline_ns: int) -> None:
+        """Make room. Requests that are out finish first: they live in the generation that is left."""
+        if attachment.lent or any(
+            pending is not None and sequence not in attachment.carried
+            for sequence, pending in attachment.in_flight.items()
+        ):
+            if not self._collect(attachment):
+                time.sleep(0.0002)  # rare: once, when an observation grows while others are out
+            if attachment.lost():
+                self._lose(attachment)
+            if time.monotonic_ns() >= deadline_ns:
+                raise RequestTimeout(f"requests or loans that are out kept {self.name!r} from making room in time")
+            return
+        try:
+            remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
+            self._left.append(attachment.resize(self._wanted, remaining_s))
+        except ServiceUnavailable:
+            self._lose(attachment)
+        except BaseException:
+            # Whether the daemon has moved the channel is not known: begin anew with the next request.
+            self._lose(attachment)
+            raise
+
+    def _lose(self, attachment: Attachment) -> None:
+        """The daemon is gone: whatever was out ends here."""
+        if attachment.closed:
+            return
+        self._collect(attachment)  # what it answered before it went is still there
+        for pending in attachment.in_flight.values():
+            if pending is not None:
+                pending._settle(None, attachment.lost_error(), None)
+        attachment.in_flight.clear()
+        attachment.hang_up()
+        self._left.append(attachment)
+        if attachment in self._held:
+            self._held.remove(attachment)
+
+    def close(self) -> None:
+        """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
+        self._closed = True
+        if self._forked:
+            return
+        # A doorbell must not be closed under a thread that waits at it (glibc crashes): it leaves within one wait.
+        with self._waiter, self._lock:
+            for attachment in self._held:
+                for pending in attachment.in_flight.values():
+                    if pending is not None:
+                        pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
+            _close_all(self._held, self._left)
+        self._wake_followers()
+
+    def after_fork_in_child(self) -> None:
+        """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""
+        self._forked = True
+        for attachment in self._held:
+            attachment.close_connection()
+
+
+class _LentMemory:
+    """The arrays of a reply that is lent out, to tell whether any outlives its block."""
+
+    def __init__(self, memory: SlotMemory) -> None:
+        self._raw = memory.raw.toreadonly()
+        self._roots: list[weakref.ref[Array]] = []
+
+    def read_leaf(self, place: ArrayPlace, view: Array) -> Any:
+        if place.kind != "array" or place.dtype == BFLOAT16 or not place.size:
+            return owned_array(place, view)
+        # numpy hangs a view of a view on the first array of the chain, so this one lives as long as any of them.
+        root = np.frombuffer(self._raw, np.uint8, place.size, place.offset)
+        self._roots.append(weakref.ref(root))
+        return root.view(place.stored_as).reshape(place.shape)
+
+    def kept(self) -> bool:
+        """Whether an array over the memory is still held by somebody."""
+        return any(root() is not None for root in self._roots)
+
+
+def _close_all(*held: list[Any]) -> None:
+    for one in held:
+        while one:
+            one.pop().close()

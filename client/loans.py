@@ -1,0 +1,76 @@
+"""Slot memory in the caller's hands: an observation to fill in, a reply to read in place."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from shmserve.errors import LoanKept
+
+from .exchange import Exchange, Terms
+from .pending import Pending
+
+
+class LoanedObservation(dict[str, Any]):
+    """An observation whose arrays are memory of the next request slot: fill them in, then `send`.
+
+    Entries may also be replaced: an own array of the same dtype and shape is copied in by `send`.
+    After `send` the arrays belong to the service until the reply is there.
+    """
+
+    def __init__(self, exchange: Exchange, sequence: int, tree: dict[str, Any], terms: Terms, timeout_ns: int) -> None:
+        super().__init__(tree)
+        self._exchange = exchange
+        self._sequence = sequence
+        self._terms = terms
+        self._timeout_ns = timeout_ns
+        self._sent = False
+
+    def send(self) -> Pending:
+        """Publish the observation; its deadline counts from now."""
+        if self._sent:
+            raise ValueError("this loan was sent already: borrow another")
+        now_ns = time.monotonic_ns()
+        pending = Pending(self._exchange, now_ns, now_ns + self._timeout_ns)
+        self._exchange.send_borrowed(pending, self._sequence, dict(self), self._terms)
+        self._sent = True
+        return pending
+
+    def __enter__(self) -> LoanedObservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._sent:
+            self._exchange.give_back(self._sequence)
+        self.clear()
+
+
+class LentReply:
+    """A reply in its slot: read-only arrays, valid until the block ends."""
+
+    def __init__(self, exchange: Exchange, pending: Pending) -> None:
+        self._exchange = exchange
+        self._sequence = pending.sequence
+        self._tree, self._loan = pending.result()
+        pending._result = None
+
+    def __enter__(self) -> Any:
+        return self._tree
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tree, self._tree = self._tree, None
+        if isinstance(tree, (dict, list)):
+            tree.clear()  # the block's own variable still names it
+        del tree
+        self._exchange.return_reply(self._sequence)
+        kept = self._loan is not None and self._loan.kept()
+        if kept and error is None:
+            raise LoanKept(
+                "an array of the reply outlived its block: it now shows whatever the slot holds next; "
+                "copy what you keep (array.copy()), or leave copy=False away"
+            )

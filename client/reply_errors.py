@@ -1,0 +1,44 @@
+"""What a request that did not end well is to its caller: a status on the wire as a typed exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shmserve.errors import (
+    EngineLost,
+    InferenceFailed,
+    ProtocolMismatch,
+    RequestCancelled,
+    RequestRejected,
+    RequestSuperseded,
+    RequestTimeout,
+    ServiceUnavailable,
+    ShmServeError,
+    Stale,
+)
+from shmserve.protocol import Status
+from shmserve.ring import ReplyHead
+
+
+def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
+    """The error that a reply of any status but OK and GROW stands for; `tree` is (type, text) or nothing."""
+    what = f"request {head.sequence} to {service!r}"
+    kind, text = tree if isinstance(tree, tuple) and len(tree) == 2 else ("", "")
+    match head.status:
+        case Status.FAILED:
+            return InferenceFailed(f"the model raised {kind}: {text} (the traceback is in the daemon's log)")
+        case Status.REJECTED:
+            return RequestRejected(f"{what} was rejected: {text}")
+        case Status.EXPIRED:
+            return RequestTimeout(f"{what} expired before its turn came; the model did not run")
+        case Status.STALE:
+            return Stale(f"{what}: the observation was too old when its turn came; the model did not run")
+        case Status.CANCELLED:
+            return RequestCancelled(f"{what} was cancelled before it ran")
+        case Status.SUPERSEDED:
+            return RequestSuperseded(f"{what} was replaced by a newer one before it ran")
+        case Status.ENGINE_LOST:
+            return EngineLost(f"{what}: {text}; another engine serves the next request")
+        case Status.STOPPING:
+            return ServiceUnavailable(f"{what} was not started: the daemon is stopping")
+    return ProtocolMismatch(f"{what} ended with status {head.status}, which this client does not know")
