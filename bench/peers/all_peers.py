@@ -1,0 +1,29 @@
+"""Every peer that the benchmark knows, in the order of its table."""
+
+from __future__ import annotations
+
+from .flask_pickle import FlaskPickle
+from .gr00t_zmq import Gr00tZmqIpc, Gr00tZmqTcp
+from .iceoryx2 import Iceoryx2Event, Iceoryx2Poll
+from .in_process import InProcess
+from .lerobot_grpc import LeRobotGrpc
+from .openpi import OpenPi
+from .peer import Peer
+from .triton import Triton
+from .unix_socket_pickle5 import UnixSocketPickle5
+
+
+def all_peers() -> list[Peer]:
+    """Fresh ones, not started; what a peer needs is imported only when it is used."""
+    return [
+        FlaskPickle(),
+        LeRobotGrpc(),
+        Triton(),
+        OpenPi(),
+        Gr00tZmqTcp(),
+        Gr00tZmqIpc(),
+        UnixSocketPickle5(),
+        Iceoryx2Event(),
+        Iceoryx2Poll(),
+        InProcess(),
+    ]

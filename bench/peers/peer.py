@@ -1,0 +1,121 @@
+"""What the benchmark asks of a peer, and the part that all peers with a server process have in common."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import multiprocessing
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from .leftovers import my_prefix
+
+Infer = Callable[[dict[str, Any]], dict[str, Any]]
+Ready = Callable[[str], None]
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+PR_SET_PDEATHSIG = 1
+
+
+class Peer(Protocol):
+    """One way to ask a model on the same host. An instance is pickled into its client processes."""
+
+    name: str
+
+    def start(self) -> None:
+        """Starts the server as a process of its own; returns once it takes requests."""
+
+    def connect(self) -> Infer:
+        """A fresh client's `infer(observation) -> reply`; the reply's arrays belong to the caller."""
+
+    def stop(self) -> None:
+        """Ends the server and removes what it left; may be called twice, or before `start`."""
+
+    def available(self) -> str | None:
+        """None, or why this peer cannot run here and what would help."""
+
+    def server_pids(self) -> list[int]:
+        """The processes that, with all their descendants, are the server; empty when there is none."""
+
+
+class ServedPeer:
+    """A peer whose server is `serve` below, run in a fresh interpreter; it offers `Peer` but for `connect`."""
+
+    name: str
+    packages: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.address = ""
+        self._process: BaseProcess | None = None
+        self._directory: Path | None = None
+
+    @staticmethod
+    def serve(directory: Path, ready: Ready) -> None:
+        """Serves the policy until SIGTERM.
+
+        Calls `ready(address)` once it takes requests; `directory` is private to the server and removed after it.
+        """
+        raise NotImplementedError
+
+    def available(self) -> str | None:
+        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        return f"not installed: {', '.join(missing)} (pip install 'shmserve[bench]')" if missing else None
+
+    def start(self) -> None:
+        # A short path: a Unix socket's name has 107 bytes.
+        self._directory = Path(tempfile.mkdtemp(prefix=my_prefix()))
+        spawn = multiprocessing.get_context("spawn")
+        answer, report = spawn.Pipe(duplex=False)
+        self._process = spawn.Process(target=_serve, args=(self.serve, self._directory, report), name=self.name)
+        self._process.start()
+        report.close()
+        if not answer.poll(START_TIMEOUT_S):
+            self.stop()
+            raise TimeoutError(f"{self.name}: the server was not ready after {START_TIMEOUT_S:.0f} s")
+        try:
+            self.address = answer.recv()
+        except EOFError:
+            self.stop()
+            raise ConnectionError(f"{self.name}: the server ended before it was ready; see its output above") from None
+
+    def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.join(STOP_TIMEOUT_S)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def server_pids(self) -> list[int]:
+        return [] if self._process is None or self._process.pid is None else [self._process.pid]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_process": None, "_directory": None}
+
+
+def end_with_parent() -> None:
+    """Ends when the process that started this one does, however that happens, and not by a Ctrl-C, which is its."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _serve(serve: Callable[[Path, Ready], None], directory: Path, report: Connection) -> None:
+    end_with_parent()
+    serve(directory, report.send)
+
+
+def terminate_by_exception() -> None:
+    """Has SIGTERM raise SystemExit, for a server that must run its `finally`; by default it just ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
