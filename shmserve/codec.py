@@ -22,8 +22,7 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +37,7 @@ SCHEMA_MEMORY = 64
 MATCHER_MEMORY = 4
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """What a slot's header says of its contents."""
 
     schema: int

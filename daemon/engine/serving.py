@@ -170,17 +170,17 @@ class Serving:
             return
         infer_ns = time.monotonic_ns() - began_ns
         self._words[Counter.BATCHES] += 1
-        for row, result in zip(rows, results, strict=True):
-            self._reply(row, result, infer_ns)
+        for index, row in enumerate(rows):
+            self._reply(row, results, index, infer_ns)
 
-    def _reply(self, row: _Row, result: Any, infer_ns: int) -> None:
+    def _reply(self, row: _Row, results: list[Any], index: int, infer_ns: int) -> None:
         flags = Flag.IN_PLACE if row.in_place else 0
         try:
             self._finish(
                 row.tenancy,
                 row.head,
                 Status.OK,
-                result,
+                results[index],
                 flags=flags,
                 queued_ns=row.queued_ns,
                 staged_ns=row.staged_ns,
@@ -188,6 +188,7 @@ class Serving:
             )
         except RequestRejected as error:  # the codec cannot carry what the model returned
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+        results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
         self._release(row)
 
     def _release(self, row: _Row) -> None:
