@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from shmserve import __version__
-from shmserve.varlink import optional
+from shmserve.errors import ModelPackageError
+from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
+from .changes import ChangeRefused, ModelChanges, Progress, Wish
+from .engines import EngineFailed
 from .stats import Stage
+from .store.errors import StoreUnavailable, VersionUnknown
+from .store.versions import Store
 from .supervisor import Supervisor
 from .varlink_connection import Connection
-from .varlink_interface import Interface
+from .varlink_interface import Answer, Interface, Method
+
+log = logging.getLogger(__name__)
+
+#: Characters of an operator's note, and of an error's text, that are kept.
+NOTE_LIMIT = 500
+MESSAGE_TEXT = 4000
 
 NAME = "io.shmserve.Admin"
 
@@ -27,24 +41,76 @@ method Status() -> (status: object)
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
 method WaitReady(timeout_s: ?float) -> (state: string, error: ?string)
 
+# Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
+# one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
+method UpdateModel(name: ?string, device: ?string, in_place: ?bool, allow_contract_change: ?bool, note: ?string) ->
+  (step: string, elapsed_s: float, detail: object, result: ?object)
+
+# Serve an earlier version again; `version` may be abbreviated, null is the one before. As UpdateModel.
+method Rollback(version: ?string) -> (step: string, elapsed_s: float, detail: object, result: ?object)
+
+# The versions that are kept, latest first.
+method Versions() -> (versions: []object)
+
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
+
+# `reason` is busy, contract, no_previous, package, engine, store, unknown_version or stopping.
+error Refused (reason: string, message: string)
 """
 
 
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store) -> None:
         self._supervisor = supervisor
+        self._changes = changes
+        self._store = store
 
     def interface(self) -> Interface:
-        return Interface(
-            NAME, DESCRIPTION, {"Status": self.status, "WaitReady": self.wait_ready, "Drain": self.drain}
+        methods: dict[str, Method] = {
+            "Status": self.status,
+            "WaitReady": self.wait_ready,
+            "UpdateModel": self.update_model,
+            "Rollback": self.rollback,
+            "Versions": self.versions,
+            "Drain": self.drain,
+        }
+        return Interface(NAME, DESCRIPTION, methods)
+
+    async def update_model(
+        self, connection: Connection, parameters: dict[str, Any], fds: list[int]
+    ) -> AsyncGenerator[Answer, None]:
+        if len(fds) != 1:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "the package's file descriptor"})
+        wish = Wish(
+            device=optional(parameters, "device", str),
+            in_place=optional(parameters, "in_place", bool) or False,
+            allow_contract_change=optional(parameters, "allow_contract_change", bool) or False,
+            note=(optional(parameters, "note", str) or "")[:NOTE_LIMIT],
         )
+        uid = connection.peer.uid
+        name = (optional(parameters, "name", str) or "package")[:NOTE_LIMIT]
+        log.info("update asked for by %s", connection.peer)
+        async with aclosing(_told(lambda told: self._changes.update(fds[0], name, uid, wish, told))) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def rollback(
+        self, connection: Connection, parameters: dict[str, Any], fds: list[int]
+    ) -> AsyncGenerator[Answer, None]:
+        version = optional(parameters, "version", str)
+        log.info("rollback asked for by %s", connection.peer)
+        async with aclosing(_told(lambda told: self._changes.rollback(version, told))) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def versions(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        return {"versions": versions(self._supervisor, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"status": status(self._supervisor)}
+        return {"status": {**status(self._supervisor), "taken_back": self._changes.taken_back}}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
@@ -63,6 +129,71 @@ class AdminService:
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._supervisor.stop()
         return {}
+
+
+async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
+    """A change's steps as replies while it goes on; closing this generator cancels the change."""
+    began = time.monotonic()
+    steps: asyncio.Queue[Reply] = asyncio.Queue()
+
+    def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
+        elapsed_s = round(time.monotonic() - began, 4)
+        fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
+        return Reply(fields, continues=result is None)
+
+    task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
+    try:
+        while not task.done() or not steps.empty():
+            getter = asyncio.ensure_future(steps.get())
+            await asyncio.wait((task, getter), return_when=asyncio.FIRST_COMPLETED)
+            if getter.done():
+                yield getter.result()
+            else:
+                getter.cancel()
+        yield reply("done", {}, task.result())
+    except (ChangeRefused, ModelPackageError, StoreUnavailable, EngineFailed) as error:
+        log.warning("the model stays: %s", error)
+        raise VarlinkError(f"{NAME}.Refused", {"reason": _reason(error), "message": str(error)[:MESSAGE_TEXT]}) from error
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ChangeRefused):
+        return error.reason
+    if isinstance(error, VersionUnknown):
+        return "unknown_version"
+    if isinstance(error, StoreUnavailable):
+        return "store"
+    return "engine" if isinstance(error, EngineFailed) else "package"
+
+
+def versions(supervisor: Supervisor, store: Store) -> list[dict[str, Any]]:
+    """What is known of each kept version, the last sent first."""
+    serving, standby = supervisor.engines.serving, supervisor.engines.standby
+    current, previous = store.current(), store.previous()
+    found = []
+    for stored in store.versions():
+        served = supervisor.engines.served_by_version(stored.version) + int(stored.facts.get("served", 0))
+        found.append(
+            {
+                "version": stored.version,
+                "serving": serving is not None and serving.served.version == stored.version,
+                "standby": standby is not None and standby.served.version == stored.version,
+                "current": current is not None and current.digest == stored.digest,
+                "previous": previous is not None and previous.digest == stored.digest,
+                "source": stored.source,
+                "note": stored.note,
+                "uid": stored.uid,
+                "added_s": stored.added_s,
+                "size_bytes": stored.size_bytes,
+                "device": stored.facts.get("device"),
+                "taken_back": stored.facts.get("taken_back"),
+                "served": served,
+            }
+        )
+    return found
 
 
 def status(supervisor: Supervisor) -> dict[str, Any]:

@@ -27,9 +27,10 @@ class ConfigError(ValueError):
 class Config:
     """Everything a daemon is told."""
 
-    model_path: Path
     runtime_dir: Path
     state_dir: Path
+    #: The package to begin with; None: the version that was served last.
+    model_path: Path | None = None
     name: str = "default"
     device: str = "cpu"
     transport: str = "named"
@@ -54,6 +55,12 @@ class Config:
     probation_failures: float = 0.5
     #: How many model versions are kept.
     keep_versions: int = 8
+    #: False refuses packages whose format can run code from the package.
+    allow_code: bool = True
+    #: Only packages signed by one of `signature_keys` (public keys, or files that hold one) are taken.
+    require_signature: bool = False
+    signature_keys: tuple[str, ...] = ()
+    max_package_bytes: int = 16 * 1024 * MIB
 
     def __post_init__(self) -> None:
         if self.transport != "named":
@@ -62,6 +69,10 @@ class Config:
             raise ConfigError(f"max_clients = {self.max_clients}: 1 to 256")
         if not 1 <= self.max_slots <= 64:
             raise ConfigError(f"max_slots = {self.max_slots}: 1 to 64")
+        if self.keep_versions < 3:
+            raise ConfigError(f"keep_versions = {self.keep_versions}: 3 or more (served, the one before, one on trial)")
+        if self.require_signature and not self.signature_keys:
+            raise ConfigError("require_signature = true needs signature_keys = [...]: no package could be accepted")
         if self.spin_us != "adaptive" and not (type(self.spin_us) is int and 0 <= self.spin_us <= 1_000_000):
             raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'")
 
@@ -82,6 +93,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "probation_requests": (int,),
     "probation_failures": (int, float),
     "keep_versions": (int,),
+    "allow_code": (bool,),
+    "require_signature": (bool,),
+    "signature_keys": (list,),
+    "max_package_bytes": (int,),
 }
 
 
@@ -107,10 +122,12 @@ def read_config_file(path: Path) -> dict[str, Any]:
 def make_config(directories: Mapping[str, Path], file: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
     """Flags over the file over the defaults; raises ConfigError."""
     settings: dict[str, Any] = {**file, **{key: value for key, value in flags.items() if value is not None}}
-    if not settings.get("model_path"):
-        raise ConfigError("no model: give --model-path DIR, or model_path in the configuration file")
-    settings["model_path"] = Path(settings["model_path"])
-    if "trusted_uids" in settings:
-        settings["trusted_uids"] = tuple(settings["trusted_uids"])
+    if settings.get("model_path"):
+        settings["model_path"] = Path(settings["model_path"])
+    for key, kind in (("trusted_uids", int), ("signature_keys", str)):
+        if key in settings:
+            if not all(type(item) is kind for item in settings[key]):
+                raise ConfigError(f"{key} = {settings[key]!r} must be a list of {kind.__name__}")
+            settings[key] = tuple(settings[key])
     known = {field.name for field in fields(Config)}
     return Config(**{**directories, **{key: value for key, value in settings.items() if key in known}})

@@ -8,7 +8,7 @@ import signal
 import time
 from collections import Counter as Tally
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Served:
     package: Path
     version: str
     device: str
+    #: What the package's sender called it, for a package that gives itself no name.
+    called: str = field(default="", compare=False)
 
 
 class EngineFailed(Exception):
@@ -65,6 +67,7 @@ class Engines:
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._swapping = False
         self._totals: Tally[str] = Tally()
+        self._served_by: Tally[str] = Tally()  # requests by version, of engines that have ended
         self._past_latency: Distribution | None = None
         self._standby_timer: asyncio.TimerHandle | None = None
         self.serving: EngineProcess | None = None
@@ -98,6 +101,8 @@ class Engines:
             "load",
             package=str(engine.served.package),
             device=engine.served.device,
+            called=engine.served.called,
+            allow_code=self._config.allow_code,
             serial=engine.serial,
             spin_us=self._config.spin_us,
             request_bell=self._request_bell,
@@ -290,9 +295,16 @@ class Engines:
 
     def _keep_counts(self, engine: EngineProcess) -> None:
         assert engine.stats is not None
-        self._totals.update(engine.stats.counters())
+        counters = engine.stats.counters()
+        self._totals.update(counters)
+        self._served_by[engine.served.version] += counters["served"]
         latency = engine.stats.distribution(Stage.TOTAL)
         self._past_latency = latency if self._past_latency is None else self._past_latency + latency
+
+    def served_by_version(self, version: str) -> int:
+        """Requests that this version answered in this run of the daemon."""
+        living = (engine for engine in self._watchers if engine.served.version == version and engine.stats is not None)
+        return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
 
     def counters(self) -> Tally[str]:
         """What all engines of this run counted."""

@@ -22,11 +22,13 @@ from shmserve.directories import (
 from shmserve.errors import ModelPackageError
 
 from .admin_service import AdminService
+from .changes import ModelChanges
 from .client_service import ClientService
 from .config import Config, ConfigError, make_config, read_config_file
 from .logs import configure_logging
 from .model_package import ModelPackage
-from .engines import EngineFailed, Served
+from .engines import EngineFailed
+from .first_version import first_version, make_first_current, open_store
 from .service_lock import AlreadyRunning
 from .supervisor import Supervisor
 from .varlink_connection import Limits
@@ -42,15 +44,18 @@ MISCONFIGURED = 78
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
-async def serve(config: Config, package: ModelPackage) -> None:
-    """Run the daemon until it is told to stop; raises what `Supervisor.open` and `run` raise."""
+async def serve(config: Config) -> None:
+    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise."""
     supervisor = Supervisor(config)
+    store = open_store(config)
     loop = asyncio.get_running_loop()
     try:
         supervisor.open()
+        store.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
         client_service = ClientService(supervisor)
+        changes = ModelChanges(supervisor, store)
         clients = VarlinkServer(
             listen_unix(supervisor.directory / CLIENT_SOCKET, 0o660 if config.group_clients else 0o600),
             _INFO,
@@ -61,13 +66,15 @@ async def serve(config: Config, package: ModelPackage) -> None:
         admin = VarlinkServer(
             listen_unix(supervisor.directory / ADMIN_SOCKET, 0o600),
             _INFO,
-            [AdminService(supervisor).interface()],
+            [AdminService(supervisor, changes, store).interface()],
             check_peer=lambda peer: True,
-            limits=Limits(connections=32),
+            limits=Limits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            await supervisor.run(Served(package.path, package.version, config.device))
+            served = await first_version(config, store)
+            if not supervisor.stopping:
+                await supervisor.run(served, on_first=lambda: make_first_current(store, served, config))
         finally:
             clients.close()
             admin.close()
@@ -75,6 +82,7 @@ async def serve(config: Config, package: ModelPackage) -> None:
             for socket_name in (CLIENT_SOCKET, ADMIN_SOCKET):
                 (supervisor.directory / socket_name).unlink(missing_ok=True)
     finally:
+        store.close()
         supervisor.close()
 
 
@@ -112,13 +120,15 @@ def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir:
         }
         file = read_config_file(Path(config_path)) if config_path else {}
         config = make_config(directories, file, {"name": name, **flags})
-        package = ModelPackage.read(config.model_path)  # before anything is created: the commonest mistake
+        if config.model_path is not None:
+            # Before anything is created: the commonest mistake.
+            ModelPackage.read(config.model_path, allow_code=config.allow_code)
     except (ConfigError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
     try:
-        asyncio.run(serve(config, package))
-    except (AlreadyRunning, EngineFailed, OSError) as error:
+        asyncio.run(serve(config))
+    except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
     log.info("stopped")

@@ -85,8 +85,8 @@ class Supervisor:
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
-    async def run(self, served: Served) -> None:
-        """Keep an engine serving, at first of `served`, until `stop`.
+    async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
+        """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.
 
         Raises EngineFailed if that model cannot be served at all.
         """
@@ -102,6 +102,7 @@ class Supervisor:
                 self.enter("draining")
                 return
             first.result()
+            on_first()
             keeper = asyncio.create_task(self._keep_serving())
             await asyncio.wait((keeper, stop), return_when=asyncio.FIRST_COMPLETED)
             keeper.cancel()
@@ -119,7 +120,9 @@ class Supervisor:
             assert self.served is not None
             self.enter("loading")
             try:
-                engine = await self.engines.start(self.served, self.enter)
+                engine = self.engines.standby  # warm already, after a new model was taken back
+                if engine is None or not engine.alive or engine.served != self.served:
+                    engine = await self.engines.start(self.served, self.enter)
                 await self.engines.swap(engine)
             except EngineFailed as failure:
                 self.error = str(failure)
@@ -142,14 +145,15 @@ class Supervisor:
         self.enter("ready")
 
     async def _keep_serving(self) -> None:
-        crashes, last_crash = 0, time.monotonic()
+        crashes, last_crash, crashed = 0, -_QUIET_S, self.served
         while True:
             await self._crashed.wait()
             self._crashed.clear()
             while self.engines.serving is None:
                 now = time.monotonic()
-                crashes = crashes + 1 if now - last_crash < _QUIET_S else 0
-                last_crash = now
+                # Another model than the one that crashed last begins a series of its own.
+                crashes = crashes + 1 if now - last_crash < _QUIET_S and self.served == crashed else 0
+                last_crash, crashed = now, self.served
                 delay_s = _BACKOFF_S[min(crashes, len(_BACKOFF_S) - 1)]
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)

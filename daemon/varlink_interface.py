@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -100,10 +101,15 @@ class InterfaceTable:
             async with aclosing(self._answers(call, connection, fds)) as answers:
                 async for reply in answers:
                     yield _encoded(reply)
+        except asyncio.CancelledError as error:
+            if connection.closed.done():
+                raise
+            # Not this call, but something that its method waited for was cancelled.
+            yield self._failure(error, call, connection, log), ()
         except Exception as error:  # noqa: BLE001  a method may fail in any way; the service goes on
             yield self._failure(error, call, connection, log), ()
 
-    def _failure(self, error: Exception, call: Call, connection: Connection, log: ProvokedLog) -> bytes:
+    def _failure(self, error: BaseException, call: Call, connection: Connection, log: ProvokedLog) -> bytes:
         if isinstance(error, VarlinkError):
             with suppress(TypeError, ValueError):  # its parameters may be no JSON, or too long
                 return encode_error(error.error, error.parameters)

@@ -101,7 +101,7 @@ _KINDS: Final[Mapping[str, tuple[frozenset[str], int | None]]] = MappingProxyTyp
 
 
 class MetadataError(ValueError):
-    """A tree has no safe form, or bytes are not the safe form of a tree. Says where; quotes at most 64 characters."""
+    """A tree has no safe form, or bytes are not the safe form of a tree. Says where, and quotes 64 characters at most."""
 
 
 class Leaf:

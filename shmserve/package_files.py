@@ -106,12 +106,15 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
     def below(parent: int, prefix: str) -> Iterator[OpenFile]:
         nonlocal counted
         names = []
-        with os.scandir(parent) as listing:
-            for entry in listing:
-                counted += 1
-                if entries is not None and counted > entries:
-                    raise ModelPackageError(f"the directory holds more than {entries} files and directories")
-                names.append(entry.name)
+        try:
+            with os.scandir(parent) as listing:
+                for entry in listing:
+                    counted += 1
+                    if entries is not None and counted > entries:
+                        raise ModelPackageError(f"the directory holds more than {entries} files and directories")
+                    names.append(entry.name)
+        except OSError as error:
+            raise _unreadable(prefix, error) from error
         for part in sorted(names):
             name = prefix + part
             if part == CACHE:
@@ -119,7 +122,10 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
             if fault := name_fault(name):
                 raise ModelPackageError(f"the name {shown(name)} {fault}")
             # Looked at before it is opened: opening a device may already do something.
-            mode = os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode
+            try:
+                mode = os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode
+            except OSError as error:
+                raise _unreadable(name, error) from error
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
                 raise ModelPackageError(f"{shown(name)} is {_kind(mode)}")
             descriptor = _open(part, parent, name)
@@ -135,7 +141,7 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
                 os.close(descriptor)
 
     # A description of our own: the offset of the caller's may be shared with another process.
-    own = _open(".", directory, "the directory")
+    own = _open(".", directory, "")
     try:
         yield from below(own, "")
     finally:
@@ -146,7 +152,11 @@ def _open(part: str, parent: int, name: str) -> int:
     try:
         return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=parent)
     except OSError as error:
-        raise ModelPackageError(f"{shown(name)} cannot be read: {error.strerror}") from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> ModelPackageError:
+    return ModelPackageError(f"{shown(name) if name else 'the directory'} cannot be read: {error.strerror}")
 
 
 def _kind(mode: int) -> str:
@@ -163,10 +173,16 @@ def _kind(mode: int) -> str:
     return "no regular file"
 
 
-def read_chunks(descriptor: int) -> Iterator[memoryview]:
-    """What is left of an open file; a chunk is valid until the next one is asked for."""
+def read_chunks(file: OpenFile) -> Iterator[memoryview]:
+    """What an open file holds; a chunk is valid until the next one is asked for."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    while count := os.readv(descriptor, [buffer]):
+    while True:
+        try:
+            count = os.readv(file.descriptor, [buffer])
+        except OSError as error:
+            raise _unreadable(file.name, error) from error
+        if not count:
+            return
         yield buffer[:count]
 
 
@@ -180,14 +196,12 @@ def package_files(path: str | os.PathLike[str]) -> list[PackageFile]:
     try:
         for file in open_files(directory):
             digest, size = hashlib.sha256(), 0
-            for chunk in read_chunks(file.descriptor):
+            for chunk in read_chunks(file):
                 digest.update(chunk)
                 size += len(chunk)
             files.append(PackageFile(file.name, size, digest.hexdigest()))
     except ModelPackageError as error:
         raise ModelPackageError(f"model package {os.fspath(path)}: {error}") from error
-    except OSError as error:
-        raise ModelPackageError(f"model package {os.fspath(path)} cannot be read: {error.strerror}") from error
     finally:
         os.close(directory)
     return files

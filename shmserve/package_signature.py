@@ -83,7 +83,7 @@ def check_signature(files: Iterable[PackageFile], signature: bytes | None, keys:
 
     `signature` is what the package's model.sig holds, None without one.
     """
-    _need_cryptography()
+    need_cryptography()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -136,7 +136,7 @@ def make_key_pair(private_key: Path, *, password: bytes | None = None) -> Public
 
     `str()` of that is what goes into the configuration.
     """
-    _need_cryptography()
+    need_cryptography()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -188,7 +188,7 @@ def _from_file(path: Path) -> PublicKey:
         ) from error
     if (key := _from_base64(content.decode("ascii", "replace"))) is not None:
         return key
-    _need_cryptography()
+    need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -203,7 +203,7 @@ def _from_file(path: Path) -> PublicKey:
 
 
 def _read_private_key(path: Path, password: bytes | None) -> Ed25519PrivateKey:
-    _need_cryptography()
+    need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -219,7 +219,8 @@ def _read_private_key(path: Path, password: bytes | None) -> Ed25519PrivateKey:
     return key
 
 
-def _need_cryptography() -> None:
+def need_cryptography() -> None:
+    """Raises KeyUnusable where the package that computes signatures is not installed."""
     try:
         import cryptography  # noqa: F401
     except ModuleNotFoundError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 try:
@@ -60,11 +62,9 @@ def status(target: Target, as_json: bool) -> None:
     if target.as_json or as_json:
         print_json(found)
         return
-    from rich.console import Console  # only here: a program that asks for JSON does not wait for it
+    from .status_view import render  # only here: a program that asks for JSON does not wait for rich
 
-    from .status_view import render
-
-    Console(highlight=False).print(render(found))
+    _show(render(found))
 
 
 @main.command("wait-ready")
@@ -84,6 +84,92 @@ def wait_ready(target: Target, timeout: float) -> None:
     if found["state"] != "ready":
         reason = f": {found['error']}" if found["error"] else ""
         fail(f"service {target.name!r} is {found['state']} after {timeout:g} s{reason}", REFUSED)
+
+
+@main.command("update-model")
+@click.argument("path", type=click.Path())
+@click.option("--device", help="Move to another device, for example cuda:1.")
+@click.option("--in-place", is_flag=True, help="Stop the old model first, for one that does not fit twice.")
+@click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes or shapes than now.")
+@click.option("--note", default="", help="A remark that `versions` shows.")
+@click.pass_obj
+@with_exit_status
+def update_model(
+    target: Target, path: str, device: str | None, in_place: bool, allow_contract_change: bool, note: str
+) -> None:
+    """Serve the model package at PATH, a directory or a tar, while robots run.
+
+    The old model answers until the new one is loaded, checked and warm. If anything fails it serves on.
+    """
+    from .update import follow, open_package
+
+    descriptor = open_package(Path(path))
+    try:
+        with target.connection() as connection:
+            parameters = {
+                "name": Path(path).name or path,
+                "device": device,
+                "in_place": in_place,
+                "allow_contract_change": allow_contract_change,
+                "note": note,
+            }
+            replies = connection.call_more("UpdateModel", parameters, fd=descriptor)
+            _report(target, follow(replies, quiet=target.as_json))
+    finally:
+        os.close(descriptor)
+
+
+@main.command()
+@click.argument("version", required=False)
+@click.pass_obj
+@with_exit_status
+def rollback(target: Target, version: str | None) -> None:
+    """Serve the version before again, or VERSION (a beginning of it is enough)."""
+    from .update import follow
+
+    with target.connection() as connection:
+        replies = connection.call_more("Rollback", {"version": version})
+        _report(target, follow(replies, quiet=target.as_json))
+
+
+def _report(target: Target, result: dict[str, Any]) -> None:
+    if target.as_json:
+        print_json(result)
+    elif result["changed"]:
+        print(f"serving version {result['version']}; no request was taken for {result['pause_ms']:.2f} ms")
+    else:
+        print(f"version {result['version']} is what is served already")
+
+
+@main.command()
+@click.pass_obj
+@with_exit_status
+def versions(target: Target) -> None:
+    """The model versions that are kept, latest first."""
+    with target.connection() as connection:
+        found = connection.call("Versions")["versions"]
+    if target.as_json:
+        print_json(found)
+        return
+    from .versions_view import render
+
+    _show(render(found))
+
+
+def _show(renderable: Any) -> None:
+    """Print for people; into a pipe or a file as wide as it needs to be."""
+    from rich.console import Console
+
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(renderable)
+
+
+@main.command()
+@click.pass_obj
+@with_exit_status
+def drain(target: Target) -> None:
+    """Answer what clients have sent, then stop the daemon."""
+    with target.connection() as connection:
+        connection.call("Drain")
 
 
 if __name__ == "__main__":

@@ -55,13 +55,13 @@ class Engine:
         order = self._order
         stage = "load"
         try:
-            package = ModelPackage.read(Path(order["package"]))
+            package = ModelPackage.read(Path(order["package"]), allow_code=order.get("allow_code", True))
             self._control.send("loading", version=package.version)
             _configure_torch(package, self._device)
             model = load_model(package, self._device)
             stage = "warm up"
             self._control.send("warming")
-            warmth = warm_up(model, self._device)
+            warmth = warm_up(model, self._device, package)
             metadata = model.metadata()
         except (Exception, SystemExit) as error:  # the model's own code may raise anything
             log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
@@ -87,7 +87,8 @@ class Engine:
         self._control.send(
             "ready",
             version=package.version,
-            name=package.name,
+            # A package without a name is called after its directory, which in the store is only a number.
+            name=package.name if package.name != package.path.name else order["called"],
             device=str(self._device),
             request_bytes=warmth.request_bytes,
             reply_bytes=warmth.reply_bytes,
@@ -95,6 +96,7 @@ class Engine:
             in_place=in_place,
             max_batch=serving.max_batch,
             stateful=package.stateful,
+            contract=warmth.contract,
             observation=warmth.observation,
             action=warmth.action,
             metadata=_plain(metadata),

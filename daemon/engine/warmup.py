@@ -1,4 +1,4 @@
-"""Runs a model before it serves, as a request would run it."""
+"""Runs a model before it serves, as a request would run it, and refuses it if what it gives cannot be right."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ import numpy as np
 import torch
 
 from shmserve.codec import Encoder, SlotMemory
+from shmserve.contract import Entries, contract_differences, contract_of
+from shmserve.errors import ModelPackageError
 from shmserve.schema import Schema, describe
 
+from ..model_package import ModelPackage
+from .judgement import deviations, not_finite
 from .models.model import Model
+from .recorded import read_recorded
 from .staging import Staging, aligned_bytes
 
 log = logging.getLogger(__name__)
 
 #: The first calls allocate, choose kernels and compile; later ones show what a request will cost.
 _ROUNDS = 3
+#: Whom a stateful model is told to forget between the rounds and before it serves.
+_CLIENT = 0
 
 
 @dataclass(frozen=True)
@@ -29,47 +36,94 @@ class Warmth:
     request_bytes: int  # payload of the example; 0 without one
     reply_bytes: int
     infer_ms: float | None
-    observation: dict[str, Any] | None  # name -> what it is, for people
-    action: dict[str, Any] | None
+    #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example.
+    contract: dict[str, Entries | None]
+
+    @property
+    def observation(self) -> Entries | None:
+        return self.contract["observation"]
+
+    @property
+    def action(self) -> Entries | None:
+        return self.contract["action"]
 
 
-def warm_up(model: Model, device: torch.device) -> Warmth:
-    """Run the model's own example a few times; raises whatever the model raises."""
-    example = model.example_observation()
+def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth:
+    """Run the package's example, or the model's own, a few times.
+
+    Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
+    expected, or is another one in a batch.
+    """
+    example = _example(model, package)
     if example is None:
         log.warning("the model has no example observation: the first request pays for the warm-up")
-        return Warmth(0, 0, None, None, None)
+        return Warmth(0, 0, None, {"observation": None, "action": None})
     schema, _ = describe(example, "example observation")
     staging = Staging(device)
     slot = _slot_with(example, schema)
-    result: Any = None
+    action: Any = None
     infer_ns = 0
-    for _ in range(_ROUNDS):
+    for number in range(_ROUNDS):
+        _forget(model, package)
         observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
         began_ns = time.monotonic_ns()
-        (result,) = model.infer([observation])
+        (action,) = model.infer([observation])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         infer_ns = time.monotonic_ns() - began_ns
-    reply, _ = describe(result, "action")
-    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, _named(example), _named(result))
+        if number == 0:
+            _judge(action, package)
+    contract = contract_of(example, action)
+    if model.batches and package.max_batch > 1:
+        _forget(model, package)
+        observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
+        _check_batch(model, observation, contract, package.max_batch)
+    _forget(model, package)
+    reply, _ = describe(action, "action")
+    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract)
+
+
+def _example(model: Model, package: ModelPackage) -> Any:
+    if package.example is not None:
+        return read_recorded(package.path / package.example)
+    example = model.example_observation()
+    if example is None and package.expected is not None:
+        raise ModelPackageError(
+            f"{package.path}: expected = {package.expected!r} says what an example must give, but there is no example: "
+            "add [warmup] example"
+        )
+    return example
+
+
+def _forget(model: Model, package: ModelPackage) -> None:
+    """Each round starts as a client's first request would, and nothing of the warm-up is left for one."""
+    if package.stateful:
+        model.reset(_CLIENT)
+
+
+def _judge(action: Any, package: ModelPackage) -> None:
+    if not package.allow_nonfinite and (wrong := not_finite(action)):
+        raise ModelPackageError(
+            f"the action for the example cannot be used: {'; '.join(wrong)} (if that is meant, say allow_nonfinite = "
+            "true under [warmup])"
+        )
+    if package.expected is not None:
+        expected = read_recorded(package.path / package.expected)
+        if wrong := deviations(action, expected, atol=package.atol, rtol=package.rtol):
+            raise ModelPackageError(
+                f"the action for the example is not the one recorded in {package.expected}: {'; '.join(wrong)}"
+            )
+
+
+def _check_batch(model: Model, observation: Any, contract: dict[str, Entries | None], count: int) -> None:
+    """The largest batch runs, and a row of it has what a single request has."""
+    for action in model.infer([observation] * count):
+        differences = contract_differences({"action": contract["action"]}, contract_of(None, action))
+        if differences:
+            raise ModelPackageError(f"alone -> in a batch of {count}: {'; '.join(differences)}")
 
 
 def _slot_with(example: Any, schema: Schema) -> SlotMemory:
     slot = SlotMemory(np.zeros(1 << 16, np.uint8), aligned_bytes(schema.payload_bytes))
     Encoder(name="example observation").encode(example, slot)
     return slot
-
-
-def _named(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """The entries of a tree with dtype and shape, nested names joined by dots."""
-    if isinstance(tree, dict):
-        found: dict[str, Any] = {}
-        for key, value in tree.items():
-            found |= _named(value, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    shape = getattr(tree, "shape", None)
-    if shape is not None:
-        dtype = str(tree.dtype).removeprefix("torch.")
-        return {prefix: {"dtype": dtype, "shape": [int(length) for length in shape]}}
-    return {prefix: {"type": type(tree).__name__}}

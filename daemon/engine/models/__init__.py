@@ -8,16 +8,22 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
+from ...formats import FORMATS
 from ...model_package import ModelPackage
 from .model import Model
 
-_FORMATS = {"python": "python_class"}
-
 
 def load_model(package: ModelPackage, device: torch.device) -> Model:
-    """Load the package's model on `device`; raises whatever the model's own code raises."""
-    module = _FORMATS.get(package.format)
-    if module is None:
-        raise ModelPackageError(f"format {package.format!r} is none of {', '.join(_FORMATS)}")
-    loaded: Model = importlib.import_module(f".{module}", __name__).load(package, device)
+    """Load the package's model on `device`; raises whatever the model's own code raises.
+
+    Its weights file, where it names one, is found sound before any of its code runs.
+    """
+    form = FORMATS.get(package.format)
+    if form is None:
+        raise ModelPackageError(f"format {package.format!r} is none of {', '.join(FORMATS)}")
+    if package.weights is not None:
+        from .weights import check_weights  # safetensors only for who uses it
+
+        check_weights(package.path / package.weights)
+    loaded: Model = importlib.import_module(f".{form.module}", __name__).load(package, device)
     return loaded

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 
 from shmserve.errors import ModelPackageError
@@ -24,6 +23,11 @@ def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
     policy_class = getattr(module, class_name, None)
     if policy_class is None:
         raise ModelPackageError(f"{package.entry}: {module.__name__} has no {class_name}")
+    return make_policy(policy_class, package, device)
+
+
+def make_policy(policy_class: Any, package: ModelPackage, device: torch.device) -> PythonPolicy:
+    """Construct the class for this package."""
     policy = policy_class(package.path, device)
     if not callable(getattr(policy, "infer", None)):
         raise ModelPackageError(f"{package.entry} has no method infer(observation)")
@@ -41,7 +45,7 @@ def _import(path: Path, module_name: str) -> ModuleType:
 
 
 class PythonPolicy:
-    """The class of a `format = "python"` package behind the engine's `Model`."""
+    """A policy class behind the engine's `Model`."""
 
     def __init__(self, policy: Any, package: ModelPackage, mode: Any) -> None:
         self._policy = policy
@@ -67,12 +71,9 @@ class PythonPolicy:
                 self._reset(client_id)
 
     def example_observation(self) -> Any:
-        if self._package.example is not None:
-            with np.load(self._package.path / self._package.example, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
         example = getattr(self._policy, "example_observation", None)
         return example() if example is not None else None
 
     def metadata(self) -> dict[str, Any]:
         metadata = getattr(self._policy, "metadata", None)
-        return dict(metadata()) if metadata is not None else {}
+        return {**self._package.metadata, **(metadata() if metadata is not None else {})}

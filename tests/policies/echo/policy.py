@@ -1,9 +1,14 @@
 """Returns its observation."""
 
+from pathlib import Path
+from typing import Any
+
+import torch
+
 
 class Policy:
-    def __init__(self, path, device):
-        self.device = device
+    def __init__(self, path: Path, device: torch.device) -> None:
+        pass
 
-    def infer(self, observation):
+    def infer(self, observation: Any) -> Any:
         return observation

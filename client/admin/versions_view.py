@@ -1,0 +1,48 @@
+"""The kept model versions as a table for people."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+
+def render(versions: list[dict[str, Any]]) -> RenderableType:
+    """One line a version, the last sent first."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("version", "", "sent"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("size", justify="right")
+    table.add_column("served", justify="right")
+    for name in ("device", "source", "note"):
+        table.add_column(name)
+    for version in versions:
+        sent = time.strftime("%Y-%m-%d %H:%M", time.localtime(version["added_s"]))
+        note = Text(version["note"])
+        if version["taken_back"]:
+            note = Text(f"taken back: {version['taken_back']}", style="red")
+        table.add_row(
+            version["version"],
+            _role(version),
+            sent,
+            decimal(version["size_bytes"]) if version["size_bytes"] is not None else "-",
+            str(version["served"]),
+            version["device"] or "-",
+            Text(version["source"]),
+            note,
+        )
+    return table
+
+
+def _role(version: dict[str, Any]) -> Text:
+    if version["serving"]:
+        return Text("serving", style="bold green")
+    if version["standby"]:
+        return Text("standby", style="green")
+    if version["previous"]:
+        return Text("previous")
+    return Text("")

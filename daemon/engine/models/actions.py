@@ -1,0 +1,63 @@
+"""Gives names to what a saved module returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from shmserve.errors import ModelPackageError
+
+from ...manifest import MANIFEST
+from ...model_package import ModelPackage
+
+#: What a single tensor is called where nobody gave it a name.
+ACTION = "action"
+
+
+class ActionNames:
+    """Makes the action dict: a module's own dict or named tuple as it is, a plain tuple by the manifest's `outputs`."""
+
+    def __init__(self, package: ModelPackage) -> None:
+        self._path = package.path
+        self._names = package.outputs
+
+    def of(self, result: Any) -> dict[str, Any]:
+        """The action; raises ModelPackageError for a result that has no names, or not as many as the manifest."""
+        if isinstance(result, dict):
+            if self._names is not None and set(self._names) != set(result):
+                raise self._refused(f"the module returns a dict of {_listed(result)}, which names its entries itself")
+            return {str(key): _plain(value) for key, value in result.items()}
+        fields = getattr(result, "_fields", None)
+        values = list(result) if isinstance(result, (list, tuple)) else [result]
+        names = self._names or fields or ((ACTION,) if len(values) == 1 else None)
+        if names is None:
+            wanted = ", ".join(f'"name{number}"' for number in range(1, len(values) + 1))
+            raise ModelPackageError(
+                f"{self._path}: the module returns {len(values)} values without names; name them in {MANIFEST}: "
+                f"[model] outputs = [{wanted}]"
+            )
+        if len(names) != len(values):
+            raise self._refused(f"the module returns {len(values)} value{'s' * (len(values) != 1)}")
+        return {name: _plain(value) for name, value in zip(names, values, strict=True)}
+
+    def _refused(self, what: str) -> ModelPackageError:
+        return ModelPackageError(f"{self._path / MANIFEST}: outputs = {list(self._names or ())}, but {what}")
+
+
+def _plain(tree: Any) -> Any:
+    """Subclasses of dict and tuple, which a reply cannot carry, as what they are made of."""
+    if isinstance(tree, torch.Tensor):
+        return tree
+    if isinstance(tree, dict):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    fields = getattr(tree, "_fields", None)
+    if fields is not None:
+        return {name: _plain(value) for name, value in zip(fields, tree, strict=True)}
+    if isinstance(tree, (list, tuple)):
+        return [_plain(value) for value in tree]
+    return tree
+
+
+def _listed(result: dict[Any, Any]) -> str:
+    return ", ".join(map(str, result))

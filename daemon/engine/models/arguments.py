@@ -1,0 +1,243 @@
+"""What a saved module takes: which entry of the observation is which argument, and whether it fits.
+
+Nothing is converted: a module that was exported for uint8 gets uint8 or the request is refused, with every entry that
+does not fit, what it should be and what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shmserve.contract import described, entry_text, name_within
+from shmserve.errors import RequestRejected
+
+#: Signatures that were found to fit; an observation has one or two, unless some length in it varies.
+_REMEMBERED = 1024
+
+
+class ObservationMismatch(RequestRejected):
+    """The observation is not what the module takes; the message lists every entry that differs."""
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True)
+class Length:
+    """One dimension of a tensor: fixed, or from `low` to `high`; dimensions of one symbol have one length."""
+
+    low: int
+    high: int | None
+    symbol: str | None = None
+
+    def fits(self, length: int) -> bool:
+        return self.low <= length and (self.high is None or length <= self.high)
+
+    def __str__(self) -> str:
+        if self.low == self.high:
+            return str(self.low)
+        return f"{self.low}-{'' if self.high is None else self.high}"
+
+
+# `misfit` below gives None for a value that fits, else what there is to add to the message.
+
+
+@dataclass(frozen=True)
+class TensorField:
+    """A tensor; what is None was not recorded when the module was saved."""
+
+    dtype: torch.dtype | None
+    lengths: tuple[Length, ...] | None
+    rank: int | None = None
+
+    def misfit(self, value: Any, symbols: dict[str, int]) -> str | None:
+        if not isinstance(value, torch.Tensor) or self.dtype not in (None, value.dtype):
+            return ""
+        if self.lengths is None:
+            return None if self.rank in (None, value.dim()) else ""
+        if len(self.lengths) != value.dim():
+            return ""
+        for wanted, length in zip(self.lengths, value.shape, strict=True):
+            if not wanted.fits(length):
+                return ""
+            if wanted.symbol is not None and symbols.setdefault(wanted.symbol, length) != length:
+                return f" ({length} here must be the {symbols[wanted.symbol]} before)"
+        return None
+
+    def __str__(self) -> str:
+        name = "any tensor" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        if self.lengths is not None:
+            return f"{name}[{', '.join(map(str, self.lengths))}]"
+        return name if self.rank is None else f"{name} of {self.rank} dimensions"
+
+
+@dataclass(frozen=True)
+class NumberField:
+    """A plain Python number of exactly this type."""
+
+    kind: type
+
+    def misfit(self, value: Any, symbols: dict[str, int]) -> str | None:
+        return None if type(value) is self.kind else ""
+
+    def __str__(self) -> str:
+        return self.kind.__name__
+
+
+@dataclass(frozen=True)
+class ConstantField:
+    """A value that the module was saved with and that no request can change; it may be left out."""
+
+    value: Any
+
+    def misfit(self, value: Any, symbols: dict[str, int]) -> str | None:
+        same = value is self.value or (type(value) is type(self.value) and value == self.value)
+        return None if same else ""
+
+    def __str__(self) -> str:
+        return f"{self.value!r}, which the module was saved with"
+
+
+@dataclass(frozen=True)
+class AnyField:
+    """Anything; the module itself says what it takes. Left out, it is `default` (MISSING: it must be there)."""
+
+    default: Any = MISSING
+
+    def misfit(self, value: Any, symbols: dict[str, int]) -> str | None:
+        return "" if value is MISSING else None
+
+    def __str__(self) -> str:
+        return "an entry"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that the module takes, and where in the observation it is."""
+
+    #: An entry of the observation; dots lead inwards where there is no entry of that whole name. None: all of it.
+    name: str | None
+    #: From there inwards, for an argument that is itself a dict or a list.
+    steps: tuple[str | int, ...]
+    wanted: TensorField | NumberField | ConstantField | AnyField
+
+    @property
+    def label(self) -> str:
+        label = self.name or ""
+        for step in self.steps:
+            label = name_within(label, step)
+        return label or "the observation"
+
+    def find(self, observation: Any) -> Any:
+        value = observation if self.name is None else _entry(observation, self.name)
+        for step in self.steps:
+            value = _step(value, step)
+        return value
+
+
+def _entry(tree: Any, name: str) -> Any:
+    value = _step(tree, name)
+    if value is not MISSING or "." not in name:
+        return value
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):  # the longest key first: "observation.state" is a common one
+        inner = _step(tree, ".".join(parts[:count]))
+        if inner is not MISSING:
+            value = _entry(inner, ".".join(parts[count:]))
+            if value is not MISSING:
+                return value
+    return MISSING
+
+
+def _step(tree: Any, step: str | int) -> Any:
+    if isinstance(step, str):
+        return tree.get(step, MISSING) if isinstance(tree, dict) else MISSING
+    return tree[step] if isinstance(tree, (list, tuple)) and step < len(tree) else MISSING
+
+
+class Arguments:
+    """Takes the values of a module's arguments out of observations."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self._fitting: set[tuple[Any, ...]] = set()
+
+    def of(self, observation: Any) -> list[Any]:
+        """The fields' values in their order; raises ObservationMismatch naming every field that does not fit."""
+        values = [field.find(observation) for field in self.fields]
+        for index, field in enumerate(self.fields):
+            if values[index] is MISSING:
+                if isinstance(field.wanted, ConstantField):
+                    values[index] = field.wanted.value
+                elif isinstance(field.wanted, AnyField):
+                    values[index] = field.wanted.default
+        signature = signature_of(values)
+        if signature not in self._fitting:
+            self._check(values, observation)
+            if len(self._fitting) >= _REMEMBERED:
+                self._fitting.clear()
+            self._fitting.add(signature)
+        return values
+
+    def _check(self, values: list[Any], observation: Any) -> None:
+        symbols: dict[str, int] = {}
+        wrong = []
+        for field, value in zip(self.fields, values, strict=True):
+            misfit = field.wanted.misfit(value, symbols)
+            if misfit is not None:
+                wrong.append(f"{field.label}: expected {field.wanted}, got {_shown(value)}{misfit}")
+        if wrong:
+            text = "; ".join(wrong)
+            if any(value is MISSING for value in values):
+                held = ", ".join(map(str, observation)) if isinstance(observation, dict) else "no names: it is no dict"
+                text += f" (the observation has {held or 'nothing'})"
+            raise ObservationMismatch(text)
+
+    def example(self, values: Sequence[Any]) -> Any:
+        """The observation from which `of` takes these values."""
+        root: dict[str | int, Any] = {}
+        for field, value in zip(self.fields, values, strict=True):
+            path: list[str | int] = [*([] if field.name is None else [field.name]), *field.steps]
+            if not path:
+                return value
+            node = root
+            for step in path[:-1]:
+                node = node.setdefault(step, {})
+            node[path[-1]] = value
+        return _with_lists(root)
+
+
+def _with_lists(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    inner = {step: _with_lists(value) for step, value in tree.items()}
+    return list(inner.values()) if inner and all(isinstance(step, int) for step in inner) else inner
+
+
+def signature_of(value: Any) -> Any:
+    """What two values must have in common for one check, and one call, to do for both."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape
+    kind = type(value)
+    if kind is dict:
+        return tuple((key, signature_of(entry)) for key, entry in value.items())
+    if kind in (list, tuple):
+        return tuple(map(signature_of, value))
+    return kind, value if kind in (bool, int, float, str, bytes) else None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (bool, int, float, str)):
+        return f"the {type(value).__name__} {value!r:.40}"
+    if isinstance(value, (dict, list, tuple)):
+        return type(value).__name__
+    return repr(value) if value is MISSING else entry_text(described(value)[""])

@@ -1,0 +1,28 @@
+"""A policy class that is installed beside the daemon; the package brings its weights and settings, no code."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+import torch
+
+from shmserve.errors import ModelPackageError
+
+from ...model_package import ModelPackage
+from .python_class import PythonPolicy, make_policy
+
+#: Distributions register their policies here: [project.entry-points."shmserve.policies"] act = "my_policies.act:Policy"
+GROUP = "shmserve.policies"
+
+
+def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
+    """Make the policy that is registered under the package's entry."""
+    registered = {point.name: point for point in entry_points(group=GROUP)}
+    point = registered.get(package.entry)
+    if point is None:
+        known = ", ".join(sorted(registered)) or "none"
+        raise ModelPackageError(
+            f"no installed policy is called {package.entry!r} (registered in this environment: {known}); install the "
+            f"distribution whose entry point in {GROUP!r} has that name"
+        )
+    return make_policy(point.load(), package, device)

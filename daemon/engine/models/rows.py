@@ -1,0 +1,52 @@
+"""Puts the arguments of several requests into one call along a first dimension, and takes what comes out apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def stacked(rows: Sequence[Any]) -> Any:
+    """One tree out of the rows' trees, its tensors stacked; what is no tensor must be the same in every row."""
+    first = rows[0]
+    if isinstance(first, torch.Tensor):
+        # A single row, the usual case, is only looked at as a batch of one: nothing is copied.
+        return first.unsqueeze(0) if len(rows) == 1 else torch.stack(tuple(rows))
+    if isinstance(first, dict):
+        return {key: stacked([row[key] for row in rows]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return [stacked(parts) for parts in zip(*rows, strict=True)]
+    return first
+
+
+def split(action: Any, count: int) -> list[Any]:
+    """The `count` rows of an action; raises ValueError for a tensor without a first dimension of that length."""
+    host = _checked(action, count)
+    return [_row(host, index) for index in range(count)]
+
+
+def _checked(tree: Any, count: int, name: str = "") -> Any:
+    if isinstance(tree, torch.Tensor):
+        if tree.dim() == 0 or tree.shape[0] != count:
+            raise ValueError(
+                f"the module gave {name or 'a tensor'} of shape {list(tree.shape)} for {count} requests: with "
+                f"batch_dim = true its first dimension must be {count}"
+            )
+        return tree.cpu()  # one copy off the device for all rows
+    if isinstance(tree, dict):
+        return {key: _checked(value, count, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_checked(value, count, f"{name}[{index}]") for index, value in enumerate(tree)]
+    return tree
+
+
+def _row(tree: Any, index: int) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree[index]
+    if isinstance(tree, dict):
+        return {key: _row(value, index) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_row(value, index) for value in tree]
+    return tree

@@ -1,0 +1,103 @@
+"""A module saved with torch.jit.save, as model.pt."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shmserve.errors import ModelPackageError
+
+from ...formats import FORMATS
+from ...model_package import ModelPackage
+from ..recorded import read_recorded
+from .actions import ActionNames
+from .arguments import MISSING, AnyField, Arguments, Field, TensorField
+from .saved_module import SavedModule
+
+
+def load(package: ModelPackage, device: torch.device) -> SavedModule:
+    """Load the module to `device`; raises ModelPackageError where manifest and module disagree."""
+    module = _read(package.path / (FORMATS[package.format].file or ""), device)
+    module.eval()
+    taken = module.forward.schema.arguments[1:]  # without self
+    _check_result(package, module)
+    example = read_recorded(package.path / package.example) if package.example is not None else None
+    if package.inputs is None and len(taken) == 1 and str(taken[0].type).startswith("Dict["):
+        return _of_whole_observations(package, module, example)
+    names = _names(package, taken)
+    arguments = Arguments([_field(name, argument, example) for name, argument in zip(names, taken, strict=False)])
+    return SavedModule(package, arguments, lambda values: module(*values), reset=_reset(module))
+
+
+def _read(file: Path, device: torch.device) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # The author chose this format, and whoever operates the daemon cannot change that: said in the documents.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(file, map_location=device)
+    except Exception as error:  # whatever the archive makes torch's reader raise
+        raise ModelPackageError(
+            f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {error}; it must be a "
+            "module saved with torch.jit.save (a plain torch.save of weights is not a model)"
+        ) from error
+
+
+def _check_result(package: ModelPackage, module: Any) -> None:
+    """What the module returns has names, as far as its type tells; a named tuple and a dict show theirs when it runs."""
+    result = module.forward.schema.returns[0].type
+    kind = str(result)
+    if kind == "Tensor":
+        ActionNames(package).of(None)
+    elif kind.startswith("Tuple["):
+        ActionNames(package).of([None] * len(result.elements()))
+
+
+def _names(package: ModelPackage, taken: list[Any]) -> list[str]:
+    """What of the observation each argument is, by the manifest or by the arguments' own names."""
+    if package.inputs is None:
+        return [argument.name for argument in taken]
+    needed = [argument for argument in taken if not argument.has_default_value()]
+    if not len(needed) <= len(package.inputs) <= len(taken):
+        raise ModelPackageError(
+            f"{package.path}: inputs names {len(package.inputs)} arguments, the module takes "
+            f"{', '.join(f'{argument.name}: {argument.type}' for argument in taken)}"
+        )
+    return list(package.inputs)
+
+
+def _field(name: str, argument: Any, example: dict[str, Any] | None) -> Field:
+    """A module does not say which dtypes and shapes it was traced with; the package's example does."""
+    if str(argument.type) == "Tensor":
+        return Field(name, (), _like((example or {}).get(name)))
+    return Field(name, (), AnyField(argument.default_value if argument.has_default_value() else MISSING))
+
+
+def _like(recorded: Any) -> TensorField:
+    if not isinstance(recorded, np.ndarray):
+        return TensorField(None, None)
+    # The lengths may well vary from request to request; the kind of number and what the dimensions mean may not.
+    return TensorField(torch.from_numpy(recorded).dtype, None, recorded.ndim)
+
+
+def _of_whole_observations(package: ModelPackage, module: Any, example: dict[str, Any] | None) -> SavedModule:
+    """A module of one dict: what the example has of an observation, without an example all of it."""
+    reset = _reset(module)
+    if example is None:
+        return SavedModule(
+            package, Arguments([Field(None, (), AnyField())]), lambda values: module(values[0]), reset=reset
+        )
+    names = list(example)
+    arguments = Arguments([Field(None, (name,), _like(example[name])) for name in names])
+    return SavedModule(package, arguments, lambda values: module(dict(zip(names, values, strict=True))), reset=reset)
+
+
+def _reset(module: Any) -> Any:
+    """The module's own exported reset(), or reset(client_id), if it has one."""
+    method = getattr(module, "reset", None)
+    if method is None:
+        return None
+    return method if len(method.schema.arguments) > 1 else lambda client_id: method()

@@ -1,0 +1,26 @@
+"""Observations and actions that a package holds as .npz files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shmserve.errors import ModelPackageError
+
+
+def read_recorded(file: Path) -> dict[str, Any]:
+    """The arrays of `file` by their names, text as str; raises ModelPackageError for what is no such file."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: _value(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelPackageError(f"{file} cannot be read: {error}; write it with numpy.savez(file, **arrays)") from error
+
+
+def _value(array: Any) -> Any:
+    # An observation has no arrays of text: what numpy made of a str or a list of them is that again.
+    return array.tolist() if array.dtype.kind in "US" else array

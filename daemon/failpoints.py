@@ -1,0 +1,96 @@
+"""Named places at which a test makes the daemon die, stop for a while or fail; inert unless the environment says so.
+
+SHMSERVE_FAILPOINTS="store.before_rename=kill,store.received=sleep:0.5@2" arms two:
+
+    kill            SIGKILL to this process
+    exit[:STATUS]   os._exit, 1 without STATUS
+    sleep:SECONDS   blocks this thread
+    raise:ERRNO     OSError with the errno of that name, as in raise:ENOSPC
+
+`@3` acts at the third time only; without, every time. Children that inherit the environment are armed too, and count
+for themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "SHMSERVE_FAILPOINTS"
+_SPEC = re.compile(r"(?P<name>[a-z0-9_.]+)=(?P<action>[a-z]+)(?::(?P<value>[A-Za-z0-9_.]+))?(?:@(?P<nth>[1-9][0-9]*))?")
+
+
+@dataclass
+class _Armed:
+    act: Callable[[], None]
+    nth: int | None
+    reached: int = 0
+
+
+def failpoint(name: str) -> None:
+    """Does nothing, unless `name` was armed."""
+    if _armed:
+        _reach(name)
+
+
+def _reach(name: str) -> None:
+    armed = _armed.get(name)
+    if armed is None:
+        return
+    armed.reached += 1
+    if armed.nth in (None, armed.reached):
+        log.warning("failpoint %s reached", name)
+        armed.act()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)  # the signal may go to another thread: no step is taken until it has worked
+
+
+def _raise(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def _parse(text: str) -> dict[str, _Armed]:
+    """Raises ValueError: a failpoint that is misspelt would make a test pass for nothing."""
+    armed: dict[str, _Armed] = {}
+    for spec in filter(None, text.split(",")):
+        match = _SPEC.fullmatch(spec.strip())
+        action = _action(match["action"], match["value"]) if match else None
+        if match is None or action is None:
+            raise ValueError(f"{VARIABLE}: {spec!r} must be NAME=kill|exit[:STATUS]|sleep:SECONDS|raise:ERRNO[@NTH]")
+        armed[match["name"]] = _Armed(action, int(match["nth"]) if match["nth"] else None)
+    if armed:
+        log.warning("failpoints are armed: %s", text)
+    return armed
+
+
+def _action(action: str, value: str | None) -> Callable[[], None] | None:
+    try:
+        match action, value:
+            case "kill", None:
+                return _kill
+            case "exit", _:
+                status = int(value or 1)
+                return lambda: os._exit(status)
+            case "sleep", str():
+                seconds = float(value)
+                return lambda: time.sleep(seconds)
+            case "raise", str():
+                number = getattr(errno, value, None)
+                return None if not isinstance(number, int) else lambda: _raise(number)
+    except ValueError:
+        pass
+    return None
+
+
+_armed = _parse(os.environ.get(VARIABLE, ""))

@@ -1,0 +1,48 @@
+"""The model formats by name: what shows that a directory is of one, and whether its files can run code.
+
+A further format is one line here and one module in `engine/models/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shmserve.errors import ModelPackageError
+
+
+@dataclass(frozen=True)
+class Format:
+    """What is known of a format without torch."""
+
+    module: str  # in engine/models/, imported only when a package of this format is loaded
+    file: str | None  # shows the format where no manifest says it
+    #: Whether loading or running a package can do more than arithmetic, so that allow_code = false refuses it.
+    runs_code: bool
+    #: A saved module: torch knows its arguments, and the manifest may name them (inputs, outputs, batch_dim).
+    saved_module: bool = False
+
+
+#: In the order in which a directory without a manifest is looked through.
+FORMATS = {
+    # torch.export.load unpickles (weights_only=False) whatever the archive's own index calls pickled, evaluates its
+    # shape expressions with sympy, and looks the nodes' operators up by name in the whole of torch.
+    "torch-export": Format("torch_export", "model.pt2", runs_code=True, saved_module=True),
+    # A program for torch's interpreter, whose operators read and write files; torch's own advice is to treat it as
+    # "locally executable code from an unknown source" (SECURITY.md).
+    "torchscript": Format("torchscript", "model.pt", runs_code=True, saved_module=True),
+    "python": Format("python_class", "policy.py", runs_code=True),
+    # The code is installed beside the daemon, by whoever operates it; the package brings weights and settings.
+    "installed": Format("installed_class", None, runs_code=False),
+}
+
+
+def recognised(directory: Path) -> str | None:
+    """The format of a directory by the files it holds, None by none; raises ModelPackageError if they disagree."""
+    found = {form.file: name for name, form in FORMATS.items() if form.file and (directory / form.file).is_file()}
+    if len(found) > 1:
+        raise ModelPackageError(
+            f"{directory} holds {' and '.join(found)}, which are models of different formats: "
+            f"remove the others, or write model.toml with format = one of {', '.join(found.values())}"
+        )
+    return next(iter(found.values()), None)

@@ -1,0 +1,22 @@
+"""The model versions that a service keeps: how a package gets in, what is known of it, which one is current."""
+
+from __future__ import annotations
+
+from .errors import ArchiveRefused, StoreUnavailable, VersionDamaged, VersionUnknown
+from .limits import Limits
+from .receive import Progress
+from .stored_version import StoredVersion
+from .versions import LEAST_KEPT, Store, Trust
+
+__all__ = [
+    "LEAST_KEPT",
+    "ArchiveRefused",
+    "Limits",
+    "Progress",
+    "Store",
+    "StoreUnavailable",
+    "StoredVersion",
+    "Trust",
+    "VersionDamaged",
+    "VersionUnknown",
+]

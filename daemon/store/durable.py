@@ -1,0 +1,49 @@
+"""Changes of the disk that are there after a power cut, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..failpoints import failpoint
+
+
+def write_json(path: Path, content: Any, *, steps: str) -> None:
+    """Replace the file `path` by one rename; `steps` begins the names of the failpoints on the way."""
+    # One name for the unfinished file: what an earlier process left there is overwritten.
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    failpoint(f"{steps}.before_write")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+            file.flush()
+            failpoint(f"{steps}.before_sync")
+            os.fsync(file.fileno())
+        failpoint(f"{steps}.before_rename")
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+    failpoint(f"{steps}.after_rename")
+    sync_directory(path.parent)
+    failpoint(f"{steps}.after_sync")
+
+
+def sync_directory(path: Path) -> None:
+    """Returns once the names in the directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory whose directories may be read-only; one that is not there is no error."""
+    if not path.is_symlink() and path.is_dir():
+        for directory, _, _ in os.walk(path):
+            os.chmod(directory, 0o700)
+        shutil.rmtree(path)

@@ -1,0 +1,125 @@
+"""What a model takes and what it gives, entry by entry, as plain dicts; and how two such contracts differ.
+
+>>> import numpy as np
+>>> described({"image": np.zeros((4, 6, 3), np.uint8), "robot": {"joints": [0.0, 0.5]}, "task": "fold"})
+{'image': {'dtype': 'uint8', 'shape': [4, 6, 3]}, 'robot.joints': {'type': 'list[float]', 'length': 2}, \
+'task': {'type': 'str'}}
+
+A contract is `{"observation": ..., "action": ...}` of two such tables. It is made of what the model was really given
+and really gave when it was warmed up, and it goes through JSON unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Entry = dict[str, Any]
+Entries = dict[str, Entry]
+
+SIDES = ("observation", "action")
+#: A key that needs no quotes: nothing in it that a name of several keys is made of.
+_BARE = re.compile(r'[^."\[\]\s]+')
+_SCALARS = (bool, int, float, str)
+
+
+def name_within(name: str, step: str | int) -> str:
+    """The name of one entry of the container called `name` ("" for the outermost).
+
+    Keys are joined as in TOML, so that a nested entry and a key with a dot in it have different names.
+
+    >>> name_within(name_within("", "robot"), "joints"), name_within("", "robot.joints"), name_within("poses", 2)
+    ('robot.joints', '"robot.joints"', 'poses[2]')
+    """
+    if isinstance(step, int):
+        return f"{name}[{step}]"
+    key = step if _BARE.fullmatch(step) else json.dumps(step, ensure_ascii=False)
+    return f"{name}.{key}" if name else key
+
+
+def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in a tree of dicts, lists and tuples with its name; a list of plain numbers is one value."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from named_leaves(value, name_within(name, str(key)))
+    elif isinstance(tree, (list, tuple)) and tree and not _of_scalars(tree):
+        for index, value in enumerate(tree):
+            yield from named_leaves(value, name_within(name, index))
+    else:
+        yield name, tree
+
+
+def _of_scalars(values: list[Any] | tuple[Any, ...]) -> bool:
+    kinds = set(map(type, values))
+    return len(kinds) == 1 and kinds.pop() in _SCALARS
+
+
+def described(tree: Any) -> Entries:
+    """The table of a tree: its entries' names, each with dtype and shape, or with the type of what is no array."""
+    return {name: _entry(value) for name, value in named_leaves(tree)}
+
+
+def _entry(value: Any) -> Entry:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:  # an array, a tensor, a numpy scalar
+        name = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
+        return {"dtype": name, "shape": [int(length) for length in shape]}
+    if isinstance(value, (list, tuple)) and value:
+        return {"type": f"list[{type(value[0]).__name__}]", "length": len(value)}
+    kind = type(value)
+    if value is None:
+        return {"type": "None"}
+    return {"type": kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def entry_text(entry: Mapping[str, Any]) -> str:
+    """An entry as messages show it.
+
+    >>> entry_text({"dtype": "float32", "shape": [16, 7]}), entry_text({"type": "list[float]", "length": 2})
+    ('float32[16, 7]', 'list[float] of 2')
+    """
+    if "dtype" in entry:
+        return f"{entry['dtype']}{entry['shape']}"
+    return f"{entry['type']} of {entry['length']}" if "length" in entry else str(entry["type"])
+
+
+def contract_of(observation: Any, action: Any) -> dict[str, Entries | None]:
+    """The contract of a model that answered `observation` with `action`."""
+    return {"observation": described(observation), "action": described(action)}
+
+
+def contract_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
+    """What `new` does otherwise than `old`, an entry a line; empty if whoever relied on `old` can rely on `new`.
+
+    A side that `old` does not know (its model had no example to warm up with) promised nothing, so nothing can
+    differ. A side that only `new` does not know is a difference: what was promised is not known to hold any more.
+
+    >>> seven = {"action": {"actions": {"dtype": "float32", "shape": [16, 7]}, "value": {"type": "float"}}}
+    >>> eight = {"action": {"actions": {"dtype": "float32", "shape": [16, 8]}, "gripper": {"type": "bool"}}}
+    >>> contract_differences(seven, eight)
+    ['action.actions: float32[16, 7] -> float32[16, 8]', 'action.value: float -> absent', \
+'action.gripper: absent -> bool']
+    """
+    differences = []
+    for side in SIDES:
+        before, after = ((contract or {}).get(side) for contract in (old, new))
+        if before is None:
+            continue
+        if after is None:
+            differences.append(f"{side}: {_names(before)} -> not known (the model has no example to warm up with)")
+            continue
+        for name in [*before, *(name for name in after if name not in before)]:
+            was, now = (entry_text(table[name]) if name in table else "absent" for table in (before, after))
+            if was != now:
+                differences.append(f"{_within(side, name)}: {was} -> {now}")
+    return differences
+
+
+def _within(side: str, name: str) -> str:
+    return side + ("." if name and not name.startswith("[") else "") + name
+
+
+def _names(entries: Mapping[str, Any]) -> str:
+    return ", ".join(entries) or "nothing"

@@ -1,0 +1,102 @@
+"""Real daemons and robots for the tests, each gone without a trace afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shmserve.client import ShmClient
+
+from tests import watchdog
+from tests.daemon_process import Daemon
+from tests.gate import Gate
+from tests.robot_process import Robot
+
+collect_ignore_glob = ["policies/*", "robots/*"]
+
+#: The longest test needs a quarter of it on two busy cores.
+_TEST_LIMIT_S = 150.0
+
+
+@pytest.fixture(autouse=True)
+def watched() -> Iterator[None]:
+    """No test hangs, and none leaves a process."""
+    with watchdog.limit(_TEST_LIMIT_S):
+        yield
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[Callable[..., Daemon]]:
+    """Starts a daemon of a policy in tests/policies (see Daemon)."""
+    with contextlib.ExitStack() as stack:
+
+        def start(policy: str | Path = "echo", **settings: Any) -> Daemon:
+            daemon = Daemon(policy, **settings)
+            stack.callback(daemon.dismiss)
+            return daemon.start()
+
+        yield start
+
+
+@pytest.fixture
+def make_daemon() -> Iterator[Callable[..., Daemon]]:
+    """As start_daemon, but the test starts it."""
+    with contextlib.ExitStack() as stack:
+
+        def make(policy: str | Path = "echo", **settings: Any) -> Daemon:
+            daemon = Daemon(policy, **settings)
+            stack.callback(daemon.dismiss)
+            return daemon
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def echo() -> Iterator[Daemon]:
+    """One daemon of the echo policy for all tests that do not harm it."""
+    daemon = Daemon("echo")
+    try:
+        yield daemon.start()
+    finally:
+        daemon.dismiss()
+
+
+@pytest.fixture(scope="session")
+def obedient() -> Iterator[Daemon]:
+    """One daemon of the policy that does what it is asked, for all tests that do not harm it."""
+    daemon = Daemon("obedient")
+    try:
+        yield daemon.start()
+    finally:
+        daemon.dismiss()
+
+
+@pytest.fixture
+def client(obedient: Daemon) -> Iterator[ShmClient]:
+    """A client of the obedient policy."""
+    with obedient.client() as client:
+        yield client
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Holds the obedient policy up until it is opened, or the test ends."""
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def start_robot() -> Iterator[Callable[..., Robot]]:
+    """Starts one of the programs in tests/robots (see Robot)."""
+    with contextlib.ExitStack() as stack:
+
+        def start(program: str, daemon: Daemon, *arguments: object) -> Robot:
+            robot = Robot(program, daemon, *arguments)
+            stack.callback(robot.dismiss)
+            return robot
+
+        yield start

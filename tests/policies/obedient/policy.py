@@ -1,0 +1,83 @@
+"""Does what the observation asks for, and counts how often it ran."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class NotForClients:
+    """A type that only this file knows."""
+
+
+class Policy:
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.runs = 0
+        self.resets = 0
+        self.tags: list[int] = []
+
+    def infer(self, observation: dict[str, Any]) -> Any:
+        self.runs += 1
+        if "tag" in observation:
+            self.tags.append(observation["tag"])
+        return getattr(self, f"_{observation['do']}")(observation)
+
+    def reset(self, client_id: int) -> None:
+        self.resets += 1
+
+    def _count(self, observation: dict[str, Any]) -> Any:
+        return {"runs": self.runs, "resets": self.resets}
+
+    def _tags(self, observation: dict[str, Any]) -> Any:
+        tags, self.tags = self.tags, []
+        return tags
+
+    def _echo(self, observation: dict[str, Any]) -> Any:
+        return observation["value"]
+
+    def _types(self, observation: dict[str, Any]) -> Any:
+        return {key: f"{type(value).__module__}.{type(value).__name__}" for key, value in observation.items()}
+
+    def _wait(self, observation: dict[str, Any]) -> Any:
+        gate = Path(observation["gate"])
+        gate.with_suffix(".entered").touch()
+        until = time.monotonic() + 60
+        while not gate.exists():
+            if time.monotonic() > until:
+                raise TimeoutError("the test never opened its gate")
+            time.sleep(0.005)
+        return {"waited": True, "runs": self.runs}
+
+    def _grow(self, observation: dict[str, Any]) -> Any:
+        return torch.full((observation["items"],), observation["value"], dtype=torch.int64)
+
+    def _raise(self, observation: dict[str, Any]) -> Any:
+        secret = "only-in-the-log"
+        if secret:
+            raise LookupError(observation["text"])
+
+    def _raise_system_exit(self, observation: dict[str, Any]) -> Any:
+        sys.exit(observation["text"])
+
+    def _unsupported(self, observation: dict[str, Any]) -> Any:
+        return {"things": [NotForClients()]}
+
+    def _unreadable(self, observation: dict[str, Any]) -> Any:
+        return {"generator": (number for number in range(3))}
+
+    def _exit(self, observation: dict[str, Any]) -> Any:
+        os._exit(3)
+
+    def _segfault(self, observation: dict[str, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def _exit_once(self, observation: dict[str, Any]) -> Any:
+        marker = Path(observation["marker"])
+        if not marker.exists():
+            marker.touch()
+            os._exit(3)
+        return {"survived": True}

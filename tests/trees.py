@@ -1,0 +1,187 @@
+"""Every kind of observation that the codec promises to carry, for hypothesis, and what has to come back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import torch
+from hypothesis import strategies as st
+
+Array = npt.NDArray[Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+NUMPY_DTYPES = [
+    np.dtype(name)
+    for name in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
+]
+DTYPES = [*NUMPY_DTYPES, BFLOAT16]
+TORCH_DTYPES = [
+    torch.bool,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.uint16,
+    torch.int32,
+    torch.uint32,
+    torch.int64,
+    torch.uint64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+]
+SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (7,), (3, 0), (0, 3), (2, 3), (4, 1, 3), (2, 0, 2), (2, 1, 3, 2), (33, 65)]
+LAYOUTS = ("C", "Fortran", "transposed", "backwards", "every other", "broadcast", "read-only", "other byte order")
+
+
+def filled(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int) -> Array:
+    """An array of random bits: every value that the dtype has, NaNs with a payload among them."""
+    size = math.prod(shape) * dtype.itemsize
+    bits = np.random.default_rng(seed).integers(0, 2 if dtype == np.bool_ else 256, size, np.uint8)
+    return np.frombuffer(bits.tobytes(), dtype).reshape(shape).copy()
+
+
+def laid_out(array: Array, layout: str) -> Array:
+    """The same values, differently in memory, as far as a 0-d array can differ."""
+    if array.ndim == 0 and layout in ("backwards", "every other"):
+        return array
+    if layout == "Fortran":
+        return np.asfortranarray(array).reshape(array.shape)
+    if layout == "transposed":
+        return np.ascontiguousarray(array.T).reshape(array.shape[::-1]).T
+    if layout == "backwards":
+        every = (slice(None, None, -1),) * array.ndim
+        return array[every].copy()[every]
+    if layout == "every other":
+        roomy = np.zeros(tuple(2 * length for length in array.shape), array.dtype)
+        every = (slice(None, None, 2),) * array.ndim
+        roomy[every] = array
+        return roomy[every]
+    if layout == "broadcast":
+        return np.broadcast_to(array, (3, *array.shape))
+    if layout == "read-only":
+        array = array.copy()
+        array.flags.writeable = False
+        return array
+    if layout == "other byte order" and array.dtype != BFLOAT16:
+        return array.astype(array.dtype.newbyteorder())
+    return array
+
+
+def tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """A tensor of random bits."""
+    size = math.prod(shape) * dtype.itemsize
+    bits = np.random.default_rng(seed).integers(0, 2 if dtype == torch.bool else 256, max(size, 1), np.uint8)
+    flat = torch.from_numpy(bits)[:size]
+    return flat.view(dtype).reshape(shape) if size else torch.zeros(shape, dtype=dtype)
+
+
+def arrays() -> st.SearchStrategy[Array]:
+    return st.builds(
+        lambda dtype, shape, seed, layout: laid_out(filled(dtype, shape, seed), layout),
+        st.sampled_from(DTYPES),
+        st.sampled_from(SHAPES),
+        st.integers(0, 1 << 30),
+        st.sampled_from(LAYOUTS),
+    )
+
+
+def scalars() -> st.SearchStrategy[Any]:
+    return st.builds(lambda dtype, seed: filled(dtype, (), seed)[()], st.sampled_from(NUMPY_DTYPES), st.integers(0, 1 << 30))
+
+
+def tensors() -> st.SearchStrategy[torch.Tensor]:
+    return st.builds(tensor, st.sampled_from(TORCH_DTYPES), st.sampled_from(SHAPES), st.integers(0, 1 << 30))
+
+
+def keys() -> st.SearchStrategy[str]:
+    return st.one_of(st.sampled_from(["", "observation/images/top.left", "state", "0", "é ü", "手", "a.b"]), st.text(max_size=8))
+
+
+def values() -> st.SearchStrategy[Any]:
+    """What is no array."""
+    return st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.integers(-(1 << 80), 1 << 80),
+        st.floats(),
+        st.text(max_size=40),
+        st.text(min_size=1, max_size=4).map(lambda text: text * 200),
+        st.binary(max_size=300),
+        st.lists(st.floats(), min_size=8, max_size=12),
+        st.lists(st.integers(), min_size=8, max_size=12),
+        st.lists(st.booleans(), min_size=8, max_size=12),
+        st.lists(st.one_of(st.integers(), st.floats(), st.booleans()), min_size=8, max_size=12),
+        scalars(),
+    )
+
+
+def trees() -> st.SearchStrategy[Any]:
+    """Any observation: nested containers, or a bare value."""
+    leaves = st.one_of(arrays(), values(), tensors())
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.dictionaries(keys(), inner, max_size=4),
+            st.lists(inner, max_size=4),
+            st.lists(inner, max_size=4).map(tuple),
+        ),
+        max_leaves=8,
+    )
+
+
+def expected(sent: Any) -> Any:
+    """`sent` as it has to come back: tensors as arrays, arrays in the machine's byte order."""
+    if isinstance(sent, torch.Tensor):
+        if sent.dtype == torch.bfloat16:
+            return sent.view(torch.int16).numpy().view(BFLOAT16)
+        return sent.numpy()
+    if isinstance(sent, (np.ndarray, np.generic)):
+        return sent.astype(sent.dtype.newbyteorder("="))
+    if isinstance(sent, dict):
+        return {key: expected(value) for key, value in sent.items()}
+    if isinstance(sent, (list, tuple)):
+        return type(sent)(expected(value) for value in sent)
+    return sent
+
+
+def assert_same(found: Any, sent: Any, path: str = "tree") -> None:
+    """`found` is `sent` to the bit: types, order of keys, dtypes, shapes, values; its arrays can be written."""
+    wanted = expected(sent)
+    for place, one, other in _pairs(found, wanted, path):
+        assert type(one) is type(other), f"{place}: {type(one)} for {type(other)}"
+        if isinstance(other, (np.ndarray, np.generic)):
+            assert one.dtype == other.dtype and one.dtype.isnative, f"{place}: {one.dtype} for {other.dtype}"
+            assert one.shape == other.shape, f"{place}: {one.shape} for {other.shape}"
+            assert one.tobytes() == other.tobytes(), f"{place}: {one} for {other}"
+            if isinstance(other, np.ndarray):
+                assert one.flags.writeable and one.flags.c_contiguous, f"{place}: {one.flags}"
+        elif isinstance(other, dict):
+            assert list(one) == list(other), f"{place}: keys {list(one)} for {list(other)}"
+        elif isinstance(other, (list, tuple)):
+            assert len(one) == len(other), f"{place}: {one} for {other}"
+        elif isinstance(other, float):
+            assert struct.pack("d", one) == struct.pack("d", other), f"{place}: {one} for {other}"
+        else:
+            assert one == other, f"{place}: {one!r} for {other!r}"
+
+
+def _pairs(one: Any, other: Any, path: str) -> Any:
+    yield path, one, other
+    if isinstance(other, dict):
+        inner = zip(other, one.values(), other.values(), strict=True)
+    elif isinstance(other, (list, tuple)):
+        inner = zip(itertools.count(), one, other)
+    else:
+        return
+    for key, left, right in inner:
+        yield from _pairs(left, right, f"{path}[{key!r}]")
