@@ -21,7 +21,6 @@ from shmserve.errors import (
     RequestTimeout,
     ServiceUnavailable,
     ShmServeError,
-    Stale,
 )
 
 from .reply import Reply
@@ -156,7 +155,9 @@ class ActionChunks:
         if fallback not in get_args(Fallback):
             raise ValueError(f"fallback = {fallback!r} is none of {', '.join(get_args(Fallback))}")
         if (fallback == "repeat_last") != (max_age_s is not None) or (max_age_s is not None and not max_age_s >= 0):
-            raise ValueError(f"fallback = {fallback!r}, max_age_s = {max_age_s}: repeat_last, and only it, needs an age")
+            raise ValueError(
+                f"fallback = {fallback!r}, max_age_s = {max_age_s}: repeat_last, and only it, needs an age"
+            )
         self._client = client
         self._steps = steps
         self._usable = steps + spare_steps
@@ -464,7 +465,9 @@ def _rows(answer: Any, actions: str | Callable[[Any], Any], steps: int) -> tuple
     counts = set()
     for leaf in _leaves(chunk):
         if not isinstance(leaf, np.ndarray) or not leaf.ndim:
-            raise NotAChunk(f"a chunk is made of arrays with the rows first, not of {type(leaf).__name__} ({leaf!r:.40})")
+            raise NotAChunk(
+                f"a chunk is made of arrays with the rows first, not of {type(leaf).__name__} ({leaf!r:.40})"
+            )
         counts.add(leaf.shape[0])
     if len(counts) != 1 or min(counts) < steps:
         raise NotAChunk(f"the arrays of the chunk have {sorted(counts)} rows: steps = {steps} needs as many in each")

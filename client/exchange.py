@@ -112,9 +112,7 @@ class Exchange:
             self._send(self._held[0], pending, sequence, encoded, terms)
             return True
 
-    def _send(
-        self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms
-    ) -> None:
+    def _send(self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms) -> None:
         channel = attachment.channel
         pending.sequence = sequence
         # Before it is published: an interrupt between the two must not lose a reply.

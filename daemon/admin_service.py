@@ -153,7 +153,9 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
         yield reply("done", {}, task.result())
     except (ChangeRefused, ModelPackageError, StoreUnavailable, EngineFailed) as error:
         log.warning("the model stays: %s", error)
-        raise VarlinkError(f"{NAME}.Refused", {"reason": _reason(error), "message": str(error)[:MESSAGE_TEXT]}) from error
+        raise VarlinkError(
+            f"{NAME}.Refused", {"reason": _reason(error), "message": str(error)[:MESSAGE_TEXT]}
+        ) from error
     finally:
         task.cancel()
         await asyncio.wait((task,))

@@ -128,7 +128,9 @@ class ModelChanges:
         if engine is None:
             progress("start", {})
             failpoint("update.before_start")
-            engine = await engines.start(served, lambda stage: progress("warm up" if stage == "warming" else "load", {}))
+            engine = await engines.start(
+                served, lambda stage: progress("warm up" if stage == "warming" else "load", {})
+            )
         try:
             failpoint("update.warm")
             self._check_contract(engine, wish)
@@ -150,7 +152,9 @@ class ModelChanges:
         await engines.stop_serving()
         failpoint("update.stopped_old")
         try:
-            engine = await engines.start(served, lambda stage: progress("warm up" if stage == "warming" else "load", {}))
+            engine = await engines.start(
+                served, lambda stage: progress("warm up" if stage == "warming" else "load", {})
+            )
         except BaseException:
             assert old is not None
             log.warning("the new model cannot serve: the old one is started again")
@@ -283,4 +287,3 @@ class _Alone:
 
     def __exit__(self, *_: object) -> None:
         self._changes._busy = False
-

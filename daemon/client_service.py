@@ -61,9 +61,7 @@ class ClientService:
         supervisor.on_evict = self.evict
 
     def interface(self) -> Interface:
-        return Interface(
-            NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe}
-        )
+        return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
 
     async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         version = required(parameters, "wire_version", int)

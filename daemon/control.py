@@ -1,16 +1,16 @@
 """What a supervisor and its engine say to each other, one NUL-terminated JSON object a message.
 
-    supervisor -> engine                          engine -> supervisor
-    load    package, device, settings             loading / warming
-                                                  ready     contract of the warmed-up model
-                                                  failed    stage, error, message
-    attach  lane, trusted, carried
-    detach  channel
-    serve                                         serving
-    pause                                         paused    nothing of the engine's is under way
-                                                  broken    channel, generation, reason
-    drain   (answers what was published)          (exits)
-    stop                                          (exits)
+supervisor -> engine                          engine -> supervisor
+load    package, device, settings             loading / warming
+                                              ready     contract of the warmed-up model
+                                              failed    stage, error, message
+attach  lane, trusted, carried
+detach  channel
+serve                                         serving
+pause                                         paused    nothing of the engine's is under way
+                                              broken    channel, generation, reason
+drain   (answers what was published)          (exits)
+stop                                          (exits)
 """
 
 from __future__ import annotations

@@ -81,7 +81,9 @@ class Engines:
         `on_stage` hears "loading" and "warming". Raises EngineFailed; then nothing of it is left.
         """
         self._serial += 1
-        engine = EngineProcess(self._serial, served, lambda engine, message: self._on_message(engine, message, on_stage))
+        engine = EngineProcess(
+            self._serial, served, lambda engine, message: self._on_message(engine, message, on_stage)
+        )
         await engine.start()
         self._watchers[engine] = asyncio.create_task(self._watch(engine))
         try:
@@ -108,9 +110,7 @@ class Engines:
             request_bell=self._request_bell,
             trusted_transport=self._config.transport == "named",
         )
-        done, _ = await asyncio.wait(
-            (ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
         if not done:
             raise EngineFailed("load", "TimeoutError", f"not ready after load_s = {self._config.load_s:g} s")
         try:
@@ -119,9 +119,7 @@ class Engines:
             raise EngineFailed("load", "the engine died", exit_reason(ended.status)) from ended
         if message["event"] == "failed":
             raise EngineFailed(message["stage"], message["error"], message["message"])
-        self._leases.model_wants = Wanted(
-            0, request_bytes=message["request_bytes"], reply_bytes=message["reply_bytes"]
-        )
+        self._leases.model_wants = Wanted(0, request_bytes=message["request_bytes"], reply_bytes=message["reply_bytes"])
 
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.

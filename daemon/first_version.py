@@ -66,7 +66,9 @@ async def first_version(config: Config, store: Store) -> Served:
 
 def _served(stored: StoredVersion, config: Config) -> Served:
     # An update may have moved it to another device; --device names the first one.
-    return Served(stored.path, stored.version, str(stored.facts.get("device") or config.device), Path(stored.source).name)
+    return Served(
+        stored.path, stored.version, str(stored.facts.get("device") or config.device), Path(stored.source).name
+    )
 
 
 def make_first_current(store: Store, served: Served, config: Config) -> None:

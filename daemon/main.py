@@ -25,10 +25,10 @@ from .admin_service import AdminService
 from .changes import ModelChanges
 from .client_service import ClientService
 from .config import Config, ConfigError, make_config, read_config_file
-from .logs import configure_logging
-from .model_package import ModelPackage
 from .engines import EngineFailed
 from .first_version import first_version, make_first_current, open_store
+from .logs import configure_logging
+from .model_package import ModelPackage
 from .service_lock import AlreadyRunning
 from .supervisor import Supervisor
 from .varlink_connection import Limits

@@ -28,7 +28,7 @@ A segment of two slots, each with 256 bytes of metadata and 100 of payload:
 (512, 1152, 640, 1024)
 >>> header_bytes(geometry, epoch=7, generation=1, channel=3).hex(" ", 8)
 '73686d7365727665 0100000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

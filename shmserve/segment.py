@@ -31,9 +31,7 @@ class Identity:
     generation: int
 
 
-def create_segment(
-    name: str, geometry: Geometry, identity: Identity, mode: int = 0o600, *, counter: int = 0
-) -> None:
+def create_segment(name: str, geometry: Geometry, identity: Identity, mode: int = 0o600, *, counter: int = 0) -> None:
     """Create the named segment `name`, all its bytes allocated, its header and first counter written.
 
     Raises FileExistsError if the name is taken (it is never opened: it may be a stranger's), and
@@ -49,9 +47,7 @@ def create_segment(
         os.fchmod(shared.fd, mode)  # exact, whatever the umask
         # Without this a full /dev/shm is found out by SIGBUS at the first touch.
         os.posix_fallocate(shared.fd, 0, geometry.segment_bytes)
-        header = header_bytes(
-            geometry, epoch=identity.epoch, generation=identity.generation, channel=identity.channel
-        )
+        header = header_bytes(geometry, epoch=identity.epoch, generation=identity.generation, channel=identity.channel)
         os.pwrite(shared.fd, header, 0)
         os.pwrite(shared.fd, counter.to_bytes(WORD, sys.byteorder), COUNTER_OFFSET)
     except OSError:

@@ -74,9 +74,7 @@ def _summary(status: dict[str, Any]) -> Table:
             Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
-    table.add_row(
-        "daemon", f"pid {status['pid']}, up {duration(status['uptime_s'])}, transport {status['transport']}"
-    )
+    table.add_row("daemon", f"pid {status['pid']}, up {duration(status['uptime_s'])}, transport {status['transport']}")
     requests = status["requests"]
     counts = Text(f"{requests['served']} served")
     for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):
@@ -110,9 +108,7 @@ def _clients(clients: list[dict[str, Any]]) -> Table:
 def _latency(latency: dict[str, dict[str, Any] | None]) -> Table | None:
     if not latency.get("total"):
         return None
-    table = Table(
-        title="time in the service", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0)
-    )
+    table = Table(title="time in the service", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("stage")
     for name in ("p50", "p90", "p99", "p99.9"):
         table.add_column(name, justify="right")

@@ -149,9 +149,7 @@ class Engine:
                 carried = []
             self._stats.clear_channel(lane.identity.channel)
             loop.add(
-                Tenancy(
-                    lane, trusted=message["trusted"], device=self._device, serial=self._serial, carried=carried
-                )
+                Tenancy(lane, trusted=message["trusted"], device=self._device, serial=self._serial, carried=carried)
             )
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
