@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, final
 
 from shmserve.errors import LoanKept
 
@@ -12,6 +12,7 @@ from .exchange import Exchange, Terms
 from .pending import Pending
 
 
+@final
 class LoanedObservation(dict[str, Any]):
     """An observation whose arrays are memory of the next request slot: fill them in, then `send`.
 

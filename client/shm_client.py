@@ -8,7 +8,7 @@ import os
 import time
 import weakref
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, Literal, final, overload
 
 from shmserve.directories import service_directory
 from shmserve.errors import RequestRejected, ServiceRestarted, ServiceUnavailable
@@ -27,6 +27,7 @@ _LONGEST_TIMEOUT_S = 86_400.0
 _clients: weakref.WeakSet[ShmClient] = weakref.WeakSet()
 
 
+@final
 class ShmClient:
     """A robot process's client; safe to call from several threads, not across a fork.
 

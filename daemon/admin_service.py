@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from shmserve import __version__
@@ -120,10 +120,8 @@ class AdminService:
             while supervisor.state not in ("ready", "failed", "draining"):
                 await supervisor.wait_change()
 
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(settled(), timeout_s)
-        except asyncio.TimeoutError:
-            pass
         return {"state": supervisor.state, "error": supervisor.error}
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:

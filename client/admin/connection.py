@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 from shmserve.directories import ADMIN_SOCKET, service_directory
 from shmserve.errors import ServiceUnavailable
@@ -14,6 +14,7 @@ from shmserve.varlink_connection import VarlinkConnection
 INTERFACE = "io.shmserve.Admin"
 
 
+@final
 class AdminConnection:
     """Calls io.shmserve.Admin of one service. Raises ServiceUnavailable when there is no daemon."""
 

@@ -63,7 +63,7 @@ class Engine:
             self._control.send("warming")
             warmth = warm_up(model, self._device, package)
             metadata = model.metadata()
-        except (Exception, SystemExit) as error:  # the model's own code may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
             log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
             self._control.send("failed", stage=stage, error=type(error).__name__, message=str(error)[:_ERROR_TEXT])
             return False

@@ -121,7 +121,7 @@ class Serving:
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, queued_ns)
             return None
-        except Exception as error:  # unpickling a trusted client's object runs that object's own code
+        except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             log.warning("request of client %d cannot be read\n%s", tenancy.number, traceback.format_exc())
             self._reject(tenancy, head, error, queued_ns)
             return None
@@ -148,7 +148,7 @@ class Serving:
         began_ns = time.monotonic_ns()
         try:
             self._model.reset(tenancy.number)
-        except Exception as error:  # the model's own code
+        except Exception as error:  # noqa: BLE001  the model's own code
             self._fail(tenancy, head, error, queued_ns, 0, 0)
             return
         self._words[Counter.RESETS] += 1
@@ -158,7 +158,7 @@ class Serving:
         began_ns = time.monotonic_ns()
         try:
             results = self._model.infer([row.observation for row in rows])
-        except (Exception, SystemExit) as error:  # the model's own code: whatever it raises, the next request works
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
             if len(rows) > 1:
                 # One bad row must not fail its neighbours: each alone.
                 for row in rows:
