@@ -73,7 +73,7 @@ REQUEST = Words(
     "cancelled",
 )
 
-#: Written by the engine; `sequence` last of all, `taken` and `attempts` before the model runs.
+#: Written by the engine: `taken` and `attempts` before the model runs, `sequence` last of all, on its own.
 REPLY = Words(
     "sequence",
     "status",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
+from typing import Final
 
 #: First word of every segment: the bytes ``shmserve`` read as a little-endian number.
 MAGIC = int.from_bytes(b"shmserve", "little")
@@ -19,19 +20,19 @@ class Kind(IntEnum):
     RESET = 2
 
 
-class Flag(IntFlag):
-    """Bits of a request's or a reply's ``flags`` word."""
+class Flag:
+    """Bits of a request's or a reply's ``flags`` word; plain numbers, because IntFlag's `&` costs 2 us."""
 
     #: The tree could not be carried in the safe form: it is (pickle bytes, out-of-band buffers).
-    PICKLED = 1
+    PICKLED: Final = 1
     #: Answer an unstarted request of the same client that this one replaces as SUPERSEDED.
-    SUPERSEDE = 2
+    SUPERSEDE: Final = 2
     #: The client allows this request to run again if an engine dies while running it.
-    REPEATABLE = 4
+    REPEATABLE: Final = 4
     #: (reply) The model read the slot itself, without staging.
-    IN_PLACE = 8
+    IN_PLACE: Final = 8
     #: (reply) The policy declares itself stateful: running a request twice is not the same as once.
-    STATEFUL = 16
+    STATEFUL: Final = 16
 
 
 class Status(IntEnum):

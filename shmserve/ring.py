@@ -8,6 +8,7 @@ sequence in it with the one it expects, and uses only the copy.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from .codec import SlotMemory
@@ -61,6 +62,7 @@ class _Ring:
         self._memory = segment.memory
         self._counter = segment.counter_index
         self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
+        self._head_words = [offset // WORD for offset in self._heads]
         self.memories = []
         for slot in range(geometry.slots):
             metadata, payload = geometry.metadata_offset(slot), geometry.payload_offset(slot)
@@ -101,7 +103,7 @@ class RequestWriter(_Ring):
 
     def cancel(self, sequence: int) -> None:
         """Ask the engine not to start this request; the engine may have started it already."""
-        self._words[self._heads[sequence % self.slots] // WORD + self._cancelled] = sequence
+        self._words[self._head_words[sequence % self.slots] + self._cancelled] = sequence
 
 
 class RequestReader(_Ring):
@@ -122,7 +124,7 @@ class RequestReader(_Ring):
 
     def cancelled(self, sequence: int) -> bool:
         """Whether the client has withdrawn this request."""
-        return self._words[self._heads[sequence % self.slots] // WORD + self._cancelled] == sequence
+        return self._words[self._head_words[sequence % self.slots] + self._cancelled] == sequence
 
 
 class ReplyWriter(_Ring):
@@ -130,34 +132,40 @@ class ReplyWriter(_Ring):
 
     _taken = REPLY.offset("taken") // WORD
     _attempts = REPLY.offset("attempts") // WORD
+    #: What is written of a reply's head before its sequence, which is the first word.
+    _before_sequence = struct.Struct("@" + "Q" * (_taken - 1))
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
-        return self._words[self._heads[sequence % self.slots] // WORD] >= sequence
+        return self._words[self._head_words[sequence % self.slots]] >= sequence
 
     def attempts(self, sequence: int) -> int:
         """How often an engine has begun to run `sequence`."""
-        head = self._heads[sequence % self.slots] // WORD
+        head = self._head_words[sequence % self.slots]
         return self._words[head + self._attempts] if self._words[head + self._taken] == sequence else 0
 
     def take(self, sequence: int) -> int:
         """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
-        attempts = self.attempts(sequence) + 1
-        head = self._heads[sequence % self.slots] // WORD
-        self._words[head + self._attempts] = attempts
-        self._words[head + self._taken] = sequence
+        words = self._words
+        head = self._head_words[sequence % self.slots]
+        attempts = words[head + self._attempts] + 1 if words[head + self._taken] == sequence else 1
+        words[head + self._attempts] = attempts
+        words[head + self._taken] = sequence
         return attempts
 
-    def complete(self, head: tuple[int, ...]) -> None:
-        """Make the reply whose payload and metadata are in place visible to the client."""
-        sequence = head[0]
-        offset = self._heads[sequence % self.slots]
-        # The sequence in the slot still names an earlier request until all else is written.
-        REPLY.packed.pack_into(self._memory, offset, self._words[offset // WORD], *head[1:])
+    def complete(self, sequence: int, *head: int) -> None:
+        """Make the reply whose payload and metadata are in place visible to the client.
+
+        `head` is what `ReplyHead` names from `status` to `copied_ns`.
+        """
+        slot = sequence % self.slots
+        # The slot still names an earlier sequence until all else is written.
+        self._before_sequence.pack_into(self._memory, self._heads[slot] + WORD, *head)
         # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
         fence()
-        self._words[offset // WORD] = sequence
-        self._words[self._counter] += 1  # only this engine writes it; a client looks at it while it spins
+        words = self._words
+        words[self._head_words[slot]] = sequence
+        words[self._counter] += 1  # only the serving engine writes it; a client looks at it while it spins
 
 
 class ReplyReader(_Ring):
@@ -169,17 +177,13 @@ class ReplyReader(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""
-        return self._words[self._heads[sequence % self.slots] // WORD] == sequence
-
-    def word_index(self, sequence: int) -> int:
-        """Where in the segment's words the sequence of this reply will appear."""
-        return self._heads[sequence % self.slots] // WORD
+        return self._words[self._head_words[sequence % self.slots]] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
         """A copy of the head of the reply to `sequence`; None while it is not there."""
-        offset = self._heads[sequence % self.slots]
-        if self._words[offset // WORD] != sequence:
+        slot = sequence % self.slots
+        if self._words[self._head_words[slot]] != sequence:
             return None
         # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.
         fence()
-        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, offset))
+        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[slot]))

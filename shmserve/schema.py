@@ -171,15 +171,17 @@ def _tensor_dtype(tensor: Any) -> str:
 
 
 def tensor_bytes(tensor: Any) -> Array:
-    """A tensor as a numpy array on the host, bfloat16 as uint16."""
-    host = tensor.detach().cpu()
-    if host.is_conj() or host.is_neg():
-        host = host.resolve_conj().resolve_neg()
-    if _tensor_dtype(host) == BFLOAT16:
-        # Not torch.uint16: numpy() of it is newer than some Jetson builds of torch.
-        host = host.view(sys.modules["torch"].int16)
-        return host.numpy().view(np.uint16)  # type: ignore[no-any-return]
-    return host.numpy()  # type: ignore[no-any-return]
+    """A tensor as a numpy array on the host, without a copy where it is there already."""
+    try:
+        return tensor.numpy()  # type: ignore[no-any-return]
+    except (RuntimeError, TypeError):  # on a device, wanted for a gradient, or conjugated
+        return tensor.detach().cpu().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
+
+
+def _bfloat16_tensor(tensor: Any) -> Array:
+    """A bfloat16 tensor's bytes as uint16."""
+    # Not torch.uint16: numpy() of it is newer than some Jetson builds of torch.
+    return tensor_bytes(tensor.detach().view(sys.modules["torch"].int16)).view(np.uint16)
 
 
 def _text_bytes(text: str) -> Array:
@@ -231,7 +233,8 @@ def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | N
             raise UnsupportedType(f"{path}: a tensor of {value.dtype} cannot be carried; use one of {_dtype_names()}")
         if value.layout is not sys.modules["torch"].strided:
             raise UnsupportedType(f"{path}: a tensor of layout {value.layout} cannot be carried; use to_dense()")
-        return Leaf("array", _tensor_dtype(value), tuple(value.shape)), tensor_bytes
+        dtype = _tensor_dtype(value)
+        return Leaf("array", dtype, tuple(value.shape)), _bfloat16_tensor if dtype == BFLOAT16 else tensor_bytes
     kind = "array" if type(value) is np.ndarray else "scalar"
     dtype = value.dtype
     if dtype.name == "bfloat16":
@@ -249,7 +252,7 @@ def _dtype_names() -> str:
 class _Pattern:
     """One container as the sender holds it: the types, constants, dtypes and shapes to compare with."""
 
-    __slots__ = ("constants", "converted", "direct", "keys", "kind", "nested", "numbers", "types")
+    __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types")
 
     def __init__(self, kind: type, keys: tuple[str, ...] | None, types: tuple[type, ...]) -> None:
         self.kind = kind
@@ -257,8 +260,8 @@ class _Pattern:
         self.types = types
         self.numbers: list[int] = []
         self.constants: list[tuple[int, Any]] = []
-        self.direct: list[tuple[int, Any, tuple[int, ...]]] = []
-        self.converted: list[tuple[int, Callable[[Any], Array], Any, tuple[int, ...]]] = []
+        # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
+        self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
         self.nested: list[tuple[int, _Pattern]] = []
 
 
@@ -304,10 +307,7 @@ class _Description:
             return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
         if kind is np.ndarray or isinstance(value, np.generic) or _is_tensor(value):
             leaf, convert = _array_leaf(value, path)
-            if convert is None:
-                pattern.direct.append((position, value.dtype, value.shape))
-            else:
-                pattern.converted.append((position, convert, value.dtype, leaf.shape))
+            pattern.arrays.append((position, value.dtype, leaf.shape, convert))
             return leaf
         if kind is str and len(value) > _INLINE_TEXT:
             return self._data(pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _text_bytes)
@@ -324,7 +324,7 @@ class _Description:
 
     @staticmethod
     def _data(pattern: _Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
-        pattern.converted.append((position, convert, None, leaf.shape))
+        pattern.arrays.append((position, None, leaf.shape, convert))
         return leaf
 
 
@@ -367,39 +367,19 @@ def _collect(pattern: _Pattern, tree: Any, numbers: list[Any], arrays: list[Arra
             return False
     for position in pattern.numbers:
         numbers.append(values[position])
-    if pattern.converted:
-        if not _collect_converted(pattern, values, arrays):
+    for position, dtype, shape, convert in pattern.arrays:
+        array = values[position]
+        if dtype is not None and array.dtype != dtype:
             return False
-    else:
-        for position, dtype, shape in pattern.direct:
-            array = values[position]
-            if array.shape != shape or array.dtype != dtype:
-                return False
-            arrays.append(array)
+        if convert is not None:
+            array = convert(array)
+        if array.shape != shape:
+            return False
+        arrays.append(array)
     # A loop, not all(): a generator costs a microsecond here even when there is nothing nested.
     for position, child in pattern.nested:  # noqa: SIM110
         if not _collect(child, values[position], numbers, arrays):
             return False
-    return True
-
-
-def _collect_converted(pattern: _Pattern, values: Sequence[Any], arrays: list[Array]) -> bool:
-    """As the direct loop, for a container where something must be converted first; places stay in order."""
-    found: dict[int, Array] = {}
-    for position, dtype, shape in pattern.direct:
-        array = values[position]
-        if array.shape != shape or array.dtype != dtype:
-            return False
-        found[position] = array
-    for position, convert, dtype, shape in pattern.converted:
-        value = values[position]
-        if dtype is not None and value.dtype != dtype:
-            return False
-        array = convert(value)
-        if array.shape != shape:
-            return False
-        found[position] = array
-    arrays.extend(found[position] for position in sorted(found))
     return True
 
 

@@ -15,7 +15,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
-from ..stats import ChannelWord, Counter, Stage, Stats
+from ..stats import ChannelWord, Counter, Stats
 from .models.model import Model
 from .staging import Staging
 from .tenancy import Tenancy
@@ -129,7 +129,8 @@ class Serving:
         return _Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
 
     def _refusal(self, tenancy: Tenancy, head: RequestHead, now_ns: int) -> Status | None:
-        if tenancy.channel.requests.cancelled(head.sequence):
+        # The head shows what the client had written when it was copied; who waited may be withdrawn since.
+        if head.cancelled == head.sequence or tenancy.channel.requests.cancelled(head.sequence):
             return Status.CANCELLED
         if head.deadline_ns and now_ns > head.deadline_ns:
             return Status.EXPIRED
@@ -257,12 +258,7 @@ class Serving:
             if flags & Flag.IN_PLACE:
                 words[Counter.IN_PLACE] += 1
             if head.kind == Kind.INFER:
-                record = self._stats.record
-                record(Stage.QUEUED, queued_ns)
-                record(Stage.STAGED, staged_ns)
-                record(Stage.INFER, infer_ns)
-                record(Stage.COPIED, copied_ns)
-                record(Stage.TOTAL, queued_ns + staged_ns + infer_ns + copied_ns)
+                self._stats.record(queued_ns, staged_ns, infer_ns, copied_ns)
         else:
             words[line + ChannelWord.ERRORS] += 1
         words[line + ChannelWord.LAST_NS] = time.monotonic_ns()

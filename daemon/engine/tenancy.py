@@ -115,19 +115,15 @@ class Tenancy:
             flags |= Flag.PICKLED
         copied_ns = time.monotonic_ns() - started_ns
         replies.complete(
-            (
-                sequence,
-                status,
-                flags,
-                encoded.schema,
-                encoded.metadata_bytes,
-                encoded.payload_bytes,
-                version,
-                *durations_ns,
-                copied_ns,
-                sequence,
-                replies.attempts(sequence),
-            )
+            sequence,
+            status,
+            flags,
+            encoded.schema,
+            encoded.metadata_bytes,
+            encoded.payload_bytes,
+            version,
+            *durations_ns,
+            copied_ns,
         )
         self.channel.reply_bell.ring()
         return copied_ns
