@@ -3,6 +3,7 @@
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
+    ContractMismatch,
     EngineLost,
     InferenceFailed,
     LoanKept,
@@ -29,6 +30,7 @@ from .shm_client import ShmClient
 __all__ = [
     "ClientClosed",
     "ClientForked",
+    "ContractMismatch",
     "EngineLost",
     "InferenceFailed",
     "LentReply",

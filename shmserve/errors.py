@@ -8,6 +8,7 @@
       RequestRejected (ValueError)             the request itself cannot be served
         UnsupportedType (TypeError)            an object that the codec does not carry
         ObservationTooLarge                    more bytes than the service allows
+        ContractMismatch                       not what the model was declared to take
         Stale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
         RequestSuperseded                      replaced by a newer request of the same client
@@ -68,6 +69,10 @@ class UnsupportedType(RequestRejected, TypeError):
 
 class ObservationTooLarge(RequestRejected):
     """The observation needs more bytes than the service allows a channel."""
+
+
+class ContractMismatch(RequestRejected):
+    """The observation is not what the model was declared to take; the message lists the differences."""
 
 
 class Stale(RequestRejected):
