@@ -6,24 +6,22 @@ the observation was captured. A chunk that comes late is joined where the time i
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from shmserve.errors import (
-    ClientClosed,
-    RequestRejected,
-    RequestTimeout,
-    ServiceUnavailable,
-    ShmServeError,
-)
+from shmserve.errors import ClientClosed, RequestRejected, RequestTimeout, ServiceUnavailable, ShmServeError
 
 from .reply import Reply
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Fallback = Literal["hold", "repeat_last", "zero", "raise"]
 
@@ -162,7 +160,8 @@ class ActionChunks:
         self._steps = steps
         self._usable = steps + spare_steps
         self._period_ns = None if period_s is None else round(period_s * 1e9)
-        self._useful_s = None if period_s is None else self._usable * period_s
+        # A simulator's clock means nothing to the engine.
+        self._useful_s = None if period_s is None or clock is not time.monotonic_ns else self._usable * period_s
         self._wait_s = wait_s
         self._fallback: Fallback = fallback
         self._max_age_s = max_age_s
@@ -212,7 +211,11 @@ class ActionChunks:
         if self._asked is not None:
             self._asked.pending.cancel()
             self._disowned, self._asked = self._asked.pending, None
-        self._client.reset(timeout=timeout)
+        try:
+            self._client.reset(timeout=timeout)
+        except ServiceUnavailable:
+            self._attached = False
+            raise
 
     def stats(self) -> ChunkStats:
         """Counts since it was made."""
@@ -228,7 +231,7 @@ class ActionChunks:
                 pending.cancel()
         self._asked = self._disowned = None
 
-    def __enter__(self) -> ActionChunks:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -245,7 +248,7 @@ class ActionChunks:
         if self._next is not None or (found is not None and found[1] < self._steps - self._prefetch):
             return
         if not self._attached:
-            self._attaching = _Attaching(self._client)
+            self._attaching = _Attaching(self._client, _PAUSE_S if self._error is not None else 0.0)
             return
         if callable(observation):
             observation = observation()
@@ -253,8 +256,7 @@ class ActionChunks:
             pending = self._client.submit(
                 observation,
                 timeout=self._useful_s,
-                # A simulator's clock means nothing to the engine.
-                capture_time=capture_ns / 1e9 if self._clock is time.monotonic_ns else None,
+                capture_time=None if self._useful_s is None else capture_ns / 1e9,
                 max_age_s=self._useful_s,
             )
         except (RequestRejected, ClientClosed):
@@ -273,10 +275,8 @@ class ActionChunks:
             return False
         wait_ns = min(until_ns, pending.deadline_ns - _BEFORE_DEADLINE_NS) - time.monotonic_ns()
         if wait_ns > 0:
-            try:
+            with contextlib.suppress(ShmServeError):  # either it ended so, and `_collect` finds it, or the wait did
                 pending.result(wait_ns / 1e9)
-            except ShmServeError:
-                pass  # either it ended so, and `_collect` finds it, or the wait did
         while not pending.done():
             if time.monotonic_ns() >= until_ns:
                 return False
@@ -384,10 +384,12 @@ class ActionChunks:
                 what = "no chunk has an action for this step"
             raise NoFreshAction(f"{what}; {self._reason()}") from self._error
         self._count(stood_in=1)
-        stood_in = replace(last, fresh=False, source=self._fallback, age_s=age_s, error=self._error)
+        step = replace(last, fresh=False, age_s=age_s, error=self._error)
         if self._fallback == "zero":
-            return replace(stood_in, action=_mapped(last.action, np.zeros_like), version=None, index=None)
-        return replace(stood_in, action=_mapped(last.action, np.array))
+            action = _mapped(last.action, np.zeros_like)
+            return replace(step, action=action, source="zero", version=None, index=None)
+        source: Literal["hold", "repeat_last"] = "hold" if self._fallback == "hold" else "repeat_last"
+        return replace(step, action=_mapped(last.action, np.array), source=source)
 
     def _reason(self) -> str:
         if self._error is not None:
@@ -425,8 +427,9 @@ class _Chunk:
 class _Attaching:
     """Looks for the daemon in a thread, because that may take as long as it is away."""
 
-    def __init__(self, client: AsksModel) -> None:
+    def __init__(self, client: AsksModel, pause_s: float) -> None:
         self._client = client
+        self._pause_s = pause_s
         self._stopped = threading.Event()
         self.ended = threading.Event()
         #: What ended the search, None if the client is attached.
@@ -439,14 +442,15 @@ class _Attaching:
         self._stopped.set()
 
     def _run(self) -> None:
+        pause_s = self._pause_s
         try:
-            while not self._stopped.is_set():
+            while not self._stopped.wait(pause_s):
+                pause_s = _PAUSE_S
                 try:
                     self._client.connect(timeout=_ATTACH_S)
                     return
                 except ServiceUnavailable as error:
                     self.unreachable = error
-                    self._stopped.wait(_PAUSE_S)
         except ShmServeError as error:  # not one that passes: another wire version, a closed client
             self.error = error
         finally:

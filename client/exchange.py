@@ -27,6 +27,7 @@ from shmserve.schema import BFLOAT16, Array, ArrayPlace
 from shmserve.spin import SpinBudget
 
 from .attachment import Attachment, Wanted
+from .contract_check import check_observation
 from .pending import Pending
 from .reply_errors import reply_error
 
@@ -51,7 +52,15 @@ class Exchange:
     """One client's side of its channel, across attachments. Safe to call from several threads."""
 
     def __init__(
-        self, name: str, directory: Path, wanted: Wanted, budget: SpinBudget, max_retries: int, retry_delay_s: float
+        self,
+        name: str,
+        directory: Path,
+        wanted: Wanted,
+        budget: SpinBudget,
+        max_retries: int,
+        retry_delay_s: float,
+        *,
+        check_contract: bool = True,
     ) -> None:
         self.name = name
         self.max_retries = max_retries
@@ -70,6 +79,8 @@ class Exchange:
         self._followers = 0
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
         self._left: list[Attachment | ClientChannel] = []  # to be closed once no thread waits at its doorbell
+        self._check_contract = check_contract
+        self._checked: Attachment | None = None  # the one whose model has seen what this client sends
         self._loaned: tuple[int, int] | None = None  # (thread, sequence) of the request slot that is lent out
         self._closed = False
         self._forked = False
@@ -86,6 +97,8 @@ class Exchange:
             with self._lock:
                 attachment = self._free_slot(pending.deadline_ns)
                 if attachment is not None:
+                    if attachment is not self._checked and terms.kind == Kind.INFER:
+                        self._check(attachment, observation, pending.deadline_ns)
                     channel = attachment.channel
                     sequence = channel.requests.counter() + 1
                     try:
@@ -103,6 +116,8 @@ class Exchange:
         with self._lock:
             if not self._held or self._held[0].closed or self._free_slot(0) is None:
                 return False
+            if self._held[0] is not self._checked:
+                return False  # the comparison with the model's contract asks the daemon
             channel = self._held[0].channel
             sequence = channel.requests.counter() + 1
             try:
@@ -111,6 +126,15 @@ class Exchange:
                 return False
             self._send(self._held[0], pending, sequence, encoded, terms)
             return True
+
+    def _check(self, attachment: Attachment, observation: Any, deadline_ns: int) -> None:
+        """Compare the first observation of an attachment with the model's contract; once there is a model."""
+        if self._check_contract:
+            model = attachment.describe(_remaining_s(deadline_ns))["model"]
+            if model is None:
+                return
+            check_observation(self.name, model, observation)
+        self._checked = attachment
 
     def _send(self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms) -> None:
         channel = attachment.channel
@@ -176,6 +200,8 @@ class Exchange:
             with self._lock:
                 attachment = self._free_slot(deadline_ns)
                 if attachment is not None:
+                    if attachment is not self._checked:
+                        self._check(attachment, example, deadline_ns)
                     sequence = attachment.channel.requests.counter() + 1
                     memory = attachment.channel.requests.memory(sequence)
                     try:
@@ -385,8 +411,7 @@ class Exchange:
         attempt = 0
         while True:
             try:
-                remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
-                attachment = Attachment.open(self.name, self._directory, self._wanted, remaining_s)
+                attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
                 break
             except ServiceUnavailable:
                 attempt += 1
@@ -400,8 +425,7 @@ class Exchange:
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """What the daemon says of itself and its model."""
         with self._lock:
-            remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
-            return self.attached(deadline_ns).describe(remaining_s)
+            return self.attached(deadline_ns).describe(_remaining_s(deadline_ns))
 
     def connect(self, deadline_ns: int) -> None:
         """Attach now."""
@@ -428,8 +452,7 @@ class Exchange:
                 raise RequestTimeout(f"requests or loans that are out kept {self.name!r} from making room in time")
             return
         try:
-            remaining_s = max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
-            self._left.append(attachment.resize(self._wanted, remaining_s))
+            self._left.append(attachment.resize(self._wanted, _remaining_s(deadline_ns)))
         except ServiceUnavailable:
             self._lose(attachment)
         except BaseException:
@@ -490,6 +513,10 @@ class _LentMemory:
     def kept(self) -> bool:
         """Whether an array over the memory is still held by somebody."""
         return any(root() is not None for root in self._roots)
+
+
+def _remaining_s(deadline_ns: int) -> float:
+    return max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
 
 
 def _close_all(*held: list[Any]) -> None:

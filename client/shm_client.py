@@ -17,6 +17,7 @@ from shmserve.spin import SpinBudget, SpinSetting
 
 from .async_waiter import AsyncWaiter
 from .attachment import Wanted
+from .contract_check import check_observation
 from .exchange import Exchange, Terms
 from .loans import LentReply, LoanedObservation
 from .pending import Pending
@@ -34,6 +35,7 @@ class ShmClient:
     `timeout` (seconds) is for a whole call, retries included. A service that is not there is tried
     again `max_retries` times, `retry_delay` seconds apart. `slots` is how many requests can be out at
     a time. `spin_us` is how long to look for a reply before sleeping (microseconds, or "adaptive").
+    With `check_contract` the first observation is compared with what the model was declared to take.
 
     It attaches with the first request, or with `connect`, or on entering a `with` block, and again
     when the daemon was restarted.
@@ -49,6 +51,7 @@ class ShmClient:
         retry_delay: float = 1.0,
         slots: int = 4,
         spin_us: SpinSetting = "adaptive",
+        check_contract: bool = True,
     ) -> None:
         self._timeout_s = _checked_timeout(timeout)
         if max_retries < 0 or not 0 <= retry_delay < math.inf:
@@ -56,7 +59,15 @@ class ShmClient:
         if not 1 <= slots <= 64:
             raise ValueError(f"slots = {slots}: 1 to 64")
         directory = service_directory(name, runtime_dir)
-        self._exchange = Exchange(name, directory, Wanted(slots), SpinBudget(spin_us), max_retries, retry_delay)
+        self._exchange = Exchange(
+            name,
+            directory,
+            Wanted(slots),
+            SpinBudget(spin_us),
+            max_retries,
+            retry_delay,
+            check_contract=check_contract,
+        )
         self._async_waiter = AsyncWaiter(self._exchange)
         _clients.add(self)
 
@@ -172,6 +183,14 @@ class ShmClient:
         """Attach now rather than with the first request; returns itself."""
         self._exchange.connect(self._deadline_ns(time.monotonic_ns(), timeout))
         return self
+
+    def check(self, example: Any) -> None:
+        """Compare an observation with what the model was declared to take, before anything moves.
+
+        Raises ContractMismatch listing the differences entry by entry; returns if there are none, or if
+        the model has no example observation and so declares nothing.
+        """
+        check_observation(self._exchange.name, self.metadata, example)
 
     @property
     def metadata(self) -> dict[str, Any]:

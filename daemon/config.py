@@ -43,6 +43,8 @@ class Config:
     #: Shared memory of one channel, both directions and all slots.
     max_channel_bytes: int = 1024 * MIB
     spin_us: SpinSetting = "adaptive"
+    #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
+    threads: int | None = None
     #: How long a stopping daemon works on what clients have already sent.
     drain_s: float = 5.0
     #: How long an engine may take to load and warm up.
@@ -69,6 +71,8 @@ class Config:
             raise ConfigError(f"max_clients = {self.max_clients}: 1 to 256")
         if not 1 <= self.max_slots <= 64:
             raise ConfigError(f"max_slots = {self.max_slots}: 1 to 64")
+        if self.threads is not None and not 1 <= self.threads <= 1024:
+            raise ConfigError(f"threads = {self.threads}: 1 to 1024")
         if self.keep_versions < 3:
             raise ConfigError(f"keep_versions = {self.keep_versions}: 3 or more (served, the one before, one on trial)")
         if self.require_signature and not self.signature_keys:
@@ -87,6 +91,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_slots": (int,),
     "max_channel_bytes": (int,),
     "spin_us": (int, str),
+    "threads": (int,),
     "drain_s": (int, float),
     "load_s": (int, float),
     "standby_s": (int, float),

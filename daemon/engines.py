@@ -105,6 +105,7 @@ class Engines:
             device=engine.served.device,
             called=engine.served.called,
             allow_code=self._config.allow_code,
+            threads=self._config.threads,
             serial=engine.serial,
             spin_us=self._config.spin_us,
             request_bell=self._request_bell,

@@ -103,6 +103,7 @@ def _spin(value: str | None) -> int | str | None:
 @click.option("--state-dir", type=click.Path(), help="Directory of the model versions.")
 @click.option("--transport", type=click.Choice(["named"]), help="How memory is shared.  [default: named]")
 @click.option("--spin-us", help="Microseconds to spin before sleeping, or 'adaptive'.  [default: adaptive]")
+@click.option("--threads", type=int, help="Threads of one torch operation.  [default: half of the processors]")
 @click.option("--config", "config_path", type=click.Path(), help="Configuration file (TOML); flags win over it.")
 @click.version_option(__version__, prog_name="shmserved")
 def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir: str | None, **flags: Any) -> None:

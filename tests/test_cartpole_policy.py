@@ -15,6 +15,15 @@ CARTPOLE = Path(__file__).resolve().parent.parent / "examples" / "cartpole"
 MODEL = CARTPOLE / "model"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    # Two threads of so small a network wait for each other on a busy machine: 30 times slower.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def policy() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:

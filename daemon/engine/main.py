@@ -57,7 +57,7 @@ class Engine:
         try:
             package = ModelPackage.read(Path(order["package"]), allow_code=order.get("allow_code", True))
             self._control.send("loading", version=package.version)
-            _configure_torch(package, self._device)
+            _configure_torch(package, self._device, order.get("threads"))
             model = load_model(package, self._device)
             stage = "warm up"
             self._control.send("warming")
@@ -106,7 +106,8 @@ class Engine:
     def run(self) -> None:
         """Serve until the supervisor says stop or goes away."""
         assert self._loop is not None
-        self._loop.run()
+        with torch.inference_mode():  # once, not for every request
+            self._loop.run()
 
     def _handle_messages(self, timeout_s: float) -> None:
         assert self._loop is not None
@@ -162,7 +163,10 @@ class Engine:
         self._control.send("broken", channel=identity.channel, generation=identity.generation, reason=reason)
 
 
-def _configure_torch(package: ModelPackage, device: torch.device) -> None:
+def _configure_torch(package: ModelPackage, device: torch.device, threads: int | None) -> None:
+    # Half of the processors: the robot's own processes need the others, and torch's threads wait by
+    # spinning, so that two sides with a thread for every processor slow each other down ten times.
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if package.deterministic:

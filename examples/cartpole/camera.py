@@ -32,7 +32,7 @@ class CameraCartPole:
 
     @property
     def state(self) -> npt.NDArray[np.float64]:
-        """The true state: position m, velocity m/s, angle rad, rate rad/s. For teaching only; a robot has just frames."""
+        """The true state: position m, velocity m/s, angle rad, rate rad/s. For teaching only."""
         state: npt.NDArray[np.float64] = np.asarray(self._world.unwrapped.state, dtype=np.float64)
         return state
 

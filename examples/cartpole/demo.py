@@ -48,7 +48,7 @@ class DemoFailed(Exception):
 def child(what: str, command: Command, *, stop_with: signal.Signals, log: Path | None = None) -> Iterator[Process]:
     """A process that is gone when the block is left; it writes to `log`, or here.
 
-    It has a session of its own, so that Ctrl-C at the terminal reaches the demo alone, which stops its children in order.
+    It has a session of its own: Ctrl-C at the terminal reaches the demo alone, which stops its children in order.
     """
     with contextlib.ExitStack() as files:
         output = files.enter_context(log.open("wb")) if log is not None else None

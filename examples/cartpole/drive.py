@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ STEPS_PER_DRAWING = 10
 class Drive:
     """What one drive showed. Times are of every request but the first, which is apart.
 
-    `model_ms` is the part of `round_trip_ms` that the model itself took; `versions` are those that answered, in order.
+    `model_ms` is the part of `round_trip_ms` that the model itself took; `versions` are those that answered, in turn.
     """
 
     seeds: range
@@ -104,5 +105,5 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
         asked_s=(asked - asked[0]) / 1e9,
         round_trip_ms=(answered - asked) / 1e6,
         model_ms=np.array([reply.infer_us for reply in replies]) / 1e3,
-        versions=list(dict.fromkeys(reply.model_version for reply in replies)),
+        versions=[version for version, _ in groupby(reply.model_version for reply in replies)],
     )

@@ -47,7 +47,7 @@ class Lessons:
         return len(self.pictures)
 
     def tensors(self, gain: npt.NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """float16 pictures[n,1,19,300]; indices[n,HISTORY] of each window; the teacher's P(right)[n]; scaled states[n,4]."""
+        """float16 pictures[n,1,19,300], windows[n,HISTORY] of their indices, the teacher's P(right)[n], states[n,4]."""
         ends = torch.arange(len(self))[:, None]
         # As the camera does: the history of an episode's first frames repeats the first one.
         windows = torch.maximum(ends + torch.arange(1 - HISTORY, 1), torch.tensor(self.first_of_episode)[:, None])
@@ -64,7 +64,7 @@ def gather(
     random: np.random.Generator,
     steps: int,
 ) -> None:
-    """Add `steps` pictures of episodes that `net` drives (the teacher where it is None), now and then pushed off course."""
+    """Add `steps` pictures of episodes that `net` drives (None: the teacher), now and then pushed off course."""
     taken = 0
     while taken < steps:
         camera.reset(seed=int(random.integers(2**31)))

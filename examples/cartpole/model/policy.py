@@ -34,8 +34,8 @@ def shrink(frames: torch.Tensor) -> torch.Tensor:
 class KeypointNet(nn.Module):  # type: ignore[misc]  # torch is Any to the type checker
     """Finds the same few points in every frame, and decides from where they are and how they moved.
 
-    Spatial softmax, after Levine et al., "End-to-End Training of Deep Visuomotor Policies", JMLR 17 (2016): each channel
-    of the last convolution becomes the mean position of its own activation, which is finer than a pixel.
+    Spatial softmax, after Levine et al., "End-to-End Training of Deep Visuomotor Policies", JMLR 17 (2016): each
+    channel of the last convolution becomes the mean position of its own activation, which is finer than a pixel.
     """
 
     rows: torch.Tensor
@@ -76,7 +76,7 @@ class KeypointNet(nn.Module):  # type: ignore[misc]  # torch is Any to the type 
 
 
 class Policy:
-    """Serves `KeypointNet`: `{"frames": uint8[3,400,600,3]}`, oldest first, to `{"action": 0 | 1, "logits": float32[2]}`."""
+    """From `{"frames": uint8[3,400,600,3]}`, oldest first, to `{"action": 0 | 1, "logits": float32[2]}`."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self._net = KeypointNet()

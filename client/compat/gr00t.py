@@ -1,0 +1,274 @@
+"""PolicyClient: GR00T's client by name and signature, over shared memory.
+
+Before: `from gr00t.policy.server_client import PolicyClient`
+After:  `from shmserve.client.compat.gr00t import PolicyClient`
+
+A call that is more than an observation travels as GR00T's own request does, {"endpoint": ..., "data": ...}, to a
+policy that is served in GR00T's style; an observation alone, to a policy of any style.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import time
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shmserve.errors import RequestTimeout, ServiceUnavailable, ShmServeError
+
+from ..shm_client import ShmClient
+from .address import address_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_LOOK_EVERY_S = 0.2
+_PING_S = 1.0
+
+
+@dataclass
+class ModalityConfig:
+    """The fields of `gr00t.data.types.ModalityConfig`, for where gr00t is not installed."""
+
+    delta_indices: list[int]
+    modality_keys: list[str]
+    sin_cos_embedding_keys: list[str] | None = None
+    mean_std_embedding_keys: list[str] | None = None
+    action_configs: list[dict[str, Any]] | None = None
+
+
+class _EndpointClient:
+    """What the clients of N1.5 and N1.6 have in common; a call ends within `timeout_ms`, whatever happens."""
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5555,
+        timeout_ms: int = 15000,
+        api_token: str | None = None,
+        *,
+        runtime_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.timeout_ms = timeout_ms
+        self.api_token = api_token  # not used: who may ask is a matter of the socket's permissions
+        self._address = address_of(host, port)
+        timeout_s = timeout_ms / 1e3
+        self._client = ShmClient(
+            self._address.service,
+            runtime_dir=self._address.runtime_dir or runtime_dir,
+            timeout=timeout_s,
+            max_retries=int(timeout_s / _LOOK_EVERY_S) + 1,  # the timeout ends the retries
+            retry_delay=_LOOK_EVERY_S,
+        )
+        self._model: dict[str, Any] | None = None
+
+    def ping(self) -> bool:
+        """Whether the service is there and has a model; an answer within a second."""
+        try:
+            self._describe(min(self.timeout_ms / 1e3, _PING_S))
+        except ShmServeError:
+            return False
+        return True
+
+    def kill_server(self) -> None:
+        """Refused: a robot does not end a service that others use."""
+        raise RuntimeError(
+            f"{self._address} serves every robot of this host and is not stopped by one of them: stop it where it was "
+            "started (systemctl stop, or SIGTERM to shmserved)"
+        )
+
+    def call_endpoint(self, endpoint: str, data: dict[str, Any] | None = None, requires_input: bool = True) -> Any:
+        """Call what the policy answers under this name.
+
+        Raises RequestTimeout (a TimeoutError) after `timeout_ms`, else RuntimeError with the typed error as its cause.
+        """
+        if endpoint == "kill":
+            self.kill_server()
+        try:
+            if endpoint == "ping":
+                self._describe(self.timeout_ms / 1e3)
+                return {"status": "ok", "message": "Server is running"}
+            if endpoint == "get_modality_config":
+                return _modality_configs(self._describe(self.timeout_ms / 1e3))
+            return self._call(endpoint, (data or {}) if requires_input else {})
+        except RequestTimeout:
+            raise
+        except ShmServeError as error:
+            raise RuntimeError(f"Server error: {error}") from error
+
+    def get_modality_config(self) -> dict[str, Any]:
+        """Which entries the policy takes and gives, by modality; empty if it does not say."""
+        config: dict[str, Any] = self.call_endpoint("get_modality_config", requires_input=False)
+        return config
+
+    def close(self) -> None:
+        """Give the channel back. May be called twice."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, endpoint: str, data: dict[str, Any]) -> Any:
+        deadline = time.monotonic() + self.timeout_ms / 1e3
+        if endpoint == "get_action" and set(data) <= {"observation", "options"} and data.get("options") is None:
+            return self._client.infer(data.get("observation"))
+        if self._known_model()["metadata"].get("style") != "gr00t":
+            if endpoint == "reset" and data.get("options") is None:
+                self._client.reset(timeout=_until(deadline))
+                return {}
+            raise RuntimeError(
+                f"Server error: {self._address} serves a policy that is not one of GR00T's, which has no "
+                f"{endpoint} with {', '.join(data) or 'nothing'}: serve it in style gr00t, or give an observation alone"
+            )
+        # A reset may run twice; what else an endpoint does is not known.
+        return self._client.infer(
+            {"endpoint": endpoint, "data": data}, timeout=_until(deadline), repeatable=endpoint == "reset"
+        )
+
+    def _known_model(self) -> dict[str, Any]:
+        """The model that gave the latest reply, asked about once."""
+        reply = self._client.last_reply
+        if self._model is None or (reply is not None and reply.model_version != self._model["version"]):
+            return self._describe(self.timeout_ms / 1e3)
+        return self._model
+
+    def _describe(self, timeout_s: float) -> dict[str, Any]:
+        """The service's model, as soon as it has one; ServiceUnavailable after the timeout."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._client.connect(timeout=_until(deadline))
+                self._model = self._client.metadata
+                return self._model
+            except ServiceUnavailable:
+                if time.monotonic() + _LOOK_EVERY_S >= deadline:
+                    raise
+            time.sleep(_LOOK_EVERY_S)
+
+
+class PolicyClient(_EndpointClient):
+    """GR00T N1.6's and N1.7's client of one policy; no BasePolicy of theirs, whose import brings torch.
+
+    `host` is `shm://NAME` or `unix:DIRECTORY/NAME`; a network host and `port` are accepted and mean service
+    "default". It attaches with the first call. With `strict`, observations and actions are compared with the policy's
+    modality config, and ValueError lists every difference.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        port: int = 5555,
+        timeout_ms: int = 15000,
+        api_token: str | None = None,
+        strict: bool = False,
+        *,
+        runtime_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(host, port, timeout_ms, api_token, runtime_dir=runtime_dir)
+        self.strict = strict
+
+    def get_action(
+        self, observation: dict[str, Any], options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(action, info): arrays float32 (B, T, D) for an observation of (B, T, ...), owned and writable.
+
+        Raises RequestTimeout (a TimeoutError), else RuntimeError with the typed error as its cause.
+        """
+        if self.strict:
+            self.check_observation(observation)
+        answer = self.call_endpoint("get_action", {"observation": observation, "options": options})
+        if not isinstance(answer, (tuple, list)):
+            answer = (answer, {})  # a policy of another style gives the action alone
+        action, info = answer
+        if self.strict:
+            self.check_action(action)
+        return action, info
+
+    def reset(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Tell the policy that an episode begins; what it answers."""
+        answer = self.call_endpoint("reset", {"options": options})
+        return answer if isinstance(answer, dict) else {}
+
+    def check_observation(self, observation: dict[str, Any]) -> None:
+        """Compare with the policy's modality config; raises ValueError with every difference."""
+        wrong = []
+        for modality, config in _modality_configs(self._known_model()).items():
+            if modality == "action":
+                continue
+            given = observation.get(modality)
+            if not isinstance(given, dict):
+                wrong.append(f"{modality} is missing" if given is None else f"{modality} is no dict")
+                continue
+            for key in config.modality_keys:
+                wrong += _differences(f"{modality}.{key}", modality, given.get(key), len(config.delta_indices))
+        if wrong:
+            raise ValueError(f"the observation is not what {self._address} takes: {'; '.join(wrong)}")
+
+    def check_action(self, action: dict[str, Any]) -> None:
+        """Compare with the policy's modality config; raises ValueError with every difference."""
+        config = _modality_configs(self._known_model()).get("action")
+        if config is None:
+            return
+        wrong = []
+        for key in config.modality_keys:
+            wrong += _differences(f"action.{key}", "action", action.get(key), len(config.delta_indices))
+        if wrong:
+            raise ValueError(f"the action is not what {self._address} promised: {'; '.join(wrong)}")
+
+
+class ExternalRobotInferenceClient(_EndpointClient):
+    """GR00T N1.5's client: flat observations (`video.front`, `state.arm`) and flat actions."""
+
+    def get_action(self, observations: dict[str, Any]) -> dict[str, Any]:
+        """The action for `observations`. Raises as `PolicyClient.get_action`."""
+        answer = self.call_endpoint("get_action", {"observation": observations})
+        action: dict[str, Any] = answer[0] if isinstance(answer, (tuple, list)) else answer
+        return action
+
+
+#: dtype and dimensions of what GR00T carries: video (B, T, H, W, C), state and action (B, T, D).
+_ARRAYS = {"video": (np.uint8, 5), "state": (np.float32, 3), "action": (np.float32, 3)}
+
+
+def _differences(name: str, modality: str, value: Any, horizon: int) -> list[str]:
+    if value is None:
+        return [f"{name} is missing"]
+    if modality == "language":
+        texts = isinstance(value, list) and all(isinstance(row, list) and len(row) == horizon for row in value)
+        return [] if texts else [f"{name} is no list of lists of {horizon} texts"]
+    if modality not in _ARRAYS:
+        return []
+    dtype, dimensions = _ARRAYS[modality]
+    found = np.asarray(value)
+    if found.dtype == dtype and found.ndim == dimensions and found.shape[1] == horizon:
+        return []
+    wanted = f"{np.dtype(dtype).name} of {dimensions} dimensions, the second {horizon}"
+    return [f"{name} must be {wanted}, and is {found.dtype.name}{list(found.shape)}"]
+
+
+def _modality_configs(model: dict[str, Any]) -> dict[str, Any]:
+    """What the policy declares, as objects of gr00t's own class where it is installed."""
+    own: Any = None
+    with contextlib.suppress(ImportError):
+        own = importlib.import_module("gr00t.data.types").ModalityConfig
+    known = {field.name for field in fields(ModalityConfig)}
+    return {
+        modality: own(**given) if own else ModalityConfig(**{key: given[key] for key in given if key in known})
+        for modality, given in model["metadata"].get("modality_config", {}).items()
+    }
+
+
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

@@ -1,0 +1,157 @@
+"""WebsocketClientPolicy: openpi's client by name and signature, over shared memory.
+
+Before: `from openpi_client.websocket_client_policy import WebsocketClientPolicy`
+After:  `from shmserve.client.compat.openpi import WebsocketClientPolicy`
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from shmserve.errors import ServiceUnavailable, ShmServeError
+
+from ..shm_client import ShmClient
+from .address import address_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    class _BasePolicy:
+        pass
+
+else:
+    # A BasePolicy where openpi_client is there to ask for one; never a requirement (it wants numpy below 2).
+    try:
+        from openpi_client.base_policy import BasePolicy as _BasePolicy
+    except ImportError:
+
+        class _BasePolicy:
+            pass
+
+
+log = logging.getLogger(__name__)
+
+_LOG_EVERY_S = 5.0
+_LOOK_EVERY_S = 0.2
+
+
+class WebsocketClientPolicy(_BasePolicy):
+    """Asks a service of this host; a `BasePolicy` of openpi_client where that is installed.
+
+    `host` is `shm://NAME` or `unix:DIRECTORY/NAME`; a network host and `port` are accepted and mean service
+    "default". `api_key` is not used: who may ask is a matter of the socket's permissions. As openpi's, it waits until
+    the service is there and has a model; with `connect_timeout` (seconds) it raises ServiceUnavailable instead.
+    `timeout` (seconds) is for each `infer` and `reset`, which wait out a restart of the daemon within it.
+    """
+
+    def __init__(
+        self,
+        host: str = "0.0.0.0",
+        port: int | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 60.0,
+        connect_timeout: float | None = None,
+        runtime_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._address = address_of(host, port)
+        self._client = ShmClient(
+            self._address.service,
+            runtime_dir=self._address.runtime_dir or runtime_dir,
+            timeout=timeout,
+            max_retries=int(timeout / _LOOK_EVERY_S) + 1,  # the timeout ends the retries
+            retry_delay=_LOOK_EVERY_S,
+        )
+        self._previous_total_ms: float | None = None
+        try:
+            self._server_metadata = self._wait_for_server(connect_timeout)
+        except BaseException:
+            self._client.close()
+            raise
+
+    def get_server_metadata(self) -> dict[str, Any]:
+        """The policy's own metadata when this was made, and under "shmserve" which model of which service it was."""
+        return self._server_metadata
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        """What the policy gives for `obs`, arrays owned and writable, and openpi's `server_timing` and `policy_timing`.
+
+        Raises RuntimeError, its cause the typed error; the next call works.
+        """
+        try:
+            result = self._client.infer(obs)
+        except ShmServeError as error:
+            raise RuntimeError(f"Error in inference server:\n{error}") from error
+        if type(result) is not dict:
+            raise RuntimeError(
+                f"Error in inference server:\n{self._address} answered with {type(result).__name__}, not with a dict: "
+                "it serves a policy that is not one of openpi's"
+            )
+        return self._with_timing(result)
+
+    def reset(self) -> None:
+        """Tell the policy that an episode begins (openpi's own client does not); nothing if it has no reset."""
+        try:
+            self._client.reset()
+        except ShmServeError as error:
+            raise RuntimeError(f"Error in inference server:\n{error}") from error
+
+    def close(self) -> None:
+        """Give the channel back. May be called twice."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait_for_server(self, connect_timeout: float | None) -> dict[str, Any]:
+        log.info("Waiting for server at %s...", self._address)
+        until = float("inf") if connect_timeout is None else time.monotonic() + connect_timeout
+        told = time.monotonic()
+        while True:
+            try:
+                self._client.connect(timeout=min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+                model = self._client.metadata
+                break
+            except ServiceUnavailable as error:
+                if time.monotonic() >= until:
+                    raise
+                if time.monotonic() - told >= _LOG_EVERY_S:
+                    log.warning("Still waiting for server at %s: %s", self._address, error)
+                    told = time.monotonic()
+            time.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+        identity = {"service": self._address.service, "model": model["name"], "version": model["version"]}
+        return {**model["metadata"], "shmserve": identity}
+
+    def _with_timing(self, result: dict[str, Any]) -> dict[str, Any]:
+        # openpi's ActionChunkBroker cuts a row out of every array there is: only plain numbers and text are added.
+        reply = self._client.last_reply
+        assert reply is not None
+        infer_ms = reply.infer_us / 1e3
+        timing = {"infer_ms": infer_ms}
+        if self._previous_total_ms is not None:
+            timing["prev_total_ms"] = self._previous_total_ms
+        self._previous_total_ms = (reply.queued_us + reply.staged_us + reply.infer_us + reply.copied_us) / 1e3
+        result["server_timing"] = timing
+        own = result.get("policy_timing")
+        result["policy_timing"] = (
+            {key: float(value) for key, value in own.items()} if isinstance(own, dict) else {"infer_ms": infer_ms}
+        )
+        result.setdefault(
+            "shmserve",
+            {
+                "model_version": reply.model_version,
+                "sequence": reply.sequence,
+                "queued_ms": reply.queued_us / 1e3,
+                "round_trip_ms": reply.round_trip_us / 1e3,
+            },
+        )
+        return result
