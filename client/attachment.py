@@ -113,6 +113,12 @@ class Attachment:
         self.carried = []
         return old
 
+    def busy(self) -> bool:
+        """Whether requests or loans are out that live in this generation."""
+        return bool(self.lent) or any(
+            pending is not None and sequence not in self.carried for sequence, pending in self.in_flight.items()
+        )
+
     def describe(self, timeout_s: float) -> dict[str, Any]:
         """The service, its state and its model."""
         return _call(self._connection, self._service, "Describe", {}, timeout_s)

@@ -34,6 +34,8 @@ from .reply_errors import reply_error
 #: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
 _LONGEST_WAIT_NS = 50_000_000
 _LOOKS_PER_CLOCK = 16
+#: How long a poll may take when the channel has to grow under it.
+_LOOK_RESIZE_NS = 1_000_000_000
 
 
 class Terms(NamedTuple):
@@ -264,12 +266,15 @@ class Exchange:
         self._wait_for_reply(time.monotonic_ns() + _LONGEST_WAIT_NS, None, spin=False)
 
     def look(self) -> None:
-        """Collect what is there, without waiting."""
+        """Collect what is there, without waiting for replies."""
         with self._lock:
             for attachment in tuple(self._held):
                 self._collect(attachment)
                 if attachment.in_flight and attachment.lost():
                     self._lose(attachment)
+                elif attachment.carried and not attachment.busy():
+                    # Whoever only polls must get a result that did not fit, too.
+                    self._resize(attachment, time.monotonic_ns() + _LOOK_RESIZE_NS)
 
     def _wait_for_reply(self, until_ns: int, pending: Pending | None, *, spin: bool = True) -> None:
         """Until some reply has arrived and was collected, or a bounded while; the caller looks again."""
@@ -440,10 +445,7 @@ class Exchange:
 
     def _resize(self, attachment: Attachment, deadline_ns: int) -> None:
         """Make room. Requests that are out finish first: they live in the generation that is left."""
-        if attachment.lent or any(
-            pending is not None and sequence not in attachment.carried
-            for sequence, pending in attachment.in_flight.items()
-        ):
+        if attachment.busy():
             if not self._collect(attachment):
                 time.sleep(0.0002)  # rare: once, when an observation grows while others are out
             if attachment.lost():
