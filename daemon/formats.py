@@ -25,8 +25,8 @@ class Format:
 
 #: In the order in which a directory without a manifest is looked through.
 FORMATS = {
-    # torch.export.load unpickles (weights_only=False) whatever the archive's own index calls pickled, evaluates its
-    # shape expressions with sympy, and looks the nodes' operators up by name in the whole of torch.
+    # torch.export.load evaluates the archive's shape expressions (sympy's sympify is an eval), unpickles without limit
+    # what the archive calls pickled and any example input that weights_only refuses, and opens shared libraries in it.
     "torch-export": Format("torch_export", "model.pt2", runs_code=True, saved_module=True),
     # A program for torch's interpreter, whose operators read and write files; torch's own advice is to treat it as
     # "locally executable code from an unknown source" (SECURITY.md).

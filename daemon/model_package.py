@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shmserve.errors import ModelPackageError
+from shmserve.package_files import content_version
 
 from .formats import FORMATS
 from .manifest import MANIFEST, read_manifest
@@ -20,10 +18,12 @@ class ModelPackage:
     """A directory with a model, and what its `model.toml` says of it."""
 
     path: Path
-    version: str  # the first 16 hex digits of the sha256 over the package's files
+    version: str  # its content address (shmserve.package_files)
     name: str
     format: str
     entry: str = ""  # python: module:class in the directory; installed: the name of an installed policy
+    style: str = ""  # how the class is constructed and asked: shmserve, openpi, gr00t; empty: by its methods
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the class's constructor
     inputs: tuple[str, ...] | None = None  # saved modules: what of an observation is each argument
     outputs: tuple[str, ...] | None = None  # saved modules: the names of what it returns
     batch_dim: bool = False  # saved modules: a first dimension for the request, which observations lack
@@ -56,26 +56,3 @@ class ModelPackage:
                 f"false; it serves packages of format {safe} (docs/model-packages.md, Packages that bring no code)"
             )
         return cls(path=path, version=content_version(path), **settings)
-
-
-def content_version(path: Path) -> str:
-    """The content address of a package: sha256 over the names and bytes of its files, 16 hex digits of it.
-
-    Caches that running the package may leave behind (__pycache__) do not count.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(_files(path)):
-        content = hashlib.sha256((path / name).read_bytes()).digest()
-        digest.update(os.fsencode(name) + b"\0" + content)
-    return digest.hexdigest()[:16]
-
-
-def _files(path: Path) -> list[str]:
-    found = []
-    for directory, names, files in os.walk(path):
-        names[:] = [name for name in names if name != "__pycache__"]
-        for name in files:
-            file = Path(directory) / name
-            if stat.S_ISREG(file.stat().st_mode):
-                found.append(str(file.relative_to(path)))
-    return found

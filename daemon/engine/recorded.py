@@ -15,7 +15,8 @@ from shmserve.errors import ModelPackageError
 def read_recorded(file: Path) -> dict[str, Any]:
     """The arrays of `file` by their names, text as str; raises ModelPackageError for what is no such file."""
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        # Opened here: numpy leaves open what turns out to be no archive.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: _value(archive[name]) for name in archive.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ModelPackageError(f"{file} cannot be read: {error}; write it with numpy.savez(file, **arrays)") from error

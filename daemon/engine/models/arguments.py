@@ -13,14 +13,10 @@ from typing import Any
 import torch
 
 from shmserve.contract import described, entry_text, name_within
-from shmserve.errors import RequestRejected
+from shmserve.errors import ContractMismatch
 
 #: Signatures that were found to fit; an observation has one or two, unless some length in it varies.
 _REMEMBERED = 1024
-
-
-class ObservationMismatch(RequestRejected):
-    """The observation is not what the module takes; the message lists every entry that differs."""
 
 
 class _Missing:
@@ -172,7 +168,7 @@ class Arguments:
         self._fitting: set[tuple[Any, ...]] = set()
 
     def of(self, observation: Any) -> list[Any]:
-        """The fields' values in their order; raises ObservationMismatch naming every field that does not fit."""
+        """The fields' values in their order; raises ContractMismatch naming every field that does not fit."""
         values = [field.find(observation) for field in self.fields]
         for index, field in enumerate(self.fields):
             if values[index] is MISSING:
@@ -200,7 +196,7 @@ class Arguments:
             if any(value is MISSING for value in values):
                 held = ", ".join(map(str, observation)) if isinstance(observation, dict) else "no names: it is no dict"
                 text += f" (the observation has {held or 'nothing'})"
-            raise ObservationMismatch(text)
+            raise ContractMismatch(text)
 
     def example(self, values: Sequence[Any]) -> Any:
         """The observation from which `of` takes these values."""

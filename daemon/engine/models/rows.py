@@ -31,8 +31,8 @@ def _checked(tree: Any, count: int, name: str = "") -> Any:
     if isinstance(tree, torch.Tensor):
         if tree.dim() == 0 or tree.shape[0] != count:
             raise ValueError(
-                f"the module gave {name or 'a tensor'} of shape {list(tree.shape)} for {count} requests: with "
-                f"batch_dim = true its first dimension must be {count}"
+                f"the module gave {name or 'a tensor'} of shape {list(tree.shape)} for {count} row{'s' * (count > 1)}: "
+                f"with batch_dim = true its first dimension must be {count}"
             )
         return tree.cpu()  # one copy off the device for all rows
     if isinstance(tree, dict):

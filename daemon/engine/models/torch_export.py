@@ -12,12 +12,12 @@ from torch.export.graph_signature import ConstantArgument, InputKind, SymIntArgu
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
-from shmserve.errors import ModelPackageError
+from shmserve.errors import ContractMismatch, ModelPackageError
 
 from ...formats import FORMATS
 from ...model_package import ModelPackage
 from .actions import ActionNames
-from .arguments import Arguments, ConstantField, Field, Length, NumberField, ObservationMismatch, TensorField
+from .arguments import Arguments, ConstantField, Field, Length, NumberField, TensorField
 from .saved_module import SavedModule
 
 #: Structures of arguments for which the program's own guards have been asked.
@@ -27,6 +27,7 @@ _REMEMBERED = 1024
 def load(package: ModelPackage, device: torch.device) -> SavedModule:
     """Load the program and move it to `device`; raises ModelPackageError where manifest and program disagree."""
     program = _read(package.path / (FORMATS[package.format].file or ""))
+    exported_with = program.example_inputs
     if any(tensor.device != device for tensor in _tensors(program)):
         program = move_to_device_pass(program, device)
     fields = _fields(program, package)
@@ -36,9 +37,8 @@ def load(package: ModelPackage, device: torch.device) -> SavedModule:
     _check_outputs(program, package)
     reset = _check_writes(program, package)
     arguments = Arguments(fields)
-    return SavedModule(
-        package, arguments, _Call(program), reset=reset, example=_example(program, arguments, package.batch_dim)
-    )
+    example = _example(exported_with, arguments, package.batch_dim)
+    return SavedModule(package, arguments, _Call(program), reset=reset, example=example)
 
 
 def _read(file: Path) -> ExportedProgram:
@@ -245,13 +245,13 @@ def _root(node: Any) -> torch.fx.Node | None:
 # ------------------------------------------------------------------------------------------------- running it
 
 
-def _example(program: ExportedProgram, arguments: Arguments, batch_dim: bool) -> Any:
+def _example(exported_with: Any, arguments: Arguments, batch_dim: bool) -> Any:
     """The observation that the program was exported with; None if it was saved without."""
-    if program.example_inputs is None:
+    if exported_with is None:
         return None
     values = [
         (value[0] if batch_dim else value).detach().cpu() if isinstance(value, torch.Tensor) else value
-        for value in pytree.tree_leaves(program.example_inputs)
+        for value in pytree.tree_leaves(exported_with)
     ]
     return arguments.example(values)
 
@@ -277,7 +277,7 @@ class _Call:
         except AssertionError as error:
             if not str(error).startswith("Guard failed"):
                 raise
-            raise ObservationMismatch(f"the program was not exported for such arguments: {error}") from error
+            raise ContractMismatch(f"the program was not exported for such arguments: {error}") from error
         if len(self._passed) >= _REMEMBERED:
             self._passed.clear()
         self._passed.add(signature)
