@@ -1,138 +1,163 @@
-"""What the operator chose, checked once at the start."""
+"""What the operator chose: every setting with its type, its limits and what it is for, checked once at the start."""
 
 from __future__ import annotations
 
-import difflib
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from shmserve.spin import SpinSetting
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MIB = 1 << 20
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names it, its value and what is allowed."""
 
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A setting's type: in words, in TOML, and as it is read from a text of the environment."""
+
+    words: str
+    toml: tuple[type, ...]
+    parse: Callable[[str], Any]
+
+
+def _switch(text: str) -> bool:
+    try:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _spin(text: str) -> SpinSetting:
+    return "adaptive" if text == "adaptive" else int(text)
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+INTEGER = Kind("integer", (int,), int)
+NUMBER = Kind("number", (int, float), float)
+TEXT = Kind("text", (str,), str)
+LEVEL = Kind("text", (str,), str.lower)
+PATH = Kind("path", (str,), str)
+SWITCH = Kind("true or false", (bool,), _switch)
+SPIN = Kind("integer or 'adaptive'", (int, str), _spin)
+UIDS = Kind("list of integers", (list,), lambda text: [int(item) for item in _items(text)])
+TEXTS = Kind("list of texts", (list,), _items)
+_ITEMS: dict[Kind, type] = {UIDS: int, TEXTS: str}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one key."""
+
+    kind: Kind
+    least: float | None = None
+    most: float | None = None
+    #: `shmserve-admin reload` applies it; the others wait for a restart.
+    live: bool = False
+
+
+def _of(kind: Kind, least: float | None = None, most: float | None = None, *, live: bool = False) -> dict[str, Setting]:
+    return {"setting": Setting(kind, least, most, live)}
+
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told."""
+    """Everything a daemon is told; docs/configuration.md says the same at length."""
 
     runtime_dir: Path
     state_dir: Path
-    #: The package to begin with; None: the version that was served last.
-    model_path: Path | None = None
     name: str = "default"
-    device: str = "cpu"
-    transport: str = "named"
+    #: The package to begin with; None: the version that was served last.
+    model_path: Path | None = field(default=None, metadata=_of(PATH))
+    device: str = field(default="cpu", metadata=_of(TEXT))
+    transport: str = field(default="named", metadata=_of(TEXT))
     #: Clients of these users may send any Python object (full pickle). None: the daemon's own user alone.
-    trusted_uids: tuple[int, ...] | None = None
+    trusted_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
     #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
-    group_clients: bool = False
-    max_clients: int = 64
-    max_slots: int = 16
+    #: None: as the mode of the client socket that systemd made says; without one, no.
+    group_clients: bool | None = field(default=None, metadata=_of(SWITCH))
+    max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
+    max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, live=True))
     #: Shared memory of one channel, both directions and all slots.
-    max_channel_bytes: int = 1024 * MIB
-    spin_us: SpinSetting = "adaptive"
+    max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, live=True))
+    spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
     #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))
+    #: Memory of its own (bytes) that an engine on the CPU may have, torch's some hundred MiB included; None: no limit.
+    #: Program code and the channels do not count. Engines on other devices are not limited.
+    engine_memory_bytes: int | None = field(default=None, metadata=_of(INTEGER, 256 * MIB, 1 << 50))
     #: How long a stopping daemon works on what clients have already sent.
-    drain_s: float = 5.0
+    drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, live=True))
     #: How long an engine may take to load and warm up.
-    load_s: float = 600.0
+    load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, live=True))
+    #: A serving engine that has not moved for so long is stuck, and replaced; 0: it may take as long as it likes.
+    stuck_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, live=True))
     #: How long the engine before an update is kept warm, for an instant rollback.
-    standby_s: float = 300.0
+    standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, live=True))
     #: A new model is on probation for its first requests: if its engine dies, or more than this share of
     #: them fails, the daemon goes back to the model before.
-    probation_requests: int = 100
-    probation_failures: float = 0.5
-    #: How many model versions are kept.
-    keep_versions: int = 8
+    probation_requests: int = field(default=100, metadata=_of(INTEGER, 0, 1_000_000_000, live=True))
+    probation_failures: float = field(default=0.5, metadata=_of(NUMBER, 0, 1, live=True))
+    #: How many model versions are kept: the one served, the one before, and one on trial at least.
+    keep_versions: int = field(default=8, metadata=_of(INTEGER, 3, 10_000))
     #: False refuses packages whose format can run code from the package.
-    allow_code: bool = True
+    allow_code: bool = field(default=True, metadata=_of(SWITCH))
     #: Only packages signed by one of `signature_keys` (public keys, or files that hold one) are taken.
-    require_signature: bool = False
-    signature_keys: tuple[str, ...] = ()
-    max_package_bytes: int = 16 * 1024 * MIB
+    require_signature: bool = field(default=False, metadata=_of(SWITCH))
+    signature_keys: tuple[str, ...] = field(default=(), metadata=_of(TEXTS))
+    max_package_bytes: int = field(default=16 * 1024 * MIB, metadata=_of(INTEGER, 1, 1 << 50))
+    log_level: str = field(default="info", metadata=_of(LEVEL, live=True))
 
     def __post_init__(self) -> None:
+        for key, setting in SETTINGS.items():
+            value = getattr(self, key)
+            if type(value) not in (int, float) or setting.least is None or setting.most is None:
+                continue
+            if not setting.least <= value <= setting.most:  # a comparison with NaN is false
+                raise ConfigError(f"{key} = {value!r}: {setting.least:g} to {setting.most:g}", key)
         if self.transport != "named":
-            raise ConfigError(f"transport = {self.transport!r}: this version has 'named'")
-        if not 1 <= self.max_clients <= 256:
-            raise ConfigError(f"max_clients = {self.max_clients}: 1 to 256")
-        if not 1 <= self.max_slots <= 64:
-            raise ConfigError(f"max_slots = {self.max_slots}: 1 to 64")
-        if self.threads is not None and not 1 <= self.threads <= 1024:
-            raise ConfigError(f"threads = {self.threads}: 1 to 1024")
-        if self.keep_versions < 3:
-            raise ConfigError(f"keep_versions = {self.keep_versions}: 3 or more (served, the one before, one on trial)")
+            raise ConfigError(f"transport = {self.transport!r}: this version has 'named'", "transport")
+        if isinstance(self.spin_us, str) and self.spin_us != "adaptive":
+            raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'", "spin_us")
+        if self.log_level not in _LOG_LEVELS:
+            raise ConfigError(f"log_level = {self.log_level!r}: {', '.join(_LOG_LEVELS)}", "log_level")
         if self.require_signature and not self.signature_keys:
-            raise ConfigError("require_signature = true needs signature_keys = [...]: no package could be accepted")
-        if self.spin_us != "adaptive" and not (type(self.spin_us) is int and 0 <= self.spin_us <= 1_000_000):
-            raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'")
+            raise ConfigError(
+                "require_signature = true needs signature_keys = [...]: no package could be accepted",
+                "require_signature",
+            )
+
+    @property
+    def serves_group(self) -> bool:
+        """Whether members of the daemon's group may be clients."""
+        return bool(self.group_clients)
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "model_path": (str,),
-    "device": (str,),
-    "transport": (str,),
-    "trusted_uids": (list,),
-    "group_clients": (bool,),
-    "max_clients": (int,),
-    "max_slots": (int,),
-    "max_channel_bytes": (int,),
-    "spin_us": (int, str),
-    "threads": (int,),
-    "drain_s": (int, float),
-    "load_s": (int, float),
-    "standby_s": (int, float),
-    "probation_requests": (int,),
-    "probation_failures": (int, float),
-    "keep_versions": (int,),
-    "allow_code": (bool,),
-    "require_signature": (bool,),
-    "signature_keys": (list,),
-    "max_package_bytes": (int,),
+#: Every key that a file, the environment or a flag may set.
+SETTINGS: dict[str, Setting] = {
+    found.name: found.metadata["setting"] for found in fields(Config) if "setting" in found.metadata
 }
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
-    try:
-        document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} is not TOML: {error}") from error
-    for key, value in document.items():
-        if key not in _TYPES:
-            near = difflib.get_close_matches(key, _TYPES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_TYPES))}"
-            raise ConfigError(f"configuration {path}: unknown key {key!r}; {hint}")
-        if type(value) not in _TYPES[key]:
-            names = " or ".join(kind.__name__ for kind in _TYPES[key])
-            raise ConfigError(f"configuration {path}: {key} = {value!r} must be {names}")
-    return document
-
-
-def make_config(directories: Mapping[str, Path], file: Mapping[str, Any], flags: Mapping[str, Any]) -> Config:
-    """Flags over the file over the defaults; raises ConfigError."""
-    settings: dict[str, Any] = {**file, **{key: value for key, value in flags.items() if value is not None}}
-    if settings.get("model_path"):
-        settings["model_path"] = Path(settings["model_path"])
-    for key, kind in (("trusted_uids", int), ("signature_keys", str)):
-        if key in settings:
-            if not all(type(item) is kind for item in settings[key]):
-                raise ConfigError(f"{key} = {settings[key]!r} must be a list of {kind.__name__}")
-            settings[key] = tuple(settings[key])
-    known = {field.name for field in fields(Config)}
-    return Config(**{**directories, **{key: value for key, value in settings.items() if key in known}})
+def checked(key: str, value: Any) -> Any:
+    """`value`, as TOML or a flag gives it, as Config holds it; raises ConfigError for another type."""
+    kind = SETTINGS[key].kind
+    if type(value) not in kind.toml:
+        raise ConfigError(f"{key} = {value!r} must be {kind.words}", key)
+    if kind in _ITEMS:
+        if not all(type(item) is _ITEMS[kind] for item in value):
+            raise ConfigError(f"{key} = {value!r} must be a {kind.words}", key)
+        return tuple(value)
+    return Path(value) if kind is PATH else value

@@ -124,7 +124,7 @@ class Leases:
         name = self._names.fresh
         lane = Lane(Identity(self._epoch, channel, self._generation), name(), name(), self._request_bell, name())
         try:
-            create_lane(lane, requests, replies, published=published, group=self._config.group_clients)
+            create_lane(lane, requests, replies, published=published, group=self._config.serves_group)
         except OSError as error:
             free = os.statvfs("/dev/shm")
             raise LeaseRefused(

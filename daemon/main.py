@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
+import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +25,20 @@ from shmserve.directories import (
 )
 from shmserve.errors import ModelPackageError
 
+from .activation import ActivationError, group_may_connect, inherited_sockets
 from .admin_service import AdminService
 from .changes import ModelChanges
 from .client_service import ClientService
-from .config import Config, ConfigError, make_config, read_config_file
+from .config import Config, ConfigError
 from .engines import EngineFailed
 from .first_version import first_version, make_first_current, open_store
+from .heartbeat_watch import HeartbeatWatch
 from .logs import configure_logging
 from .model_package import ModelPackage
+from .notify import Notifier
 from .service_lock import AlreadyRunning
+from .service_report import ServiceReport
+from .settings import Settings
 from .supervisor import Supervisor
 from .varlink_connection import Limits
 from .varlink_interface import ServiceInfo
@@ -44,11 +53,19 @@ MISCONFIGURED = 78
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
-async def serve(config: Config) -> None:
-    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise."""
+async def serve(config: Config, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
+    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise.
+
+    `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
+    """
     supervisor = Supervisor(config)
     store = open_store(config)
+    watch = HeartbeatWatch(supervisor)
+    report = ServiceReport(supervisor, notifier, watch)
     loop = asyncio.get_running_loop()
+    background = [asyncio.create_task(task) for task in (watch.run(), report.run())]
+    for task in background:
+        task.add_done_callback(_tell_failure)
     try:
         supervisor.open()
         store.open()
@@ -56,15 +73,19 @@ async def serve(config: Config) -> None:
             loop.add_signal_handler(number, supervisor.stop)
         client_service = ClientService(supervisor)
         changes = ModelChanges(supervisor, store)
+
+        def listener(file: str, mode: int) -> socket.socket:
+            return inherited.get(file) or listen_unix(supervisor.directory / file, mode)
+
         clients = VarlinkServer(
-            listen_unix(supervisor.directory / CLIENT_SOCKET, 0o660 if config.group_clients else 0o600),
+            listener(CLIENT_SOCKET, 0o660 if config.serves_group else 0o600),
             _INFO,
             [client_service.interface()],
             check_peer=lambda peer: True,  # who can open the socket may attach
             limits=Limits(connections=config.max_clients + 16, connections_per_uid=config.max_clients + 16),
         )
         admin = VarlinkServer(
-            listen_unix(supervisor.directory / ADMIN_SOCKET, 0o600),
+            listener(ADMIN_SOCKET, 0o600),
             _INFO,
             [AdminService(supervisor, changes, store).interface()],
             check_peer=lambda peer: True,
@@ -76,14 +97,25 @@ async def serve(config: Config) -> None:
             if not supervisor.stopping:
                 await supervisor.run(served, on_first=lambda: make_first_current(store, served, config))
         finally:
+            report.stopping()
             clients.close()
             admin.close()
             await asyncio.gather(*servers, return_exceptions=True)
-            for socket_name in (CLIENT_SOCKET, ADMIN_SOCKET):
-                (supervisor.directory / socket_name).unlink(missing_ok=True)
+            for file in {CLIENT_SOCKET, ADMIN_SOCKET} - inherited.keys():
+                (supervisor.directory / file).unlink(missing_ok=True)
+    except Exception as error:
+        report.failed(str(error))
+        raise
     finally:
+        for task in background:
+            task.cancel()
         store.close()
         supervisor.close()
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the daemon no longer watches itself", exc_info=error)
 
 
 def _spin(value: str | None) -> int | str | None:
@@ -101,17 +133,27 @@ def _spin(value: str | None) -> int | str | None:
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")
 @click.option("--runtime-dir", type=click.Path(), help="Directory of the sockets, in a folder for each service.")
 @click.option("--state-dir", type=click.Path(), help="Directory of the model versions.")
-@click.option("--transport", type=click.Choice(["named"]), help="How memory is shared.  [default: named]")
+@click.option("--transport", type=click.Choice(["named", "sealed"]), help="How memory is shared.  [default: named]")
 @click.option("--spin-us", help="Microseconds to spin before sleeping, or 'adaptive'.  [default: adaptive]")
 @click.option("--threads", type=int, help="Threads of one torch operation.  [default: half of the processors]")
 @click.option("--config", "config_path", type=click.Path(), help="Configuration file (TOML); flags win over it.")
+@click.option("--check-config", is_flag=True, help="Say what the settings come to, and exit: 0, or 78 for a mistake.")
 @click.version_option(__version__, prog_name="shmserved")
-def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir: str | None, **flags: Any) -> None:
+def main(
+    config_path: str | None,
+    name: str,
+    runtime_dir: str | None,
+    state_dir: str | None,
+    check_config: bool,
+    **flags: Any,
+) -> None:
     """Serve a PyTorch policy to the robot processes of this host through shared memory.
 
-    SIGTERM answers what clients have sent and exits 0.
+    Settings: flags, else SHMSERVE_<KEY> in the environment, else /etc/shmserve/<name>.toml (or the user's own
+    ~/.config/shmserve/<name>.toml), else the defaults. SIGTERM answers what clients have sent and exits 0.
     """
     configure_logging("shmserved")
+    notifier = Notifier.from_environment(os.environ)
     try:
         check_service_name(name)
         flags["spin_us"] = _spin(flags["spin_us"])
@@ -119,20 +161,44 @@ def main(config_path: str | None, name: str, runtime_dir: str | None, state_dir:
             "runtime_dir": daemon_runtime_directory(runtime_dir),
             "state_dir": daemon_state_directory(state_dir),
         }
-        file = read_config_file(Path(config_path)) if config_path else {}
-        config = make_config(directories, file, {"name": name, **flags})
+        settings = Settings(
+            name, directories, flags=flags, environment=os.environ, file=Path(config_path) if config_path else None
+        )
+        config = settings.read()
+        if check_config:
+            _print_settings(settings)
+            return
+        os.environ["SHMSERVE_LOG_LEVEL"] = config.log_level  # engines begin with it
+        configure_logging("shmserved")
+        for unknown in settings.unknown_variables():
+            log.warning("%s", unknown)
+        inherited = inherited_sockets(os.environ, config.runtime_dir / name)
+        if config.group_clients is None:
+            sock = inherited.get(CLIENT_SOCKET)
+            config = replace(config, group_clients=sock is not None and group_may_connect(sock))
         if config.model_path is not None:
             # Before anything is created: the commonest mistake.
             ModelPackage.read(config.model_path, allow_code=config.allow_code)
-    except (ConfigError, ModelPackageError, ValueError) as error:
+    except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
+        notifier.tell(STATUS=f"failed: {error}"[:500])
         sys.exit(MISCONFIGURED)
     try:
-        asyncio.run(serve(config))
+        asyncio.run(serve(config, inherited, notifier))
     except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
+    finally:
+        for sock in inherited.values():
+            with contextlib.suppress(OSError):
+                sock.close()
     log.info("stopped")
+
+
+def _print_settings(settings: Settings) -> None:
+    for key, found in settings.effective.items():
+        value = str(found.value) if isinstance(found.value, Path) else found.value
+        click.echo(f"{key} = {value!r}  # {found.origin}")
 
 
 if __name__ == "__main__":

@@ -64,11 +64,11 @@ class Supervisor:
 
     def open(self) -> None:
         """Take the service's name; raises AlreadyRunning or OSError."""
-        self._lock.acquire(group=self.config.group_clients)
+        self._lock.acquire(group=self.config.serves_group)
         swept = self._names.sweep()
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
-        create_doorbell(self._request_bell, 0o660 if self.config.group_clients else 0o600)
+        create_doorbell(self._request_bell, 0o660 if self.config.serves_group else 0o600)
 
     def close(self) -> None:
         """Remove every name; may be called twice and on a half-opened supervisor."""

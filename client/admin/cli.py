@@ -172,5 +172,53 @@ def drain(target: Target) -> None:
         connection.call("Drain")
 
 
+@main.command("install-service")
+@click.option("--user", is_flag=True, help="As a service of this user, without root.")
+@click.option("--model-path", type=click.Path(path_type=Path), help="The model package to begin with: a directory.")
+@click.option("--device", help="Where the model runs: cpu, cuda:0 ...")
+@click.option("--jetson", is_flag=True, help="Allow the device nodes of NVIDIA Jetson.")
+@click.option("--no-start", is_flag=True, help="Enable it for the next boot without starting it now.")
+@click.option(
+    "--root", type=click.Path(path_type=Path), default=Path("/"), help="Write below this directory (an image)."
+)
+@click.option("--dry-run", is_flag=True, help="Print the files and commands instead.")
+@click.pass_obj
+@with_exit_status
+def install_service(
+    target: Target,
+    user: bool,
+    model_path: Path | None,
+    device: str | None,
+    jetson: bool,
+    no_start: bool,
+    root: Path,
+    dry_run: bool,
+) -> None:
+    """Make it a systemd service that starts at boot, under the name of --name.
+
+    \b
+    sudo shmserve-admin --name arm install-service --model-path /srv/models/arm --device cuda:0
+    shmserve-admin --name arm install-service --user --dry-run
+    """
+    from .service_installation import Installation
+
+    installation = Installation(target.name, user, model_path, device, jetson, not no_start, root.absolute())
+    if dry_run:
+        for path, content in installation.files().items():
+            print(f"==> {path} <==\n{content}")
+        print("==> commands <==")
+        for command in installation.commands():
+            print(" ".join(command))
+        return
+    try:
+        print("\n".join(installation.install()))
+    except PermissionError as error:
+        fail(f"{error.filename} may not be written by uid {os.getuid()}: run it with sudo, or with --user")
+    if user:
+        print("So that it runs without a login, and logind leaves its shared memory: loginctl enable-linger")
+    else:
+        print("Robots of other users may attach as members of the group: usermod -aG shmserve USER")
+
+
 if __name__ == "__main__":
     main()

@@ -1,0 +1,180 @@
+"""Writes a service's unit files and first configuration, and enables it: of the machine, or of one user."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import shmserve
+from shmserve.directories import check_service_name
+from shmserve.errors import ShmServeError
+
+#: The files of the repository's systemd/, which a wheel carries with it.
+_UNITS = Path(__file__).parent / "units"
+_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET = "shmserved@.service", "shmserved@.socket", "shmserved-admin@.socket"
+#: Where the unit's sandbox shows an empty folder, or none.
+_HOMES = ("/home", "/root", "/run/user")
+_HIDDEN = (*_HOMES, "/tmp", "/var/tmp")
+
+
+class InstallationRefused(ShmServeError):
+    """The service cannot be installed this way; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What is to be installed; `files` and `commands` say how, `install` does it."""
+
+    name: str
+    #: A service of the calling user instead of the machine's.
+    user: bool = False
+    model_path: Path | None = None
+    device: str | None = None
+    jetson: bool = False
+    start: bool = True
+    #: Write below this directory, for an image or a package; nothing is started then.
+    root: Path = Path("/")
+
+    def files(self) -> dict[Path, str]:
+        """Every file by its path, before `root`; raises InstallationRefused."""
+        check_service_name(self.name)
+        if (
+            self.start
+            and self.model_path is None
+            and not (self.root / self.configuration_path().relative_to("/")).exists()
+        ):
+            raise InstallationRefused(
+                f"there is no {self.configuration_path()} yet, so the service has no model to begin with: give "
+                "--model-path DIR, or --no-start and write that file"
+            )
+        if self.user:
+            return {**self._units(_user_home() / "systemd/user", _UNITS / "user"), **self._configuration()}
+        files = self._units(Path("/etc/systemd/system"), _UNITS)
+        files[Path("/etc/sysusers.d/shmserve.conf")] = (_UNITS / "shmserve.sysusers.conf").read_text()
+        files[Path("/etc/tmpfiles.d/shmserve.conf")] = (_UNITS / "shmserve.tmpfiles.conf").read_text()
+        drop_ins = Path(f"/etc/systemd/system/shmserved@{self.name}.service.d")
+        if self.jetson:
+            files[drop_ins / "jetson.conf"] = (_UNITS / "jetson.conf").read_text()
+        elif self.device == "cpu":
+            files[drop_ins / "cpu-only.conf"] = (_UNITS / "cpu-only.conf").read_text()
+        shown = _shown_paths([*_installed_at(), *([self._model()] if self.model_path else [])])
+        if shown:
+            files[drop_ins / "shown.conf"] = shown
+        return {**files, **self._configuration()}
+
+    def commands(self) -> list[list[str]]:
+        """What makes systemd know and start it."""
+        units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
+        if self.root != Path("/"):
+            return [["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units]]
+        manager = ["systemctl", "--user"] if self.user else ["systemctl"]
+        enable = [[*manager, "daemon-reload"], [*manager, "enable", *(["--now"] if self.start else []), *units]]
+        if self.user:
+            return enable
+        return [["systemd-sysusers", "shmserve.conf"], ["systemd-tmpfiles", "--create", "shmserve.conf"], *enable]
+
+    def install(self) -> list[str]:
+        """Write the files and run the commands; returns what was done, a line each.
+
+        Raises InstallationRefused, or PermissionError.
+        """
+        done = []
+        for path, content in self.files().items():
+            target = self.root / path.relative_to("/")
+            if path == self.configuration_path() and target.exists():
+                done.append(f"kept     {target}")
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(content)
+            target.chmod(0o644)  # whatever the caller's umask: the daemon's user reads them
+            done.append(f"wrote    {target}")
+        for command in self.commands():
+            try:
+                result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            except FileNotFoundError as error:
+                raise InstallationRefused(f"{command[0]} is not here: this machine does not run systemd") from error
+            if result.returncode:
+                raise InstallationRefused(
+                    f"{' '.join(command)} failed: {result.stderr.strip() or result.stdout.strip()}"
+                )
+            done.append(f"ran      {' '.join(command)}")
+        return done
+
+    def configuration_path(self) -> Path:
+        """Where the daemon looks for this service's settings."""
+        return (_user_home() / "shmserve" if self.user else Path("/etc/shmserve")) / f"{self.name}.toml"
+
+    def _configuration(self) -> dict[Path, str]:
+        lines = [f"# Settings of the shmserve service {self.name!r}; `shmserve-admin config` shows what is in force."]
+        # TOML's basic strings are JSON's.
+        lines += (
+            [f"model_path = {json.dumps(str(self._model()))}"] if self.model_path else ['# model_path = "/srv/model"']
+        )
+        lines += [f"device = {json.dumps(self.device)}"] if self.device else ['# device = "cuda:0"']
+        return {self.configuration_path(): "\n".join(lines) + "\n"}
+
+    def _model(self) -> Path:
+        assert self.model_path is not None
+        path = self.model_path.absolute()
+        if not path.is_dir():
+            raise InstallationRefused(f"model package {path} is no directory")
+        if not self.user and path.stat().st_mode & 0o005 != 0o005:
+            raise InstallationRefused(f"{path} is not readable for the user shmserve: chmod -R o+rX {path}")
+        return path
+
+    def _units(self, target: Path, source: Path) -> dict[Path, str]:
+        programs = {f"/usr/bin/{name}": _quoted(_program(name)) for name in ("shmserved", "shmserve-admin")}
+        files = {}
+        for unit in (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET):
+            lines = (source / unit).read_text().splitlines()
+            files[target / unit] = "\n".join(_with_programs(line, programs) for line in lines) + "\n"
+        return files
+
+
+def _with_programs(line: str, programs: dict[str, str]) -> str:
+    key, separator, command = line.partition("=")
+    program, _, arguments = command.partition(" ")
+    return f"{key}{separator}{programs[program]} {arguments}" if program in programs else line
+
+
+def _program(name: str) -> Path:
+    beside = Path(sys.executable).parent / name
+    if not beside.exists():
+        raise InstallationRefused(f"{beside} is not there: install 'shmserve[daemon]' for {sys.executable}")
+    return beside
+
+
+def _installed_at() -> list[Path]:
+    """The directories that hold the daemon and what it imports."""
+    return [Path(sys.prefix), Path(sys.base_prefix), Path(shmserve.__file__).resolve().parent.parent]
+
+
+def _shown_paths(paths: Iterable[Path]) -> str:
+    """A drop-in that shows the sandboxed daemon those of `paths` that it would not see."""
+    hidden = sorted({path for path in paths if any(path.is_relative_to(place) for place in _HIDDEN)})
+    outermost = [path for path in hidden if not any(other != path and path.is_relative_to(other) for other in hidden)]
+    if not outermost:
+        return ""
+    lines = ["# The service's sandbox hides these, which it needs; nothing else in those places is shown.", "[Service]"]
+    if any(path.is_relative_to(home) for path in outermost for home in _HOMES):
+        lines.append("ProtectHome=tmpfs")
+    lines += [f"BindReadOnlyPaths={_quoted(path)}" for path in outermost]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(path: Path) -> str:
+    """A path as a unit file takes it: systemd reads % and spaces in its own way."""
+    text = str(path)
+    if any(character in text for character in '\n"\\'):
+        raise InstallationRefused(f"{text!r} cannot stand in a unit file: move it to a path without quotes")
+    text = text.replace("%", "%%")
+    return f'"{text}"' if " " in text else text
+
+
+def _user_home() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")

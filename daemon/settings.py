@@ -1,0 +1,166 @@
+"""Where each setting comes from: flags over the environment over the file over the defaults."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import SETTINGS, Config, ConfigError, checked
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "SHMSERVE_"
+#: What the environment may also say, to others than this file.
+_OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS")
+SYSTEM_DIRECTORY = Path("/etc/shmserve")
+
+
+@dataclass(frozen=True)
+class Effective:
+    """One setting as it is in force."""
+
+    value: Any
+    #: In words for the operator: the flag, the variable, the file, or "default".
+    origin: str
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What reading the file again came to."""
+
+    applied: dict[str, Any]
+    needs_restart: dict[str, Any]
+
+
+class Settings:
+    """`read` once at the start, `reload` while the daemon runs."""
+
+    def __init__(
+        self,
+        name: str,
+        directories: Mapping[str, Path],
+        *,
+        flags: Mapping[str, Any],
+        environment: Mapping[str, str],
+        file: Path | None,
+    ) -> None:
+        """`file`: the one that --config names; None: the usual places are looked at."""
+        self._name = name
+        self._directories = dict(directories)
+        self._flags = {key: value for key, value in flags.items() if value is not None}
+        # A copy: the daemon changes its own environment for its engines.
+        self._environment = {key: value for key, value in environment.items() if key.startswith(PREFIX)}
+        named = file or self._environment.get(f"{PREFIX}CONFIG")
+        #: The file that is read; None where there is none.
+        self.file = Path(named) if named else _usual_file(name, environment)
+        self.effective: dict[str, Effective] = {}
+
+    def read(self) -> Config:
+        """The settings as they are now; raises ConfigError naming the key, its value and where it stands."""
+        layers = [
+            *([(f"file {self.file}", read_config_file(self.file))] if self.file else []),
+            ("environment", self._from_environment()),
+            ("flag", {key: checked(key, value) for key, value in self._flags.items()}),
+        ]
+        config, self.effective = self._combined(layers)
+        return config
+
+    def reload(self, config: Config) -> tuple[Config, Reloaded]:
+        """What `config` becomes when the file is read again: live settings change, the others are only told.
+
+        Raises ConfigError; then nothing has changed.
+        """
+        before = self.effective
+        now = self.read()
+        changed = {key for key in SETTINGS if before[key].value != self.effective[key].value}
+        applied = {key for key in changed if SETTINGS[key].live}
+        waiting = changed - applied
+        told = Reloaded(*({key: self.effective[key].value for key in sorted(keys)} for keys in (applied, waiting)))
+        for key in waiting:
+            self.effective[key] = before[key]
+        return Config(**{**vars(config), **{key: getattr(now, key) for key in applied}}), told
+
+    def unknown_variables(self) -> list[str]:
+        """What the environment seems to set, and no key is; each with the nearest."""
+        found = []
+        for variable in sorted(self._environment):
+            key = variable.removeprefix(PREFIX)
+            if key not in _OTHER_VARIABLES and key.lower() not in SETTINGS:
+                found.append(f"{variable}: no such setting; {_nearest(key.lower(), SETTINGS)}")
+        return found
+
+    def _combined(self, layers: Iterable[tuple[str, dict[str, Any]]]) -> tuple[Config, dict[str, Effective]]:
+        service: dict[str, Any] = {**self._directories, "name": self._name}
+        defaults = Config(**service)
+        effective = {key: Effective(getattr(defaults, key), "default") for key in SETTINGS}
+        for origin, layer in layers:
+            for key, value in layer.items():
+                effective[key] = Effective(value, _origin(origin, key))
+        chosen = {key: found.value for key, found in effective.items()}
+        try:
+            return Config(**service, **chosen), effective
+        except ConfigError as error:
+            if error.key is None:
+                raise
+            raise ConfigError(f"{error} ({effective[error.key].origin})", error.key) from error
+
+    def _from_environment(self) -> dict[str, Any]:
+        found = {}
+        for key, setting in SETTINGS.items():
+            text = self._environment.get(PREFIX + key.upper())
+            if text is None:
+                continue
+            try:
+                found[key] = checked(key, setting.kind.parse(text))
+            except ValueError as error:
+                raise ConfigError(
+                    f"environment {PREFIX}{key.upper()}={text!r} must be {setting.kind.words}", key
+                ) from error
+        return found
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} is not TOML: {error}") from error
+    for key in document:
+        if key not in SETTINGS:
+            raise ConfigError(f"configuration {path}: unknown key {key!r}; {_nearest(key, SETTINGS)}", key)
+    try:
+        return {key: checked(key, value) for key, value in document.items()}
+    except ConfigError as error:
+        raise ConfigError(f"configuration {path}: {error}", error.key) from error
+
+
+def _usual_file(name: str, environment: Mapping[str, str]) -> Path | None:
+    """The user's own file before the system's; None where neither exists."""
+    places = [SYSTEM_DIRECTORY]
+    if os.getuid() != 0:
+        home = environment.get("HOME")
+        own = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
+        places[:0] = [Path(own) / "shmserve"] if own else []
+    # lexists: a file that is there and cannot be read is an error, not absent.
+    return next((place / f"{name}.toml" for place in places if os.path.lexists(place / f"{name}.toml")), None)
+
+
+def _origin(layer: str, key: str) -> str:
+    if layer == "flag":
+        return f"flag --{key.replace('_', '-')}"
+    return f"environment {PREFIX}{key.upper()}" if layer == "environment" else layer
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
