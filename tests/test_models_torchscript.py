@@ -159,3 +159,14 @@ def test_an_exported_program_is_no_torchscript(tmp_path: Path) -> None:
 
     with pytest.raises(ModelPackageError, match=r"model\.pt cannot be loaded by torch"):
         loaded(tmp_path)
+
+
+def test_rows_of_different_shapes_are_not_stacked_with_one_another(tmp_path: Path) -> None:
+    model, _ = loaded(package(tmp_path, "model.pt", "doubled", IN_ROWS))
+    lengths = [2, 3, 2, 1, 3]
+
+    actions = model.infer([{"state": torch.full((length,), float(place))} for place, length in enumerate(lengths)])
+
+    assert [action["action"].tolist() for action in actions] == [
+        [2.0 * place] * length for place, length in enumerate(lengths)
+    ]
