@@ -21,12 +21,14 @@ from shmserve.errors import (
     ShmServeError,
 )
 from shmserve.protocol import WIRE_VERSION
-from shmserve.varlink import PERMISSION_DENIED, VarlinkError
+from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 
 from .pending import Pending
 
 _INTERFACE = "io.shmserve.Client"
+#: Descriptors of a channel of transport `sealed`.
+_LANE_FDS = 4
 
 
 class Wanted:
@@ -39,6 +41,11 @@ class Wanted:
         self.reply_metadata = 0
         self.reply_bytes = 0
 
+    def copy(self) -> Wanted:
+        other = Wanted(self.slots)
+        vars(other).update(vars(self))
+        return other
+
     def grow_requests(self, metadata_bytes: int, payload_bytes: int) -> None:
         self.request_metadata = max(self.request_metadata, metadata_bytes)
         self.request_bytes = max(self.request_bytes, payload_bytes)
@@ -48,15 +55,27 @@ class Wanted:
         self.reply_bytes = max(self.reply_bytes, payload_bytes)
 
 
+class ChannelRefused(Exception):
+    """The daemon gives no channel of this size, and has moved nothing; `error` is what the caller hears."""
+
+    def __init__(self, error: ShmServeError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 class Attachment:
     """Holds the channel until `hang_up`; the connection's end gives it back."""
 
-    def __init__(self, connection: VarlinkConnection, service: str, directory: Path, reply: dict[str, Any]) -> None:
+    def __init__(
+        self, connection: VarlinkConnection, service: str, directory: Path, granted: Wanted, reply: Reply
+    ) -> None:
+        #: What the channel was last made for.
+        self.granted = granted
         self._connection = connection
         self._service = service
         self._directory = directory
-        self.channel = ClientChannel(Lane.from_json(reply["lane"]))
-        self.trusted = bool(reply["trusted"]) and _peer_uid(connection) in (os.getuid(), 0)
+        self.channel = ClientChannel(Lane.from_json(reply.parameters["lane"]), reply.fds)
+        self.trusted = bool(reply.parameters["trusted"]) and _peer_uid(connection) in (os.getuid(), 0)
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
@@ -72,7 +91,7 @@ class Attachment:
         path = directory / CLIENT_SOCKET
         deadline = time.monotonic() + timeout_s
         try:
-            connection = VarlinkConnection.connect(path, timeout_s)
+            connection = VarlinkConnection.connect(path, timeout_s, accept_fds=_LANE_FDS)
         except (FileNotFoundError, ConnectionError) as error:
             raise ServiceUnavailable(
                 f"no daemon serves {service!r} at {path}: start one (shmserved --model-path DIR --name {service}), "
@@ -91,7 +110,7 @@ class Attachment:
                 "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python",
             }
             reply = _call(connection, service, "Attach", parameters, deadline - time.monotonic())
-            return cls(connection, service, directory, reply)
+            return cls(connection, service, directory, wanted.copy(), reply)
         except BaseException:
             connection.close()
             raise
@@ -99,15 +118,23 @@ class Attachment:
     def resize(self, wanted: Wanted, timeout_s: float) -> ClientChannel:
         """Move to a new generation of the channel with larger slots; returns the one that was left.
 
-        Only GROW answers may be outstanding.
+        Only GROW answers may be outstanding. Raises ChannelRefused; after any other error nobody knows
+        which generation the daemon has.
         """
         parameters = {
             "wanted": vars(wanted),
             "published": self.channel.requests.counter(),
             "carried": self.carried,
         }
-        reply = _call(self._connection, self._service, "Resize", parameters, timeout_s)
-        old, self.channel = self.channel, ClientChannel(Lane.from_json(reply["lane"]))
+        try:
+            reply = _call(self._connection, self._service, "Resize", parameters, timeout_s)
+        except ShmServeError as error:
+            if isinstance(error.__cause__, VarlinkError) and error.__cause__.error == f"{_INTERFACE}.Refused":
+                raise ChannelRefused(error) from error
+            raise
+        self.granted = wanted.copy()
+        lane = Lane.from_json(reply.parameters["lane"])
+        old, self.channel = self.channel, ClientChannel(lane, reply.fds, before=self.channel)
         # Requests that nobody waits for stayed in the old generation; they will not be answered.
         self.in_flight = {sequence: self.in_flight[sequence] for sequence in self.carried}
         self.carried = []
@@ -121,7 +148,7 @@ class Attachment:
 
     def describe(self, timeout_s: float) -> dict[str, Any]:
         """The service, its state and its model."""
-        return _call(self._connection, self._service, "Describe", {}, timeout_s)
+        return _call(self._connection, self._service, "Describe", {}, timeout_s).parameters
 
     def lost(self) -> bool:
         """Whether the daemon has gone away; one system call."""
@@ -151,9 +178,9 @@ class Attachment:
 
 def _call(
     connection: VarlinkConnection, service: str, method: str, parameters: dict[str, Any], timeout_s: float
-) -> dict[str, Any]:
+) -> Reply:
     try:
-        return connection.call(f"{_INTERFACE}.{method}", parameters, timeout_s=max(timeout_s, 0.001)).parameters
+        return connection.call(f"{_INTERFACE}.{method}", parameters, timeout_s=max(timeout_s, 0.001))
     except VarlinkError as error:
         raise _typed(service, error) from error
     except TimeoutError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
@@ -15,6 +16,8 @@ from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, SlotMemory,
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
+    InferenceFailed,
+    ObservationTooLarge,
     ProtocolMismatch,
     RequestTimeout,
     RingFull,
@@ -26,7 +29,7 @@ from shmserve.ring import ReplyHead
 from shmserve.schema import BFLOAT16, Array, ArrayPlace
 from shmserve.spin import SpinBudget
 
-from .attachment import Attachment, Wanted
+from .attachment import Attachment, ChannelRefused, Wanted
 from .contract_check import check_observation
 from .pending import Pending
 from .reply_errors import reply_error
@@ -34,8 +37,8 @@ from .reply_errors import reply_error
 #: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
 _LONGEST_WAIT_NS = 50_000_000
 _LOOKS_PER_CLOCK = 16
-#: How long a poll may take when the channel has to grow under it.
-_LOOK_RESIZE_NS = 1_000_000_000
+#: A resize that has begun is given so long, however little time its request has left.
+_LEAST_RESIZE_S = 1.0
 
 
 class Terms(NamedTuple):
@@ -76,9 +79,8 @@ class Exchange:
         self._budget = budget
         self._encoder = Encoder()
         self._lock = threading.RLock()
-        self._waiter = threading.Lock()  # one thread waits at the doorbell, for all
-        self._arrived = threading.Condition(threading.Lock())
-        self._followers = 0
+        self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
+        self._followers: list[threading.Lock] = []  # of the threads behind it; one that is released wakes its thread
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
         self._left: list[Attachment | ClientChannel] = []  # to be closed once no thread waits at its doorbell
         self._check_contract = check_contract
@@ -96,6 +98,8 @@ class Exchange:
         Raises RingFull, RequestTimeout, ServiceUnavailable, and what the codec refuses.
         """
         while True:
+            if not self._attached():
+                self.connect(pending.deadline_ns)
             with self._lock:
                 attachment = self._free_slot(pending.deadline_ns)
                 if attachment is not None:
@@ -116,7 +120,7 @@ class Exchange:
     def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> bool:
         """As `publish`, if that needs no waiting at all; else False and nothing has happened."""
         with self._lock:
-            if not self._held or self._held[0].closed or self._free_slot(0) is None:
+            if not self._attached() or self._free_slot(0) is None:
                 return False
             if self._held[0] is not self._checked:
                 return False  # the comparison with the model's contract asks the daemon
@@ -161,8 +165,11 @@ class Exchange:
         channel.request_bell.ring()
 
     def _free_slot(self, deadline_ns: int) -> Attachment | None:
-        """The attachment whose next slot may be written; None while the slot is still in use."""
-        attachment = self.attached(deadline_ns)
+        """The attachment whose next slot may be written; None while the slot is still in use, or without one."""
+        self._check_usable()
+        if not self._attached():
+            return None
+        attachment = self._held[0]
         requests = attachment.channel.requests
         if self._loaned is not None:
             if self._loaned[0] == threading.get_ident():
@@ -199,6 +206,8 @@ class Exchange:
         `send_borrowed` ends it.
         """
         while True:
+            if not self._attached():
+                self.connect(deadline_ns)
             with self._lock:
                 attachment = self._free_slot(deadline_ns)
                 if attachment is not None:
@@ -274,34 +283,43 @@ class Exchange:
                     self._lose(attachment)
                 elif attachment.carried and not attachment.busy():
                     # Whoever only polls must get a result that did not fit, too.
-                    self._resize(attachment, time.monotonic_ns() + _LOOK_RESIZE_NS)
+                    self._resize(attachment, time.monotonic_ns())
 
     def _wait_for_reply(self, until_ns: int, pending: Pending | None, *, spin: bool = True) -> None:
         """Until some reply has arrived and was collected, or a bounded while; the caller looks again."""
-        if not self._waiter.acquire(blocking=False):
-            self._follow(until_ns)
-            return
+        me = threading.get_ident()
         try:
             with self._lock:
                 self._check_usable()
                 if (pending is not None and pending._settled_ns) or not self._held:
                     return
-                attachment = self._held[0]
-                answered = attachment.channel.replies.answered_count()
-                if self._collect(attachment):
-                    return
+                waits = self._waiter in (0, me)
+                if waits:
+                    # Not a lock, which Ctrl-C at the wrong moment would leave locked for ever: the same thread
+                    # takes this up again.
+                    self._waiter = me
+                    if self._left:
+                        _close_all(self._left)
+                    attachment = self._held[0]
+                    answered = attachment.channel.replies.answered_count()
+                    if self._collect(attachment):
+                        return
+            if not waits:
+                self._follow(until_ns)
+                return
             self._await_news(attachment.channel, answered, until_ns, spin)
             with self._lock:
                 if not self._collect(attachment) and attachment.lost():
                     self._lose(attachment)
                 if attachment.carried and not attachment.closed:
                     self._resize(attachment, until_ns)
-        finally:
-            if self._left:
-                with self._lock:
+                if self._left:
                     _close_all(self._left)
-            self._waiter.release()
-            self._wake_followers()
+        finally:
+            # No call before the store: Python looks for signals at calls.
+            if self._waiter == me:
+                self._waiter = 0
+                self._wake_followers()
 
     def _await_news(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
         """Spin for as long as a reply is likely soon, then sleep at the doorbell."""
@@ -325,17 +343,16 @@ class Exchange:
             self._budget.waited(time.monotonic_ns() - began_ns)
 
     def _follow(self, until_ns: int) -> None:
-        with self._arrived:
-            self._followers += 1
-            try:
-                self._arrived.wait(max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05)))
-            finally:
-                self._followers -= 1
+        # A lock rather than a condition: a condition that Ctrl-C interrupts raises something else.
+        alarm = threading.Lock()
+        alarm.acquire()
+        self._followers.append(alarm)
+        alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05)))
 
     def _wake_followers(self) -> None:
-        if self._followers:
-            with self._arrived:
-                self._arrived.notify_all()
+        while self._followers:
+            with contextlib.suppress(IndexError):  # another thread wakes them, too
+                self._followers.pop().release()
 
     # Collecting, under the lock
 
@@ -352,11 +369,12 @@ class Exchange:
                 self._wanted.grow_replies(head.metadata_bytes, head.payload_bytes)
                 attachment.carried.append(sequence)
                 continue
-            pending = attachment.in_flight.pop(sequence)
+            pending = attachment.in_flight[sequence]
             if pending is None:
                 self.late_replies += 1
             else:
                 self._settle(attachment, pending, head)
+            del attachment.in_flight[sequence]  # last: an interrupt before it must not lose the reply
         return found
 
     def _settle(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
@@ -371,6 +389,11 @@ class Exchange:
             tree = attachment.decoder.decode(memory, encoded, read_leaf)
         except MetadataError as error:
             pending._settle(None, ProtocolMismatch(f"the reply of {self.name!r} cannot be read: {error}"), head)
+            return
+        except Exception as error:  # noqa: BLE001  unpickling runs the code of the object's own type
+            why = f"{type(error).__name__}: {error}"
+            text = f"the model returned an object that this process cannot unpickle: {why}"
+            pending._settle(None, InferenceFailed(text), head)
             return
         if pending._lend and head.status == Status.OK:
             if loan is not None and isinstance(tree, (dict, list)):
@@ -408,34 +431,45 @@ class Exchange:
 
     # The attachment, under the lock
 
-    def attached(self, deadline_ns: int) -> Attachment:
-        """The attachment, made now if there is none; raises ServiceUnavailable after the retries."""
-        self._check_usable()
-        if self._held and not self._held[0].closed:
-            return self._held[0]
+    def _attached(self) -> bool:
+        return bool(self._held) and not self._held[0].closed
+
+    def connect(self, deadline_ns: int) -> None:
+        """Attach, unless that is done and the daemon still there; raises ServiceUnavailable after the retries."""
         attempt = 0
         while True:
             try:
-                attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
-                break
+                with self._lock:
+                    self._check_usable()
+                    if self._attached() and self._held[0].lost():
+                        self._lose(self._held[0])
+                    if not self._attached():
+                        self._attach(deadline_ns)
+                    return
             except ServiceUnavailable:
                 attempt += 1
                 if attempt > self.max_retries or time.monotonic_ns() + self.retry_delay_s * 1e9 >= deadline_ns:
                     raise
-                time.sleep(self.retry_delay_s)
+                time.sleep(self.retry_delay_s)  # without the lock: other threads have timeouts of their own
+
+    def _attach(self, deadline_ns: int) -> None:
+        try:
+            attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
+        except ObservationTooLarge:
+            # What it grew to under an earlier daemon is more than this one allows.
+            self._wanted = Wanted(self._wanted.slots)
+            attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
         self._encoder.allow_pickle = attachment.trusted
         self._held.append(attachment)
-        return attachment
 
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """What the daemon says of itself and its model."""
+        self.connect(deadline_ns)
         with self._lock:
-            return self.attached(deadline_ns).describe(_remaining_s(deadline_ns))
-
-    def connect(self, deadline_ns: int) -> None:
-        """Attach now."""
-        with self._lock:
-            self.attached(deadline_ns)
+            self._check_usable()
+            if not self._attached():
+                raise ServiceUnavailable(f"the daemon of {self.name!r} went away")
+            return self._held[0].describe(_remaining_s(deadline_ns))
 
     def _check_usable(self) -> None:
         if self._forked:
@@ -454,7 +488,18 @@ class Exchange:
                 raise RequestTimeout(f"requests or loans that are out kept {self.name!r} from making room in time")
             return
         try:
-            self._left.append(attachment.resize(self._wanted, _remaining_s(deadline_ns)))
+            # After a call that was broken off nobody knows where the channel is.
+            self._left.append(attachment.resize(self._wanted, max(_LEAST_RESIZE_S, _remaining_s(deadline_ns))))
+        except ChannelRefused as refusal:
+            self._wanted = attachment.granted.copy()  # or the next small request would ask for it again
+            if not attachment.carried:
+                raise refusal.error from refusal
+            for sequence in attachment.carried:
+                pending = attachment.in_flight.pop(sequence)
+                if pending is not None:
+                    error = InferenceFailed(f"the result of request {sequence} needs more room: {refusal.error}")
+                    pending._settle(None, error, None)
+            attachment.carried = []
         except ServiceUnavailable:
             self._lose(attachment)
         except BaseException:
@@ -481,18 +526,24 @@ class Exchange:
         self._closed = True
         if self._forked:
             return
-        # A doorbell must not be closed under a thread that waits at it (glibc crashes): it leaves within one wait.
-        with self._waiter, self._lock:
-            for attachment in self._held:
-                for pending in attachment.in_flight.values():
-                    if pending is not None:
-                        pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
-            _close_all(self._held, self._left)
+        me = threading.get_ident()
+        while True:
+            with self._lock:
+                # A doorbell must not be closed under a thread that waits at it (glibc crashes): it leaves within one wait.
+                if self._waiter in (0, me):
+                    for attachment in self._held:
+                        for pending in attachment.in_flight.values():
+                            if pending is not None:
+                                pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
+                    _close_all(self._held, self._left)
+                    break
+            self._follow(time.monotonic_ns() + _LONGEST_WAIT_NS)
         self._wake_followers()
 
     def after_fork_in_child(self) -> None:
         """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""
         self._forked = True
+        self._lock = threading.RLock()  # its holder at the moment of the fork is not here to release it
         for attachment in self._held:
             attachment.close_connection()
 

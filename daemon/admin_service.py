@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 #: Characters of an operator's note, and of an error's text, that are kept.
 NOTE_LIMIT = 500
 MESSAGE_TEXT = 4000
+_PROBLEMS_SHOWN = 10
 
 NAME = "io.shmserve.Admin"
 
@@ -107,17 +108,21 @@ class AdminService:
                 yield reply
 
     async def versions(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"versions": versions(self._supervisor, self._store)}
+        return {"versions": versions(self._supervisor, self._changes, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"status": {**status(self._supervisor), "taken_back": self._changes.taken_back}}
+        found = {"taken_back": self._changes.taken_back, "problems": self._store.problems[-_PROBLEMS_SHOWN:]}
+        return {"status": {**status(self._supervisor), **found}}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
         supervisor = self._supervisor
 
         async def settled() -> None:
-            while supervisor.state not in ("ready", "failed", "draining"):
+            # While an update is on its way the model before it serves, unless it was stopped for it.
+            while supervisor.state not in ("ready", "failed", "draining") and not (
+                supervisor.state == "updating" and supervisor.engines.serving is not None
+            ):
                 await supervisor.wait_change()
 
         with suppress(asyncio.TimeoutError):
@@ -169,13 +174,12 @@ def _reason(error: Exception) -> str:
     return "engine" if isinstance(error, EngineFailed) else "package"
 
 
-def versions(supervisor: Supervisor, store: Store) -> list[dict[str, Any]]:
+def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:
     """What is known of each kept version, the last sent first."""
     serving, standby = supervisor.engines.serving, supervisor.engines.standby
-    current, previous = store.current(), store.previous()
+    current, previous = store.current(), changes.before()
     found = []
     for stored in store.versions():
-        served = supervisor.engines.served_by_version(stored.version) + int(stored.facts.get("served", 0))
         found.append(
             {
                 "version": stored.version,
@@ -190,7 +194,8 @@ def versions(supervisor: Supervisor, store: Store) -> list[dict[str, Any]]:
                 "size_bytes": stored.size_bytes,
                 "device": stored.facts.get("device"),
                 "taken_back": stored.facts.get("taken_back"),
-                "served": served,
+                "refused": stored.facts.get("refused"),
+                "served": changes.counts.of(stored.version),
             }
         )
     return found

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from shmserve.contract import contract_differences
+from shmserve.errors import ShmServeError
 
 from .engine_process import EngineProcess
 from .engines import EngineFailed, Served
 from .failpoints import failpoint
+from .served_counts import SERVED, ServedCounts
+from .store.errors import StoreUnavailable, VersionUnknown
 from .store.receive import Progress as Received
+from .store.receive import undisturbed
 from .store.stored_version import StoredVersion
 from .store.versions import Store
 from .supervisor import Supervisor
@@ -25,6 +30,8 @@ log = logging.getLogger(__name__)
 _PROBATION_LOOK_S = 0.02
 #: Failures that a model on probation may have before their share counts.
 _PROBATION_LEAST = 5
+#: Characters of a refusal's reason that are kept with the version.
+_REASON_TEXT = 300
 
 Progress = Callable[[str, dict[str, Any]], None]
 
@@ -45,6 +52,8 @@ class Wish:
     in_place: bool = False
     allow_contract_change: bool = False
     note: str = ""
+    #: Go back by itself if the new model's first requests fail.
+    probation: bool = True
 
 
 class ModelChanges:
@@ -55,15 +64,18 @@ class ModelChanges:
         self._store = store
         self._busy = False
         self._probation: _Probation | None = None
-        #: The last change that was taken back by itself, for people.
+        #: The change that was taken back by itself, until another one succeeds; for people.
         self.taken_back: str | None = None
-        self._committing: asyncio.Task[None] | None = None
+        self.counts = ServedCounts(supervisor.engines, store)
+        self._writing = asyncio.Lock()  # what is known of the versions is written in the order of what happened
+        self._writers: set[asyncio.Task[None]] = set()
         supervisor.on_crash = self._crashed
+        supervisor.on_ended = self._ended
 
     async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
-        Raises ChangeRefused, ModelPackageError or EngineFailed; then the old model serves on.
+        Raises ChangeRefused, ModelPackageError, StoreUnavailable or EngineFailed; then the old model serves on.
         """
         with self._alone():
 
@@ -71,200 +83,282 @@ class ModelChanges:
                 progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
 
             progress("receive", {})
-            stored = await self._store.add(fd, name, uid=uid, note=wish.note, progress=receiving)
+            stored = await self._store.add(
+                fd, name, uid=uid, note=wish.note, progress=receiving, received=lambda: progress("check", {})
+            )
             failpoint("update.received")
-            progress("check", {"version": stored.version})
-            await self._store.check(stored)
-            device = wish.device or self._device()
-            return await self._change(stored, device, wish, progress)
+            return await self._change(stored, wish.device or self._device(), wish, progress)
 
     async def rollback(self, version: str | None, progress: Progress) -> dict[str, Any]:
-        """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`."""
-        with self._alone():
-            if version is None:
-                target = self._store.previous()
-                if target is None:
-                    raise ChangeRefused("no_previous", "there is no earlier version to go back to")
-            else:
-                target = self._store.resolve(version)
-            await self._store.check(target)
-            wish = Wish(allow_contract_change=True)
-            return await self._change(target, self._device(), wish, progress)
+        """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`.
 
-    def _alone(self) -> _Alone:
+        Nothing goes back by itself after that: the version that was left is the one that was no good.
+        """
+        with self._alone():
+            target = self.before() if version is None else self._store.resolve(version)
+            if target is None:
+                raise ChangeRefused("no_previous", self._no_previous())
+            progress("check", {"version": target.version})
+            device = str(target.facts.get("device") or self._device())
+            standby = self._supervisor.engines.standby
+            if standby is None or standby.served != _served(target, device):
+                await self._store.check(target)
+            wish = Wish(allow_contract_change=True, probation=False)
+            return await self._change(target, device, wish, progress)
+
+    def before(self) -> StoredVersion | None:
+        """Where a rollback goes: what was served last before the present version and not taken back."""
+        served = self._supervisor.served
+        candidates = [
+            stored
+            for stored in self._store.versions()
+            if stored.turn and not stored.facts.get("taken_back") and (not served or stored.version != served.version)
+        ]
+        return max(candidates, key=lambda stored: stored.turn, default=None)
+
+    async def close(self) -> None:
+        """Returns once everything that was to be remembered is on the disk."""
+        self._end_probation()
+        while self._writers:
+            await asyncio.wait(self._writers)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
         if self._busy:
             raise ChangeRefused("busy", "another update or rollback is under way: wait for it to end")
+        self._check_not_stopping()
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise ChangeRefused("stopping", "the daemon is stopping")
-        return _Alone(self)
+            raise ChangeRefused("stopping", "the daemon is stopping: it changes nothing any more")
 
     def _device(self) -> str:
         served = self._supervisor.served
         return served.device if served is not None else self._supervisor.config.device
 
+    def _no_previous(self) -> str:
+        bad = [stored.version for stored in self._store.versions() if stored.facts.get("taken_back")]
+        if bad:
+            return (
+                f"there is no earlier version to go back to but {', '.join(bad)}, which did not work "
+                "(shmserve-admin versions tells why): name it if it should be tried again"
+            )
+        return "there is no earlier version to go back to: this is the first one served here"
+
     async def _change(self, stored: StoredVersion, device: str, wish: Wish, progress: Progress) -> dict[str, Any]:
-        supervisor, engines = self._supervisor, self._supervisor.engines
-        served = Served(stored.path, stored.version, device, stored.source)
-        if engines.serving is not None and engines.serving.served == served:
+        supervisor = self._supervisor
+        await supervisor.begun.wait()
+        served = _served(stored, device)
+        serving = supervisor.engines.serving
+        if serving is not None and serving.served == served:
             return {"version": stored.version, "changed": False, "pause_ms": 0.0}
-        self._end_probation()
-        async with supervisor.changing:
-            before = supervisor.state
-            if before == "ready":
-                supervisor.enter("updating")
-            try:
-                if wish.in_place:
-                    result = await self._in_place(served, progress)
-                else:
-                    result = await self._beside(served, wish, progress)
-            finally:
-                if supervisor.state == "updating":
-                    supervisor.enter("ready")
-        return result
+        supervisor.begin_update()
+        try:
+            change = self._in_place if wish.in_place else self._beside
+            return await change(served, wish, progress)
+        except (EngineFailed, ChangeRefused) as error:
+            self._write(stored.version, refused=str(error)[:_REASON_TEXT])
+            raise
+        finally:
+            supervisor.end_update()
 
     async def _beside(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
-        engines = self._supervisor.engines
-        engine = engines.standby if engines.standby is not None and engines.standby.served == served else None
+        engines, contract = self._supervisor.engines, self._contract()
+        engine = engines.claim_standby(served)
+        was_standby = engine is not None
         if engine is None:
             progress("start", {})
             failpoint("update.before_start")
-            engine = await engines.start(
-                served, lambda stage: progress("warm up" if stage == "warming" else "load", {})
-            )
+            engine = await engines.start(served, _steps(progress))
         try:
             failpoint("update.warm")
-            self._check_contract(engine, wish)
-        except BaseException:
-            if engine is not engines.standby:
-                await engines.discard(engine)
-            raise
-        progress("swap", {})
-        # Whoever asked may go away now: the swap and its record belong together.
-        return await asyncio.shield(asyncio.create_task(self._swap(engine)))
+            _check_contract(contract, engine, wish)
+            # Whoever asked may go away now: the swap and its record belong together.
+            return await undisturbed(self._swap_alone(engine, wish, progress))
+        finally:
+            if engine is not engines.serving and engine is not engines.standby and engine.alive:
+                if was_standby:
+                    engines.keep_standby(engine)
+                else:
+                    await undisturbed(engines.discard(engine))
 
-    async def _in_place(self, served: Served, progress: Progress) -> dict[str, Any]:
+    async def _swap_alone(self, engine: EngineProcess, wish: Wish, progress: Progress) -> dict[str, Any]:
+        async with self._supervisor.changing:
+            progress("swap", {})
+            return await self._swap(engine, wish, None)
+
+    async def _in_place(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
         """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
-        engines, supervisor = self._supervisor.engines, self._supervisor
-        old = supervisor.served
-        engines.drop_standby()
-        progress("stop", {})
-        began = time.monotonic()
-        await engines.stop_serving()
-        failpoint("update.stopped_old")
-        try:
-            engine = await engines.start(
-                served, lambda stage: progress("warm up" if stage == "warming" else "load", {})
-            )
-        except BaseException:
+        supervisor, engines = self._supervisor, self._supervisor.engines
+        contract = self._contract()
+        async with supervisor.changing:
+            old = supervisor.served
             assert old is not None
-            log.warning("the new model cannot serve: the old one is started again")
-            engine = await asyncio.shield(asyncio.create_task(engines.start(old, lambda stage: None)))
-            await engines.swap(engine)
-            raise
-        result = await asyncio.shield(asyncio.create_task(self._swap(engine)))
-        return {**result, "pause_ms": round((time.monotonic() - began) * 1e3, 3)}
+            progress("stop", {})
+            began = time.monotonic()
+            try:
+                await undisturbed(engines.stop_all())
+                failpoint("update.stopped_old")
+                engine = await engines.start(served, _steps(progress))
+                try:
+                    failpoint("update.warm")
+                    _check_contract(contract, engine, wish)
+                    progress("swap", {})
+                    return await undisturbed(self._swap(engine, wish, began))
+                finally:
+                    if engine is not engines.serving and engine.alive:
+                        await undisturbed(engines.discard(engine))
+            finally:
+                if engines.serving is None and not supervisor.stopping:
+                    log.warning("the new model does not serve: version %s is started again", old.version)
+                    await undisturbed(self._bring_back(old))
 
-    async def _swap(self, engine: EngineProcess) -> dict[str, Any]:
+    async def _bring_back(self, served: Served) -> None:
+        """Start the model before again after it was stopped; under the lock."""
+        try:
+            await self._go_back(served)
+        except EngineFailed as failure:
+            log.error("%s", failure)
+            self._supervisor.revive()  # which tries again until it works
+
+    async def _swap(self, engine: EngineProcess, wish: Wish, began: float | None) -> dict[str, Any]:
+        """Let `engine` serve and remember that it does; `began`: when requests were stopped for it. Under the lock."""
         supervisor = self._supervisor
-        before = supervisor.served
+        self._check_not_stopping()
         failpoint("update.before_swap")
+        first = engine.stats.counters() if engine.stats is not None else {}
         pause_s = await supervisor.engines.swap(engine)
+        if began is not None:
+            pause_s = time.monotonic() - began
         failpoint("update.swapped")
+        self._end_probation()
+        before = supervisor.served
+        assert before is not None
         supervisor.served = engine.served
         supervisor.now_serving(engine)
-        await asyncio.to_thread(self._commit, engine.served)
+        if wish.probation and before != engine.served:
+            self._probation = _Probation(engine, before, asyncio.create_task(self._watch(engine, before, first)))
+        try:
+            async with self._writing:
+                await asyncio.to_thread(self._commit, engine.served)
+        except StoreUnavailable:
+            # What a restart would not serve must not serve now.
+            self._end_probation()
+            log.error("version %s cannot be made current: back to %s", engine.served.version, before.version)
+            await self._bring_back(before)
+            raise
         failpoint("update.committed")
-        if before is not None and before != engine.served:
-            self._probation = _Probation(engine, before, asyncio.create_task(self._watch(engine, before)))
-        return {
-            "version": engine.served.version,
-            "changed": True,
-            "pause_ms": round(pause_s * 1e3, 3),
-        }
+        self.taken_back = None
+        return {"version": engine.served.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
+
+    async def _go_back(self, served: Served) -> None:
+        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineFailed."""
+        engines = self._supervisor.engines
+        engine = engines.claim_standby(served)
+        if engine is None:
+            engine = await engines.start(served, lambda stage: None)
+        await engines.swap(engine)
+        self._supervisor.served = served
+        self._supervisor.now_serving(engine)
+        engines.drop_standby()  # what is no good is not kept warm
+
+    def _contract(self) -> dict[str, Any] | None:
+        """What the serving model takes and gives; None if none serves."""
+        model = self._supervisor.engines.model
+        return model["contract"] if model is not None else None
+
+    # What is remembered
 
     def _commit(self, served: Served) -> None:
         """From now on a restart serves this one."""
-        stored = self._store.resolve(served.version)
-        self._store.make_current(stored)
-        self._store.record(stored, device=served.device)
+        self._store.make_current(served.version, device=served.device, taken_back=None, refused=None)
 
-    def _check_contract(self, engine: EngineProcess, wish: Wish) -> None:
-        serving = self._supervisor.engines.serving
-        if wish.allow_contract_change or serving is None or serving.ready is None or engine.ready is None:
-            return
-        differences = contract_differences(serving.ready["contract"], engine.ready["contract"])
-        if differences:
-            listed = "; ".join(differences)
-            raise ChangeRefused(
-                "contract",
-                f"the new model gives or takes something else than the one that serves: {listed}. "
-                "If the robots are ready for that: --allow-contract-change",
-            )
+    def _write(self, version: str, *, then_current: Served | None = None, **facts: Any) -> None:
+        """Remember facts of a version, and which one is current, without waiting for the disk."""
+
+        def work() -> None:
+            try:
+                self._store.record(version, **facts)
+            except VersionUnknown:
+                pass  # removed meanwhile
+            except StoreUnavailable as error:
+                log.error("%s", error)
+            if then_current is not None:
+                self._commit(then_current)
+
+        async def write() -> None:
+            async with self._writing:
+                try:
+                    await asyncio.to_thread(work)
+                except ShmServeError as error:
+                    log.error("%s", error)
+
+        task = asyncio.create_task(write())
+        self._writers.add(task)
+        task.add_done_callback(self._writers.discard)
+
+    def _ended(self, engine: EngineProcess) -> None:
+        version = engine.served.version
+        if count := self.counts.of(version):
+            self._write(version, **{SERVED: count})
 
     # Probation
 
-    async def _watch(self, engine: EngineProcess, before: Served) -> None:
-        """Look at a new model's first requests; go back if too many fail."""
+    async def _watch(self, engine: EngineProcess, before: Served, first: dict[str, int]) -> None:
+        """Look at a new model's requests from the counts in `first` on; go back if too many fail."""
         config = self._supervisor.config
         while True:
             await asyncio.sleep(_PROBATION_LOOK_S)
             if engine.stats is None:
                 return  # it died; `_crashed` has seen to it
             counters = engine.stats.counters()
-            failed = counters["failed"]
-            total = failed + counters["served"]
+            failed = counters["failed"] - first["failed"]
+            total = failed + counters["served"] - first["served"]
             if failed >= _PROBATION_LEAST and failed > total * config.probation_failures:
                 await self._take_back(engine, before, f"{failed} of its first {total} requests failed")
                 return
             if total >= config.probation_requests:
+                self._probation = None
                 return
 
     def _crashed(self, engine: EngineProcess) -> None:
         """The serving engine died: on probation, the model before is what is started in its place."""
-        probation, self._probation = self._probation, None
+        probation = self._probation
         if probation is None or probation.engine is not engine:
             return
-        probation.watch.cancel()
-        if engine.stats is not None and self._passed(engine):
-            return
-        before = probation.before
-        self._note_taken_back(engine.served, before.version, "its engine died on probation")
-        self._supervisor.served = before
-        # Not awaited, so that the swap does not wait for the disk; kept, so that it is not collected.
-        self._committing = asyncio.create_task(asyncio.to_thread(self._commit, before))
-
-    def _passed(self, engine: EngineProcess) -> bool:
-        assert engine.stats is not None
-        counters = engine.stats.counters()
-        return counters["failed"] + counters["served"] >= self._supervisor.config.probation_requests
+        self._end_probation()
+        self._note_taken_back(engine.served, probation.before, "its engine died on probation")
+        self._supervisor.served = probation.before
 
     async def _take_back(self, engine: EngineProcess, before: Served, why: str) -> None:
-        self._probation = None
-        self._note_taken_back(engine.served, before.version, why)
         async with self._supervisor.changing:
-            engines = self._supervisor.engines
-            standby = engines.standby
-            if standby is None or standby.served != before:
-                try:
-                    standby = await engines.start(before, lambda stage: None)
-                except EngineFailed as failure:
-                    log.error("the model before cannot serve either: %s", failure)
-                    return
-            await engines.swap(standby)
-            self._supervisor.served = before
-            await asyncio.to_thread(self._commit, before)
-            self._supervisor.now_serving(standby)
-            engines.drop_standby()  # what failed is not kept warm
+            if self._supervisor.engines.serving is not engine or self._supervisor.stopping:
+                return  # another change was first
+            self._probation = None
+            try:
+                await self._go_back(before)
+            except EngineFailed as failure:
+                log.error("%s; the model before cannot serve either: %s", why, failure)
+                return
+            self._note_taken_back(engine.served, before, why)
 
-    def _note_taken_back(self, bad: Served, good: str, why: str) -> None:
-        self.taken_back = f"version {bad.version} was taken back for {good}: {why}"
+    def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
+        self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back)
-        self._store.record(self._store.resolve(bad.version), taken_back=why)
+        if bad.version == good.version:  # only the device was another
+            self._write(bad.version, then_current=good)
+        else:
+            self._write(bad.version, then_current=good, taken_back=why)
 
     def _end_probation(self) -> None:
-        if self._probation is not None:
-            self._probation.watch.cancel()
-            self._probation = None
+        probation, self._probation = self._probation, None
+        if probation is not None:
+            probation.watch.cancel()
 
 
 @dataclass(frozen=True)
@@ -276,14 +370,21 @@ class _Probation:
     watch: asyncio.Task[None]
 
 
-class _Alone:
-    """Marks that a change is under way."""
+def _served(stored: StoredVersion, device: str) -> Served:
+    return Served(stored.path, stored.version, device, stored.source)
 
-    def __init__(self, changes: ModelChanges) -> None:
-        self._changes = changes
 
-    def __enter__(self) -> None:
-        self._changes._busy = True
+def _steps(progress: Progress) -> Callable[[str], None]:
+    """An engine's stages as steps of a change."""
+    return lambda stage: progress("warm up" if stage == "warming" else "load", {})
 
-    def __exit__(self, *_: object) -> None:
-        self._changes._busy = False
+
+def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, wish: Wish) -> None:
+    if wish.allow_contract_change or before is None or engine.ready is None:
+        return
+    if differences := contract_differences(before, engine.ready["contract"]):
+        raise ChangeRefused(
+            "contract",
+            f"the new model gives or takes something else than the one that serves: {'; '.join(differences)}. "
+            "If the robots are ready for that: --allow-contract-change",
+        )

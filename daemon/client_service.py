@@ -9,7 +9,7 @@ from typing import Any
 
 from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
 from shmserve.protocol import WIRE_VERSION
-from shmserve.varlink import INVALID_PARAMETER, VarlinkError, optional, required
+from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
 from .leases import Lease, LeaseRefused, Wanted
 from .supervisor import Supervisor
@@ -27,7 +27,11 @@ interface io.shmserve.Client
 type Identity (epoch: int, channel: int, generation: int)
 
 # Names of POSIX shared-memory objects and semaphores.
-type Lane (identity: Identity, requests: string, replies: string, request_bell: string, reply_bell: string)
+type LaneNames (requests: string, replies: string, request_bell: string, reply_bell: string)
+
+# Without names (transport `sealed`) file descriptors come with the reply: memory of the requests, memory of
+# the replies (for reading), and with Attach the pipe to ring the service and the pipe that it rings.
+type Lane (identity: Identity, names: ?LaneNames)
 
 # What one slot of each direction must hold, in bytes; 0 for whatever the model's example needs.
 type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metadata: int, reply_bytes: int)
@@ -63,7 +67,7 @@ class ClientService:
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
 
-    async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
         version = required(parameters, "wire_version", int)
         if version != WIRE_VERSION:
             raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
@@ -74,7 +78,7 @@ class ClientService:
         wanted = _wanted(required(parameters, "wanted", dict))
         program = (optional(parameters, "program", str) or "")[:64]
         try:
-            lease = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
+            lease, given = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
         except LeaseRefused as refusal:
             raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
         self._leases[connection.number] = lease
@@ -82,9 +86,10 @@ class ClientService:
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
         self._supervisor.engines.attach(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
-        return {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+        reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+        return Reply(reply, fds=tuple(given))
 
-    async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
         lease = self._leases.get(connection.number)
         if lease is None:
             raise VarlinkError(f"{NAME}.NotAttached")
@@ -102,11 +107,11 @@ class ClientService:
         ):
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
         try:
-            self._supervisor.leases.resize(lease, wanted, published, carried)
+            given = self._supervisor.leases.resize(lease, wanted, published, carried)
         except LeaseRefused as refusal:
             raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
         self._supervisor.engines.attach(lease)
-        return {"lane": lease.lane.to_json()}
+        return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         supervisor = self._supervisor

@@ -127,8 +127,8 @@ class Config:
                 continue
             if not setting.least <= value <= setting.most:  # a comparison with NaN is false
                 raise ConfigError(f"{key} = {value!r}: {setting.least:g} to {setting.most:g}", key)
-        if self.transport != "named":
-            raise ConfigError(f"transport = {self.transport!r}: this version has 'named'", "transport")
+        if self.transport not in ("named", "sealed"):
+            raise ConfigError(f"transport = {self.transport!r}: 'named' or 'sealed'", "transport")
         if isinstance(self.spin_us, str) and self.spin_us != "adaptive":
             raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'", "spin_us")
         if self.log_level not in _LOG_LEVELS:

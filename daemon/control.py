@@ -1,11 +1,12 @@
 """What a supervisor and its engine say to each other, one NUL-terminated JSON object a message.
 
 supervisor -> engine                          engine -> supervisor
-load    package, device, settings             loading / warming
+load    package, version, device, settings    loading / warming
                                               ready     contract of the warmed-up model
                                               failed    stage, error, message
 attach  lane, trusted, carried
 detach  channel
+lost    channel, generation, carried          (answers what no engine has)
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way
                                               broken    channel, generation, reason
@@ -16,11 +17,16 @@ stop                                          (exits)
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Mapping
 from typing import Any
 
 MESSAGE_LIMIT = 1 << 20
+#: Ends an engine's sleep, so that it looks for messages; harmless at any other time.
+WAKE_SIGNAL = signal.SIGUSR1
+#: Descriptors that one read may bring; each message has four at most.
+FDS_LIMIT = 64
 
 
 class ControlSocket:
@@ -29,8 +35,12 @@ class ControlSocket:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._received = bytearray()
+        self._descriptors: list[int] = []
         #: The supervisor is gone.
         self.closed = False
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def send(self, event: str, **fields: Any) -> None:
         """Tell the supervisor; a supervisor that is gone is noticed by `receive`."""
@@ -40,11 +50,15 @@ class ControlSocket:
             self.closed = True
 
     def receive(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
-        """The messages that have arrived; waits up to `timeout_s` for the first."""
+        """The messages that have arrived; waits up to `timeout_s` for the first.
+
+        `fds` of a message is a list of the descriptors that came with it, now the caller's.
+        """
         self._socket.settimeout(timeout_s)
         try:
             while True:
-                data = self._socket.recv(65536)
+                data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, FDS_LIMIT)
+                self._descriptors += descriptors
                 if not data:
                     self.closed = True
                     break
@@ -56,7 +70,12 @@ class ControlSocket:
             self.closed = True
         finally:
             self._socket.settimeout(None)
-        return take_messages(self._received)
+        messages = take_messages(self._received)
+        for message in messages:
+            # Descriptors arrive in the order of the messages, none later than the end of its own.
+            count = message.get("fds", 0)
+            message["fds"], self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        return messages
 
 
 def encode(event: str, **fields: Any) -> bytes:

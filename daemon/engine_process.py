@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .control import encode, take_messages
@@ -43,9 +44,11 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._socket: socket.socket | None = None
         self._received = bytearray()
-        self._unsent = bytearray()
+        self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._loop = asyncio.get_running_loop()
         self.stats: Stats | None = None
+        #: What it is at until it is warm, for people.
+        self.stage = "load"
         #: What the engine said when it was warm; None until then.
         self.ready: dict[str, Any] | None = None
         self.failure: dict[str, Any] | None = None
@@ -72,9 +75,11 @@ class EngineProcess:
                 "shmserve.daemon.engine.main",
                 str(theirs.fileno()),
                 str(stats_fd),
+                str(os.getpid()),
                 pass_fds=(theirs.fileno(), stats_fd),
                 stdin=asyncio.subprocess.DEVNULL,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},  # a numpy.py in the working directory is not ours
+                start_new_session=True,  # so that what the model starts is known by its group, and ends with it
             )
         except BaseException:
             ours.close()
@@ -86,11 +91,12 @@ class EngineProcess:
         self._socket = ours
         self._loop.add_reader(ours, self._readable)
 
-    def send(self, event: str, **fields: Any) -> None:
-        """Queue a message and raise the engine's control word, so that it looks."""
+    def send(self, event: str, *, fds: Sequence[int] = (), **fields: Any) -> None:
+        """Queue a message and raise the engine's control word, so that it looks; `fds` stay the caller's."""
         if self._socket is None:
             return
-        self._unsent += encode(event, **fields)
+        copies = tuple(os.dup(descriptor) for descriptor in fds)  # the caller may close his before they are sent
+        self._unsent.append((encode(event, **fields, fds=len(copies)), copies))
         self._flush()
         if self.stats is not None:
             self.stats.words[Counter.CONTROL] += 1
@@ -99,14 +105,23 @@ class EngineProcess:
         assert self._socket is not None
         try:
             while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
+                data, fds = self._unsent[0]
+                sent = socket.send_fds(self._socket, [data], fds) if fds else self._socket.send(data)
+                _close_all(fds)
+                self._unsent[0] = data[sent:], ()
+                if sent == len(data):
+                    self._unsent.popleft()
         except BlockingIOError:
             # The engine is busy with a long inference: the rest goes when it has read.
             self._loop.add_writer(self._socket, self._flush)
             return
         except OSError:
-            self._unsent.clear()  # it is gone; wait() tells
+            self._drop_unsent()  # it is gone; wait() tells
         self._loop.remove_writer(self._socket)
+
+    def _drop_unsent(self) -> None:
+        while self._unsent:
+            _close_all(self._unsent.popleft()[1])
 
     def _readable(self) -> None:
         assert self._socket is not None
@@ -120,7 +135,14 @@ class EngineProcess:
             self._loop.remove_reader(self._socket)
             return
         self._received += data
-        for message in take_messages(self._received):
+        try:
+            messages = take_messages(self._received)
+        except ValueError as error:
+            log.error("engine %d says what is no message (%s): killing it", self.pid, error)
+            self._received.clear()
+            self.kill()
+            return
+        for message in messages:
             if message["event"] == "ready":
                 self.ready = message
             elif message["event"] == "failed":
@@ -145,6 +167,8 @@ class EngineProcess:
         """Until the process has ended; its exit status (negative: the signal that ended it)."""
         assert self._process is not None
         status = await self._process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what the model has started
         if self._socket is not None:
             self._readable()  # its last words
         for future in self._awaited.values():
@@ -178,9 +202,15 @@ class EngineProcess:
             self._loop.remove_writer(self._socket)
             self._socket.close()
             self._socket = None
+        self._drop_unsent()
         if self.stats is not None:
             self.stats.close()
             self.stats = None
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def exit_reason(status: int) -> str:

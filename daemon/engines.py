@@ -13,15 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config
+from .control import WAKE_SIGNAL
 from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .failpoints import failpoint
 from .leases import Lease, Leases, Wanted
-from .stats import Distribution, Stage
+from .stats import Counter, Distribution, Stage
 
 log = logging.getLogger(__name__)
 
 #: A swap waits so long for the inference in hand; a model that takes longer is not waited for.
 _PAUSE_LIMIT_S = 60.0
+#: An engine that is warm answers "serve" at once; one that does not in this time is not fit to serve.
+_SERVE_LIMIT_S = 5.0
 _STOP_LIMIT_S = 5.0
+#: An engine that is to end waits so long for clients to make room for results of theirs that it holds.
+_DELIVERY_LIMIT_S = 2.0
+_DELIVERY_LOOK_S = 0.005
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,30 @@ class EngineFailed(Exception):
 
 
 class Engines:
-    """Starts, swaps and buries engines; `on_lost` is told when the serving one has died."""
+    """Starts, swaps and buries engines.
+
+    `on_lost` is told when the serving one has died, `on_ended` of every one that has, with its counts still there.
+    """
 
     def __init__(
         self,
         config: Config,
         leases: Leases,
-        request_bell: str,
+        request_bell: str | None,
         *,
         on_lost: Callable[[EngineProcess, int], None],
+        on_ended: Callable[[EngineProcess], None],
         on_broken: Callable[[Lease, str], None],
     ) -> None:
         self._config = config
         self._leases = leases
         self._request_bell = request_bell
         self._on_lost = on_lost
+        self._on_ended = on_ended
         self._on_broken = on_broken
         self._serial = 0
         self._warm: list[EngineProcess] = []
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
-        self._swapping = False
         self._totals: Tally[str] = Tally()
         self._served_by: Tally[str] = Tally()  # requests by version, of engines that have ended
         self._past_latency: Distribution | None = None
@@ -85,12 +96,12 @@ class Engines:
             self._serial, served, lambda engine, message: self._on_message(engine, message, on_stage)
         )
         await engine.start()
-        self._watchers[engine] = asyncio.create_task(self._watch(engine))
+        watcher = self._watchers[engine] = asyncio.create_task(self._watch(engine))
         try:
             await self._warm_up(engine)
         except BaseException:
             engine.kill()
-            await asyncio.shield(self._watchers[engine])
+            await asyncio.shield(watcher)
             raise
         self._warm.append(engine)
         for lease in self._leases:
@@ -106,21 +117,25 @@ class Engines:
             called=engine.served.called,
             allow_code=self._config.allow_code,
             threads=self._config.threads,
+            memory_bytes=self._config.engine_memory_bytes,
+            version=engine.served.version,
             serial=engine.serial,
             spin_us=self._config.spin_us,
             request_bell=self._request_bell,
             trusted_transport=self._config.transport == "named",
         )
         done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
+        stage = engine.stage
         if not done:
-            raise EngineFailed("load", "TimeoutError", f"not ready after load_s = {self._config.load_s:g} s")
+            message = f"not ready after load_s = {self._config.load_s:g} s; if it needs longer, raise load_s"
+            raise EngineFailed(stage, "TimeoutError", message)
         try:
             message = done.pop().result()
         except EngineEnded as ended:
-            raise EngineFailed("load", "the engine died", exit_reason(ended.status)) from ended
+            said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
+            raise EngineFailed(stage, "the engine died", said) from ended
         if message["event"] == "failed":
             raise EngineFailed(message["stage"], message["error"], message["message"])
-        self._leases.model_wants = Wanted(0, request_bytes=message["request_bytes"], reply_bytes=message["reply_bytes"])
 
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
@@ -129,81 +144,134 @@ class Engines:
         died at this moment; then the old engine serves on.
         """
         old = self.serving
-        self._swapping = True
+        began = time.monotonic()
+        if old is not None:
+            await self._pause(old)
+        failpoint("swap.paused")
         try:
-            began = time.monotonic()
-            if old is not None:
-                await self._pause(old)
-            self.serving = new
-            try:
-                serving = new.expect("serving")
-                new.send("serve")
-                await serving
-            except EngineEnded as ended:
-                self.serving = old if old is not None and old.alive else None
-                if self.serving is not None:
-                    self.serving.send("serve")
-                raise EngineFailed("swap", "the engine died", exit_reason(ended.status)) from ended
-            pause_s = time.monotonic() - began
-        finally:
-            self._swapping = False
+            await self._let_serve(new)
+        except EngineFailed:
+            if old is not None and old.alive:
+                old.send("serve")  # if it has died as well, `on_lost` was told: it is what serves still
+            raise
+        pause_s = time.monotonic() - began
+        self.serving = new
+        assert new.ready is not None
+        self._leases.model_wants = Wanted(
+            0, request_bytes=new.ready["request_bytes"], reply_bytes=new.ready["reply_bytes"]
+        )
         if old is not None and old.alive:
-            self._keep_standby(old)
+            self.keep_standby(old)
         return pause_s
 
     async def _pause(self, old: EngineProcess) -> None:
         paused = old.expect("paused")
         old.send("pause")
+        self._ring()
         try:
             message = await asyncio.wait_for(paused, _PAUSE_LIMIT_S)
         except EngineEnded:
             return  # what it had taken, the next engine finds
         except asyncio.TimeoutError:
             log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
-            old.kill()
+            await self._kill(old)
             return
         # A result that did not fit its reply slot waits in the old engine for the client to make room.
-        for channel, _sequence in message["held"]:
+        for channel, sequence in message["held"]:
             lease = self._leases.get(channel)
             if lease is not None:
-                lease.holder = old.serial
+                lease.holders[sequence] = old.serial
 
-    def _keep_standby(self, engine: EngineProcess) -> None:
-        """Keep the engine warm for an instant rollback, for a while."""
-        before, self.standby = self.standby, engine
-        if before is not None and before is not self.serving and before is not engine:
-            self._retire(before)
-        if self._standby_timer is not None:
-            self._standby_timer.cancel()
+    async def _let_serve(self, new: EngineProcess) -> None:
+        serving = new.expect("serving")
+        new.send("serve")
+        try:
+            await asyncio.wait_for(serving, _SERVE_LIMIT_S)
+        except EngineEnded as ended:
+            raise EngineFailed("swap", "the engine died", exit_reason(ended.status)) from ended
+        except asyncio.TimeoutError:
+            await self._kill(new)  # before the old one goes on: never two
+            raise EngineFailed("swap", "TimeoutError", f"it did not begin within {_SERVE_LIMIT_S:g} s") from None
+        if not new.alive:
+            raise EngineFailed("swap", "the engine died", "as soon as it served")
+
+    def _ring(self) -> None:
+        """Wake the serving engine if it sleeps: it looks for messages when it wakes.
+
+        Not by the requests' doorbell: a client can truncate or scribble on that semaphore, and whoever
+        has it mapped dies of it. That must never be the supervisor. A signal ends the engine's wait;
+        it is not sent into an inference, whose libraries may not like it.
+        """
+        engine = self.serving
+        if engine is None or engine.ready is None or engine.stats is None:
+            return
+        if not engine.stats.words[Counter.CHANNEL]:
+            engine.kill(WAKE_SIGNAL)
+
+    async def _kill(self, engine: EngineProcess) -> None:
+        engine.kill()
+        if engine in self._watchers:
+            await asyncio.wait((self._watchers[engine],))
+
+    def keep_standby(self, engine: EngineProcess) -> None:
+        """Keep an engine warm that does not serve, for an instant rollback, for a while."""
+        self.drop_standby()
+        self.standby = engine
         self._standby_timer = asyncio.get_running_loop().call_later(self._config.standby_s, self.drop_standby)
 
-    def drop_standby(self) -> None:
-        """Give the standby engine's memory back."""
+    def claim_standby(self, served: Served) -> EngineProcess | None:
+        """The standby engine, if it runs this model; it is the caller's to let serve or to keep again."""
+        engine = self.standby
+        if engine is None or not engine.alive or engine.served != served:
+            return None
+        self._forget_standby()
+        return engine
+
+    def drop_standby(self) -> asyncio.Task[None] | None:
+        """Give the standby engine's memory back; the task that does so, if there is one."""
+        engine = self.standby
+        self._forget_standby()
+        if engine is None:
+            return None
+        engine.retiring = asyncio.create_task(self.discard(engine))
+        return engine.retiring
+
+    def _forget_standby(self) -> None:
+        self.standby = None
         if self._standby_timer is not None:
             self._standby_timer.cancel()
             self._standby_timer = None
-        engine, self.standby = self.standby, None
-        if engine is not None and engine is not self.serving:
-            self._retire(engine)
 
-    def _retire(self, engine: EngineProcess) -> None:
-        if engine in self._warm:
-            self._warm.remove(engine)
-        engine.retiring = asyncio.create_task(engine.stop(_STOP_LIMIT_S))
-
-    async def stop_serving(self) -> None:
-        """Stop the serving engine after what is in hand (an update in place); requests wait for the next."""
+    async def stop_all(self) -> None:
+        """End the serving engine after what is in hand, and all that are kept; requests wait for the next."""
+        self.drop_standby()
         engine, self.serving = self.serving, None
         if engine is not None:
             await self._pause(engine)
-            await engine.stop(_STOP_LIMIT_S)
-            await asyncio.shield(self._watchers[engine])
+            await self.discard(engine)
+        retiring = [engine.retiring for engine in self._watchers if engine.retiring is not None]
+        if retiring:
+            await asyncio.wait(retiring)
 
     async def discard(self, engine: EngineProcess) -> None:
-        """End an engine that will not serve."""
+        """End an engine that does not serve, once it has delivered what it holds."""
+        until = time.monotonic() + _DELIVERY_LIMIT_S
+        while engine.alive and self._owes(engine) and time.monotonic() < until:
+            await asyncio.sleep(_DELIVERY_LOOK_S)
         if engine in self._warm:
             self._warm.remove(engine)
+        watcher = self._watchers.get(engine)
         await engine.stop(_STOP_LIMIT_S)
+        if watcher is not None:
+            await asyncio.wait((watcher,))
+
+    def _owes(self, engine: EngineProcess) -> bool:
+        """Whether a client has yet to make room for a result that this engine holds."""
+        return any(
+            serial == engine.serial and sequence not in lease.carried
+            for lease in self._leases
+            for sequence, serial in lease.holders.items()
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Let the serving engine answer what clients have sent, then end it and all others."""
@@ -217,9 +285,8 @@ class Engines:
 
     async def kill(self) -> None:
         """End every engine at once."""
-        if self._standby_timer is not None:
-            self._standby_timer.cancel()
-        self.serving = self.standby = None
+        self._forget_standby()
+        self.serving = None
         watchers = dict(self._watchers)
         for engine in watchers:
             engine.kill()
@@ -228,28 +295,31 @@ class Engines:
 
     async def _watch(self, engine: EngineProcess) -> None:
         status = await engine.wait()
-        was_serving = engine is self.serving and not self._swapping
+        was_serving = engine is self.serving
         if engine in self._warm:
             self._warm.remove(engine)
         if engine is self.standby:
-            self.standby = None
-        if engine is self.serving and not self._swapping:
+            self._forget_standby()
+        if was_serving:
             self.serving = None
         assert engine.stats is not None
         counters = engine.stats.counters()
         self._keep_counts(engine)
+        self._disown(engine)
         lease = self._leases.get(counters["channel"] - 1)
         if status == -signal.SIGBUS and lease is not None:
             # SIGBUS is what a truncated segment does to whoever reads it.
             self._on_broken(lease, "its shared memory was truncated")
         del self._watchers[engine]
-        engine.close()
         if was_serving:
             self._on_lost(engine, status)
+        self._on_ended(engine)
+        engine.close()
 
     def _on_message(self, engine: EngineProcess, message: dict[str, Any], on_stage: Callable[[str], None]) -> None:
         match message["event"]:
             case "loading" | "warming":
+                engine.stage = "warm up" if message["event"] == "warming" else "load"
                 on_stage(message["event"])
             case "broken":
                 lease = self._leases.get(message["channel"])
@@ -273,15 +343,24 @@ class Engines:
             engine.send("detach", channel=channel)
 
     def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
-        # Held results are delivered by the engine that has them; if that is gone, whoever serves says so.
-        holder_lives = any(warm.serial == lease.holder for warm in self._warm)
-        owes = engine.serial == lease.holder if holder_lives else True
-        engine.send(
-            "attach",
-            lane=lease.lane.to_json(),
-            trusted=lease.trusted,
-            carried=list(lease.carried) if owes else [],
-        )
+        # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
+        # known, it is for whoever serves to deliver them or to say that they are lost.
+        others = {warm.serial for warm in self._warm if warm is not engine}
+        carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
+        fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
+        engine.send("attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, carried=carried)
+
+    def _disown(self, engine: EngineProcess) -> None:
+        """An engine has ended: what it held and clients have made room for is lost, unless it was delivered."""
+        for lease in self._leases:
+            held = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
+            for sequence in held:
+                del lease.holders[sequence]
+            carried = [sequence for sequence in held if sequence in lease.carried]
+            if carried:
+                identity = lease.lane.identity
+                for warm in self._warm:
+                    warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)
 
     # Seeing
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shmserve.errors import ModelPackageError
@@ -13,12 +16,12 @@ from shmserve.package_signature import PublicKey
 from .config import Config
 from .engines import Served
 from .model_package import ModelPackage
+from .store.durable import write_json
 from .store.limits import Limits
 from .store.stored_version import StoredVersion
 from .store.versions import Store, Trust
 
-#: The fact that marks the version that --model-path stood for when it was last taken in.
-_GIVEN = "given"
+log = logging.getLogger(__name__)
 
 
 def open_store(config: Config) -> Store:
@@ -36,12 +39,56 @@ def open_store(config: Config) -> Store:
     )
 
 
-async def first_version(config: Config, store: Store) -> Served:
+@dataclass(frozen=True)
+class Given:
+    """What the operator gave when the daemon last served: a change of it counts, an unchanged one undoes no update."""
+
+    digest: str | None = None  # of what --model-path held
+    device: str | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Given:
+        try:
+            document = json.loads(file.read_bytes())
+            return cls(document["digest"], document["device"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+
+@dataclass(frozen=True)
+class FirstVersion:
+    """What a daemon begins with; `remember` once it serves."""
+
+    served: Served
+    _store: Store
+    _given: Given
+    _given_file: Path
+
+    def remember(self) -> None:
+        """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
+        try:
+            self._store.make_current(self.served.version)
+            if self._given != Given.read(self._given_file):
+                write_json(self._given_file, asdict(self._given), steps="given")
+        except OSError as error:
+            log.error("a restart may begin with another version than %s: %s", self.served.version, error)
+
+
+async def first_version(config: Config, store: Store) -> FirstVersion:
     """The version to begin with.
 
-    What --model-path holds, if that is not what it held when it was last taken in; else the version
+    What --model-path holds, if that is not what it held when the daemon last served; else the version
     that was served last, which an update may have brought since. Raises ModelPackageError.
     """
+    # Beside the versions and not with one: the version that was given is removed some day, after updates.
+    file = config.state_dir / config.name / "given"
+    before = Given.read(file)
+
+    def first(stored: StoredVersion, digest: str | None) -> FirstVersion:
+        device = stored.facts.get("device") if config.device == before.device else None
+        served = Served(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
+        return FirstVersion(served, store, Given(digest, config.device), file)
+
     if config.model_path is None:
         stored = await store.last_good()
         if stored is None:
@@ -49,35 +96,17 @@ async def first_version(config: Config, store: Store) -> Served:
                 f"no model was served before in {store.directory}: give --model-path DIR, or model_path in the "
                 "configuration file"
             )
-        return _served(stored, config)
+        return first(stored, before.digest)
     digest = content_digest(await asyncio.to_thread(package_files, config.model_path))
-    given = next((stored for stored in store.versions() if stored.facts.get(_GIVEN)), None)
-    if given is not None and given.digest == digest:
+    if digest == before.digest:
         stored = await store.last_good()
         if stored is not None:
-            return _served(stored, config)
+            if stored.digest != digest:
+                log.info("--model-path holds what it held before; since then version %s was served", stored.version)
+            return first(stored, digest)
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         stored = await store.add(descriptor, str(config.model_path), uid=os.getuid(), note="--model-path")
     finally:
         os.close(descriptor)
-    return _served(stored, config)
-
-
-def _served(stored: StoredVersion, config: Config) -> Served:
-    # An update may have moved it to another device; --device names the first one.
-    return Served(
-        stored.path, stored.version, str(stored.facts.get("device") or config.device), Path(stored.source).name
-    )
-
-
-def make_first_current(store: Store, served: Served, config: Config) -> None:
-    """The first version serves: a restart begins with it."""
-    stored = store.resolve(served.version)
-    store.make_current(stored)
-    if config.model_path is None:
-        return
-    for other in store.versions():
-        if other.facts.get(_GIVEN) and other.digest != stored.digest:
-            store.record(other, **{_GIVEN: None})
-    store.record(stored, **{_GIVEN: True})
+    return first(stored, stored.digest)

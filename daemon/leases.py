@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from shmserve.channel import Lane, create_lane, unlink_lane
+from shmserve.channel import Lane, LaneNames, create_lane, unlink_lane
 from shmserve.layout import CACHE_LINE, MAX_METADATA_BYTES, Geometry, aligned
+from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
 
 from .config import Config
@@ -42,8 +43,10 @@ class Lease:
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
     carried: tuple[int, ...] = ()
-    #: Serial of the engine that holds those replies; 0: the one that serves.
-    holder: int = 0
+    #: The channel's descriptors, of transport `sealed`.
+    sealed: SealedLane | None = None
+    #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
+    holders: dict[int, int] = field(default_factory=dict)
 
     @property
     def channel(self) -> int:
@@ -79,36 +82,44 @@ class Leases:
     def get(self, channel: int) -> Lease | None:
         return self._held.get(channel)
 
-    def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> Lease:
-        """A channel for a new client; raises LeaseRefused, leaving nothing behind."""
+    def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
+        """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
         if len(self._held) >= self._config.max_clients:
             raise LeaseRefused(
                 "too_many_clients",
                 f"{len(self._held)} clients are attached and max_clients is {self._config.max_clients}",
             )
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
-        lane = self._create(channel, wanted, published=0)
+        sealed = SealedLane() if self._config.transport == "sealed" else None
+        lane, given = self._create(channel, wanted, sealed, published=0)
         trusted_uids = self._config.trusted_uids
         trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
-        lease = Lease(lane, peer, program, trusted, now_ns, wanted)
+        lease = Lease(lane, peer, program, trusted, now_ns, wanted, sealed=sealed)
         self._held[channel] = lease
-        return lease
+        return lease, given
 
-    def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> None:
-        """Give the lease a new generation of its channel; the old one's names go once both sides have left it."""
-        lane = self._create(lease.channel, wanted, published=published)
+    def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
+        """Give the lease a new generation of its channel; returns the descriptors to give the client."""
+        lane, given = self._create(lease.channel, wanted, lease.sealed, published=published)
         old = lease.lane
         lease.lane, lease.wanted, lease.carried = lane, wanted, tuple(carried)
-        unlink_lane(old)
+        lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
+        if old.names is not None:
+            unlink_lane(old)
+        return given
 
     def release(self, channel: int) -> Lease | None:
         """The client is gone: remove its names."""
         lease = self._held.pop(channel, None)
-        if lease is not None:
+        if lease is not None and lease.lane.names is not None:
             unlink_lane(lease.lane)
+        if lease is not None and lease.sealed is not None:
+            lease.sealed.close()
         return lease
 
-    def _create(self, channel: int, wanted: Wanted, *, published: int) -> Lane:
+    def _create(
+        self, channel: int, wanted: Wanted, sealed: SealedLane | None, *, published: int
+    ) -> tuple[Lane, list[int]]:
         model = self.model_wants
         slots = min(wanted.slots, self._config.max_slots)
         requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
@@ -121,9 +132,13 @@ class Leases:
                 f"max_channel_bytes is {self._config.max_channel_bytes}",
             )
         self._generation += 1
-        name = self._names.fresh
-        lane = Lane(Identity(self._epoch, channel, self._generation), name(), name(), self._request_bell, name())
+        identity = Identity(self._epoch, channel, self._generation)
+        fresh = self._names.fresh
+        names = None if sealed else LaneNames(fresh(), fresh(), self._request_bell, fresh())
+        lane = Lane(identity, names)
         try:
+            if sealed is not None:
+                return lane, sealed.create(identity, requests, replies, published=published)
             create_lane(lane, requests, replies, published=published, group=self._config.serves_group)
         except OSError as error:
             free = os.statvfs("/dev/shm")
@@ -132,7 +147,7 @@ class Leases:
                 f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
             ) from error
-        return lane
+        return lane, []
 
 
 def _geometry(slots: int, metadata_bytes: int, payload_bytes: int) -> Geometry:

@@ -31,7 +31,7 @@ from .changes import ModelChanges
 from .client_service import ClientService
 from .config import Config, ConfigError
 from .engines import EngineFailed
-from .first_version import first_version, make_first_current, open_store
+from .first_version import first_version, open_store
 from .heartbeat_watch import HeartbeatWatch
 from .logs import configure_logging
 from .model_package import ModelPackage
@@ -93,14 +93,15 @@ async def serve(config: Config, inherited: dict[str, socket.socket], notifier: N
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            served = await first_version(config, store)
+            first = await first_version(config, store)
             if not supervisor.stopping:
-                await supervisor.run(served, on_first=lambda: make_first_current(store, served, config))
+                await supervisor.run(first.served, on_first=first.remember)
         finally:
             report.stopping()
             clients.close()
             admin.close()
             await asyncio.gather(*servers, return_exceptions=True)
+            await changes.close()
             for file in {CLIENT_SOCKET, ADMIN_SOCKET} - inherited.keys():
                 (supervisor.directory / file).unlink(missing_ok=True)
     except Exception as error:

@@ -23,6 +23,8 @@ _MODEL: dict[str, type] = {
     "name": str,
     "format": str,
     "entry": str,
+    "style": str,
+    "arguments": dict,
     "inputs": list,
     "outputs": list,
     "batch_dim": bool,
@@ -37,7 +39,9 @@ _TOLERANCE = ("atol", "rtol")
 _TABLES = ("model", "warmup", "metadata")
 #: Keys that only a saved module has a use for, and those that it has none for.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
-_CLASS = ("entry", "weights")
+_CLASS = ("entry", "weights", "style", "arguments")
+#: How a policy class is constructed and asked (engine/models/policy_styles.py).
+_STYLES = ("shmserve", "openpi", "gr00t")
 _SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
 
 
@@ -106,6 +110,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         if key in settings:
             formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
             raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
+    if settings.get("style", _STYLES[0]) not in _STYLES:
+        raise ModelPackageError(f"{manifest}: style = {settings['style']!r} is none of {', '.join(_STYLES)}")
     if settings.get("max_batch", 1) < 1:
         raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
     if form.saved_module:

@@ -20,11 +20,10 @@ class ServiceLock:
 
     def acquire(self, *, group: bool) -> None:
         """Make the directory and lock it; raises AlreadyRunning naming the other daemon, or OSError."""
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = self._directory.stat()
         if found.st_uid != os.getuid():
             raise PermissionError(f"{self._directory} belongs to uid {found.st_uid}: choose another --runtime-dir")
-        self._directory.chmod(0o750 if group else 0o700)
         descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,6 +34,7 @@ class ServiceLock:
                 f"service {self._directory.name!r} in {self._directory.parent} is already served by pid "
                 f"{holder or 'unknown'}: stop that daemon, or choose another --name or --runtime-dir"
             ) from error
+        self._directory.chmod(0o750 if group else 0o700)  # not before the lock: it may be another daemon's
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor

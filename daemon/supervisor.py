@@ -40,11 +40,16 @@ class Supervisor:
         self.restarts = 0
         #: What is to be served; an update moves it once the new model serves.
         self.served: Served | None = None
+        #: Set once the first model serves.
+        self.begun = asyncio.Event()
         self.on_evict: Callable[[Lease, str], None] = lambda lease, reason: None
         #: Called when the serving engine has died, before it is restarted.
         self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
-        #: One change of engines at a time: a restart, an update, a rollback.
+        #: Called when any engine has ended.
+        self.on_ended: Callable[[EngineProcess], None] = lambda engine: None
+        #: Held by whoever changes which engine serves: a restart, an update, a rollback.
         self.changing = asyncio.Lock()
+        self._updating = False
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
         self._request_bell = self._names.fresh()
@@ -52,8 +57,9 @@ class Supervisor:
         self.engines = Engines(
             config,
             self.leases,
-            self._request_bell,
+            self._request_bell if config.transport == "named" else None,
             on_lost=self._lost,
+            on_ended=lambda engine: self.on_ended(engine),
             on_broken=lambda lease, reason: self.on_evict(lease, reason),
         )
         self._changed = asyncio.Event()
@@ -68,7 +74,8 @@ class Supervisor:
         swept = self._names.sweep()
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
-        create_doorbell(self._request_bell, 0o660 if self.config.serves_group else 0o600)
+        if self.config.transport == "named":
+            create_doorbell(self._request_bell, 0o660 if self.config.serves_group else 0o600)
 
     def close(self) -> None:
         """Remove every name; may be called twice and on a half-opened supervisor."""
@@ -103,32 +110,61 @@ class Supervisor:
                 return
             first.result()
             on_first()
+            self.begun.set()
             keeper = asyncio.create_task(self._keep_serving())
             await asyncio.wait((keeper, stop), return_when=asyncio.FIRST_COMPLETED)
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
             self.enter("draining")
+            with contextlib.suppress(asyncio.TimeoutError):  # a swap under way is done in no time
+                await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
             await self.engines.drain(self.config.drain_s)
         finally:
             stop.cancel()
             await self.engines.kill()
 
     async def start_serving(self) -> None:
-        """Start an engine of what is to be served, and let it serve; raises EngineFailed."""
-        async with self.changing:
-            assert self.served is not None
-            self.enter("loading")
-            try:
-                engine = self.engines.standby  # warm already, after a new model was taken back
-                if engine is None or not engine.alive or engine.served != self.served:
-                    engine = await self.engines.start(self.served, self.enter)
-                await self.engines.swap(engine)
-            except EngineFailed as failure:
+        """Start an engine of what is to be served, and let it serve unless another one does by then.
+
+        Raises EngineFailed.
+        """
+        served = self.served
+        assert served is not None
+        self._enter_unless_serving("loading")
+        try:
+            engine = self.engines.claim_standby(served)  # warm already, after a new model was taken back
+            if engine is None:
+                engine = await self.engines.start(served, self._enter_unless_serving)
+            # Not held until here: an update under way may take minutes, and until then this is what serves.
+            async with self.changing:
+                if self.engines.serving is None and self.served == served:
+                    await self.engines.swap(engine)
+                    self.now_serving(engine)
+                    return
+        except EngineFailed as failure:
+            if self.engines.serving is None:
                 self.error = str(failure)
-                self.enter("failed")
-                raise
-            self.now_serving(engine)
+            self._enter_unless_serving("failed")
+            raise
+        await self.engines.discard(engine)
+
+    def begin_update(self) -> None:
+        """A new model is on its way, beside the one that serves."""
+        self._updating = True
+        if self.state == "ready":
+            self.enter("updating")
+
+    def end_update(self) -> None:
+        """It serves, or it does not."""
+        self._updating = False
+        if self.state == "updating":
+            self.enter("ready")
+
+    def revive(self) -> None:
+        """Nothing serves: start what is to be served, and try again until it does."""
+        self.enter("loading")
+        self._crashed.set()
 
     def now_serving(self, engine: EngineProcess) -> None:
         """An engine has begun to serve: say so."""
@@ -142,7 +178,7 @@ class Supervisor:
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
         )
         self.error = None
-        self.enter("ready")
+        self.enter("updating" if self._updating else "ready")
 
     async def _keep_serving(self) -> None:
         crashes, last_crash, crashed = 0, -_QUIET_S, self.served
@@ -159,7 +195,7 @@ class Supervisor:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
                     await asyncio.sleep(delay_s)
                 async with self.changing:
-                    pass  # an update or rollback under way may bring an engine of its own
+                    pass  # an update in place may bring an engine of its own
                 if self.engines.serving is not None:
                     break
                 try:
@@ -170,9 +206,8 @@ class Supervisor:
     def _lost(self, engine: EngineProcess, status: int) -> None:
         self.restarts += 1
         log.error("engine %d %s", engine.pid, exit_reason(status))
-        self.enter("loading")
         self.on_crash(engine)
-        self._crashed.set()
+        self.revive()
 
     def enter(self, state: str) -> None:
         """Move to a state; draining is the last."""
@@ -181,6 +216,10 @@ class Supervisor:
             self.state = state
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _enter_unless_serving(self, state: str) -> None:
+        if self.engines.serving is None:
+            self.enter(state)
 
     async def wait_change(self) -> None:
         """Until the state changes."""

@@ -1,41 +1,58 @@
 """One client's lane: a segment for each direction and two doorbells.
 
 The supervisor creates it and hands out its description; the client and the serving engine open their
-ends. Both doorbells are hints: the request bell is shared by all clients of the service, the reply
-bell is this client's alone.
+ends. How memory and doorbells are obtained is the transport: `named` has names in /dev/shm, for
+clients that trust one another; `sealed` has descriptors that only the two sides hold.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .doorbell import Doorbell, NamedDoorbell, create_doorbell, unlink_doorbell
+from .doorbell import Listener, NamedDoorbell, Ringer, create_doorbell, unlink_doorbell
 from .errors import ProtocolMismatch
 from .layout import Geometry
+from .pipe_doorbell import PipeListener, PipeRinger
 from .ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from .segment import Identity, Segment, create_segment, unlink_segment
 
 
 @dataclass(frozen=True)
-class Lane:
-    """The description of a channel, as it crosses the control plane."""
+class LaneNames:
+    """The names of the two segments and the two doorbells, of transport `named`."""
 
-    identity: Identity
-    requests: str  # names of the two segments and the two doorbells
+    requests: str
     replies: str
     request_bell: str
     reply_bell: str
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The description of a channel, as it crosses the control plane.
+
+    Without names it is of transport `sealed`, and descriptors come with it.
+    """
+
+    identity: Identity
+    names: LaneNames | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Lane:
-        identity = Identity(**fields["identity"])
-        return cls(identity, fields["requests"], fields["replies"], fields["request_bell"], fields["reply_bell"])
+        names = fields["names"]
+        return cls(Identity(**fields["identity"]), LaneNames(**names) if names is not None else None)
+
+
+def _named(lane: Lane) -> LaneNames:
+    assert lane.names is not None, "a lane of transport `sealed` has no names"
+    return lane.names
 
 
 def create_lane(lane: Lane, requests: Geometry, replies: Geometry, *, published: int = 0, group: bool = False) -> None:
@@ -46,35 +63,47 @@ def create_lane(lane: Lane, requests: Geometry, replies: Geometry, *, published:
     With `group`, members of the daemon's group may open them: the requests to write, the replies to read.
     Raises OSError (ENOSPC) if /dev/shm has no room.
     """
+    names = _named(lane)
     with contextlib.ExitStack() as undo:
-        create_segment(lane.requests, requests, lane.identity, 0o660 if group else 0o600, counter=published)
-        undo.callback(unlink_segment, lane.requests)
-        create_segment(lane.replies, replies, lane.identity, 0o640 if group else 0o600)
-        undo.callback(unlink_segment, lane.replies)
-        create_doorbell(lane.reply_bell, 0o660 if group else 0o600)
+        create_segment(names.requests, requests, lane.identity, 0o660 if group else 0o600, counter=published)
+        undo.callback(unlink_segment, names.requests)
+        create_segment(names.replies, replies, lane.identity, 0o640 if group else 0o600)
+        undo.callback(unlink_segment, names.replies)
+        create_doorbell(names.reply_bell, 0o660 if group else 0o600)
         undo.pop_all()
 
 
 def unlink_lane(lane: Lane) -> None:
     """Remove the lane's names; whoever has them open keeps them."""
-    unlink_segment(lane.requests)
-    unlink_segment(lane.replies)
-    unlink_doorbell(lane.reply_bell)
+    names = _named(lane)
+    unlink_segment(names.requests)
+    unlink_segment(names.replies)
+    unlink_doorbell(names.reply_bell)
 
 
 class ClientChannel:
-    """The client's ends."""
+    """The client's ends. `descriptors`, of transport `sealed`, are as `SealedLane.create` gives them."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, descriptors: Sequence[int] = (), before: ClientChannel | None = None) -> None:
+        """Takes `descriptors` over. A later generation of a sealed channel keeps the doorbells of the one `before`."""
+        #: The doorbells are a later generation's now, and not closed with this one.
+        self.lends_bells = False
         with contextlib.ExitStack() as undo:
-            requests = Segment.open(lane.requests, writable=True)
-            undo.callback(requests.close)
-            replies = Segment.open(lane.replies, writable=False)
-            undo.callback(replies.close)
-            _check_identity(lane, requests, replies)
-            self.request_bell: Doorbell = NamedDoorbell(lane.request_bell)
-            undo.callback(self.request_bell.close)
-            self.reply_bell: Doorbell = NamedDoorbell(lane.reply_bell)
+            rest = list(descriptors)
+            undo.callback(_close_all, rest)
+            requests, replies = _open_segments(undo, lane, rest, writable="requests")
+            self.request_bell: Ringer
+            self.reply_bell: Listener
+            if lane.names is not None:
+                self.request_bell = bell = NamedDoorbell(lane.names.request_bell)
+                undo.callback(bell.close)
+                self.reply_bell = NamedDoorbell(lane.names.reply_bell)
+            elif before is not None:
+                self.request_bell, self.reply_bell = before.request_bell, before.reply_bell
+                before.lends_bells = True
+            else:
+                self.request_bell, self.reply_bell = PipeRinger(rest.pop(0)), PipeListener(rest.pop(0))
+            _close_all(rest)
             undo.pop_all()
         self.requests = RequestWriter(requests)
         self.replies = ReplyReader(replies)
@@ -82,22 +111,29 @@ class ClientChannel:
     def close(self) -> None:
         self.requests.close()
         self.replies.close()
-        self.request_bell.close()
-        self.reply_bell.close()
+        if not self.lends_bells:
+            self.request_bell.close()
+            self.reply_bell.close()
 
 
 class EngineChannel:
-    """The engine's ends; the request bell is the service's and not opened here."""
+    """The engine's ends. `descriptors`, of transport `sealed`, are as `SealedLane.engine_ends` gives them."""
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, descriptors: Sequence[int] = ()) -> None:
+        """Takes `descriptors` over."""
         with contextlib.ExitStack() as undo:
-            # Mapped for reading alone: nothing in the engine may change what the client wrote.
-            requests = Segment.open(lane.requests, writable=False)
-            undo.callback(requests.close)
-            replies = Segment.open(lane.replies, writable=True)
-            undo.callback(replies.close)
-            _check_identity(lane, requests, replies)
-            self.reply_bell: Doorbell = NamedDoorbell(lane.reply_bell)
+            rest = list(descriptors)
+            undo.callback(_close_all, rest)
+            requests, replies = _open_segments(undo, lane, rest, writable="replies")
+            self.reply_bell: Ringer
+            #: The pipe that this client rings; named channels share one request bell, which is the service's.
+            self.request_pipe: int | None = None
+            if lane.names is not None:
+                self.reply_bell = NamedDoorbell(lane.names.reply_bell)
+            else:
+                self.request_pipe = rest.pop(0)
+                self.reply_bell = PipeRinger(rest.pop(0))
+            _close_all(rest)
             undo.pop_all()
         self.requests = RequestReader(requests)
         self.replies = ReplyWriter(replies)
@@ -106,9 +142,32 @@ class EngineChannel:
         self.requests.close()
         self.replies.close()
         self.reply_bell.close()
+        pipe, self.request_pipe = self.request_pipe, None
+        if pipe is not None:
+            os.close(pipe)
 
 
-def _check_identity(lane: Lane, *segments: Segment) -> None:
-    for segment in segments:
+def _open_segments(
+    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: str
+) -> tuple[Segment, Segment]:
+    """Map both directions; the one that is not `writable` for reading alone, so that each has one writer."""
+    segments = []
+    for direction in ("requests", "replies"):
+        if lane.names is not None:
+            segment = Segment.open(getattr(lane.names, direction), writable=direction == writable)
+        else:
+            descriptor = descriptors.pop(0)
+            try:
+                segment = Segment.from_descriptor(descriptor, writable=direction == writable)
+            finally:
+                os.close(descriptor)
+        undo.callback(segment.close)
         if segment.identity != lane.identity:
             raise ProtocolMismatch(f"the segment is {segment.identity}, the daemon spoke of {lane.identity}")
+        segments.append(segment)
+    return segments[0], segments[1]
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

@@ -17,6 +17,7 @@ its own request, so a new engine needs nothing from the old one to read it.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import sys
@@ -29,7 +30,7 @@ import numpy.typing as npt
 
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
-from .schema import BFLOAT16, Array, ArrayPlace, Matcher, Schema, describe
+from .schema import BFLOAT16, Array, ArrayPlace, Matcher, Schema, describe, is_tensor, tensor_bytes
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
@@ -79,9 +80,18 @@ class SlotMemory:
 class Encoder:
     """Writes trees into slots; one for each direction of a channel, across its generations."""
 
-    def __init__(self, *, first_schema: int = 1, allow_pickle: bool = False, name: str = "observation") -> None:
+    def __init__(
+        self,
+        *,
+        first_schema: int = 1,
+        allow_pickle: bool = False,
+        tensors_as_arrays: bool = False,
+        name: str = "observation",
+    ) -> None:
         self._next_schema = first_schema
         self.allow_pickle = allow_pickle
+        #: Of what is pickled; the safe form has no tensors of its own.
+        self._tensors_as_arrays = tensors_as_arrays
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         self._matchers: list[Matcher] = []
@@ -97,8 +107,8 @@ class Encoder:
                 leaves = matcher.collect(tree)
                 if leaves is not None:
                     return self._write(matcher, leaves, slot)
-            except (struct.error, ValueError, OverflowError):
-                continue  # a number beyond 64 bits, an array that changed while it was read: describe it anew
+            except (struct.error, ValueError, OverflowError, TypeError):
+                continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew
         return self._describe_and_write(tree, slot)
 
     def _describe_and_write(self, tree: Any, slot: SlotMemory) -> Encoded:
@@ -163,16 +173,32 @@ class Encoder:
     def _pickle(self, tree: Any, slot: SlotMemory) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
         buffers: list[pickle.PickleBuffer] = []
+        file = io.BytesIO()
+        pickler = _ArrayPickler if self._tensors_as_arrays else pickle.Pickler
         try:
-            data = pickle.dumps(tree, 5, buffer_callback=buffers.append)
+            pickler(file, 5, buffer_callback=buffers.append).dump(tree)
         except Exception as error:  # whatever a stranger's __reduce__ raises
             raise UnsupportedType(f"{self._name} cannot be pickled: {type(error).__name__}: {error}") from error
-        parts = (np.frombuffer(data, np.uint8), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
+        parts = (
+            np.frombuffer(file.getbuffer(), np.uint8),
+            [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers],
+        )
         matcher = self._matcher(parts)
         leaves = matcher.collect(parts)
         assert leaves is not None
         encoded = self._write(matcher, leaves, slot)
         return Encoded(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, pickled=True)
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Writes tensors as arrays, so that whoever reads them needs no torch."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not is_tensor(obj):
+            return NotImplemented
+        if obj.dtype is sys.modules["torch"].bfloat16:
+            obj = obj.float()  # as `named_dtype` without ml_dtypes
+        return tensor_bytes(obj).__reduce_ex__(5)
 
 
 def unpickle_parts(parts: Any) -> Any:

@@ -1,7 +1,8 @@
 """Wakes the other side; carries no data.
 
 A token is a hint, the counters in the segments are the truth: a lost or a spare token costs a look,
-never a request. `NamedDoorbell` is a POSIX named semaphore.
+never a request. `NamedDoorbell` is a POSIX named semaphore; the pipes of transport `sealed` are in
+pipe_doorbell.py.
 """
 
 from __future__ import annotations
@@ -20,11 +21,18 @@ from .errors import ServiceUnavailable
 _CLOCK_MONOTONIC = 1
 
 
-class Doorbell(Protocol):
-    """What both transports offer."""
+class Ringer(Protocol):
+    """The end that wakes, of either transport."""
 
     def ring(self) -> None:
         """Leave a token and wake whoever waits; never blocks, never fails."""
+
+    def close(self) -> None:
+        """May be called twice."""
+
+
+class Listener(Protocol):
+    """The end that is woken, of either transport."""
 
     def tokens(self) -> int:
         """How many tokens wait, roughly; costs 0.1 us."""

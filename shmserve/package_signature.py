@@ -160,15 +160,21 @@ def _parse(signature: bytes) -> list[tuple[str, bytes]]:
     if len(signature) > SIGNATURE_BYTES:
         raise SignatureRefused(f"{SIGNATURE} has {len(signature)} bytes, more than {SIGNATURE_BYTES}")
     try:
-        first, *lines = signature.decode("ascii").splitlines()
-    except (UnicodeDecodeError, ValueError):
-        raise SignatureRefused(f"{SIGNATURE} is no signature file: it must begin {_FIRST_LINE!r}") from None
-    found = [_LINE.fullmatch(line) for line in lines]
-    if first != _FIRST_LINE or not found or None in found:
+        first, *lines = signature.decode("ascii").split("\n")
+    except UnicodeDecodeError:
+        first, lines = "", []
+    found = []
+    for line in lines[:-1]:
+        match = _LINE.fullmatch(line)
+        mark = base64.b64decode(match[2]) if match else b""
+        # The last character has bits to spare: one signature is written in one way only.
+        if match and base64.b64encode(mark).decode("ascii") == match[2]:
+            found.append((match[1], mark))
+    if first != _FIRST_LINE or not found or len(found) != len(lines) - 1 or lines[-1]:
         raise SignatureRefused(
             f"{SIGNATURE} is no signature file: {_FIRST_LINE!r}, then lines with a key's id and a signature"
         )
-    return [(match[1], base64.b64decode(match[2])) for match in found if match is not None]
+    return found
 
 
 def _from_base64(text: str) -> PublicKey | None:

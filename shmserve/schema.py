@@ -153,7 +153,7 @@ def _build(node: _Node, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
 # ---------------------------------------------------------------------------- the sending side
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
     """Whether `value` is a torch tensor; torch is never imported for the question."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -228,7 +228,7 @@ def _uint16(array: Array) -> Array:
 
 def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | None]:
     """How an array, a tensor or a numpy scalar travels; the callable converts it where numpy alone would not."""
-    if _is_tensor(value):
+    if is_tensor(value):
         if _tensor_dtype(value) not in DTYPES:
             raise UnsupportedType(f"{path}: a tensor of {value.dtype} cannot be carried; use one of {_dtype_names()}")
         if value.layout is not sys.modules["torch"].strided:
@@ -305,7 +305,7 @@ class _Description:
         if kind is bool or kind is float or (kind is int and value in _INT64):
             pattern.numbers.append(position)
             return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
-        if kind is np.ndarray or isinstance(value, np.generic) or _is_tensor(value):
+        if kind is np.ndarray or isinstance(value, np.generic) or is_tensor(value):
             leaf, convert = _array_leaf(value, path)
             pattern.arrays.append((position, value.dtype, leaf.shape, convert))
             return leaf

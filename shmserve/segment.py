@@ -8,6 +8,7 @@ supervisor handed it, checks the header, and closes.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import stat
@@ -47,14 +48,41 @@ def create_segment(name: str, geometry: Geometry, identity: Identity, mode: int 
         os.fchmod(shared.fd, mode)  # exact, whatever the umask
         # Without this a full /dev/shm is found out by SIGBUS at the first touch.
         os.posix_fallocate(shared.fd, 0, geometry.segment_bytes)
-        header = header_bytes(geometry, epoch=identity.epoch, generation=identity.generation, channel=identity.channel)
-        os.pwrite(shared.fd, header, 0)
-        os.pwrite(shared.fd, counter.to_bytes(WORD, sys.byteorder), COUNTER_OFFSET)
+        _write_header(shared.fd, geometry, identity, counter)
     except OSError:
         unlink_segment(name)
         raise
     finally:
         shared.close_fd()
+
+
+def create_sealed_segment(geometry: Geometry, identity: Identity, *, counter: int = 0) -> int:
+    """A memfd with the same contents, which nobody can shrink or grow any more; the descriptor is the caller's.
+
+    Raises OSError (ENOMEM, ENOSPC) if there is no room.
+    """
+    descriptor = os.memfd_create("shmserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        # A memfd begins as 0777: whoever holds a read-only descriptor could open it again for writing.
+        os.fchmod(descriptor, 0o600)
+        os.posix_fallocate(descriptor, 0, geometry.segment_bytes)
+        _write_header(descriptor, geometry, identity, counter)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_only(descriptor: int) -> int:
+    """Another descriptor of the same memfd, for reading alone."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _write_header(descriptor: int, geometry: Geometry, identity: Identity, counter: int) -> None:
+    header = header_bytes(geometry, epoch=identity.epoch, generation=identity.generation, channel=identity.channel)
+    os.pwrite(descriptor, header, 0)
+    os.pwrite(descriptor, counter.to_bytes(WORD, sys.byteorder), COUNTER_OFFSET)
 
 
 def unlink_segment(name: str) -> None:

@@ -57,7 +57,9 @@ def is_running(pid: int) -> bool:
 class Daemon:
     """`start` it, perhaps more than once; `dismiss` stops it and asserts that nothing of it is left."""
 
-    def __init__(self, policy: str | Path, *, name: str = "t", config: str = "", arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, policy: str | Path, *, name: str = "t", config: str = "", arguments: tuple[str, ...] = ()
+    ) -> None:
         # Not pytest's tmp_path: the path of a Unix socket has room for 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="shmserve-"))
         self.name = name

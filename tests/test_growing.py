@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
-from shmserve.client import ObservationTooLarge, ShmClient
+from shmserve.client import InferenceFailed, ObservationTooLarge, RequestTimeout, ShmClient
 
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
@@ -36,9 +36,7 @@ def test_results_that_grow_are_delivered_with_others_out(client: ShmClient) -> N
     sizes = [10, 100_000, 7, 300_000, 1_000_000, 1, 50_000, 2_000_000]
     for start in range(len(sizes)):
         order = sizes[start:] + sizes[:start]
-        pendings = [
-            client.submit({"do": "grow", "items": items, "value": items}) for items in order[:4]
-        ]
+        pendings = [client.submit({"do": "grow", "items": items, "value": items}) for items in order[:4]]
 
         for items, pending in zip(order, pendings, strict=False):
             assert_same(pending.result(), np.full(items, items))
@@ -104,12 +102,25 @@ def test_a_first_observation_above_the_limit_is_refused_and_the_next_one_served(
 
 def test_a_result_above_the_limit_fails_alone(small_service: Daemon) -> None:
     with small_service.client(slots=2) as client:
-        with pytest.raises(ObservationTooLarge, match="max_channel_bytes"):
-            client.infer({"do": "grow", "items": _MIB, "value": 1})
+        for _ in range(3):
+            with pytest.raises(InferenceFailed, match=f"max_channel_bytes is {4 * _MIB}"):
+                client.infer({"do": "grow", "items": _MIB, "value": 1})
 
-        assert client.infer({"do": "echo", "value": 2}) == 2
-        pending: Any = client.submit({"do": "grow", "items": _MIB, "value": 1})
+            assert client.infer({"do": "echo", "value": 2}) == 2
+
+        pending = client.submit({"do": "grow", "items": _MIB, "value": 1})
         other = client.submit({"do": "echo", "value": 3})
+
         assert other.result() == 3
-        with pytest.raises(ObservationTooLarge):
+        with pytest.raises(InferenceFailed, match="max_channel_bytes"):
             pending.result()
+
+
+def test_a_short_look_at_a_result_that_grew_does_not_lose_it(client: ShmClient) -> None:
+    pending = client.submit({"do": "grow", "items": 300_000, "value": 5})
+    for _ in range(2000):
+        with contextlib.suppress(RequestTimeout):
+            pending.result(timeout=0)
+            break
+
+    assert_same(pending.result(), np.full(300_000, 5))

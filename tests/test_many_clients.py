@@ -58,9 +58,7 @@ def test_threads_may_share_a_client(start_daemon: Callable[..., Daemon]) -> None
     assert daemon.status()["requests"]["served"] == 6 * 400
 
 
-def test_a_client_with_many_requests_out_does_not_starve_one_with_a_single_request(
-    obedient: Daemon, gate: Any
-) -> None:
+def test_a_client_with_many_requests_out_does_not_starve_one_with_a_single_request(obedient: Daemon, gate: Any) -> None:
     with obedient.client(slots=16) as busy, obedient.client() as single:
         busy.infer({"do": "tags"})
         single.infer({"do": "count"})

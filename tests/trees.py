@@ -17,8 +17,7 @@ Array = npt.NDArray[Any]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 NUMPY_DTYPES = [
-    np.dtype(name)
-    for name in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
+    np.dtype(name) for name in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
 ]
 DTYPES = [*NUMPY_DTYPES, BFLOAT16]
 TORCH_DTYPES = [
@@ -38,7 +37,19 @@ TORCH_DTYPES = [
     torch.complex64,
     torch.complex128,
 ]
-SHAPES: list[tuple[int, ...]] = [(), (0,), (1,), (7,), (3, 0), (0, 3), (2, 3), (4, 1, 3), (2, 0, 2), (2, 1, 3, 2), (33, 65)]
+SHAPES: list[tuple[int, ...]] = [
+    (),
+    (0,),
+    (1,),
+    (7,),
+    (3, 0),
+    (0, 3),
+    (2, 3),
+    (4, 1, 3),
+    (2, 0, 2),
+    (2, 1, 3, 2),
+    (33, 65),
+]
 LAYOUTS = ("C", "Fortran", "transposed", "backwards", "every other", "broadcast", "read-only", "other byte order")
 
 
@@ -95,7 +106,9 @@ def arrays() -> st.SearchStrategy[Array]:
 
 
 def scalars() -> st.SearchStrategy[Any]:
-    return st.builds(lambda dtype, seed: filled(dtype, (), seed)[()], st.sampled_from(NUMPY_DTYPES), st.integers(0, 1 << 30))
+    return st.builds(
+        lambda dtype, seed: filled(dtype, (), seed)[()], st.sampled_from(NUMPY_DTYPES), st.integers(0, 1 << 30)
+    )
 
 
 def tensors() -> st.SearchStrategy[torch.Tensor]:
@@ -103,7 +116,9 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
 
 
 def keys() -> st.SearchStrategy[str]:
-    return st.one_of(st.sampled_from(["", "observation/images/top.left", "state", "0", "é ü", "手", "a.b"]), st.text(max_size=8))
+    return st.one_of(
+        st.sampled_from(["", "observation/images/top.left", "state", "0", "é ü", "手", "a.b"]), st.text(max_size=8)
+    )
 
 
 def values() -> st.SearchStrategy[Any]:

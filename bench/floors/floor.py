@@ -1,27 +1,41 @@
-"""Compiles floor.c and runs it beside the peers: how fast this machine can do the same exchange at all."""
+"""The same exchange with no server at all, run beside the peers: in C, and in bare Python."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from bench.peers.closed_loop import Sample
+from bench.peers.asking import Sample
 from bench.peers.leftovers import my_prefix
+from bench.workloads import Workload
 
 SOURCE = Path(__file__).with_name("floor.c")
 WRONG_REPLY = 3
+TIMEOUT_S = 600.0
+
+
+class Floor(Protocol):
+    """One way to do the exchange without a server."""
+
+    @property
+    def name(self) -> str: ...
+
+    def turn(self, asked: Workload, seconds: float) -> Sample:
+        """Round trips for so long; raises when a reply was not that of its request."""
 
 
 @dataclass(frozen=True)
-class Floor:
+class CFloor:
     """One variant of the C program."""
 
     copies: int
@@ -31,34 +45,61 @@ class Floor:
 
     @property
     def name(self) -> str:
-        return f"C, {self.copies} cop{'y' if self.copies == 1 else 'ies'}, {'spin' if self.spin else 'sleep'}"
+        return f"C, {counted(self.copies)}, {'spin' if self.spin else 'sleep'}"
 
-    def turn(self, array_bytes: int, seconds: float) -> Sample:
-        """Round trips of one request with so many bytes at a time; raises when a reply was not that of its request."""
-        arguments = (array_bytes, self.copies, int(self.spin), *self.cpus, seconds)
-        done = subprocess.run([self.program, *map(str, arguments)], stdout=subprocess.PIPE, check=False)
-        if done.returncode == WRONG_REPLY:
-            raise RuntimeError(f"{self.name}: a reply was not that of its request, so {SOURCE.name} has a fault here")
-        if done.returncode:
-            raise RuntimeError(f"{self.name}: {self.program} {arguments} ended with status {done.returncode}")
-        numbers = np.frombuffer(done.stdout, np.int64)
-        client_ns, server_ns = (int(number) for number in numbers[:2])
-        return Sample(numbers[2:], client_ns, client_ns, server_ns)
+    def turn(self, asked: Workload, seconds: float) -> Sample:
+        arguments = (asked.array_bytes, self.copies, int(self.spin), *self.cpus, seconds)
+        return sample_of(self.name, [str(self.program), *map(str, arguments)])
+
+
+@dataclass(frozen=True)
+class PythonFloor:
+    """bare_python.py, which always spins."""
+
+    copies: int
+
+    @property
+    def name(self) -> str:
+        return f"Python, {counted(self.copies)}, spin"
+
+    def turn(self, asked: Workload, seconds: float) -> Sample:
+        command = [sys.executable, "-m", "bench.floors.bare_python", asked.name, str(self.copies), str(seconds)]
+        return sample_of(self.name, command)
+
+
+def counted(copies: int) -> str:
+    return "1 copy" if copies == 1 else f"{copies} copies"
+
+
+def sample_of(name: str, command: list[str]) -> Sample:
+    """Runs a floor's program and reads what it measured."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=TIMEOUT_S)
+    if done.returncode == WRONG_REPLY:
+        raise RuntimeError(f"{name}: a reply was not that of its request, so {SOURCE.name} has a fault here")
+    if done.returncode:
+        raise RuntimeError(f"{name}: {command} ended with status {done.returncode}")
+    numbers = np.frombuffer(done.stdout, np.int64)
+    client_ns, server_ns = (int(number) for number in numbers[:2])
+    return Sample(numbers[2:], client_ns, client_ns, server_ns)
 
 
 @contextmanager
 def floors() -> Iterator[list[Floor]]:
-    """The four variants, compiled for this machine; none where there is no compiler or only one processor."""
+    """The variants that this machine can run: none on one processor, and those in C only with a compiler."""
     cpus = two_cpus()
     compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None or cpus is None:
+    if cpus is None:
         yield []
+        return
+    in_python: list[Floor] = [PythonFloor(2), PythonFloor(1)]
+    if compiler is None:
+        yield in_python
         return
     with tempfile.TemporaryDirectory(prefix=my_prefix()) as folder:
         program = Path(folder) / "floor"
         command = [compiler, "-O3", "-march=native", "-o", str(program), str(SOURCE), "-pthread"]
         subprocess.run(command, check=True)
-        yield [Floor(copies, spin, program, cpus) for copies in (2, 1) for spin in (False, True)]
+        yield in_python + [CFloor(copies, spin, program, cpus) for copies in (2, 1) for spin in (False, True)]
 
 
 def two_cpus() -> tuple[int, int] | None:

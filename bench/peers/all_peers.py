@@ -9,6 +9,7 @@ from .in_process import InProcess
 from .lerobot_grpc import LeRobotGrpc
 from .openpi import OpenPi
 from .peer import Peer
+from .shmserve_peer import Shmserve, ShmserveBlocking, ShmserveInPlace
 from .triton import Triton
 from .unix_socket_pickle5 import UnixSocketPickle5
 
@@ -25,5 +26,8 @@ def all_peers() -> list[Peer]:
         UnixSocketPickle5(),
         Iceoryx2Event(),
         Iceoryx2Poll(),
+        ShmserveBlocking(),
+        Shmserve(),
+        ShmserveInPlace(),
         InProcess(),
     ]

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bench.workloads import WrongReply, workload
+from bench.workloads import workload
 
-from .closed_loop import ClosedLoop, Sample
+from .asking import Asking, Sample, wait_until
 from .peer import Peer, end_with_parent
 
 PREPARE = 20  # Requests before any turn: imports, connections, pools, Triton's model load.
 WARM_UP, WARM_UP_SHARE = 3, 0.1  # Requests, and share of a turn, at its start that do not count.
 TIMEOUT_S = 60.0
+BEGIN_TOGETHER_NS = 20_000_000  # Clients that are told to begin so far ahead begin at the same time.
 
 
 class ClientFailed(Exception):
     """A client process ended or hung; the text says where, as far as it could tell."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a client is told: ask for so long, in a closed loop or, with a rate, in an open one."""
+
+    seconds: float
+    rate_hz: float | None = None
+    seed: int = 0
+    begin_ns: int = 0  # CLOCK_MONOTONIC; the past is now.
 
 
 class ClientProcess:
@@ -30,12 +44,30 @@ class ClientProcess:
         self._process = spawn.Process(target=_run, args=(peer, workload_name, theirs))
         self._process.start()
         theirs.close()
-        self.first_ns: int = self._answer(0.0)
+        self._turn_s = 0.0
 
-    def turn(self, seconds: float) -> tuple[Sample, int]:
+    def ready(self) -> int:
+        """Waits until it has connected and warmed up; nanoseconds that its very first request took."""
+        first_ns: int = self._answer()
+        return first_ns
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def turn(self, turn: Turn) -> tuple[Sample, int]:
         """A sample, and the number of requests in all with those that do not count."""
-        self._pipe.send(seconds)
-        answer: tuple[Sample, int] = self._answer(seconds)
+        self.begin(turn)
+        return self.end()
+
+    def begin(self, turn: Turn) -> None:
+        self._turn_s = turn.seconds
+        self._pipe.send(turn)
+
+    def end(self) -> tuple[Sample, int]:
+        """What the turn that was begun measured, as `turn`."""
+        answer: tuple[Sample, int] = self._answer()
         return answer
 
     def close(self) -> None:
@@ -45,11 +77,12 @@ class ClientProcess:
             self._process.kill()
             self._process.join()
 
-    def _answer(self, seconds: float) -> Any:
+    def _answer(self) -> Any:
+        timeout_s = 2 * self._turn_s + TIMEOUT_S
         try:
-            if not self._pipe.poll(2 * seconds + TIMEOUT_S):
+            if not self._pipe.poll(timeout_s):
                 self._process.kill()
-                raise ClientFailed(f"{self._name}: no answer after {2 * seconds + TIMEOUT_S:.0f} s")
+                raise ClientFailed(f"{self._name}: no answer after {timeout_s:.0f} s")
             answer = self._pipe.recv()
         except (EOFError, OSError):
             self._process.join(1.0)
@@ -61,19 +94,35 @@ class ClientProcess:
         return answer
 
 
+def turn_together(
+    clients: Sequence[ClientProcess], seconds: float, rate_hz: float | None = None
+) -> tuple[list[Sample], int]:
+    """All ask at the same time; at a rate, it is that of all together. As `ClientProcess.turn`, of each client."""
+    begin_ns = time.monotonic_ns() + BEGIN_TOGETHER_NS
+    share = None if rate_hz is None else rate_hz / len(clients)
+    for seed, client in enumerate(clients):
+        client.begin(Turn(seconds, share, seed, begin_ns))
+    ended = [client.end() for client in clients]
+    return [sample for sample, _ in ended], sum(requests for _, requests in ended)
+
+
 def _run(peer: Peer, workload_name: str, pipe: Connection) -> None:
     end_with_parent()
     try:
-        loop = ClosedLoop(peer.connect(), workload(workload_name))
-        first = loop.requests(1, 0.0)
-        loop.requests(PREPARE, 0.0)
+        asking = Asking(peer.connect(), workload(workload_name))
+        first = asking.closed(1, 0.0)
+        asking.closed(PREPARE, 0.0)
         pipe.send(int(first.latency_ns[0]))
         while True:
-            seconds: float = pipe.recv()
-            warm_up = loop.requests(WARM_UP, seconds * WARM_UP_SHARE)
-            sample = loop.requests(1, seconds)
+            turn: Turn = pipe.recv()
+            wait_until(turn.begin_ns)
+            warm_up = asking.closed(WARM_UP, turn.seconds * WARM_UP_SHARE)
+            if turn.rate_hz is None:
+                sample = asking.closed(1, turn.seconds)
+            else:
+                sample = asking.open(turn.seconds, turn.rate_hz, turn.seed)
             pipe.send((sample, len(warm_up.latency_ns) + len(sample.latency_ns)))
     except EOFError:  # The benchmark is done with this client.
         return
-    except (WrongReply, RuntimeError, OSError) as error:
+    except Exception as error:  # noqa: BLE001  whatever its library raises ends this row, not the benchmark
         pipe.send(f"{type(error).__name__}: {error}")

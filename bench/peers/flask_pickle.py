@@ -32,12 +32,12 @@ class FlaskPickle(ServedPeer):
         app = flask.Flask(__name__)
         policy = Policy()
 
-        @app.post("/infer")
         def infer() -> flask.Response:
             observation = pickle.loads(flask.request.get_data())
             reply = {"status": "ok", "output": policy.infer(observation)}
             return flask.Response(pickle.dumps(reply), mimetype="application/octet-stream")
 
+        app.add_url_rule("/infer", view_func=infer, methods=["POST"])
         server = make_server("127.0.0.1", 0, app, threaded=False)
         ready(f"http://127.0.0.1:{server.server_port}/infer")
         server.serve_forever()

@@ -58,22 +58,21 @@ def installed(package: str) -> str | None:
 
 
 class Bystanders:
-    """The share of all processors that other programs had, and the hypervisor took, since this was made."""
+    """What other programs, and the hypervisor, took of the processors since this was made."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
-    def share(self) -> float:
-        """0.0 is a quiet machine. Asks only about children that have ended, so ask last."""
-        wall, busy, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
-        return max(0.0, busy - own) / wall
+    def shares(self) -> dict[str, float]:
+        """Of all processors; 0.0 is a quiet machine. Asks only about children that have ended, so ask last."""
+        wall, busy, steal, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        return {"other_cpu_share": max(0.0, busy - own) / wall, "steal_share": steal / wall}
 
     @staticmethod
-    def _now() -> tuple[float, float, float]:
-        user, nice, system, _, _, irq, softirq, steal = map(
-            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        )
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    def _now() -> tuple[float, float, float, float]:
+        tick = os.sysconf("SC_CLK_TCK")
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = (int(field) / tick for field in fields)
         usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         own = sum(usage.ru_utime + usage.ru_stime for usage in usages)
-        return time.monotonic() * (os.cpu_count() or 1), busy, own
+        return time.monotonic() * (os.cpu_count() or 1), user + nice + system + irq + softirq, steal, own

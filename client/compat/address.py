@@ -41,7 +41,7 @@ def address_of(host: str, port: int | None) -> Address:
             raise ValueError(f"host = {host!r}: shm://NAME names a service of this host, as in shm://default")
         return Address(name)
     if host.startswith(_UNIX):
-        path = Path(host[len(_UNIX) :].replace("//", "/"))
+        path = Path(re.sub("/+", "/", host[len(_UNIX) :]))
         folder = path.parent if path.suffix == ".sock" else path
         if not folder.is_absolute() or not folder.name:
             raise ValueError(f"host = {host!r}: unix:DIRECTORY/NAME, as in unix:/run/shmserve/default")

@@ -7,13 +7,14 @@ system call while requests keep coming.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shmserve.channel import Lane
-from shmserve.doorbell import Doorbell
+from shmserve.doorbell import Listener
 from shmserve.spin import SpinBudget
 
 from ..stats import Counter, Stats
+from .pipe_bells import PipeBells
 from .schedule import next_of
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
@@ -37,7 +38,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        bell: Doorbell,
+        bell: Listener | PipeBells,
         stats: Stats,
         serving: Serving,
         budget: SpinBudget,
@@ -59,10 +60,12 @@ class EngineLoop:
         self._balance = 0
         self.serving = False
         self.stopped = False
+        self._draining = False
 
     def add(self, tenancy: Tenancy) -> None:
         """Serve this channel from now on."""
         self.tenancies[tenancy.number] = tenancy
+        self._watch(tenancy)
         if self.serving:
             self._open(tenancy)
 
@@ -72,14 +75,26 @@ class EngineLoop:
         if tenancy is None:
             return
         self._forget(tenancy)
+        self._unwatch(tenancy)
         tenancy.close()
 
-    def changed(self, tenancy: Tenancy) -> None:
-        """The channel moved to a new generation: its queue may have changed."""
+    def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
+        """The channel goes on in a new generation."""
         self._forget(tenancy)
+        self._unwatch(tenancy)
+        tenancy.move(lane, descriptors, carried, serving=True)
+        self._watch(tenancy)
         self._heat(tenancy)
         if tenancy.waiting:
             self._waiting.append(tenancy)
+
+    def _watch(self, tenancy: Tenancy) -> None:
+        if isinstance(self._bell, PipeBells) and tenancy.channel.request_pipe is not None:
+            self._bell.watch(tenancy.channel.request_pipe)
+
+    def _unwatch(self, tenancy: Tenancy) -> None:
+        if isinstance(self._bell, PipeBells) and tenancy.channel.request_pipe is not None:
+            self._bell.forget(tenancy.channel.request_pipe)
 
     def serve(self) -> None:
         """Begin to take requests: find what is due in every channel."""
@@ -103,10 +118,7 @@ class EngineLoop:
         now_ns = time.monotonic_ns()
         for tenancy in list(self.tenancies.values()):
             self._look(tenancy, now_ns)
-        while self._waiting:
-            self._words[Counter.HEARTBEAT_NS] = time.monotonic_ns()
-            self._serve_next()
-        self.stopped = True
+        self._draining = True
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -118,6 +130,9 @@ class EngineLoop:
             if not self.serving:
                 # The bell is the serving engine's: a token taken here would be its request's.
                 self._control(LONGEST_WAIT_NS / 1e9)
+                continue
+            if self._draining:
+                self._drain_on()
                 continue
             if words[Counter.CONTROL] != self._control_seen:
                 self._control_seen = words[Counter.CONTROL]
@@ -135,6 +150,14 @@ class EngineLoop:
                 self._take_tokens(now_ns)
             if not self._waiting:
                 self._idle(now_ns)
+
+    def _drain_on(self) -> None:
+        if self._waiting:
+            self._serve_next()
+        elif any(tenancy.held for tenancy in self.tenancies.values()):
+            self._control(LONGEST_WAIT_NS / 1e9)  # results that did not fit wait for their clients to make room
+        else:
+            self.stopped = True
 
     def _open(self, tenancy: Tenancy) -> None:
         try:

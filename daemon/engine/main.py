@@ -1,6 +1,6 @@
 """One engine process: told by its supervisor, loads a model and serves the channels.
 
-Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD`.
+Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD SUPERVISOR_PID`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ctypes
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,15 +21,17 @@ import torch
 
 from shmserve.channel import Lane
 from shmserve.doorbell import NamedDoorbell
-from shmserve.errors import ShmServeError
+from shmserve.errors import ModelPackageError, ShmServeError
 from shmserve.spin import SpinBudget
 
-from ..control import ControlSocket
+from ..control import WAKE_SIGNAL, ControlSocket, encode
+from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
 from .loop import EngineLoop
 from .models import load_model
+from .pipe_bells import PipeBells
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
 from .warmup import warm_up
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _ERROR_TEXT = 2000
+#: What is known of a model travels in messages of 64 KiB, beside the clients.
+_READY_BYTES = 32 << 10
 
 
 class Engine:
@@ -47,26 +52,40 @@ class Engine:
         self._stats = stats
         self._order = order
         self._serial: int = order["serial"]
-        self._device = torch.device(order["device"])
+        self._device = torch.device("cpu")
         self._loop: EngineLoop | None = None
 
     def load(self) -> bool:
         """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
         order = self._order
         stage = "load"
+        memory_bytes: int | None = order.get("memory_bytes")
         try:
+            self._device = torch.device(order["device"])
+            if memory_bytes is not None and self._device.type == "cpu":
+                # What the process writes to, not what it maps: code, channels and stats do not count.
+                resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             package = ModelPackage.read(Path(order["package"]), allow_code=order.get("allow_code", True))
+            if package.version != order.get("version", package.version):
+                raise ModelPackageError(f"{package.path} is not version {order['version']} any more: it was changed")
             self._control.send("loading", version=package.version)
+            self._failpoint("loading")
             _configure_torch(package, self._device, order.get("threads"))
             model = load_model(package, self._device)
             stage = "warm up"
             self._control.send("warming")
+            self._failpoint("loaded")
             warmth = warm_up(model, self._device, package)
-            metadata = model.metadata()
+            metadata = _plain(model.metadata())
+            _check_size(warmth.contract, metadata)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
             log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
-            self._control.send("failed", stage=stage, error=type(error).__name__, message=str(error)[:_ERROR_TEXT])
+            message = str(error)[:_ERROR_TEXT]
+            if memory_bytes is not None and _is_out_of_memory(error):
+                message += f" (engine_memory_bytes is {memory_bytes})"
+            self._control.send("failed", stage=stage, error=type(error).__name__, message=message)
             return False
+        self._failpoint("warm")
         in_place = package.read_in_place and self._device.type == "cpu" and order["trusted_transport"]
         serving = Serving(
             model,
@@ -77,7 +96,9 @@ class Engine:
             stateful=package.stateful,
         )
         self._loop = EngineLoop(
-            NamedDoorbell(order["request_bell"]),
+            NamedDoorbell(order["request_bell"])
+            if order["request_bell"] is not None
+            else PipeBells(self._control.fileno()),
             self._stats,
             serving,
             SpinBudget(order["spin_us"]),
@@ -99,9 +120,13 @@ class Engine:
             contract=warmth.contract,
             observation=warmth.observation,
             action=warmth.action,
-            metadata=_plain(metadata),
+            metadata=metadata,
         )
         return True
+
+    def _failpoint(self, step: str) -> None:
+        """Named with the engine's serial: a daemon's first engine is engine.1."""
+        failpoint(f"engine.{self._serial}.{step}")
 
     def run(self) -> None:
         """Serve until the supervisor says stop or goes away."""
@@ -123,12 +148,20 @@ class Engine:
             case "detach":
                 loop.remove(message["channel"])
             case "serve":
+                self._failpoint("serve")
                 loop.serve()
                 self._control.send("serving")
+                self._failpoint("serving")
             case "pause":
+                self._failpoint("pause")
                 loop.pause()
                 held = [[tenancy.number, sequence] for tenancy in loop.tenancies.values() for sequence in tenancy.held]
                 self._control.send("paused", held=held)
+                self._failpoint("paused")
+            case "lost":
+                tenancy = loop.tenancies.get(message["channel"])
+                if tenancy is not None and tenancy.lane.identity.generation == message["generation"]:
+                    tenancy.carry(message["carried"], serving=loop.serving)
             case "drain":
                 loop.drain()
             case "stop":
@@ -137,20 +170,28 @@ class Engine:
     def _attach(self, loop: EngineLoop, message: dict[str, Any]) -> None:
         lane = Lane.from_json(message["lane"])
         carried = message["carried"]
+        fds = message["fds"]
         tenancy = loop.tenancies.get(lane.identity.channel)
         try:
             if tenancy is not None and loop.serving:
-                tenancy.move(lane, carried, serving=True)
-                loop.changed(tenancy)
+                loop.move(tenancy, lane, fds, carried)
                 return
             if tenancy is not None:
                 if tenancy.held:
-                    tenancy.move(lane, carried, serving=False)  # paused, but these replies are this engine's to give
+                    # It no longer serves, but these replies are this engine's to give.
+                    tenancy.move(lane, [os.dup(descriptor) for descriptor in fds], carried, serving=False)
                 loop.remove(tenancy.number)
-                carried = []
             self._stats.clear_channel(lane.identity.channel)
             loop.add(
-                Tenancy(lane, trusted=message["trusted"], device=self._device, serial=self._serial, carried=carried)
+                Tenancy(
+                    lane,
+                    fds,
+                    trusted=message["trusted"],
+                    device=self._device,
+                    serial=self._serial,
+                    carried=carried,
+                    stats=self._stats,
+                )
             )
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
@@ -173,6 +214,21 @@ def _configure_torch(package: ModelPackage, device: torch.device, threads: int |
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.manual_seed(0)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch raises a RuntimeError for what is a MemoryError anywhere else.
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+
+
+def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
+    # The contract is told twice: as a whole and by its sides.
+    size = 2 * len(encode("", contract=contract)) + len(encode("", metadata=metadata))
+    if size > _READY_BYTES:
+        raise ModelPackageError(
+            f"what the model says of itself makes {size} bytes of JSON, more than {_READY_BYTES}: shorten metadata(), "
+            "or the names of its observation and action"
+        )
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -199,7 +255,10 @@ def main() -> int:
     # alone decides when an engine stops, after what is under way.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(WAKE_SIGNAL, lambda number, frame: None)  # a handler, because an ignored signal ends no wait
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[3]):
+        return 0  # it died before that
     configure_logging("engine")
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
     stats = Stats(int(sys.argv[2]))

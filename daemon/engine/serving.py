@@ -166,6 +166,10 @@ class Serving:
                     self._infer([row])
                 return
             row = rows[0]
+            if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
+                self._reject(row.tenancy, row.head, error, row.queued_ns)
+                self._release(row)
+                return
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
             self._release(row)
             return

@@ -86,5 +86,7 @@ class Staging:
             return kind(self._tensors(value) for value in tree)
         if kind is np.ndarray and tree.dtype.kind in "biufc":
             writable = tree if tree.flags.writeable else tree.copy()
-            return torch.from_numpy(np.ascontiguousarray(writable)).to(self._device)
+            # Not ascontiguousarray(), which gives an array without dimensions one.
+            native = np.asarray(writable, writable.dtype.newbyteorder("="), order="C")
+            return torch.from_numpy(native).to(self._device)
         return tree

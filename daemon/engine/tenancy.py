@@ -14,6 +14,7 @@ from shmserve.codec import DoesNotFit, Encoded, Encoder, Schemas
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
+from ..stats import ChannelWord, Counter, Stats
 from .staging import Staging
 
 
@@ -24,14 +25,27 @@ class BrokenChannel(Exception):
 class Tenancy:
     """One client's channel. All state the engine decides by is here, in private memory."""
 
-    def __init__(self, lane: Lane, *, trusted: bool, device: torch.device, serial: int, carried: Sequence[int]) -> None:
+    def __init__(
+        self,
+        lane: Lane,
+        descriptors: Sequence[int],
+        *,
+        trusted: bool,
+        device: torch.device,
+        serial: int,
+        carried: Sequence[int],
+        stats: Stats,
+    ) -> None:
+        """Takes `descriptors` over, see `EngineChannel`."""
         self.lane = lane
-        self.channel = EngineChannel(lane)
+        self.channel = EngineChannel(lane, descriptors)
         self.number = lane.identity.channel
         self.trusted = trusted
         self.schemas = Schemas()
         # Schema numbers of different engines must not meet in one reply slot.
-        self.encoder = Encoder(first_schema=(serial << 32) + 1, allow_pickle=trusted, name="action")
+        self.encoder = Encoder(
+            first_schema=(serial << 32) + 1, allow_pickle=trusted, tensors_as_arrays=True, name="action"
+        )
         self.waiting: deque[RequestHead] = deque()
         self.last_served_ns = 0
         self.active_ns = 0
@@ -40,6 +54,7 @@ class Tenancy:
         #: Results that did not fit their reply slot, until the client has made room.
         self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
         self._carried = list(carried)
+        self._stats = stats
         self.seen = 0
         self.words = self.channel.requests.segment.words
         self.counter = self.channel.requests.segment.counter_index
@@ -52,9 +67,19 @@ class Tenancy:
             # A slot without the request: it was answered in an earlier generation, or is carried.
             if not replies.answered(sequence) and requests.head(sequence) is not None:
                 self._admit(sequence)
+        self._answer_carried()
+
+    def carry(self, sequences: Sequence[int], *, serving: bool) -> None:
+        """The engine that held the results of these has ended; an engine that does not serve yet says so when it does."""
+        self._carried += sequences
+        if serving:
+            self._answer_carried()
+
+    def _answer_carried(self) -> None:
         for sequence in self._carried:
-            if not replies.answered(sequence):
+            if not self.channel.replies.answered(sequence):
                 self.answer(sequence, Status.ENGINE_LOST, error=("EngineLost", "the engine that ran it is gone"))
+                self._count(Counter.LOST)
         self._carried = []
 
     def look(self, now_ns: int) -> bool:
@@ -78,7 +103,16 @@ class Tenancy:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
                 self.answer(older.sequence, Status.SUPERSEDED)
+                self._count(Counter.SUPERSEDED)
+        if self.held:
+            # The client uses the slot again, so it has given up the result that did not fit.
+            self.held.pop(sequence - self.channel.requests.slots, None)
         self.waiting.append(head)
+
+    def _count(self, counter: Counter) -> None:
+        """What is answered here does not pass through Serving, which counts the rest."""
+        self._stats.words[counter] += 1
+        self._stats.words[self._stats.channel_index(self.number) + ChannelWord.ERRORS] += 1
 
     def staging(self, row: int) -> Staging:
         """Staging memory for the `row`-th request of this channel in a batch."""
@@ -128,12 +162,12 @@ class Tenancy:
         self.channel.reply_bell.ring()
         return copied_ns
 
-    def move(self, lane: Lane, carried: Sequence[int], *, serving: bool) -> None:
+    def move(self, lane: Lane, descriptors: Sequence[int], carried: Sequence[int], *, serving: bool) -> None:
         """Go on in the channel's next generation, larger segments; deliver what was held for want of room.
 
         An engine that no longer serves only delivers.
         """
-        old, self.channel = self.channel, EngineChannel(lane)
+        old, self.channel = self.channel, EngineChannel(lane, descriptors)
         self.lane = lane
         self.words = self.channel.requests.segment.words
         self.counter = self.channel.requests.segment.counter_index

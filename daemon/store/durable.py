@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 
 from ..failpoints import failpoint
 
+log = logging.getLogger(__name__)
+
 
 def write_json(path: Path, content: Any, *, steps: str) -> None:
-    """Replace the file `path` by one rename; `steps` begins the names of the failpoints on the way."""
+    """Replace the file `path` by one rename; `steps` begins the names of the failpoints on the way.
+
+    Raises OSError, and then the file is as it was.
+    """
     # One name for the unfinished file: what an earlier process left there is overwritten.
     unfinished = path.with_name(f".{path.name}.unfinished")
     failpoint(f"{steps}.before_write")
@@ -27,9 +33,12 @@ def write_json(path: Path, content: Any, *, steps: str) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
-    failpoint(f"{steps}.after_rename")
-    sync_directory(path.parent)
-    failpoint(f"{steps}.after_sync")
+    try:
+        failpoint(f"{steps}.after_rename")
+        sync_directory(path.parent)
+        failpoint(f"{steps}.after_sync")
+    except OSError as error:  # the new file is there: no error may say that it is not
+        log.error("%s is written, but after a power cut it may be the one before: %s", path, error)
 
 
 def sync_directory(path: Path) -> None:

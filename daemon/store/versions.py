@@ -185,10 +185,13 @@ class Store:
         uid: int | None = None,
         note: str = "",
         progress: Callable[[Progress], None] | None = None,
+        received: Callable[[], None] = lambda: None,
     ) -> StoredVersion:
         """Keep the package in the open directory or tar file `source`, which the sender calls `name`.
 
-        Without a name it is called by the path at which it was opened, as far as the kernel tells.
+        `progress` hears how far it is, `received` that all of it is here and is looked at. Without a name it is called
+        by the path at which it was opened, as far as the kernel tells.
+
         Returns the kept version, which is one from before if the same content was sent before. Does not make it
         current. Raises ModelPackageError or StoreUnavailable and then has changed nothing; cancelled, it has either
         kept the whole package or nothing of it. Packages wait for one another. The descriptor stays the caller's.
@@ -196,13 +199,18 @@ class Store:
         async with self._one_at_a_time:
             self._need_open()
             name = name or _path_of(source)
-            received = await receive(source, self._fresh(_INCOMING), self._limits, progress)
-            return await undisturbed(asyncio.to_thread(self._commit, received, name, uid, note))
+            package = await receive(source, self._fresh(_INCOMING), self._limits, progress)
+            try:
+                received()
+            except BaseException:
+                await undisturbed(asyncio.to_thread(remove_tree, package.staging))
+                raise
+            return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note))
 
-    def _commit(self, received: Received, name: str, uid: int, note: str) -> StoredVersion:
-        failpoint("store.received")
+    def _commit(self, received: Received, name: str, uid: int | None, note: str) -> StoredVersion:
         try:
             with self._disk():
+                failpoint("store.received")
                 self._check_trust(received.files, received.path)
                 try:
                     self._examine(received.path)
@@ -227,7 +235,7 @@ class Store:
             log.warning("old versions stay: %s", error)
         return version
 
-    def _describe(self, received: Received, name: str, uid: int, note: str) -> StoredVersion:
+    def _describe(self, received: Received, name: str, uid: int | None, note: str) -> StoredVersion:
         versions = self._state.versions
         version = StoredVersion(
             received.digest,
@@ -402,7 +410,7 @@ class Store:
         with self._disk():
             for path in paths:
                 remove_tree(path)
-        failpoint("prune.after_remove")
+            failpoint("prune.after_remove")
 
     # Reading the directory
 

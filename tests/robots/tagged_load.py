@@ -18,7 +18,9 @@ def collect() -> None:
     sent, pending = out.popleft()
     found = pending.result()
     sequences.append(pending.sequence)
-    right = found["tag"] == sent["tag"] and found["k"] == sent["k"] and np.array_equal(found["y"], sent["x"] * sent["k"])
+    right = (
+        found["tag"] == sent["tag"] and found["k"] == sent["k"] and np.array_equal(found["y"], sent["x"] * sent["k"])
+    )
     if not right or pending.reply is None or pending.reply.sequence != pending.sequence:
         wrong.append(f"{sent['tag']} {sent['k']}: {found}")
 
@@ -35,4 +37,13 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=window) as clien
         collect()
     late = client.late_replies
 
-print(json.dumps({"answers": len(sequences), "sequences": sequences == list(range(1, count + 1)), "wrong": wrong[:3], "late": late}))
+print(
+    json.dumps(
+        {
+            "answers": len(sequences),
+            "sequences": sequences == list(range(1, count + 1)),
+            "wrong": wrong[:3],
+            "late": late,
+        }
+    )
+)

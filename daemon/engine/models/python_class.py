@@ -14,6 +14,7 @@ import torch
 from shmserve.errors import ModelPackageError
 
 from ...model_package import ModelPackage
+from .policy_styles import styled_policy
 
 
 def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
@@ -27,11 +28,8 @@ def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
 
 
 def make_policy(policy_class: Any, package: ModelPackage, device: torch.device) -> PythonPolicy:
-    """Construct the class for this package."""
-    policy = policy_class(package.path, device)
-    if not callable(getattr(policy, "infer", None)):
-        raise ModelPackageError(f"{package.entry} has no method infer(observation)")
-    return PythonPolicy(policy, package, torch.inference_mode())
+    """Construct the class for this package, in its style."""
+    return PythonPolicy(styled_policy(policy_class, package, device), package, torch.inference_mode())
 
 
 def _import(path: Path, module_name: str) -> ModuleType:

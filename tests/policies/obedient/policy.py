@@ -1,9 +1,11 @@
 """Does what the observation asks for, and counts how often it ran."""
 
+import datetime
 import os
 import signal
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ class Policy:
         return observation["value"]
 
     def _types(self, observation: dict[str, Any]) -> Any:
-        return {key: f"{type(value).__module__}.{type(value).__name__}" for key, value in observation.items()}
+        return {key: f"{type(value).__module__}.{type(value).__qualname__}" for key, value in observation.items()}
 
     def _wait(self, observation: dict[str, Any]) -> Any:
         gate = Path(observation["gate"])
@@ -62,6 +64,15 @@ class Policy:
 
     def _raise_system_exit(self, observation: dict[str, Any]) -> Any:
         sys.exit(observation["text"])
+
+    def _mixed(self, observation: dict[str, Any]) -> Any:
+        return {
+            "tensor": torch.arange(3),
+            "scalar": torch.tensor(1.5),
+            "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+            "ordered": OrderedDict(x=observation["x"], deep=[torch.zeros(2, requires_grad=False)]),
+            "date": datetime.date(2026, 11, 22),
+        }
 
     def _unsupported(self, observation: dict[str, Any]) -> Any:
         return {"things": [NotForClients()]}

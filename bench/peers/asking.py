@@ -1,0 +1,96 @@
+"""Asks in a closed loop or at a set rate, checks every answer, and keeps every round trip's time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.workloads import Workload
+
+from .peer import Infer
+
+#: A sleep ends some 100 us late on a virtual machine: the rest of a wait is spent looking at the clock.
+SPIN_NS = 300_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one turn measured. Processor time is spent inside the requests alone, not on making or checking them."""
+
+    latency_ns: npt.NDArray[np.int64]
+    client_thread_ns: int  # The thread that asks: what a control loop loses.
+    client_process_ns: int  # With the client library's own threads.
+    server_ns: int = 0
+    elapsed_ns: int = 0  # The whole turn, with making and checking.
+    unsent: int = 0  # Requests of an open loop whose time came while an earlier one was still out, to its end.
+
+
+class Asking:
+    """One client's requests, counted from 1 so that no two of them are the same."""
+
+    def __init__(self, infer: Infer, workload: Workload) -> None:
+        self._infer = infer
+        self._workload = workload
+        self._count = 0
+        self._thread_ns = self._process_ns = 0
+
+    def closed(self, at_least: int, seconds: float) -> Sample:
+        """The next request follows upon the reply. Goes on until both are reached."""
+        took: list[int] = []
+        began = self._begin()
+        end = began + int(seconds * 1e9)
+        while len(took) < at_least or time.monotonic_ns() < end:
+            took.append(self._ask(None))
+        return self._sample(took, began)
+
+    def open(self, seconds: float, rate_hz: float, seed: int) -> Sample:
+        """Requests at times that a Poisson process chose, however long the replies take.
+
+        A latency counts from the time chosen, so a reply that is late makes those behind it late, too. A request that
+        could not be sent within `seconds` counts with the time that it had waited by then.
+        """
+        noise = np.random.default_rng(seed)
+        took: list[int] = []
+        began = self._begin()
+        end = began + int(seconds * 1e9)
+        due, unsent = began, 0
+        while (due := due + int(noise.exponential(1e9 / rate_hz))) < end:
+            if (now := wait_until(due)) < end:
+                took.append(self._ask(due))
+            else:
+                took.append(now - due)
+                unsent += 1
+        return self._sample(took, began, unsent)
+
+    def _begin(self) -> int:
+        self._thread_ns = self._process_ns = 0
+        return time.monotonic_ns()
+
+    def _ask(self, due_ns: int | None) -> int:
+        """One request; nanoseconds until its reply from `due_ns`, or else from when it was sent."""
+        self._count += 1
+        self._workload.stamp(self._count)
+        process, thread = time.process_time_ns(), time.thread_time_ns()
+        start = time.monotonic_ns()
+        reply = self._infer(self._workload.observation)
+        stop = time.monotonic_ns()
+        self._thread_ns += time.thread_time_ns() - thread
+        self._process_ns += time.process_time_ns() - process
+        self._workload.verify(reply, self._count)
+        return stop - (start if due_ns is None else due_ns)
+
+    def _sample(self, took: list[int], began_ns: int, unsent: int = 0) -> Sample:
+        elapsed = time.monotonic_ns() - began_ns
+        return Sample(np.array(took, np.int64), self._thread_ns, self._process_ns, elapsed_ns=elapsed, unsent=unsent)
+
+
+def wait_until(due_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> int:
+    """Returns once it is `due_ns`, at once if that is over, and what time it is then."""
+    while (now := clock()) < due_ns:
+        if due_ns - now > SPIN_NS:
+            time.sleep((due_ns - now - SPIN_NS) / 1e9)
+    return now

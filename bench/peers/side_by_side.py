@@ -1,0 +1,72 @@
+"""Measures the ways to ask a policy against each other, one client at a time in a closed loop.
+
+The ways take turns in rounds (A B C A B C), so that what slows the machine for a while slows all of them; each
+workload gets fresh servers and clients, because malloc remembers the largest message and a later, smaller one then
+runs faster than it would alone. Every reply is checked. Nothing here fails for being slow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from bench.floors.floor import Floor
+from bench.workloads import workload
+
+from .client_process import ClientFailed, ClientProcess, Turn
+from .cpu_time import of_trees
+from .peer import Peer
+from .rows import Row
+
+
+class Contestant:
+    """A started peer with its client and its row."""
+
+    def __init__(self, peer: Peer, workload_name: str, cleanup: ExitStack) -> None:
+        self.row = Row(peer.name)
+        self._peer = peer
+        self._idle_since: tuple[float, int] | None = None
+        self._idle_s = self._idle_cpu_s = 0.0
+        try:
+            cleanup.callback(peer.stop)
+            peer.start()
+            self._client = ClientProcess(peer, workload_name)
+            cleanup.callback(self._client.close)
+            self.row.first_ns = self._client.ready()
+        except (ClientFailed, OSError) as error:
+            self.row.failed = str(error)
+
+    def turn(self, seconds: float) -> None:
+        if self.row.failed is not None:
+            return
+        start, before = time.monotonic(), of_trees(self._peer.server_pids())
+        if self._idle_since is not None:
+            self._idle_s += start - self._idle_since[0]
+            self._idle_cpu_s += (before - self._idle_since[1]) / 1e9
+        try:
+            sample, requests = self._client.turn(Turn(seconds))
+        except ClientFailed as error:
+            self.row.failed = str(error)
+            return
+        after = of_trees(self._peer.server_pids())
+        self._idle_since = time.monotonic(), after
+        server_ns = (after - before) * len(sample.latency_ns) // requests
+        self.row.samples.append(replace(sample, server_ns=server_ns))
+        if self._idle_s:
+            self.row.idle_share = self._idle_cpu_s / self._idle_s
+
+
+def measure(peers: Sequence[Peer], beside: Sequence[Floor], name: str, seconds: float, rounds: int) -> list[Row]:
+    """All ways with one workload, in the order given."""
+    asked = workload(name)
+    floor_rows = [Row(floor.name) for floor in beside]
+    with ExitStack() as cleanup:
+        contestants = [Contestant(peer, name, cleanup) for peer in peers]
+        for _ in range(rounds):
+            for contestant in contestants:
+                contestant.turn(seconds / rounds)
+            for row, floor in zip(floor_rows, beside, strict=True):
+                row.samples.append(floor.turn(asked, seconds / rounds))
+    return [contestant.row for contestant in contestants] + floor_rows

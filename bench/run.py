@@ -1,0 +1,222 @@
+"""Measures shmserve beside every other way to ask a policy on this host: `make bench`, or `python -m bench.run`.
+
+Nothing here fails for being slow: exit status 1 means that something could not be measured, or answered wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from bench import profile_request, report, results, stages, targets
+from bench.floors.floor import floors
+from bench.peers.all_peers import all_peers
+from bench.peers.crowd import measure_crowd
+from bench.peers.leftovers import sweep
+from bench.peers.machine import Bystanders, facts
+from bench.peers.peer import Peer, terminate_by_exception
+from bench.peers.rows import crowd_table, table
+from bench.peers.side_by_side import measure
+from bench.scale.all_scales import SCALES
+from bench.scale.figure import NotMeasured, figures_table
+from bench.workloads import BUILDERS, workload
+
+PARTS = ("closed_loop", "clients", "stages", "profile", "scale")
+WORKLOADS = ("tiny", "w3", "vga", "fullhd", "w13")
+CROWD_WORKLOAD = "vga"
+CROWD_ROUNDS = 2
+STAGE_WORKLOADS = ("tiny", "vga", "fullhd")
+
+
+@dataclass
+class Plan:
+    """What to measure; `seconds` are for each way with each workload."""
+
+    seconds: float = 2.0
+    rounds: int = 5
+    parts: Sequence[str] = PARTS
+    peers: Sequence[str] = field(default_factory=lambda: [peer.name for peer in all_peers()])
+    workloads: Sequence[str] = WORKLOADS
+    clients: Sequence[int] = (1, 2, 4, 16)
+    rate_hz: float = 100.0
+    scales: Sequence[str] = field(default_factory=lambda: list(SCALES))
+    floors: bool = True
+
+
+class Run:
+    """Measures the parts of a plan, one after another, into `document`."""
+
+    def __init__(self, plan: Plan, console: Console, keep: Callable[[results.Document], None]) -> None:
+        self._plan = plan
+        self._console = console
+        self._keep = keep
+        self.failed: list[str] = []
+        self.document: results.Document = {"format": results.FORMAT, "seconds": plan.seconds, "left_out": {}}
+
+    def run(self) -> results.Document:
+        """The document, which is also kept after every part."""
+        began, plan = time.monotonic(), self._plan
+        reasons = {peer.name: peer.available() for peer in all_peers() if peer.name in plan.peers}
+        for name, reason in reasons.items():
+            if reason is not None:
+                self._console.print(f"{name} is left out: {reason}")
+                self.document["left_out"][name] = reason
+        peers = [name for name, reason in reasons.items() if reason is None]
+        self.document |= {"machine": facts(), "command": shlex.join(["python", "-m", "bench.run", *sys.argv[1:]])}
+        measures: dict[str, Callable[[list[str]], None]] = {
+            "closed_loop": self._closed_loop,
+            "clients": self._clients,
+            "stages": self._stages,
+            "profile": self._profile,
+            "scale": self._scale,
+        }
+        for part in PARTS:
+            if part in plan.parts:
+                measures[part](peers)
+                self.document["took_s"] = time.monotonic() - began
+                self._keep(self.document)
+        return self.document
+
+    def _closed_loop(self, peers: list[str]) -> None:
+        found = self.document["closed_loop"] = {}
+        with floors() as compiled:
+            for name in self._plan.workloads:
+                beside = compiled if self._plan.floors else []
+                with self._watched(found, name) as into:
+                    rows = measure(fresh(peers), beside, name, self._plan.seconds, self._plan.rounds)
+                    into |= {"array_bytes": workload(name).array_bytes, "rows": [row.figures() for row in rows]}
+                self._console.print(table(name, into["array_bytes"], into["rows"]))
+                self.failed += [f"{name}: {row.failed}" for row in rows if row.failed]
+
+    def _clients(self, peers: list[str]) -> None:
+        plan = self._plan
+        with self._watched(self.document, "clients") as into:
+            rows = [
+                measure_crowd(peer, CROWD_WORKLOAD, plan.clients, plan.seconds / 2, CROWD_ROUNDS, plan.rate_hz)
+                for peer in fresh(peers)
+            ]
+            into |= {"workload": CROWD_WORKLOAD, "rate_hz": plan.rate_hz, "rows": rows}
+        self._console.print(crowd_table(into))
+        self.failed += [f"{CROWD_WORKLOAD}: {row['failed']}" for row in rows if "failed" in row]
+
+    def _stages(self, peers: list[str]) -> None:
+        with self._watched(self.document, "stages") as into:
+            into["workloads"] = stages.measure(STAGE_WORKLOADS, self._plan.seconds)
+
+    def _profile(self, peers: list[str]) -> None:
+        with self._watched(self.document, "profile") as into:
+            into["workloads"] = profile_request.measure(profile_request.WORKLOADS, self._plan.seconds)
+        self._console.print(profile_request.table(into["workloads"]))
+
+    def _scale(self, peers: list[str]) -> None:
+        found = self.document["scale"] = {}
+        for name in self._plan.scales:
+            title, scale = SCALES[name]
+            with self._watched(found, name) as into:
+                into["title"] = title
+                try:
+                    into["figures"] = [asdict(figure) for figure in scale(self._plan.seconds)]
+                except NotMeasured as reason:
+                    into["not_measured"] = str(reason)
+                except Exception as error:  # noqa: BLE001  the others are worth having all the same
+                    into["failed"] = f"{type(error).__name__}: {error}"
+                    self.failed.append(f"{name}: {into['failed']}")
+            self._console.print(figures_table(into))
+
+    @contextmanager
+    def _watched(self, found: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
+        """What is measured inside goes into `found[name]`, with what other programs had of the processors meanwhile."""
+        found[name] = {}
+        bystanders = Bystanders()
+        yield found[name]
+        found[name] |= bystanders.shares()
+
+
+def fresh(names: list[str]) -> list[Peer]:
+    return [peer for peer in all_peers() if peer.name in names]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    names = [peer.name for peer in all_peers()]
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--name", default="latest", help="of the results: bench/results/NAME.json; default latest")
+    parser.add_argument("--report", action="store_true", help="make the documents anew, from this run")
+    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="for each way and workload; default 2")
+    parser.add_argument("--rounds", type=int, default=Plan.rounds, help="turns that they are divided into; default 5")
+    parser.add_argument("--parts", type=of(PARTS), default=PARTS, help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--peers", type=of(names), default=names, help=f"of {', '.join(names)}; default all")
+    parser.add_argument(
+        "--workloads", type=of(BUILDERS), default=WORKLOADS, help=f"of {', '.join(BUILDERS)}, or all; default 5 of them"
+    )
+    parser.add_argument("--clients", type=counts, default=(1, 2, 4, 16), help="at once; default 1,2,4,16")
+    parser.add_argument("--rate", type=float, default=Plan.rate_hz, help="of the open loop, requests per second")
+    parser.add_argument("--scales", type=of(SCALES), default=list(SCALES), help=f"of {', '.join(SCALES)}; default all")
+    parser.add_argument("--no-floors", action="store_true", help="without the programs that show what can be reached")
+    options = parser.parse_args(arguments)
+
+    terminate_by_exception()
+    sweep()
+    plan = Plan(
+        options.seconds,
+        options.rounds,
+        options.parts,
+        options.peers,
+        options.workloads,
+        options.clients,
+        options.rate,
+        options.scales,
+        not options.no_floors,
+    )
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    path = results.path_of(options.name)
+    run = Run(plan, console, lambda document: results.write(path, document))
+    document = results.rounded(run.run())
+    if options.report:
+        report.write(document, report.DOCS)
+    console.print(targets.table(document))
+    machine = document["machine"]
+    console.print(
+        f"{machine['cpu']}, {machine['cpus']} processors, {machine['kernel']}, {machine['python']}; "
+        f"{document['took_s']:.0f} s; {path}"
+    )
+    console.print(report.quiet(document))
+    for text in run.failed:
+        console.print(f"failed: {text}", style="red")
+    return int(bool(run.failed))
+
+
+def of(known: Iterator[str] | Sequence[str] | dict[str, Any]) -> Callable[[str], list[str]]:
+    """Parses a comma-separated choice, kept in the order known; "all" is every one."""
+    every = list(known)
+
+    def parse(text: str) -> list[str]:
+        asked = every if text == "all" else text.split(",")
+        if unknown := [name for name in asked if name not in every]:
+            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there are {', '.join(every)}")
+        return [name for name in every if name in asked]
+
+    return parse
+
+
+def counts(text: str) -> list[int]:
+    """Parses numbers of clients.
+
+    >>> counts("16,1")
+    [1, 16]
+    """
+    numbers = sorted({int(number) for number in text.split(",")})
+    if numbers[0] < 1:
+        raise argparse.ArgumentTypeError(f"{numbers[0]} clients: at least 1")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Every benchmark of this folder, by the name of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import (
+    batching,
+    changing_timestamp,
+    control_thread,
+    fairness,
+    idle_clients,
+    idle_cpu,
+    kernel_entries,
+    one_beside_eight,
+    start_up,
+    swap_pause,
+)
+from .figure import Figure
+
+#: Title, and what measures it for so many seconds of each way.
+SCALES: dict[str, tuple[str, Callable[[float], list[Figure]]]] = {
+    module.__name__.rpartition(".")[2]: (module.TITLE, module.measure)
+    for module in (
+        idle_clients,
+        fairness,
+        one_beside_eight,
+        batching,
+        changing_timestamp,
+        kernel_entries,
+        control_thread,
+        idle_cpu,
+        start_up,
+        swap_pause,
+    )
+}

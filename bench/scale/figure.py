@@ -1,0 +1,76 @@
+"""One number that a benchmark found, and what to hold it against."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bench.peers.leftovers import sweep
+from bench.peers.machine import Bystanders, facts
+from bench.peers.peer import terminate_by_exception
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`name` is for programs and stays; `what` is for people. The floor is measured, in the same run."""
+
+    name: str
+    what: str
+    value: float
+    unit: str  # "us", "ms", "%", "x" for a ratio, "" for a count
+    floor: float | None = None
+    floor_what: str = ""
+
+    def text(self) -> str:
+        return amount(self.value, self.unit)
+
+    def floor_text(self) -> str:
+        return "" if self.floor is None else f"{amount(self.floor, self.unit)} ({self.floor_what})"
+
+
+def amount(value: float, unit: str) -> str:
+    """A number with three digits and its unit.
+
+    >>> amount(0.99871, "x"), amount(123.4, "us"), amount(0.04, "%"), amount(0, ""), amount(4321.0, "us")
+    ('0.999 x', '123 us', '0.040 %', '0', '4,321 us')
+    """
+    size = abs(value)
+    digits = 0 if size >= 100 or value == 0 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:,.{digits}f} {unit}".rstrip()
+
+
+def main(title: str, measure: Callable[[float], list[Figure]], arguments: Sequence[str] | None = None) -> None:
+    """Runs one benchmark alone and prints what it found."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--seconds", type=float, default=2.0, help="measured for each way; default 2")
+    options = parser.parse_args(arguments)
+    terminate_by_exception()
+    sweep()
+    bystanders = Bystanders()
+    found = {"title": title, "figures": [asdict(figure) for figure in measure(options.seconds)]}
+    console = Console(width=140, highlight=False)
+    console.print(figures_table(found))
+    machine, shares = facts(), bystanders.shares()
+    console.print(
+        f"{machine['cpu']}, {machine['cpus']} processors; other programs had {100 * shares['other_cpu_share']:.0f} % of "
+        f"them meanwhile, the hypervisor {100 * shares['steal_share']:.0f} %"
+    )
+
+
+def figures_table(found: dict[str, Any]) -> Table:
+    """What one benchmark found, or why it did not, as it is kept in the results."""
+    table = Table("what", "reached", "floor, in the same run", title=found["title"])
+    for figure in (Figure(**fields) for fields in found.get("figures", ())):
+        table.add_row(figure.what, figure.text(), figure.floor_text())
+    table.caption = Text(found.get("not_measured") or found.get("failed") or "")
+    return table
+
+
+class NotMeasured(Exception):
+    """This machine cannot measure it; the text says why and what would help."""

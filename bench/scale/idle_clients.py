@@ -1,0 +1,78 @@
+"""What a request costs when 64 other clients are attached and silent: `python -m bench.scale.idle_clients`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+
+import numpy as np
+
+from bench.peers.client_process import ClientProcess, Turn
+from bench.peers.shmserve_peer import POLICY, Shmserve
+from bench.service import Service, clients
+
+from .figure import Figure, main
+
+TITLE = "64 silent clients"
+IDLE = 64
+ROUNDS = 5
+#: After so long the engine counts a silent client as one that will stay silent.
+SILENT_S = 1.2
+
+
+class _Crowded(Shmserve):
+    """As shmserve, with room for more clients than the default allows."""
+
+    def start(self) -> None:
+        self._service = Service(POLICY, settings={"max_clients": IDLE + 16}).start()
+        self.address = str(self._service.runtime_dir)
+
+    @property
+    def service(self) -> Service:
+        assert self._service is not None
+        return self._service
+
+
+def measure(seconds: float) -> list[Figure]:
+    """One client asks alone, then with 64 silent ones attached, in turns."""
+    peer = _Crowded()
+    alone, crowded = [], []
+    with ExitStack() as cleanup:
+        cleanup.callback(peer.stop)
+        peer.start()
+        asking = ClientProcess(peer, "tiny")
+        cleanup.callback(asking.close)
+        asking.ready()
+        for _ in range(ROUNDS):
+            alone.append(asking.turn(Turn(seconds / ROUNDS))[0])
+            with clients(peer.service, IDLE) as idle:
+                for client in idle:
+                    client.infer({"image": np.zeros(8, np.uint8)})
+                time.sleep(SILENT_S)
+                crowded.append(asking.turn(Turn(seconds / ROUNDS))[0])
+    medians = [[float(np.median(sample.latency_ns)) / 1e3 for sample in way] for way in (alone, crowded)]
+    ratios = [with_idle / without for without, with_idle in zip(*medians, strict=True)]
+    # The same against itself: how far apart two equal turns lie on this machine.
+    noise = [max(a, b) / min(a, b) for a, b in zip(medians[0], medians[0][1:], strict=False)]
+    return [
+        Figure(
+            "p50_us",
+            f"round trip, tiny, p50, beside {IDLE} silent clients",
+            float(np.median(medians[1])),
+            "us",
+            float(np.median(medians[0])),
+            "without them",
+        ),
+        Figure(
+            "ratio",
+            f"round trip beside {IDLE} silent clients, to that without",
+            float(np.median(ratios)),
+            "x",
+            float(np.median(noise)),
+            "two turns without",
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main(TITLE, measure)

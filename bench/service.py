@@ -1,0 +1,177 @@
+"""A shmserved of a benchmark's own: a policy's file made into a model package, served, and gone without a trace."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from shmserve.client import ShmClient
+
+from .peers.leftovers import my_prefix
+from .peers.peer import PR_SET_PDEATHSIG
+
+POLICIES = Path(__file__).with_name("policies")
+SHMSERVED = [sys.executable, "-m", "shmserve.daemon.main"]
+ADMIN = [sys.executable, "-m", "shmserve.client.admin.cli"]
+READY_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 20.0
+
+_libc = ctypes.CDLL(None)
+
+
+class Service:
+    """`start` it, ask it, `stop` it; a context manager does both ends.
+
+    `model` are keys of model.toml's [model], `settings` those of the daemon's configuration.
+    """
+
+    def __init__(
+        self,
+        policy: Path,
+        *,
+        model: Mapping[str, int | str] | None = None,
+        settings: Mapping[str, int | str] | None = None,
+    ) -> None:
+        self._policy = policy
+        self._model = dict(model or {})
+        self._settings = dict(settings or {})
+        self._folder: Path | None = None
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where all its files are, while it is started."""
+        assert self._folder is not None, "the service was not started"
+        return self._folder
+
+    @property
+    def runtime_dir(self) -> Path:
+        """What its clients are told."""
+        return self.folder / "r"
+
+    def start(self) -> Service:
+        """Returns once it is ready; raises ConnectionError with the daemon's log if it ends or fails instead."""
+        # A short path: a Unix socket's name has 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix=my_prefix()))
+        package = self.package("policy", self._policy)
+        settings = self.folder / "config.toml"
+        settings.write_text(toml(self._settings))
+        command = [*SHMSERVED, "--model-path", str(package), "--config", str(settings)]
+        command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.folder / "s")]
+        with (self.folder / "log").open("wb") as log:
+            self._daemon = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment(),
+                preexec_fn=_end_with_parent,
+            )
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _wait_ready(self) -> None:
+        assert self._daemon is not None
+        waiting = self.admin("wait-ready", "--timeout", str(READY_TIMEOUT_S))
+        while waiting.poll() is None and self._daemon.poll() is None:
+            time.sleep(0.01)
+        if self._daemon.poll() is not None:
+            waiting.kill()
+        _, said = waiting.communicate()
+        if waiting.returncode:
+            raise ConnectionError(f"shmserved is not ready: {said.decode().strip()}\n{self.log}")
+
+    def package(self, name: str, policy: Path, model: Mapping[str, int | str] | None = None) -> Path:
+        """A model package made of a policy's file, beside the one that was served first."""
+        package = self.folder / name
+        package.mkdir()
+        shutil.copy(policy, package / "policy.py")
+        (package / "model.toml").write_text("[model]\n" + toml({"name": name, **self._model, **(model or {})}))
+        return package
+
+    def admin(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """shmserve-admin on this service, started."""
+        command = [*ADMIN, "--runtime-dir", str(self.runtime_dir), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+
+    def status(self) -> dict[str, Any]:
+        """What `shmserve-admin status --json` prints."""
+        said, error = self.admin("status", "--json").communicate()
+        if not said:
+            raise ConnectionError(f"no status: {error.decode().strip()}\n{self.log}")
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def client(self, **settings: Any) -> ShmClient:
+        return ShmClient(runtime_dir=self.runtime_dir, **{"timeout": 60.0, **settings})
+
+    def pids(self) -> list[int]:
+        """The supervisor; its engines are its children."""
+        return [self._daemon.pid] if self._daemon is not None else []
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text("utf-8", "replace")
+
+    def stop(self) -> None:
+        """May be called twice."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            daemon.send_signal(signal.SIGTERM)
+            try:
+                daemon.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def __enter__(self) -> Service:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+@contextlib.contextmanager
+def clients(service: Service, count: int) -> Iterator[list[ShmClient]]:
+    """Attached ones that have asked nothing."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(service.client()) for _ in range(count)]
+
+
+def toml(table: Mapping[str, int | str]) -> str:
+    """A table's lines.
+
+    >>> toml({"max_batch": 8, "read_in_place": True, "name": "x"}).splitlines()
+    ['max_batch = 8', 'read_in_place = true', 'name = "x"']
+    """
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would lead a daemon or a client to other directories."""
+    away = ("SHMSERVE_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "JOURNAL_STREAM")
+    return {key: value for key, value in os.environ.items() if not key.startswith(away)}
+
+
+def _end_with_parent() -> None:
+    # Between fork and exec, so nothing but the call itself; a Ctrl-C on the terminal is the benchmark's.
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    os.setsid()

@@ -1,0 +1,67 @@
+"""A doorbell between processes that do not trust one another: a pipe, of which each has one end.
+
+Not an eventfd: both sides would share one open file, and whoever takes its O_NONBLOCK away and fills
+its counter makes the other side block for ever. A pipe's ends are files of their own. A semaphore's
+memory can be scribbled on or truncated, a pipe's state is the kernel's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+_TOKEN = b"\0"
+_ALL_TOKENS = 65536
+
+
+def create_pipe() -> tuple[int, int]:
+    """(the listener's end, the ringer's end), neither of which blocks."""
+    return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+class PipeRinger:
+    """The writing end; takes the descriptor over."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def ring(self) -> None:
+        # EAGAIN: 65,536 tokens wait already. EPIPE: nobody listens any more, which the connection tells.
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, _TOKEN)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class PipeListener:
+    """The reading end; takes the descriptor over."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def tokens(self) -> int:
+        return len(self._poll.poll(0))
+
+    def try_take(self) -> bool:
+        try:
+            return bool(os.read(self._descriptor, _ALL_TOKENS))
+        except OSError:
+            return False
+
+    def wait(self, timeout_ns: int) -> bool:
+        # poll counts whole milliseconds of the monotonic clock; rounded up, or a short wait would not wait.
+        if not self._poll.poll(-(-timeout_ns // 1_000_000)):
+            return False
+        return self.try_take()
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            self._poll.unregister(descriptor)
+            os.close(descriptor)

@@ -1,0 +1,84 @@
+"""A policy that takes several observations at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shmserve.client import InferenceFailed
+
+from tests.daemon_process import Daemon
+from tests.gate import Gate
+from tests.trees import assert_same
+
+
+@pytest.fixture
+def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
+    return start_daemon("batched")
+
+
+def test_what_waited_is_run_together_and_each_gets_its_own_row(daemon: Daemon, gate: Gate) -> None:
+    with daemon.client(slots=8) as one, daemon.client(slots=8) as other:
+        held = one.submit({**gate.observation, "row": -1, "x": np.zeros(3)})
+        gate.wait_entered()
+        pendings = [
+            client.submit({"row": row, "x": np.arange(3.0) + row}) for row, client in enumerate([one, other] * 4)
+        ]
+        gate.open()
+
+        results = [pending.result() for pending in pendings]
+
+        assert held.result()["batch"] == 1
+        assert [found["row"] for found in results] == list(range(8))
+        assert [found["batch"] for found in results] == [4] * 8
+        for row, found in enumerate(results):
+            assert_same(found["y"], (np.arange(3.0) + row) * 2)
+    assert daemon.status()["requests"]["batches"] == 3
+
+
+def test_one_bad_row_fails_alone(daemon: Daemon, gate: Gate) -> None:
+    with daemon.client(slots=8) as client:
+        held = client.submit({**gate.observation, "row": -1, "x": np.zeros(3)})
+        gate.wait_entered()
+        good = [client.submit({"row": row, "x": np.full(3, row)}) for row in range(2)]
+        bad = client.submit({"row": 2, "x": np.zeros(3), "bad": True})
+        misshapen = client.submit({"row": 3, "x": np.zeros(4)})
+        gate.open()
+
+        held.result()
+        with pytest.raises(InferenceFailed, match="ValueError: row 2 is bad"):
+            bad.result()
+        assert [pending.result()["row"] for pending in good] == [0, 1]
+        assert_same(misshapen.result()["y"], np.zeros(4))
+    requests = daemon.status()["requests"]
+    assert (requests["served"], requests["failed"]) == (4, 1)
+
+
+def test_an_engine_that_dies_in_a_batch_answers_every_row(
+    start_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
+) -> None:
+    (tmp_path / "model.toml").write_text("[model]\nmax_batch = 4\n")
+    (tmp_path / "policy.py").write_text(
+        "import os\n"
+        "class Policy:\n"
+        "    def __init__(self, path, device): pass\n"
+        "    def infer(self, observation): return self.infer_batch([observation])[0]\n"
+        "    def infer_batch(self, observations):\n"
+        "        if any(observation['die'] for observation in observations): os._exit(3)\n"
+        "        return [observation['row'] for observation in observations]\n"
+    )
+    daemon = start_daemon(tmp_path)
+    with daemon.client(slots=4, timeout=100) as client:
+        pendings = [client.submit({"row": row, "die": row == 1}) for row in range(3)]
+
+        outcomes = []
+        for pending in pendings:
+            try:
+                outcomes.append(pending.result())
+            except Exception as error:
+                outcomes.append(type(error).__name__)
+
+        assert outcomes[1] == "EngineLost"
+        assert client.infer({"row": 9, "die": False}) == 9

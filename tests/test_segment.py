@@ -1,0 +1,208 @@
+"""Segments on the real /dev/shm: exact modes, nobody else's objects, and headers that lie."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from shmserve.errors import ProtocolMismatch, ServiceUnavailable
+from shmserve.layout import Geometry, header_bytes
+from shmserve.segment import Identity, Segment, create_segment, unlink_segment
+
+GEOMETRY = Geometry(slots=2, metadata_bytes=256, payload_bytes=1000)
+IDENTITY = Identity(epoch=11, channel=3, generation=4)
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    name = f"/shmserve-test.{secrets.token_hex(8)}"
+    yield name
+    unlink_segment(name)
+
+
+def file_of(name: str) -> Path:
+    return Path("/dev/shm") / name.removeprefix("/")
+
+
+def test_what_one_end_writes_the_other_reads(name: str) -> None:
+    create_segment(name, GEOMETRY, IDENTITY, counter=9)
+    writer, reader = Segment.open(name, writable=True), Segment.open(name, writable=False)
+    try:
+        writer.words[writer.counter_index] += 1
+        writer.bytes[-1] = 77
+
+        assert reader.words[reader.counter_index] == 10
+        assert reader.bytes[-1] == 77
+        assert (reader.geometry, reader.identity) == (GEOMETRY, IDENTITY)
+    finally:
+        writer.close()
+        reader.close()
+
+
+def test_a_segment_opened_for_reading_cannot_be_written(name: str) -> None:
+    create_segment(name, GEOMETRY, IDENTITY)
+    reader = Segment.open(name, writable=False)
+
+    with pytest.raises(TypeError, match="read-only"):
+        reader.words[0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        reader.bytes[0] = 1
+    reader.close()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o660])
+def test_the_mode_is_exact_whatever_the_umask(name: str, mode: int, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        create_segment(name, GEOMETRY, IDENTITY, mode)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE(file_of(name).stat().st_mode) == mode
+
+
+def test_all_its_bytes_are_allocated(name: str) -> None:
+    geometry = Geometry(slots=4, metadata_bytes=4096, payload_bytes=1 << 20)
+    create_segment(name, geometry, IDENTITY)
+
+    found = file_of(name).stat()
+
+    assert found.st_size == geometry.segment_bytes
+    assert found.st_blocks * 512 >= geometry.segment_bytes
+
+
+def test_a_name_that_is_taken_is_neither_opened_nor_resized_nor_removed(name: str) -> None:
+    file_of(name).write_bytes(b"a stranger's")
+    file_of(name).chmod(0o604)
+
+    with pytest.raises(FileExistsError, match=name):
+        create_segment(name, GEOMETRY, IDENTITY)
+
+    assert file_of(name).read_bytes() == b"a stranger's"
+    assert stat.S_IMODE(file_of(name).stat().st_mode) == 0o604
+
+
+def test_opening_never_changes_the_object(name: str) -> None:
+    create_segment(name, GEOMETRY, IDENTITY)
+    os.truncate(file_of(name), GEOMETRY.segment_bytes + 4096)
+    before = file_of(name).read_bytes()
+
+    Segment.open(name, writable=True).close()
+
+    assert file_of(name).read_bytes() == before
+
+
+def test_a_name_that_is_gone_is_no_service(name: str) -> None:
+    with pytest.raises(ServiceUnavailable, match=f"shared memory {name} is gone.*another /dev/shm"):
+        Segment.open(name, writable=False)
+
+
+def test_removing_a_name_twice_is_no_error_and_leaves_the_memory_to_its_users(name: str) -> None:
+    create_segment(name, GEOMETRY, IDENTITY)
+    segment = Segment.open(name, writable=True)
+    unlink_segment(name)
+    unlink_segment(name)
+
+    segment.bytes[-1] = 5
+
+    assert segment.bytes[-1] == 5
+    segment.close()
+
+
+def test_an_array_keeps_the_memory_of_a_closed_segment(name: str) -> None:
+    create_segment(name, GEOMETRY, IDENTITY)
+    segment = Segment.open(name, writable=True)
+    view = segment.bytes[-10:]
+    view[:] = 3
+    segment.close()
+    segment.close()
+
+    assert view.tolist() == [3] * 10
+
+
+HEADER = header_bytes(GEOMETRY, epoch=11, generation=4, channel=3)
+
+
+def with_word(index: int, value: int) -> bytes:
+    return HEADER[: 8 * index] + struct.pack("=Q", value) + HEADER[8 * index + 8 :]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "not a segment: 0 bytes"),
+        (HEADER[:63], "not a segment: 63 bytes, a header alone has 64"),
+        (bytes(GEOMETRY.segment_bytes), "segment has magic 0x0 and wire version 0"),
+        (with_word(0, 1).ljust(GEOMETRY.segment_bytes), "magic 0x1 and wire version 1"),
+        (with_word(1, 2).ljust(GEOMETRY.segment_bytes), "wire version 2.*install the same shmserve on both sides"),
+        (with_word(5, 0).ljust(GEOMETRY.segment_bytes), "header makes no sense: 0 slots"),
+        (with_word(5, 1 << 63).ljust(GEOMETRY.segment_bytes), "header makes no sense: 9223372036854775808 slots"),
+        (with_word(6, 100).ljust(GEOMETRY.segment_bytes), "header makes no sense: 100 bytes of metadata"),
+        (with_word(7, (1 << 64) - 1).ljust(GEOMETRY.segment_bytes), "header makes no sense"),
+        (with_word(7, 1 << 20).ljust(GEOMETRY.segment_bytes), "its header speaks of"),
+        (HEADER.ljust(GEOMETRY.segment_bytes - 1), f"its header speaks of {GEOMETRY.segment_bytes}"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_header_that_cannot_be_is_refused(name: str, content: bytes, said: str, writable: bool) -> None:
+    file_of(name).write_bytes(content)
+
+    with pytest.raises(ProtocolMismatch, match=said):
+        Segment.open(name, writable=writable)
+
+
+def test_what_is_no_file_is_no_segment() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(ProtocolMismatch, match="not a segment"):
+            Segment.from_descriptor(reading, writable=False)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+_FULL = """
+import errno, os, sys
+from shmserve.channel import Lane, create_lane
+from shmserve.doorbell import create_doorbell
+from shmserve.layout import Geometry
+from shmserve.segment import Identity, create_segment
+identity = Identity(1, 0, 1)
+found = []
+for make in (
+    lambda: create_segment("/full", Geometry(1, 4096, 8 << 20), identity),
+    lambda: create_lane(
+        Lane(identity, "/requests", "/replies", "/bell", "/answers"), Geometry(1, 4096, 600_000), Geometry(1, 4096, 600_000)
+    ),
+):
+    try:
+        make()
+    except OSError as error:
+        found.append(errno.errorcode[error.errno])
+    found.append(os.listdir("/dev/shm"))
+print(found)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small /dev/shm of one's own takes root and unshare"
+)
+def test_a_full_dev_shm_is_an_error_with_nothing_left_behind() -> None:
+    found = subprocess.run(
+        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$0" -c "$1"', sys.executable, _FULL],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert found.stdout.strip() == "['ENOSPC', [], 'ENOSPC', []]", found.stderr

@@ -1,0 +1,131 @@
+"""Counters and histograms in the memory that engine and supervisor share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shmserve.daemon.stats import (
+    CHANNEL_LIMIT,
+    STATS_BYTES,
+    ChannelWord,
+    Counter,
+    Distribution,
+    Stage,
+    Stats,
+    bucket_of,
+    create_stats_memory,
+    lower_ns,
+)
+
+_MINUTE_NS = 60 * 10**9
+
+
+@pytest.fixture
+def stats() -> Iterator[tuple[Stats, Stats]]:
+    """The engine's and the supervisor's view of one memory."""
+    descriptor = create_stats_memory()
+    engine, supervisor = Stats(descriptor), Stats(descriptor)
+    os.close(descriptor)
+    yield engine, supervisor
+    engine.close()
+    supervisor.close()
+
+
+@given(st.integers(0, 16 * _MINUTE_NS))
+def test_a_duration_counts_in_the_bucket_around_it(duration_ns: int) -> None:
+    bucket = bucket_of(duration_ns)
+
+    assert lower_ns(bucket) <= duration_ns < lower_ns(bucket + 1)
+
+
+@given(st.integers(1024, 16 * _MINUTE_NS))
+def test_a_bucket_is_an_eighth_wide(duration_ns: int) -> None:
+    bucket = bucket_of(duration_ns)
+
+    assert lower_ns(bucket + 1) - lower_ns(bucket) <= lower_ns(bucket) / 8
+
+
+@given(st.integers(0, 1 << 64), st.integers(0, 1 << 64))
+def test_a_longer_duration_is_never_in_a_lower_bucket(one: int, other: int) -> None:
+    assert (bucket_of(one) <= bucket_of(other)) == (one <= other) or bucket_of(one) == bucket_of(other)
+
+
+def test_what_the_engine_counts_the_supervisor_reads(stats: tuple[Stats, Stats]) -> None:
+    engine, supervisor = stats
+    for number, counter in enumerate(Counter):
+        engine.words[counter] += number + 1
+
+    counters = supervisor.counters()
+
+    assert counters == {counter.name.lower(): n + 1 for n, counter in enumerate(Counter) if counter != Counter.CONTROL}
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_stage_has_a_histogram_of_its_own(stats: tuple[Stats, Stats], stage: Stage) -> None:
+    engine, supervisor = stats
+    for _ in range(100):
+        engine.record(stage, 50_000)
+
+    assert {other: supervisor.distribution(other).total for other in Stage} == {
+        other: 100 if other is stage else 0 for other in Stage
+    }
+    median = supervisor.distribution(stage).percentile_us(50)
+    assert median is not None and 43 <= median <= 57
+
+
+def test_every_channel_has_a_line_of_its_own(stats: tuple[Stats, Stats]) -> None:
+    engine, supervisor = stats
+    for channel in range(CHANNEL_LIMIT):
+        engine.words[engine.channel_index(channel) + ChannelWord.SERVED] = channel + 1
+    for stage in Stage:
+        engine.record(stage, 1 << 62)
+
+    assert [supervisor.channel(channel)[0] for channel in range(CHANNEL_LIMIT)] == list(range(1, CHANNEL_LIMIT + 1))
+    engine.clear_channel(7)
+    assert supervisor.channel(7) == (0, 0, 0)
+    assert supervisor.channel(6)[0] == 7 and supervisor.channel(8)[0] == 9
+
+
+@given(st.lists(st.integers(0, _MINUTE_NS), min_size=1, max_size=200))
+def test_percentiles_grow_and_stay_within_what_was_recorded(durations: list[int]) -> None:
+    counts = [0] * 240
+    for duration in durations:
+        counts[bucket_of(duration)] += 1
+    distribution = Distribution(tuple(counts))
+
+    found = [distribution.percentile_us(percent) for percent in (1, 50, 90, 99, 99.9, 100)]
+
+    assert all(value is not None for value in found)
+    assert found == sorted(found)  # type: ignore[type-var]
+    assert found[0] >= lower_ns(bucket_of(min(durations))) / 1000  # type: ignore[operator]
+    assert found[-1] <= lower_ns(bucket_of(max(durations)) + 1) / 1000  # type: ignore[operator]
+
+
+def test_without_a_request_there_is_no_percentile(stats: tuple[Stats, Stats]) -> None:
+    assert stats[1].distribution(Stage.TOTAL).percentile_us(50) is None
+
+
+def test_the_counts_of_two_engines_add_up(stats: tuple[Stats, Stats]) -> None:
+    engine, supervisor = stats
+    engine.record(Stage.TOTAL, 1000)
+    before = supervisor.distribution(Stage.TOTAL)
+    engine.record(Stage.TOTAL, 1_000_000)
+
+    both = before + supervisor.distribution(Stage.TOTAL)
+
+    assert both.total == 3
+    assert [both.counts[bucket_of(1000)], both.counts[bucket_of(1_000_000)]] == [2, 1]
+
+
+def test_neither_side_can_pull_the_memory_from_under_the_other() -> None:
+    descriptor = create_stats_memory()
+    try:
+        for size in (0, STATS_BYTES - 1, STATS_BYTES + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,92 @@
+"""Failpoints do what the environment says, and nothing otherwise; and the examples in the store's modules hold."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import signal
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from shmserve import package_files, package_signature
+from shmserve.daemon import failpoints
+from shmserve.daemon.store import staging
+
+_SCRIPT = """
+import sys, time
+from shmserve.daemon.failpoints import failpoint
+for step in sys.argv[1:]:
+    began = time.monotonic()
+    try:
+        failpoint(step)
+    except OSError as error:
+        print(step, error.errno)
+    else:
+        print(step, "slept" if time.monotonic() - began >= 0.2 else "passed", flush=True)
+"""
+
+
+def _run(armed: str, *steps: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, failpoints.VARIABLE: armed}
+    return subprocess.run(
+        [sys.executable, "-c", _SCRIPT, *steps], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_the_variable_nothing_happens() -> None:
+    run = _run("", "one", "two")
+
+    assert run.stdout == "one passed\ntwo passed\n" and run.stderr == "" and run.returncode == 0
+
+
+def test_a_step_kills() -> None:
+    run = _run("two=kill", "one", "two", "three")
+
+    assert run.stdout == "one passed\n" and run.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("action", "status"), [("exit", 1), ("exit:0", 0), ("exit:77", 77)])
+def test_a_step_exits(action: str, status: int) -> None:
+    run = _run(f"two={action}", "one", "two", "three")
+
+    assert run.stdout == "one passed\n" and run.returncode == status
+
+
+def test_a_step_sleeps_and_another_raises() -> None:
+    run = _run("a.sleeps=sleep:0.2,b.raises=raise:ENOSPC", "a.sleeps", "b.raises", "c")
+
+    assert run.stdout == "a.sleeps slept\nb.raises 28\nc passed\n"
+
+
+def test_a_step_acts_at_its_turn_only() -> None:
+    run = _run("step=raise:EIO@2", "step", "step", "step")
+
+    assert run.stdout == "step passed\nstep 5\nstep passed\n"
+
+
+@pytest.mark.parametrize(
+    "armed",
+    [
+        *("x", "x=", "=kill", "x=die", "x=kill:9", "x=sleep", "x=sleep:soon", "x=raise", "x=raise:NOPE"),
+        *("x=raise:errorcode", "x=kill@0", "x=kill@", "X Y=kill", "x=exit:one"),
+    ],
+)
+def test_a_failpoint_that_is_misspelt_stops_the_daemon(armed: str) -> None:
+    run = _run(armed, "x")
+
+    assert run.returncode == 1 and "must be NAME=kill|exit" in run.stderr
+
+
+def test_armed_failpoints_are_told() -> None:
+    assert "failpoints are armed: never=kill" in _run("never=kill", "x").stderr
+
+
+@pytest.mark.parametrize("module", [package_files, package_signature, staging], ids=lambda module: module.__name__)
+def test_the_examples_in_the_modules_hold(module: ModuleType) -> None:
+    result = doctest.testmod(importlib.import_module(module.__name__))
+
+    assert result.attempted > 0 and result.failed == 0
