@@ -14,8 +14,12 @@ from shmserve import __version__
 from shmserve.errors import ModelPackageError
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
+from . import admin_settings, admin_sight
+from .admin_settings import AdminSettings
+from .admin_sight import AdminSight, fitted
 from .changes import ChangeRefused, ModelChanges, Progress, Wish
 from .engines import EngineFailed
+from .settings import Settings
 from .stats import Stage
 from .store.errors import StoreUnavailable, VersionUnknown
 from .store.versions import Store
@@ -64,8 +68,10 @@ error Refused (reason: string, message: string)
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store) -> None:
+    def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store, settings: Settings) -> None:
         self._supervisor = supervisor
+        self._settings = AdminSettings(NAME, settings, supervisor.config)
+        self._sight = AdminSight(supervisor, clients)
         self._changes = changes
         self._store = store
 
@@ -78,7 +84,8 @@ class AdminService:
             "Versions": self.versions,
             "Drain": self.drain,
         }
-        return Interface(NAME, DESCRIPTION, methods)
+        methods |= self._settings.methods() | self._sight.methods()
+        return Interface(NAME, DESCRIPTION + admin_settings.DESCRIPTION + admin_sight.DESCRIPTION, methods)
 
     async def update_model(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
@@ -112,7 +119,7 @@ class AdminService:
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         found = {"taken_back": self._changes.taken_back, "problems": self._store.problems[-_PROBLEMS_SHOWN:]}
-        return {"status": {**status(self._supervisor), **found}}
+        return {"status": fitted({**status(self._supervisor), **found})}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
@@ -225,20 +232,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
         },
         "model": supervisor.engines.model,
-        "clients": [
-            {
-                "id": lease.channel,
-                "pid": lease.peer.pid,
-                "uid": lease.peer.uid,
-                "program": lease.program,
-                "trusted": lease.trusted,
-                "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
-                "slots": lease.wanted.slots,
-                "generation": lease.lane.identity.generation,
-                **_counts(supervisor, lease.channel, now_ns),
-            }
-            for lease in supervisor.leases
-        ],
+        "clients": clients(supervisor),
         "requests": {
             "served": served,
             "failed": counters["failed"],
@@ -249,6 +243,25 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         },
         "latency": {stage.name.lower(): _percentiles(supervisor, stage) for stage in Stage},
     }
+
+
+def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
+    """What is known of each client."""
+    now_ns = time.monotonic_ns()
+    return [
+        {
+            "id": lease.channel,
+            "pid": lease.peer.pid,
+            "uid": lease.peer.uid,
+            "program": lease.program,
+            "trusted": lease.trusted,
+            "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
+            "slots": lease.wanted.slots,
+            "generation": lease.lane.identity.generation,
+            **_counts(supervisor, lease.channel, now_ns),
+        }
+        for lease in supervisor.leases
+    ]
 
 
 def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def _of(kind: Kind, least: float | None = None, most: float | None = None, *, li
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told; docs/configuration.md says the same at length."""
+    """Everything a daemon is told; docs/configuration.md says the same at length. Only `change_live` changes it."""
 
     runtime_dir: Path
     state_dir: Path
@@ -138,6 +138,12 @@ class Config:
                 "require_signature = true needs signature_keys = [...]: no package could be accepted",
                 "require_signature",
             )
+
+    def change_live(self, settings: Mapping[str, Any]) -> None:
+        """Change live settings in place: every part of the daemon holds this object, and looks when it needs to know."""
+        for key, value in settings.items():
+            assert SETTINGS[key].live, key
+            object.__setattr__(self, key, value)
 
     @property
     def serves_group(self) -> bool:

@@ -79,7 +79,7 @@ class Engines:
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._totals: Tally[str] = Tally()
         self._served_by: Tally[str] = Tally()  # requests by version, of engines that have ended
-        self._past_latency: Distribution | None = None
+        self._past_latency: dict[Stage, Distribution] = {}  # of engines that have ended
         self._standby_timer: asyncio.TimerHandle | None = None
         self.serving: EngineProcess | None = None
         self.standby: EngineProcess | None = None
@@ -376,8 +376,9 @@ class Engines:
         counters = engine.stats.counters()
         self._totals.update(counters)
         self._served_by[engine.served.version] += counters["served"]
-        latency = engine.stats.distribution(Stage.TOTAL)
-        self._past_latency = latency if self._past_latency is None else self._past_latency + latency
+        for stage in Stage:
+            latency, past = engine.stats.distribution(stage), self._past_latency.get(stage)
+            self._past_latency[stage] = latency if past is None else past + latency
 
     def served_by_version(self, version: str) -> int:
         """Requests that this version answered in this run of the daemon."""
@@ -395,10 +396,8 @@ class Engines:
         return total
 
     def latency(self, stage: Stage = Stage.TOTAL) -> Distribution | None:
-        """Durations inside the service: TOTAL over all engines of this run, another stage over the serving one."""
-        if stage is not Stage.TOTAL:
-            return self.serving.stats.distribution(stage) if self.serving and self.serving.stats else None
-        total = self._past_latency
+        """Durations inside the service, over all engines of this run."""
+        total = self._past_latency.get(stage)
         for engine in self._watchers:
             if engine.stats is not None:
                 now = engine.stats.distribution(stage)

@@ -53,7 +53,7 @@ MISCONFIGURED = 78
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
-async def serve(config: Config, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
+async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
     """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise.
 
     `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
@@ -87,7 +87,7 @@ async def serve(config: Config, inherited: dict[str, socket.socket], notifier: N
         admin = VarlinkServer(
             listener(ADMIN_SOCKET, 0o600),
             _INFO,
-            [AdminService(supervisor, changes, store).interface()],
+            [AdminService(supervisor, changes, store, settings).interface()],
             check_peer=lambda peer: True,
             limits=Limits(connections=32, accept_fds=1),
         )
@@ -185,7 +185,7 @@ def main(
         notifier.tell(STATUS=f"failed: {error}"[:500])
         sys.exit(MISCONFIGURED)
     try:
-        asyncio.run(serve(config, inherited, notifier))
+        asyncio.run(serve(config, settings, inherited, notifier))
     except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)

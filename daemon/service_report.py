@@ -40,7 +40,7 @@ class ServiceReport:
     def look(self) -> None:
         """Tell what has changed, and what is due."""
         supervisor, now_s = self._supervisor, time.monotonic()
-        if supervisor.state == "ready" and not self._ready:
+        if not self._ready and supervisor.state in ("ready", "updating"):
             self._ready = self._notifier.tell(READY=1)
         if supervisor.stopping:
             self.stopping()

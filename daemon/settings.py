@@ -6,7 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Effective:
     value: Any
     #: In words for the operator: the flag, the variable, the file, or "default".
     origin: str
+    #: What it will be after a restart, where a reload found that; None: the same.
+    waiting: Any = None
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,16 @@ class Settings:
         self._directories = dict(directories)
         self._flags = {key: value for key, value in flags.items() if value is not None}
         # A copy: the daemon changes its own environment for its engines.
-        self._environment = {key: value for key, value in environment.items() if key.startswith(PREFIX)}
+        self._environment = {key: environment[key] for key in environment if key.startswith((PREFIX, "XDG_", "HOME"))}
         named = file or self._environment.get(f"{PREFIX}CONFIG")
-        #: The file that is read; None where there is none.
-        self.file = Path(named) if named else _usual_file(name, environment)
+        self._named_file = Path(named) if named else None
+        #: The file that was read last; None where there was none.
+        self.file: Path | None = None
         self.effective: dict[str, Effective] = {}
 
     def read(self) -> Config:
         """The settings as they are now; raises ConfigError naming the key, its value and where it stands."""
+        self.file = self._named_file or _usual_file(self._name, self._environment)
         layers = [
             *([(f"file {self.file}", read_config_file(self.file))] if self.file else []),
             ("environment", self._from_environment()),
@@ -73,25 +77,24 @@ class Settings:
         config, self.effective = self._combined(layers)
         return config
 
-    def reload(self, config: Config) -> tuple[Config, Reloaded]:
-        """What `config` becomes when the file is read again: live settings change, the others are only told.
-
-        Raises ConfigError; then nothing has changed.
-        """
+    def reload(self) -> Reloaded:
+        """Read the file again. Raises ConfigError; then nothing has changed."""
         before = self.effective
-        now = self.read()
-        changed = {key for key in SETTINGS if before[key].value != self.effective[key].value}
-        applied = {key for key in changed if SETTINGS[key].live}
-        waiting = changed - applied
-        told = Reloaded(*({key: self.effective[key].value for key in sorted(keys)} for keys in (applied, waiting)))
-        for key in waiting:
-            self.effective[key] = before[key]
-        return Config(**{**vars(config), **{key: getattr(now, key) for key in applied}}), told
+        self.read()
+        now = self.effective
+        changed = [key for key in SETTINGS if before[key].value != now[key].value]
+        for key in changed:
+            if not SETTINGS[key].live:
+                now[key] = replace(before[key], waiting=now[key].value)
+        return Reloaded(
+            applied={key: now[key].value for key in changed if SETTINGS[key].live},
+            needs_restart={key: now[key].waiting for key in changed if not SETTINGS[key].live},
+        )
 
     def unknown_variables(self) -> list[str]:
         """What the environment seems to set, and no key is; each with the nearest."""
         found = []
-        for variable in sorted(self._environment):
+        for variable in sorted(name for name in self._environment if name.startswith(PREFIX)):
             key = variable.removeprefix(PREFIX)
             if key not in _OTHER_VARIABLES and key.lower() not in SETTINGS:
                 found.append(f"{variable}: no such setting; {_nearest(key.lower(), SETTINGS)}")

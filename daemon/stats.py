@@ -90,6 +90,9 @@ def lower_ns(bucket: int) -> int:
     return ((1 << _SUB_BITS) + sub) << (bits + _FIRST_BIT - _SUB_BITS)
 
 
+#: Where each bucket begins (us), and where the last ends.
+BUCKET_BOUNDS_US = [lower_ns(bucket) / 1000 for bucket in range(_BUCKETS + 1)]
+
 #: Buckets of the durations below 2 ms, to look up by their 128 ns steps: five times as fast as counting bits.
 _STEP_BITS = _FIRST_BIT - _SUB_BITS
 _NEAR_NS = 1 << 21

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,10 @@ except ModuleNotFoundError:  # the client alone is installed
 
 from shmserve import __version__
 
-from .connection import AdminConnection
 from .exits import REFUSED, fail, with_exit_status
-
-
-@dataclass(frozen=True)
-class Target:
-    """Which service, and how to print."""
-
-    name: str
-    runtime_dir: str | None
-    as_json: bool
-
-    def connection(self) -> AdminConnection:
-        return AdminConnection(self.name, self.runtime_dir)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2))
+from .seeing import clients, metrics, top
+from .settings import config, reload
+from .target import Target, print_json, show
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,12 +34,22 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
     context.obj = Target(name, runtime_dir, as_json)
 
 
+for command in (clients, config, metrics, reload, top):
+    main.add_command(command)
+
+
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @click.pass_obj
 @with_exit_status
-def status(target: Target, as_json: bool) -> None:
+def status(target: Target, as_json: bool, watch: bool) -> None:
     """Is it healthy, what does it serve, who is connected, how fast."""
+    if watch and not (target.as_json or as_json):
+        from .live_screen import watch_status
+
+        watch_status(target)
+        return
     with target.connection() as connection:
         found = connection.call("Status")["status"]
     if target.as_json or as_json:
@@ -64,7 +57,7 @@ def status(target: Target, as_json: bool) -> None:
         return
     from .status_view import render  # only here: a program that asks for JSON does not wait for rich
 
-    _show(render(found))
+    show(render(found))
 
 
 @main.command("wait-ready")
@@ -153,14 +146,7 @@ def versions(target: Target) -> None:
         return
     from .versions_view import render
 
-    _show(render(found))
-
-
-def _show(renderable: Any) -> None:
-    """Print for people; into a pipe or a file as wide as it needs to be."""
-    from rich.console import Console
-
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(renderable)
+    show(render(found))
 
 
 @main.command()

@@ -45,7 +45,10 @@ def render(status: dict[str, Any]) -> RenderableType:
     """The status of one service."""
     parts: list[RenderableType] = [_summary(status)]
     if status["clients"]:
-        parts.append(_clients(status["clients"]))
+        parts.append(clients_table(status["clients"]))
+        hidden = status["clients_total"] - len(status["clients"])
+        if hidden:
+            parts.append(Text(f"and {hidden} more: shmserve-admin clients", style="dim"))
     latency = _latency(status["latency"])
     if latency is not None:
         parts.append(latency)
@@ -84,7 +87,8 @@ def _summary(status: dict[str, Any]) -> Table:
     return table
 
 
-def _clients(clients: list[dict[str, Any]]) -> Table:
+def clients_table(clients: list[dict[str, Any]]) -> Table:
+    """One line a client."""
     table = Table(title="clients", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("id", "program", "pid", "uid"):
         table.add_column(name)

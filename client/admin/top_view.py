@@ -1,0 +1,142 @@
+"""What happened between two looks at a service: rates of each client, latencies of each stage, and their history."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .status_view import duration, micro
+
+_HISTORY = 40
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the daemon said at one moment (time.monotonic() seconds)."""
+
+    at_s: float
+    status: dict[str, Any]
+    bounds_us: Sequence[float]
+    stages: dict[str, Sequence[int]]
+
+
+def percentile_us(bounds_us: Sequence[float], counts: Sequence[int], percent: float) -> float | None:
+    """The duration that `percent` of the counted stayed below; None where nothing was counted.
+
+    >>> percentile_us([0, 10, 20, 40], [0, 2, 2], 50), percentile_us([0, 10, 20, 40], [0, 2, 2], 75)
+    (20.0, 30.0)
+    """
+    total = sum(counts)
+    if not total:
+        return None
+    rank, seen = total * percent / 100, 0
+    for bucket, count in enumerate(counts):
+        if count and seen + count >= rank:
+            return bounds_us[bucket] + (bounds_us[bucket + 1] - bounds_us[bucket]) * (rank - seen) / count
+        seen += count
+    return float(bounds_us[-1])
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The values as a row of bars, the highest as high as there is.
+
+    >>> sparkline([0, 1, 2, 4])
+    ' ▂▄█'
+    """
+    highest = max(values, default=0.0)
+    if not highest:
+        return " " * len(values)
+    return "".join(_BARS[round(value / highest * (len(_BARS) - 1))] for value in values)
+
+
+class TopView:
+    """Fed with looks, draws the latest with what went before."""
+
+    def __init__(self) -> None:
+        self._before: Look | None = None
+        self._rates: dict[Any, deque[float]] = {}
+        self._latencies: dict[str, deque[float]] = {}
+
+    def render(self, look: Look) -> RenderableType:
+        """One screen."""
+        before, self._before = self._before, look
+        seconds = look.at_s - before.at_s if before is not None else 0.0
+        return Group(
+            self._head(look), self._stages(before, look), self._clients(before, look, seconds), _hint(before is None)
+        )
+
+    def _head(self, look: Look) -> RenderableType:
+        status = look.status
+        model, engine = status["model"], status["engine"]
+        served = "no model" if model is None else f"{model['name']} {model['version']} on {model['device']}"
+        text = Text(f"{status['service']}  ", style="bold")
+        text.append(status["state"], style="green" if status["state"] == "ready" else "yellow")
+        text.append(f"  {served}  up {duration(status['uptime_s'])}")
+        if engine is not None and engine["restarts"]:
+            text.append(f"  {engine['restarts']} restarts", style="yellow")
+        return text
+
+    def _stages(self, before: Look | None, look: Look) -> Table:
+        table = _table("stage", "requests", "p50", "p90", "p99")
+        table.add_column("p50 before")
+        for stage, counts in look.stages.items():
+            earlier = before.stages.get(stage, ()) if before is not None else counts
+            happened = [now - then for now, then in zip(counts, earlier, strict=False)]
+            found = [percentile_us(look.bounds_us, happened, percent) for percent in (50, 90, 99)]
+            history = self._latencies.setdefault(stage, deque(maxlen=_HISTORY))
+            history.append(found[0] or 0.0)
+            style = "bold" if stage == "total" else ""
+            table.add_row(
+                stage, str(sum(happened)), *(micro(value) for value in found), Text(sparkline(history)), style=style
+            )
+        return table
+
+    def _clients(self, before: Look | None, look: Look, seconds: float) -> Table:
+        table = _table("client", "program", "uid", "per second", "errors/s", "in all")
+        table.add_column("per second before")
+        then = {(client["id"], client["pid"]): client for client in before.status["clients"]} if before else {}
+        rates: dict[Any, deque[float]] = {}
+        rows = []
+        for client in look.status["clients"]:
+            key = (client["id"], client["pid"])
+            earlier = then.get(key)
+            served, errors = (
+                max(0.0, client[word] - earlier[word]) / seconds if earlier and seconds else 0.0
+                for word in ("served", "errors")
+            )
+            history = rates[key] = self._rates.get(key, deque(maxlen=_HISTORY))
+            history.append(served)
+            rows.append((served, client, errors, history))
+        self._rates = rates
+        for served, client, errors, history in sorted(rows, key=lambda row: -row[0]):
+            table.add_row(
+                str(client["id"]),
+                Text(client["program"]),
+                str(client["uid"]),
+                f"{served:.1f}",
+                Text(f"{errors:.1f}", style="red" if errors else ""),
+                str(client["served"]),
+                Text(sparkline(history)),
+            )
+        hidden = look.status["clients_total"] - len(look.status["clients"])
+        if hidden:
+            table.add_row("", f"and {hidden} more", *[""] * 5)
+        return table
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, justify="left" if name in ("stage", "client", "program", "uid") else "right")
+    return table
+
+
+def _hint(first: bool) -> Text:
+    return Text("looking..." if first else "q ends", style="dim")
