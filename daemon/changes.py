@@ -16,6 +16,7 @@ from shmserve.errors import ShmServeError
 from .engine_process import EngineProcess
 from .engines import EngineFailed, Served
 from .failpoints import failpoint
+from .message_ids import TAKEN_BACK
 from .served_counts import SERVED, ServedCounts
 from .store.errors import StoreUnavailable, VersionUnknown
 from .store.receive import Progress as Received
@@ -349,7 +350,7 @@ class ModelChanges:
 
     def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
-        log.error("%s", self.taken_back)
+        log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
         if bad.version == good.version:  # only the device was another
             self._write(bad.version, then_current=good)
         else:

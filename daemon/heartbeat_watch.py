@@ -8,6 +8,7 @@ import signal
 import time
 
 from .engine_process import EngineProcess
+from .message_ids import ENGINE_STUCK
 from .stats import Counter
 from .supervisor import Supervisor
 
@@ -62,6 +63,7 @@ class HeartbeatWatch:
                 engine.pid,
                 stuck_s,
                 f"a request of client {channel - 1} in hand" if channel else "no request in hand",
+                extra={"message_id": ENGINE_STUCK},
             )
             engine.kill(signal.SIGABRT)
             self._ended_s = now_s

@@ -1,27 +1,130 @@
-"""What the daemon's log lines look like: plain on a terminal, with priorities under systemd."""
+"""What the daemon's log lines look like: plain on a terminal, structured in systemd's journal, never a flood."""
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
+import struct
 import sys
+import time
+from pathlib import Path
 
-# sd-daemon(3): a line's priority in angle brackets, which journald takes off again.
-_PRIORITY = {"DEBUG": "<7>", "INFO": "<6>", "WARNING": "<4>", "ERROR": "<3>", "CRITICAL": "<2>"}
+_JOURNAL = Path("/run/systemd/journal/socket")
+# syslog(3)'s priorities.
+_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+#: Lines of one kind at once, and how many a second after that.
+_BURST = 20
+_A_SECOND = 1.0
+#: Kinds that are counted; a program has no more log lines than this.
+_KINDS = 256
 
 
-class _JournalFormatter(logging.Formatter):
+class RateLimit(logging.Filter):
+    """Lets some lines of each kind through and counts the others; a kind is a logger and its text before formatting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, object], list[float]] = {}  # allowance, when it was refilled, left out
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if len(self._kinds) > _KINDS:
+            self._kinds.clear()
+        now_s = time.monotonic()
+        kind = self._kinds.setdefault((record.name, record.msg), [float(_BURST), now_s, 0])
+        kind[0] = min(_BURST, kind[0] + (now_s - kind[1]) * _A_SECOND)
+        kind[1] = now_s
+        if kind[0] < 1:
+            kind[2] += 1
+            return False
+        kind[0] -= 1
+        if kind[2]:
+            # getMessage, because the text may hold a % that is not a place.
+            record.msg, record.args = f"{record.getMessage()} ({kind[2]:.0f} such lines left out)", None
+            kind[2] = 0
+        return True
+
+
+class JournalHandler(logging.Handler):
+    """One entry for each record, a traceback included, with fields to search by (systemd's native protocol)."""
+
+    def __init__(self, process: str, address: Path = _JOURNAL) -> None:
+        super().__init__()
+        self._process = process
+        self._address = str(address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)  # a journal that does not read must not hold the service up
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = f"{self._process}: {self.format(record)}"
+            fields = {
+                "MESSAGE": text,
+                "PRIORITY": str(_PRIORITY.get(record.levelname, 6)),
+                "SYSLOG_IDENTIFIER": "shmserved",
+                "SHMSERVE_PROCESS": self._process,
+                "CODE_FILE": record.pathname,
+                "CODE_LINE": str(record.lineno),
+                "CODE_FUNC": record.funcName,
+            }
+            message_id = getattr(record, "message_id", None)
+            if message_id is not None:
+                fields["MESSAGE_ID"] = message_id
+            try:
+                self._socket.sendto(b"".join(map(_field, fields.items())), self._address)
+            except OSError:  # too long for a datagram, or nobody reads: as a line on the stream that journald reads too
+                print(_with_priority(record, text), file=sys.stderr)
+        except Exception:  # noqa: BLE001  logging's own way with what cannot be logged
+            self.handleError(record)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class _StreamFormatter(logging.Formatter):
+    """For journald's stream, or one that is like it: sd-daemon(3)'s priorities, which journald takes off again."""
+
     def format(self, record: logging.LogRecord) -> str:
-        priority = _PRIORITY.get(record.levelname, "<6>")
-        # Every line of a traceback carries the priority: journald splits at newlines.
-        return "\n".join(priority + line for line in super().format(record).splitlines())
+        return _with_priority(record, super().format(record))
 
 
 def configure_logging(process: str) -> None:
-    """Log to standard error; `process` names the supervisor or the engine in every line."""
-    handler = logging.StreamHandler(sys.stderr)
-    if "JOURNAL_STREAM" in os.environ:
-        handler.setFormatter(_JournalFormatter(f"{process}: %(message)s"))
+    """Log to where standard error goes; `process` names the supervisor or the engine in every line."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if _to_journal() and _JOURNAL.is_socket():
+        handler = JournalHandler(process)
+    elif _to_journal():
+        handler.setFormatter(_StreamFormatter(f"{process}: %(message)s"))
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s", "%H:%M:%S"))
+    handler.addFilter(RateLimit())
     logging.basicConfig(level=os.environ.get("SHMSERVE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True)
+
+
+def _to_journal() -> bool:
+    """Whether standard error is the stream that systemd made: the variable is inherited, the stream may be changed."""
+    try:
+        device, inode = map(int, os.environ["JOURNAL_STREAM"].split(":"))
+        found = os.fstat(sys.stderr.fileno())
+    except (KeyError, ValueError, OSError):
+        return False
+    return (found.st_dev, found.st_ino) == (device, inode)
+
+
+def _with_priority(record: logging.LogRecord, text: str) -> str:
+    priority = _PRIORITY.get(record.levelname, 6)
+    # Every line of a traceback carries it: journald splits at newlines.
+    return "\n".join(f"<{priority}>{line}" for line in text.splitlines())
+
+
+def _field(field: tuple[str, str]) -> bytes:
+    """A field of the native protocol; with its length where the value has lines.
+
+    >>> _field(("PRIORITY", "6")), _field(("MESSAGE", "a\\nb"))
+    (b'PRIORITY=6\\n', b'MESSAGE\\n\\x03\\x00\\x00\\x00\\x00\\x00\\x00\\x00a\\nb\\n')
+    """
+    name, value = field[0].encode(), field[1].encode("utf-8", "replace")
+    if b"\n" not in value:
+        return name + b"=" + value + b"\n"
+    return name + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"

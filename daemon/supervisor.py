@@ -16,6 +16,7 @@ from .config import Config
 from .engine_process import EngineProcess, exit_reason
 from .engines import EngineFailed, Engines, Served
 from .leases import Lease, Leases
+from .message_ids import ENGINE_DIED, SERVING
 from .names import Names
 from .service_lock import ServiceLock
 from .stats import Counter
@@ -176,6 +177,7 @@ class Supervisor:
             engine.served.version,
             engine.ready["device"],
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
+            extra={"message_id": SERVING},
         )
         self.error = None
         self.enter("updating" if self._updating else "ready")
@@ -205,7 +207,7 @@ class Supervisor:
 
     def _lost(self, engine: EngineProcess, status: int) -> None:
         self.restarts += 1
-        log.error("engine %d %s", engine.pid, exit_reason(status))
+        log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
         self.on_crash(engine)
         self.revive()
 

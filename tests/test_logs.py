@@ -1,0 +1,166 @@
+"""Log lines: one entry with fields in the journal, priorities on its stream, plain on a terminal, never a flood."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shmserve.daemon.logs import JournalHandler, RateLimit
+from shmserve.daemon.message_ids import SERVING
+from shmserve.errors import InferenceFailed
+from tests.daemon_process import Daemon, environment
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[socket.socket]:
+    """What journald listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "journal"))
+        listener.settimeout(30.0)
+        yield listener
+
+
+@pytest.fixture
+def log(tmp_path: Path, journal: socket.socket) -> Iterator[logging.Logger]:
+    handler = JournalHandler("engine", tmp_path / "journal")
+    logger = logging.Logger("test")  # noqa: LOG001  not among the program's own
+    logger.addHandler(handler)
+    yield logger
+    handler.close()
+
+
+def entry(message: bytes) -> dict[str, bytes]:
+    """The fields of one datagram, read as systemd documents the protocol."""
+    fields = {}
+    while message:
+        line, _, message = message.partition(b"\n")
+        name, separator, value = line.partition(b"=")
+        if not separator:
+            (size,) = struct.unpack_from("<Q", message)
+            value, message = message[8 : 8 + size], message[8 + size + 1 :]
+        fields[name.decode()] = value
+    return fields
+
+
+def test_an_entry_has_its_priority_its_message_id_and_where_it_comes_from(
+    log: logging.Logger, journal: socket.socket
+) -> None:
+    log.warning("three = %d", 3, extra={"message_id": SERVING})
+
+    fields = entry(journal.recv(65536))
+    assert (fields["MESSAGE"], fields["PRIORITY"]) == (b"engine: three = 3", b"4")
+    assert fields["MESSAGE_ID"] == SERVING.encode()
+    assert fields["SHMSERVE_PROCESS"] == b"engine"
+    assert fields["CODE_FILE"].endswith(b"test_logs.py")
+
+
+def test_a_traceback_is_one_entry(log: logging.Logger, journal: socket.socket) -> None:
+    try:
+        raise LookupError("in the model")
+    except LookupError:
+        log.exception("it failed")
+
+    fields = entry(journal.recv(65536))
+    assert fields["MESSAGE"].startswith(b"engine: it failed\nTraceback")
+    assert fields["MESSAGE"].endswith(b"LookupError: in the model")
+    assert fields["PRIORITY"] == b"3"
+
+
+def test_what_the_journal_does_not_take_goes_to_its_stream(
+    log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "journal").unlink()
+
+    log.error("one\ntwo")
+
+    assert capsys.readouterr().err == "<3>engine: one\n<3>two\n"
+
+
+def test_a_journal_stream_that_was_inherited_but_is_not_stderr_gets_no_priorities() -> None:
+    script = "from shmserve.daemon.logs import *\nconfigure_logging('x')\nlogging.getLogger().error('no')\n"
+
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "JOURNAL_STREAM": "9:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert result.stderr.endswith(" ERROR   x: no\n")
+
+
+def test_stderr_that_is_the_journal_s_stream_gets_priorities() -> None:
+    script = (
+        "from shmserve.daemon import logs\nlogs._JOURNAL = logs.Path('/nowhere')\n"
+        "logs.configure_logging('x')\nlogs.logging.getLogger().error('one\\ntwo')\n"
+    )
+    read, write = os.pipe()
+    found = os.fstat(write)
+
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
+        stderr=write,
+        timeout=60,
+        check=True,
+    )
+
+    os.close(write)
+    with os.fdopen(read) as stream:
+        assert stream.read() == "<3>x: one\n<3>two\n"
+
+
+def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("shmserve.daemon.logs.time.monotonic", lambda: now_s)
+    limit, through = RateLimit(), []
+
+    def log(text: str, *arguments: object) -> None:
+        record = logging.LogRecord("a", logging.ERROR, __file__, 1, text, arguments, None)
+        if limit.filter(record):
+            through.append(record.getMessage())
+
+    for number in range(1000):
+        log("client %d failed", number)
+    log("another")
+    now_s += 1.5
+    log("client %d failed", 7)
+
+    assert len(through) == 22
+    assert through[-2:] == ["another", "client 7 failed (980 such lines left out)"]
+
+
+def test_a_model_that_fails_all_the_time_does_not_flood_the_log(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("obedient")
+
+    with daemon.client() as client:
+        for _ in range(300):
+            with pytest.raises(InferenceFailed):
+                client.infer({"do": "raise", "text": "again"})
+        failed = daemon.status()["requests"]["failed"]
+
+    assert failed == 300
+    told = daemon.log.count("the model failed on a request of client 0")
+    assert 20 <= told < 200, "the first of them, then one a second"
+
+
+def test_serving_writes_nothing(start_daemon: Callable[..., Daemon]) -> None:
+    daemon = start_daemon("echo")
+    with daemon.client() as client:
+        client.infer({"a": 0})
+        before = daemon.log
+
+        for number in range(500):
+            client.infer({"a": number})
+
+        assert daemon.log == before
