@@ -161,6 +161,12 @@ def test_a_model_with_a_long_description_leaves_it_out_of_the_status() -> None:
     assert found["model"] == {"name": "m", "version": "1", "device": "cpu", "shortened": True}
 
 
+def test_a_model_s_metadata_with_infinite_bounds_can_be_told(start_daemon: Callable[..., Daemon]) -> None:
+    metadata = start_daemon("described").status()["model"]["metadata"]
+
+    assert metadata["low"] == ["-inf", 0.0] and metadata["high"] == ["inf", "nan"]
+
+
 # On a terminal
 
 

@@ -14,6 +14,7 @@ except ModuleNotFoundError:  # the client alone is installed
 
 from shmserve import __version__
 
+from .bench import bench
 from .exits import REFUSED, fail, with_exit_status
 from .seeing import clients, metrics, top
 from .settings import config, reload
@@ -34,7 +35,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
     context.obj = Target(name, runtime_dir, as_json)
 
 
-for command in (clients, config, metrics, reload, top):
+for command in (bench, clients, config, metrics, reload, top):
     main.add_command(command)
 
 

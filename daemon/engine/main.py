@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import logging
+import math
 import os
 import resource
 import signal
@@ -240,7 +241,9 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         if hasattr(value, "tolist"):
-            return value.tolist()
+            return plain(value.tolist())
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)  # JSON has no infinity; the bounds of a space often do
         return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
     found = plain(metadata)

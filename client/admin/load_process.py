@@ -1,0 +1,91 @@
+"""One client of a load: a process of its own, as a robot is. `python -m shmserve.client.admin.load_process`.
+
+Reads one JSON line of what to do, says "ready", reads when to begin (CLOCK_MONOTONIC ns), asks, and writes one JSON
+line and the measurements as a .npy of float64 microseconds, a row a request.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from shmserve.client import ShmClient
+from shmserve.errors import ShmServeError
+
+from .made_up_observation import made_up_observation
+
+#: Columns of the measurements. `latency` counts from when the request was due, `round_trip` from when it was sent.
+COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
+
+
+def read_example(path: str) -> dict[str, Any]:
+    """The arrays of an .npz by their names; text as str."""
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        found = {name: archive[name] for name in archive.files}
+    return {name: array.tolist() if array.dtype.kind in "US" else array for name, array in found.items()}
+
+
+def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate_hz: float | None) -> dict[str, Any]:
+    """Ask until the time is over: one after the other, or at `rate_hz` whatever the answers take.
+
+    A request that could not be sent when it was due, because the one before took too long, is sent at once and
+    counts from when it was due: otherwise a service that hangs for a second would have one slow request.
+    """
+    end_ns = begin_ns + int(seconds * 1e9)
+    period_ns = int(1e9 / rate_hz) if rate_hz else 0
+    rows: list[tuple[float, ...]] = []
+    errors: dict[str, int] = {}
+    due_ns = begin_ns
+    while (now_ns := time.monotonic_ns()) < end_ns:
+        if now_ns < due_ns:
+            if due_ns >= end_ns:
+                break
+            time.sleep((due_ns - now_ns) / 1e9)
+        elif not period_ns:
+            due_ns = now_ns
+        try:
+            client.infer(observation)
+        except ShmServeError as error:
+            name = type(error).__name__
+            errors[name] = errors.get(name, 0) + 1
+        else:
+            reply = client.last_reply
+            assert reply is not None
+            latency_us = (time.monotonic_ns() - due_ns) / 1e3
+            rows.append(
+                (latency_us, reply.round_trip_us, reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
+            )
+        due_ns += period_ns
+    took_s = (time.monotonic_ns() - begin_ns) / 1e9
+    return {"rows": rows, "errors": errors, "took_s": took_s}
+
+
+def main() -> int:
+    order = json.loads(sys.stdin.readline())
+    try:
+        with ShmClient(order["name"], runtime_dir=order["runtime_dir"], timeout=order["timeout_s"]) as client:
+            observation = read_example(order["example"]) if order["example"] else None
+            if observation is None:
+                observation = made_up_observation((client.metadata.get("contract") or {}).get("observation"))
+            for _ in range(order["warmup"]):
+                client.infer(observation)
+            print("ready", flush=True)
+            begin_ns = int(sys.stdin.readline())
+            time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
+            found = ask(client, observation, begin_ns, order["seconds"], order["rate_hz"])
+    except (ShmServeError, OSError, ValueError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        return 1
+    rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))
+    print(json.dumps(found), flush=True)
+    np.save(sys.stdout.buffer, rows, allow_pickle=False)
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
