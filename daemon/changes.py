@@ -163,7 +163,7 @@ class ModelChanges:
             change = self._in_place if wish.in_place else self._beside
             return await change(served, wish, progress)
         except (EngineFailed, ChangeRefused) as error:
-            self._write(stored.version, refused=str(error)[:_REASON_TEXT])
+            self._write(stored.version, {"refused": str(error)[:_REASON_TEXT]})
             raise
         finally:
             supervisor.end_update()
@@ -279,7 +279,7 @@ class ModelChanges:
         """From now on a restart serves this one."""
         self._store.make_current(served.version, device=served.device, taken_back=None, refused=None)
 
-    def _write(self, version: str, *, then_current: Served | None = None, **facts: Any) -> None:
+    def _write(self, version: str, facts: dict[str, Any], *, then_current: Served | None = None) -> None:
         """Remember facts of a version, and which one is current, without waiting for the disk."""
 
         def work() -> None:
@@ -306,7 +306,7 @@ class ModelChanges:
     def _ended(self, engine: EngineProcess) -> None:
         version = engine.served.version
         if count := self.counts.of(version):
-            self._write(version, **{SERVED: count})
+            self._write(version, {SERVED: count})
 
     # Probation
 
@@ -351,10 +351,8 @@ class ModelChanges:
     def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
-        if bad.version == good.version:  # only the device was another
-            self._write(bad.version, then_current=good)
-        else:
-            self._write(bad.version, then_current=good, taken_back=why)
+        # Where only the device was another, the version itself is the good one.
+        self._write(bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good)
 
     def _end_probation(self) -> None:
         probation, self._probation = self._probation, None

@@ -17,7 +17,6 @@ from shmserve.client import ShmClient
 from shmserve.daemon.names import Names
 from shmserve.directories import ADMIN_SOCKET, CLIENT_SOCKET
 from shmserve.varlink_connection import VarlinkConnection
-
 from tests import watchdog
 
 POLICIES = Path(__file__).resolve().parent / "policies"
@@ -63,7 +62,10 @@ class Daemon:
         # Not pytest's tmp_path: the path of a Unix socket has room for 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="shmserve-"))
         self.name = name
-        self.package = POLICIES / policy
+        #: What it is started with; None: the version that it served last.
+        self.package: Path | None = POLICIES / policy
+        #: What its environment has beside this process's own.
+        self.environment: dict[str, str] = {}
         self.runtime_dir = self.folder / "r"
         self.state_dir = self.folder / "s"
         self.service_dir = self.runtime_dir / name
@@ -81,7 +83,8 @@ class Daemon:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for anything."""
-        command = [str(SHMSERVED), "--model-path", str(self.package), "--name", self.name]
+        command = [str(SHMSERVED), "--name", self.name]
+        command += ["--model-path", str(self.package)] if self.package is not None else []
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir), *self._arguments]
         with open(self.folder / "log", "ab") as log:
             process = subprocess.Popen(
@@ -89,7 +92,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env={**environment(), **self.environment},
                 cwd=self.folder,
                 start_new_session=True,
             )

@@ -1,0 +1,38 @@
+"""y = k * x; what k is, and which of its requests it does not survive, stands in settings.json beside this file."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Policy:
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.settings: dict[str, Any] = json.loads((path / "settings.json").read_text())
+        self.requests = 0
+
+    def example_observation(self) -> dict[str, Any]:
+        return {"x": np.arange(3), "robot": "nobody"}
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        settings = self.settings
+        if observation["robot"] != "nobody":  # the warm-up is
+            self.requests += 1
+            if self.requests == settings.get("dies_at"):
+                os._exit(3)
+            if self.requests % 10 < settings.get("fails_of_ten", 0):
+                raise ValueError("the gripper is in two places at once")
+        if "gate" in observation:
+            gate = Path(observation["gate"])
+            gate.with_suffix(".entered").touch()
+            until = time.monotonic() + 60
+            while not gate.exists() and time.monotonic() < until:
+                time.sleep(0.005)
+        y = observation["x"] * settings["k"]
+        if settings.get("grows"):
+            y = y.expand(200_000, -1).contiguous()
+        return {"y": y, "k": settings["k"]}

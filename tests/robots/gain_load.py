@@ -1,0 +1,62 @@
+"""Asks y = k * x without a pause until SIGTERM, and checks each answer against the version that says it made it."""
+
+import collections
+import json
+import signal
+import sys
+import time
+
+import numpy as np
+
+from shmserve.client import InferenceFailed, ShmClient
+
+name, runtime_dir, robot = sys.argv[1:4]
+k_of: dict[str, int] = json.loads(sys.argv[4])
+stopped: list[int] = []
+signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+
+answers: collections.Counter[int] = collections.Counter()
+wrong: list[str] = []
+failed = attachments = number = last = 0
+longest_ns, before_ns = 0, time.monotonic_ns()
+# A daemon that was killed is back within seconds; whoever asks meanwhile waits for it.
+with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retry_delay=0.02) as client:
+    while not stopped:
+        number += 1
+        x = np.arange(number % 50 + 1) + number
+        try:
+            found = client.infer({"x": x, "robot": robot})
+        except InferenceFailed:
+            failed += 1
+            found = None
+        reply = client.last_reply
+        assert reply is not None
+        # Sequences count up by one; a new attachment begins anew.
+        attachments += reply.sequence == 1
+        if reply.sequence != last + 1 and reply.sequence != 1:
+            wrong.append(f"sequence {reply.sequence} after {last}")
+        last = reply.sequence
+        if found is not None:
+            k = k_of.get(reply.model_version)
+            if k is None or found["k"] != k or not np.array_equal(found["y"], x * k):
+                wrong.append(f"{reply.model_version}: {found['k']}, {found['y'][:3]} for {x[:3]}")
+            answers[found["k"]] += 1
+        now_ns = time.monotonic_ns()
+        longest_ns, before_ns = max(longest_ns, now_ns - before_ns), now_ns
+        if number == 20:
+            print(json.dumps("busy"), flush=True)
+    late = client.late_replies
+
+print(
+    json.dumps(
+        {
+            "asked": number,
+            "answers": answers,
+            "failed": failed,
+            "wrong": wrong[:5],
+            "late": late,
+            "attachments": attachments,
+            "longest_ms": round(longest_ns / 1e6, 3),
+        }
+    )
+)
