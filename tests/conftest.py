@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shmserve.client import ShmClient
 
+from shmserve.client import ShmClient
 from tests import watchdog
 from tests.daemon_process import Daemon
 from tests.gate import Gate

@@ -21,7 +21,7 @@ class Robot:
 
     def __init__(self, program: str, daemon: Daemon, *arguments: object) -> None:
         # A file, because nobody reads a pipe while the test does something else.
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by dismiss
         self.process = subprocess.Popen(
             [
                 sys.executable,

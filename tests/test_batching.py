@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shmserve.client import InferenceFailed
 
+from shmserve.client import EngineLost, InferenceFailed
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.trees import assert_same
@@ -77,7 +77,7 @@ def test_an_engine_that_dies_in_a_batch_answers_every_row(
         for pending in pendings:
             try:
                 outcomes.append(pending.result())
-            except Exception as error:
+            except EngineLost as error:
                 outcomes.append(type(error).__name__)
 
         assert outcomes[1] == "EngineLost"

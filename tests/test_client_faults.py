@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shmserve.client import ClientClosed, ServiceUnavailable, ShmClient
 
+from shmserve.client import ClientClosed, ServiceUnavailable, ShmClient
 from tests.daemon_process import Daemon, wait_until
 from tests.robot_process import Robot
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+
 from shmserve.codec import (
     MATCHER_MEMORY,
     SCHEMA_MEMORY,
@@ -22,11 +23,10 @@ from shmserve.codec import (
 from shmserve.errors import RequestRejected, UnsupportedType
 from shmserve.layout import MAX_METADATA_BYTES, aligned
 from shmserve.metadata import MetadataError
-
 from tests.trees import BFLOAT16, DTYPES, LAYOUTS, SHAPES, assert_same, filled, laid_out, trees
 
 
-def slot(payload_bytes: int = 1 << 17) -> SlotMemory:
+def slot(payload_bytes: int = 1 << 19) -> SlotMemory:
     """Memory that is full of what an earlier request left."""
     return SlotMemory(np.full(MAX_METADATA_BYTES, 0xAA, np.uint8), np.full(payload_bytes, 0xAA, np.uint8))
 
@@ -99,7 +99,13 @@ def test_a_changing_number_does_not_change_the_schema() -> None:
     channel = Channel()
     first = None
     for step in range(20):
-        tree = {"step": step, "time": step / 7, "on": step % 2 == 0, "state": np.full(6, step, np.float32), "task": "pick"}
+        tree = {
+            "step": step,
+            "time": step / 7,
+            "on": step % 2 == 0,
+            "state": np.full(6, step, np.float32),
+            "task": "pick",
+        }
 
         assert_same(channel.carry(tree), tree)
         first = first or channel.encoded
@@ -204,7 +210,9 @@ def test_numbers_and_arrays_lie_where_the_format_says() -> None:
 
 def test_bfloat16_without_ml_dtypes_is_float32_of_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = slot()
-    encoded = Encoder().encode({"a": np.array([1.5, -2.0], BFLOAT16), "t": torch.tensor([0.25], dtype=torch.bfloat16)}, memory)
+    encoded = Encoder().encode(
+        {"a": np.array([1.5, -2.0], BFLOAT16), "t": torch.tensor([0.25], dtype=torch.bfloat16)}, memory
+    )
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
 
     found = Decoder().decode(memory, encoded)
@@ -250,7 +258,7 @@ def test_a_schema_that_needs_more_than_the_slot_has_is_refused() -> None:
     encoded = Encoder().encode({"a": np.zeros(1000)}, memory)
     smaller = SlotMemory(memory.metadata, memory.payload[:100])
 
-    with pytest.raises(MetadataError, match="8064 bytes of payload in a slot of 100|8000 bytes of payload in a slot of 100"):
+    with pytest.raises(MetadataError, match="8000 bytes of payload in a slot of 100"):
         Decoder().decode(smaller, encoded)
 
 
@@ -290,15 +298,16 @@ def test_a_pickled_action_holds_arrays_for_tensors_wherever_they_are() -> None:
     assert_same(found, (np.arange(3), {"g": np.ones(2, np.float32)}))
 
 
-def test_a_tree_that_changes_while_it_is_read_is_an_error_not_a_mixture() -> None:
-    class Growing(list[Any]):
-        pass
+def test_an_array_that_changes_while_it_is_read_is_described_anew() -> None:
+    channel = Channel()
+    array = np.zeros(100)
+    channel.carry({"a": array, "f": 1.0})
+    array.resize(50, refcheck=False)
 
-    with pytest.raises(RequestRejected):
-        Encoder().encode(Growing([1]), slot())
+    assert_same(channel.carry({"a": array, "f": 2.0}), {"a": np.zeros(50), "f": 2.0})
 
 
-@pytest.mark.parametrize("depth", [32, 40, 2000])
+@pytest.mark.parametrize("depth", [33, 40, 2000])
 def test_a_tree_that_is_too_deep_is_refused(depth: int) -> None:
     tree: Any = 1
     for _ in range(depth):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from shmserve.client import ServiceRestarted, ServiceUnavailable
 from shmserve.daemon.names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
-
 from tests.daemon_process import Daemon, is_running, wait_until
 from tests.gate import Gate
 from tests.robot_process import Robot
@@ -176,9 +176,10 @@ _BROKEN: dict[str, tuple[str, str, str]] = {
     "file": ("[model]\nentry = 'model:Policy'\n", "", "has no module model (model.py)"),
     "warm up": (
         "",
-        "class Policy:\n    def __init__(self, path, device): pass\n"
-        "    def example_observation(self): return {'x': 1}\n"
-        "    def infer(self, observation): raise KeyError('state')\n",
+        (
+            "class Policy:\n    def __init__(self, path, device): pass\n    def example_observation(self): return {'x': 1}\n"
+            "    def infer(self, observation): raise KeyError('state')\n"
+        ),
         "warm up failed: KeyError: 'state'",
     ),
     "death": ("", "import os\nos._exit(9)\n", "load failed: the engine died: exit status 9"),

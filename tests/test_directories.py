@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from shmserve import directories
 from shmserve.directories import (
     check_service_name,
@@ -74,7 +75,9 @@ def test_a_name_may_be_letters_digits_and_a_few_signs(name: str) -> None:
     assert check_service_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".arm", "-arm", "a/b", "../arm", "arm\n", "a b", "é", "x" * 65, "a\x00"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".arm", "-arm", "a/b", "../arm", "arm\n", "a b", "é", "x" * 65, "a\x00"]
+)
 def test_a_name_that_could_lead_elsewhere_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="1 to 64 letters, digits"):
         check_service_name(name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import posix_ipc
 import pytest
+
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.errors import ServiceUnavailable
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shmserve.client import EngineLost, InferenceFailed, ShmClient
 
+from shmserve.client import EngineLost, InferenceFailed, ShmClient
 from tests.daemon_process import Daemon, is_running, wait_until
 from tests.gate import Gate
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from shmserve.client import ShmClient
 
+from shmserve.client import ShmClient
 from tests.daemon_process import Daemon
 from tests.trees import (
     BFLOAT16,

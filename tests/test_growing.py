@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from shmserve.client import InferenceFailed, ObservationTooLarge, RequestTimeout, ShmClient
 
+from shmserve.client import InferenceFailed, ObservationTooLarge, RequestTimeout, ShmClient
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
 from tests.trees import assert_same

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from shmserve.client import ShmClient
 
+from shmserve.client import ShmClient
 from tests.daemon_process import Daemon, wait_until
 from tests.robot_process import Robot
 
@@ -87,3 +87,18 @@ def test_clients_of_one_process_have_channels_of_their_own(obedient: Daemon) -> 
         assert sorted(client["served"] for client in clients) == [0, 1]
         assert {client["program"] for client in clients} == {"__main__.py"} or clients[0]["program"]
         assert other.infer({"do": "echo", "value": 2}) == 2
+
+
+def test_robots_are_served_equally_however_many_requests_each_keeps_out(
+    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
+) -> None:
+    daemon = start_daemon("obedient")
+    robots = [start_robot("greedy", daemon, out) for out in (16, 4, 1)]
+    for robot in robots:
+        assert robot.says() == "attached"
+    wait_until("they have been served", lambda: daemon.status()["requests"]["served"] > 600)
+
+    served = [client["served"] for client in daemon.status()["clients"]]
+
+    assert len(served) == 3
+    assert min(served) > max(served) / 2

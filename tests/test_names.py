@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from shmserve.daemon.names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from shmserve.layout import Geometry

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from shmserve.client import (
     ClientClosed,
     RequestCancelled,
@@ -14,7 +15,6 @@ from shmserve.client import (
     RingFull,
     ShmClient,
 )
-
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
 
@@ -52,7 +52,7 @@ def test_a_ring_without_a_free_slot_is_refused_and_works_again_afterwards(obedie
         held = client.submit(gate.observation)
         waiting = client.submit({"do": "echo", "value": 1})
 
-        with pytest.raises(RingFull, match="every slot of 't' .*more slots"):
+        with pytest.raises(RingFull, match=r"every slot of 't' .*more slots"):
             client.submit({"do": "echo", "value": 2}, timeout=0.2)
         gate.open()
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shmserve.client import InferenceFailed, ShmClient, UnsupportedType
 
+from shmserve.client import InferenceFailed, ShmClient, UnsupportedType
 from tests.daemon_process import Daemon
 from tests.robot_process import Robot
 from tests.trees import assert_same
@@ -124,7 +124,7 @@ def test_a_result_that_the_client_cannot_unpickle_is_an_error_and_the_next_reque
 
 
 def test_a_result_that_cannot_be_pickled_is_an_error_of_the_model(client: ShmClient) -> None:
-    with pytest.raises(InferenceFailed, match="UnsupportedType: action cannot be pickled.*generator"):
+    with pytest.raises(InferenceFailed, match=r"UnsupportedType: action cannot be pickled.*generator"):
         client.infer({"do": "unreadable"})
 
     assert client.infer({"do": "echo", "value": 1}) == 1
@@ -187,7 +187,7 @@ def test_a_tensor_that_turned_sparse_is_refused_like_any_other(stranger: ShmClie
     dense = torch.eye(3)
     stranger.infer({"do": "echo", "value": dense})
 
-    with pytest.raises(UnsupportedType, match="layout torch.sparse_coo"):
+    with pytest.raises(UnsupportedType, match=r"layout torch\.sparse_coo"):
         stranger.infer({"do": "echo", "value": dense.to_sparse()})
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
+
 from shmserve.layout import REQUEST, Geometry
 from shmserve.protocol import Kind, Status
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
@@ -122,7 +123,12 @@ def test_a_reply_is_there_once_it_is_complete(ends: Ends) -> None:
         assert ends.answered.answered(sequence)
         head = ends.answered.try_head(sequence)
         assert head is not None
-        assert (head.sequence, head.status, head.flags, head.copied_ns) == (sequence, 0, sequence * 100 + 2, sequence * 100 + 10)
+        assert (head.sequence, head.status, head.flags, head.copied_ns) == (
+            sequence,
+            0,
+            sequence * 100 + 2,
+            sequence * 100 + 10,
+        )
         assert ends.answered.answered_count() == count + 1
 
 

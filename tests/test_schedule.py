@@ -17,17 +17,17 @@ def client(number: int, *submitted_ns: int) -> Any:
 
 
 def serve(clients: list[Any], rounds: int, *, each_ns: int = 10, refill: bool = False) -> list[int]:
-    """The order in which requests are served, one after the other, each taking `each_ns`."""
+    """The order in which requests are served, one after the other, each taking `each_ns`; as EngineLoop._serve_next."""
     order = []
     now_ns = 1000
     for _ in range(rounds):
-        waiting = [client for client in clients if client.waiting]
+        waiting: list[Any] = [client for client in clients if client.waiting]
         if not waiting:
             break
-        chosen = next_of(waiting)
+        chosen: Any = next_of(waiting)
         chosen.waiting.popleft()
-        chosen.last_served_ns = now_ns
         now_ns += each_ns
+        chosen.last_served_ns = now_ns
         order.append(chosen.number)
         if refill:
             chosen.waiting.append(SimpleNamespace(submitted_ns=now_ns))

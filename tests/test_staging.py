@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shmserve.client import ShmClient
-
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.trees import assert_same
@@ -16,12 +16,12 @@ from tests.trees import assert_same
 
 @pytest.mark.parametrize("keep", ["whole", "row", "numpy", "in turn"])
 def test_a_policy_may_keep_its_observations(start_daemon: Callable[..., Daemon], keep: str) -> None:
-    parts = {"whole": slice(None), "row": 1, "numpy": slice(2, None)}
+    parts: dict[str, Any] = {"whole": slice(None), "row": 1, "numpy": slice(2, None)}
     turn = ["whole", "none", "row", "none", "none", "numpy", "whole"]
-    kept: list[tuple[int, np.ndarray]] = []
+    kept: list[tuple[int, Any]] = []
     with start_daemon("history").client() as client:
         for step in range(60):
-            frame = np.full((4, 50), step, np.int32) if step % 3 else np.full((6, 30), step, np.float32)
+            frame: Any = np.full((4, 50), step, np.int32) if step % 3 else np.full((6, 30), step, np.float32)
             how = turn[step % len(turn)] if keep == "in turn" else keep
 
             found = client.infer({"step": step, "frame": frame, "keep": how})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shmserve.daemon.stats import (
     CHANNEL_LIMIT,
     STATS_BYTES,
@@ -64,25 +65,38 @@ def test_what_the_engine_counts_the_supervisor_reads(stats: tuple[Stats, Stats])
     assert counters == {counter.name.lower(): n + 1 for n, counter in enumerate(Counter) if counter != Counter.CONTROL}
 
 
-@pytest.mark.parametrize("stage", Stage)
-def test_a_stage_has_a_histogram_of_its_own(stats: tuple[Stats, Stats], stage: Stage) -> None:
+def test_each_stage_of_a_request_is_counted_in_its_own_histogram(stats: tuple[Stats, Stats]) -> None:
     engine, supervisor = stats
     for _ in range(100):
-        engine.record(stage, 50_000)
+        engine.record(50_000, 5_000, 5_000_000, 500)
 
-    assert {other: supervisor.distribution(other).total for other in Stage} == {
-        other: 100 if other is stage else 0 for other in Stage
-    }
-    median = supervisor.distribution(stage).percentile_us(50)
-    assert median is not None and 43 <= median <= 57
+    medians = {stage: supervisor.distribution(stage).percentile_us(50) for stage in Stage}
+
+    assert {stage: supervisor.distribution(stage).total for stage in Stage} == dict.fromkeys(Stage, 100)
+    for stage, us in zip(Stage, (50, 5, 5000, 0.5, 5055.5), strict=True):
+        median = medians[stage]
+        assert median is not None and abs(median - us) <= us / 8
+
+
+@given(st.lists(st.integers(0, 1 << 22) | st.integers(0, _MINUTE_NS), min_size=1, max_size=30))
+def test_the_short_cut_for_short_durations_counts_in_the_same_bucket(durations: list[int]) -> None:
+    descriptor = create_stats_memory()
+    stats = Stats(descriptor)
+    os.close(descriptor)
+    for duration in durations:
+        stats.record(duration, 0, 0, 0)
+    counts = stats.distribution(Stage.QUEUED).counts
+    stats.close()
+
+    found = [bucket for bucket, count in enumerate(counts) for _ in range(count)]
+    assert found == sorted(map(bucket_of, durations))
 
 
 def test_every_channel_has_a_line_of_its_own(stats: tuple[Stats, Stats]) -> None:
     engine, supervisor = stats
     for channel in range(CHANNEL_LIMIT):
         engine.words[engine.channel_index(channel) + ChannelWord.SERVED] = channel + 1
-    for stage in Stage:
-        engine.record(stage, 1 << 62)
+    engine.record(1 << 60, 1 << 60, 1 << 60, 1 << 60)
 
     assert [supervisor.channel(channel)[0] for channel in range(CHANNEL_LIMIT)] == list(range(1, CHANNEL_LIMIT + 1))
     engine.clear_channel(7)
@@ -111,9 +125,9 @@ def test_without_a_request_there_is_no_percentile(stats: tuple[Stats, Stats]) ->
 
 def test_the_counts_of_two_engines_add_up(stats: tuple[Stats, Stats]) -> None:
     engine, supervisor = stats
-    engine.record(Stage.TOTAL, 1000)
+    engine.record(1000, 0, 0, 0)
     before = supervisor.distribution(Stage.TOTAL)
-    engine.record(Stage.TOTAL, 1_000_000)
+    engine.record(1_000_000, 0, 0, 0)
 
     both = before + supervisor.distribution(Stage.TOTAL)
 

@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from shmserve.client import RequestTimeout, ShmClient
 
+from shmserve.client import RequestTimeout, ShmClient
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
 

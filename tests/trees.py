@@ -57,34 +57,36 @@ def filled(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int) -> Array:
     """An array of random bits: every value that the dtype has, NaNs with a payload among them."""
     size = math.prod(shape) * dtype.itemsize
     bits = np.random.default_rng(seed).integers(0, 2 if dtype == np.bool_ else 256, size, np.uint8)
-    return np.frombuffer(bits.tobytes(), dtype).reshape(shape).copy()
+    array: Array = np.frombuffer(bits.tobytes(), dtype).reshape(shape).copy()
+    return array
 
 
 def laid_out(array: Array, layout: str) -> Array:
     """The same values, differently in memory, as far as a 0-d array can differ."""
     if array.ndim == 0 and layout in ("backwards", "every other"):
         return array
+    every: tuple[slice, ...]
+    other = array
     if layout == "Fortran":
-        return np.asfortranarray(array).reshape(array.shape)
-    if layout == "transposed":
-        return np.ascontiguousarray(array.T).reshape(array.shape[::-1]).T
-    if layout == "backwards":
+        other = np.asfortranarray(array).reshape(array.shape)
+    elif layout == "transposed":
+        other = np.ascontiguousarray(array.T).reshape(array.shape[::-1]).T
+    elif layout == "backwards":
         every = (slice(None, None, -1),) * array.ndim
-        return array[every].copy()[every]
-    if layout == "every other":
-        roomy = np.zeros(tuple(2 * length for length in array.shape), array.dtype)
+        other = array[every].copy()[every]
+    elif layout == "every other":
         every = (slice(None, None, 2),) * array.ndim
+        roomy = np.zeros(tuple(2 * length for length in array.shape), array.dtype)
         roomy[every] = array
-        return roomy[every]
-    if layout == "broadcast":
-        return np.broadcast_to(array, (3, *array.shape))
-    if layout == "read-only":
-        array = array.copy()
-        array.flags.writeable = False
-        return array
-    if layout == "other byte order" and array.dtype != BFLOAT16:
-        return array.astype(array.dtype.newbyteorder())
-    return array
+        other = roomy[every]
+    elif layout == "broadcast":
+        other = np.broadcast_to(array, (3, *array.shape))
+    elif layout == "read-only":
+        other = array.copy()
+        other.flags.writeable = False
+    elif layout == "other byte order" and array.dtype != BFLOAT16:
+        other = array.astype(array.dtype.newbyteorder())
+    return other
 
 
 def tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+
 from shmserve.client import ShmClient
 
 name, runtime_dir = sys.argv[1:3]

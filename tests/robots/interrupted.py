@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+
 from shmserve.client import ShmClient
 
 name, runtime_dir, pause_s, enough = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]

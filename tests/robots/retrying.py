@@ -5,6 +5,7 @@ import signal
 import sys
 
 import numpy as np
+
 from shmserve.client import ShmClient
 
 name, runtime_dir = sys.argv[1:3]

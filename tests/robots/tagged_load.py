@@ -3,15 +3,17 @@
 import json
 import sys
 from collections import deque
+from typing import Any
 
 import numpy as np
+
 from shmserve.client import Pending, ShmClient
 
 name, runtime_dir, robot, count, window = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 random = np.random.default_rng(robot)
 wrong: list[str] = []
 sequences: list[int] = []
-out: deque[tuple[dict, Pending]] = deque()
+out: deque[tuple[dict[str, Any], Pending]] = deque()
 
 
 def collect() -> None:

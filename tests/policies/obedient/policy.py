@@ -54,6 +54,9 @@ class Policy:
             time.sleep(0.005)
         return {"waited": True, "runs": self.runs}
 
+    def _sleep(self, observation: dict[str, Any]) -> Any:
+        time.sleep(observation["s"])
+
     def _grow(self, observation: dict[str, Any]) -> Any:
         return torch.full((observation["items"],), observation["value"], dtype=torch.int64)
 
