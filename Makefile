@@ -1,17 +1,20 @@
 # Every target makes what it needs: a virtual environment in .venv, with this checkout installed in it.
 PYTHON ?= python3
 VENV := .venv
+BENCH_VENV := .venv-bench
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint bench bench-check clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   start the daemon with the example policy and let a robot balance a pole through it"
 	@echo "make test   all checks and tests"
 	@echo "make lint   the static checks alone"
+	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (ten minutes)"
+	@echo "make bench-check  compare the ratios of a short run with those that are kept"
 	@echo "make clean  remove what these made"
 
 $(VENV)/installed: pyproject.toml
@@ -29,8 +32,23 @@ lint: $(VENV)/installed
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > /tmp/lint-imports.$$$$ 2>&1 || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
 
+# Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+# Its own environment: the peers' packages are many, and no test needs them.
+$(BENCH_VENV)/installed: pyproject.toml
+	@$(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+# make bench BENCH="--seconds 10" for the long form.
+bench: $(BENCH_VENV)/installed
+	@$(BENCH_VENV)/bin/python -m bench.run --name reference --report $(BENCH)
+
+bench-check: $(BENCH_VENV)/installed
+	@$(BENCH_VENV)/bin/python -m bench.check $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

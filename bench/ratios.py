@@ -9,6 +9,8 @@ from typing import Any
 
 from bench.results import Document
 
+Figures = dict[str, Any]
+
 WORKLOADS = ("tiny", "vga", "fullhd")
 #: What the ways of shmserve are held against: it needs nothing that a check would have to install.
 BESIDE = "unix-socket-pickle5"
@@ -72,16 +74,17 @@ def p50_ratio(document: Document, workload: str, way: str, other: str) -> float 
     if rows[0] is None or rows[1] is None:
         return None
     pairs = zip(rows[0]["round_p50_us"], rows[1]["round_p50_us"], strict=True)
-    return statistics.median(one / two for one, two in pairs)
+    ratio: float = statistics.median(one / two for one, two in pairs)
+    return ratio
 
 
-def row_of(document: Document, workload: str, way: str) -> dict[str, Any] | None:
+def row_of(document: Document, workload: str, way: str) -> Figures | None:
     """The figures of one way with one workload; None where it has none."""
     rows = document.get("closed_loop", {}).get(workload, {}).get("rows", ())
     return next((row for row in rows if row["name"] == way and "failed" not in row), None)
 
 
-def figure(document: Document, benchmark: str, key: str) -> dict[str, Any] | None:
+def figure(document: Document, benchmark: str, key: str) -> Figures | None:
     """One figure of bench/scale; None where it was not measured."""
     figures = document.get("scale", {}).get(benchmark, {}).get("figures", ())
     return next((one for one in figures if one["name"] == key), None)

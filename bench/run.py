@@ -40,7 +40,7 @@ STAGE_WORKLOADS = ("tiny", "vga", "fullhd")
 class Plan:
     """What to measure; `seconds` are for each way with each workload."""
 
-    seconds: float = 2.0
+    seconds: float = 1.5
     rounds: int = 5
     parts: Sequence[str] = PARTS
     peers: Sequence[str] = field(default_factory=lambda: [peer.name for peer in all_peers()])
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="latest", help="of the results: bench/results/NAME.json; default latest")
     parser.add_argument("--report", action="store_true", help="make the documents anew, from this run")
-    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="for each way and workload; default 2")
+    parser.add_argument("--seconds", type=float, default=Plan.seconds, help="for each way and workload; default 1.5")
     parser.add_argument("--rounds", type=int, default=Plan.rounds, help="turns that they are divided into; default 5")
     parser.add_argument("--parts", type=of(PARTS), default=PARTS, help=f"of {', '.join(PARTS)}; default all")
     parser.add_argument("--peers", type=of(names), default=names, help=f"of {', '.join(names)}; default all")

@@ -14,12 +14,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
 
 from .peers.leftovers import my_prefix
 from .peers.peer import PR_SET_PDEATHSIG
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 POLICIES = Path(__file__).with_name("policies")
 SHMSERVED = [sys.executable, "-m", "shmserve.daemon.main"]
@@ -60,7 +63,7 @@ class Service:
         """What its clients are told."""
         return self.folder / "r"
 
-    def start(self) -> Service:
+    def start(self) -> None:
         """Returns once it is ready; raises ConnectionError with the daemon's log if it ends or fails instead."""
         # A short path: a Unix socket's name has 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix=my_prefix()))
@@ -76,14 +79,13 @@ class Service:
                 stdout=log,
                 stderr=log,
                 env=environment(),
-                preexec_fn=_end_with_parent,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  a benchmark has one thread
             )
         try:
             self._wait_ready()
         except BaseException:
             self.stop()
             raise
-        return self
 
     def _wait_ready(self) -> None:
         assert self._daemon is not None
@@ -142,8 +144,9 @@ class Service:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def __enter__(self) -> Service:
-        return self.start()
+    def __enter__(self) -> Self:
+        self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -40,7 +40,7 @@ def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
 
 def _turn(client: Any, name: str, in_place: bool, seconds: float) -> list[tuple[float, ...]]:
     asked = workload(name)
-    rows = []
+    rows: list[tuple[float, ...]] = []
     end, count = time.monotonic() + seconds, 0
     while time.monotonic() < end or count < 20:
         count += 1

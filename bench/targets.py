@@ -85,7 +85,7 @@ def targets(document: Document) -> Iterator[Target]:
         row = row_of(document, name, way)
         floors = [row_of(document, name, floor) for floor in (C_FLOOR[way], BARE[way])]
         floor = ", ".join(f"{floor['name']}: {short(floor['p50_us'])} us" for floor in floors if floor)
-        yield Target(f"{name}: {way}, p50", asked, True, "us", row and row["p50_us"], floor)
+        yield Target(f"{name}: {way}, p50", asked, True, "us", row["p50_us"] if row else None, floor)
     for name, way, _ in ROUND_TRIPS:
         row, bare = row_of(document, name, way), row_of(document, name, BARE[way])
         more = row["p50_us"] - bare["p50_us"] if row and bare else None

@@ -195,6 +195,17 @@ def test_spare_rows_stand_in_while_the_next_chunk_is_late_and_are_not_fresh() ->
     assert not any(step.fresh for step in steps[4:7] if isinstance(step, ActionStep))
 
 
+def test_spare_rows_are_not_used_when_the_next_chunk_is_there() -> None:
+    policy = Policy(Clock())
+    chunks = make(policy, steps=4, spare_steps=4, prefetch=1)
+
+    assert rows_of(pace(chunks, policy, 8)) == [
+        *[(0, row) for row in range(4)],
+        *[(1, row) for row in range(1, 4)],
+        (2, 1),
+    ]
+
+
 def test_a_chunk_whose_time_has_passed_is_not_used_and_the_step_says_so() -> None:
     policy = Policy(Clock(), latencies_ms=[200.0])
     chunks = make(policy, steps=4)

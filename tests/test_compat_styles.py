@@ -78,6 +78,16 @@ def test_a_style_that_is_named_needs_no_recognising(tmp_path: Path) -> None:
     assert policy.infer({}) == (4, 7, 1)
 
 
+def test_the_entry_may_be_a_function_that_makes_the_policy(tmp_path: Path) -> None:
+    def create(config: str, checkpoint_dir: str) -> Defaults:
+        return Defaults(len(config), len(checkpoint_dir))
+
+    manifest = '[model]\nstyle = "openpi"\n[model.arguments]\nconfig = "pi05"\ncheckpoint_dir = "{path}"\n'
+    policy = styled(create, tmp_path, manifest)
+
+    assert policy.infer({}) == (4, len(str(tmp_path)), 1)
+
+
 @pytest.mark.parametrize(
     ("policy_class", "manifest", "message"),
     [

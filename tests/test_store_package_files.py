@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,35 @@ def test_a_package_may_be_reached_through_a_link_but_hold_none(tmp_path: Path) -
 
     with pytest.raises(ModelPackageError, match=r"arm: 'weights/link' is a symbolic link.*cp -rL"):
         content_version(package)
+
+
+def test_a_link_that_takes_a_files_place_in_the_last_moment_is_not_followed(tmp_path: Path) -> None:
+    package = write_package(tmp_path / "arm", {"x": b"plain"})
+    (tmp_path / "secret").write_bytes(b"secret")
+    ended = threading.Event()
+
+    def exchange() -> None:
+        while not ended.is_set():
+            (tmp_path / "plain").write_bytes(b"plain")
+            os.replace(tmp_path / "plain", package / "x")
+            (tmp_path / "link").symlink_to(tmp_path / "secret")
+            os.replace(tmp_path / "link", package / "x")
+
+    exchanging = threading.Thread(target=exchange)
+    exchanging.start()
+    found, refused = set(), set()
+    try:
+        for _ in range(5000):
+            try:
+                found.update(file.sha256 for file in package_files(package))
+            except ModelPackageError as error:
+                refused.add(str(error).partition(": ")[2])
+    finally:
+        ended.set()
+        exchanging.join()
+
+    assert found <= {hashlib.sha256(b"plain").hexdigest()}
+    assert any("cannot be read: Too many levels of symbolic links" in each for each in refused)  # that last moment
 
 
 def test_other_kinds_of_files_are_refused_without_opening_them(tmp_path: Path) -> None:

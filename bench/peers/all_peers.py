@@ -9,7 +9,7 @@ from .in_process import InProcess
 from .lerobot_grpc import LeRobotGrpc
 from .openpi import OpenPi
 from .peer import Peer
-from .shmserve_peer import Shmserve, ShmserveBlocking, ShmserveInPlace
+from .shmserve_peer import Shmserve, ShmserveBlocking, ShmserveInPlace, ShmserveSealed
 from .triton import Triton
 from .unix_socket_pickle5 import UnixSocketPickle5
 
@@ -27,6 +27,7 @@ def all_peers() -> list[Peer]:
         Iceoryx2Event(),
         Iceoryx2Poll(),
         ShmserveBlocking(),
+        ShmserveSealed(),
         Shmserve(),
         ShmserveInPlace(),
         InProcess(),

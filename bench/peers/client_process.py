@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections.abc import Sequence
@@ -113,8 +114,7 @@ def _run(peer: Peer, workload_name: str, pipe: Connection) -> None:
         first = asking.closed(1, 0.0)
         asking.closed(PREPARE, 0.0)
         pipe.send(int(first.latency_ns[0]))
-        while True:
-            turn: Turn = pipe.recv()
+        while (turn := _next_turn(pipe)) is not None:
             wait_until(turn.begin_ns)
             warm_up = asking.closed(WARM_UP, turn.seconds * WARM_UP_SHARE)
             if turn.rate_hz is None:
@@ -122,7 +122,15 @@ def _run(peer: Peer, workload_name: str, pipe: Connection) -> None:
             else:
                 sample = asking.open(turn.seconds, turn.rate_hz, turn.seed)
             pipe.send((sample, len(warm_up.latency_ns) + len(sample.latency_ns)))
-    except EOFError:  # The benchmark is done with this client.
-        return
     except Exception as error:  # noqa: BLE001  whatever its library raises ends this row, not the benchmark
-        pipe.send(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(BrokenPipeError):
+            pipe.send(f"{type(error).__name__}: {error}")
+
+
+def _next_turn(pipe: Connection) -> Turn | None:
+    """None once the benchmark is done with this client, or is no more."""
+    try:
+        turn: Turn = pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return None
+    return turn

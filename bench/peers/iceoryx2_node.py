@@ -9,6 +9,7 @@ from typing import Any
 
 from .out_of_band import ALIGNMENT
 
+MOST_CLIENTS = 32  # The defaults are 8 and 16.
 FIRST_SLICE_BYTES = 1 << 16
 WAIT_MS = 100  # A wait ends now and then, so that SIGTERM is seen.
 
@@ -35,17 +36,21 @@ class Node:
         of_bytes: Any = self._iceoryx2.Slice[ctypes.c_uint8]
         service = self._builder("infer").request_response(of_bytes, of_bytes)
         alignment = self._iceoryx2.Alignment.new(ALIGNMENT)
-        return service.request_payload_alignment(alignment).response_payload_alignment(alignment).open_or_create()
+        service = service.request_payload_alignment(alignment).response_payload_alignment(alignment)
+        return service.max_clients(MOST_CLIENTS).max_nodes(MOST_CLIENTS).open_or_create()
 
     def growing(self, port_builder: Any) -> Any:
         strategy = self._iceoryx2.AllocationStrategy.PowerOfTwo
         return port_builder.initial_max_slice_len(FIRST_SLICE_BYTES).allocation_strategy(strategy).create()
 
+    def _event(self, name: str) -> Any:
+        return self._builder(name).event().max_notifiers(MOST_CLIENTS).max_nodes(MOST_CLIENTS).open_or_create()
+
     def notifier(self, name: str) -> Any:
-        return self._builder(name).event().open_or_create().notifier_builder().create()
+        return self._event(name).notifier_builder().create()
 
     def waiting(self, name: str) -> Callable[[], object]:
-        listener = self._builder(name).event().open_or_create().listener_builder().create()
+        listener = self._event(name).listener_builder().create()
         timeout = self._iceoryx2.Duration.from_millis(WAIT_MS)
         return lambda: listener.timed_wait(timeout)
 

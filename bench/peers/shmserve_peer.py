@@ -1,4 +1,4 @@
-"""shmserve itself, as its README describes it, and with each of its two great switches."""
+"""shmserve itself, as its README describes it, and with each of its great switches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Shmserve:
     name = "shmserve"
     in_place = False
     spin_us: int | Literal["adaptive"] = "adaptive"
+    transport = "named"
 
     def __init__(self) -> None:
         self.address = ""
@@ -29,7 +30,7 @@ class Shmserve:
         return f"not installed: {', '.join(missing)} (pip install 'shmserve[daemon]')" if missing else None
 
     def start(self) -> None:
-        self._service = Service(POLICY, model={"read_in_place": self.in_place}, settings={"spin_us": self.spin_us})
+        self._service = Service(POLICY, model={"read_in_place": self.in_place}, settings={"spin_us": self.spin_us, "transport": self.transport})
         self._service.start()
         self.address = str(self._service.runtime_dir)
 
@@ -55,6 +56,13 @@ class ShmserveInPlace(Shmserve):
 
     name = "shmserve-in-place"
     in_place = True
+
+
+class ShmserveSealed(Shmserve):
+    """For clients that are not trusted: sealed memory, and a pipe as the doorbell."""
+
+    name = "shmserve-sealed"
+    transport = "sealed"
 
 
 class ShmserveBlocking(Shmserve):

@@ -76,7 +76,8 @@ def image() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 def measure(seconds: float) -> list[Figure]:
     """Ready batches in process, eight clients with one request each, the same with two each, in turns."""
     observation = {"image": image(), "number": 0}
-    ready, single, one_each, two_each = [], [], [], []
+    ready, single = [], []
+    reached: dict[int, list[float]] = {1: [], 2: []}
     sizes: dict[int, list[float]] = {1: [], 2: []}
     with ExitStack() as cleanup:
         in_process = _InProcess()
@@ -93,7 +94,7 @@ def measure(seconds: float) -> list[Figure]:
             turn_s = seconds / ROUNDS
             ready.append(in_process.per_second(BATCH, turn_s))
             single.append(in_process.per_second(1, turn_s))
-            for in_flight, rates in ((1, one_each), (2, two_each)):
+            for in_flight, rates in reached.items():
                 before = _counts(service)
                 rates.append(_per_second(loads[in_flight], turn_s))
                 served, batches = (now - then for now, then in zip(_counts(service), before, strict=True))
@@ -106,8 +107,8 @@ def measure(seconds: float) -> list[Figure]:
         return Figure(name, what, ratio, "x", float(np.median(single)) / best, "the model called with one at a time")
 
     return [
-        figure("two_each", "8 clients with two requests out each, to ready batches of 8 in process", two_each),
-        figure("one_each", "8 clients with one request out each, to ready batches of 8 in process", one_each),
+        figure("two_each", "8 clients with two requests out each, to ready batches of 8 in process", reached[2]),
+        figure("one_each", "8 clients with one request out each, to ready batches of 8 in process", reached[1]),
         Figure("in_process_per_s", "ready batches of 8 in process, observations per second", best, ""),
         *(
             Figure(f"mean_batch_{in_flight}", f"mean batch, {in_flight} out each", float(np.mean(found)), "")

@@ -66,7 +66,7 @@ def measure(seconds: float) -> list[Figure]:
 
 def _turn(client: Any, observation: dict[str, Any], change: Change, seconds: float) -> float:
     """The median round trip, us."""
-    took = []
+    took: list[int] = []
     end = time.monotonic() + seconds
     count = 0
     while time.monotonic() < end or len(took) < 3:

@@ -231,6 +231,11 @@ class EngineLoop:
                 if not self._waiting:
                     break
         self._serving.serve(batch)
+        if self._waiting:
+            # From the end of its turn: a client with one request out can send its next only now.
+            now_ns = time.monotonic_ns()
+            for tenancy, _ in batch:
+                tenancy.last_served_ns = now_ns
 
     def _idle(self, began_ns: int) -> None:
         """Spin for as long as news is likely soon, then sleep."""
