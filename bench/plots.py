@@ -18,7 +18,12 @@ PICTURES = {
 }
 DISTRIBUTION_OF = "vga"
 
-OURS = {"shmserve": "#c2410c", "shmserve-in-place": "#ea580c", "shmserve-sealed": "#b45309", "shmserve-blocking": "#fdba74"}
+OURS = {
+    "shmserve": "#c2410c",
+    "shmserve-in-place": "#ea580c",
+    "shmserve-sealed": "#b45309",
+    "shmserve-blocking": "#fdba74",
+}
 OTHERS = ("#1d4ed8", "#0891b2", "#15803d", "#7c3aed", "#be185d", "#a16207", "#475569", "#0f766e", "#9333ea", "#65a30d")
 FLOOR = "#9ca3af"
 MARKERS = "osDv^<>Pp*h"

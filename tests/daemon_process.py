@@ -70,6 +70,9 @@ class Daemon:
         self.state_dir = self.folder / "s"
         self.service_dir = self.runtime_dir / name
         self._arguments = [*arguments]
+        #: Every test of the service is a test of either transport: run them with this set to "sealed", too.
+        if (transport := os.environ.get("SHMSERVE_TEST_TRANSPORT")) and "--transport" not in arguments:
+            self._arguments += ["--transport", transport]
         if config:
             (self.folder / "config.toml").write_text(config)
             self._arguments += ["--config", str(self.folder / "config.toml")]

@@ -11,7 +11,6 @@ from shmserve.client.attachment import Attachment, Wanted
 from shmserve.codec import Decoder, Encoded, Encoder
 from shmserve.protocol import Flag, Kind
 from shmserve.ring import ReplyHead, RequestHead
-
 from tests.daemon_process import Daemon, wait_until
 
 
@@ -33,9 +32,7 @@ class RawChannel:
             sequence = self.requests.counter() + 1
         encoded = self.encoder.encode(tree, self.requests.memory(sequence))
         flags = Flag.PICKLED if encoded.pickled else 0
-        return RequestHead(
-            sequence, Kind.INFER, flags, 0, 0, 0, time.monotonic_ns(), *encoded[:3], cancelled=0
-        )
+        return RequestHead(sequence, Kind.INFER, flags, 0, 0, 0, time.monotonic_ns(), *encoded[:3], cancelled=0)
 
     def cut_off(self) -> None:
         """Truncate the segments under whoever has them mapped."""

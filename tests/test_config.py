@@ -21,14 +21,17 @@ DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 
 def settings(
-    file: str | None = None, folder: Path | None = None, flags: dict[str, Any] | None = None, **variables: str
+    file: str | None = None,
+    folder: Path | None = None,
+    flags: dict[str, Any] | None = None,
+    variables: dict[str, str] | None = None,
 ) -> Settings:
     path = None
     if file is not None:
         assert folder is not None
         path = folder / "t.toml"
         path.write_text(file)
-    return Settings("t", DIRECTORIES, flags=flags or {}, environment=variables, file=path)
+    return Settings("t", DIRECTORIES, flags=flags or {}, environment=variables or {}, file=path)
 
 
 def refusal(found: Settings) -> str:
@@ -45,8 +48,7 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
         "device = 'file'\nmax_clients = 3\nmax_slots = 4\n",
         tmp_path,
         {"device": "flag", "threads": None},
-        SHMSERVE_DEVICE="variable",
-        SHMSERVE_MAX_CLIENTS="5",
+        {"SHMSERVE_DEVICE": "variable", "SHMSERVE_MAX_CLIENTS": "5"},
     )
 
     config = found.read()
@@ -77,7 +79,7 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path
     ],
 )
 def test_a_variable_is_read_as_its_key_s_type(key: str, text: str, value: object) -> None:
-    config = settings(**{f"SHMSERVE_{key.upper()}": text}).read()
+    config = settings(variables={f"SHMSERVE_{key.upper()}": text}).read()
 
     assert getattr(config, key) == value
 
@@ -106,9 +108,9 @@ def test_the_user_s_own_file_comes_before_the_system_s(tmp_path: Path, monkeypat
     variables = {"XDG_CONFIG_HOME": str(tmp_path / "own")}
 
     monkeypatch.setattr("os.getuid", lambda: 1000)
-    assert settings(**variables).read().max_clients == 3
+    assert settings(variables=variables).read().max_clients == 3
     monkeypatch.setattr("os.getuid", lambda: 0)
-    assert settings(**variables).read().max_clients == 2
+    assert settings(variables=variables).read().max_clients == 2
 
 
 # Mistakes
@@ -151,11 +153,14 @@ def test_a_value_that_cannot_be_is_refused_with_what_can(tmp_path: Path, line: s
 
 
 def test_a_variable_that_cannot_be_is_refused_by_its_name() -> None:
-    assert refusal(settings(SHMSERVE_MAX_CLIENTS="many")) == "environment SHMSERVE_MAX_CLIENTS='many' must be integer"
+    assert (
+        refusal(settings(variables={"SHMSERVE_MAX_CLIENTS": "many"}))
+        == "environment SHMSERVE_MAX_CLIENTS='many' must be integer"
+    )
 
 
 def test_a_variable_that_is_no_setting_is_told_with_the_nearest() -> None:
-    found = settings(SHMSERVE_MAX_CLINETS="3", SHMSERVE_RUNTIME_DIR="/r", SHMSERVE_DEVICE="cpu")
+    found = settings(variables={"SHMSERVE_MAX_CLINETS": "3", "SHMSERVE_RUNTIME_DIR": "/r", "SHMSERVE_DEVICE": "cpu"})
 
     assert found.unknown_variables() == ["SHMSERVE_MAX_CLINETS: no such setting; did you mean 'max_clients'?"]
 
@@ -175,7 +180,14 @@ def test_check_config_says_what_would_be_in_force_and_starts_nothing(tmp_path: P
     (tmp_path / "bad.toml").write_text("max_clinets = 3\n")
 
     def check(file: str) -> subprocess.CompletedProcess[str]:
-        command = [SHMSERVED, "--check-config", "--runtime-dir", tmp_path / "r", "--config", tmp_path / file]
+        command: list[str | Path] = [
+            SHMSERVED,
+            "--check-config",
+            "--runtime-dir",
+            tmp_path / "r",
+            "--config",
+            tmp_path / file,
+        ]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=60, env={**environment(), "HOME": "/"}, check=False
         )
@@ -214,7 +226,13 @@ def test_a_reload_applies_what_is_live_and_tells_what_is_not(start_daemon: Calla
 def test_a_reload_of_a_file_with_a_mistake_changes_nothing(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("echo", config="max_slots = 4\n")
     (daemon.folder / "config.toml").write_text("max_slots = 2\nmax_clinets = 9\n")
-    admin = [SHMSERVED.with_name("shmserve-admin"), "--name", daemon.name, "--runtime-dir", daemon.runtime_dir]
+    admin: list[str | Path] = [
+        SHMSERVED.with_name("shmserve-admin"),
+        "--name",
+        daemon.name,
+        "--runtime-dir",
+        daemon.runtime_dir,
+    ]
 
     result = subprocess.run([*admin, "reload"], capture_output=True, text=True, timeout=60, check=False)
 

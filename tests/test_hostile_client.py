@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from shmserve.client import ShmClient
 from shmserve.client.attachment import Wanted
 from shmserve.layout import MAX_METADATA_BYTES
-from shmserve.protocol import WIRE_VERSION, Flag, Kind, Status
+from shmserve.protocol import WIRE_VERSION, Flag, Status
 from shmserve.ring import RequestHead
 from shmserve.varlink import INVALID_PARAMETER, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
-
 from tests.daemon_process import Daemon
 from tests.raw_channel import RawChannel
 
@@ -238,15 +238,34 @@ def test_a_channel_may_be_attached_once_and_in_one_version(daemon: Daemon, neigh
     with VarlinkConnection.connect(daemon.client_socket, 10.0, accept_fds=8) as connection:
         assert call(connection, "Resize", wanted=wanted, published=0, carried=[]) == "NotAttached"
         assert call(connection, "Attach", wire_version=WIRE_VERSION + 1, wanted=wanted) == "ProtocolMismatch"
-        for wrong in ({"slots": 0}, {"slots": 65}, {"slots": True}, {"request_bytes": -1}, {"reply_bytes": 1 << 40}, {"slots": None}):
+        for wrong in (
+            {"slots": 0},
+            {"slots": 65},
+            {"slots": True},
+            {"request_bytes": -1},
+            {"reply_bytes": 1 << 40},
+            {"slots": None},
+        ):
             said = call(connection, "Attach", wire_version=WIRE_VERSION, wanted={**wanted, **wrong})
             assert said.startswith("InvalidParameter"), (wrong, said)
         assert call(connection, "Attach", wire_version=WIRE_VERSION, wanted=wanted) == "done"
         assert call(connection, "Attach", wire_version=WIRE_VERSION, wanted=wanted) == "AlreadyAttached"
-        for published, carried in ((-1, []), (1 << 62, []), (5, [6]), (5, [0]), (5, [1, 3]), (5, ["1"]), (5, [True]), (5, list(range(1, 70)))):
+        for published, carried in (
+            (-1, []),
+            (1 << 62, []),
+            (5, [6]),
+            (5, [0]),
+            (5, [1, 3]),
+            (5, ["1"]),
+            (5, [True]),
+            (5, list(range(1, 70))),
+        ):
             said = call(connection, "Resize", wanted=wanted, published=published, carried=carried)
             assert said.startswith("InvalidParameter"), (published, carried, said)
-        assert call(connection, "Resize", wanted={**wanted, "request_bytes": 1 << 32}, published=0, carried=[]) == "Refused"
+        assert (
+            call(connection, "Resize", wanted={**wanted, "request_bytes": 1 << 32}, published=0, carried=[])
+            == "Refused"
+        )
         assert call(connection, "Resize", wanted=wanted, published=0, carried=[]) == "done"
 
 

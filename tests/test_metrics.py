@@ -25,7 +25,13 @@ def daemon(start_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
 
 
 def admin(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [SHMSERVED.with_name("shmserve-admin"), "--name", daemon.name, "--runtime-dir", daemon.runtime_dir]
+    command: list[str | Path] = [
+        SHMSERVED.with_name("shmserve-admin"),
+        "--name",
+        daemon.name,
+        "--runtime-dir",
+        daemon.runtime_dir,
+    ]
     return subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -33,7 +39,7 @@ def samples(text: str) -> Samples:
     """Every sample by its name and labels, as the reference parser of OpenMetrics reads it."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
 
@@ -133,7 +139,7 @@ def test_a_text_file_that_cannot_be_written_is_an_error_and_leaves_nothing(daemo
 
 
 def test_without_a_daemon_there_are_no_metrics(tmp_path: Path) -> None:
-    command = [SHMSERVED.with_name("shmserve-admin"), "--runtime-dir", tmp_path, "metrics"]
+    command: list[str | Path] = [SHMSERVED.with_name("shmserve-admin"), "--runtime-dir", tmp_path, "metrics"]
 
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 

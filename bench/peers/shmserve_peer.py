@@ -30,7 +30,11 @@ class Shmserve:
         return f"not installed: {', '.join(missing)} (pip install 'shmserve[daemon]')" if missing else None
 
     def start(self) -> None:
-        self._service = Service(POLICY, model={"read_in_place": self.in_place}, settings={"spin_us": self.spin_us, "transport": self.transport})
+        self._service = Service(
+            POLICY,
+            model={"read_in_place": self.in_place},
+            settings={"spin_us": self.spin_us, "transport": self.transport},
+        )
         self._service.start()
         self.address = str(self._service.runtime_dir)
 
