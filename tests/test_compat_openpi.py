@@ -318,4 +318,4 @@ def test_a_policy_for_openpis_server_is_served_unmodified(droid: Daemon) -> None
     assert (seen["prompt"], seen["brightness"], seen["device"]) == ("pick up the cup", 7.0, "cpu")
     # The array is the staged memory itself, not a copy of it.
     assert seen["image_owns_its_memory"] is False
-    assert metadata == {"style": "openpi", "reset_pose": [0.0, -1.5, 1.5]}
+    assert metadata == {"reset_pose": [0.0, -1.5, 1.5]}

@@ -128,9 +128,6 @@ class OpenpiStyle(_Styled):
         if reset is not None:
             reset()
 
-    def metadata(self) -> dict[str, Any]:
-        return {"style": "openpi", **super().metadata()}
-
 
 class Gr00tStyle(_Styled):
     """A policy written for GR00T's `BasePolicy`: `get_action(observation, options)`, N1.5's `get_action(observation)`.
@@ -163,7 +160,8 @@ class Gr00tStyle(_Styled):
         self._reset()
 
     def metadata(self) -> dict[str, Any]:
-        return {"style": "gr00t", "modality_config": self._modality_config(), **super().metadata()}
+        # What compat.gr00t goes by is not the policy's to change.
+        return {**super().metadata(), "style": "gr00t", "modality_config": self._modality_config()}
 
     def _get_action(self, observation: Any, options: Any = None) -> Any:
         if self._takes_options:
