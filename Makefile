@@ -21,6 +21,8 @@ $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@# Without what it depends on: it asks for numpy 1, and its client half needs only what [dev] brings.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client
 	@touch $@
 
 demo: $(VENV)/installed

@@ -21,7 +21,11 @@ class Gate:
 
     def wait_entered(self) -> None:
         """Until the policy runs the request."""
-        wait_until("the policy is inside the gate", self._path.with_suffix(".entered").exists)
+        wait_until("the policy is inside the gate", self.is_entered)
+
+    def is_entered(self) -> bool:
+        """Whether the policy runs the request."""
+        return self._path.with_suffix(".entered").exists()
 
     def open(self) -> None:
         self._path.touch()
