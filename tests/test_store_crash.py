@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -223,13 +224,11 @@ def test_a_kill_at_any_moment_leaves_a_version_that_was_made_current(tmp_path: P
         )
         with running:
             assert running.stdout is not None
-            running.stdout.readline()
-            try:
-                running.wait(generator.uniform(0.0, 0.8))
-            except subprocess.TimeoutExpired:
-                running.kill()
-            said = [line.split()[1] for line in running.stdout.read().splitlines() if line.startswith("current ")]
-        last = said[-1] if said else last
+            said = [running.stdout.readline() for _ in range(generator.randint(1, 5))]  # "open", "current VERSION", ...
+            time.sleep(generator.uniform(0.0, 0.2))
+            running.kill()
+            said += running.stdout.readlines()
+        last = [last, *(line.split()[1] for line in said if line.startswith("current "))][-1]
 
         store = Store(directory, keep_versions=3)
         store.open()
