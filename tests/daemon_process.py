@@ -199,7 +199,7 @@ class Daemon:
 
     @property
     def engine_pid(self) -> int:
-        pid = self.status()["engine"]["pid"]
+        pid = wait_until("there is an engine", lambda: self.status()["engine"])["pid"]
         assert isinstance(pid, int)
         self._engines.add(pid)
         return pid

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, final
 
 from shmserve.client.attachment import Attachment, Wanted
 from shmserve.codec import Decoder, Encoded, Encoder
@@ -14,6 +14,7 @@ from shmserve.ring import ReplyHead, RequestHead
 from tests.daemon_process import Daemon, wait_until
 
 
+@final
 class RawChannel:
     """The client's ends of a channel, without the client that keeps to the protocol."""
 

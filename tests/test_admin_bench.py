@@ -133,6 +133,6 @@ def test_an_observation_that_is_one_array_is_made_up_as_one() -> None:
 
 
 def test_what_cannot_be_made_up_asks_for_an_example() -> None:
-    for entry in ({"type": "torch.Size"}, {"dtype": "bfloat16", "shape": [1]}):
+    for entry in ({"type": "torch.Size"}, {"dtype": "float17", "shape": [1]}):
         with pytest.raises(NotKnown, match="--example"):
             made_up_observation({"a": entry})

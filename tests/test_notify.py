@@ -139,7 +139,11 @@ def test_the_watchdog_is_fed_while_the_daemon_lives_and_not_while_its_engine_is_
 
     os.kill(first, signal.SIGSTOP)  # SIGABRT waits for SIGCONT; SIGKILL does not
 
-    wait_until("another engine serves", lambda: daemon.status()["state"] == "ready" and daemon.engine_pid != first)
+    def another_serves() -> bool:
+        status = daemon.status()  # once: between two questions the engine may be gone
+        return status["state"] == "ready" and status["engine"] is not None and status["engine"]["pid"] != first
+
+    wait_until("another engine serves", another_serves)
     manager.forget()
     manager.wait_for("WATCHDOG", "1")
     assert f"engine {first} has not moved for stuck_s = 1 s, no request in hand" in daemon.log

@@ -1,0 +1,155 @@
+"""The one function of the service's HTTP predecessor, with its arguments, its answer and its one exception."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import (
+    InferenceFailed,
+    RequestTimeout,
+    ServiceUnavailable,
+    UnsupportedType,
+    one_call,
+    send_inference_request,
+)
+from tests.daemon_process import Daemon, wait_until
+from tests.gate import Gate
+from tests.trees import assert_same
+
+
+@pytest.fixture(autouse=True)
+def forgotten_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The clients that the function keeps are closed after each test."""
+    monkeypatch.setattr(one_call, "_clients", {})
+    yield
+    one_call._close_all()
+
+
+@pytest.fixture
+def service(obedient: Daemon, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    monkeypatch.setenv("SHMSERVE_RUNTIME_DIR", str(obedient.runtime_dir))
+    return obedient
+
+
+def test_its_arguments_are_the_predecessors() -> None:
+    parameters = inspect.signature(send_inference_request).parameters
+
+    assert {name: parameter.default for name, parameter in parameters.items()} == {
+        "data_dict": inspect.Parameter.empty,
+        "name": "default",
+        "timeout": 10,
+        "max_retries": 3,
+        "retry_delay": 1.0,
+    }
+
+
+def test_it_answers_with_a_status_and_the_models_output(service: Daemon) -> None:
+    value = {"instruction": "pick", "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3)}
+
+    answer = send_inference_request({"do": "echo", "value": value}, name="t")
+
+    assert answer.keys() == {"status", "output"}
+    assert answer["status"] == "ok"
+    assert_same(answer["output"], value)
+
+
+def test_all_calls_share_one_client(service: Daemon) -> None:
+    before = len(service.status()["clients"])
+    wrong: list[Any] = []
+
+    def ask(thread: int) -> None:
+        for number in range(50):
+            answer = send_inference_request({"do": "echo", "value": [thread, number]}, name="t")
+            if answer["output"] != [thread, number]:
+                wrong.append(answer)
+
+    threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+    assert len(service.status()["clients"]) == before + 1
+
+
+def test_without_a_service_it_is_a_runtime_error_after_the_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMSERVE_RUNTIME_DIR", str(tmp_path))
+
+    with pytest.raises(
+        RuntimeError, match=f"inference request to 'arm' failed: no daemon serves 'arm' at {tmp_path}"
+    ) as raised:
+        send_inference_request({"x": 1}, name="arm", max_retries=2, retry_delay=0.01)
+
+    assert isinstance(raised.value.__cause__, ServiceUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("request_", "cause", "said"),
+    [
+        ({"do": "raise", "text": "no such joint"}, InferenceFailed, "the model raised LookupError: no such joint"),
+        ({"do": "echo", "value": (number for number in range(3))}, UnsupportedType, "cannot be pickled"),
+    ],
+    ids=["model", "observation"],
+)
+def test_a_request_that_fails_is_a_runtime_error_with_its_cause(
+    service: Daemon, request_: Any, cause: type[Exception], said: str
+) -> None:
+    with pytest.raises(RuntimeError, match=said) as raised:
+        send_inference_request(request_, name="t")
+
+    assert isinstance(raised.value.__cause__, cause)
+    assert send_inference_request({"do": "echo", "value": 1}, name="t")["output"] == 1
+
+
+def test_its_timeout_is_the_requests(service: Daemon, gate: Gate) -> None:
+    with pytest.raises(RuntimeError, match="no reply from 't'") as raised:
+        send_inference_request(gate.observation, name="t", timeout=0.1)
+    gate.open()
+
+    assert isinstance(raised.value.__cause__, RequestTimeout)
+    assert send_inference_request({"do": "echo", "value": "mine"}, name="t")["output"] == "mine"
+
+
+def test_it_outlives_a_restart_of_the_daemon(
+    start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = start_daemon("echo")
+    monkeypatch.setenv("SHMSERVE_RUNTIME_DIR", str(daemon.runtime_dir))
+    assert send_inference_request({"x": 1}, name="t")["output"] == {"x": 1}
+    daemon.stop()
+    daemon.start()
+
+    assert send_inference_request({"x": 2}, name="t")["output"] == {"x": 2}
+
+
+def test_a_forked_child_asks_through_a_client_of_its_own(service: Daemon, tmp_path: Path) -> None:
+    # In a process of its own: a fork of this one would copy its threads' locks.
+    program = tmp_path / "forks.py"
+    program.write_text(
+        "import os\n"
+        "from shmserve.client import send_inference_request as ask\n"
+        "request = lambda value: ask({'do': 'echo', 'value': value}, name='t')['output']\n"
+        "assert request(1) == 1\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    os._exit(0 if [request(value) for value in range(20)] == list(range(20)) else 1)\n"
+        "assert [request(value) for value in range(20)] == list(range(20))\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+    )
+
+    assert os.spawnve(os.P_WAIT, sys.executable, ["python", str(program)], os.environ) == 0
+    wait_until(
+        "both clients are gone", lambda: all(client["program"] != "forks.py" for client in service.status()["clients"])
+    )
