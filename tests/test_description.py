@@ -117,5 +117,5 @@ def test_both_sockets_describe_themselves(obedient: Daemon, interface: str) -> N
         return connection.call(f"org.varlink.service.{method}", parameters, timeout_s=10.0).parameters
 
     with VarlinkConnection.connect(socket, 10.0) as connection:
-        assert call("GetInfo")["interfaces"] == ["org.varlink.service", interface]
+        assert {"org.varlink.service", interface} <= set(call("GetInfo")["interfaces"])
         assert f"interface {interface}" in call("GetInterfaceDescription", {"interface": interface})["description"]

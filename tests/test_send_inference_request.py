@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +19,9 @@ from shmserve.client import (
     one_call,
     send_inference_request,
 )
-from tests.daemon_process import Daemon, wait_until
+from tests.daemon_process import Daemon
 from tests.gate import Gate
+from tests.robot_process import Robot
 from tests.trees import assert_same
 
 
@@ -134,22 +133,5 @@ def test_it_outlives_a_restart_of_the_daemon(
     assert send_inference_request({"x": 2}, name="t")["output"] == {"x": 2}
 
 
-def test_a_forked_child_asks_through_a_client_of_its_own(service: Daemon, tmp_path: Path) -> None:
-    # In a process of its own: a fork of this one would copy its threads' locks.
-    program = tmp_path / "forks.py"
-    program.write_text(
-        "import os\n"
-        "from shmserve.client import send_inference_request as ask\n"
-        "request = lambda value: ask({'do': 'echo', 'value': value}, name='t')['output']\n"
-        "assert request(1) == 1\n"
-        "child = os.fork()\n"
-        "if child == 0:\n"
-        "    os._exit(0 if [request(value) for value in range(20)] == list(range(20)) else 1)\n"
-        "assert [request(value) for value in range(20)] == list(range(20))\n"
-        "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
-    )
-
-    assert os.spawnve(os.P_WAIT, sys.executable, ["python", str(program)], os.environ) == 0
-    wait_until(
-        "both clients are gone", lambda: all(client["program"] != "forks.py" for client in service.status()["clients"])
-    )
+def test_a_forked_child_asks_through_a_client_of_its_own(obedient: Daemon, start_robot: Callable[..., Robot]) -> None:
+    assert start_robot("asks_and_forks", obedient).finish() == {"before": 20, "parent": 20, "child": 20}

@@ -20,7 +20,7 @@ ROBOT = Path(__file__).resolve().parent / "robots" / "small_shared_memory.py"
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small /dev/shm of one's own takes root and unshare"
 )
 def test_a_channel_that_does_not_fit_is_refused_with_the_numbers_and_the_old_one_stays() -> None:
-    mount = 'mount -t tmpfs -o size=6m tmpfs /dev/shm && exec "$0" "$1"'
+    mount = 'mount -t tmpfs -o size=12m tmpfs /dev/shm && exec "$0" "$1"'
 
     found = subprocess.run(
         ["unshare", "-m", "sh", "-c", mount, sys.executable, str(ROBOT)],
