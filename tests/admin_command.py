@@ -104,3 +104,31 @@ def refused(reason: str, *said: str) -> Iterator[None]:
     assert raised.value.parameters["reason"] == reason, raised.value.parameters
     for text in said:
         assert text in raised.value.parameters["message"]
+
+
+def engines_of(pid: int) -> list[int]:
+    """The engine processes that the daemon with this pid has started and that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")[:-1]
+                if b"shmserve.daemon.engine.main" in words and words[-1] == str(pid).encode():
+                    found.append(int(entry.name))
+    return found
+
+
+def staged(daemon: Daemon) -> list[str]:
+    """The packages on their way in or out of the daemon's store, or left there.
+
+    Not the unfinished records: what an engine has served is written down at any moment.
+    """
+    kept = daemon.state_dir / daemon.name / "models" / "versions"
+    return [path.name for path in kept.iterdir() if path.name.startswith(("incoming-", "removing-"))]
+
+
+def served(daemon: Daemon) -> str:
+    """The version that is served."""
+    version = daemon.status()["model"]["version"]
+    assert isinstance(version, str)
+    return version

@@ -11,9 +11,9 @@ from shmserve.package_files import content_version
 from tests.daemon_process import POLICIES
 
 
-def gain_package(folder: Path, k: int, **settings: Any) -> Path:
+def gain_package(folder: Path, k: float, **settings: Any) -> Path:
     """A package that multiplies by `k`; the settings are those of tests/policies/gain."""
-    path = folder / "-".join(["gain", str(k), *(f"{key}-{value}" for key, value in settings.items())])
+    path = folder / "-".join(["gain", str(k), *settings])
     path.mkdir(parents=True)
     for file in (POLICIES / "gain").iterdir():
         if file.is_file():

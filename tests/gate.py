@@ -12,12 +12,13 @@ class Gate:
     """Two files: the policy makes the one when it is inside, the test the other to let it out."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        #: What the observation, or the settings of a policy, name.
+        self.path = path
 
     @property
     def observation(self) -> dict[str, Any]:
         """What to ask the obedient policy."""
-        return {"do": "wait", "gate": str(self._path)}
+        return {"do": "wait", "gate": str(self.path)}
 
     def wait_entered(self) -> None:
         """Until the policy runs the request."""
@@ -25,7 +26,7 @@ class Gate:
 
     def is_entered(self) -> bool:
         """Whether the policy runs the request."""
-        return self._path.with_suffix(".entered").exists()
+        return self.path.with_suffix(".entered").exists()
 
     def open(self) -> None:
-        self._path.touch()
+        self.path.touch()

@@ -45,8 +45,10 @@ class Robot:
         assert line, f"the robot ended:\n{self.errors}"
         return json.loads(line)
 
-    def finish(self) -> Any:
-        """The last value it prints, once it has ended with 0."""
+    def finish(self, number: int | None = None) -> Any:
+        """The last value it prints, once it has ended with 0; with a signal to tell it to."""
+        if number is not None:
+            self.process.send_signal(number)
         output, _ = self.process.communicate(timeout=_END_LIMIT_S)
         assert self.process.returncode == 0, self.errors
         return json.loads(output.splitlines()[-1])

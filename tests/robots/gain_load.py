@@ -1,4 +1,4 @@
-"""Asks y = k * x without a pause until SIGTERM, and checks each answer against the version that says it made it."""
+"""Asks y = k * x without a pause, or at a pace, until SIGTERM, and checks each answer against the version that says it made it."""
 
 import collections
 import json
@@ -12,6 +12,7 @@ from shmserve.client import InferenceFailed, ShmClient
 
 name, runtime_dir, robot = sys.argv[1:4]
 k_of: dict[str, int] = json.loads(sys.argv[4])
+pace_s = float(sys.argv[5]) if len(sys.argv) > 5 else 0.0
 stopped: list[int] = []
 signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
 
@@ -23,7 +24,7 @@ longest_ns, before_ns = 0, time.monotonic_ns()
 with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retry_delay=0.02) as client:
     while not stopped:
         number += 1
-        x = np.arange(number % 50 + 1) + number
+        x = np.arange(3) + number
         try:
             found = client.infer({"x": x, "robot": robot})
         except InferenceFailed:
@@ -43,6 +44,8 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retr
             answers[found["k"]] += 1
         now_ns = time.monotonic_ns()
         longest_ns, before_ns = max(longest_ns, now_ns - before_ns), now_ns
+        if pace_s:
+            time.sleep(pace_s)
         if number == 20:
             print(json.dumps("busy"), flush=True)
     late = client.late_replies

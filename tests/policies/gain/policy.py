@@ -14,6 +14,8 @@ class Policy:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.settings: dict[str, Any] = json.loads((path / "settings.json").read_text())
         self.requests = 0
+        if "loads_behind" in self.settings:
+            _wait_at(self.settings["loads_behind"])
 
     def example_observation(self) -> dict[str, Any]:
         return {"x": np.arange(3), "robot": "nobody"}
@@ -27,12 +29,15 @@ class Policy:
             if self.requests % 10 < settings.get("fails_of_ten", 0):
                 raise ValueError("the gripper is in two places at once")
         if "gate" in observation:
-            gate = Path(observation["gate"])
-            gate.with_suffix(".entered").touch()
-            until = time.monotonic() + 60
-            while not gate.exists() and time.monotonic() < until:
-                time.sleep(0.005)
+            _wait_at(observation["gate"])
         y = observation["x"] * settings["k"]
         if settings.get("grows"):
             y = y.expand(200_000, -1).contiguous()
         return {"y": y, "k": settings["k"]}
+
+
+def _wait_at(gate: str) -> None:
+    Path(gate).with_suffix(".entered").touch()
+    until = time.monotonic() + 60
+    while not Path(gate).exists() and time.monotonic() < until:
+        time.sleep(0.005)

@@ -1,0 +1,18 @@
+"""How much the tests of updates do: a little each time, everything with `make test-updates`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Alternating updates under load.
+UPDATES = int(os.environ.get("SHMSERVE_TEST_UPDATES", "30"))
+THOROUGH = UPDATES >= 1000
+
+
+def some_of(cases: Sequence[T], every: int) -> Sequence[T]:
+    """All of them when there is time, else one of `every`."""
+    return cases if THOROUGH else cases[::every]
