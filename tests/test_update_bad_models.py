@@ -40,10 +40,16 @@ def _check_refused(daemon: Daemon, package: Path, *said: str) -> None:
             update(daemon, package)
 
         assert client.infer(_X)["k"] == before
-    assert (served(daemon), engines_of(daemon.pid), staged(daemon)) == (version, [engine], [])
+    assert (served(daemon), engines_of(daemon.pid)) == (version, [engine])
     assert daemon.status()["state"] == "ready"
-    (kept,) = [kept for kept in daemon.admin("Versions")["versions"] if kept["source"] == package.name]
-    assert said[0] in kept["refused"] and not kept["serving"] and kept["served"] == 0
+
+    def known() -> bool:
+        (kept,) = [kept for kept in daemon.admin("Versions")["versions"] if kept["source"] == package.name]
+        assert (kept["serving"], kept["served"]) == (False, 0)
+        return said[0] in (kept["refused"] or "")
+
+    wait_until("the reason is kept with the version", known)
+    wait_until("nothing is on its way", lambda: not staged(daemon))
 
 
 @pytest.mark.parametrize("model", MODELS + (MORE_MODELS if THOROUGH else []), ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ except ModuleNotFoundError:  # the client alone is installed
     sys.exit("shmserve-admin needs the daemon's packages: pip install 'shmserve[daemon]'")
 
 from shmserve import __version__
+from shmserve.varlink import VarlinkError
 
 from .bench import bench
 from .exits import REFUSED, fail, with_exit_status
@@ -35,12 +37,14 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
     context.obj = Target(name, runtime_dir, as_json)
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
 for command in (bench, clients, config, metrics, reload, top):
     main.add_command(command)
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+@json_option
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @click.pass_obj
 @with_exit_status
@@ -75,7 +79,7 @@ def wait_ready(target: Target, timeout: float) -> None:
     found = wait_until_ready(target.connection, timeout)
     if target.as_json:
         print_json(found)
-    if found["state"] != "ready":
+    if found["state"] not in ("ready", "updating"):  # while a new model is on its way the old one answers
         reason = f": {found['error']}" if found["error"] else ""
         fail(f"service {target.name!r} is {found['state']} after {timeout:g} s{reason}", REFUSED)
 
@@ -86,48 +90,55 @@ def wait_ready(target: Target, timeout: float) -> None:
 @click.option("--in-place", is_flag=True, help="Stop the old model first, for one that does not fit twice.")
 @click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes or shapes than now.")
 @click.option("--note", default="", help="A remark that `versions` shows.")
+@json_option
 @click.pass_obj
 @with_exit_status
 def update_model(
-    target: Target, path: str, device: str | None, in_place: bool, allow_contract_change: bool, note: str
+    target: Target, path: str, device: str | None, in_place: bool, allow_contract_change: bool, note: str, as_json: bool
 ) -> None:
     """Serve the model package at PATH, a directory or a tar, while robots run.
 
     The old model answers until the new one is loaded, checked and warm. If anything fails it serves on.
     """
-    from .update import follow, open_package
+    from .update import name_of, open_package
 
     descriptor = open_package(Path(path))
     try:
         with target.connection() as connection:
             parameters = {
-                "name": Path(path).name or path,
+                "name": name_of(Path(path)),
                 "device": device,
                 "in_place": in_place,
                 "allow_contract_change": allow_contract_change,
                 "note": note,
             }
-            replies = connection.call_more("UpdateModel", parameters, fd=descriptor)
-            _report(target, follow(replies, quiet=target.as_json))
+            _change(connection.call_more("UpdateModel", parameters, fd=descriptor), target.as_json or as_json)
     finally:
         os.close(descriptor)
 
 
 @main.command()
 @click.argument("version", required=False)
+@json_option
 @click.pass_obj
 @with_exit_status
-def rollback(target: Target, version: str | None) -> None:
+def rollback(target: Target, version: str | None, as_json: bool) -> None:
     """Serve the version before again, or VERSION (a beginning of it is enough)."""
+    with target.connection() as connection:
+        _change(connection.call_more("Rollback", {"version": version}), target.as_json or as_json)
+
+
+def _change(replies: Iterator[dict[str, Any]], as_json: bool) -> None:
+    """Tell the steps of an update or rollback and what came of it."""
     from .update import follow
 
-    with target.connection() as connection:
-        replies = connection.call_more("Rollback", {"version": version})
-        _report(target, follow(replies, quiet=target.as_json))
-
-
-def _report(target: Target, result: dict[str, Any]) -> None:
-    if target.as_json:
+    try:
+        result = follow(replies, quiet=as_json)
+    except VarlinkError as refusal:
+        if as_json:
+            print_json({"changed": False, **refusal.parameters})
+        raise
+    if as_json:
         print_json(result)
     elif result["changed"]:
         print(f"serving version {result['version']}; no request was taken for {result['pause_ms']:.2f} ms")
@@ -136,13 +147,14 @@ def _report(target: Target, result: dict[str, Any]) -> None:
 
 
 @main.command()
+@json_option
 @click.pass_obj
 @with_exit_status
-def versions(target: Target) -> None:
+def versions(target: Target, as_json: bool) -> None:
     """The model versions that are kept, latest first."""
     with target.connection() as connection:
         found = connection.call("Versions")["versions"]
-    if target.as_json:
+    if target.as_json or as_json:
         print_json(found)
         return
     from .versions_view import render

@@ -68,6 +68,10 @@ def _summary(status: dict[str, Any]) -> Table:
         table.add_row("model", "none")
     else:
         table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
+    if status["taken_back"]:
+        table.add_row("taken back", Text(status["taken_back"], style="red"))
+    for problem in status["problems"]:
+        table.add_row("problem", Text(problem, style="red"))
     engine = status["engine"]
     if engine is not None:
         beat = engine["heartbeat_age_s"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,29 +27,49 @@ def open_package(path: Path) -> int:
     return descriptor
 
 
+def name_of(path: Path) -> str:
+    """What `versions` calls the package: its own name, also for '.' and 'model/..'."""
+    return path.resolve().name or str(path)
+
+
 def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
     """Print each step with the time it took, and return the result."""
-    step, began_s = None, 0.0
-    for reply in replies:
-        if reply["result"] is not None:
-            if not quiet:
-                _finish(step, reply["elapsed_s"] - began_s)
-            result: dict[str, Any] = reply["result"]
-            return result
-        if reply["step"] != step:
-            if not quiet:
-                _finish(step, reply["elapsed_s"] - began_s)
-                print(f"  {reply['step']:<10}", end="", flush=True)
-            step, began_s = reply["step"], reply["elapsed_s"]
+    steps = _Steps(quiet)
+    try:
+        for reply in replies:
+            if reply["result"] is not None:
+                steps.end(reply["elapsed_s"])
+                result: dict[str, Any] = reply["result"]
+                return result
+            steps.go_on(reply["step"], reply["elapsed_s"])
+    except BaseException:
+        steps.break_off()
+        raise
     raise ConnectionError("the daemon ended its answer before the change was done")
 
 
-def _finish(step: str | None, took_s: float) -> None:
-    if step is not None:
-        print(f"{took_s:8.3f} s", flush=True)
+class _Steps:
+    """One line a step, which ends when the step does."""
 
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._step: str | None = None
+        self._began_s = 0.0
 
-def end_line() -> None:
-    """A step that failed ends its line before the error is told."""
-    if sys.stdout.isatty():
-        print()
+    def go_on(self, step: str, elapsed_s: float) -> None:
+        if step == self._step:
+            return
+        self.end(elapsed_s)
+        self._step, self._began_s = step, elapsed_s
+        if not self._quiet:
+            print(f"  {step:<10}", end="", flush=True)
+
+    def end(self, elapsed_s: float) -> None:
+        if self._step is not None and not self._quiet:
+            print(f"{elapsed_s - self._began_s:8.3f} s", flush=True)
+        self._step = None
+
+    def break_off(self) -> None:
+        """The error that follows gets a line of its own."""
+        if self._step is not None and not self._quiet:
+            print(flush=True)

@@ -23,8 +23,9 @@ def render(versions: list[dict[str, Any]]) -> RenderableType:
     for version in versions:
         sent = time.strftime("%Y-%m-%d %H:%M", time.localtime(version["added_s"]))
         note = Text(version["note"])
-        if version["taken_back"]:
-            note = Text(f"taken back: {version['taken_back']}", style="red")
+        for fact in ("taken_back", "refused"):
+            if version[fact]:
+                note = Text(f"{fact.replace('_', ' ')}: {version[fact]}", style="red")
         table.add_row(
             version["version"],
             _role(version),

@@ -22,7 +22,10 @@ class Policy:
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         settings = self.settings
-        if observation["robot"] != "nobody":  # the warm-up is
+        if observation["robot"] == "nobody":  # the warm-up
+            if "warms_up_behind" in settings:
+                _wait_at(settings["warms_up_behind"])
+        else:
             self.requests += 1
             if self.requests == settings.get("dies_at"):
                 os._exit(3)
