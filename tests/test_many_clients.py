@@ -32,8 +32,9 @@ def test_ten_thousand_requests_of_four_robots_are_neither_lost_nor_mixed(
         "batches": _ROBOTS * _REQUESTS,
     }
     wait_until("all channels were given back", lambda: daemon.status()["clients"] == [])
-    # The doorbell of the service is all that is left of four channels.
-    assert [name.startswith("sem.") for name in daemon.names_in_shm()] == [True]
+    # The doorbell of the service is all that is left of four channels, where channels have names at all.
+    left = [name.startswith("sem.") for name in daemon.names_in_shm()]
+    assert left == ([True] if daemon.status()["transport"] == "named" else [])
 
 
 def test_threads_may_share_a_client(start_daemon: Callable[..., Daemon]) -> None:
