@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 
+from .lending import LentTree
 from .pending import Pending
 
 _INTERFACE = "io.shmserve.Client"
@@ -81,8 +84,13 @@ class Attachment:
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.
         self.carried: list[int] = []
-        #: Replies that the caller reads in their slots.
-        self.lent: set[int] = set()
+        #: Replies that callers read in their slots, by sequence.
+        self.lent: dict[int, weakref.ref[LentTree]] = {}
+        #: What the daemon said of its model; None while it has none ready, or was not asked.
+        self.model: dict[str, Any] | None = None
+        self.asked_ns = 0
+        #: Between two generations: nothing may be published.
+        self.moving = False
         self.closed = False
 
     @classmethod
@@ -115,16 +123,17 @@ class Attachment:
             connection.close()
             raise
 
-    def resize(self, wanted: Wanted, timeout_s: float) -> ClientChannel:
-        """Move to a new generation of the channel with larger slots; returns the one that was left.
+    def resize(self, wanted: Wanted, timeout_s: float) -> tuple[ClientChannel, list[int]]:
+        """Ask for a new generation of the channel with larger slots; returns it, and what it will deliver.
 
-        Only GROW answers may be outstanding. Raises ChannelRefused; after any other error nobody knows
-        which generation the daemon has.
+        Only GROW answers may be outstanding, and until `move` nothing may be published. Raises
+        ChannelRefused; after any other error nobody knows which generation the daemon has.
         """
+        carried = self.carried.copy()
         parameters = {
             "wanted": vars(wanted),
             "published": self.channel.requests.counter(),
-            "carried": self.carried,
+            "carried": carried,
         }
         try:
             reply = _call(self._connection, self._service, "Resize", parameters, timeout_s)
@@ -134,17 +143,36 @@ class Attachment:
             raise
         self.granted = wanted.copy()
         lane = Lane.from_json(reply.parameters["lane"])
-        old, self.channel = self.channel, ClientChannel(lane, reply.fds, before=self.channel)
+        return ClientChannel(lane, reply.fds, before=self.channel), carried
+
+    def move(self, channel: ClientChannel, carried: list[int]) -> ClientChannel:
+        """Go on in the next generation; returns the one that is left."""
+        old, self.channel = self.channel, channel
         # Requests that nobody waits for stayed in the old generation; they will not be answered.
-        self.in_flight = {sequence: self.in_flight[sequence] for sequence in self.carried}
+        self.in_flight = {sequence: self.in_flight[sequence] for sequence in carried}
         self.carried = []
         return old
 
     def busy(self) -> bool:
         """Whether requests or loans are out that live in this generation."""
-        return bool(self.lent) or any(
-            pending is not None and sequence not in self.carried for sequence, pending in self.in_flight.items()
+        published = self.channel.requests.counter()  # one beyond it was interrupted before it was out
+        return any(map(self.lent_reply, tuple(self.lent))) or any(
+            pending is not None and sequence not in self.carried and sequence <= published
+            for sequence, pending in self.in_flight.items()
         )
+
+    def lent_reply(self, sequence: int) -> LentTree | None:
+        """The reply that is lent out in this slot, as long as it is."""
+        reference = self.lent.get(sequence)
+        loan = reference() if reference is not None else None
+        if loan is None:
+            self.lent.pop(sequence, None)
+        return loan
+
+    def learn(self, timeout_s: float) -> None:
+        """Ask what the model takes, and whether it keeps state."""
+        self.model = self.describe(timeout_s)["model"]
+        self.asked_ns = time.monotonic_ns()
 
     def describe(self, timeout_s: float) -> dict[str, Any]:
         """The service, its state and its model."""
@@ -168,6 +196,10 @@ class Attachment:
     def hang_up(self) -> None:
         """Give the channel back. The memory stays mapped until `close`: another thread may be looking at it."""
         self.closed = True
+        if self._connection.fileno() >= 0:
+            # A thread that waits for the daemon's answer sleeps on through a mere close.
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The requests that are out: published, waited for, collected. All of it under one lock but the waiting."""
+"""The requests that are out: published, waited for, collected. All of it under one lock, but nothing that waits."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, Final, NamedTuple, TypeVar
 
 from shmserve.channel import ClientChannel
-from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, SlotMemory, owned_array
+from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, owned_array
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
     InferenceFailed,
     ObservationTooLarge,
     ProtocolMismatch,
+    RequestRejected,
     RequestTimeout,
     RingFull,
     ServiceUnavailable,
@@ -26,11 +26,11 @@ from shmserve.errors import (
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead
-from shmserve.schema import BFLOAT16, Array, ArrayPlace
 from shmserve.spin import SpinBudget
 
 from .attachment import Attachment, ChannelRefused, Wanted
 from .contract_check import check_observation
+from .lending import LentSlot, LentTree
 from .pending import Pending
 from .reply_errors import reply_error
 
@@ -39,6 +39,10 @@ _LONGEST_WAIT_NS = 50_000_000
 _LOOKS_PER_CLOCK = 16
 #: A resize that has begun is given so long, however little time its request has left.
 _LEAST_RESIZE_S = 1.0
+#: A daemon whose model is still being loaded is asked for its contract no more often.
+_ASK_AGAIN_NS = 100_000_000
+
+_T = TypeVar("_T")
 
 
 class Terms(NamedTuple):
@@ -51,6 +55,18 @@ class Terms(NamedTuple):
 
 
 _PLAIN = Terms()
+
+
+class Step:
+    """How far an attempt to publish came, and what the next one needs; plain numbers, for they are compared often."""
+
+    DONE: Final = 0
+    #: The daemon, or what it knows of its model: `connect`.
+    CONNECT: Final = 1
+    #: Larger slots: `make_room`.
+    GROW: Final = 2
+    #: A slot, or that another thread ends what it is doing.
+    WAIT: Final = 3
 
 
 class Exchange:
@@ -85,62 +101,104 @@ class Exchange:
         self._left: list[Attachment | ClientChannel] = []  # to be closed once no thread waits at its doorbell
         self._check_contract = check_contract
         self._checked: Attachment | None = None  # the one whose model has seen what this client sends
-        self._loaned: tuple[int, int] | None = None  # (thread, sequence) of the request slot that is lent out
+        self._stateful: bool | None = None  # what the daemon said of its model when this client attached,
+        self._last_before: tuple[ReplyHead, int] | None = None  # and the latest reply at that time
+        self._loaned: weakref.ref[LentSlot] | None = None
+        self._caller = 0  # the thread that talks to the daemon; 0 for none
         self._closed = False
         self._forked = False
-        weakref.finalize(self, _close_all, self._held, self._left)
+        # Not at exit: threads may be waiting at the doorbell then, and the kernel gives everything back.
+        weakref.finalize(self, _close_all, self._held, self._left).atexit = False
 
     # Publishing
 
     def publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> None:
         """Encode into the next slot and make it visible; waits for a free slot until the deadline.
 
-        Raises RingFull, RequestTimeout, ServiceUnavailable, and what the codec refuses.
+        Raises RingFull, ServiceUnavailable, and what the codec refuses.
         """
-        while True:
-            if not self._attached():
-                self.connect(pending.deadline_ns)
-            with self._lock:
-                attachment = self._free_slot(pending.deadline_ns)
-                if attachment is not None:
-                    if attachment is not self._checked and terms.kind == Kind.INFER:
-                        self._check(attachment, observation, pending.deadline_ns)
-                    channel = attachment.channel
-                    sequence = channel.requests.counter() + 1
-                    try:
-                        encoded = self._encoder.encode(observation, channel.requests.memory(sequence))
-                    except DoesNotFit as needed:
-                        self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
-                        self._resize(attachment, pending.deadline_ns)
-                        continue
-                    self._send(attachment, pending, sequence, encoded, terms)
-                    return
-            self._wait_for_slot(pending.deadline_ns)
+        while (step := self.try_publish(pending, observation, terms)) != Step.DONE:
+            self._take(step, pending.deadline_ns)
 
-    def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> bool:
-        """As `publish`, if that needs no waiting at all; else False and nothing has happened."""
+    def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> int:
+        """Publish if that needs no waiting at all; any other step than DONE: nothing has happened."""
         with self._lock:
-            if not self._attached() or self._free_slot(0) is None:
-                return False
-            if self._held[0] is not self._checked:
-                return False  # the comparison with the model's contract asks the daemon
-            channel = self._held[0].channel
-            sequence = channel.requests.counter() + 1
+            step = self._try_slot(observation, terms.kind)
+            if step != Step.DONE:
+                return step
+            attachment = self._held[0]
+            requests = attachment.channel.requests
+            sequence = requests.counter() + 1
             try:
-                encoded = self._encoder.encode(observation, channel.requests.memory(sequence))
-            except DoesNotFit:
-                return False
-            self._send(self._held[0], pending, sequence, encoded, terms)
-            return True
+                encoded = self._encoder.encode(observation, requests.memory(sequence))
+            except DoesNotFit as needed:
+                self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
+                return Step.GROW
+            self._send(attachment, pending, sequence, encoded, terms)
+            return Step.DONE
 
-    def _check(self, attachment: Attachment, observation: Any, deadline_ns: int) -> None:
-        """Compare the first observation of an attachment with the model's contract; once there is a model."""
-        if self._check_contract:
-            model = attachment.describe(_remaining_s(deadline_ns))["model"]
-            if model is None:
-                return
-            check_observation(self.name, model, observation)
-        self._checked = attachment
+    def _take(self, step: int, deadline_ns: int) -> None:
+        """Do what the step says, or a part of it; the caller tries again."""
+        if step == Step.CONNECT:
+            self.connect(deadline_ns)
+        elif step == Step.WAIT or not self.make_room(deadline_ns):
+            self._wait_for_slot(deadline_ns)
+            if time.monotonic_ns() >= deadline_ns:
+                raise self.full_error(step)
+
+    def _try_slot(self, observation: Any, kind: Kind) -> int:
+        """DONE if the next slot may be written."""
+        self.check_usable()
+        if not self._attached():
+            return Step.CONNECT
+        attachment = self._held[0]
+        if attachment is not self._checked and self._check_contract and kind == Kind.INFER:
+            # The first observation of an attachment; once there is a model.
+            if attachment.model is not None:
+                check_observation(self.name, attachment.model, observation)
+                self._checked = attachment
+            elif time.monotonic_ns() - attachment.asked_ns > _ASK_AGAIN_NS:
+                return Step.CONNECT
+        if self._loaned is not None and (loan := self._loaned()) is not None:
+            if loan.thread == threading.get_ident():
+                raise RingFull("a request slot is lent out: send() it, or leave its block, before the next request")
+            return Step.WAIT
+        if attachment.moving:
+            return Step.WAIT
+        requests = attachment.channel.requests
+        before = requests.counter() + 1 - requests.slots
+        if attachment.carried or before in attachment.in_flight:
+            self._collect(attachment)
+            if attachment.carried:
+                return Step.GROW
+            if before in attachment.in_flight:
+                return Step.WAIT
+        if before in attachment.lent and (lent := attachment.lent_reply(before)) is not None:
+            if lent.thread == threading.get_ident():
+                raise RingFull(
+                    f"the next slot of {self.name!r} holds a reply that is lent out: leave its block first, or make "
+                    "the client with more slots"
+                )
+            return Step.WAIT
+        return Step.DONE
+
+    def _wait_for_slot(self, deadline_ns: int) -> None:
+        with self._lock:
+            on_loan = self._loaned is not None and self._loaned() is not None
+            awaited = bool(self._held) and len(self._held[0].in_flight) > len(self._held[0].carried)
+        if awaited and not on_loan and not self._caller:
+            self._wait_for_reply(deadline_ns, None)
+        else:
+            self._follow(deadline_ns)  # it is another thread that ends a loan, or a call
+
+    def full_error(self, step: int = Step.WAIT) -> RingFull:
+        """Why there was no slot in time."""
+        if step == Step.GROW:
+            return RingFull(f"requests or loans that are out kept {self.name!r} from making larger slots in time")
+        return RingFull(
+            f"every slot of {self.name!r} holds a request without a reply, or is lent out: collect results before "
+            "sending more, or make the client with more slots"
+        )
 
     def _send(self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms) -> None:
         channel = attachment.channel
@@ -164,93 +222,65 @@ class Exchange:
         )
         channel.request_bell.ring()
 
-    def _free_slot(self, deadline_ns: int) -> Attachment | None:
-        """The attachment whose next slot may be written; None while the slot is still in use, or without one."""
-        self._check_usable()
-        if not self._attached():
-            return None
-        attachment = self._held[0]
-        requests = attachment.channel.requests
-        if self._loaned is not None:
-            if self._loaned[0] == threading.get_ident():
-                raise RingFull("a request slot is lent out: send() it, or leave its block, before the next request")
-            return None
-        before = requests.counter() + 1 - requests.slots
-        if not attachment.carried and before not in attachment.in_flight:
-            if before in attachment.lent:
-                raise RingFull(
-                    f"the next slot of {self.name!r} holds a reply that is lent out: leave its block first, or make "
-                    "the client with more slots"
-                )
-            return attachment
-        self._collect(attachment)
-        if attachment.carried and deadline_ns:
-            self._resize(attachment, deadline_ns)
-        return None
-
-    def _wait_for_slot(self, deadline_ns: int) -> None:
-        if self._loaned is not None:
-            time.sleep(0.0002)  # rare: another thread fills the slot that it has on loan
-        else:
-            self._wait_for_reply(deadline_ns, None)
-        if time.monotonic_ns() >= deadline_ns:
-            raise RingFull(
-                f"every slot of {self.name!r} holds a request without a reply: collect results before sending more, "
-                "or make the client with more slots"
-            )
-
-    def borrow(self, example: Any, deadline_ns: int) -> tuple[int, list[Array], Any]:
+    def borrow(self, example: Any, deadline_ns: int) -> tuple[LentSlot, Any]:
         """Lend the next request slot out, laid out for trees like `example`.
 
-        Returns the sequence, and the example's tree with arrays that are slot memory. `give_back` or
-        `send_borrowed` ends it.
+        Returns the loan, which lasts as long as somebody holds it, and the example's tree with arrays that
+        are slot memory. `give_back` or `send_borrowed` ends it and makes the arrays read-only.
         """
         while True:
-            if not self._attached():
-                self.connect(deadline_ns)
             with self._lock:
-                attachment = self._free_slot(deadline_ns)
-                if attachment is not None:
-                    if attachment is not self._checked:
-                        self._check(attachment, example, deadline_ns)
+                step = self._try_slot(example, Kind.INFER)
+                if step == Step.DONE:
+                    attachment = self._held[0]
                     sequence = attachment.channel.requests.counter() + 1
-                    memory = attachment.channel.requests.memory(sequence)
                     try:
-                        views, tree = self._encoder.lay_out(example, memory)
+                        tree, arrays = self._encoder.lay_out(example, attachment.channel.requests.memory(sequence))
+                        loan = LentSlot(attachment, sequence, arrays)
+                        self._loaned = weakref.ref(loan)
+                        return loan, tree
                     except DoesNotFit as needed:
                         self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
-                        self._resize(attachment, deadline_ns)
-                        continue
-                    self._loaned = threading.get_ident(), sequence
-                    return sequence, views, tree
-            self._wait_for_slot(deadline_ns)
+                        step = Step.GROW
+            self._take(step, deadline_ns)
 
-    def send_borrowed(self, pending: Pending, sequence: int, observation: Any, terms: Terms) -> None:
+    def send_borrowed(self, pending: Pending, loan: LentSlot, observation: Any, terms: Terms) -> None:
         """Publish a borrowed slot; what already lies in it is not copied."""
         with self._lock:
-            attachment = self._held[0] if self._held else None
-            if attachment is None or attachment.closed or attachment.channel.requests.counter() + 1 != sequence:
-                raise ServiceUnavailable(f"the daemon of {self.name!r} went away while the slot was on loan")
+            self.check_usable()
+            if self._loaned is None or self._loaned() is not loan:
+                raise ValueError("this loan has ended: borrow another")
+            attachment = loan.attachment
+            if attachment.closed or attachment.lost():
+                raise ServiceUnavailable(
+                    f"the daemon of {self.name!r} went away while the slot was on loan; nothing was sent: borrow another"
+                )
             try:
-                encoded = self._encoder.encode(observation, attachment.channel.requests.memory(sequence))
+                memory = attachment.channel.requests.memory(loan.sequence)
+                encoded = self._encoder.encode(observation, memory, lent=True)
             except DoesNotFit as needed:
-                raise RingFull(
+                raise RequestRejected(
                     f"the observation outgrew the slot that was lent for it ({needed}): borrow one for its new shape"
                 ) from needed
+            loan.end()
             self._loaned = None
-            self._send(attachment, pending, sequence, encoded, terms)
+            self._send(attachment, pending, loan.sequence, encoded, terms)
+        self._wake_followers()
 
-    def give_back(self, sequence: int) -> None:
+    def give_back(self, loan: LentSlot) -> None:
         """A borrowed slot was not sent."""
+        loan.end()
         with self._lock:
-            if self._loaned is not None and self._loaned[1] == sequence:
+            if self._loaned is not None and self._loaned() is loan:
                 self._loaned = None
+        self._wake_followers()
 
     def return_reply(self, sequence: int) -> None:
         """A reply that was lent out is done with."""
         with self._lock:
             for attachment in self._held:
-                attachment.lent.discard(sequence)
+                attachment.lent.pop(sequence, None)
+        self._wake_followers()
 
     # Waiting: one thread at the doorbell, the others behind it
 
@@ -272,25 +302,33 @@ class Exchange:
 
     def wait_a_while(self) -> None:
         """For a thread that waits on behalf of others, and must not hold the interpreter while it does."""
-        self._wait_for_reply(time.monotonic_ns() + _LONGEST_WAIT_NS, None, spin=False)
+        until_ns = time.monotonic_ns() + _LONGEST_WAIT_NS
+        if self._held:
+            self._wait_for_reply(until_ns, None, spin=False)
+        else:
+            self.check_usable()
+            self._follow(until_ns)
 
     def look(self) -> None:
         """Collect what is there, without waiting for replies."""
+        grown = False
         with self._lock:
             for attachment in tuple(self._held):
                 self._collect(attachment)
                 if attachment.in_flight and attachment.lost():
                     self._lose(attachment)
-                elif attachment.carried and not attachment.busy():
-                    # Whoever only polls must get a result that did not fit, too.
-                    self._resize(attachment, time.monotonic_ns())
+                grown |= bool(attachment.carried)
+        if grown:
+            # Whoever only polls must get a result that did not fit, too.
+            with contextlib.suppress(RingFull):  # `result` tells of the loan that is in the way
+                self.make_room(time.monotonic_ns())
 
     def _wait_for_reply(self, until_ns: int, pending: Pending | None, *, spin: bool = True) -> None:
         """Until some reply has arrived and was collected, or a bounded while; the caller looks again."""
         me = threading.get_ident()
         try:
             with self._lock:
-                self._check_usable()
+                self.check_usable()
                 if (pending is not None and pending._settled_ns) or not self._held:
                     return
                 waits = self._waiter in (0, me)
@@ -311,9 +349,10 @@ class Exchange:
             with self._lock:
                 if not self._collect(attachment) and attachment.lost():
                     self._lose(attachment)
-                if attachment.carried and not attachment.closed:
-                    self._resize(attachment, until_ns)
-                if self._left:
+            if attachment.carried:
+                self.make_room(until_ns)
+            if self._left:
+                with self._lock:
                     _close_all(self._left)
         finally:
             # No call before the store: Python looks for signals at calls.
@@ -347,7 +386,9 @@ class Exchange:
         alarm = threading.Lock()
         alarm.acquire()
         self._followers.append(alarm)
-        alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05)))
+        if not alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05))):
+            with contextlib.suppress(ValueError):  # woken at the last moment
+                self._followers.remove(alarm)
 
     def _wake_followers(self) -> None:
         while self._followers:
@@ -372,6 +413,8 @@ class Exchange:
             pending = attachment.in_flight[sequence]
             if pending is None:
                 self.late_replies += 1
+            elif pending._settled_ns:
+                pending._tell()  # an interrupt came between the two
             else:
                 self._settle(attachment, pending, head)
             del attachment.in_flight[sequence]  # last: an interrupt before it must not lose the reply
@@ -381,9 +424,9 @@ class Exchange:
         encoded = Encoded(head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED))
         memory = attachment.channel.replies.memory(head.sequence)
         read_leaf: LeafReader = owned_array
-        loan: _LentMemory | None = None
+        loan: LentTree | None = None
         if pending._lend and head.status == Status.OK and not encoded.pickled:
-            loan = _LentMemory(memory)
+            loan = LentTree(memory, pending._lend)
             read_leaf = loan.read_leaf
         try:
             tree = attachment.decoder.decode(memory, encoded, read_leaf)
@@ -397,7 +440,7 @@ class Exchange:
             return
         if pending._lend and head.status == Status.OK:
             if loan is not None and isinstance(tree, (dict, list)):
-                attachment.lent.add(head.sequence)
+                attachment.lent[head.sequence] = weakref.ref(loan)
             else:
                 # The caller's variable outlives the block, and only a dict or a list can be emptied under it.
                 tree, loan = attachment.decoder.decode(memory, encoded, owned_array), None
@@ -427,85 +470,186 @@ class Exchange:
                     attachment.channel.requests.cancel(pending.sequence)
                     attachment.in_flight[pending.sequence] = None
                 if pending._lend:
-                    attachment.lent.discard(pending.sequence)
+                    attachment.lent.pop(pending.sequence, None)
 
-    # The attachment, under the lock
+    # The daemon: one thread at a time talks to it, and not under the lock, for it may be slow to answer
 
     def _attached(self) -> bool:
         return bool(self._held) and not self._held[0].closed
 
     def connect(self, deadline_ns: int) -> None:
         """Attach, unless that is done and the daemon still there; raises ServiceUnavailable after the retries."""
-        attempt = 0
+        attempts = 0
         while True:
             try:
-                with self._lock:
-                    self._check_usable()
-                    if self._attached() and self._held[0].lost():
-                        self._lose(self._held[0])
-                    if not self._attached():
-                        self._attach(deadline_ns)
-                    return
+                return self.try_connect(deadline_ns)
             except ServiceUnavailable:
-                attempt += 1
-                if attempt > self.max_retries or time.monotonic_ns() + self.retry_delay_s * 1e9 >= deadline_ns:
+                attempts += 1
+                if not self.may_retry(attempts, deadline_ns):
                     raise
-                time.sleep(self.retry_delay_s)  # without the lock: other threads have timeouts of their own
+                time.sleep(self.retry_delay_s)
+
+    def may_retry(self, attempts: int, deadline_ns: int) -> bool:
+        """Whether a service that is not there is tried again, after `retry_delay_s`."""
+        self.check_usable()
+        return attempts <= self.max_retries and time.monotonic_ns() + self.retry_delay_s * 1e9 < deadline_ns
+
+    def try_connect(self, deadline_ns: int) -> None:
+        """As `connect`, one attempt."""
+        with self._lock:
+            self.check_usable()
+            if self._attached() and self._held[0].lost():
+                self._lose(self._held[0])
+        self._call(deadline_ns, lambda: self._attach(deadline_ns))
 
     def _attach(self, deadline_ns: int) -> None:
+        if self._attached():  # by another thread meanwhile
+            attachment = self._held[0]
+            if attachment.model is None:
+                attachment.learn(_remaining_s(deadline_ns))
+            return
         try:
             attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
         except ObservationTooLarge:
             # What it grew to under an earlier daemon is more than this one allows.
             self._wanted = Wanted(self._wanted.slots)
             attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
-        self._encoder.allow_pickle = attachment.trusted
-        self._held.append(attachment)
+        try:
+            attachment.learn(_remaining_s(deadline_ns))
+            with self._lock:
+                self.check_usable()
+                self._encoder.allow_pickle = attachment.trusted
+                self._stateful = attachment.model["stateful"] if attachment.model is not None else None
+                self._last_before = self.last
+                self._left += self._held
+                self._held[:] = [attachment]
+        except BaseException:
+            attachment.close()
+            raise
+
+    def stateful(self) -> bool | None:
+        """Whether the model keeps state, by its latest reply or else its description; None if nothing is known."""
+        if self.last is not None and self.last is not self._last_before:
+            return bool(self.last[0].flags & Flag.STATEFUL)
+        return self._stateful
+
+    def may_ask_again(self, attempts: int, terms: Terms) -> bool:
+        """Whether a request that was out when the daemon went away is sent to its successor.
+
+        It may have been run. Without state in the policy that is harmless.
+        """
+        return attempts <= self.max_retries and (bool(terms.flags & Flag.REPEATABLE) or self.stateful() is False)
 
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """What the daemon says of itself and its model."""
         self.connect(deadline_ns)
-        with self._lock:
-            self._check_usable()
-            if not self._attached():
-                raise ServiceUnavailable(f"the daemon of {self.name!r} went away")
-            return self._held[0].describe(_remaining_s(deadline_ns))
+        return self._call(deadline_ns, lambda: self._describe(deadline_ns))
 
-    def _check_usable(self) -> None:
+    def _describe(self, deadline_ns: int) -> dict[str, Any]:
+        if not self._attached():
+            raise ServiceUnavailable(f"the daemon of {self.name!r} went away")
+        return self._held[0].describe(_remaining_s(deadline_ns))
+
+    def _call(self, deadline_ns: int, call: Callable[[], _T]) -> _T:
+        """Run `call`, which talks to the daemon, when no other thread does."""
+        me = threading.get_ident()
+        try:
+            while not self._claim_call(me):
+                self._follow(deadline_ns)
+                if time.monotonic_ns() >= deadline_ns:
+                    raise ServiceUnavailable(f"the daemon of {self.name!r} did not answer another thread in time")
+            try:
+                return call()
+            except ServiceUnavailable:
+                self.check_usable()  # closing the client ends a call, too
+                raise
+        finally:
+            if self._caller == me:
+                self._caller = 0
+                self._wake_followers()
+
+    def _claim_call(self, me: int) -> bool:
+        with self._lock:
+            if self._caller not in (0, me):
+                return False
+            self._caller = me
+            return True
+
+    def make_room(self, deadline_ns: int) -> bool:
+        """Move to larger slots; False, and nothing has happened, while what is out lives in those that would be left.
+
+        Raises RingFull if that is a loan of the calling thread, and ObservationTooLarge.
+        """
+        me = threading.get_ident()
+        attachment: Attachment | None = None
+        try:
+            with self._lock:
+                self.check_usable()
+                if not self._attached():
+                    return True
+                if not self._may_move(self._held[0]) or not self._claim_call(me):
+                    return False
+                attachment = self._held[0]
+                attachment.moving = True
+            self._resize(attachment, deadline_ns)
+            return True
+        finally:
+            if attachment is not None:
+                attachment.moving = False
+            if self._caller == me:
+                self._caller = 0
+                self._wake_followers()
+
+    def _may_move(self, attachment: Attachment) -> bool:
+        """Whether nothing is out but replies that wait for room: the rest lives in the generation that is left."""
+        if not attachment.busy():
+            return True
+        if not self._collect(attachment) and attachment.lost():
+            self._lose(attachment)
+        me = threading.get_ident()
+        if any(loan.thread == me for loan in map(attachment.lent_reply, tuple(attachment.lent)) if loan is not None):
+            raise RingFull(
+                f"the slots of {self.name!r} must grow, and one holds a reply that is lent out: leave its block"
+            )
+        return False
+
+    def _resize(self, attachment: Attachment, deadline_ns: int) -> None:
+        try:
+            # After a call that was broken off nobody knows where the channel is.
+            channel, carried = attachment.resize(self._wanted, max(_LEAST_RESIZE_S, _remaining_s(deadline_ns)))
+        except ChannelRefused as refusal:
+            with self._lock:
+                self._refused(attachment, refusal)
+        except ServiceUnavailable:
+            with self._lock:
+                self._lose(attachment)
+        except BaseException:
+            # Whether the daemon has moved the channel is not known: begin anew with the next request.
+            with self._lock:
+                self._lose(attachment)
+            raise
+        else:
+            with self._lock:
+                # Closed meanwhile: not here, for a thread may wait at the doorbell.
+                self._left.append(channel if attachment.closed else attachment.move(channel, carried))
+
+    def _refused(self, attachment: Attachment, refusal: ChannelRefused) -> None:
+        self._wanted = attachment.granted.copy()  # or the next small request would ask for it again
+        if not attachment.carried:
+            raise refusal.error from refusal
+        for sequence in attachment.carried:
+            pending = attachment.in_flight.pop(sequence)
+            if pending is not None:
+                error = InferenceFailed(f"the result of request {sequence} needs more room: {refusal.error}")
+                pending._settle(None, error, None)
+        attachment.carried = []
+
+    def check_usable(self) -> None:
+        """Raise ClientClosed or ClientForked if that is what this client is."""
         if self._forked:
             raise ClientForked("this client belongs to the parent process: make a new ShmClient after the fork")
         if self._closed:
             raise ClientClosed(f"this client of {self.name!r} was closed: make a new one")
-
-    def _resize(self, attachment: Attachment, deadline_ns: int) -> None:
-        """Make room. Requests that are out finish first: they live in the generation that is left."""
-        if attachment.busy():
-            if not self._collect(attachment):
-                time.sleep(0.0002)  # rare: once, when an observation grows while others are out
-            if attachment.lost():
-                self._lose(attachment)
-            if time.monotonic_ns() >= deadline_ns:
-                raise RequestTimeout(f"requests or loans that are out kept {self.name!r} from making room in time")
-            return
-        try:
-            # After a call that was broken off nobody knows where the channel is.
-            self._left.append(attachment.resize(self._wanted, max(_LEAST_RESIZE_S, _remaining_s(deadline_ns))))
-        except ChannelRefused as refusal:
-            self._wanted = attachment.granted.copy()  # or the next small request would ask for it again
-            if not attachment.carried:
-                raise refusal.error from refusal
-            for sequence in attachment.carried:
-                pending = attachment.in_flight.pop(sequence)
-                if pending is not None:
-                    error = InferenceFailed(f"the result of request {sequence} needs more room: {refusal.error}")
-                    pending._settle(None, error, None)
-            attachment.carried = []
-        except ServiceUnavailable:
-            self._lose(attachment)
-        except BaseException:
-            # Whether the daemon has moved the channel is not known: begin anew with the next request.
-            self._lose(attachment)
-            raise
 
     def _lose(self, attachment: Attachment) -> None:
         """The daemon is gone: whatever was out ends here."""
@@ -513,13 +657,14 @@ class Exchange:
             return
         self._collect(attachment)  # what it answered before it went is still there
         for pending in attachment.in_flight.values():
-            if pending is not None:
+            if pending is not None and not pending._settled_ns:
                 pending._settle(None, attachment.lost_error(), None)
         attachment.in_flight.clear()
         attachment.hang_up()
         self._left.append(attachment)
         if attachment in self._held:
             self._held.remove(attachment)
+        self._wake_followers()
 
     def close(self) -> None:
         """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
@@ -533,7 +678,7 @@ class Exchange:
                 if self._waiter in (0, me):
                     for attachment in self._held:
                         for pending in attachment.in_flight.values():
-                            if pending is not None:
+                            if pending is not None and not pending._settled_ns:
                                 pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
                     _close_all(self._held, self._left)
                     break
@@ -546,26 +691,6 @@ class Exchange:
         self._lock = threading.RLock()  # its holder at the moment of the fork is not here to release it
         for attachment in self._held:
             attachment.close_connection()
-
-
-class _LentMemory:
-    """The arrays of a reply that is lent out, to tell whether any outlives its block."""
-
-    def __init__(self, memory: SlotMemory) -> None:
-        self._raw = memory.raw.toreadonly()
-        self._roots: list[weakref.ref[Array]] = []
-
-    def read_leaf(self, place: ArrayPlace, view: Array) -> Any:
-        if place.kind != "array" or place.dtype == BFLOAT16 or not place.size:
-            return owned_array(place, view)
-        # numpy hangs a view of a view on the first array of the chain, so this one lives as long as any of them.
-        root = np.frombuffer(self._raw, np.uint8, place.size, place.offset)
-        self._roots.append(weakref.ref(root))
-        return root.view(place.stored_as).reshape(place.shape)
-
-    def kept(self) -> bool:
-        """Whether an array over the memory is still held by somebody."""
-        return any(root() is not None for root in self._roots)
 
 
 def _remaining_s(deadline_ns: int) -> float:

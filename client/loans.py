@@ -9,6 +9,7 @@ from typing import Any, final
 from shmserve.errors import LoanKept
 
 from .exchange import Exchange, Terms
+from .lending import LentSlot
 from .pending import Pending
 
 
@@ -16,25 +17,31 @@ from .pending import Pending
 class LoanedObservation(dict[str, Any]):
     """An observation whose arrays are memory of the next request slot: fill them in, then `send`.
 
-    Entries may also be replaced: an own array of the same dtype and shape is copied in by `send`.
-    After `send` the arrays belong to the service until the reply is there.
+    Entries may also be replaced: what is not the slot's own array in its place is copied in by `send`.
+    After `send` the arrays belong to the service until the reply is there. Only this object keeps the
+    slot: its arrays alone do not.
     """
 
-    def __init__(self, exchange: Exchange, sequence: int, tree: dict[str, Any], terms: Terms, timeout_ns: int) -> None:
+    def __init__(self, exchange: Exchange, slot: LentSlot, tree: dict[str, Any], terms: Terms, timeout_ns: int) -> None:
         super().__init__(tree)
         self._exchange = exchange
-        self._sequence = sequence
+        self._slot = slot
         self._terms = terms
         self._timeout_ns = timeout_ns
         self._sent = False
 
     def send(self) -> Pending:
-        """Publish the observation; its deadline counts from now."""
+        """Publish the observation; its deadline counts from now.
+
+        Raises ValueError if it was sent or given back before, RequestRejected (UnsupportedType) for entries
+        that cannot be carried or have outgrown the slot, ServiceUnavailable if the daemon went away
+        meanwhile, ClientClosed.
+        """
         if self._sent:
             raise ValueError("this loan was sent already: borrow another")
         now_ns = time.monotonic_ns()
         pending = Pending(self._exchange, now_ns, now_ns + self._timeout_ns)
-        self._exchange.send_borrowed(pending, self._sequence, dict(self), self._terms)
+        self._exchange.send_borrowed(pending, self._slot, dict(self), self._terms)
         self._sent = True
         return pending
 
@@ -45,7 +52,7 @@ class LoanedObservation(dict[str, Any]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._sent:
-            self._exchange.give_back(self._sequence)
+            self._exchange.give_back(self._slot)
         self.clear()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,9 @@ class Pending:
         self._result: Any = None
         self._error: ShmServeError | None = None
         self._settled_ns = 0
-        self._lend = lend  # the result stays in its slot, and the slot is this request's until given back
-        self._on_settled: Callable[[], None] | None = None
+        # The thread that reads the result in its slot, which is this request's until given back; 0: it is copied.
+        self._lend = threading.get_ident() if lend else 0
+        self._on_settled: Callable[[], object] | None = None
 
     def done(self) -> bool:
         """Whether `result` would return or raise at once."""
@@ -79,5 +81,8 @@ class Pending:
         self._error = error
         self._head = head
         self._settled_ns = time.monotonic_ns()
+        self._tell()
+
+    def _tell(self) -> None:
         if self._on_settled is not None:
             self._on_settled()

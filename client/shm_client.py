@@ -24,6 +24,8 @@ from .pending import Pending
 from .reply import Reply
 
 _LONGEST_TIMEOUT_S = 86_400.0
+#: A camera may date a frame a little ahead; what is further ahead is another clock's.
+_LONGEST_LEAD_S = 60.0
 
 _clients: weakref.WeakSet[ShmClient] = weakref.WeakSet()
 
@@ -129,11 +131,12 @@ class ShmClient:
         timeout: float | None = None,
         capture_time: float | None = None,
         max_age_s: float | None = None,
+        repeatable: bool = False,
     ) -> Any:
         """As `infer`, for an event loop: other tasks run while the model does. Cancelling abandons the request."""
         now_ns = time.monotonic_ns()
-        pending = Pending(self._exchange, now_ns, self._deadline_ns(now_ns, timeout))
-        return await self._async_waiter.infer(pending, observation, _terms(capture_time, max_age_s, 0))
+        terms = _terms(capture_time, max_age_s, Flag.REPEATABLE if repeatable else 0)
+        return await self._async_waiter.infer(observation, terms, now_ns, self._deadline_ns(now_ns, timeout))
 
     def submit(
         self,
@@ -151,9 +154,12 @@ class ShmClient:
         """
         now_ns = time.monotonic_ns()
         pending = Pending(self._exchange, now_ns, self._deadline_ns(now_ns, timeout))
-        self._exchange.publish(
-            pending, observation, _terms(capture_time, max_age_s, Flag.SUPERSEDE if supersede else 0)
-        )
+        terms = _terms(capture_time, max_age_s, Flag.SUPERSEDE if supersede else 0)
+        try:
+            self._exchange.publish(pending, observation, terms)
+        except BaseException:
+            self._exchange.abandon(pending)  # Ctrl-C when it was out already: nobody has it to wait for
+            raise
         return pending
 
     def loan(
@@ -172,8 +178,9 @@ class ShmClient:
             raise RequestRejected(f"a loan is made for a dict, not for {type(example).__name__}")
         timeout_s = self._timeout_s if timeout is None else _checked_timeout(timeout)
         timeout_ns = int(timeout_s * 1e9)
-        sequence, _, tree = self._exchange.borrow(example, time.monotonic_ns() + timeout_ns)
-        return LoanedObservation(self._exchange, sequence, tree, _terms(capture_time, max_age_s, 0), timeout_ns)
+        terms = _terms(capture_time, max_age_s, 0)
+        slot, tree = self._exchange.borrow(example, time.monotonic_ns() + timeout_ns)
+        return LoanedObservation(self._exchange, slot, tree, terms, timeout_ns)
 
     def reset(self, *, timeout: float | None = None) -> None:
         """Tell the policy that this client begins a new episode; it keeps its place among the requests."""
@@ -238,11 +245,10 @@ class ShmClient:
                 pending.result()
                 return pending
             except ServiceRestarted:
-                # It went away under the request. Without state in the policy, asking its successor is harmless.
                 attempts += 1
-                last = self._exchange.last
-                stateful = last is not None and last[0].flags & Flag.STATEFUL
-                if attempts > self._exchange.max_retries or (stateful and not terms.flags & Flag.REPEATABLE):
+                if self._exchange.stateful() is None:
+                    self._exchange.connect(deadline_ns)
+                if not self._exchange.may_ask_again(attempts, terms):
                     raise
             except BaseException:
                 self._exchange.abandon(pending)  # Ctrl-C, a timeout: nobody waits for this reply any more
@@ -259,11 +265,23 @@ _INFER = Terms()
 def _terms(capture_time: float | None, max_age_s: float | None, flags: int) -> Terms:
     if capture_time is None and max_age_s is None:
         return Terms(flags=flags) if flags else _INFER
-    capture_ns = time.monotonic_ns() if capture_time is None else int(capture_time * 1e9)
+    capture_ns = time.monotonic_ns() if capture_time is None else _checked_capture_ns(capture_time)
     if max_age_s is None:
         return Terms(flags=flags, capture_ns=capture_ns)
     # An age of nothing still has to travel as a number above 0, which stands for "any age".
     return Terms(flags=flags, capture_ns=capture_ns, max_age_ns=max(1, int(_checked_timeout(max_age_s) * 1e9)))
+
+
+def _checked_capture_ns(capture_time: float) -> int:
+    ahead_s = capture_time - time.monotonic()
+    if not ahead_s <= _LONGEST_LEAD_S:
+        raise ValueError(
+            f"capture_time = {capture_time!r} is {ahead_s:.6g} s in the future: it is time.monotonic() when the "
+            "observation was captured, not time.time()"
+        )
+    if capture_time < 0:
+        raise ValueError(f"capture_time = {capture_time!r}: time.monotonic() is never negative")
+    return int(capture_time * 1e9)
 
 
 def _checked_timeout(timeout: float) -> float:

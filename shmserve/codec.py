@@ -96,32 +96,33 @@ class Encoder:
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         self._matchers: list[Matcher] = []
 
-    def encode(self, tree: Any, slot: SlotMemory) -> Encoded:
+    def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
         """Write `tree` into `slot` with one copy of its arrays.
 
-        Raises DoesNotFit (nothing was published, the slot may be written again), UnsupportedType or
-        RequestRejected.
+        `lent` says that arrays in `tree` may be memory of this very slot: one that lies where it belongs
+        is not copied. Raises DoesNotFit (nothing was published, the slot may be written again),
+        UnsupportedType or RequestRejected.
         """
         for matcher in self._matchers:
             try:
                 leaves = matcher.collect(tree)
                 if leaves is not None:
-                    return self._write(matcher, leaves, slot)
+                    return self._write(matcher, leaves, slot, lent=lent)
             except (struct.error, ValueError, OverflowError, TypeError):
                 continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew
-        return self._describe_and_write(tree, slot)
+        return self._describe_and_write(tree, slot, lent=lent)
 
-    def _describe_and_write(self, tree: Any, slot: SlotMemory) -> Encoded:
+    def _describe_and_write(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         try:
             matcher = self._matcher(tree)
         except RequestRejected:
             if not self.allow_pickle:
                 raise
-            return self._pickle(tree, slot)
+            return self._pickle(tree, slot, lent=lent)
         leaves = matcher.collect(tree)
         if leaves is None:
             raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
-        return self._write(matcher, leaves, slot)
+        return self._write(matcher, leaves, slot, lent=lent)
 
     def _matcher(self, tree: Any) -> Matcher:
         schema, pattern = describe(tree, self._name)
@@ -136,41 +137,51 @@ class Encoder:
         self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
         return matcher
 
-    def _write(self, matcher: Matcher, leaves: tuple[list[Any], list[Array]], slot: SlotMemory) -> Encoded:
+    def _write(
+        self, matcher: Matcher, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
+    ) -> Encoded:
         schema = matcher.schema
         schema_id = matcher.schema_id
         metadata = schema.metadata
         if schema.payload_bytes > slot.payload.size or len(metadata) > slot.metadata.size:
             raise DoesNotFit(len(metadata), schema.payload_bytes)
         numbers, arrays = leaves
+        views = slot.views(schema_id, schema)
+        if lent:
+            arrays = [_apart(array, view, slot) for view, array in zip(views, arrays, strict=True)]
         if numbers:
             schema.numbers.pack_into(slot.raw, 0, *numbers)
         # np.copyto, not memoryview assignment: it takes any strides and lets other threads run.
-        for view, array in zip(slot.views(schema_id, schema), arrays, strict=True):
+        for view, array in zip(views, arrays, strict=True):
             if array is not view:  # it is, where a loan was filled in
                 np.copyto(view, array)
         if slot.written_schema != schema_id:
+            slot.written_schema = None  # an interrupt may come between the bytes and the note of them
             slot.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
             slot.written_schema = schema_id
         return Encoded(schema_id, len(metadata), schema.payload_bytes)
 
-    def lay_out(self, example: Any, slot: SlotMemory) -> tuple[list[Array], Any]:
-        """Write `example` and return its arrays in the slot, and a copy of its tree with those for its arrays.
+    def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
+        """Write `example`; returns a copy of its tree whose arrays are memory of the slot, and these arrays.
 
-        Only a tree of plain numpy arrays, numbers and text has such a copy; other leaves keep their value.
+        What is no array keeps its value, and so does bfloat16, which numpy has no dtype for.
         """
         encoded = self.encode(example, slot)
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
         schema = next(matcher.schema for matcher in self._matchers if matcher.schema_id == encoded.schema)
         views = slot.views(encoded.schema, schema)
-        leaves = [
-            view if place.kind == "array" and place.dtype != BFLOAT16 else owned_array(place, view)
-            for place, view in zip(schema.arrays, views, strict=True)
-        ]
-        return views, schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves)
+        arrays: list[Array] = []
+        leaves = []
+        for place, view in zip(schema.arrays, views, strict=True):
+            if place.kind == "array" and place.dtype != BFLOAT16:
+                arrays.append(view[...])  # an object of the borrower's own, to be made read-only when the loan ends
+                leaves.append(arrays[-1])
+            else:
+                leaves.append(owned_array(place, view))
+        return schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
 
-    def _pickle(self, tree: Any, slot: SlotMemory) -> Encoded:
+    def _pickle(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
         buffers: list[pickle.PickleBuffer] = []
         file = io.BytesIO()
@@ -186,8 +197,19 @@ class Encoder:
         matcher = self._matcher(parts)
         leaves = matcher.collect(parts)
         assert leaves is not None
-        encoded = self._write(matcher, leaves, slot)
+        encoded = self._write(matcher, leaves, slot, lent=lent)
         return Encoded(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, pickled=True)
+
+
+def _apart(array: Array, view: Array, slot: SlotMemory) -> Array:
+    """`array`, ready to be copied to `view`: a private copy if what is written before it could overwrite it."""
+    if array is view or not np.may_share_memory(array, slot.payload):
+        return array
+    lies, belongs = array.__array_interface__, view.__array_interface__
+    if all(lies[key] == belongs[key] for key in ("data", "strides", "shape", "typestr")):
+        return view
+    private: Array = array.copy()
+    return private
 
 
 class _ArrayPickler(pickle.Pickler):
