@@ -205,6 +205,7 @@ class ModelChanges:
             try:
                 await undisturbed(engines.stop_all())
                 failpoint("update.stopped_old")
+                progress("start", {})
                 engine = await engines.start(served, _steps(progress))
                 try:
                     failpoint("update.warm")

@@ -34,8 +34,8 @@ class Policy:
         if "gate" in observation:
             _wait_at(observation["gate"])
         y = observation["x"] * settings["k"]
-        if settings.get("grows"):
-            y = y.expand(200_000, -1).contiguous()
+        if "rows" in observation:
+            y = y.expand(observation["rows"], -1).contiguous()
         return {"y": y, "k": settings["k"]}
 
 
