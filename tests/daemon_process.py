@@ -192,6 +192,16 @@ class Daemon:
         assert isinstance(found, dict)
         return found
 
+    def wait_counted(self, **wanted: int) -> dict[str, Any]:
+        """All counters of requests, once these stand at these numbers: the engine counts what it has answered."""
+
+        def requests() -> dict[str, Any] | None:
+            found: dict[str, Any] = self.status()["requests"]
+            return found if wanted.items() <= found.items() else None
+
+        found: dict[str, Any] = wait_until(f"the counters are {wanted}", requests)
+        return found
+
     @property
     def pid(self) -> int:
         assert self._process is not None

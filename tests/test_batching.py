@@ -35,7 +35,7 @@ def test_what_waited_is_run_together_and_each_gets_its_own_row(daemon: Daemon, g
         assert [found["batch"] for found in results] == [4] * 8
         for row, found in enumerate(results):
             assert_same(found["y"], (np.arange(3.0) + row) * 2)
-    assert daemon.status()["requests"]["batches"] == 3
+    daemon.wait_counted(batches=3, served=9)
 
 
 def test_one_bad_row_fails_alone(daemon: Daemon, gate: Gate) -> None:
@@ -52,8 +52,7 @@ def test_one_bad_row_fails_alone(daemon: Daemon, gate: Gate) -> None:
             bad.result()
         assert [pending.result()["row"] for pending in good] == [0, 1]
         assert_same(misshapen.result()["y"], np.zeros(4))
-    requests = daemon.status()["requests"]
-    assert (requests["served"], requests["failed"]) == (4, 1)
+    daemon.wait_counted(served=4, failed=1)
 
 
 def test_an_engine_that_dies_in_a_batch_answers_every_row(

@@ -24,7 +24,7 @@ def test_a_model_that_raises_fails_one_request_with_type_and_message(obedient: D
     assert "policy.py" not in str(raised.value)
     assert "raise LookupError" in obedient.log and 'policy.py", line' in obedient.log
     assert client.infer({"do": "echo", "value": 1}) == 1
-    assert obedient.status()["requests"]["failed"] == before + 1
+    obedient.wait_counted(failed=before + 1)
 
 
 def test_a_models_long_message_is_cut(client: ShmClient) -> None:
@@ -67,7 +67,7 @@ def test_requests_that_wait_when_the_engine_is_killed_are_answered_by_the_next_o
         assert status["engine"]["restarts"] == 1
         assert status["state"] == "ready"
     assert "SIGKILL" in daemon.log
-    assert daemon.status()["requests"]["served"] == 6
+    daemon.wait_counted(served=6)
 
 
 @pytest.mark.parametrize("death", ["exit", "segfault"])
@@ -85,7 +85,7 @@ def test_a_request_that_kills_the_engine_is_retried_once_and_then_lost(
         assert other.infer({"do": "echo", "value": 2}) == 2
         status = daemon.status()
         assert status["engine"]["restarts"] == 2
-        assert status["requests"]["lost"] == 1
+        daemon.wait_counted(lost=1)
         daemon.engine_pid  # noqa: B018 (so that its end is waited for)
     assert ("SIGSEGV" if death == "segfault" else "exit status 3") in daemon.log
     daemon.expected_in_log.add("Fatal Python error")  # faulthandler's traceback

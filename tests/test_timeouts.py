@@ -54,8 +54,7 @@ def test_an_expired_request_is_not_run(obedient: Daemon, gate: Gate) -> None:
         held.result()
         assert client.infer({"do": "tags"}) == [2]
     # The one that was waited for was withdrawn by its client as well.
-    requests = obedient.status()["requests"]
-    assert requests["expired"] == before + 1
+    obedient.wait_counted(expired=before + 1)
 
 
 def test_a_timeout_of_zero_is_a_timeout_and_not_forever(client: ShmClient) -> None:
