@@ -38,6 +38,8 @@ def _sum(leaf: Any) -> int:
         return sum(map(_sum, leaf))
     if isinstance(leaf, str):
         return zlib.crc32(leaf.encode())
+    if hasattr(leaf, "numpy"):  # A tensor: its own way to an array costs half of what numpy's costs.
+        leaf = leaf.numpy()
     flat = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     whole = flat.size & ~7
     total = int(np.add.reduce(flat[:whole].view(np.uint64)))
