@@ -91,7 +91,8 @@ class Daemon:
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir), *self._arguments]
         with open(self.folder / "log", "ab") as log:
             process = subprocess.Popen(
-                command,
+                # Asked, not killed: its names in /dev/shm go with it.
+                watchdog.ending_with_us(command, signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

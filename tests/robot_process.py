@@ -23,13 +23,15 @@ class Robot:
         # A file, because nobody reads a pipe while the test does something else.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by dismiss
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROBOTS / f"{program}.py"),
-                daemon.name,
-                str(daemon.runtime_dir),
-                *map(str, arguments),
-            ],
+            watchdog.ending_with_us(
+                [
+                    sys.executable,
+                    str(ROBOTS / f"{program}.py"),
+                    daemon.name,
+                    str(daemon.runtime_dir),
+                    *map(str, arguments),
+                ]
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,

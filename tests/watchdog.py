@@ -6,12 +6,21 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+_ENDING = Path(__file__).with_name("ending_with_its_parent.py")
 
 _children: set[subprocess.Popen[Any]] = set()
 _lock = threading.Lock()
+
+
+def ending_with_us(command: Sequence[str], number: int = signal.SIGKILL) -> list[str]:
+    """`command` as a process that gets this signal when ours dies, even by SIGKILL (the thread that starts it, exactly)."""
+    return [sys.executable, "-IS", str(_ENDING), str(int(number)), str(os.getpid()), *command]
 
 
 def watch(process: subprocess.Popen[Any]) -> None:
