@@ -78,7 +78,11 @@ class Attachment:
         self._service = service
         self._directory = directory
         self.channel = ClientChannel(Lane.from_json(reply.parameters["lane"]), reply.fds)
-        self.trusted = bool(reply.parameters["trusted"]) and _peer_uid(connection) in (os.getuid(), 0)
+        #: Whether pickles may cross in both directions. By socket activation whoever connected before the daemon had
+        #: started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
+        self.trusted = (
+            bool(reply.parameters["trusted"]) and _peer_uid(connection) in _trusted_uids() and _is_ours(self.channel)
+        )
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
@@ -143,7 +147,14 @@ class Attachment:
             raise
         self.granted = wanted.copy()
         lane = Lane.from_json(reply.parameters["lane"])
-        return ClientChannel(lane, reply.fds, before=self.channel), carried
+        channel = ClientChannel(lane, reply.fds, before=self.channel)
+        if self.trusted and not _is_ours(channel):
+            channel.close()
+            raise ServiceUnavailable(
+                f"the daemon of {self._service!r} gave reply memory of uid {channel.replies.segment.file.st_uid} to uid "
+                f"{os.geteuid()}, which trusted it until now: another daemon may have taken its place"
+            )
+        return channel, carried
 
     def move(self, channel: ClientChannel, carried: list[int]) -> ClientChannel:
         """Go on in the next generation; returns the one that is left."""
@@ -238,6 +249,15 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
     if error.error == PERMISSION_DENIED:
         return ServiceUnavailable(f"the daemon of {service!r} does not serve uid {os.getuid()}")
     return ServiceUnavailable(f"the daemon of {service!r} refused: {error}")
+
+
+def _trusted_uids() -> tuple[int, int]:
+    """Who may have this process unpickle what they send: it is root's and its own user's anyway."""
+    return os.geteuid(), 0
+
+
+def _is_ours(channel: ClientChannel) -> bool:
+    return channel.replies.segment.written_only_by(_trusted_uids())
 
 
 def _peer_uid(connection: VarlinkConnection) -> int:

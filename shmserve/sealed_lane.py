@@ -9,6 +9,11 @@ from .layout import Geometry
 from .pipe_doorbell import create_pipe
 from .segment import Identity, create_sealed_segment, read_only
 
+#: Permissions decide nothing here, because only the descriptor leads to a memfd. But a client of this daemon that is
+#: itself a daemon could pass the descriptor on as replies: whoever trusts our replies sees that they are none
+#: (Segment.written_only_by).
+_WRITTEN_BY_THE_CLIENT = 0o620
+
 
 class SealedLane:
     """Two memfds and the engine's ends of two pipes, kept for the engines to come.
@@ -28,7 +33,7 @@ class SealedLane:
         OSError; then nothing has changed.
         """
         with contextlib.ExitStack() as undo:
-            request_memory = create_sealed_segment(requests, identity, counter=published)
+            request_memory = create_sealed_segment(requests, identity, _WRITTEN_BY_THE_CLIENT, counter=published)
             undo.callback(os.close, request_memory)
             reply_memory = create_sealed_segment(replies, identity)
             undo.callback(os.close, reply_memory)

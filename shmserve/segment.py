@@ -13,6 +13,7 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ def create_segment(name: str, geometry: Geometry, identity: Identity, mode: int 
         shared.close_fd()
 
 
-def create_sealed_segment(geometry: Geometry, identity: Identity, *, counter: int = 0) -> int:
+def create_sealed_segment(geometry: Geometry, identity: Identity, mode: int = 0o600, *, counter: int = 0) -> int:
     """A memfd with the same contents, which nobody can shrink or grow any more; the descriptor is the caller's.
 
     Raises OSError (ENOMEM, ENOSPC) if there is no room.
@@ -64,7 +65,7 @@ def create_sealed_segment(geometry: Geometry, identity: Identity, *, counter: in
     descriptor = os.memfd_create("shmserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         # A memfd begins as 0777: whoever holds a read-only descriptor could open it again for writing.
-        os.fchmod(descriptor, 0o600)
+        os.fchmod(descriptor, mode)
         os.posix_fallocate(descriptor, 0, geometry.segment_bytes)
         _write_header(descriptor, geometry, identity, counter)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -94,13 +95,15 @@ def unlink_segment(name: str) -> None:
 class Segment:
     """A mapped segment whose header has been checked.
 
-    `bytes` is the whole segment as uint8, `words` the same memory as native 8-byte words.
+    `bytes` is the whole segment as uint8, `words` the same memory as native 8-byte words. `file` is what fstat(2)
+    said of it when it was mapped.
     """
 
-    def __init__(self, mapped: mmap.mmap, geometry: Geometry, identity: Identity) -> None:
+    def __init__(self, mapped: mmap.mmap, geometry: Geometry, identity: Identity, file: os.stat_result) -> None:
         self._mapped: mmap.mmap | None = mapped
         self.geometry = geometry
         self.identity = identity
+        self.file = file
         self.memory = memoryview(mapped)
         self.words = self.memory.cast("Q")
         self.bytes = np.frombuffer(mapped, np.uint8)
@@ -150,7 +153,15 @@ class Segment:
         # Populated now: the first touch of a page costs 4.4 us in each process, inside a request.
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0x8000)
         mapped = mmap.mmap(descriptor, geometry.segment_bytes, flags=flags, prot=protection)
-        return cls(mapped, geometry, Identity(epoch, channel, generation))
+        return cls(mapped, geometry, Identity(epoch, channel, generation), found)
+
+    def written_only_by(self, uids: Container[int]) -> bool:
+        """Whether the object is one of these users', and nobody else was ever let write to it.
+
+        What the daemon gives a client to write to says so in its mode, of either transport: a request segment
+        of another user's daemon never passes for replies.
+        """
+        return self.file.st_uid in uids and not self.file.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
     @property
     def counter_index(self) -> int:
