@@ -19,7 +19,8 @@ from .model_package import ModelPackage
 from .store.durable import write_json
 from .store.limits import Limits
 from .store.stored_version import StoredVersion
-from .store.versions import Store, Trust
+from .store.trust import Trust
+from .store.versions import Store
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from .errors import ArchiveRefused, StoreUnavailable, VersionDamaged, VersionUnk
 from .limits import Limits
 from .receive import Progress
 from .stored_version import StoredVersion
-from .versions import LEAST_KEPT, Store, Trust
+from .trust import Trust
+from .versions import LEAST_KEPT, Store
 
 __all__ = [
     "LEAST_KEPT",

@@ -1,86 +1,35 @@
-"""The versions of a service's model on disk, which of them is current, and which was before it.
-
-    <state directory>/<service>/models/
-      lock                        held by the one daemon that uses this directory
-      current                     which version is served and which was before: one small file, replaced by rename
-      versions/<digest>/          a package, read-only; the digest of its content is its name
-      versions/<digest>.json      what is known of it
-      versions/incoming-<random>  on its way in
-      versions/removing-<random>  on its way out
-
-A version exists once its directory has its final name; its record was written before, and its bytes were on the disk
-before that. Whatever moment the daemon is killed at, `open` finds the old state or the new one and sweeps up the rest.
-"""
+"""The versions of a service's model on disk, which of them is current, and which was before it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import json
 import logging
 import os
-import re
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shmserve.errors import ModelPackageError
-from shmserve.package_files import CACHE, SIGNATURE, VERSION_DIGITS, PackageFile, content_digest, package_files, shown
-from shmserve.package_signature import (
-    SIGNATURE_BYTES,
-    PublicKey,
-    SignatureRefused,
-    check_signature,
-    need_cryptography,
-)
+from shmserve.package_signature import SignatureRefused, need_cryptography
 
 from ..failpoints import failpoint
-from .durable import remove_tree, sync_directory, write_json
-from .errors import StoreUnavailable, VersionDamaged, VersionUnknown, unavailable
+from .damage import check_files
+from .directory import StoreDirectory
+from .durable import remove_tree
+from .errors import VersionDamaged, VersionUnknown
+from .kept import Kept
 from .limits import Limits
 from .receive import Progress, Received, receive, undisturbed
-from .stored_version import FORMAT, StoredVersion
+from .stored_version import StoredVersion
+from .trust import Trust
 
 log = logging.getLogger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_INCOMING = "incoming-"
-_REMOVING = "removing-"
 #: The version served, the one before it, and one more that is being tried.
 LEAST_KEPT = 3
-_CANDIDATES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Trust:
-    """Whose packages are taken. With keys, a signature that is there must be good even where none is required."""
-
-    required: bool = False
-    keys: Sequence[PublicKey] = ()
-
-    def __post_init__(self) -> None:
-        if self.required and not self.keys:
-            raise ValueError("signatures are required, but there is no key that may have made them (signature_keys)")
-
-
-@dataclass(frozen=True)
-class _State:
-    """Replaced as a whole, so that whoever looks needs no lock."""
-
-    versions: Mapping[str, StoredVersion] = field(default_factory=dict)
-    current: str | None = None
-    previous: str | None = None
-
-    def with_version(self, version: StoredVersion) -> _State:
-        return replace(self, versions={**self.versions, version.digest: version})
-
-    def without_version(self, digest: str) -> _State:
-        return replace(self, versions={key: version for key, version in self.versions.items() if key != digest})
 
 
 class Store:
@@ -103,7 +52,7 @@ class Store:
         if keep_versions < LEAST_KEPT:
             raise ValueError(f"keep_versions = {keep_versions}: {LEAST_KEPT} or more")
         self.directory = directory
-        self._versions_directory = directory / "versions"
+        self._directory = StoreDirectory(directory, self._problem)
         self._keep_versions = keep_versions
         self._limits = limits or Limits()
         self._trust = trust or Trust()
@@ -111,8 +60,7 @@ class Store:
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
-        self._lock: int | None = None
-        self._state = _State()
+        self._state = Kept()
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -123,10 +71,10 @@ class Store:
         if self._trust.keys:
             need_cryptography()
         try:
-            with self._guard, self._disk():
-                self._acquire()
-                self._sweep()
-                self._state = self._read_current(self._read_versions())
+            with self._guard, self._directory.disk():
+                self._directory.acquire()
+                self._directory.sweep()
+                self._state = self._directory.read()
         except BaseException:
             self.close()
             raise
@@ -134,15 +82,13 @@ class Store:
     def close(self) -> None:
         """Let the directory go; may be called twice."""
         with self._guard:
-            if self._lock is not None:
-                os.close(self._lock)
-                self._lock = None
+            self._directory.release()
 
     # Seeing
 
     def versions(self) -> list[StoredVersion]:
         """Every version that is kept, the last sent first."""
-        return sorted(self._state.versions.values(), key=lambda version: version.serial, reverse=True)
+        return self._state.newest_first()
 
     def current(self) -> StoredVersion | None:
         """The version that is served, or was when the last daemon ended."""
@@ -165,15 +111,7 @@ class Store:
 
     def resolve(self, name: str) -> StoredVersion:
         """The version whose digest begins with `name`; raises VersionUnknown naming the candidates."""
-        prefix = name.strip().lower()
-        versions = self.versions()
-        found = [version for version in versions if prefix and version.digest.startswith(prefix)]
-        if len(found) == 1:
-            return found[0]
-        candidates = ", ".join(version.version for version in (found or versions)[:_CANDIDATES_SHOWN])
-        if found:
-            raise VersionUnknown(f"{shown(name)} is the beginning of {len(found)} versions: {candidates}")
-        raise VersionUnknown(f"no kept version is named {shown(name)}; kept are {candidates or 'none'}")
+        return self._state.resolve(name)
 
     # In
 
@@ -197,9 +135,9 @@ class Store:
         kept the whole package or nothing of it. Packages wait for one another. The descriptor stays the caller's.
         """
         async with self._one_at_a_time:
-            self._need_open()
+            self._directory.need()
             name = name or _path_of(source)
-            package = await receive(source, self._fresh(_INCOMING), self._limits, progress)
+            package = await receive(source, self._directory.fresh_incoming(), self._limits, progress)
             try:
                 received()
             except BaseException:
@@ -209,9 +147,9 @@ class Store:
 
     def _commit(self, received: Received, name: str, uid: int | None, note: str) -> StoredVersion:
         try:
-            with self._disk():
+            with self._directory.disk():
                 failpoint("store.received")
-                self._check_trust(received.files, received.path)
+                self._trust.check(received.files, received.path)
                 try:
                     self._examine(received.path)
                 except ModelPackageError as error:
@@ -220,10 +158,10 @@ class Store:
                 failpoint("store.examined")
                 is_kept = self._is_kept_whole(received.digest)
                 with self._guard:
-                    self._need_open()
+                    self._directory.need()
                     version = self._describe(received, name, uid, note)
                     if is_kept:
-                        self._renew_signature(received, version)
+                        self._directory.renew_signature(received.path, version)
                         self._update(version, "store.again")
                     else:
                         self._place(received, version)
@@ -239,7 +177,7 @@ class Store:
         versions = self._state.versions
         version = StoredVersion(
             received.digest,
-            self._versions_directory / received.digest,
+            self._directory.path_of(received.digest),
             name,
             uid,
             note,
@@ -253,18 +191,7 @@ class Store:
         return replace(version, note=note or before.note, turn=before.turn, pinned=before.pinned, facts=before.facts)
 
     def _place(self, received: Received, version: StoredVersion) -> None:
-        """Make a received package a version; the moment is the second rename."""
-        damaged: Path | None = None
-        self._write_record(version, "store.record")
-        if version.path.exists():
-            damaged = self._fresh(_REMOVING)
-            version.path.rename(damaged)
-        failpoint("store.before_rename")
-        received.path.rename(version.path)
-        failpoint("store.after_rename")
-        sync_directory(self._versions_directory)
-        failpoint("store.after_sync")
-        version.path.chmod(0o500)
+        damaged = self._directory.place(received.path, version)
         self._state = self._state.with_version(version)
         if damaged is not None:
             remove_tree(damaged)
@@ -274,23 +201,11 @@ class Store:
         if kept is None:
             return False
         try:
-            self._check_files(kept)
+            check_files(kept)
         except VersionDamaged as error:
             log.warning("%s: it is replaced by what was sent", error)
             return False
         return True
-
-    def _renew_signature(self, received: Received, version: StoredVersion) -> None:
-        """The same files may come with the signature of another key; the signature is no part of the content."""
-        sent, kept = received.path / SIGNATURE, version.path / SIGNATURE
-        if not sent.exists() or (kept.exists() and sent.read_bytes() == kept.read_bytes()):
-            return
-        version.path.chmod(0o700)
-        failpoint("store.before_signature")
-        sent.replace(kept)
-        failpoint("store.after_signature")
-        sync_directory(version.path)
-        version.path.chmod(0o500)
 
     # Which one
 
@@ -299,17 +214,13 @@ class Store:
 
         Raises VersionUnknown, or StoreUnavailable and then nothing has changed.
         """
-        with self._guard, self._disk():
-            self._need_open()
+        with self._guard, self._directory.disk():
+            self._directory.need()
             kept, state = self.get(version), self._state
             kept = kept.with_facts(facts)
             if kept.digest != state.current:
                 previous = state.current if state.current in state.versions else state.previous
-                write_json(
-                    self.directory / "current",
-                    {"format": FORMAT, "current": kept.digest, "previous": previous, "since_s": time.time()},
-                    steps="current",
-                )
+                self._directory.write_current(kept.digest, previous)
                 self._state = replace(state, current=kept.digest, previous=previous)
                 # For the day on which `current` is lost: which versions were served, and in what order.
                 kept = replace(kept, turn=1 + max(other.turn for other in state.versions.values()))
@@ -325,7 +236,7 @@ class Store:
 
         What is damaged is in `problems`. None if no version that was ever current is left whole.
         """
-        for version in _by_turn(self._state):
+        for version in self._state.by_turn():
             try:
                 await self.check(version)
             except (VersionDamaged, SignatureRefused) as error:
@@ -343,7 +254,7 @@ class Store:
         def work() -> None:
             kept = self.get(version)
             try:
-                self._check_trust(self._check_files(kept), kept.path)
+                self._trust.check(check_files(kept), kept.path)
             except ModelPackageError:
                 self.get(version)  # removed meanwhile is another fault than damaged
                 raise
@@ -354,12 +265,12 @@ class Store:
 
     def record(self, version: StoredVersion | str, **facts: Any) -> StoredVersion:
         """Remember `facts` of it (JSON; None forgets one). Each call waits for the disk."""
-        with self._guard, self._disk():
+        with self._guard, self._directory.disk():
             return self._update(self.get(version).with_facts(facts), "facts")
 
     def pin(self, version: StoredVersion | str, *, pinned: bool = True) -> StoredVersion:
         """A pinned version is kept however old it is."""
-        with self._guard, self._disk():
+        with self._guard, self._directory.disk():
             return self._update(replace(self.get(version), pinned=pinned), "facts")
 
     # Out
@@ -369,8 +280,8 @@ class Store:
 
         Never the current one, the previous one, a pinned one or `spare`, and those that were never served go first.
         """
-        with self._guard, self._disk():
-            self._need_open()
+        with self._guard, self._directory.disk():
+            self._directory.need()
             state = self._state
             stays = {state.current, state.previous, spare.digest if spare else None}
             may_go = [
@@ -380,192 +291,37 @@ class Store:
             surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
             removed = may_go[: max(0, surplus)]
             gone = [self._retire(version) for version in removed]
-        self._remove_trees(gone)
+        self._directory.remove_trees(gone)
         return removed
 
     def remove(self, version: StoredVersion | str) -> None:
         """Remove one that is neither current nor previous; raises ValueError for those, VersionUnknown."""
-        with self._guard, self._disk():
-            self._need_open()
+        with self._guard, self._directory.disk():
+            self._directory.need()
             kept, state = self.get(version), self._state
             if kept.digest in (state.current, state.previous):
                 raise ValueError(f"version {kept.version} is current or previous: it stays")
             gone = self._retire(kept)
-        self._remove_trees([gone])
+        self._directory.remove_trees([gone])
 
     def _retire(self, version: StoredVersion) -> Path:
         """Take a version out of sight; its files are at the returned place still, to be removed without the guard."""
-        gone = self._fresh(_REMOVING)
-        failpoint("prune.before_rename")
-        version.path.rename(gone)
+        gone = self._directory.retire(version)
         self._state = self._state.without_version(version.digest)
-        failpoint("prune.after_rename")
-        self._record_path(version.digest).unlink(missing_ok=True)
-        sync_directory(self._versions_directory)
-        failpoint("prune.after_sync")
-        log.info("version %s (%s) is not kept any longer", version.version, version.source)
+        self._directory.forget(version)
         return gone
-
-    def _remove_trees(self, paths: Sequence[Path]) -> None:
-        with self._disk():
-            for path in paths:
-                remove_tree(path)
-            failpoint("prune.after_remove")
-
-    # Reading the directory
-
-    def _acquire(self) -> None:
-        self._versions_directory.mkdir(parents=True, exist_ok=True)
-        for directory in (self.directory, self._versions_directory):
-            found = directory.stat()
-            if found.st_uid != os.getuid():
-                raise StoreUnavailable(
-                    f"{directory} belongs to uid {found.st_uid}, this daemon runs as {os.getuid()}: "
-                    "choose another --state-dir"
-                )
-            directory.chmod(0o700)
-            sync_directory(directory.parent)
-        descriptor = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise StoreUnavailable(
-                f"{self.directory} is used by another daemon: stop that, or choose another --state-dir"
-            ) from error
-        self._lock = descriptor
-
-    def _sweep(self) -> None:
-        for path in list(self._versions_directory.iterdir()):
-            name = path.name
-            if name.startswith((_INCOMING, _REMOVING)):
-                log.info("%s was left by a daemon that did not end in peace: removed", path)
-                remove_tree(path)
-            elif name.endswith(".unfinished") or (name.endswith(".json") and not path.with_suffix("").is_dir()):
-                path.unlink()
-        (self.directory / ".current.unfinished").unlink(missing_ok=True)
-        sync_directory(self._versions_directory)
-
-    def _read_versions(self) -> _State:
-        versions = {}
-        for path in self._versions_directory.iterdir():
-            if not _DIGEST.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-                continue
-            path.chmod(0o500)
-            record = self._record_path(path.name)
-            try:
-                version = StoredVersion.from_json(path.name, path, json.loads(record.read_bytes()))
-            except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-                self._problem(f"what was known of version {path.name[:16]} is lost: {record}: {error}")
-                version = StoredVersion.without_record(path.name, path)
-            versions[path.name] = version
-        return _State(versions)
-
-    def _read_current(self, state: _State) -> _State:
-        path = self.directory / "current"
-        try:
-            document = json.loads(path.read_bytes())
-            if document["format"] != FORMAT:
-                raise ValueError(f"format {document['format']!r}, not {FORMAT}")
-            state = replace(state, current=document["current"], previous=document["previous"])
-            if not isinstance(state.current, str) or not isinstance(state.previous, str | None):
-                raise TypeError("current and previous are digests")
-        except FileNotFoundError:
-            return _State(state.versions)
-        except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            served = [version.digest for version in _by_turn(_State(state.versions))]
-            self._problem(f"{path} cannot be read ({error}): the versions' records say what was served last")
-            return _State(state.versions, *served[:2])
-        if state.current not in state.versions:
-            self._problem(f"the current version {shown(state.current[:VERSION_DIGITS])} is not kept here any more")
-        return state
 
     # Parts
 
-    def _check_files(self, version: StoredVersion) -> list[PackageFile]:
-        """The files of a version as they are now; raises VersionDamaged unless they are what its name says."""
-        _remove_caches(version.path)
-        try:
-            found = package_files(version.path)
-        except ModelPackageError as error:
-            raise VersionDamaged(f"version {version.version} is damaged: {error}") from error
-        if content_digest(found) != version.digest:
-            raise VersionDamaged(
-                f"version {version.version} is damaged: {_difference(version, found)}; it is not served"
-            )
-        return found
-
-    def _check_trust(self, files: Sequence[PackageFile], path: Path) -> None:
-        signed = any(file.name == SIGNATURE for file in files)
-        if self._trust.required or (signed and self._trust.keys):
-            check_signature(files, _start_of(path / SIGNATURE) if signed else None, self._trust.keys)
-
     def _update(self, version: StoredVersion, steps: str) -> StoredVersion:
-        self._need_open()
-        self._write_record(version, steps)
+        self._directory.need()
+        self._directory.write_record(version, steps)
         self._state = self._state.with_version(version)
         return version
-
-    def _write_record(self, version: StoredVersion, steps: str) -> None:
-        write_json(self._record_path(version.digest), version.to_json(), steps=steps)
-
-    def _record_path(self, digest: str) -> Path:
-        return self._versions_directory / f"{digest}.json"
-
-    def _fresh(self, prefix: str) -> Path:
-        return self._versions_directory / f"{prefix}{secrets.token_hex(8)}"
-
-    def _need_open(self) -> None:
-        if self._lock is None:
-            raise StoreUnavailable(f"{self.directory} is closed")
 
     def _problem(self, text: str) -> None:
         log.error("%s", text)
         self.problems.append(text)
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreUnavailable:
-            raise
-        except OSError as error:
-            if error.errno is None:  # raised by shmserve itself
-                raise
-            raise unavailable(error, f"{error.filename or self.directory}: {error.strerror}") from error
-
-
-def _by_turn(state: _State) -> list[StoredVersion]:
-    """What was ever current: the current one, the previous one, then the others, the last first."""
-    others = sorted(state.versions.values(), key=lambda version: version.turn, reverse=True)
-    order = dict.fromkeys([state.current, state.previous, *(version.digest for version in others if version.turn)])
-    return [state.versions[digest] for digest in order if digest is not None and digest in state.versions]
-
-
-def _remove_caches(path: Path) -> None:
-    """Nothing writes a `__pycache__` here unless it means harm: Python would run that instead of what was checked."""
-    for directory, names, _ in os.walk(path):
-        if CACHE in names:
-            names.remove(CACHE)
-            log.warning("%s does not belong to the version: removed", Path(directory) / CACHE)
-            os.chmod(directory, 0o700)
-            remove_tree(Path(directory) / CACHE)
-            os.chmod(directory, 0o500)
-
-
-def _difference(version: StoredVersion, found: Sequence[PackageFile]) -> str:
-    if version.files is None:
-        return "its files are not those that were stored"
-    stored = {file.name: file for file in version.files if file.name != SIGNATURE}
-    present = {file.name: file for file in found if file.name != SIGNATURE}
-    for name in sorted(stored.keys() | present.keys()):
-        if name not in present:
-            return f"{shown(name)} is missing"
-        if name not in stored:
-            return f"{shown(name)} was added"
-        if stored[name] != present[name]:
-            return f"{shown(name)} was changed"
-    return "its files are not those that its name stands for"
 
 
 def _path_of(descriptor: int) -> str:
@@ -573,8 +329,3 @@ def _path_of(descriptor: int) -> str:
         return os.readlink(f"/proc/self/fd/{descriptor}")  # asks the kernel, not the file system behind it
     except OSError:
         return "?"
-
-
-def _start_of(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(SIGNATURE_BYTES + 1)
