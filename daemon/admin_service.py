@@ -18,7 +18,7 @@ from . import admin_settings, admin_sight
 from .admin_settings import AdminSettings
 from .admin_sight import AdminSight, fitted
 from .changes import ChangeRefused, ModelChanges, Progress, Wish
-from .engines import EngineFailed
+from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
 from .store.errors import StoreUnavailable, VersionUnknown
@@ -212,7 +212,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
     """One picture of the service, as `shmserve-admin status --json` prints it."""
     now_ns = time.monotonic_ns()
     engine = supervisor.engines.serving
-    counters = supervisor.engines.counters()
+    counters = supervisor.engines.counts.counters()
     served = counters["served"]
     return {
         "service": supervisor.config.name,
@@ -274,7 +274,7 @@ def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]
 
 
 def _percentiles(supervisor: Supervisor, stage: Stage) -> dict[str, float | int | None] | None:
-    latency = supervisor.engines.latency(stage)
+    latency = supervisor.engines.counts.latency(stage)
     if latency is None or not latency.total:
         return None
     found: dict[str, float | int | None] = {"count": latency.total}

@@ -54,7 +54,7 @@ class AdminSight:
             yield Reply({"clients": page}, continues=first + _CLIENTS_A_REPLY < len(found))
 
     async def latencies(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        found = {stage.name.lower(): self._supervisor.engines.latency(stage) for stage in Stage}
+        found = {stage.name.lower(): self._supervisor.engines.counts.latency(stage) for stage in Stage}
         stages = {name: list(distribution.counts) for name, distribution in found.items() if distribution is not None}
         return {"bounds_us": BUCKET_BOUNDS_US, "stages": stages}
 

@@ -14,9 +14,9 @@ from shmserve.contract import contract_differences
 from shmserve.errors import ShmServeError
 
 from .engine_process import EngineProcess
-from .engines import EngineFailed, Served
 from .failpoints import failpoint
 from .message_ids import TAKEN_BACK
+from .served import EngineFailed, Served
 from .served_counts import SERVED, ServedCounts
 from .store.errors import StoreUnavailable, VersionUnknown
 from .store.receive import Progress as Received

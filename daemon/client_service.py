@@ -84,7 +84,7 @@ class ClientService:
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
-        self._supervisor.engines.attach(lease)
+        self._supervisor.engines.channels.attach(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
         reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
         return Reply(reply, fds=tuple(given))
@@ -110,7 +110,7 @@ class ClientService:
             given = self._supervisor.leases.resize(lease, wanted, published, carried)
         except LeaseRefused as refusal:
             raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
-        self._supervisor.engines.attach(lease)
+        self._supervisor.engines.channels.attach(lease)
         return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:

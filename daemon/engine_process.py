@@ -17,7 +17,7 @@ from .control import encode, take_messages
 from .stats import Counter, Stats, create_stats_memory
 
 if TYPE_CHECKING:
-    from .engines import Served
+    from .served import Served
 
 log = logging.getLogger(__name__)
 

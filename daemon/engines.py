@@ -6,18 +6,19 @@ import asyncio
 import logging
 import signal
 import time
-from collections import Counter as Tally
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from .config import Config
 from .control import WAKE_SIGNAL
+from .engine_channels import EngineChannels
+from .engine_counts import EngineCounts
 from .engine_process import EngineEnded, EngineProcess, exit_reason
 from .failpoints import failpoint
 from .leases import Lease, Leases, Wanted
-from .stats import Counter, Distribution, Stage
+from .served import EngineFailed, Served
+from .standby import Standby
+from .stats import Counter
 
 log = logging.getLogger(__name__)
 
@@ -29,27 +30,6 @@ _STOP_LIMIT_S = 5.0
 #: An engine that is to end waits so long for clients to make room for results of theirs that it holds.
 _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
-
-
-@dataclass(frozen=True)
-class Served:
-    """A model as one engine runs it."""
-
-    package: Path
-    version: str
-    device: str
-    #: What the package's sender called it, for a package that gives itself no name.
-    called: str = field(default="", compare=False)
-
-
-class EngineFailed(Exception):
-    """An engine did not get to serve: at which stage, and the model's own error."""
-
-    def __init__(self, stage: str, error: str, message: str) -> None:
-        super().__init__(f"{stage} failed: {error}: {message}")
-        self.stage = stage
-        self.error = error
-        self.message = message
 
 
 class Engines:
@@ -75,14 +55,11 @@ class Engines:
         self._on_ended = on_ended
         self._on_broken = on_broken
         self._serial = 0
-        self._warm: list[EngineProcess] = []
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
-        self._totals: Tally[str] = Tally()
-        self._served_by: Tally[str] = Tally()  # requests by version, of engines that have ended
-        self._past_latency: dict[Stage, Distribution] = {}  # of engines that have ended
-        self._standby_timer: asyncio.TimerHandle | None = None
+        self._standby = Standby(self.drop_standby)
+        self.channels = EngineChannels(leases)
+        self.counts = EngineCounts(self._watchers.keys())
         self.serving: EngineProcess | None = None
-        self.standby: EngineProcess | None = None
 
     # Life
 
@@ -103,9 +80,7 @@ class Engines:
             engine.kill()
             await asyncio.shield(watcher)
             raise
-        self._warm.append(engine)
-        for lease in self._leases:
-            self._send_lease(engine, lease)
+        self.channels.open(engine)
         return engine
 
     async def _warm_up(self, engine: EngineProcess) -> None:
@@ -176,11 +151,7 @@ class Engines:
             log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
             await self._kill(old)
             return
-        # A result that did not fit its reply slot waits in the old engine for the client to make room.
-        for channel, sequence in message["held"]:
-            lease = self._leases.get(channel)
-            if lease is not None:
-                lease.holders[sequence] = old.serial
+        self.channels.note_held(old, message["held"])
 
     async def _let_serve(self, new: EngineProcess) -> None:
         serving = new.expect("serving")
@@ -213,34 +184,27 @@ class Engines:
         if engine in self._watchers:
             await asyncio.wait((self._watchers[engine],))
 
+    @property
+    def standby(self) -> EngineProcess | None:
+        """The engine that is kept warm, if there is one."""
+        return self._standby.engine
+
     def keep_standby(self, engine: EngineProcess) -> None:
         """Keep an engine warm that does not serve, for an instant rollback, for a while."""
         self.drop_standby()
-        self.standby = engine
-        self._standby_timer = asyncio.get_running_loop().call_later(self._config.standby_s, self.drop_standby)
+        self._standby.keep(engine, self._config.standby_s)
 
     def claim_standby(self, served: Served) -> EngineProcess | None:
         """The standby engine, if it runs this model; it is the caller's to let serve or to keep again."""
-        engine = self.standby
-        if engine is None or not engine.alive or engine.served != served:
-            return None
-        self._forget_standby()
-        return engine
+        return self._standby.claim(served)
 
     def drop_standby(self) -> asyncio.Task[None] | None:
         """Give the standby engine's memory back; the task that does so, if there is one."""
-        engine = self.standby
-        self._forget_standby()
+        engine = self._standby.forget()
         if engine is None:
             return None
         engine.retiring = asyncio.create_task(self.discard(engine))
         return engine.retiring
-
-    def _forget_standby(self) -> None:
-        self.standby = None
-        if self._standby_timer is not None:
-            self._standby_timer.cancel()
-            self._standby_timer = None
 
     async def stop_all(self) -> None:
         """End the serving engine after what is in hand, and all that are kept; requests wait for the next."""
@@ -256,22 +220,13 @@ class Engines:
     async def discard(self, engine: EngineProcess) -> None:
         """End an engine that does not serve, once it has delivered what it holds."""
         until = time.monotonic() + _DELIVERY_LIMIT_S
-        while engine.alive and self._owes(engine) and time.monotonic() < until:
+        while engine.alive and self.channels.owes(engine) and time.monotonic() < until:
             await asyncio.sleep(_DELIVERY_LOOK_S)
-        if engine in self._warm:
-            self._warm.remove(engine)
+        self.channels.close(engine)
         watcher = self._watchers.get(engine)
         await engine.stop(_STOP_LIMIT_S)
         if watcher is not None:
             await asyncio.wait((watcher,))
-
-    def _owes(self, engine: EngineProcess) -> bool:
-        """Whether a client has yet to make room for a result that this engine holds."""
-        return any(
-            serial == engine.serial and sequence not in lease.carried
-            for lease in self._leases
-            for sequence, serial in lease.holders.items()
-        )
 
     async def drain(self, timeout_s: float) -> None:
         """Let the serving engine answer what clients have sent, then end it and all others."""
@@ -285,7 +240,7 @@ class Engines:
 
     async def kill(self) -> None:
         """End every engine at once."""
-        self._forget_standby()
+        self._standby.forget()
         self.serving = None
         watchers = dict(self._watchers)
         for engine in watchers:
@@ -296,16 +251,15 @@ class Engines:
     async def _watch(self, engine: EngineProcess) -> None:
         status = await engine.wait()
         was_serving = engine is self.serving
-        if engine in self._warm:
-            self._warm.remove(engine)
+        self.channels.close(engine)
         if engine is self.standby:
-            self._forget_standby()
+            self._standby.forget()
         if was_serving:
             self.serving = None
         assert engine.stats is not None
         counters = engine.stats.counters()
-        self._keep_counts(engine)
-        self._disown(engine)
+        self.counts.keep(engine)
+        self.channels.disown(engine)
         lease = self._leases.get(counters["channel"] - 1)
         if status == -signal.SIGBUS and lease is not None:
             # SIGBUS is what a truncated segment does to whoever reads it.
@@ -330,38 +284,6 @@ class Engines:
             case other:
                 log.warning("the engine said %.64r, which this supervisor does not know", other)
 
-    # Channels
-
-    def attach(self, lease: Lease) -> None:
-        """Tell every warm engine of a new lease, or of a lease's new generation."""
-        for engine in self._warm:
-            self._send_lease(engine, lease)
-
-    def detach(self, channel: int) -> None:
-        """The client of `channel` is gone."""
-        for engine in self._warm:
-            engine.send("detach", channel=channel)
-
-    def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
-        # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
-        # known, it is for whoever serves to deliver them or to say that they are lost.
-        others = {warm.serial for warm in self._warm if warm is not engine}
-        carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
-        fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
-        engine.send("attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, carried=carried)
-
-    def _disown(self, engine: EngineProcess) -> None:
-        """An engine has ended: what it held and clients have made room for is lost, unless it was delivered."""
-        for lease in self._leases:
-            held = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
-            for sequence in held:
-                del lease.holders[sequence]
-            carried = [sequence for sequence in held if sequence in lease.carried]
-            if carried:
-                identity = lease.lane.identity
-                for warm in self._warm:
-                    warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)
-
     # Seeing
 
     @property
@@ -370,39 +292,6 @@ class Engines:
         if self.serving is None or self.serving.ready is None:
             return None
         return {key: value for key, value in self.serving.ready.items() if key != "event"}
-
-    def _keep_counts(self, engine: EngineProcess) -> None:
-        assert engine.stats is not None
-        counters = engine.stats.counters()
-        self._totals.update(counters)
-        self._served_by[engine.served.version] += counters["served"]
-        for stage in Stage:
-            latency, past = engine.stats.distribution(stage), self._past_latency.get(stage)
-            self._past_latency[stage] = latency if past is None else past + latency
-
-    def served_by_version(self, version: str) -> int:
-        """Requests that this version answered in this run of the daemon."""
-        living = (engine for engine in self._watchers if engine.served.version == version and engine.stats is not None)
-        return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
-
-    def counters(self) -> Tally[str]:
-        """What all engines of this run counted."""
-        total = self._totals.copy()
-        for engine in self._watchers:
-            if engine.stats is not None:
-                total.update(engine.stats.counters())
-        for word in ("heartbeat_ns", "channel"):
-            total.pop(word, None)
-        return total
-
-    def latency(self, stage: Stage = Stage.TOTAL) -> Distribution | None:
-        """Durations inside the service, over all engines of this run."""
-        total = self._past_latency.get(stage)
-        for engine in self._watchers:
-            if engine.stats is not None:
-                now = engine.stats.distribution(stage)
-                total = now if total is None else total + now
-        return total
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(served, errors, monotonic ns of the last) of a channel in the serving engine."""

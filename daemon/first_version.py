@@ -14,8 +14,8 @@ from shmserve.package_files import content_digest, package_files
 from shmserve.package_signature import PublicKey
 
 from .config import Config
-from .engines import Served
 from .model_package import ModelPackage
+from .served import Served
 from .store.durable import write_json
 from .store.limits import Limits
 from .store.stored_version import StoredVersion

@@ -30,12 +30,12 @@ from .admin_service import AdminService
 from .changes import ModelChanges
 from .client_service import ClientService
 from .config import Config, ConfigError
-from .engines import EngineFailed
 from .first_version import first_version, open_store
 from .heartbeat_watch import HeartbeatWatch
 from .logs import configure_logging
 from .model_package import ModelPackage
 from .notify import Notifier
+from .served import EngineFailed
 from .service_lock import AlreadyRunning
 from .service_report import ServiceReport
 from .settings import Settings

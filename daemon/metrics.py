@@ -73,7 +73,7 @@ class _Service(Collector):
         yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", supervisor.restarts)
 
     def _requests(self) -> Iterator[Metric]:
-        counted = self._supervisor.engines.counters()
+        counted = self._supervisor.engines.counts.counters()
         requests = CounterMetricFamily("shmserve_requests", "Requests by how they ended.", labels=["result"])
         for ending in _ENDINGS:
             requests.add_metric([ending], counted[ending])
@@ -117,7 +117,7 @@ class _Service(Collector):
             unit="seconds",
         )
         for stage in Stage:
-            distribution = self._supervisor.engines.latency(stage)
+            distribution = self._supervisor.engines.counts.latency(stage)
             if distribution is not None:
                 stages.add_metric([stage.name.lower()], _buckets(distribution), _sum_s(distribution))
         return stages

@@ -20,4 +20,4 @@ class ServedCounts:
 
     def of(self, version: str) -> int:
         """Requests that this version has answered until now."""
-        return self._earlier.get(version, 0) + self._engines.served_by_version(version)
+        return self._earlier.get(version, 0) + self._engines.counts.served_by_version(version)

@@ -14,10 +14,11 @@ from shmserve.doorbell import create_doorbell, unlink_doorbell
 
 from .config import Config
 from .engine_process import EngineProcess, exit_reason
-from .engines import EngineFailed, Engines, Served
+from .engines import Engines
 from .leases import Lease, Leases
 from .message_ids import ENGINE_DIED, SERVING
 from .names import Names
+from .served import EngineFailed, Served
 from .service_lock import ServiceLock
 from .stats import Counter
 
@@ -232,7 +233,7 @@ class Supervisor:
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone: remove its names, tell the engines."""
         if self.leases.release(channel) is not None:
-            self.engines.detach(channel)
+            self.engines.channels.detach(channel)
 
     # Seeing
 
