@@ -30,6 +30,7 @@ from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
+from .device.determinism import Deterministic, require_determinism
 from .loop import EngineLoop
 from .models import load_model
 from .pipe_bells import PipeBells
@@ -54,6 +55,8 @@ class Engine:
         self._order = order
         self._serial: int = order["serial"]
         self._device = torch.device("cpu")
+        #: Where observations hold their arrays.
+        self._arrays_on = self._device
         self._loop: EngineLoop | None = None
 
     def load(self) -> bool:
@@ -62,7 +65,7 @@ class Engine:
         stage = "load"
         memory_bytes: int | None = order.get("memory_bytes")
         try:
-            self._device = torch.device(order["device"])
+            self._device = self._arrays_on = torch.device(order["device"])
             if memory_bytes is not None and self._device.type == "cpu":
                 # What the process writes to, not what it maps: code, channels and stats do not count.
                 resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
@@ -73,10 +76,14 @@ class Engine:
             self._failpoint("loading")
             _configure_torch(package, self._device, order.get("threads"))
             model = load_model(package, self._device)
+            if package.deterministic:
+                model = Deterministic(model)
+            if model.takes_host_arrays:
+                self._arrays_on = torch.device("cpu")  # a round trip through the device would bring them back here
             stage = "warm up"
             self._control.send("warming")
             self._failpoint("loaded")
-            warmth = warm_up(model, self._device, package)
+            warmth = warm_up(model, self._arrays_on, package)
             metadata = _plain(model.metadata())
             _check_size(warmth.contract, metadata)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
@@ -188,7 +195,7 @@ class Engine:
                     lane,
                     fds,
                     trusted=message["trusted"],
-                    device=self._device,
+                    device=self._arrays_on,
                     serial=self._serial,
                     carried=carried,
                     stats=self._stats,
@@ -209,12 +216,10 @@ def _configure_torch(package: ModelPackage, device: torch.device, threads: int |
     # Half of the processors: the robot's own processes need the others, and torch's threads wait by
     # spinning, so that two sides with a thread for every processor slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
+    if package.deterministic:
+        require_determinism()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if package.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.manual_seed(0)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -6,10 +6,12 @@ from typing import Any, Protocol
 
 
 class Model(Protocol):
-    """One loaded model. Arrays in observations are tensors on the model's device."""
+    """One loaded model. Arrays in observations are tensors on its device, or on the host if it takes host arrays."""
 
     #: Whether `infer` may get several observations at once.
     batches: bool
+    #: Observations are to hold arrays in host memory, whatever the device: the policy was written for numpy.
+    takes_host_arrays: bool
 
     def infer(self, observations: list[Any]) -> list[Any]:
         """One result for each observation, in their order."""

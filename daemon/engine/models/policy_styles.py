@@ -7,7 +7,7 @@
 | gr00t    | (**arguments)                   | get_action(observation, options), reset(options), ...| numpy arrays     |
 
 `arguments` is the table [model.arguments] of model.toml, in whose texts {path} stands for the package's directory and
-{device} for the device. On the CPU a numpy array is the tensor's own memory: no copy.
+{device} for the device. A numpy array is the staging memory itself, on whatever device the policy runs: no copy.
 """
 
 from __future__ import annotations
@@ -48,6 +48,11 @@ def styled_policy(policy_class: Callable[..., Any], package: ModelPackage, devic
     if style == "shmserve":
         return policy
     return Gr00tStyle(policy) if style == "gr00t" else OpenpiStyle(policy)
+
+
+def takes_numpy(policy: Any) -> bool:
+    """Whether what `styled_policy` made hands its observations on as numpy arrays."""
+    return isinstance(policy, _Styled)
 
 
 def _recognised(

@@ -14,7 +14,7 @@ import torch
 from shmserve.errors import ModelPackageError
 
 from ...model_package import ModelPackage
-from .policy_styles import styled_policy
+from .policy_styles import styled_policy, takes_numpy
 
 
 def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
@@ -53,6 +53,7 @@ class PythonPolicy:
         self._infer_batch = getattr(policy, "infer_batch", None)
         self._reset = getattr(policy, "reset", None)
         self.batches = self._infer_batch is not None
+        self.takes_host_arrays = takes_numpy(policy)
 
     def infer(self, observations: list[Any]) -> list[Any]:
         with self._mode:

@@ -16,6 +16,8 @@ from .rows import split, stacked
 class SavedModule:
     """Takes arguments out of observations, calls the module, names what it returns."""
 
+    takes_host_arrays = False
+
     def __init__(
         self,
         package: ModelPackage,

@@ -1,0 +1,74 @@
+"""`deterministic = true`: the same observation gives the same bits, whatever was asked before and by whom."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from shmserve.errors import ModelPackageError
+
+from ..models.model import Model
+
+SEED = 0
+#: What cuBLAS accepts as a workspace that gives the same bits every time; the first is the faster one.
+_WORKSPACES = (":4096:8", ":16:8")
+_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+
+
+def require_determinism() -> None:
+    """Make torch refuse what it cannot repeat; before anything starts CUDA, because cuBLAS looks once.
+
+    Raises ModelPackageError for a workspace in the environment that is not repeatable.
+    """
+    workspace = os.environ.setdefault(_VARIABLE, _WORKSPACES[0])
+    if workspace not in _WORKSPACES:
+        raise ModelPackageError(
+            f"deterministic = true, but {_VARIABLE} is {workspace!r} in the daemon's environment: unset it, or set it to "
+            f"{' or '.join(_WORKSPACES)}"
+        )
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which algorithm is the fastest is not the same every time
+    torch.backends.cudnn.deterministic = True
+    seed()
+
+
+def seed() -> None:
+    """Every generator that a policy may draw from, back to the start."""
+    torch.manual_seed(SEED)  # of every device
+    random.seed(SEED)
+    np.random.seed(SEED)
+
+
+class Deterministic:
+    """A model that sees one request at a time, each with the generators at their start.
+
+    A batch of four is another matrix product than four of one, with other roundings; and what is drawn for one request
+    moves what is drawn for the next. Both would let a client's neighbours change its actions.
+    """
+
+    batches = False
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.takes_host_arrays = model.takes_host_arrays
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        actions = []
+        for observation in observations:
+            seed()
+            actions += self._model.infer([observation])
+        return actions
+
+    def reset(self, client_id: int) -> None:
+        seed()
+        self._model.reset(client_id)
+
+    def example_observation(self) -> Any:
+        return self._model.example_observation()
+
+    def metadata(self) -> dict[str, Any]:
+        return self._model.metadata()
