@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -19,71 +16,18 @@ from shmserve.daemon import manifest
 from shmserve.daemon.engine.models.installed_class import GROUP
 from shmserve.daemon.engine.warmup import warm_up
 from shmserve.daemon.formats import FORMATS
-from tests import watchdog
-from tests.daemon_process import environment
+from tests.followed_page import REPOSITORY, empty_folder, follow, snippets
 from tests.packages.saving import CPU, loaded
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "model-packages.md"
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LIMIT_S = 120.0
-
-
-class Snippet(NamedTuple):
-    language: str
-    text: str
-
-    @property
-    def file(self) -> str | None:
-        """The file that the first line says it is."""
-        first = re.match(r"# ([\w./]+\.(?:py|toml))$", self.text.partition("\n")[0])
-        return first[1] if first else None
-
-
-SNIPPETS = [Snippet(*found) for found in _BLOCK.findall(PAGE.read_text("utf-8"))]
+PAGE = REPOSITORY / "docs" / "model-packages.md"
+SNIPPETS = snippets(PAGE)
 
 
 @pytest.fixture(scope="module")
 def reader() -> Iterator[tuple[Path, list[str]]]:
     """A folder in which everything on the page was written and run, and what each run printed."""
-    folder = Path(tempfile.mkdtemp(prefix="shmserve-page-"))
-    outputs = []
-    try:
-        for snippet in SNIPPETS:
-            if snippet.file is not None:
-                (folder / snippet.file).parent.mkdir(exist_ok=True)
-                (folder / snippet.file).write_text(snippet.text)
-            elif snippet.language == "sh":
-                outputs.append(run(snippet.text, folder))
-        yield folder, outputs
-    finally:
-        shutil.rmtree(folder)
-
-
-def run(script: str, folder: Path) -> str:
-    """What a shell prints that runs the script and stops at its first error."""
-    settings = {
-        **environment(),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SHMSERVE_RUNTIME_DIR": str(folder / "r"),
-        "SHMSERVE_STATE_DIR": str(folder / "s"),
-        "COLUMNS": "200",
-    }
-    shell = subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=folder,
-        env=settings,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    watchdog.watch(shell)
-    try:
-        output, _ = shell.communicate(timeout=_LIMIT_S)
-    finally:
-        watchdog.reap(shell)
-    assert shell.returncode == 0, f"{script}\n{output}"
-    return output
+    with empty_folder() as folder:
+        yield folder, follow(SNIPPETS, folder)
 
 
 def printed(output: str) -> list[str]:

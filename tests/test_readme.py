@@ -1,0 +1,59 @@
+"""README.md: its snippets do what they say; README_CN.md is the same page."""
+
+from __future__ import annotations
+
+import re
+
+from tests.followed_page import REPOSITORY, Snippet, empty_folder, run, snippets
+
+ENGLISH, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README_CN.md"
+#: What a fresh machine is told to run first; the rest is run in the tests' own environment.
+_INSTALLS = ("make demo", "python3 -m venv")
+
+
+def followed() -> list[Snippet]:
+    return [snippet for snippet in snippets(ENGLISH) if not snippet.text.startswith(_INSTALLS)]
+
+
+def test_the_policy_the_robot_and_the_update_on_the_page_work() -> None:
+    # One shell for all of it, as the reader has: the daemon that one snippet starts, another one ends.
+    script = "".join(snippet.text for snippet in followed() if snippet.language == "sh")
+
+    with empty_folder() as folder:
+        output = run(script + "wait\n", folder)
+
+    actions = re.findall(r"^\[(0\.\d+) .*\] \d+\.\d+$", output, re.MULTILINE)
+    assert actions == ["0.5", "0.25"], output
+    assert "serving version" in output
+
+
+def figures(text: str) -> list[str]:
+    """The numbers of the table that is replaced after each measurement, row by row; a way's name is no number."""
+    begin, end = "<!-- figures -->", "<!-- /figures -->"
+    rows = [line for line in text.partition(begin)[2].partition(end)[0].splitlines() if line.startswith("|")]
+    return [" ".join(re.findall(r"[\d,]+", row.split("|", 2)[2])) for row in rows[2:]]
+
+
+def structure(text: str) -> dict[str, list[str]]:
+    """What two pages in different languages have in common."""
+    return {
+        "headings": re.findall(r"^#+(?= )", text, re.MULTILINE),
+        "code": re.findall(r"^```\w+\n.*?^```$", text, re.MULTILINE | re.DOTALL),
+        "columns of each table row": [str(line.count("|")) for line in text.splitlines() if line.startswith("|")],
+        "figures": figures(text),
+        "points": re.findall(r"^- \*\*", text, re.MULTILINE),
+        "markers": re.findall(r"<!-- .*? -->", text),
+        # English and Chinese name each other; an anchor is in the language of its page.
+        "links": sorted(
+            {link for link in re.findall(r"\]\(([^)\s]+)\)", text) if link not in ("README.md", "README_CN.md")}
+        ),
+    }
+
+
+def test_the_chinese_page_has_the_same_structure_code_and_figures() -> None:
+    english, chinese = (structure(page.read_text("utf-8")) for page in (ENGLISH, CHINESE))
+
+    for what, found in english.items():
+        assert chinese[what] == found, what
+    assert len(english["code"]) >= 8
+    assert english["figures"] and english["figures"][0].count(" ") == 2
