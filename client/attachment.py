@@ -9,6 +9,7 @@ import struct
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,18 @@ class Attachment:
         self.closed = False
 
     @classmethod
-    def open(cls, service: str, directory: Path, wanted: Wanted, timeout_s: float) -> Attachment:
-        """Attach to the service; raises ServiceUnavailable, ProtocolMismatch or ObservationTooLarge."""
+    def open(
+        cls,
+        service: str,
+        directory: Path,
+        wanted: Wanted,
+        timeout_s: float,
+        connected: Callable[[VarlinkConnection], None],
+    ) -> Attachment:
+        """Attach to the service; raises ServiceUnavailable, ProtocolMismatch or ObservationTooLarge.
+
+        `connected` gets the connection before the daemon is asked, so that another thread can end the wait.
+        """
         path = directory / CLIENT_SOCKET
         deadline = time.monotonic() + timeout_s
         try:
@@ -116,6 +127,7 @@ class Attachment:
         except TimeoutError as error:
             raise ServiceUnavailable(f"{path} accepted no connection within {timeout_s:g} s") from error
         try:
+            connected(connection)
             parameters = {
                 "wire_version": WIRE_VERSION,
                 "wanted": vars(wanted),
@@ -205,17 +217,14 @@ class Attachment:
         self._connection.close()
 
     def hang_up(self) -> None:
-        """Give the channel back. The memory stays mapped until `close`: another thread may be looking at it."""
+        """Give the channel back. All of it stays open until `close`: another thread may be looking at it."""
         self.closed = True
-        if self._connection.fileno() >= 0:
-            # A thread that waits for the daemon's answer sleeps on through a mere close.
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._connection.fileno())) as sock:
-                sock.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+        end_calls(self._connection)
 
     def close(self) -> None:
-        """Hang up and unmap; never while a thread waits at the doorbell. May be called twice."""
+        """Hang up, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
         self.hang_up()
+        self._connection.close()
         self.channel.close()
 
 
@@ -258,6 +267,13 @@ def _trusted_uids() -> tuple[int, int]:
 
 def _is_ours(channel: ClientChannel) -> bool:
     return channel.replies.segment.written_only_by(_trusted_uids())
+
+
+def end_calls(connection: VarlinkConnection) -> None:
+    """Wake a thread that waits for the daemon's answer; it sleeps on through a mere close."""
+    if connection.fileno() >= 0:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def _peer_uid(connection: VarlinkConnection) -> int:

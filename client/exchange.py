@@ -27,8 +27,9 @@ from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
+from shmserve.varlink_connection import VarlinkConnection
 
-from .attachment import Attachment, ChannelRefused, Wanted
+from .attachment import Attachment, ChannelRefused, Wanted, end_calls
 from .contract_check import check_observation
 from .lending import LentSlot, LentTree
 from .pending import Pending
@@ -98,13 +99,14 @@ class Exchange:
         self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
         self._followers: list[threading.Lock] = []  # of the threads behind it; one that is released wakes its thread
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
-        self._left: list[Attachment | ClientChannel] = []  # to be closed once no thread waits at its doorbell
+        self._left: list[Attachment | ClientChannel] = []  # to be closed by `_close_left`
         self._check_contract = check_contract
         self._checked: Attachment | None = None  # the one whose model has seen what this client sends
         self._stateful: bool | None = None  # what the daemon said of its model when this client attached,
         self._last_before: tuple[ReplyHead, int] | None = None  # and the latest reply at that time
         self._loaned: weakref.ref[LentSlot] | None = None
         self._caller = 0  # the thread that talks to the daemon; 0 for none
+        self._connecting: VarlinkConnection | None = None  # the latest that may not have a channel yet
         self._closed = False
         self._forked = False
         # Not at exit: threads may be waiting at the doorbell then, and the kernel gives everything back.
@@ -336,8 +338,7 @@ class Exchange:
                     # Not a lock, which Ctrl-C at the wrong moment would leave locked for ever: the same thread
                     # takes this up again.
                     self._waiter = me
-                    if self._left:
-                        _close_all(self._left)
+                    self._close_left(me)
                     attachment = self._held[0]
                     answered = attachment.channel.replies.answered_count()
                     if self._collect(attachment):
@@ -353,12 +354,17 @@ class Exchange:
                 self.make_room(until_ns)
             if self._left:
                 with self._lock:
-                    _close_all(self._left)
+                    self._close_left(me)
         finally:
             # No call before the store: Python looks for signals at calls.
             if self._waiter == me:
                 self._waiter = 0
                 self._wake_followers()
+
+    def _close_left(self, me: int) -> None:
+        """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
+        if self._left and self._caller in (0, me):
+            _close_all(self._left)
 
     def _await_news(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
         """Spin for as long as a reply is likely soon, then sleep at the doorbell."""
@@ -509,11 +515,11 @@ class Exchange:
                 attachment.learn(_remaining_s(deadline_ns))
             return
         try:
-            attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
+            attachment = self._open(deadline_ns)
         except ObservationTooLarge:
             # What it grew to under an earlier daemon is more than this one allows.
             self._wanted = Wanted(self._wanted.slots)
-            attachment = Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns))
+            attachment = self._open(deadline_ns)
         try:
             attachment.learn(_remaining_s(deadline_ns))
             with self._lock:
@@ -521,11 +527,20 @@ class Exchange:
                 self._encoder.allow_pickle = attachment.trusted
                 self._stateful = attachment.model["stateful"] if attachment.model is not None else None
                 self._last_before = self.last
+                self._connecting = None
                 self._left += self._held
                 self._held[:] = [attachment]
         except BaseException:
             attachment.close()
             raise
+
+    def _open(self, deadline_ns: int) -> Attachment:
+        def connected(connection: VarlinkConnection) -> None:
+            with self._lock:
+                self.check_usable()
+                self._connecting = connection
+
+        return Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns), connected)
 
     def stateful(self) -> bool | None:
         """Whether the model keeps state, by its latest reply or else its description; None if nothing is known."""
@@ -674,12 +689,16 @@ class Exchange:
         me = threading.get_ident()
         while True:
             with self._lock:
-                # A doorbell must not be closed under a thread that waits at it (glibc crashes): it leaves within one wait.
-                if self._waiter in (0, me):
-                    for attachment in self._held:
-                        for pending in attachment.in_flight.values():
-                            if pending is not None and not pending._settled_ns:
-                                pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
+                for attachment in self._held:
+                    attachment.hang_up()
+                    for pending in attachment.in_flight.values():
+                        if pending is not None and not pending._settled_ns:
+                            pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
+                if self._connecting is not None:
+                    end_calls(self._connecting)
+                # A doorbell must not be closed under a thread that waits at it (glibc crashes), nor a connection:
+                # a thread leaves the one within one wait, the other at once.
+                if self._waiter in (0, me) and self._caller in (0, me):
                     _close_all(self._held, self._left)
                     break
             self._follow(time.monotonic_ns() + _LONGEST_WAIT_NS)

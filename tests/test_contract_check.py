@@ -1,0 +1,183 @@
+"""The comparison of an observation with what the model was declared to take, before anything moves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shmserve.client import ContractMismatch, RequestRejected, ShmClient
+from tests.daemon_process import POLICIES, Daemon
+
+
+@pytest.fixture(scope="module")
+def described() -> Iterator[Daemon]:
+    daemon = Daemon("described")
+    try:
+        yield daemon.start()
+    finally:
+        daemon.dismiss()
+
+
+def right() -> dict[str, Any]:
+    """What the policy's example is like."""
+    return {"instruction": "place", "state": np.ones(6, np.float32), "image": np.ones((480, 640, 3), np.uint8)}
+
+
+def runs(daemon: Daemon) -> int:
+    """How often the policy has run, this time included."""
+    with daemon.client() as client:
+        found = client.infer(right())["runs"]
+    assert isinstance(found, int)
+    return found
+
+
+_WRONG: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
+    "missing": (
+        lambda: {"state": right()["state"], "image": right()["image"]},
+        ["observation.instruction: str -> absent"],
+    ),
+    "shape": (
+        lambda: {**right(), "image": np.ones((3, 480, 640), np.uint8)},
+        ["observation.image: uint8[480, 640, 3] -> uint8[3, 480, 640]"],
+    ),
+    "dtype": (
+        lambda: {**right(), "state": np.ones(6)},
+        ["observation.state: float32[6] -> float64[6]"],
+    ),
+    "list for an array": (
+        lambda: {**right(), "state": [0.0] * 6},
+        ["observation.state: float32[6] -> list[float] of 6"],
+    ),
+    "number for a text": (lambda: {**right(), "instruction": 3}, ["observation.instruction: str -> int"]),
+    "several": (
+        lambda: {"state": np.ones(7, np.float32), "image": np.ones((480, 640), np.uint8)},
+        [
+            "observation.instruction: str -> absent",
+            "observation.state: float32[6] -> float32[7]",
+            "observation.image: uint8[480, 640, 3] -> uint8[480, 640]",
+        ],
+    ),
+    "nested": (
+        lambda: {"observation": right()},
+        ["observation.state: float32[6] -> absent", "observation.image: uint8[480, 640, 3] -> absent"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", _WRONG)
+def test_a_first_observation_that_is_not_what_was_declared_is_refused_entry_by_entry(
+    described: Daemon, wrong: str
+) -> None:
+    observation, lines = _WRONG[wrong]
+    before = runs(described)
+    with described.client() as client:
+        with pytest.raises(ContractMismatch) as refused:
+            client.infer(observation())
+        with pytest.raises(ContractMismatch) as checked:
+            client.check(observation())
+
+        text = str(refused.value)
+        assert str(checked.value) == text
+        for line in lines:
+            assert line in text
+        assert "'described'" in text and "check_contract=False" in text
+        assert isinstance(refused.value, RequestRejected)
+        assert client.infer(right())["action"].shape == (16, 7)
+    assert runs(described) == before + 2  # the right one, and the one that asks
+
+
+def test_every_way_of_asking_is_checked(described: Daemon) -> None:
+    wrong = {**right(), "state": np.ones(7, np.float32)}
+    before = runs(described)
+
+    ways: list[Callable[[ShmClient], Any]] = [
+        lambda client: client.infer(wrong, copy=False),
+        lambda client: client.submit(wrong),
+        lambda client: client.loan(wrong),
+        lambda client: asyncio.run(client.infer_async(wrong)),
+    ]
+    for way in ways:
+        with described.client() as client, pytest.raises(ContractMismatch, match=r"float32\[6\] -> float32\[7\]"):
+            way(client)
+
+    assert runs(described) == before + 1
+
+
+def test_an_observation_with_more_than_was_declared_passes(described: Daemon) -> None:
+    more = {**right(), "wrist image": np.zeros((2, 2)), "step": 3}
+    with described.client() as client:
+        client.check(more)
+
+        assert "action" in client.infer(more)
+
+
+def test_tensors_are_compared_like_arrays(described: Daemon) -> None:
+    tensors = {**right(), "state": torch.ones(6), "image": torch.ones(480, 640, 3, dtype=torch.uint8)}
+    with described.client() as client:
+        client.check(tensors)
+        with pytest.raises(ContractMismatch, match=r"float32\[6\] -> float64\[6\]"):
+            client.check({**tensors, "state": torch.ones(6, dtype=torch.float64)})
+
+        assert "action" in client.infer(tensors)
+
+
+def test_only_the_first_observation_is_compared(described: Daemon) -> None:
+    with described.client() as client:
+        client.infer(right())
+
+        assert "action" in client.infer({"anything": 1})
+
+
+def test_the_comparison_can_be_left_out(described: Daemon) -> None:
+    with described.client(check_contract=False) as client:
+        assert "action" in client.infer({"anything": 1})
+        with pytest.raises(ContractMismatch):
+            client.check({"anything": 1})
+
+
+def test_a_reset_is_not_taken_for_the_first_observation(described: Daemon) -> None:
+    with described.client() as client:
+        client.reset()
+        with pytest.raises(ContractMismatch):
+            client.infer({"anything": 1})
+
+
+def test_a_model_that_declares_nothing_takes_anything(echo: Daemon) -> None:
+    with echo.client() as client:
+        client.check({"anything": np.zeros(3)})
+
+        assert client.infer({"anything": 1}) == {"anything": 1}
+
+
+def test_a_client_that_attaches_again_compares_again(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = make_daemon("echo").start()
+    with daemon.client(max_retries=100, retry_delay=0.05) as client:
+        assert client.infer({"x": 1}) == {"x": 1}
+        daemon.stop()
+        shutil.copytree(POLICIES / "described", tmp_path / "described")
+        daemon.package = tmp_path / "described"
+        shutil.rmtree(daemon.state_dir)
+        daemon.start()
+
+        with pytest.raises(ContractMismatch, match="-> absent"):
+            client.infer({"x": 1})
+        assert "action" in client.infer(right())
+
+
+def test_a_client_that_came_before_the_model_compares_once_there_is_one(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon("described")
+    daemon.spawn()
+    with daemon.client(max_retries=1000, retry_delay=0.02) as client:
+        client.connect()  # torch alone takes longer to load
+        daemon.wait_ready()
+
+        with pytest.raises(ContractMismatch, match="-> absent"):
+            client.infer({"anything": 1})
+        assert "action" in client.infer(right())
