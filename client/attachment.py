@@ -105,7 +105,7 @@ class Attachment:
         directory: Path,
         wanted: Wanted,
         timeout_s: float,
-        connected: Callable[[VarlinkConnection], None],
+        connected: Callable[[VarlinkConnection], None] = lambda connection: None,
     ) -> Attachment:
         """Attach to the service; raises ServiceUnavailable, ProtocolMismatch or ObservationTooLarge.
 
