@@ -32,6 +32,7 @@ from shmserve.varlink_connection import VarlinkConnection
 from .attachment import Attachment, ChannelRefused, Wanted, end_calls
 from .contract_check import check_observation
 from .lending import LentSlot, LentTree
+from .model_watch import ModelWatch
 from .pending import Pending
 from .reply_errors import reply_error
 
@@ -91,6 +92,8 @@ class Exchange:
         self.last: tuple[ReplyHead, int] | None = None
         #: Replies that came after their deadline and were thrown away.
         self.late_replies = 0
+        #: Who wants to know when another model version answers; asked by `Pending.result`, outside the lock.
+        self.model_watch: ModelWatch | None = None
         self._directory = directory
         self._wanted = wanted
         self._budget = budget
@@ -541,6 +544,16 @@ class Exchange:
                 self._connecting = connection
 
         return Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns), connected)
+
+    def watch_model(self) -> ModelWatch:
+        """The watch, which begins with what is known of the model now."""
+        with self._lock:
+            if self.model_watch is None:
+                version = self.last[0].version if self.last is not None else None
+                if version is None and self._held and self._held[0].model is not None:
+                    version = int(self._held[0].model["version"], 16)
+                self.model_watch = ModelWatch(version)
+            return self.model_watch
 
     def stateful(self) -> bool | None:
         """Whether the model keeps state, by its latest reply or else its description; None if nothing is known."""

@@ -60,6 +60,8 @@ class Pending:
         if not self._settled_ns:
             until_ns = self.deadline_ns if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
             self._exchange.wait(self, min(until_ns, self.deadline_ns))
+        if (watch := self._exchange.model_watch) is not None and self._head is not None:
+            watch.saw(self._head.version)
         if self._error is not None:
             raise self._error
         return self._result

@@ -20,6 +20,7 @@ from .attachment import Wanted
 from .contract_check import check_observation
 from .exchange import Exchange, Terms
 from .loans import LentReply, LoanedObservation
+from .model_watch import OnModelChange
 from .pending import Pending
 from .reply import Reply
 
@@ -209,6 +210,17 @@ class ShmClient:
             )
         assert isinstance(model, dict)
         return model
+
+    def on_model_change(self, callback: OnModelChange) -> OnModelChange:
+        """Call `callback(before, after)` when a reply is the first one of another model version; returns `callback`.
+
+        The versions are those of `Reply.model_version`. It is called in the thread that asks for the result (for
+        `infer_async` in the event loop), just before it gets it; `metadata` describes the new model by then. An
+        exception of the callback is logged. What the client did not see is no change: of two updates between two
+        replies there is one call, of an update that was taken back before the next reply none.
+        """
+        self._exchange.watch_model().add(callback)
+        return callback
 
     @property
     def last_reply(self) -> Reply | None:

@@ -1,0 +1,41 @@
+"""Tells a robot's program that replies come from another model version than before."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+#: Hears the versions before and after, as `Reply.model_version`.
+OnModelChange = Callable[[str, str], object]
+
+
+class ModelWatch:
+    """Hears of every reply; called by several threads."""
+
+    def __init__(self, version: int | None) -> None:
+        """`version`: the one known so far; None: the first reply's is no change."""
+        self._version = version
+        self._callbacks: list[OnModelChange] = []
+        self._lock = threading.Lock()
+
+    def add(self, callback: OnModelChange) -> None:
+        with self._lock:
+            self._callbacks.append(callback)
+
+    def saw(self, version: int) -> None:
+        """A reply of this version has arrived."""
+        if version == self._version:
+            return
+        with self._lock:
+            before, self._version = self._version, version
+            callbacks = tuple(self._callbacks)
+        if before is None or before == version:  # known at last; or another thread saw it first
+            return
+        for callback in callbacks:
+            try:
+                callback(f"{before:016x}", f"{version:016x}")
+            except Exception:  # whatever it raises, the reply must not be lost with it
+                log.exception("%r failed; the reply was delivered all the same", callback)
