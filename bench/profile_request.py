@@ -30,7 +30,7 @@ from bench.service import Service
 from bench.workloads import workload
 from shmserve.codec import Decoder, Encoded, Encoder
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
-from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes
+from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.schema import Matcher, describe
 from shmserve.segment import Segment
@@ -39,7 +39,7 @@ WORKLOADS = ("tiny", "vga", "fullhd")
 METADATA_BYTES, REPLY_BYTES = 4096, 4096
 #: Of each step so many calls at a time, as often as there is time for.
 CALLS = 5
-SEQUENCE = 1
+SEQUENCE = sequence_of(1, 0)
 
 #: Key, side, what it does. In the order in which a request meets them.
 STEPS = (

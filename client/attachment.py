@@ -23,6 +23,7 @@ from shmserve.errors import (
     ServiceUnavailable,
     ShmServeError,
 )
+from shmserve.layout import number_of, sequence_of, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
@@ -89,6 +90,8 @@ class Attachment:
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.
         self.carried: list[int] = []
+        #: The engine's count of replies when they were last collected: while it stands, there are no more.
+        self.answered = 0
         #: Replies that callers read in their slots, by sequence.
         self.lent: dict[int, weakref.ref[LentTree]] = {}
         #: What the daemon said of its model; None while it has none ready, or was not asked.
@@ -174,14 +177,35 @@ class Attachment:
         # Requests that nobody waits for stayed in the old generation; they will not be answered.
         self.in_flight = {sequence: self.in_flight[sequence] for sequence in carried}
         self.carried = []
+        self.answered = 0
         return old
+
+    def next_sequence(self) -> int:
+        """What the next request is called, in the lowest slot that nothing uses; 0 while there is none."""
+        requests = self.channel.requests
+        published = requests.counter()
+        number = number_of(published) + 1
+        if not self.in_flight and not self.lent:
+            return sequence_of(number, 0)
+        self._forget_unpublished(published)
+        used = {slot_of(sequence) for sequence in self.in_flight}
+        used.update(slot_of(sequence) for sequence in tuple(self.lent) if self.lent_reply(sequence) is not None)
+        for slot in range(requests.slots):
+            if slot not in used:
+                return sequence_of(number, slot)
+        return 0
+
+    def _forget_unpublished(self, published: int) -> None:
+        """An interrupt came between the note of a request and its publication: no reply will ever come."""
+        for sequence in tuple(self.in_flight):
+            if number_of(sequence) > number_of(published):
+                del self.in_flight[sequence]
 
     def busy(self) -> bool:
         """Whether requests or loans are out that live in this generation."""
-        published = self.channel.requests.counter()  # one beyond it was interrupted before it was out
+        self._forget_unpublished(self.channel.requests.counter())
         return any(map(self.lent_reply, tuple(self.lent))) or any(
-            pending is not None and sequence not in self.carried and sequence <= published
-            for sequence, pending in self.in_flight.items()
+            pending is not None and sequence not in self.carried for sequence, pending in self.in_flight.items()
         )
 
     def lent_reply(self, sequence: int) -> LentTree | None:

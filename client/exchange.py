@@ -23,6 +23,7 @@ from shmserve.errors import (
     RingFull,
     ServiceUnavailable,
 )
+from shmserve.layout import number_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead
@@ -128,14 +129,12 @@ class Exchange:
     def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> int:
         """Publish if that needs no waiting at all; any other step than DONE: nothing has happened."""
         with self._lock:
-            step = self._try_slot(observation, terms.kind)
-            if step != Step.DONE:
-                return step
+            sequence = self._claim(observation, terms.kind)
+            if sequence <= Step.WAIT:
+                return sequence
             attachment = self._held[0]
-            requests = attachment.channel.requests
-            sequence = requests.counter() + 1
             try:
-                encoded = self._encoder.encode(observation, requests.memory(sequence))
+                encoded = self._encoder.encode(observation, attachment.channel.requests.memory(sequence))
             except DoesNotFit as needed:
                 self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
                 return Step.GROW
@@ -151,8 +150,8 @@ class Exchange:
             if time.monotonic_ns() >= deadline_ns:
                 raise self.full_error(step)
 
-    def _try_slot(self, observation: Any, kind: Kind) -> int:
-        """DONE if the next slot may be written."""
+    def _claim(self, observation: Any, kind: Kind) -> int:
+        """The sequence whose slot may be written now, or what has to be done before there is one: no step is as high."""
         self.check_usable()
         if not self._attached():
             return Step.CONNECT
@@ -170,22 +169,23 @@ class Exchange:
             return Step.WAIT
         if attachment.moving:
             return Step.WAIT
-        requests = attachment.channel.requests
-        before = requests.counter() + 1 - requests.slots
-        if attachment.carried or before in attachment.in_flight:
-            self._collect(attachment)
-            if attachment.carried:
-                return Step.GROW
-            if before in attachment.in_flight:
-                return Step.WAIT
-        if before in attachment.lent and (lent := attachment.lent_reply(before)) is not None:
-            if lent.thread == threading.get_ident():
-                raise RingFull(
-                    f"the next slot of {self.name!r} holds a reply that is lent out: leave its block first, or make "
-                    "the client with more slots"
-                )
-            return Step.WAIT
-        return Step.DONE
+        sequence = 0 if attachment.carried else attachment.next_sequence()
+        return sequence or self._claim_after_a_look(attachment)
+
+    def _claim_after_a_look(self, attachment: Attachment) -> int:
+        self._collect(attachment)
+        if attachment.carried:
+            return Step.GROW
+        sequence = attachment.next_sequence()
+        if sequence:
+            return sequence
+        lent = [loan for loan in map(attachment.lent_reply, tuple(attachment.lent)) if loan is not None]
+        if not attachment.in_flight and any(loan.thread == threading.get_ident() for loan in lent):
+            raise RingFull(
+                f"every slot of {self.name!r} holds a reply that is lent out: leave its block first, or make the client "
+                "with more slots"
+            )
+        return Step.WAIT
 
     def _wait_for_slot(self, deadline_ns: int) -> None:
         with self._lock:
@@ -235,10 +235,9 @@ class Exchange:
         """
         while True:
             with self._lock:
-                step = self._try_slot(example, Kind.INFER)
-                if step == Step.DONE:
-                    attachment = self._held[0]
-                    sequence = attachment.channel.requests.counter() + 1
+                step = self._claim(example, Kind.INFER)
+                if step > Step.WAIT:
+                    attachment, sequence = self._held[0], step
                     try:
                         tree, arrays = self._encoder.lay_out(example, attachment.channel.requests.memory(sequence))
                         loan = LentSlot(attachment, sequence, arrays)
@@ -301,8 +300,7 @@ class Exchange:
     def timeout_error(self, pending: Pending) -> RequestTimeout:
         waited_s = (time.monotonic_ns() - pending._started_ns) / 1e9
         return RequestTimeout(
-            f"no reply from {self.name!r} to request {pending.sequence} within {waited_s:.3g} s "
-            "(a late one is discarded)"
+            f"no reply from {self.name!r} to request {pending.number} within {waited_s:.3g} s (a late one is discarded)"
         )
 
     def wait_a_while(self) -> None:
@@ -668,7 +666,7 @@ class Exchange:
         for sequence in attachment.carried:
             pending = attachment.in_flight.pop(sequence)
             if pending is not None:
-                error = InferenceFailed(f"the result of request {sequence} needs more room: {refusal.error}")
+                error = InferenceFailed(f"the result of request {number_of(sequence)} needs more room: {refusal.error}")
                 pending._settle(None, error, None)
         attachment.carried = []
 

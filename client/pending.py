@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import ShmServeError
+from shmserve.layout import number_of
 from shmserve.ring import ReplyHead
 
 from .reply import Reply
@@ -77,6 +78,11 @@ class Pending:
     def reply(self) -> Reply | None:
         """Timing and model version; None until it is answered."""
         return Reply.of(self._head, self._settled_ns - self._started_ns) if self._head is not None else None
+
+    @property
+    def number(self) -> int:
+        """Which of this client's requests it is, from 1; 0 before it is published. As `Reply.number`."""
+        return number_of(self.sequence)
 
     def _settle(self, result: Any, error: ShmServeError | None, head: ReplyHead | None) -> None:
         self._result = result

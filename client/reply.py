@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmserve.layout import number_of
 from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
@@ -12,7 +13,7 @@ from shmserve.ring import ReplyHead
 class Reply:
     """Which model answered, and where the time went (microseconds)."""
 
-    sequence: int
+    number: int  # which of this client's requests it answers, from 1
     model_version: str  # 16 hex digits, as `shmserve-admin status` shows it
     round_trip_us: float  # from before the observation was encoded until the result was decoded
     queued_us: float  # from publication until the engine took the request
@@ -24,7 +25,7 @@ class Reply:
     @classmethod
     def of(cls, head: ReplyHead, round_trip_ns: int) -> Reply:
         return cls(
-            head.sequence,
+            number_of(head.sequence),
             f"{head.version:016x}",
             round_trip_ns / 1e3,
             head.queued_ns / 1e3,

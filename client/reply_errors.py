@@ -16,13 +16,14 @@ from shmserve.errors import (
     ShmServeError,
     Stale,
 )
+from shmserve.layout import number_of
 from shmserve.protocol import Status
 from shmserve.ring import ReplyHead
 
 
 def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
     """The error that a reply of any status but OK and GROW stands for; `tree` is (type, text) or nothing."""
-    what = f"request {head.sequence} to {service!r}"
+    what = f"request {number_of(head.sequence)} to {service!r}"
     kind, text = tree if isinstance(tree, tuple) and len(tree) == 2 else ("", "")
     match head.status:
         case Status.FAILED:

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
+from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
@@ -98,12 +98,13 @@ class ClientService:
         carried = required(parameters, "carried", list)
         if not 0 <= published < 1 << 62:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "published"})
-        # A carried reply is looked for in the slot of its sequence, so two must not share one.
+        # A carried reply is looked for in the slot that its sequence names, so two must not share one.
+        slots = min(wanted.slots, self._supervisor.config.max_slots)
         if (
             len(carried) > 64
             or not all(type(sequence) is int and 0 < sequence <= published for sequence in carried)
-            or len({sequence % min(wanted.slots, self._supervisor.config.max_slots) for sequence in carried})
-            != len(carried)
+            or len({slot_of(sequence) for sequence in carried}) != len(carried)
+            or any(slot_of(sequence) >= slots for sequence in carried)
         ):
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
         try:

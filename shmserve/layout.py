@@ -8,8 +8,16 @@ lines of their own.
     +--------+---------+--------------------------------------+---------------- ...
     | header | counter | slot 0: head | metadata | payload    | slot 1: ...
     +--------+---------+--------------------------------------+---------------- ...
-      supervisor, once   `slots` of them, slot = sequence % slots
+      supervisor, once   `slots` of them
 
+A sequence names a request for good, and its slot with it: the request's number in the high bits, the slot
+in the low six. The client takes the lowest slot that is free, so that a robot with one request out keeps
+to memory that is still in the processor's cache.
+
+>>> [hex(sequence_of(number, slot)) for number, slot in ((1, 0), (2, 0), (3, 5))]
+['0x40', '0x80', '0xc5']
+>>> number_of(0xc5), slot_of(0xc5)
+(3, 5)
 >>> [(name, HEADER.offset(name)) for name in HEADER.names]  # doctest: +NORMALIZE_WHITESPACE
 [('magic', 0), ('wire_version', 8), ('epoch', 16), ('generation', 24), ('channel', 32), ('slots', 40),
  ('metadata_bytes', 48), ('payload_bytes', 56)]
@@ -27,7 +35,7 @@ A segment of two slots, each with 256 bytes of metadata and 100 of payload:
 >>> geometry.stride, geometry.segment_bytes, geometry.slot_offset(1), geometry.payload_offset(1)
 (512, 1152, 640, 1024)
 >>> header_bytes(geometry, epoch=7, generation=1, channel=3).hex(" ", 8)
-'73686d7365727665 0100000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
+'73686d7365727665 0200000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
 """
 
 from __future__ import annotations
@@ -90,12 +98,15 @@ REPLY = Words(
     "attempts",
 )
 
-#: The counter's line: how many sequences the client has published, or how many the engine has answered.
+#: The counter's line: the last sequence that the client has published, or how many the engine has answered.
 COUNTER_OFFSET = CACHE_LINE
 SLOTS_OFFSET = 2 * CACHE_LINE
 SLOT_HEAD_BYTES = 2 * CACHE_LINE
 
 MAX_SLOTS = 64
+SLOT_BITS = 6
+#: The bits of a sequence that name its slot; a reader checks them against the number of slots.
+SLOT_MASK = (1 << SLOT_BITS) - 1
 MAX_METADATA_BYTES = 65536
 MAX_PAYLOAD_BYTES = 1 << 32
 
@@ -107,6 +118,21 @@ def aligned(size: int, alignment: int = CACHE_LINE) -> int:
     (0, 64, 64, 128)
     """
     return -(-size // alignment) * alignment
+
+
+def sequence_of(number: int, slot: int) -> int:
+    """The sequence of a client's `number`-th request (from 1) in `slot`."""
+    return number << SLOT_BITS | slot
+
+
+def number_of(sequence: int) -> int:
+    """How many requests its client had made with this one."""
+    return sequence >> SLOT_BITS
+
+
+def slot_of(sequence: int) -> int:
+    """The slot of both directions that the request uses."""
+    return sequence & SLOT_MASK
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Who writes which word of a channel, and in which order.
 
 Each direction has one writing and one reading end. The client publishes requests and reads replies,
-the engine takes requests and completes replies; slot = sequence % slots, and a sequence is never
+the engine takes requests and completes replies. A sequence names its slot (layout.py) and is never
 used twice. A reader believes nothing it has not checked: it copies a slot's head once, compares the
 sequence in it with the one it expects, and uses only the copy.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from .codec import SlotMemory
 from .fence import fence
-from .layout import REPLY, REQUEST, WORD
+from .layout import REPLY, REQUEST, SLOT_MASK, WORD, number_of
 from .segment import Segment
 
 
@@ -74,8 +74,8 @@ class _Ring:
             )
 
     def memory(self, sequence: int) -> SlotMemory:
-        """The metadata and payload of the slot that `sequence` uses."""
-        return self.memories[sequence % self.slots]
+        """The metadata and payload of the slot that `sequence` names; it was found to be one of this segment's."""
+        return self.memories[sequence & SLOT_MASK]
 
     def close(self) -> None:
         """Unmap, unless arrays still view the memory."""
@@ -96,14 +96,14 @@ class RequestWriter(_Ring):
     def publish(self, head: tuple[int, ...]) -> None:
         """Make the request whose payload and metadata are in place visible to the engine."""
         sequence = head[0]
-        REQUEST.packed.pack_into(self._memory, self._heads[sequence % self.slots], *head)
+        REQUEST.packed.pack_into(self._memory, self._heads[sequence & SLOT_MASK], *head)
         # ORDER: payload and head before the counter; pairs with RequestReader.head.
         fence()
         self._words[self._counter] = sequence
 
     def cancel(self, sequence: int) -> None:
         """Ask the engine not to start this request; the engine may have started it already."""
-        self._words[self._head_words[sequence % self.slots] + self._cancelled] = sequence
+        self._words[self._head_words[sequence & SLOT_MASK] + self._cancelled] = sequence
 
 
 class RequestReader(_Ring):
@@ -115,16 +115,30 @@ class RequestReader(_Ring):
         """The last sequence the client says it published: a claim, to be checked against what is due."""
         return self._words[self._counter]
 
+    def between(self, seen: int, published: int) -> list[int]:
+        """The sequences in the slots that are later than `seen` and no later than `published`, in their order.
+
+        All of them, if the client keeps to the protocol: a slot is used again only when its request is answered.
+        """
+        fence()
+        words, first, last = self._words, number_of(seen), number_of(published)
+        claims = [words[head] for head in self._head_words]
+        return sorted(
+            claim for slot, claim in enumerate(claims) if claim & SLOT_MASK == slot and first < number_of(claim) <= last
+        )
+
     def head(self, sequence: int) -> RequestHead | None:
-        """A copy of the head of `sequence`; None if its slot holds another request."""
+        """A copy of the head of `sequence`; None if there is no such slot, or it holds another request."""
+        if sequence & SLOT_MASK >= self.slots:
+            return None
         # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
         fence()
-        head = RequestHead._make(REQUEST.packed.unpack_from(self._memory, self._heads[sequence % self.slots]))
+        head = RequestHead._make(REQUEST.packed.unpack_from(self._memory, self._heads[sequence & SLOT_MASK]))
         return head if head.sequence == sequence else None
 
     def cancelled(self, sequence: int) -> bool:
         """Whether the client has withdrawn this request."""
-        return self._words[self._head_words[sequence % self.slots] + self._cancelled] == sequence
+        return self._words[self._head_words[sequence & SLOT_MASK] + self._cancelled] == sequence
 
 
 class ReplyWriter(_Ring):
@@ -137,17 +151,17 @@ class ReplyWriter(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
-        return self._words[self._head_words[sequence % self.slots]] >= sequence
+        return self._words[self._head_words[sequence & SLOT_MASK]] >= sequence
 
     def attempts(self, sequence: int) -> int:
         """How often an engine has begun to run `sequence`."""
-        head = self._head_words[sequence % self.slots]
+        head = self._head_words[sequence & SLOT_MASK]
         return self._words[head + self._attempts] if self._words[head + self._taken] == sequence else 0
 
     def take(self, sequence: int) -> int:
         """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
         words = self._words
-        head = self._head_words[sequence % self.slots]
+        head = self._head_words[sequence & SLOT_MASK]
         attempts = words[head + self._attempts] + 1 if words[head + self._taken] == sequence else 1
         words[head + self._attempts] = attempts
         words[head + self._taken] = sequence
@@ -158,7 +172,7 @@ class ReplyWriter(_Ring):
 
         `head` is what `ReplyHead` names from `status` to `copied_ns`.
         """
-        slot = sequence % self.slots
+        slot = sequence & SLOT_MASK
         # The slot still names an earlier sequence until all else is written.
         self._before_sequence.pack_into(self._memory, self._heads[slot] + WORD, *head)
         # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
@@ -177,11 +191,11 @@ class ReplyReader(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""
-        return self._words[self._head_words[sequence % self.slots]] == sequence
+        return self._words[self._head_words[sequence & SLOT_MASK]] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
         """A copy of the head of the reply to `sequence`; None while it is not there."""
-        slot = sequence % self.slots
+        slot = sequence & SLOT_MASK
         if self._words[self._head_words[slot]] != sequence:
             return None
         # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.

@@ -98,7 +98,7 @@ def test_a_reply_is_the_policys_with_openpis_timing_as_plain_floats(policy: Webs
     for timing in (first["server_timing"], second["server_timing"], first["policy_timing"]):
         assert all(type(value) is float and value >= 0 for value in timing.values())
     assert first["shmserve"]["model_version"] == second["shmserve"]["model_version"]
-    assert second["shmserve"]["sequence"] == first["shmserve"]["sequence"] + 1
+    assert second["shmserve"]["number"] == first["shmserve"]["number"] + 1
 
 
 def test_arrays_of_a_reply_are_owned_and_writable(policy: WebsocketClientPolicy) -> None:

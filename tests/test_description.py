@@ -73,7 +73,7 @@ def test_a_reply_tells_which_model_answered_and_where_the_time_went(described: D
 
         assert reply is not None
         assert reply.model_version == client.metadata["version"]
-        assert reply.sequence == 1
+        assert reply.number == 1
         parts = (reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
         assert all(part > 0 for part in parts)
         assert sum(parts) <= reply.round_trip_us

@@ -12,7 +12,7 @@ import pytest
 
 from shmserve.client import ShmClient
 from shmserve.client.attachment import Wanted
-from shmserve.layout import MAX_METADATA_BYTES
+from shmserve.layout import MAX_METADATA_BYTES, sequence_of
 from shmserve.protocol import WIRE_VERSION, Flag, Status
 from shmserve.ring import RequestHead
 from shmserve.varlink import INVALID_PARAMETER, VarlinkError
@@ -48,31 +48,61 @@ def neighbour(daemon: Daemon) -> Iterator[ShmClient]:
 def raw(daemon: Daemon, neighbour: ShmClient) -> Iterator[RawChannel]:
     with RawChannel(daemon) as raw:
         raw.publish(raw.head({"do": "echo", "value": "well-behaved"}))
-        assert raw.reply(1)[1] == "well-behaved"
+        assert raw.reply(sequence_of(1, 0))[1] == "well-behaved"
         yield raw
 
 
-@pytest.mark.parametrize("counter", [0, 6, 1 << 32, 1 << 63, _LARGEST])
+@pytest.mark.parametrize("counter", [0, sequence_of(1, 1), sequence_of(6, 0), 1 << 32, 1 << 63, _LARGEST])
 def test_a_counter_that_jumps_costs_the_channel(daemon: Daemon, raw: RawChannel, counter: int) -> None:
     raw.count(counter)
 
     raw.wait_sent_away()
-    assert f"is sent away: published counter {counter} after 1" in daemon.log
+    assert f"is sent away: published counter {counter:#x} after 0x40" in daemon.log
 
 
-@pytest.mark.parametrize("sequence", [0, 1, 3, 6, _LARGEST])
+@pytest.mark.parametrize("slot", [4, 63])
+def test_a_slot_that_the_channel_does_not_have_costs_it(daemon: Daemon, raw: RawChannel, slot: int) -> None:
+    raw.count(sequence_of(2, slot))
+
+    raw.wait_sent_away()
+    assert f"is sent away: no request 2 in slot {slot}" in daemon.log
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([sequence_of(2, 1)], id="one of two"),
+        pytest.param([sequence_of(3, 1), sequence_of(3, 2)], id="one twice"),
+        pytest.param([sequence_of(2, 1), sequence_of(3, 1)], id="in another's slot"),
+        pytest.param([sequence_of(2, 1), sequence_of(4, 2)], id="a later one"),
+    ],
+)
+def test_several_requests_that_are_not_in_their_slots_cost_the_channel(
+    daemon: Daemon, raw: RawChannel, claims: list[int]
+) -> None:
+    for slot, claim in enumerate(claims, 1):
+        raw.requests.segment.words[raw.requests.segment.geometry.slot_offset(slot) // 8] = claim
+    raw.count(sequence_of(3, 2))
+
+    raw.wait_sent_away()
+    assert "is sent away: 2 requests were published, the slots hold others" in daemon.log
+
+
+@pytest.mark.parametrize("sequence", [0, sequence_of(1, 0), sequence_of(3, 0), sequence_of(2, 1), _LARGEST])
 def test_a_slot_without_the_request_that_was_published_costs_the_channel(
     daemon: Daemon, raw: RawChannel, sequence: int
 ) -> None:
-    head = raw.head({"do": "echo", "value": 1}, 2)
+    second = sequence_of(2, 0)
+    head = raw.head({"do": "echo", "value": 1}, second)
     raw.requests.publish(tuple(head))
-    raw.requests.segment.words[raw.requests.segment.geometry.slot_offset(2) // 8] = sequence
-    raw.count(2)
+    raw.requests.segment.words[raw.requests.segment.geometry.slot_offset(0) // 8] = sequence
+    raw.count(second)
 
     # The engine may have looked between the two; then it has answered, and the slot is whose it was.
-    if raw.replies.try_head(2) is None:
+    if raw.replies.try_head(second) is None:
         raw.wait_sent_away()
-        assert "is sent away: no request 2 in its slot" in daemon.log
+        assert "is sent away: no request 2 in slot 0" in daemon.log
 
 
 def answered(raw: RawChannel, head: RequestHead) -> tuple[int, Any]:
@@ -277,7 +307,7 @@ def test_a_segment_that_is_cut_off_costs_its_client_the_channel_and_nobody_a_req
         neighbour.infer({"do": "echo", "value": 0})
         with RawChannel(daemon) as raw:
             raw.publish(raw.head({"do": "echo", "value": 1}))
-            raw.reply(1)
+            raw.reply(sequence_of(1, 0))
             raw.cut_off()
             raw.ring()
 

@@ -26,7 +26,7 @@ def test_ten_thousand_requests_of_four_robots_are_neither_lost_nor_mixed(
 
     reports = [robot.finish() for robot in robots]
 
-    assert reports == [{"answers": _REQUESTS, "sequences": True, "wrong": [], "late": 0}] * _ROBOTS
+    assert reports == [{"answers": _REQUESTS, "numbers": True, "wrong": [], "late": 0}] * _ROBOTS
     requests = daemon.wait_counted(served=_ROBOTS * _REQUESTS)
     assert {name: count for name, count in requests.items() if count} == {
         "served": _ROBOTS * _REQUESTS,

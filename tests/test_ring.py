@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from shmserve.layout import REQUEST, Geometry
+from shmserve.layout import REQUEST, Geometry, sequence_of
 from shmserve.protocol import Kind, Status
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Identity, Segment, create_segment, unlink_segment
@@ -53,67 +53,98 @@ def answer(ends: Ends, sequence: int, status: int = Status.OK) -> None:
     ends.answers.complete(sequence, status, *words)
 
 
+FIRST, SECOND, THIRD = (sequence_of(number, slot) for slot, number in enumerate((1, 2, 3)))
+#: The next request in the first one's slot, and in the second one's.
+FIRST_AGAIN, SECOND_AGAIN = sequence_of(4, 0), sequence_of(5, 1)
+
+
 def test_what_is_published_is_taken_as_it_was_written(ends: Ends) -> None:
     assert ends.reader.published() == 0
-    for sequence in range(1, 50):
-        ends.writer.memory(sequence).payload[:] = sequence
+    for number in range(1, 50):
+        sequence = sequence_of(number, number % SLOTS)
+        ends.writer.memory(sequence).payload[:] = number
         ends.writer.publish(request(sequence))
 
         assert ends.reader.published() == ends.writer.counter() == sequence
         head = ends.reader.head(sequence)
         assert head is not None and tuple(head) == request(sequence)
-        assert (ends.reader.memory(sequence).payload == sequence).all()
+        assert (ends.reader.memory(sequence).payload == number).all()
 
 
-def test_slots_are_used_in_turn(ends: Ends) -> None:
-    for sequence in range(1, SLOTS + 1):
+def test_a_request_is_in_the_slot_that_its_sequence_names(ends: Ends) -> None:
+    for sequence in (FIRST, SECOND, THIRD):
         ends.writer.publish(request(sequence))
-    assert [ends.reader.head(sequence) is not None for sequence in range(1, SLOTS + 1)] == [True] * SLOTS
+    assert all(ends.reader.head(sequence) is not None for sequence in (FIRST, SECOND, THIRD))
 
-    ends.writer.publish(request(SLOTS + 1))
+    ends.writer.publish(request(FIRST_AGAIN))
 
-    assert ends.reader.head(1) is None
-    assert ends.reader.head(SLOTS + 1) is not None
+    assert ends.reader.head(FIRST) is None
+    assert ends.reader.head(FIRST_AGAIN) is not None
 
 
-@pytest.mark.parametrize("other", [0, 1 + SLOTS, 1 - SLOTS + (1 << 64), (1 << 64) - 1])
+def test_several_requests_are_found_in_their_order_whatever_their_slots(ends: Ends) -> None:
+    published = [sequence_of(1, 2), sequence_of(2, 0), sequence_of(3, 1), sequence_of(4, 0)]
+    for sequence in published:
+        ends.writer.publish(request(sequence))
+
+    assert ends.reader.between(0, published[-1]) == [published[0], published[2], published[3]]
+    assert ends.reader.between(published[2], published[3]) == [published[3]]
+    assert ends.reader.between(published[0], published[2]) == [published[2]]
+    assert ends.reader.between(published[3], published[3]) == []
+
+
+@pytest.mark.parametrize("claim", [0, THIRD, (1 << 64) - 1, (1 << 64) - SLOTS])
+def test_what_lies_in_another_slot_than_it_names_is_not_found(ends: Ends, claim: int) -> None:
+    ends.writer.publish(request(FIRST))
+    ends.writer.segment.words[GEOMETRY.slot_offset(1) // 8] = claim
+
+    assert ends.reader.between(0, THIRD) == [FIRST]
+
+
+@pytest.mark.parametrize("other", [0, FIRST_AGAIN, SECOND, (1 << 64) - 1])
 def test_a_slot_that_holds_another_sequence_is_not_believed(ends: Ends, other: int) -> None:
-    ends.writer.publish(request(1))
-    ends.writer.segment.words[GEOMETRY.slot_offset(1) // 8] = other
+    ends.writer.publish(request(FIRST))
+    ends.writer.segment.words[GEOMETRY.slot_offset(0) // 8] = other
 
-    assert ends.reader.head(1) is None
+    assert ends.reader.head(FIRST) is None
+
+
+@pytest.mark.parametrize("slot", [SLOTS, 63])
+def test_a_slot_that_the_segment_does_not_have_holds_nothing(ends: Ends, slot: int) -> None:
+    assert ends.reader.head(sequence_of(1, slot)) is None
 
 
 def test_a_head_is_a_copy(ends: Ends) -> None:
-    ends.writer.publish(request(1))
-    head = ends.reader.head(1)
-    ends.writer.publish(request(1 + SLOTS))
+    ends.writer.publish(request(FIRST))
+    head = ends.reader.head(FIRST)
+    ends.writer.publish(request(FIRST_AGAIN))
 
-    assert head is not None and head.sequence == 1
+    assert head is not None and head.sequence == FIRST
 
 
 def test_a_cancelled_request_is_the_one_that_was_meant(ends: Ends) -> None:
-    ends.writer.publish(request(1))
-    ends.writer.publish(request(2))
+    ends.writer.publish(request(FIRST))
+    ends.writer.publish(request(SECOND))
 
-    ends.writer.cancel(2)
+    ends.writer.cancel(SECOND)
 
-    assert [ends.reader.cancelled(1), ends.reader.cancelled(2)] == [False, True]
-    ends.writer.publish(request(2 + SLOTS))
-    assert not ends.reader.cancelled(2 + SLOTS)
+    assert [ends.reader.cancelled(FIRST), ends.reader.cancelled(SECOND)] == [False, True]
+    ends.writer.publish(request(SECOND_AGAIN))
+    assert not ends.reader.cancelled(SECOND_AGAIN)
 
 
 def test_a_cancellation_that_comes_too_late_hits_nobody(ends: Ends) -> None:
-    ends.writer.publish(request(1))
-    ends.writer.publish(request(1 + SLOTS))
+    ends.writer.publish(request(FIRST))
+    ends.writer.publish(request(FIRST_AGAIN))
 
-    ends.writer.cancel(1)
+    ends.writer.cancel(FIRST)
 
-    assert not ends.reader.cancelled(1 + SLOTS)
+    assert not ends.reader.cancelled(FIRST_AGAIN)
 
 
 def test_a_reply_is_there_once_it_is_complete(ends: Ends) -> None:
-    for sequence in range(1, 20):
+    for number in range(1, 20):
+        sequence = sequence_of(number, number % SLOTS)
         assert not ends.answered.answered(sequence)
         assert ends.answered.try_head(sequence) is None
         count = ends.answered.answered_count()
@@ -133,42 +164,42 @@ def test_a_reply_is_there_once_it_is_complete(ends: Ends) -> None:
 
 
 def test_replies_may_come_in_any_order(ends: Ends) -> None:
-    answer(ends, 3)
-    answer(ends, 1)
+    answer(ends, THIRD)
+    answer(ends, FIRST)
 
-    assert [ends.answered.answered(sequence) for sequence in (1, 2, 3)] == [True, False, True]
+    assert [ends.answered.answered(sequence) for sequence in (FIRST, SECOND, THIRD)] == [True, False, True]
 
 
 def test_a_reply_to_an_earlier_request_of_the_slot_is_not_taken_for_a_later_one(ends: Ends) -> None:
-    answer(ends, 1)
+    answer(ends, FIRST)
 
-    assert ends.answered.try_head(1 + SLOTS) is None
-    assert not ends.answered.answered(1 + SLOTS)
-    answer(ends, 1 + SLOTS)
-    assert ends.answered.try_head(1) is None
+    assert ends.answered.try_head(FIRST_AGAIN) is None
+    assert not ends.answered.answered(FIRST_AGAIN)
+    answer(ends, FIRST_AGAIN)
+    assert ends.answered.try_head(FIRST) is None
 
 
 def test_the_next_engine_sees_what_was_answered(ends: Ends) -> None:
-    answer(ends, 2)
+    answer(ends, SECOND)
 
-    assert [ends.answers.answered(sequence) for sequence in (1, 2, 2 + SLOTS)] == [False, True, False]
-    answer(ends, 2 + SLOTS)
-    assert ends.answers.answered(2)
+    assert [ends.answers.answered(sequence) for sequence in (FIRST, SECOND, SECOND_AGAIN)] == [False, True, False]
+    answer(ends, SECOND_AGAIN)
+    assert ends.answers.answered(SECOND)
 
 
 def test_the_next_engine_sees_how_often_a_request_was_begun(ends: Ends) -> None:
-    assert ends.answers.attempts(1) == 0
-    assert [ends.answers.take(1), ends.answers.take(1)] == [1, 2]
-    assert ends.answers.attempts(1) == 2
+    assert ends.answers.attempts(FIRST) == 0
+    assert [ends.answers.take(FIRST), ends.answers.take(FIRST)] == [1, 2]
+    assert ends.answers.attempts(FIRST) == 2
 
-    assert ends.answers.attempts(1 + SLOTS) == 0
-    assert ends.answers.take(1 + SLOTS) == 1
-    assert ends.answers.attempts(1) == 0
+    assert ends.answers.attempts(FIRST_AGAIN) == 0
+    assert ends.answers.take(FIRST_AGAIN) == 1
+    assert ends.answers.attempts(FIRST) == 0
 
 
 def test_closing_lets_the_memory_go_unless_somebody_still_looks_at_it(ends: Ends) -> None:
-    kept = ends.answered.memory(1).payload
-    ends.answers.memory(1).payload[:] = 9
+    kept = ends.answered.memory(FIRST).payload
+    ends.answers.memory(FIRST).payload[:] = 9
     ends.answered.close()
     ends.answered.close()
 

@@ -149,7 +149,7 @@ class WebsocketClientPolicy(_BasePolicy):
             "shmserve",
             {
                 "model_version": reply.model_version,
-                "sequence": reply.sequence,
+                "number": reply.number,
                 "queued_ms": reply.queued_us / 1e3,
                 "round_trip_ms": reply.round_trip_us / 1e3,
             },

@@ -11,6 +11,7 @@ import torch
 
 from shmserve.channel import EngineChannel, Lane
 from shmserve.codec import DoesNotFit, Encoded, Encoder, Schemas
+from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
@@ -63,9 +64,9 @@ class Tenancy:
         """Find what an earlier engine left unanswered."""
         requests, replies = self.channel.requests, self.channel.replies
         self.seen = requests.published()
-        for sequence in range(max(1, self.seen - requests.slots + 1), self.seen + 1):
-            # A slot without the request: it was answered in an earlier generation, or is carried.
-            if not replies.answered(sequence) and requests.head(sequence) is not None:
+        for sequence in requests.between(0, self.seen):
+            # What was out in an earlier generation was answered there, or is carried.
+            if not replies.answered(sequence):
                 self._admit(sequence)
         self._answer_carried()
 
@@ -87,18 +88,30 @@ class Tenancy:
         published = self.words[self.counter]
         if published == self.seen:
             return False
-        if not 0 < published - self.seen <= self.channel.requests.slots:
-            raise BrokenChannel(f"published counter {published} after {self.seen}")
-        for sequence in range(self.seen + 1, published + 1):
-            self._admit(sequence)
+        count = number_of(published) - number_of(self.seen)
+        if count == 1:
+            self._admit(published)
+        else:
+            self._admit_several(count, published)
         self.seen = published
         self.active_ns = now_ns
         return True
 
+    def _admit_several(self, count: int, published: int) -> None:
+        if not 0 < count <= self.channel.requests.slots:
+            raise BrokenChannel(f"published counter {published:#x} after {self.seen:#x}")
+        sequences = self.channel.requests.between(self.seen, published)
+        if [number_of(sequence) for sequence in sequences] != list(
+            range(number_of(self.seen) + 1, number_of(published) + 1)
+        ):
+            raise BrokenChannel(f"{count} requests were published, the slots hold others")
+        for sequence in sequences:
+            self._admit(sequence)
+
     def _admit(self, sequence: int) -> None:
         head = self.channel.requests.head(sequence)
         if head is None:
-            raise BrokenChannel(f"no request {sequence} in its slot")
+            raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
@@ -106,7 +119,8 @@ class Tenancy:
                 self._count(Counter.SUPERSEDED)
         if self.held:
             # The client uses the slot again, so it has given up the result that did not fit.
-            self.held.pop(sequence - self.channel.requests.slots, None)
+            for older_sequence in [held for held in self.held if slot_of(held) == slot_of(sequence)]:
+                del self.held[older_sequence]
         self.waiting.append(head)
 
     def _count(self, counter: Counter) -> None:

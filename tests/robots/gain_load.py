@@ -33,10 +33,10 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retr
         reply = client.last_reply
         assert reply is not None
         # Sequences count up by one; a new attachment begins anew.
-        attachments += reply.sequence == 1
-        if reply.sequence != last + 1 and reply.sequence != 1:
-            wrong.append(f"sequence {reply.sequence} after {last}")
-        last = reply.sequence
+        attachments += reply.number == 1
+        if reply.number != last + 1 and reply.number != 1:
+            wrong.append(f"request {reply.number} after {last}")
+        last = reply.number
         if found is not None:
             k = k_of.get(reply.model_version)
             if k is None or found["k"] != k or not np.array_equal(found["y"], x * k):

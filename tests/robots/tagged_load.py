@@ -12,18 +12,18 @@ from shmserve.client import Pending, ShmClient
 name, runtime_dir, robot, count, window = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
 random = np.random.default_rng(robot)
 wrong: list[str] = []
-sequences: list[int] = []
+numbers: list[int] = []
 out: deque[tuple[dict[str, Any], Pending]] = deque()
 
 
 def collect() -> None:
     sent, pending = out.popleft()
     found = pending.result()
-    sequences.append(pending.sequence)
+    numbers.append(pending.number)
     right = (
         found["tag"] == sent["tag"] and found["k"] == sent["k"] and np.array_equal(found["y"], sent["x"] * sent["k"])
     )
-    if not right or pending.reply is None or pending.reply.sequence != pending.sequence:
+    if not right or pending.reply is None or pending.reply.number != pending.number:
         wrong.append(f"{sent['tag']} {sent['k']}: {found}")
 
 
@@ -42,8 +42,8 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=window) as clien
 print(
     json.dumps(
         {
-            "answers": len(sequences),
-            "sequences": sequences == list(range(1, count + 1)),
+            "answers": len(numbers),
+            "numbers": numbers == list(range(1, count + 1)),
             "wrong": wrong[:3],
             "late": late,
         }
