@@ -29,10 +29,10 @@ from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
 from shmserve.codec import Decoder, Encoded, Encoder
+from shmserve.description import Matcher, describe
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
-from shmserve.schema import Matcher, describe
 from shmserve.segment import Segment
 
 WORKLOADS = ("tiny", "vga", "fullhd")

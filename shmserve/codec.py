@@ -28,9 +28,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .description import Matcher, describe, is_tensor, tensor_bytes
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
-from .schema import BFLOAT16, Array, ArrayPlace, Matcher, Schema, describe, is_tensor, tensor_bytes
+from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64

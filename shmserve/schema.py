@@ -1,8 +1,8 @@
-"""The structure of one tree: its containers, strings, dtypes and shapes, without the numbers.
+"""The structure of one tree as its receiver knows it: where its leaves lie, and how it is put together again.
 
 A robot sends the same structure thousands of times. It is described and compiled once; afterwards a
-`Matcher` on the sending side compares a tree with it and collects what has to be copied, and the
-`Schema` on the receiving side puts the values back in place.
+`Matcher` (description.py) on the sending side compares a tree with it and collects what has to be
+copied, and the `Schema` on the receiving side puts the values back in place.
 
 Both sides place a tree's leaves by the same walk over the same tree: a container's own leaves first,
 then its nested containers in order. Numbers lie together at the start of the payload, 8 bytes each;
@@ -12,17 +12,15 @@ every array follows on a 64-byte boundary.
 from __future__ import annotations
 
 import struct
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import RequestRejected, UnsupportedType
 from .layout import CACHE_LINE, MAX_PAYLOAD_BYTES, aligned
-from .metadata import DTYPES, Leaf, MetadataError, dump, load
+from .metadata import DTYPES, Leaf, MetadataError, load
 
 Array = npt.NDArray[Any]
 
@@ -30,14 +28,6 @@ Array = npt.NDArray[Any]
 BFLOAT16 = "<bf2"
 _STORED_AS = {name: np.dtype(np.uint16) if name == BFLOAT16 else np.dtype(name) for name in DTYPES}
 _NUMBER_FORMAT = {"int": "q", "float": "d", "bool": "q"}
-
-#: A longer string is carried as payload bytes, so that it does not fill the metadata.
-_INLINE_TEXT = 256
-#: Bytes are data (a compressed image); only short ones are part of the structure.
-_INLINE_BYTES = 32
-#: A list of at least so many numbers of one type is carried as one array.
-_LIST_AS_ARRAY = 8
-_INT64 = range(-(1 << 63), 1 << 63)
 
 
 @dataclass(frozen=True)
@@ -148,252 +138,3 @@ def _build(node: _Node, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
     if node.keys is not None:
         return dict(zip(node.keys, values, strict=True))
     return tuple(values) if node.kind is tuple else values
-
-
-# ---------------------------------------------------------------------------- the sending side
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch tensor; torch is never imported for the question."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _tensor_dtype(tensor: Any) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name == "bfloat16":
-        return BFLOAT16
-    try:
-        wire: str = np.dtype(name).str
-    except TypeError:
-        wire = ""
-    return wire
-
-
-def tensor_bytes(tensor: Any) -> Array:
-    """A tensor as a numpy array on the host, without a copy where it is there already."""
-    try:
-        return tensor.numpy()  # type: ignore[no-any-return]
-    except (RuntimeError, TypeError):  # on a device, wanted for a gradient, or conjugated
-        return tensor.detach().cpu().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
-
-
-def _bfloat16_tensor(tensor: Any) -> Array:
-    """A bfloat16 tensor's bytes as uint16."""
-    # Not torch.uint16: numpy() of it is newer than some Jetson builds of torch.
-    return tensor_bytes(tensor.detach().view(sys.modules["torch"].int16)).view(np.uint16)
-
-
-def _text_bytes(text: str) -> Array:
-    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
-
-
-def _raw_bytes(data: bytes) -> Array:
-    return np.frombuffer(data, np.uint8)
-
-
-def _floats(values: list[float]) -> Array:
-    return np.array(values if set(map(type, values)) == {float} else (), np.float64)
-
-
-def _integers(values: list[int]) -> Array:
-    return np.array(values if set(map(type, values)) == {int} else (), np.int64)
-
-
-def _truths(values: list[bool]) -> Array:
-    return np.array(values if set(map(type, values)) == {bool} else (), np.bool_)
-
-
-def _list_as_array(values: list[Any]) -> tuple[str, Callable[[Any], Array]] | None:
-    """The dtype and conversion of a long list of numbers of one type; None for any other list."""
-    if len(values) < _LIST_AS_ARRAY:
-        return None
-    types = set(map(type, values))
-    if types == {float}:
-        return "<f8", _floats
-    if types == {bool}:
-        return "|b1", _truths
-    if types == {int} and min(values) in _INT64 and max(values) in _INT64:
-        return "<i8", _integers
-    return None
-
-
-def _native(array: Array) -> Array:
-    return array.astype(array.dtype.newbyteorder("="))
-
-
-def _uint16(array: Array) -> Array:
-    return array.view(np.uint16)
-
-
-def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | None]:
-    """How an array, a tensor or a numpy scalar travels; the callable converts it where numpy alone would not."""
-    if is_tensor(value):
-        if _tensor_dtype(value) not in DTYPES:
-            raise UnsupportedType(f"{path}: a tensor of {value.dtype} cannot be carried; use one of {_dtype_names()}")
-        if value.layout is not sys.modules["torch"].strided:
-            raise UnsupportedType(f"{path}: a tensor of layout {value.layout} cannot be carried; use to_dense()")
-        dtype = _tensor_dtype(value)
-        return Leaf("array", dtype, tuple(value.shape)), _bfloat16_tensor if dtype == BFLOAT16 else tensor_bytes
-    kind = "array" if type(value) is np.ndarray else "scalar"
-    dtype = value.dtype
-    if dtype.name == "bfloat16":
-        return Leaf(kind, BFLOAT16, value.shape), _uint16
-    native = dtype.newbyteorder("=")
-    if native.str not in DTYPES or dtype.kind in "VOSUmM":
-        raise UnsupportedType(f"{path}: an array of dtype {dtype} cannot be carried; use one of {_dtype_names()}")
-    return Leaf(kind, native.str, value.shape), None if dtype.isnative else _native
-
-
-def _dtype_names() -> str:
-    return ", ".join("bfloat16" if name == BFLOAT16 else np.dtype(name).name for name in DTYPES)
-
-
-class _Pattern:
-    """One container as the sender holds it: the types, constants, dtypes and shapes to compare with."""
-
-    __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types")
-
-    def __init__(self, kind: type, keys: tuple[str, ...] | None, types: tuple[type, ...]) -> None:
-        self.kind = kind
-        self.keys = keys
-        self.types = types
-        self.numbers: list[int] = []
-        self.constants: list[tuple[int, Any]] = []
-        # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
-        self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
-        self.nested: list[tuple[int, _Pattern]] = []
-
-
-class _Description:
-    """Walks a tree once, in the order of `Schema`, and makes its pattern and its leaves."""
-
-    def __init__(self) -> None:
-        self.open: set[int] = set()
-
-    def container(self, tree: Any, path: str) -> tuple[_Pattern, Any]:
-        if id(tree) in self.open:
-            raise UnsupportedType(f"{path}: the {type(tree).__name__} contains itself")
-        self.open.add(id(tree))
-        keys: tuple[str, ...] | None = None
-        if type(tree) is dict:
-            keys = tuple(tree)
-            for key in keys:
-                if type(key) is not str:
-                    raise UnsupportedType(f"{path}: key {key!r} is {_type_name(key)}; the keys of a dict must be str")
-            values: Sequence[Any] = tuple(tree.values())
-        else:
-            values = tree
-        pattern = _Pattern(type(tree), keys, tuple(map(type, values)))
-        described = [
-            self.value(pattern, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
-            for position, value in enumerate(values)
-        ]
-        self.open.discard(id(tree))
-        if keys is not None:
-            return pattern, dict(zip(keys, described, strict=True))
-        return pattern, tuple(described) if type(tree) is tuple else described
-
-    def value(self, pattern: _Pattern, position: int, value: Any, path: str) -> Any:
-        kind = type(value)
-        if kind is list and (packed := _list_as_array(value)) is not None:
-            return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), packed[1])
-        if kind in (dict, list, tuple):
-            child, described = self.container(value, path)
-            pattern.nested.append((position, child))
-            return described
-        if kind is bool or kind is float or (kind is int and value in _INT64):
-            pattern.numbers.append(position)
-            return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
-        if kind is np.ndarray or isinstance(value, np.generic) or is_tensor(value):
-            leaf, convert = _array_leaf(value, path)
-            pattern.arrays.append((position, value.dtype, leaf.shape, convert))
-            return leaf
-        if kind is str and len(value) > _INLINE_TEXT:
-            return self._data(pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _text_bytes)
-        if kind is bytes and len(value) > _INLINE_BYTES:
-            return self._data(pattern, position, Leaf("bytes", "|u1", (len(value),)), _raw_bytes)
-        if kind in (str, bytes, int) or value is None:
-            pattern.constants.append((position, value))
-            return value
-        raise UnsupportedType(
-            f"{path}: an object of type {_type_name(value)} cannot be carried; an observation is made of dict, list, "
-            "tuple, str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between "
-            "a client and a daemon of the same user, or one in the daemon's trusted_uids)"
-        )
-
-    @staticmethod
-    def _data(pattern: _Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
-        pattern.arrays.append((position, None, leaf.shape, convert))
-        return leaf
-
-
-def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-class Matcher:
-    """Recognises trees of one structure and collects their leaves for copying."""
-
-    def __init__(self, schema: Schema, schema_id: int, pattern: _Pattern) -> None:
-        self.schema = schema
-        self.schema_id = schema_id
-        self._root = pattern
-        self._bare = schema.bare
-        self._types = (pattern.kind,)
-
-    def collect(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
-        """The tree's numbers and arrays in the order of their places; None for another structure."""
-        if self._bare:
-            tree = (tree,)
-        elif type(tree) is not self._root.kind:
-            return None
-        numbers: list[Any] = []
-        arrays: list[Array] = []
-        return (numbers, arrays) if _collect(self._root, tree, numbers, arrays) else None
-
-
-def _collect(pattern: _Pattern, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
-    if pattern.keys is not None:
-        if tuple(tree) != pattern.keys:
-            return False
-        values: Sequence[Any] = tuple(tree.values())
-    else:
-        values = tree
-    if tuple(map(type, values)) != pattern.types:
-        return False
-    for position, constant in pattern.constants:
-        if values[position] != constant:
-            return False
-    for position in pattern.numbers:
-        numbers.append(values[position])
-    for position, dtype, shape, convert in pattern.arrays:
-        array = values[position]
-        if dtype is not None and array.dtype != dtype:
-            return False
-        if convert is not None:
-            array = convert(array)
-        if array.shape != shape:
-            return False
-        arrays.append(array)
-    # A loop, not all(): a generator costs a microsecond here even when there is nothing nested.
-    for position, child in pattern.nested:  # noqa: SIM110
-        if not _collect(child, values[position], numbers, arrays):
-            return False
-    return True
-
-
-def describe(tree: Any, name: str = "observation") -> tuple[Schema, _Pattern]:
-    """The schema of a tree, and the pattern that recognises the next tree like it.
-
-    Raises UnsupportedType naming the place and the type of what cannot be carried, and
-    RequestRejected for a tree that is too deep, too large or has too many entries.
-    """
-    description = _Description()
-    bare = type(tree) not in (dict, list, tuple)
-    try:
-        pattern, described = description.container((tree,) if bare else tree, "" if bare else name)
-        described = described[0] if bare else described
-        return Schema(described, dump(described)), pattern
-    except (MetadataError, RecursionError) as error:
-        raise RequestRejected(f"{name}: {error}") from error

@@ -12,8 +12,9 @@ import torch
 
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.contract import Entries, contract_differences, contract_of
+from shmserve.description import describe
 from shmserve.errors import ModelPackageError
-from shmserve.schema import Schema, describe
+from shmserve.schema import Schema
 
 from ..model_package import ModelPackage
 from .judgement import deviations, not_finite
