@@ -18,6 +18,7 @@ from shmserve.errors import (
     ServiceUnavailable,
     ShmServeError,
     Stale,
+    TooManyRequests,
     UnsupportedType,
 )
 
@@ -50,6 +51,7 @@ __all__ = [
     "ShmClient",
     "ShmServeError",
     "Stale",
+    "TooManyRequests",
     "UnsupportedType",
     "send_inference_request",
 ]

@@ -280,7 +280,10 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
     if name == "Stopping":
         return ServiceUnavailable(f"the daemon of {service!r} is stopping")
     if error.error == PERMISSION_DENIED:
-        return ServiceUnavailable(f"the daemon of {service!r} does not serve uid {os.getuid()}")
+        return ServiceUnavailable(
+            f"the daemon of {service!r} does not serve uid {os.geteuid()}: its setting {parameters.get('setting')} must "
+            "name this user"
+        )
     return ServiceUnavailable(f"the daemon of {service!r} refused: {error}")
 
 

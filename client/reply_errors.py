@@ -15,6 +15,7 @@ from shmserve.errors import (
     ServiceUnavailable,
     ShmServeError,
     Stale,
+    TooManyRequests,
 )
 from shmserve.layout import number_of
 from shmserve.protocol import Status
@@ -28,6 +29,8 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
     match head.status:
         case Status.FAILED:
             return InferenceFailed(f"the model raised {kind}: {text} (the traceback is in the daemon's log)")
+        case Status.REJECTED if kind == "TooManyRequests":
+            return TooManyRequests(f"{what} was not run: {text}; send fewer, or ask the operator for more")
         case Status.REJECTED:
             return RequestRejected(f"{what} was rejected: {text}")
         case Status.EXPIRED:

@@ -70,7 +70,7 @@ class AdminService:
 
     def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store, settings: Settings) -> None:
         self._supervisor = supervisor
-        self._settings = AdminSettings(NAME, settings, supervisor.config)
+        self._settings = AdminSettings(NAME, settings, supervisor.config, supervisor.reloaded)
         self._sight = AdminSight(supervisor, clients)
         self._changes = changes
         self._store = store

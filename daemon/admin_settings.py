@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ error Misconfigured (message: string)
 class AdminSettings:
     """The methods, for one daemon's settings."""
 
-    def __init__(self, interface: str, settings: Settings, config: Config) -> None:
+    def __init__(
+        self, interface: str, settings: Settings, config: Config, on_reload: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """`on_reload` hears what is in force now and was not before."""
         self._interface = interface
+        self._on_reload = on_reload
         self._settings = settings
         self._config = config
 
@@ -70,6 +75,7 @@ class AdminSettings:
         if "log_level" in reloaded.applied:
             logging.getLogger().setLevel(self._config.log_level.upper())
             os.environ[f"{PREFIX}LOG_LEVEL"] = self._config.log_level  # for engines from now on
+        self._on_reload(reloaded.applied)
         for key, value in reloaded.applied.items():
             log.info("%s = %r from now on", key, value)
         for key, value in reloaded.needs_restart.items():

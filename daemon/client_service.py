@@ -49,7 +49,7 @@ method Describe() -> (service: string, state: string, epoch: int, model: ?object
 error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
-# `reason` is one of too_many_clients, too_large, no_shared_memory.
+# `reason` is one of too_many_clients, too_large, too_many_bytes, no_shared_memory.
 error Refused (reason: string, message: string)
 error Stopping ()
 """

@@ -88,10 +88,21 @@ class Config:
     #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
     #: None: as the mode of the client socket that systemd made says; without one, no.
     group_clients: bool | None = field(default=None, metadata=_of(SWITCH))
+    #: Users and groups whose processes may be clients; None for both: whoever may open the socket.
+    allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
+    allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
+    #: Users who may change the model and all else; None: whoever may open the operators' socket.
+    admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
     max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
     max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, live=True))
     #: Shared memory of one channel, both directions and all slots.
     max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, live=True))
+    #: Shared memory of all channels together. None: half of the machine's memory.
+    max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
+    #: What the processes of one user may have together: channels, bytes of shared memory, requests a second.
+    max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, live=True))
+    max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
+    max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, live=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
     #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))

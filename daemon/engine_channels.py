@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .config import Config
 from .engine_process import EngineProcess
 from .leases import Lease, Leases
 
@@ -11,13 +12,15 @@ from .leases import Lease, Leases
 class EngineChannels:
     """Tells every engine in `warm` of every channel."""
 
-    def __init__(self, leases: Leases) -> None:
+    def __init__(self, config: Config, leases: Leases) -> None:
+        self._config = config
         self._leases = leases
         self._warm: list[EngineProcess] = []
 
     def open(self, engine: EngineProcess) -> None:
         """Tell an engine of every channel, and from now on of every change of them."""
         self._warm.append(engine)
+        self._send_rate(engine)
         for lease in self._leases:
             self._send_lease(engine, lease)
 
@@ -36,13 +39,23 @@ class EngineChannels:
         for engine in self._warm:
             engine.send("detach", channel=channel)
 
+    def limit_rates(self) -> None:
+        """`max_rate_per_user` has changed."""
+        for engine in self._warm:
+            self._send_rate(engine)
+
+    def _send_rate(self, engine: EngineProcess) -> None:
+        engine.send("rate", max_rate_per_user=self._config.max_rate_per_user)
+
     def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
         # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
         # known, it is for whoever serves to deliver them or to say that they are lost.
         others = {warm.serial for warm in self._warm if warm is not engine}
         carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
         fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
-        engine.send("attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, carried=carried)
+        engine.send(
+            "attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, uid=lease.peer.uid, carried=carried
+        )
 
     # Results that wait
 

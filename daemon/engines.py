@@ -57,7 +57,7 @@ class Engines:
         self._serial = 0
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._standby = Standby(self.drop_standby)
-        self.channels = EngineChannels(leases)
+        self.channels = EngineChannels(config, leases)
         self.counts = EngineCounts(self._watchers.keys())
         self.serving: EngineProcess | None = None
 

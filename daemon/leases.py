@@ -43,6 +43,8 @@ class Lease:
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
     carried: tuple[int, ...] = ()
+    #: Shared memory that it takes, both directions.
+    bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
     sealed: SealedLane | None = None
     #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
@@ -54,7 +56,7 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of too_many_clients, too_large, no_shared_memory."""
+    """No channel: `reason` is one of too_many_clients, too_large, too_many_bytes, no_shared_memory."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -89,20 +91,27 @@ class Leases:
                 "too_many_clients",
                 f"{len(self._held)} clients are attached and max_clients is {self._config.max_clients}",
             )
+        of_user = sum(lease.peer.uid == peer.uid for lease in self)
+        if of_user >= (self._config.max_clients_per_user or self._config.max_clients):
+            raise LeaseRefused(
+                "too_many_clients",
+                f"uid {peer.uid} has {of_user} clients attached and max_clients_per_user is "
+                f"{self._config.max_clients_per_user}",
+            )
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
         sealed = SealedLane() if self._config.transport == "sealed" else None
-        lane, given = self._create(channel, wanted, sealed, published=0)
+        lane, given, size = self._create(channel, peer, wanted, sealed, published=0)
         trusted_uids = self._config.trusted_uids
         trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
-        lease = Lease(lane, peer, program, trusted, now_ns, wanted, sealed=sealed)
+        lease = Lease(lane, peer, program, trusted, now_ns, wanted, bytes=size, sealed=sealed)
         self._held[channel] = lease
         return lease, given
 
     def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
         """Give the lease a new generation of its channel; returns the descriptors to give the client."""
-        lane, given = self._create(lease.channel, wanted, lease.sealed, published=published)
+        lane, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
         old = lease.lane
-        lease.lane, lease.wanted, lease.carried = lane, wanted, tuple(carried)
+        lease.lane, lease.wanted, lease.carried, lease.bytes = lane, wanted, tuple(carried), size
         lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
         if old.names is not None:
             unlink_lane(old)
@@ -118,8 +127,8 @@ class Leases:
         return lease
 
     def _create(
-        self, channel: int, wanted: Wanted, sealed: SealedLane | None, *, published: int
-    ) -> tuple[Lane, list[int]]:
+        self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedLane | None, *, published: int
+    ) -> tuple[Lane, list[int], int]:
         model = self.model_wants
         slots = min(wanted.slots, self._config.max_slots)
         requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
@@ -131,6 +140,7 @@ class Leases:
                 f"{slots} slots of {requests.payload_bytes} and {replies.payload_bytes} bytes make {total} bytes; "
                 f"max_channel_bytes is {self._config.max_channel_bytes}",
             )
+        self._check_room(channel, peer, total)
         self._generation += 1
         identity = Identity(self._epoch, channel, self._generation)
         fresh = self._names.fresh
@@ -138,7 +148,7 @@ class Leases:
         lane = Lane(identity, names)
         try:
             if sealed is not None:
-                return lane, sealed.create(identity, requests, replies, published=published)
+                return lane, sealed.create(identity, requests, replies, published=published), total
             create_lane(lane, requests, replies, published=published, group=self._config.serves_group)
         except OSError as error:
             free = os.statvfs("/dev/shm")
@@ -147,7 +157,32 @@ class Leases:
                 f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
             ) from error
-        return lane, []
+        return lane, [], total
+
+    def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
+        """That all channels, and this user's, stay within their bytes when `channel` has this many."""
+        others = [lease for lease in self if lease.channel != channel]
+        of_user = sum(lease.bytes for lease in others if lease.peer.uid == peer.uid)
+        limits: tuple[tuple[str, str, int, int | None], ...] = (
+            (f"the channels of uid {peer.uid}", "max_bytes_per_user", of_user, self._config.max_bytes_per_user),
+            (
+                "all channels",
+                "max_shared_bytes",
+                sum(lease.bytes for lease in others),
+                self._config.max_shared_bytes or _half_of_memory(),
+            ),
+        )
+        for whose, setting, taken, limit in limits:
+            if limit is not None and taken + wanted_bytes > limit:
+                raise LeaseRefused(
+                    "too_many_bytes" if taken else "too_large",
+                    f"{whose} have {taken} bytes of shared memory, this one needs {wanted_bytes}; {setting} is {limit}",
+                )
+
+
+def _half_of_memory() -> int:
+    """As much as Linux gives /dev/shm. Nothing else limits the memfds of transport `sealed`."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _geometry(slots: int, metadata_bytes: int, payload_bytes: int) -> Geometry:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 #: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
 FAILED = 1
 MISCONFIGURED = 78
+#: As many as a full service needs several times over; some systems allow a thousand million.
+_DESCRIPTORS = 16384
 
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
@@ -63,6 +66,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     watch = HeartbeatWatch(supervisor)
     report = ServiceReport(supervisor, notifier, watch)
     loop = asyncio.get_running_loop()
+    _allow_descriptors()
     background = [asyncio.create_task(task) for task in (watch.run(), report.run())]
     for task in background:
         task.add_done_callback(_tell_failure)
@@ -73,22 +77,24 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             loop.add_signal_handler(number, supervisor.stop)
         client_service = ClientService(supervisor)
         changes = ModelChanges(supervisor, store)
+        admission = supervisor.admission
 
         def listener(file: str, mode: int) -> socket.socket:
             return inherited.get(file) or listen_unix(supervisor.directory / file, mode)
 
         clients = VarlinkServer(
-            listener(CLIENT_SOCKET, 0o660 if config.serves_group else 0o600),
+            listener(CLIENT_SOCKET, admission.client_socket_mode),
             _INFO,
             [client_service.interface()],
-            check_peer=lambda peer: True,  # who can open the socket may attach
-            limits=Limits(connections=config.max_clients + 16, connections_per_uid=config.max_clients + 16),
+            refusal=admission.client_refusal,
+            # One user's processes leave half of them to the others.
+            limits=Limits(connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16),
         )
         admin = VarlinkServer(
-            listener(ADMIN_SOCKET, 0o600),
+            listener(ADMIN_SOCKET, admission.admin_socket_mode),
             _INFO,
             [AdminService(supervisor, changes, store, settings).interface()],
-            check_peer=lambda peer: True,
+            refusal=admission.admin_refusal,
             limits=Limits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
@@ -112,6 +118,12 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             task.cancel()
         store.close()
         supervisor.close()
+
+
+def _allow_descriptors() -> None:
+    """A channel of transport `sealed` takes six, and the usual limit of 1024 is only there for select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

@@ -28,6 +28,11 @@ class Peer:
         pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         return cls(pid, uid, gid, _groups(sock))
 
+    @property
+    def all_groups(self) -> frozenset[int]:
+        """Its supplementary groups (SO_PEERGROUPS) and its own."""
+        return self.groups | {self.gid}
+
     def __str__(self) -> str:
         return f"uid {self.uid}, pid {self.pid}"
 

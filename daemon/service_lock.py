@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from .own_directories import check_unchangeable, make_directories
+
 
 class AlreadyRunning(Exception):
     """Another daemon serves this name in this directory."""
@@ -18,12 +20,16 @@ class ServiceLock:
         self._directory = directory
         self._descriptor: int | None = None
 
-    def acquire(self, *, group: bool) -> None:
-        """Make the directory and lock it; raises AlreadyRunning naming the other daemon, or OSError."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def acquire(self, mode: int) -> None:
+        """Make the directory, with exactly this mode, and lock it.
+
+        Raises AlreadyRunning naming the other daemon, or OSError.
+        """
+        make_directories(self._directory)
         found = self._directory.stat()
         if found.st_uid != os.getuid():
             raise PermissionError(f"{self._directory} belongs to uid {found.st_uid}: choose another --runtime-dir")
+        check_unchangeable(self._directory.parent)
         descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +40,7 @@ class ServiceLock:
                 f"service {self._directory.name!r} in {self._directory.parent} is already served by pid "
                 f"{holder or 'unknown'}: stop that daemon, or choose another --name or --runtime-dir"
             ) from error
-        self._directory.chmod(0o750 if group else 0o700)  # not before the lock: it may be another daemon's
+        self._directory.chmod(mode)  # not before the lock: it may be another daemon's
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor

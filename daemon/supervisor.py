@@ -7,11 +7,13 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
+from .admission import Admission
 from .config import Config
 from .engine_process import EngineProcess, exit_reason
 from .engines import Engines
@@ -52,6 +54,7 @@ class Supervisor:
         #: Held by whoever changes which engine serves: a restart, an update, a rollback.
         self.changing = asyncio.Lock()
         self._updating = False
+        self.admission = Admission(config)
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
         self._request_bell = self._names.fresh()
@@ -72,7 +75,7 @@ class Supervisor:
 
     def open(self) -> None:
         """Take the service's name; raises AlreadyRunning or OSError."""
-        self._lock.acquire(group=self.config.serves_group)
+        self._lock.acquire(self.admission.directory_mode)
         swept = self._names.sweep()
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
@@ -227,6 +230,11 @@ class Supervisor:
     async def wait_change(self) -> None:
         """Until the state changes."""
         await self._changed.wait()
+
+    def reloaded(self, applied: Mapping[str, Any]) -> None:
+        """These settings have changed; most are looked at when they are needed."""
+        if "max_rate_per_user" in applied:
+            self.engines.channels.limit_rates()
 
     # Clients
 

@@ -24,6 +24,7 @@ class Limits:
 
     connections: int = 256
     connections_per_uid: int = 64
+    refused: int = 16  # open at a time only to be told that they are
     message_timeout_s: float = 5.0  # for the first message, and for each whose beginning has arrived
     write_timeout_s: float = 5.0  # for a peer to take one reply
     accept_fds: int = 0  # descriptors that may come with one message; with 0 the kernel drops them
@@ -57,7 +58,7 @@ class Connection:
         self._table = table
         self._limits = limits
         self._log = log
-        self._refusal = refusal
+        self.refusal = refusal
         self._reader = MessageReader(sock, 0 if refusal else limits.accept_fds)
         self._waiting: deque[tuple[bytes, list[int]] | VarlinkProtocolError] = deque()
         self._arrived = asyncio.Event()
@@ -163,8 +164,8 @@ class Connection:
 
     async def _answer(self, message: bytes, fds: list[int]) -> None:
         try:
-            if self._refusal is not None:
-                await self._send(encode_error(self._refusal.error, self._refusal.parameters), ())
+            if self.refusal is not None:
+                await self._send(encode_error(self.refusal.error, self.refusal.parameters), ())
                 self.close("refused")
                 return
             call = decode_call(message)

@@ -192,8 +192,8 @@ error MethodNotImplemented (method: string)
 # A parameter is missing, of the wrong type, or has a value that is not allowed.
 error InvalidParameter (parameter: string)
 
-# The service does not serve this user.
-error PermissionDenied ()
+# The service does not serve this user; `setting` is the one that would have to name it.
+error PermissionDenied (setting: string)
 
 # The method answers with several replies and must be called with 'more'.
 error ExpectedMore ()

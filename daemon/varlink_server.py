@@ -28,7 +28,7 @@ _PAUSE_S = 0.1
 class VarlinkServerStats:
     connections: int  # open now
     accepted: int  # since the start, as the next two
-    refused: int  # by check_peer or by a limit
+    refused: int  # by a setting or by a limit
     accept_pauses: int  # mostly because the process or the machine was out of descriptors
 
 
@@ -41,14 +41,17 @@ class VarlinkServer:
         info: ServiceInfo,
         interfaces: Iterable[Interface],
         *,
-        check_peer: Callable[[Peer], bool],
+        refusal: Callable[[Peer], str | None],
         limits: Limits | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """Takes over `listener`, whose path stays the caller's to unlink. `check_peer` says who is served at all."""
+        """Takes over `listener`, whose path stays the caller's to unlink.
+
+        `refusal` names the setting that keeps a peer out, or None for one that is served.
+        """
         self._listener = listener
         self._table = InterfaceTable(info, interfaces)
-        self._check_peer = check_peer
+        self._refusal = refusal
         self._limits = limits or Limits()
         self._log = ProvokedLog(log or logging.getLogger(__name__))
         self._connections: dict[int, Connection] = {}
@@ -137,20 +140,18 @@ class VarlinkServer:
     def _admit(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         peer = Peer.of(sock)
-        of_uid = sum(connection.peer.uid == peer.uid for connection in self._connections.values())
+        refusal = self._refusal_of(peer)
+        # Those who are only to be told that they are refused have places of their own, and take none from the others.
+        alike = [held for held in self._connections.values() if (held.refusal is None) == (refusal is None)]
+        of_uid = sum(held.peer.uid == peer.uid for held in alike)
+        limits = self._limits
         for count, limit in (
-            (len(self._connections), self._limits.connections),
-            (of_uid, self._limits.connections_per_uid),
+            (len(alike), limits.connections if refusal is None else limits.refused),
+            (of_uid, limits.connections_per_uid),
         ):
             if count >= limit:
                 self._turn_away(sock, peer, limit)
                 return
-        refusal = None
-        if not self._check_peer(peer):
-            # Told with its first call, not here: a varlink client takes no reply before it has called.
-            self._refused += 1
-            self._log.warning("refusing %s: this user may not use the socket", peer)
-            refusal = VarlinkError(PERMISSION_DENIED)
         pidfd = open_pidfd(sock, peer.pid)
         self._accepted += 1
         connection = Connection(sock, peer, pidfd, self._accepted, self._table, self._limits, self._log, refusal)
@@ -163,6 +164,15 @@ class VarlinkServer:
             raise
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def _refusal_of(self, peer: Peer) -> VarlinkError | None:
+        """Told with its first call, not at once: a varlink client takes no reply before it has called."""
+        setting = self._refusal(peer)
+        if setting is None:
+            return None
+        self._refused += 1
+        self._log.warning("refusing %s: %s does not name this user", peer, setting)
+        return VarlinkError(PERMISSION_DENIED, {"setting": setting})
 
     def _turn_away(self, sock: socket.socket, peer: Peer, limit: int) -> None:
         """At once, because a connection that waits to be told holds a descriptor; so the peer may miss the reason."""

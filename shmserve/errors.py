@@ -9,6 +9,7 @@
         UnsupportedType (TypeError)            an object that the codec does not carry
         ObservationTooLarge                    more bytes than the service allows
         ContractMismatch                       not what the model was declared to take
+        TooManyRequests                        more a second than the operator allows one user
         Stale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
         RequestSuperseded                      replaced by a newer request of the same client
@@ -73,6 +74,10 @@ class ObservationTooLarge(RequestRejected):
 
 class ContractMismatch(RequestRejected):
     """The observation is not what the model was declared to take; the message lists the differences."""
+
+
+class TooManyRequests(RequestRejected):
+    """The clients of this user send more requests a second than the operator allows; the model did not run."""
 
 
 class Stale(RequestRejected):

@@ -17,6 +17,19 @@ from tests.daemon_process import SHMSERVED, Daemon, environment
 
 DIRECTORIES = {"runtime_dir": Path("/r"), "state_dir": Path("/s")}
 DEFAULTS = Config(runtime_dir=Path("/r"), state_dir=Path("/s"))
+#: Of each key whose default TOML has no word for, a value.
+_WITHOUT_DEFAULT = {
+    "group_clients": "true",
+    "threads": "2",
+    "engine_memory_bytes": "1073741824",
+    "allow_uids": "[1]",
+    "allow_gids": "[1]",
+    "admin_uids": "[1]",
+    "max_shared_bytes": "1073741824",
+    "max_clients_per_user": "2",
+    "max_bytes_per_user": "1073741824",
+    "max_rate_per_user": "2.5",
+}
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 
 
@@ -89,9 +102,7 @@ def test_every_key_can_be_in_the_file(tmp_path: Path) -> None:
         value = getattr(DEFAULTS, key)
         text = {"model_path": '"/m"', "trusted_uids": "[1]", "signature_keys": '["/k"]'}.get(key)
         if text is None:
-            text = {"group_clients": "true", "threads": "2", "engine_memory_bytes": "1073741824"}.get(key) or (
-                json.dumps(value)
-            )
+            text = _WITHOUT_DEFAULT.get(key) or (json.dumps(value))
         # A key that the next one needs is given with it.
         extra = 'signature_keys = ["/k"]\n' if key == "require_signature" else ""
 
@@ -123,7 +134,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) ->
 
 
 def test_a_key_that_is_near_no_other_is_refused_with_all_that_are_known(tmp_path: Path) -> None:
-    assert "known are allow_code, device" in refusal(settings("zzzz = 3\n", tmp_path))
+    assert "known are admin_uids, allow_code" in refusal(settings("zzzz = 3\n", tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -55,10 +55,10 @@ SECRET = "/secret/path"
 class Service:
     """The server in a thread of its own. Leaving it checks that no descriptor is left over in this process."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, check_peer: Callable[[Peer], bool] | None = None):
+    def __init__(self, folder: Path, limits: Limits | None = None, refusal: Callable[[Peer], str | None] | None = None):
         self.path = str(folder / "test.sock")
         self.limits = limits or Limits()
-        self.check_peer = check_peer or (lambda peer: True)
+        self.refusal = refusal or (lambda peer: None)
         self.connections: list[Connection] = []
         self.closed: dict[int, str] = {}
         self.cancelled = threading.Event()
@@ -158,7 +158,7 @@ class Service:
     async def serve(self, ready: threading.Event) -> None:
         info = ServiceInfo("v", "p", "0", "u")
         self.server = VarlinkServer(
-            listen_unix(self.path, 0o600), info, [self.interface()], check_peer=self.check_peer, limits=self.limits
+            listen_unix(self.path, 0o600), info, [self.interface()], refusal=self.refusal, limits=self.limits
         )
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda _, context: self.loop_errors.append(context))
@@ -611,19 +611,36 @@ def test_a_peer_that_may_not_use_the_socket_is_told_so_whatever_it_calls(
 ) -> None:
     asked: list[Peer] = []
 
-    def refuse(peer: Peer) -> bool:
+    def refuse(peer: Peer) -> str:
         asked.append(peer)
-        return False
+        return "allow_uids"
 
     with Service(tmp_path, Limits(accept_fds=1), refuse) as service, memory_files(11) as fds:
         for call in (echo_call("x"), b"not even a call\0"):
             with service.raw() as sock:
                 pass_fds(sock, call, fds)
-                assert read_to_the_end(sock) == ERROR % (b"org.varlink.service.PermissionDenied", b"{}")
+                assert read_to_the_end(sock) == ERROR % (
+                    b"org.varlink.service.PermissionDenied",
+                    b'{"setting":"allow_uids"}',
+                )
 
     assert service.echoed == []
     assert asked == [Peer(os.getpid(), os.getuid(), os.getgid(), frozenset(os.getgroups()))] * 2
-    assert f"refusing uid {os.getuid()}, pid {os.getpid()}" in caplog.text
+    assert f"refusing uid {os.getuid()}, pid {os.getpid()}: allow_uids does not name this user" in caplog.text
+
+
+def test_peers_that_are_refused_take_no_connection_from_those_that_are_not(tmp_path: Path) -> None:
+    refused = True
+    limits = Limits(connections=3, connections_per_uid=3, refused=2)
+
+    with Service(tmp_path, limits, lambda peer: "allow_uids" if refused else None) as service, ExitStack() as stack:
+        for _ in range(6):
+            stack.enter_context(service.raw())
+        eventually(lambda: service.server.stats().accepted == 2)
+        refused = False
+        for _ in range(3):
+            connection = stack.enter_context(service.connect())
+            assert connection.call("org.example.Test.Echo", {"text": "x"}, timeout_s=30)
 
 
 CROWDED_SERVER = """
@@ -633,7 +650,7 @@ from shmserve.daemon.varlink_interface import ServiceInfo
 from shmserve.daemon.varlink_server import VarlinkServer, listen_unix
 
 async def main():
-    server = VarlinkServer(listen_unix(sys.argv[1], 0o600), ServiceInfo("", "", "", ""), [], check_peer=lambda peer: True)
+    server = VarlinkServer(listen_unix(sys.argv[1], 0o600), ServiceInfo("", "", "", ""), [], refusal=lambda peer: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
     asyncio.get_running_loop().add_reader(0, server.close)
     print("ready", flush=True)
@@ -693,7 +710,7 @@ def test_a_server_that_stops_accepting_goes_on_with_who_is_there(tmp_path: Path)
 def test_a_cancelled_server_closes_everything(tmp_path: Path) -> None:
     async def serve_and_cancel() -> None:
         info = ServiceInfo("", "", "", "")
-        server = VarlinkServer(listen_unix(tmp_path / "s", 0o600), info, [], check_peer=lambda peer: True)
+        server = VarlinkServer(listen_unix(tmp_path / "s", 0o600), info, [], refusal=lambda peer: None)
         task = asyncio.create_task(server.serve())
         with VarlinkConnection.connect(tmp_path / "s", 30) as connection:
             await asyncio.to_thread(connection.call, "org.varlink.service.GetInfo", timeout_s=30)
@@ -791,7 +808,7 @@ def test_a_foreign_client_that_may_not_use_the_socket_learns_it_from_its_first_c
             transport.close()
             await transport.closed_future
 
-    with Service(tmp_path, check_peer=lambda peer: False) as service:
+    with Service(tmp_path, refusal=lambda peer: "allow_uids") as service:
         assert asyncio.run(drive(service.path)) == "org.varlink.service.PermissionDenied"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -36,7 +37,8 @@ def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
             fail(str(error), NO_DAEMON)
         except VarlinkError as error:
             if error.error == PERMISSION_DENIED:
-                fail("the daemon does not take admin commands from this user")
+                setting = error.parameters.get("setting")
+                fail(f"the daemon takes no admin commands from uid {os.geteuid()}: {setting} must name this user")
             fail(str(error.parameters.get("message", error)))
         except (ShmServeError, OSError, ValueError) as error:
             fail(str(error))

@@ -34,6 +34,7 @@ from .device.determinism import Deterministic, require_determinism
 from .loop import EngineLoop
 from .models import load_model
 from .pipe_bells import PipeBells
+from .rates import Rates
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
 from .warmup import warm_up
@@ -58,6 +59,7 @@ class Engine:
         #: Where observations hold their arrays.
         self._arrays_on = self._device
         self._loop: EngineLoop | None = None
+        self._rates = Rates(None)
 
     def load(self) -> bool:
         """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
@@ -153,6 +155,10 @@ class Engine:
         match message["event"]:
             case "attach":
                 self._attach(loop, message)
+            case "rate":
+                self._rates.change(message["max_rate_per_user"])
+                for each in loop.tenancies.values():
+                    each.rate = self._rates.of(each.uid)
             case "detach":
                 loop.remove(message["channel"])
             case "serve":
@@ -195,6 +201,8 @@ class Engine:
                     lane,
                     fds,
                     trusted=message["trusted"],
+                    uid=message["uid"],
+                    rate=self._rates.of(message["uid"]),
                     device=self._arrays_on,
                     serial=self._serial,
                     carried=carried,

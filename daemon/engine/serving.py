@@ -102,6 +102,10 @@ class Serving:
         if refusal is not None:
             self._refuse(tenancy, head, refusal, queued_ns)
             return None
+        if tenancy.rate is not None and not tenancy.rate.take(taken_ns):
+            error = ("TooManyRequests", tenancy.rate.refusal)
+            self._finish(tenancy, head, Status.REJECTED, error=error, queued_ns=queued_ns)
+            return None
         if head.kind == Kind.RESET:
             self._reset(tenancy, head, queued_ns)
             return None

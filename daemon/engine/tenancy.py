@@ -16,6 +16,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
 from ..stats import ChannelWord, Counter, Stats
+from .rates import Rate
 from .staging import Staging
 
 
@@ -32,6 +33,8 @@ class Tenancy:
         descriptors: Sequence[int],
         *,
         trusted: bool,
+        uid: int,
+        rate: Rate | None,
         device: torch.device,
         serial: int,
         carried: Sequence[int],
@@ -42,6 +45,9 @@ class Tenancy:
         self.channel = EngineChannel(lane, descriptors)
         self.number = lane.identity.channel
         self.trusted = trusted
+        self.uid = uid
+        #: What its user may send; None without a limit.
+        self.rate = rate
         self.schemas = Schemas()
         # Schema numbers of different engines must not meet in one reply slot.
         self.encoder = Encoder(

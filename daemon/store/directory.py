@@ -29,6 +29,7 @@ from pathlib import Path
 from shmserve.package_files import SIGNATURE, VERSION_DIGITS, shown
 
 from ..failpoints import failpoint
+from ..own_directories import check_unchangeable, make_directories
 from .durable import remove_tree, sync_directory, write_json
 from .errors import StoreUnavailable, unavailable
 from .kept import Kept
@@ -55,7 +56,11 @@ class StoreDirectory:
 
     def acquire(self) -> None:
         """Make it this daemon's own; raises StoreUnavailable if it is somebody else's."""
-        self._versions.mkdir(parents=True, exist_ok=True)
+        make_directories(self._versions)
+        try:
+            check_unchangeable(self.path.parent)
+        except PermissionError as error:
+            raise StoreUnavailable(str(error)) from error
         for directory in (self.path, self._versions):
             found = directory.stat()
             if found.st_uid != os.getuid():

@@ -1,0 +1,29 @@
+"""Makes the daemon's directories with the same modes whatever the umask, and finds those that others could change."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def make_directories(directory: Path) -> None:
+    """`directory` as 0700 and what is missing above it as 0755; what exists stays as it is."""
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+        # A umask may have taken more away than meant, and leaves nothing: the mode above is not in its hands.
+        each.chmod(0o700 if each == directory else 0o755)
+
+
+def check_unchangeable(directory: Path) -> None:
+    """Raises PermissionError if another user can rename what is in `directory`, and so put something in its place."""
+    found = directory.stat()
+    mode = found.st_mode
+    others_write = mode & stat.S_IWOTH or (mode & stat.S_IWGRP and found.st_gid != os.getgid())
+    if found.st_uid not in (0, os.getuid()) or (others_write and not mode & stat.S_ISVTX):
+        raise PermissionError(
+            f"{directory} belongs to uid {found.st_uid} and gid {found.st_gid} and has mode {stat.S_IMODE(mode):04o}: "
+            "others could replace what this daemon keeps in it; make it this user's or root's, and writable by nobody "
+            "else, or choose another directory"
+        )
