@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from shmserve.channel import ClientChannel
 from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, owned_array
@@ -32,6 +32,7 @@ from shmserve.varlink_connection import VarlinkConnection
 
 from .attachment import Attachment, ChannelRefused, Wanted, end_calls
 from .contract_check import check_observation
+from .forks import note_owned
 from .lending import LentSlot, LentTree
 from .model_watch import ModelWatch
 from .pending import Pending
@@ -115,6 +116,7 @@ class Exchange:
         self._forked = False
         # Not at exit: threads may be waiting at the doorbell then, and the kernel gives everything back.
         weakref.finalize(self, _close_all, self._held, self._left).atexit = False
+        note_owned(self)
 
     # Publishing
 
@@ -314,6 +316,7 @@ class Exchange:
 
     def look(self) -> None:
         """Collect what is there, without waiting for replies."""
+        self.check_owner()
         grown = False
         with self._lock:
             for attachment in tuple(self._held):
@@ -460,6 +463,8 @@ class Exchange:
 
     def cancel(self, pending: Pending) -> bool:
         """Ask the engine not to start it; False if it is settled or was never out."""
+        if not pending._settled_ns:
+            self.check_owner()
         with self._lock:
             if pending._settled_ns or not self._held:
                 return False
@@ -672,10 +677,14 @@ class Exchange:
 
     def check_usable(self) -> None:
         """Raise ClientClosed or ClientForked if that is what this client is."""
-        if self._forked:
-            raise ClientForked("this client belongs to the parent process: make a new ShmClient after the fork")
+        self.check_owner()
         if self._closed:
             raise ClientClosed(f"this client of {self.name!r} was closed: make a new one")
+
+    def check_owner(self) -> None:
+        """Raise ClientForked in a forked child, whose copy must touch nothing that it shares with the parent."""
+        if self._forked:
+            raise ClientForked("this client belongs to the parent process: make a new ShmClient after the fork")
 
     def _lose(self, attachment: Attachment) -> None:
         """The daemon is gone: whatever was out ends here."""
@@ -719,8 +728,18 @@ class Exchange:
         """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""
         self._forked = True
         self._lock = threading.RLock()  # its holder at the moment of the fork is not here to release it
+        if self._loaned is not None and (loan := self._loaned()) is not None:
+            loan.end()
         for attachment in self._held:
             attachment.close_connection()
+        if self._connecting is not None:
+            self._connecting.close()
+        # Out of reach, whatever this child does with its copies of requests and loans that are out.
+        self._left += self._held
+        self._held.clear()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client, and what is out or on loan from it, stays in its process: make a ShmClient in each")
 
 
 def _remaining_s(deadline_ns: int) -> float:

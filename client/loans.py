@@ -46,6 +46,7 @@ class LoanedObservation(dict[str, Any]):
         return pending
 
     def __enter__(self) -> LoanedObservation:
+        self._exchange.check_owner()
         return self
 
     def __exit__(
@@ -66,6 +67,7 @@ class LentReply:
         pending._result = None
 
     def __enter__(self) -> Any:
+        self._exchange.check_owner()
         return self._tree
 
     def __exit__(

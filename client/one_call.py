@@ -12,7 +12,7 @@ from shmserve.errors import ShmServeError
 from .shm_client import ShmClient
 
 _lock = threading.Lock()
-_clients: dict[tuple[str, int], ShmClient] = {}
+_clients: dict[str, ShmClient] = {}
 
 
 def send_inference_request(
@@ -37,13 +37,10 @@ def send_inference_request(
 
 
 def _client(name: str) -> ShmClient:
-    key = (name, os.getpid())  # a forked child gets its own
     with _lock:
-        client = _clients.get(key)
+        client = _clients.get(name)
         if client is None:
-            if not _clients:
-                atexit.register(_close_all)
-            client = _clients[key] = ShmClient(name)
+            client = _clients[name] = ShmClient(name)
         return client
 
 
@@ -51,3 +48,14 @@ def _close_all() -> None:
     while _clients:
         _, client = _clients.popitem()
         client.close()
+
+
+def _after_fork_in_child() -> None:
+    """The clients are the parent's, and a thread that held the lock is not here to release it."""
+    global _lock
+    _lock = threading.Lock()
+    _clients.clear()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)

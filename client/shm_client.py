@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-import weakref
 from types import TracebackType
 from typing import Any, Literal, final, overload
 
@@ -27,8 +25,6 @@ from .reply import Reply
 _LONGEST_TIMEOUT_S = 86_400.0
 #: A camera may date a frame a little ahead; what is further ahead is another clock's.
 _LONGEST_LEAD_S = 60.0
-
-_clients: weakref.WeakSet[ShmClient] = weakref.WeakSet()
 
 
 @final
@@ -72,7 +68,6 @@ class ShmClient:
             check_contract=check_contract,
         )
         self._async_waiter = AsyncWaiter(self._exchange)
-        _clients.add(self)
 
     @overload
     def infer(
@@ -301,12 +296,3 @@ def _checked_timeout(timeout: float) -> float:
     if not 0 <= timeout <= _LONGEST_TIMEOUT_S:
         raise ValueError(f"{timeout!r} seconds: a time here is 0 to {_LONGEST_TIMEOUT_S:g} seconds")
     return float(timeout)
-
-
-def _after_fork_in_child() -> None:
-    for client in list(_clients):
-        with contextlib.suppress(OSError):
-            client._exchange.after_fork_in_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

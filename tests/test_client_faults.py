@@ -1,4 +1,4 @@
-"""A client that is killed, forked, interrupted, closed or alone."""
+"""A client that is killed, interrupted, closed or alone."""
 
 from __future__ import annotations
 
@@ -38,23 +38,6 @@ def test_a_killed_client_is_given_up_and_harms_nobody(
                 assert found["tag"] == tag and np.array_equal(found["y"], np.arange(tag) * 3)
         assert daemon.engine_pid == engine
     assert daemon.status()["engine"]["restarts"] == 0
-
-
-def test_a_forked_child_is_refused_and_the_parent_goes_on(echo: Daemon, start_robot: Callable[..., Robot]) -> None:
-    found = start_robot("forked", echo).finish()
-
-    refusal, own = found["plain"].split(" | ")
-    assert refusal == "this client belongs to the parent process: make a new ShmClient after the fork"
-    assert own == "own"
-    assert found["after"] == [0, 1, 2, 3, 4]
-
-
-def test_a_child_forked_while_another_thread_was_inside_the_client_is_refused_too(
-    echo: Daemon, start_robot: Callable[..., Robot]
-) -> None:
-    found = start_robot("forked", echo).finish()
-
-    assert found["locked"].endswith("| own")
 
 
 @pytest.mark.parametrize("pause_s", [0, 0.002])

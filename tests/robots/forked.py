@@ -1,57 +1,148 @@
-"""Forks with a client in hand: the child must be refused, the parent unharmed, and no lock may stay behind."""
+"""Forks while requests and loans are out: a child tries everything, the parent must not notice; prints what either got."""
 
-import contextlib
+import asyncio
 import json
+import multiprocessing
 import os
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from shmserve.client import ClientForked, ShmClient, ShmServeError
+import numpy as np
 
-name, runtime_dir = sys.argv[1:3]
+from shmserve.client import ShmClient, ShmServeError
+from shmserve.client.chunks import ActionChunks
+
+name, runtime_dir, gate, leave = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+client = ShmClient(name, runtime_dir=runtime_dir, slots=8)
 
 
-def in_child(client: ShmClient) -> str:
-    """What a forked child gets from the client, and from one of its own."""
+def answer(number: int) -> Any:
+    return client.infer({"do": "echo", "value": number})
+
+
+def heard(ask: Callable[[], Any]) -> str:
+    """The error that it ends with, as type and text."""
+    try:
+        return f"answered {ask()!r:.60}"
+    except (ShmServeError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+answer(0)
+held = client.submit({"do": "wait", "gate": str(gate)})  # the fork is in the middle of this one
+settled = client.submit({"do": "echo", "value": "settled"})
+later = client.submit({"do": "echo", "value": "later"})
+loan = client.loan({"do": "echo", "value": np.arange(4)})
+while not gate.with_suffix(".entered").exists():
+    time.sleep(0.002)
+stop = threading.Event()
+other = ShmClient(name, runtime_dir=runtime_dir, timeout=60)
+wrong: list[Any] = []
+asked = 0
+
+
+def keep_asking(thread: int) -> None:
+    global asked
+    while not stop.is_set():
+        asked += 1
+        if other.infer({"do": "echo", "value": (thread, asked)})[0] != thread:
+            wrong.append(thread)
+
+
+def write_to_loan() -> None:
+    loan["value"][0] = 99
+
+
+ways: dict[str, Callable[[], Any]] = {
+    "infer": lambda: client.infer({"do": "count"}),
+    "infer, lent": lambda: client.infer({"do": "count"}, copy=False),
+    "submit": lambda: client.submit({"do": "count"}),
+    "infer_async": lambda: asyncio.run(client.infer_async({"do": "count"})),
+    "loan": lambda: client.loan({"do": "count"}),
+    "reset": client.reset,
+    "connect": client.connect,
+    "with": client.__enter__,
+    "check": lambda: client.check({"do": "count"}),
+    "metadata": lambda: client.metadata,
+    "result": held.result,
+    "done": held.done,
+    "cancel": later.cancel,
+    "result later": lambda: later.result(0.1),
+    "send": loan.send,
+    "enter a loan": loan.__enter__,
+    "write to a loan": write_to_loan,
+    "a client that is busy": lambda: other.infer({"do": "count"}),
+    "chunks": lambda: ActionChunks(client, steps=1, period_s=None, wait_s=5, fallback="raise").step({"do": "count"}),
+    "its own": lambda: ShmClient(name, runtime_dir=runtime_dir).metadata["name"],
+}
+
+
+def try_everything(writing: int) -> None:
+    try:
+        found = {way: heard(ask) for way, ask in ways.items()}
+        client.close()
+        loan.__exit__(None, None, None)
+        other.close()
+        os.write(writing, json.dumps(found).encode())
+    except BaseException:
+        os.write(writing, json.dumps({"child": traceback.format_exc()}).encode())
+        raise
+
+
+def in_child() -> tuple[Any, int]:
+    """What a forked child got, and its exit status."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            client.infer({"x": 1})
-            found = "answered"
-        except ClientForked as error:
-            client.close()
-            with ShmClient(name, runtime_dir=runtime_dir) as own:
-                found = f"{error} | {own.infer({'x': 'own'})['x']}"
-        os.write(writing, found.encode())
-        os._exit(0)
+    if leave == "multiprocessing":
+        child = multiprocessing.get_context("fork").Process(target=try_everything, args=(writing,))
+        child.start()
+    elif (pid := os.fork()) == 0:
+        stop.set()
+        try_everything(writing)
+        if leave == "_exit":
+            os._exit(0)
+        sys.exit(0)  # the whole way: exit functions, finalizers, the interpreter's end
     os.close(writing)
     said = b""
-    while part := os.read(reading, 4096):
+    while part := os.read(reading, 65536):
         said += part
     os.close(reading)
-    os.waitpid(child, 0)
-    return said.decode()
+    if leave == "multiprocessing":
+        child.join()
+        status = child.exitcode
+        assert status is not None
+    else:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return json.loads(said), status
 
 
-client = ShmClient(name, runtime_dir=runtime_dir)
-client.infer({"x": 0})
-plain = in_child(client)
-after = [client.infer({"x": number})["x"] for number in range(5)]
+threads = [threading.Thread(target=keep_asking, args=(thread,)) for thread in range(2)]
+for thread in threads:
+    thread.start()
+children = [in_child() for _ in range(3)]
+stop.set()
+gate.touch()
+for thread in threads:
+    thread.join()
 
-# Another thread is inside the client at the moment of the fork, and keeps its lock for a while.
-absent = ShmClient("absent", runtime_dir=runtime_dir, timeout=60, max_retries=60, retry_delay=0.5)
-
-
-def wait_for_nobody() -> None:
-    with contextlib.suppress(ShmServeError):
-        absent.infer({"x": 1})
-
-
-threading.Thread(target=wait_for_nobody, daemon=True).start()
-time.sleep(0.2)
-locked = in_child(absent)
-print(json.dumps({"plain": plain, "after": after, "locked": locked}))
-sys.stdout.flush()
-os._exit(0)
+loan["value"][:] = [3, 1, 4, 1]
+sent = loan.send()
+print(
+    json.dumps(
+        {
+            "children": children,
+            "held": held.result()["waited"],
+            "settled": settled.result(),
+            "later": later.result(),
+            "loan": sent.result().tolist(),
+            "after": [answer(number) for number in range(5)],
+            "busy": [asked > 0, wrong],
+            # Sequences of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
+            "sequence": client.last_reply.sequence if client.last_reply else None,
+        }
+    )
+)
