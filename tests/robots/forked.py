@@ -141,8 +141,8 @@ print(
             "loan": sent.result().tolist(),
             "after": [answer(number) for number in range(5)],
             "busy": [asked > 0, wrong],
-            # Sequences of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
-            "sequence": client.last_reply.sequence if client.last_reply else None,
+            # Requests of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
+            "number": client.last_reply.number if client.last_reply else None,
         }
     )
 )
