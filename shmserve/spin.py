@@ -32,6 +32,8 @@ class SpinBudget:
     """The time to spin before blocking, learnt from how long the last waits took."""
 
     def __init__(self, setting: SpinSetting = "adaptive", *, cap_ns: int = DEFAULT_CAP_NS) -> None:
+        if setting != "adaptive" and (type(setting) is not int or setting < 0):
+            raise ValueError(f"spin_us = {setting!r}: 0 or more microseconds, or 'adaptive'")
         self._adaptive = setting == "adaptive"
         self._cap_ns = cap_ns
         self._average_ns = float(cap_ns * 4)
