@@ -178,7 +178,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
             stats.record(12_345, 6_789, 54_321, 9_876)
 
         def decode() -> object:
-            return decoder.decode(reply, encoded)
+            return decoder.decode(reply, *encoded)
 
         publish()
         complete()

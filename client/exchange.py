@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn, TypeVar
 
 from shmserve.channel import ClientChannel
-from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader, owned_array
+from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
@@ -109,6 +109,7 @@ class Exchange:
         self._checked: Attachment | None = None  # the one whose model has seen what this client sends
         self._stateful: bool | None = None  # what the daemon said of its model when this client attached,
         self._last_before: tuple[ReplyHead, int] | None = None  # and the latest reply at that time
+        self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
         self._loaned: weakref.ref[LentSlot] | None = None
         self._caller = 0  # the thread that talks to the daemon; 0 for none
         self._connecting: VarlinkConnection | None = None  # the latest that may not have a channel yet
@@ -154,10 +155,10 @@ class Exchange:
 
     def _claim(self, observation: Any, kind: Kind) -> int:
         """The sequence whose slot may be written now, or what has to be done before there is one: no step is as high."""
-        self.check_usable()
-        if not self._attached():
+        if self._closed or self._forked:
+            self.check_usable()
+        if not self._held or (attachment := self._held[0]).closed:
             return Step.CONNECT
-        attachment = self._held[0]
         if attachment is not self._checked and self._check_contract and kind == Kind.INFER:
             # The first observation of an attachment; once there is a model.
             if attachment.model is not None:
@@ -342,10 +343,11 @@ class Exchange:
                     # Not a lock, which Ctrl-C at the wrong moment would leave locked for ever: the same thread
                     # takes this up again.
                     self._waiter = me
-                    self._close_left(me)
+                    if self._left:
+                        self._close_left(me)
                     attachment = self._held[0]
                     answered = attachment.channel.replies.answered_count()
-                    if self._collect(attachment):
+                    if answered != attachment.answered and self._collect(attachment):
                         return
             if not waits:
                 self._follow(until_ns)
@@ -363,31 +365,36 @@ class Exchange:
             # No call before the store: Python looks for signals at calls.
             if self._waiter == me:
                 self._waiter = 0
-                self._wake_followers()
+                if self._followers:
+                    self._wake_followers()
 
     def _close_left(self, me: int) -> None:
         """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
-        if self._left and self._caller in (0, me):
+        if self._caller in (0, me):
             _close_all(self._left)
 
     def _await_news(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
         """Spin for as long as a reply is likely soon, then sleep at the doorbell."""
-        bell = channel.reply_bell
+        bell, words, counter = channel.reply_bell, channel.replies.segment.words, channel.replies.segment.counter_index
         began_ns = now_ns = time.monotonic_ns()
-        if spin:
-            words, counter = channel.replies.segment.words, channel.replies.segment.counter_index
-            spin_until_ns = min(began_ns + self._budget.ns, until_ns)
-            crowded = threading.active_count() > 1
-            while now_ns < spin_until_ns:
-                for _ in range(_LOOKS_PER_CLOCK):
-                    if words[counter] != answered:
-                        self._budget.waited(time.monotonic_ns() - began_ns)
-                        # The token of this reply must not wake a later wait for nothing.
-                        bell.try_take()
-                        return
-                if crowded:
-                    time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
-                now_ns = time.monotonic_ns()
+        # While the engine has work to do: what the last wait was like, and the token that was not waited for then. It
+        # must not wake this wait for nothing; if it is this reply's already, its counter has moved.
+        if self._waited_ns:
+            self._budget.waited(self._waited_ns)
+            self._waited_ns = 0
+            bell.try_take()
+        spin_until_ns = min(began_ns + self._budget.ns, until_ns) if spin else 0
+        crowded = threading.active_count() > 1
+        while True:
+            for _ in range(_LOOKS_PER_CLOCK):
+                if words[counter] != answered:
+                    self._waited_ns = time.monotonic_ns() - began_ns
+                    return
+            now_ns = time.monotonic_ns()
+            if now_ns >= spin_until_ns:
+                break
+            if crowded:
+                time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
         if bell.wait(max(0, min(until_ns - now_ns, _LONGEST_WAIT_NS))):
             self._budget.waited(time.monotonic_ns() - began_ns)
 
@@ -411,6 +418,7 @@ class Exchange:
         """Settle every request whose reply is there; True if there was any."""
         found = False
         replies = attachment.channel.replies
+        attachment.answered = replies.answered_count()  # before the looks, so that none is missed later
         for sequence in tuple(attachment.in_flight):
             head = replies.try_head(sequence)
             if head is None or sequence in attachment.carried:
@@ -431,15 +439,15 @@ class Exchange:
         return found
 
     def _settle(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
-        encoded = Encoded(head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED))
         memory = attachment.channel.replies.memory(head.sequence)
-        read_leaf: LeafReader = owned_array
+        in_slot = head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED)
+        read_leaf: LeafReader | None = None
         loan: LentTree | None = None
-        if pending._lend and head.status == Status.OK and not encoded.pickled:
+        if pending._lend and head.status == Status.OK and not in_slot[-1]:
             loan = LentTree(memory, pending._lend)
             read_leaf = loan.read_leaf
         try:
-            tree = attachment.decoder.decode(memory, encoded, read_leaf)
+            tree = attachment.decoder.decode(memory, *in_slot, read_leaf)
         except MetadataError as error:
             pending._settle(None, ProtocolMismatch(f"the reply of {self.name!r} cannot be read: {error}"), head)
             return
@@ -453,7 +461,7 @@ class Exchange:
                 attachment.lent[head.sequence] = weakref.ref(loan)
             else:
                 # The caller's variable outlives the block, and only a dict or a list can be emptied under it.
-                tree, loan = attachment.decoder.decode(memory, encoded, owned_array), None
+                tree, loan = attachment.decoder.decode(memory, *in_slot), None
             tree = (tree, loan)
         if head.status == Status.OK:
             pending._settle(tree, None, head)

@@ -52,7 +52,7 @@ class ShmClient:
         spin_us: SpinSetting = "adaptive",
         check_contract: bool = True,
     ) -> None:
-        self._timeout_s = _checked_timeout(timeout)
+        self._timeout_ns = int(_checked_timeout(timeout) * 1e9)
         if max_retries < 0 or not 0 <= retry_delay < math.inf:
             raise ValueError(f"max_retries = {max_retries}, retry_delay = {retry_delay}: neither may be negative")
         if not 1 <= slots <= 64:
@@ -118,7 +118,7 @@ class ShmClient:
         """
         terms = _terms(capture_time, max_age_s, Flag.REPEATABLE if repeatable else 0)
         pending = self._ask(observation, terms, timeout, lend=not copy)
-        return pending.result() if copy else LentReply(self._exchange, pending)
+        return pending._result if copy else LentReply(self._exchange, pending)
 
     async def infer_async(
         self,
@@ -172,10 +172,9 @@ class ShmClient:
         """
         if type(example) is not dict:
             raise RequestRejected(f"a loan is made for a dict, not for {type(example).__name__}")
-        timeout_s = self._timeout_s if timeout is None else _checked_timeout(timeout)
-        timeout_ns = int(timeout_s * 1e9)
+        timeout_ns = self._deadline_ns(0, timeout)
         terms = _terms(capture_time, max_age_s, 0)
-        slot, tree = self._exchange.borrow(example, time.monotonic_ns() + timeout_ns)
+        slot, tree = self._exchange.borrow(example, self._deadline_ns(time.monotonic_ns(), timeout))
         return LoanedObservation(self._exchange, slot, tree, terms, timeout_ns)
 
     def reset(self, *, timeout: float | None = None) -> None:
@@ -262,8 +261,7 @@ class ShmClient:
                 raise
 
     def _deadline_ns(self, now_ns: int, timeout: float | None) -> int:
-        timeout_s = self._timeout_s if timeout is None else _checked_timeout(timeout)
-        return now_ns + int(timeout_s * 1e9)
+        return now_ns + (self._timeout_ns if timeout is None else int(_checked_timeout(timeout) * 1e9))
 
 
 _INFER = Terms()

@@ -11,7 +11,7 @@ its own request, so a new engine needs nothing from the old one to read it.
 (64, 68)
 >>> bytes(slot.payload[:8]).hex(" "), bytes(slot.payload[64:68]).hex(" ")   # the number, then the array
 ('07 00 00 00 00 00 00 00', '01 00 02 00')
->>> Decoder().decode(slot, encoded)
+>>> Decoder().decode(slot, *encoded)
 {'state': array([1, 2], dtype=uint16), 'step': 7}
 """
 
@@ -28,10 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .description import Matcher, describe, is_tensor, tensor_bytes
+from .description import Matcher, Pattern, describe, is_tensor, tensor_bytes
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
+
+_copyto = np.copyto
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
@@ -78,6 +80,14 @@ class SlotMemory:
         return views
 
 
+class _Known(Matcher):
+    """A structure that was sent before, with what a slot's header says of it."""
+
+    def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
+        super().__init__(schema, schema_id, pattern)
+        self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
+
+
 class Encoder:
     """Writes trees into slots; one for each direction of a channel, across its generations."""
 
@@ -95,7 +105,7 @@ class Encoder:
         self._tensors_as_arrays = tensors_as_arrays
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
-        self._matchers: list[Matcher] = []
+        self._matchers: list[_Known] = []
 
     def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
         """Write `tree` into `slot` with one copy of its arrays.
@@ -125,7 +135,7 @@ class Encoder:
             raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
         return self._write(matcher, leaves, slot, lent=lent)
 
-    def _matcher(self, tree: Any) -> Matcher:
+    def _matcher(self, tree: Any) -> _Known:
         schema, pattern = describe(tree, self._name)
         schema_id = self._ids.get(schema.metadata)
         if schema_id is None:
@@ -134,12 +144,12 @@ class Encoder:
             self._ids[schema.metadata] = schema_id
             if len(self._ids) > SCHEMA_MEMORY:
                 self._ids.popitem(last=False)
-        matcher = Matcher(schema, schema_id, pattern)
+        matcher = _Known(schema, schema_id, pattern)
         self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
         return matcher
 
     def _write(
-        self, matcher: Matcher, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
+        self, matcher: _Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
     ) -> Encoded:
         schema = matcher.schema
         schema_id = matcher.schema_id
@@ -153,14 +163,14 @@ class Encoder:
         if numbers:
             schema.numbers.pack_into(slot.raw, 0, *numbers)
         # np.copyto, not memoryview assignment: it takes any strides and lets other threads run.
-        for view, array in zip(views, arrays, strict=True):
+        for view, array in zip(views, arrays):  # noqa: B905  the matcher has collected as many
             if array is not view:  # it is, where a loan was filled in
-                np.copyto(view, array)
+                _copyto(view, array)
         if slot.written_schema != schema_id:
             slot.written_schema = None  # an interrupt may come between the bytes and the note of them
             slot.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
             slot.written_schema = schema_id
-        return Encoded(schema_id, len(metadata), schema.payload_bytes)
+        return matcher.encoded
 
     def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
         """Write `example`; returns a copy of its tree whose arrays are memory of the slot, and these arrays.
@@ -293,19 +303,32 @@ def owned_array(place: ArrayPlace, view: Array) -> Any:
 class Decoder:
     """Reads trees out of slots; one for each direction of a channel, across its generations."""
 
-    def __init__(self, read_leaf: LeafReader = owned_array, *, allow_pickle: bool = False) -> None:
+    def __init__(self, *, allow_pickle: bool = False) -> None:
         self._schemas = Schemas()
-        self._read_leaf = read_leaf
         self._allow_pickle = allow_pickle
 
-    def decode(self, slot: SlotMemory, encoded: Encoded, read_leaf: LeafReader | None = None) -> Any:
-        """The tree in `slot`; raises MetadataError for bytes that make no sense."""
-        read_leaf = read_leaf or self._read_leaf
-        schema = self._schemas.get(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, slot)
-        views = slot.views(encoded.schema, schema)
-        arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
+    def decode(
+        self,
+        slot: SlotMemory,
+        schema_id: int,
+        metadata_bytes: int,
+        payload_bytes: int,
+        pickled: bool = False,
+        read_leaf: LeafReader | None = None,
+    ) -> Any:
+        """The tree in `slot`, of which its head says this (`Encoded`); raises MetadataError for bytes that make no sense.
+
+        Its arrays are the caller's own, unless `read_leaf` makes something else of them.
+        """
+        schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
+        views = slot.views(schema_id, schema)
+        if read_leaf is None and schema.only_arrays:
+            arrays: list[Any] = [view.copy() for view in views]
+        else:
+            read_leaf = read_leaf or owned_array
+            arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
         tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
-        if not encoded.pickled:
+        if not pickled:
             return tree
         if not self._allow_pickle:
             raise MetadataError("a pickled object from a peer that is not trusted")

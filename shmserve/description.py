@@ -121,7 +121,7 @@ def _dtype_names() -> str:
     return ", ".join("bfloat16" if name == BFLOAT16 else np.dtype(name).name for name in DTYPES)
 
 
-class _Pattern:
+class Pattern:
     """One container as the sender holds it: the types, constants, dtypes and shapes to compare with."""
 
     __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types")
@@ -134,7 +134,7 @@ class _Pattern:
         self.constants: list[tuple[int, Any]] = []
         # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
         self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
-        self.nested: list[tuple[int, _Pattern]] = []
+        self.nested: list[tuple[int, Pattern]] = []
 
 
 class _Description:
@@ -143,7 +143,7 @@ class _Description:
     def __init__(self) -> None:
         self.open: set[int] = set()
 
-    def container(self, tree: Any, path: str) -> tuple[_Pattern, Any]:
+    def container(self, tree: Any, path: str) -> tuple[Pattern, Any]:
         if id(tree) in self.open:
             raise UnsupportedType(f"{path}: the {type(tree).__name__} contains itself")
         self.open.add(id(tree))
@@ -156,7 +156,7 @@ class _Description:
             values: Sequence[Any] = tuple(tree.values())
         else:
             values = tree
-        pattern = _Pattern(type(tree), keys, tuple(map(type, values)))
+        pattern = Pattern(type(tree), keys, tuple(map(type, values)))
         described = [
             self.value(pattern, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
             for position, value in enumerate(values)
@@ -166,7 +166,7 @@ class _Description:
             return pattern, dict(zip(keys, described, strict=True))
         return pattern, tuple(described) if type(tree) is tuple else described
 
-    def value(self, pattern: _Pattern, position: int, value: Any, path: str) -> Any:
+    def value(self, pattern: Pattern, position: int, value: Any, path: str) -> Any:
         kind = type(value)
         if kind is list and (packed := _list_as_array(value)) is not None:
             return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), packed[1])
@@ -195,7 +195,7 @@ class _Description:
         )
 
     @staticmethod
-    def _data(pattern: _Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
+    def _data(pattern: Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
         pattern.arrays.append((position, None, leaf.shape, convert))
         return leaf
 
@@ -207,7 +207,7 @@ def _type_name(value: Any) -> str:
 class Matcher:
     """Recognises trees of one structure and collects their leaves for copying."""
 
-    def __init__(self, schema: Schema, schema_id: int, pattern: _Pattern) -> None:
+    def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
         self.schema = schema
         self.schema_id = schema_id
         self._root = pattern
@@ -225,7 +225,7 @@ class Matcher:
         return (numbers, arrays) if _collect(self._root, tree, numbers, arrays) else None
 
 
-def _collect(pattern: _Pattern, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
+def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
     if pattern.keys is not None:
         if tuple(tree) != pattern.keys:
             return False
@@ -255,7 +255,7 @@ def _collect(pattern: _Pattern, tree: Any, numbers: list[Any], arrays: list[Arra
     return True
 
 
-def describe(tree: Any, name: str = "observation") -> tuple[Schema, _Pattern]:
+def describe(tree: Any, name: str = "observation") -> tuple[Schema, Pattern]:
     """The schema of a tree, and the pattern that recognises the next tree like it.
 
     Raises UnsupportedType naming the place and the type of what cannot be carried, and

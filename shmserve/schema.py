@@ -12,8 +12,9 @@ every array follows on a 64-byte boundary.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -42,28 +43,13 @@ class ArrayPlace:
     size: int  # bytes
 
     def view(self, payload: npt.NDArray[np.uint8]) -> Array:
-        """The leaf's bytes in `payload` as an array of its dtype and shape."""
-        return payload[self.offset : self.offset + self.size].view(self.stored_as).reshape(self.shape)
+        """The leaf's bytes in `payload` as an array of its dtype and shape.
 
-
-class _Node:
-    """One container: which positions hold numbers, arrays, nested containers, constants."""
-
-    __slots__ = ("arrays", "keys", "kind", "nested", "numbers", "template", "truths")
-
-    def __init__(self, container: dict[str, Any] | list[Any] | tuple[Any, ...]) -> None:
-        self.kind = type(container)
-        self.keys: tuple[str, ...] | None = None
-        if isinstance(container, dict):
-            self.keys = tuple(container)
-            values: Sequence[Any] = tuple(container.values())
-        else:
-            values = container
-        self.template: list[Any] = list(values)
-        self.numbers: list[tuple[int, int]] = []  # (position in the container, index among the numbers)
-        self.truths: list[int] = []  # positions of bools, which travel as integers
-        self.arrays: list[tuple[int, int]] = []
-        self.nested: list[tuple[int, _Node]] = []
+        Made of the bytes and not of another array, so that whatever is made of it refers to it: that is how a leaf that
+        somebody has kept is told from one that nobody holds.
+        """
+        view: Array = np.ndarray(self.shape, self.stored_as, payload.data, self.offset)
+        return view
 
 
 class Schema:
@@ -73,16 +59,22 @@ class Schema:
         """Compile `tree`, which holds a `Leaf` wherever a value lies in the payload."""
         self.metadata = metadata
         self.arrays: list[ArrayPlace] = []
-        self._formats: list[str] = []
-        self._leaves: list[tuple[Leaf, int]] = []
+        #: One value that is in no container.
         self.bare = not isinstance(tree, (dict, list, tuple))
-        self.root = self._compile((tree,) if self.bare else tree)
-        self.numbers = struct.Struct("@" + "".join(self._formats))
+        compiled = _Compiled()
+        compiled.container((tree,) if self.bare else tree)
+        self.numbers = struct.Struct("@" + "".join(compiled.formats))
+        #: How to put a tree together: what is inside a container comes before it, and the outermost is the last.
+        self._steps = compiled.steps()
+        self._constants = compiled.constants
+        self._truths = compiled.truths
         self._end = self.numbers.size
-        for leaf, _ in self._leaves:
+        for leaf in compiled.leaves:
             self._place(leaf)
         #: Bytes of payload that a tree of this structure takes.
         self.payload_bytes = self._end
+        #: Whether every leaf that is no number is an array of a dtype that numpy has.
+        self.only_arrays = all(place.kind == "array" and place.dtype != BFLOAT16 for place in self.arrays)
         if self.payload_bytes > MAX_PAYLOAD_BYTES:
             raise MetadataError(f"a payload of {self.payload_bytes} bytes: {MAX_PAYLOAD_BYTES} at most")
 
@@ -91,24 +83,6 @@ class Schema:
         """The schema that a peer describes; raises MetadataError for bytes that describe none."""
         tree, _ = load(metadata)
         return cls(tree, metadata)
-
-    def _compile(self, container: Any) -> _Node:
-        node = _Node(container)
-        containers = []
-        for position, value in enumerate(node.template):
-            if isinstance(value, Leaf):
-                if value.kind in _NUMBER_FORMAT:
-                    node.numbers.append((position, len(self._formats)))
-                    self._formats.append(_NUMBER_FORMAT[value.kind])
-                    if value.kind == "bool":
-                        node.truths.append(position)
-                else:
-                    node.arrays.append((position, len(self._leaves)))
-                    self._leaves.append((value, position))
-            elif isinstance(value, (dict, list, tuple)):
-                containers.append((position, value))
-        node.nested = [(position, self._compile(value)) for position, value in containers]
-        return node
 
     def _place(self, leaf: Leaf) -> None:
         stored_as = _STORED_AS[leaf.dtype]
@@ -121,20 +95,68 @@ class Schema:
 
     def build(self, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
         """The tree, with these values for its leaves (each in the order of its places)."""
-        tree = _build(self.root, numbers, arrays)
-        return tree[0] if self.bare else tree
+        values = [*numbers, *arrays, *self._constants]
+        for index in self._truths:
+            values[index] = bool(values[index])
+        for gather, keys, kind in self._steps:
+            entries = gather(values)
+            values.append(dict(zip(keys, entries)) if keys is not None else kind(entries))  # noqa: B905
+        return values[-1][0] if self.bare else values[-1]
 
 
-def _build(node: _Node, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
-    values = node.template.copy()
-    for position, index in node.numbers:
-        values[position] = numbers[index]
-    for position in node.truths:
-        values[position] = bool(values[position])
-    for position, index in node.arrays:
-        values[position] = arrays[index]
-    for position, child in node.nested:
-        values[position] = _build(child, numbers, arrays)
-    if node.keys is not None:
-        return dict(zip(node.keys, values, strict=True))
-    return tuple(values) if node.kind is tuple else values
+_Gather = Callable[[list[Any]], Sequence[Any]]
+_Step = tuple[_Gather, tuple[str, ...] | None, type]
+
+
+class _Compiled:
+    """A tree's leaves and constants in the order of their places, and which of them each container holds."""
+
+    def __init__(self) -> None:
+        self.formats: list[str] = []  # of the numbers
+        self.truths: list[int] = []  # numbers that are bools, which travel as integers
+        self.leaves: list[Leaf] = []  # all others in the payload
+        self.constants: list[Any] = []
+        self._containers: list[tuple[list[tuple[list[Any], int]], tuple[str, ...] | None, type]] = []
+
+    def container(self, container: dict[str, Any] | list[Any] | tuple[Any, ...]) -> int:
+        """Note what is in it, leaves first; returns its place among the containers."""
+        keys = tuple(container) if isinstance(container, dict) else None
+        values: Sequence[Any] = tuple(container.values()) if isinstance(container, dict) else container
+        # Each entry as (the list that it is in, its place there).
+        entries = [self._entry(value) for value in values]
+        for position, value in enumerate(values):
+            if isinstance(value, (dict, list, tuple)):
+                entries[position] = (self._containers, self.container(value))
+        self._containers.append((entries, keys, type(container)))
+        return len(self._containers) - 1
+
+    def _entry(self, value: Any) -> tuple[list[Any], int]:
+        if isinstance(value, Leaf) and value.kind in _NUMBER_FORMAT:
+            if value.kind == "bool":
+                self.truths.append(len(self.formats))
+            self.formats.append(_NUMBER_FORMAT[value.kind])
+            return self.formats, len(self.formats) - 1
+        if isinstance(value, Leaf):
+            self.leaves.append(value)
+            return self.leaves, len(self.leaves) - 1
+        if not isinstance(value, (dict, list, tuple)):
+            self.constants.append(value)
+        return self.constants, len(self.constants) - 1
+
+    def steps(self) -> list[_Step]:
+        """For each container how to take its entries out of `[numbers..., leaves..., constants..., containers...]`."""
+        start, ends = 0, {}
+        for values in (self.formats, self.leaves, self.constants, self._containers):
+            ends[id(values)] = start
+            start += len(values)
+        return [
+            (_gather([ends[id(values)] + place for values, place in entries]), keys, kind)
+            for entries, keys, kind in self._containers
+        ]
+
+
+def _gather(places: Sequence[int]) -> _Gather:
+    """Takes the values at these places, in this order."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda values: [values[place] for place in places]

@@ -19,7 +19,6 @@ True
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 SpinSetting = int | Literal["adaptive"]
@@ -48,4 +47,4 @@ class SpinBudget:
         # count no more than four caps, and a quarter of each wait goes into the average.
         average = self._average_ns + (min(wait_ns, self._cap_ns * 4) - self._average_ns) * 0.25
         self._average_ns = average
-        self.ns = min(math.ceil(average * 2) + 20_000, self._cap_ns) if average < self._cap_ns else 0
+        self.ns = min(int(average * 2) + 20_000, self._cap_ns) if average < self._cap_ns else 0

@@ -58,7 +58,7 @@ class RawChannel:
         """The reply to `sequence`, once it is there: its head, and its tree."""
         head = wait_until("the reply is there", lambda: self.replies.try_head(sequence))
         encoded = Encoded(head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED))
-        return head, Decoder(allow_pickle=True).decode(self.replies.memory(sequence), encoded)
+        return head, Decoder(allow_pickle=True).decode(self.replies.memory(sequence), *encoded)
 
     def wait_sent_away(self) -> None:
         wait_until("the daemon has closed the connection", self.attachment.lost)

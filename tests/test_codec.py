@@ -33,7 +33,7 @@ def slot(payload_bytes: int = 1 << 19) -> SlotMemory:
 
 def there_and_back(tree: Any) -> Any:
     memory = slot()
-    return Decoder(allow_pickle=True).decode(memory, Encoder(allow_pickle=True).encode(tree, memory))
+    return Decoder(allow_pickle=True).decode(memory, *Encoder(allow_pickle=True).encode(tree, memory))
 
 
 class Channel:
@@ -52,7 +52,7 @@ class Channel:
         self._sequence += 1
         number = self._sequence % len(self._memory)
         self.encoded = self.encoder.encode(tree, self._sending[number])
-        return self.decoder.decode(self._receiving[number], self.encoded)
+        return self.decoder.decode(self._receiving[number], *self.encoded)
 
 
 _MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -215,7 +215,7 @@ def test_bfloat16_without_ml_dtypes_is_float32_of_the_same_value(monkeypatch: py
     )
     monkeypatch.setitem(__import__("sys").modules, "ml_dtypes", None)
 
-    found = Decoder().decode(memory, encoded)
+    found = Decoder().decode(memory, *encoded)
 
     assert_same(found, {"a": np.array([1.5, -2.0], np.float32), "t": np.array([0.25], np.float32)})
 
@@ -223,7 +223,7 @@ def test_bfloat16_without_ml_dtypes_is_float32_of_the_same_value(monkeypatch: py
 def test_what_does_not_fit_says_how_much_it_needs_and_spoils_nothing() -> None:
     encoder = Encoder()
     small = SlotMemory(np.zeros(64, np.uint8), np.zeros(128, np.uint8))
-    assert Decoder().decode(small, encoder.encode([1], small)) == [1]
+    assert Decoder().decode(small, *encoder.encode([1], small)) == [1]
 
     with pytest.raises(DoesNotFit) as payload:
         encoder.encode([np.zeros(129, np.uint8)], small)
@@ -232,7 +232,7 @@ def test_what_does_not_fit_says_how_much_it_needs_and_spoils_nothing() -> None:
 
     assert payload.value.payload_bytes == 129
     assert metadata.value.metadata_bytes > 100
-    assert Decoder().decode(small, encoder.encode([2], small)) == [2]
+    assert Decoder().decode(small, *encoder.encode([2], small)) == [2]
 
 
 def test_a_decoder_believes_no_length() -> None:
@@ -249,8 +249,8 @@ def test_a_decoder_believes_no_length() -> None:
         encoded._replace(payload_bytes=1 << 63),
     ):
         with pytest.raises(MetadataError):
-            Decoder().decode(memory, wrong)
-    assert_same(Decoder().decode(memory, encoded), {"a": np.zeros(10)})
+            Decoder().decode(memory, *wrong)
+    assert_same(Decoder().decode(memory, *encoded), {"a": np.zeros(10)})
 
 
 def test_a_schema_that_needs_more_than_the_slot_has_is_refused() -> None:
@@ -259,7 +259,7 @@ def test_a_schema_that_needs_more_than_the_slot_has_is_refused() -> None:
     smaller = SlotMemory(memory.metadata, memory.payload[:100])
 
     with pytest.raises(MetadataError, match="8000 bytes of payload in a slot of 100"):
-        Decoder().decode(smaller, encoded)
+        Decoder().decode(smaller, *encoded)
 
 
 def test_an_object_is_refused_by_both_ends_unless_it_is_allowed() -> None:
@@ -271,8 +271,8 @@ def test_an_object_is_refused_by_both_ends_unless_it_is_allowed() -> None:
 
     assert encoded.pickled
     with pytest.raises(MetadataError, match="pickled object from a peer that is not trusted"):
-        Decoder().decode(memory, encoded)
-    assert Decoder(allow_pickle=True).decode(memory, encoded) == {"s": {1}}
+        Decoder().decode(memory, *encoded)
+    assert Decoder(allow_pickle=True).decode(memory, *encoded) == {"s": {1}}
 
 
 def test_arrays_of_an_object_travel_beside_its_pickle() -> None:
@@ -281,7 +281,7 @@ def test_arrays_of_an_object_travel_beside_its_pickle() -> None:
 
     encoded = Encoder(allow_pickle=True).encode({1: array}, memory)
 
-    data, buffers = Decoder().decode(memory, encoded._replace(pickled=False))
+    data, buffers = Decoder().decode(memory, *encoded._replace(pickled=False))
     assert data.size < 400
     assert [buffer.size for buffer in buffers] == [array.nbytes]
     assert_same(unpickle_parts((data, buffers))[1], array)
@@ -294,7 +294,7 @@ def test_a_pickled_action_holds_arrays_for_tensors_wherever_they_are() -> None:
 
     encoded = encoder.encode({"set": {1}, "deep": [(torch.arange(3), {"g": gradient})]}, memory)
 
-    found = Decoder(allow_pickle=True).decode(memory, encoded)["deep"][0]
+    found = Decoder(allow_pickle=True).decode(memory, *encoded)["deep"][0]
     assert_same(found, (np.arange(3), {"g": np.ones(2, np.float32)}))
 
 
@@ -333,7 +333,9 @@ def test_long_lists_of_numbers_are_carried_as_one_array() -> None:
 
 def test_memory_of_a_slot_is_not_kept_by_what_was_decoded() -> None:
     memory = slot()
-    found = Decoder().decode(memory, Encoder().encode({"a": np.arange(10), "s": np.float32(1), "b": b"x" * 50}, memory))
+    found = Decoder().decode(
+        memory, *Encoder().encode({"a": np.arange(10), "s": np.float32(1), "b": b"x" * 50}, memory)
+    )
     memory.payload[:] = 0
     gc.collect()
 
