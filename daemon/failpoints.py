@@ -3,6 +3,7 @@
 SHMSERVE_FAILPOINTS="store.before_rename=kill,store.received=sleep:0.5@2" arms two:
 
     kill            SIGKILL to this process
+    stop            SIGSTOP to this process: a test looks around, and lets it go on with SIGCONT
     exit[:STATUS]   os._exit, 1 without STATUS
     sleep:SECONDS   blocks this thread
     raise:ERRNO     OSError with the errno of that name, as in raise:ENOSPC
@@ -18,6 +19,7 @@ import logging
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,13 +49,18 @@ def _reach(name: str) -> None:
         return
     armed.reached += 1
     if armed.nth in (None, armed.reached):
-        log.warning("failpoint %s reached", name)
+        log.warning(f"failpoint {name} reached")  # not as an argument: lines of one text are limited
         armed.act()
 
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)  # the signal may go to another thread: no step is taken until it has worked
+
+
+def _stop() -> None:
+    # To this thread: one to the process may go to another, and this one would take further steps until that has it.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _raise(number: int) -> None:
@@ -67,7 +74,9 @@ def _parse(text: str) -> dict[str, _Armed]:
         match = _SPEC.fullmatch(spec.strip())
         action = _action(match["action"], match["value"]) if match else None
         if match is None or action is None:
-            raise ValueError(f"{VARIABLE}: {spec!r} must be NAME=kill|exit[:STATUS]|sleep:SECONDS|raise:ERRNO[@NTH]")
+            raise ValueError(
+                f"{VARIABLE}: {spec!r} must be NAME=kill|stop|exit[:STATUS]|sleep:SECONDS|raise:ERRNO[@NTH]"
+            )
         armed[match["name"]] = _Armed(action, int(match["nth"]) if match["nth"] else None)
     if armed:
         log.warning("failpoints are armed: %s", text)
@@ -79,6 +88,8 @@ def _action(action: str, value: str | None) -> Callable[[], None] | None:
         match action, value:
             case "kill", None:
                 return _kill
+            case "stop", None:
+                return _stop
             case "exit", _:
                 status = int(value or 1)
                 return lambda: os._exit(status)

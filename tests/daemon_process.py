@@ -138,6 +138,16 @@ class Daemon:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the daemon does not end:\n{self.log}") from None
 
+    @property
+    def spawned(self) -> bool:
+        """Whether there is a process; it may have ended."""
+        return self._process is not None
+
+    def signal(self, number: int) -> None:
+        """Send the supervisor a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def kill9(self) -> None:
         """SIGKILL to the supervisor alone, and wait for its end."""
         assert self._process is not None

@@ -56,6 +56,20 @@ def test_a_step_exits(action: str, status: int) -> None:
     assert run.stdout == "one passed\n" and run.returncode == status
 
 
+def test_a_step_stops_until_it_is_told_to_go_on() -> None:
+    environment = {**os.environ, failpoints.VARIABLE: "two=stop"}
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, "one", "two", "three"], env=environment)
+    try:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+
+        assert os.WIFSTOPPED(status) and os.WSTOPSIG(status) == signal.SIGSTOP
+        process.send_signal(signal.SIGCONT)
+        assert process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_step_sleeps_and_another_raises() -> None:
     run = _run("a.sleeps=sleep:0.2,b.raises=raise:ENOSPC", "a.sleeps", "b.raises", "c")
 
@@ -71,14 +85,14 @@ def test_a_step_acts_at_its_turn_only() -> None:
 @pytest.mark.parametrize(
     "armed",
     [
-        *("x", "x=", "=kill", "x=die", "x=kill:9", "x=sleep", "x=sleep:soon", "x=raise", "x=raise:NOPE"),
+        *("x", "x=", "=kill", "x=stop:1", "x=die", "x=kill:9", "x=sleep", "x=sleep:soon", "x=raise", "x=raise:NOPE"),
         *("x=raise:errorcode", "x=kill@0", "x=kill@", "X Y=kill", "x=exit:one"),
     ],
 )
 def test_a_failpoint_that_is_misspelt_stops_the_daemon(armed: str) -> None:
     run = _run(armed, "x")
 
-    assert run.returncode == 1 and "must be NAME=kill|exit" in run.stderr
+    assert run.returncode == 1 and "must be NAME=kill|stop|exit" in run.stderr
 
 
 def test_armed_failpoints_are_told() -> None:

@@ -20,28 +20,11 @@ from tests.gain_packages import gain_package, gains
 from tests.gate import Gate
 from tests.robot_process import Robot
 from tests.update_scale import THOROUGH, some_of
+from tests.update_steps import AFTER, BEFORE
 
 Start = Callable[..., Daemon]
 StartRobot = Callable[..., Robot]
 
-#: The steps of an update in their order, up to the one that makes it what a restart serves ...
-BEFORE = [
-    "store.received",
-    "store.examined",
-    "store.record.before_rename",
-    "store.before_rename",
-    "store.after_rename",
-    "update.received",
-    "update.before_start",
-    "update.warm",
-    "update.before_swap",
-    "swap.paused@2",  # the first is the daemon's first model
-    "update.swapped",
-    "current.before_write",
-    "current.before_rename",
-]
-#: ... and from then on.
-AFTER = ["current.after_rename", "current.after_sync", "turn.before_rename", "turn.after_rename", "update.committed"]
 _X = {"x": np.arange(3), "robot": "r"}
 
 
