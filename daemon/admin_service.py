@@ -21,7 +21,7 @@ from .changes import ChangeRefused, ModelChanges, Progress, Wish
 from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
-from .store.errors import StoreUnavailable, VersionUnknown
+from .store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from .store.versions import Store
 from .supervisor import Supervisor
 from .varlink_connection import Connection
@@ -48,8 +48,8 @@ method WaitReady(timeout_s: ?float) -> (state: string, error: ?string)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
 # one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
-method UpdateModel(name: ?string, device: ?string, in_place: ?bool, allow_contract_change: ?bool, note: ?string) ->
-  (step: string, elapsed_s: float, detail: object, result: ?object)
+method UpdateModel(name: ?string, device: ?string, in_place: ?bool, allow_contract_change: ?bool,
+  allow_downgrade: ?bool, note: ?string) -> (step: string, elapsed_s: float, detail: object, result: ?object)
 
 # Serve an earlier version again; `version` may be abbreviated, null is the one before. As UpdateModel.
 method Rollback(version: ?string) -> (step: string, elapsed_s: float, detail: object, result: ?object)
@@ -60,7 +60,7 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, no_previous, package, engine, store, unknown_version or stopping.
+# `reason` is busy, contract, downgrade, no_previous, package, engine, store, unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
 
@@ -96,6 +96,7 @@ class AdminService:
             device=optional(parameters, "device", str),
             in_place=optional(parameters, "in_place", bool) or False,
             allow_contract_change=optional(parameters, "allow_contract_change", bool) or False,
+            allow_downgrade=optional(parameters, "allow_downgrade", bool) or False,
             note=(optional(parameters, "note", str) or "")[:NOTE_LIMIT],
         )
         uid = connection.peer.uid
@@ -178,6 +179,8 @@ def _reason(error: Exception) -> str:
         return "unknown_version"
     if isinstance(error, StoreUnavailable):
         return "store"
+    if isinstance(error, DowngradeRefused):
+        return "downgrade"
     return "engine" if isinstance(error, EngineFailed) else "package"
 
 
@@ -196,6 +199,7 @@ def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> lis
                 "previous": previous is not None and previous.digest == stored.digest,
                 "source": stored.source,
                 "note": stored.note,
+                "release": stored.release,
                 "uid": stored.uid,
                 "added_s": stored.added_s,
                 "size_bytes": stored.size_bytes,

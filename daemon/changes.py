@@ -52,6 +52,8 @@ class Wish:
     device: str | None = None
     in_place: bool = False
     allow_contract_change: bool = False
+    #: Take an older release than what was served, where signatures are required.
+    allow_downgrade: bool = False
     note: str = ""
     #: Go back by itself if the new model's first requests fail.
     probation: bool = True
@@ -85,7 +87,13 @@ class ModelChanges:
 
             progress("receive", {})
             stored = await self._store.add(
-                fd, name, uid=uid, note=wish.note, progress=receiving, received=lambda: progress("check", {})
+                fd,
+                name,
+                uid=uid,
+                note=wish.note,
+                allow_downgrade=wish.allow_downgrade,
+                progress=receiving,
+                received=lambda: progress("check", {}),
             )
             failpoint("update.received")
             return await self._change(stored, wish.device or self._device(), wish, progress)
@@ -247,7 +255,7 @@ class ModelChanges:
             self._probation = _Probation(engine, before, asyncio.create_task(self._watch(engine, before, first)))
         try:
             async with self._writing:
-                await asyncio.to_thread(self._commit, engine.served)
+                await asyncio.to_thread(self._commit, engine.served, allow_downgrade=wish.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
@@ -276,9 +284,11 @@ class ModelChanges:
 
     # What is remembered
 
-    def _commit(self, served: Served) -> None:
+    def _commit(self, served: Served, *, allow_downgrade: bool = False) -> None:
         """From now on a restart serves this one."""
-        self._store.make_current(served.version, device=served.device, taken_back=None, refused=None)
+        self._store.make_current(
+            served.version, allow_downgrade=allow_downgrade, device=served.device, taken_back=None, refused=None
+        )
 
     def _write(self, version: str, facts: dict[str, Any], *, then_current: Served | None = None) -> None:
         """Remember facts of a version, and which one is current, without waiting for the disk."""

@@ -17,6 +17,7 @@ from .config import Config
 from .model_package import ModelPackage
 from .served import Served
 from .store.durable import write_json
+from .store.errors import DowngradeRefused
 from .store.limits import Limits
 from .store.stored_version import StoredVersion
 from .store.trust import Trust
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 def open_store(config: Config) -> Store:
     """The service's store, not yet opened."""
 
-    def examine(path: Path) -> None:
-        ModelPackage.read(path, allow_code=config.allow_code)
+    def examine(path: Path) -> int:
+        return ModelPackage.read(path, allow_code=config.allow_code).release
 
     return Store(
         config.state_dir / config.name / "models",
@@ -108,6 +109,10 @@ async def first_version(config: Config, store: Store) -> FirstVersion:
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         stored = await store.add(descriptor, str(config.model_path), uid=os.getuid(), note="--model-path")
+    except DowngradeRefused as error:
+        raise DowngradeRefused(
+            f"{config.model_path}: {error}, once the daemon runs: without --model-path it serves what it served last"
+        ) from error
     finally:
         os.close(descriptor)
     return first(stored, stored.digest)

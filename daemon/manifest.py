@@ -21,6 +21,7 @@ MANIFEST = "model.toml"
 
 _MODEL: dict[str, type] = {
     "name": str,
+    "release": int,
     "format": str,
     "entry": str,
     "style": str,
@@ -112,6 +113,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
         raise ModelPackageError(f"{manifest}: style = {settings['style']!r} is none of {', '.join(_STYLES)}")
+    if settings.get("release", 0) < 0:
+        raise ModelPackageError(f"{manifest}: release = {settings['release']} must be 0 or more")
     if settings.get("max_batch", 1) < 1:
         raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
     if form.saved_module:

@@ -21,6 +21,7 @@ class ModelPackage:
     version: str  # its content address (shmserve.package_files)
     name: str
     format: str
+    release: int = 0  # grows with each release, so that nobody brings an old one back
     entry: str = ""  # python: module:class in the directory; installed: the name of an installed policy
     style: str = ""  # how the class is constructed and asked: shmserve, openpi, gr00t; empty: by its methods
     arguments: dict[str, Any] = field(default_factory=dict)  # of the class's constructor

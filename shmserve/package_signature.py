@@ -111,20 +111,24 @@ def check_signature(files: Iterable[PackageFile], signature: bytes | None, keys:
     )
 
 
-def sign_package(directory: Path, private_key: Path, *, password: bytes | None = None) -> PublicKey:
+def sign_package(directory: Path, private_key: Path, *, password: bytes | None = None, add: bool = False) -> PublicKey:
     """Sign the package in `directory` as it is now and replace its model.sig; returns the key to trust.
 
-    Raises ModelPackageError for a directory that no service would take, KeyUnusable for a bad key.
+    With `add` the signatures of other keys stay, good or not. Raises ModelPackageError for a directory that no service
+    would take, KeyUnusable for a bad key, SignatureRefused for a model.sig that is none and would stay.
     """
     key = _read_private_key(private_key, password)
     public = PublicKey(key.public_key().public_bytes_raw())
     files = package_files(directory)
     if not any(file.name != SIGNATURE for file in files):
         raise ModelPackageError(f"{directory} holds no file to sign")
-    mark = base64.b64encode(key.sign(signed_bytes(files))).decode("ascii")
+    marks = {public.id: key.sign(signed_bytes(files))}
+    if add and (directory / SIGNATURE).exists():
+        marks = {**dict(_parse((directory / SIGNATURE).read_bytes())), **marks}
+    lines = [_FIRST_LINE, *(f"{key_id} {base64.b64encode(mark).decode('ascii')}" for key_id, mark in marks.items())]
     unfinished = directory / f".{SIGNATURE}.{os.getpid()}"
     try:
-        unfinished.write_text(f"{_FIRST_LINE}\n{public.id} {mark}\n", "ascii")
+        unfinished.write_text("\n".join([*lines, ""]), "ascii")
         unfinished.replace(directory / SIGNATURE)
     finally:
         unfinished.unlink(missing_ok=True)

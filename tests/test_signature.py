@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import Store, StoredVersion, Trust
+from shmserve.daemon.store import DowngradeRefused, Store, StoredVersion, Trust
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version, package_files
 from shmserve.package_signature import (
@@ -181,7 +181,7 @@ def test_without_the_library_the_remedy_is_told(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['cryptography'] = None\n"
         "from shmserve.package_signature import PublicKey, KeyUnusable\n"
-        "from shmserve.daemon.store import Store, Trust\n"
+        "from shmserve.daemon.store import DowngradeRefused, Store, Trust\n"
         "from pathlib import Path\n"
         "key = PublicKey.read('A' * 43 + '=')\n"
         "try: Store(Path(sys.argv[1]), trust=Trust(True, [key])).open()\n"
@@ -381,3 +381,81 @@ def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
 def test_a_requirement_without_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="signature_keys"):
         Trust(required=True)
+
+
+# More than one key
+
+
+def test_a_signature_may_be_added_while_one_key_follows_another(key: PublicKey, package: Path, tmp_path: Path) -> None:
+    second = make_key_pair(tmp_path / "second.pem")
+
+    sign_package(package, tmp_path / "second.pem", add=True)
+    sign_package(package, tmp_path / "second.pem", add=True)
+
+    assert (package / "model.sig").read_text().count("\n") == 3
+    for trusted in (key, second):
+        assert check_signature(package_files(package), (package / "model.sig").read_bytes(), [trusted]) == trusted
+
+
+def test_a_signature_replaces_the_others_unless_it_is_added(key: PublicKey, package: Path, tmp_path: Path) -> None:
+    make_key_pair(tmp_path / "second.pem")
+
+    sign_package(package, tmp_path / "second.pem")
+
+    with pytest.raises(SignatureRefused, match=f"trusts {key.id}"):
+        check_signature(package_files(package), (package / "model.sig").read_bytes(), [key])
+
+
+def test_nothing_is_added_to_what_is_no_signature(key: PublicKey, package: Path, tmp_path: Path) -> None:
+    (package / "model.sig").write_text("trust me\n")
+
+    with pytest.raises(SignatureRefused, match=r"model\.sig is no signature file"):
+        sign_package(package, tmp_path / "key.pem", add=True)
+
+    assert (package / "model.sig").read_text() == "trust me\n"
+
+
+# Releases
+
+
+def _with_release(key_file: Path, path: Path, release: int) -> Path:
+    package = write_package(path, {"release": str(release).encode()})
+    sign_package(package, key_file)
+    return package
+
+
+def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(key: PublicKey, tmp_path: Path) -> None:
+    def open_store() -> Store:
+        store = Store(
+            tmp_path / "models",
+            trust=Trust(required=True, keys=[key]),
+            examine=lambda path: int((path / "release").read_text()),
+        )
+        store.open()
+        return store
+
+    packages = [_with_release(tmp_path / "key.pem", tmp_path / str(release), release) for release in (3, 9, 8)]
+    store = open_store()
+    for package in packages[:2]:
+        store.make_current(add(store, package))
+    store.make_current(store.versions()[1])  # back to 3: 9 was served all the same
+    store.close()
+
+    for lost in (False, True):
+        if lost:
+            (tmp_path / "models" / "current").write_text("{")
+        store = open_store()
+        with pytest.raises(DowngradeRefused, match="is release 8, and this service has served release 9"):
+            add(store, packages[2])
+        assert len(store.versions()) == 2
+        store.close()
+
+
+def test_without_required_signatures_any_release_goes(tmp_path: Path) -> None:
+    """Whoever could bring an old package back could change its number as well."""
+    store = Store(tmp_path / "models", examine=lambda path: int((path / "release").read_text()))
+    store.open()
+    for release in (9, 3):
+        store.make_current(add(store, write_package(tmp_path / str(release), {"release": str(release).encode()})))
+    assert [version.release for version in store.versions()] == [3, 9]
+    store.close()

@@ -152,9 +152,10 @@ def test_kept_files_are_read_only(open_store: Open, tmp_path: Path) -> None:
 
 
 def test_what_the_owner_says_of_a_package_can_refuse_it_by_its_own_name(open_store: Open, tmp_path: Path) -> None:
-    def examine(path: Path) -> None:
+    def examine(path: Path) -> int:
         if not (path / "model.toml").exists():
             raise ModelPackageError(f"{path} holds no model.toml")
+        return 0
 
     store = open_store(examine=examine)
 
@@ -187,7 +188,12 @@ def test_progress_reaches_whoever_adds(open_store: Open, tmp_path: Path) -> None
 
 def test_whoever_listens_hears_when_all_of_it_is_here_and_may_fail(open_store: Open, tmp_path: Path) -> None:
     order: list[str] = []
-    store = open_store(examine=lambda path: order.append("examined"))
+
+    def examine(path: Path) -> int:
+        order.append("examined")
+        return 0
+
+    store = open_store(examine=examine)
     package = write_package(tmp_path / "arm")
 
     add(store, package, received=lambda: order.append("received"))
@@ -241,9 +247,10 @@ def test_cancelled_adds_leave_nothing_or_a_whole_version(open_store: Open, tmp_p
 def test_looking_never_waits_for_a_package_that_is_being_examined(open_store: Open, tmp_path: Path) -> None:
     examined, looked = threading.Event(), threading.Event()
 
-    def examine(path: Path) -> None:
+    def examine(path: Path) -> int:
         examined.set()
         assert looked.wait(30)
+        return 0
 
     store = open_store(examine=examine)
 

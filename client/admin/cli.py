@@ -20,6 +20,7 @@ from .bench import bench
 from .exits import REFUSED, fail, with_exit_status
 from .seeing import clients, metrics, top
 from .settings import config, reload
+from .signing import generate_key, sign
 from .target import Target, print_json, show
 
 
@@ -39,7 +40,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, config, metrics, reload, top):
+for command in (bench, clients, config, generate_key, metrics, reload, sign, top):
     main.add_command(command)
 
 
@@ -89,12 +90,20 @@ def wait_ready(target: Target, timeout: float) -> None:
 @click.option("--device", help="Move to another device, for example cuda:1.")
 @click.option("--in-place", is_flag=True, help="Stop the old model first, for one that does not fit twice.")
 @click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes or shapes than now.")
+@click.option("--allow-downgrade", is_flag=True, help="Accept an older release than what was served (signed packages).")
 @click.option("--note", default="", help="A remark that `versions` shows.")
 @json_option
 @click.pass_obj
 @with_exit_status
 def update_model(
-    target: Target, path: str, device: str | None, in_place: bool, allow_contract_change: bool, note: str, as_json: bool
+    target: Target,
+    path: str,
+    device: str | None,
+    in_place: bool,
+    allow_contract_change: bool,
+    allow_downgrade: bool,
+    note: str,
+    as_json: bool,
 ) -> None:
     """Serve the model package at PATH, a directory or a tar, while robots run.
 
@@ -110,6 +119,7 @@ def update_model(
                 "device": device,
                 "in_place": in_place,
                 "allow_contract_change": allow_contract_change,
+                "allow_downgrade": allow_downgrade,
                 "note": note,
             }
             _change(connection.call_more("UpdateModel", parameters, fd=descriptor), target.as_json or as_json)

@@ -16,6 +16,9 @@ def render(versions: list[dict[str, Any]]) -> RenderableType:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("version", "", "sent"):
         table.add_column(name, no_wrap=True)
+    released = any(version["release"] for version in versions)
+    if released:
+        table.add_column("release", justify="right")
     table.add_column("size", justify="right")
     table.add_column("served", justify="right")
     for name in ("device", "source", "note"):
@@ -30,6 +33,7 @@ def render(versions: list[dict[str, Any]]) -> RenderableType:
             version["version"],
             _role(version),
             sent,
+            *([str(version["release"] or "-")] if released else []),
             decimal(version["size_bytes"]) if version["size_bytes"] is not None else "-",
             str(version["served"]),
             version["device"] or "-",

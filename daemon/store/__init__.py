@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .errors import ArchiveRefused, StoreUnavailable, VersionDamaged, VersionUnknown
+from .errors import ArchiveRefused, DowngradeRefused, StoreUnavailable, VersionDamaged, VersionUnknown
 from .limits import Limits
 from .receive import Progress
 from .stored_version import StoredVersion
@@ -12,6 +12,7 @@ from .versions import LEAST_KEPT, Store
 __all__ = [
     "LEAST_KEPT",
     "ArchiveRefused",
+    "DowngradeRefused",
     "Limits",
     "Progress",
     "Store",

@@ -130,15 +130,18 @@ class StoreDirectory:
             document = json.loads(path.read_bytes())
             if document["format"] != FORMAT:
                 raise ValueError(f"format {document['format']!r}, not {FORMAT}")
-            kept = replace(kept, current=document["current"], previous=document["previous"])
+            kept = replace(
+                kept, current=document["current"], previous=document["previous"], release=int(document["release"])
+            )
             if not isinstance(kept.current, str) or not isinstance(kept.previous, str | None):
                 raise TypeError("current and previous are digests")
         except FileNotFoundError:
             return Kept(kept.versions)
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            served = [version.digest for version in Kept(kept.versions).by_turn()]
+            served = Kept(kept.versions).by_turn()
             self._on_problem(f"{path} cannot be read ({error}): the versions' records say what was served last")
-            return Kept(kept.versions, *served[:2])
+            current, previous, *_ = [*(version.digest for version in served), None, None]
+            return Kept(kept.versions, current, previous, max((version.release for version in served), default=0))
         if kept.current not in kept.versions:
             self._on_problem(f"the current version {shown(kept.current[:VERSION_DIGITS])} is not kept here any more")
         return kept
@@ -149,11 +152,17 @@ class StoreDirectory:
         """Remember what is known of a version; `steps` begins the names of the failpoints on the way."""
         write_json(self._record_path(version.digest), version.to_json(), steps=steps)
 
-    def write_current(self, current: str, previous: str | None) -> None:
-        """From now on these are the digests of the version that is served and of the one before."""
+    def write_current(self, kept: Kept) -> None:
+        """From now on these are the version that is served and the one before."""
         write_json(
             self.path / "current",
-            {"format": FORMAT, "current": current, "previous": previous, "since_s": time.time()},
+            {
+                "format": FORMAT,
+                "current": kept.current,
+                "previous": kept.previous,
+                "release": kept.release,
+                "since_s": time.time(),
+            },
             steps="current",
         )
 

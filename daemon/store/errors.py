@@ -3,6 +3,7 @@
     ModelPackageError                 (core)
       ArchiveRefused                  what was sent is no package that may be taken
       SignatureRefused                (core) not what a holder of a trusted key signed
+      DowngradeRefused                signed, but an older release than what was served
       VersionDamaged                  a kept version is not what was stored
       VersionUnknown (LookupError)    no kept version is named so
     ShmServeError                     (core)
@@ -20,6 +21,10 @@ from shmserve.errors import ModelPackageError, ShmServeError
 
 class ArchiveRefused(ModelPackageError):
     """What was sent is no package that may be taken; nothing of it was kept."""
+
+
+class DowngradeRefused(ModelPackageError):
+    """An older release than one that was served, where only signed packages are taken; nothing of it was kept."""
 
 
 class VersionDamaged(ModelPackageError):

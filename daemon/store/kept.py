@@ -15,11 +15,15 @@ _CANDIDATES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Kept:
-    """Replaced as a whole, so that whoever looks needs no lock. `current` and `previous` are digests."""
+    """Replaced as a whole, so that whoever looks needs no lock. `current` and `previous` are digests.
+
+    `release`: the highest that was current, or that an operator has gone back to on purpose.
+    """
 
     versions: Mapping[str, StoredVersion] = field(default_factory=dict)
     current: str | None = None
     previous: str | None = None
+    release: int = 0
 
     def with_version(self, version: StoredVersion) -> Kept:
         return replace(self, versions={**self.versions, version.digest: version})

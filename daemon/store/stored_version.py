@@ -30,6 +30,8 @@ class StoredVersion:
     serial: int = 0
     turn: int = 0
     pinned: bool = False
+    #: What the package says (model.toml); 0: nothing.
+    release: int = 0
     #: What the service learnt of it: device, requests served, ...; anything that JSON has a word for.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,6 +61,7 @@ class StoredVersion:
             "serial": self.serial,
             "turn": self.turn,
             "pinned": self.pinned,
+            "release": self.release,
             "facts": dict(self.facts),
             "files": None if self.files is None else [asdict(file) for file in self.files],
         }
@@ -80,6 +83,7 @@ class StoredVersion:
             serial=int(record["serial"]),
             turn=int(record["turn"]),
             pinned=bool(record["pinned"]),
+            release=int(record["release"]),
             facts=MappingProxyType(dict(record["facts"])),
         )
 

@@ -19,7 +19,7 @@ from ..failpoints import failpoint
 from .damage import check_files
 from .directory import StoreDirectory
 from .durable import remove_tree
-from .errors import VersionDamaged, VersionUnknown
+from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
 from .kept import Kept
 from .limits import Limits
 from .receive import Progress, Received, receive, undisturbed
@@ -46,9 +46,10 @@ class Store:
         keep_versions: int = 5,
         limits: Limits | None = None,
         trust: Trust | None = None,
-        examine: Callable[[Path], object] = lambda path: None,
+        examine: Callable[[Path], int] = lambda path: 0,
     ) -> None:
-        """`examine` is given each new package, and raises ModelPackageError if it should not be kept."""
+        """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
+        should not be kept."""
         if keep_versions < LEAST_KEPT:
             raise ValueError(f"keep_versions = {keep_versions}: {LEAST_KEPT} or more")
         self.directory = directory
@@ -122,13 +123,15 @@ class Store:
         *,
         uid: int | None = None,
         note: str = "",
+        allow_downgrade: bool = False,
         progress: Callable[[Progress], None] | None = None,
         received: Callable[[], None] = lambda: None,
     ) -> StoredVersion:
         """Keep the package in the open directory or tar file `source`, which the sender calls `name`.
 
         `progress` hears how far it is, `received` that all of it is here and is looked at. Without a name it is called
-        by the path at which it was opened, as far as the kernel tells.
+        by the path at which it was opened, as far as the kernel tells. Where signatures are required, an older release
+        than what was served needs `allow_downgrade`: an old signature is a good one.
 
         Returns the kept version, which is one from before if the same content was sent before. Does not make it
         current. Raises ModelPackageError or StoreUnavailable and then has changed nothing; cancelled, it has either
@@ -143,23 +146,27 @@ class Store:
             except BaseException:
                 await undisturbed(asyncio.to_thread(remove_tree, package.staging))
                 raise
-            return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note))
+            return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note, allow_downgrade))
 
-    def _commit(self, received: Received, name: str, uid: int | None, note: str) -> StoredVersion:
+    def _commit(
+        self, received: Received, name: str, uid: int | None, note: str, allow_downgrade: bool
+    ) -> StoredVersion:
         try:
             with self._directory.disk():
                 failpoint("store.received")
                 self._trust.check(received.files, received.path)
                 try:
-                    self._examine(received.path)
+                    release = self._examine(received.path)
                 except ModelPackageError as error:
                     # The sender knows the package by another name than its place here.
                     raise type(error)(str(error).replace(str(received.path), name)) from error
                 failpoint("store.examined")
+                if self._trust.required and not allow_downgrade:
+                    self._check_release(received.digest, release)
                 is_kept = self._is_kept_whole(received.digest)
                 with self._guard:
                     self._directory.need()
-                    version = self._describe(received, name, uid, note)
+                    version = self._describe(received, name, uid, note, release)
                     if is_kept:
                         self._directory.renew_signature(received.path, version)
                         self._update(version, "store.again")
@@ -173,7 +180,16 @@ class Store:
             log.warning("old versions stay: %s", error)
         return version
 
-    def _describe(self, received: Received, name: str, uid: int | None, note: str) -> StoredVersion:
+    def _check_release(self, digest: str, release: int) -> None:
+        state = self._state
+        if release >= state.release or digest == state.current:
+            return
+        raise DowngradeRefused(
+            f"the package is release {release}, and this service has served release {state.release} ([model] release in "
+            "model.toml). To go back on purpose: shmserve-admin rollback, or update-model --allow-downgrade"
+        )
+
+    def _describe(self, received: Received, name: str, uid: int | None, note: str, release: int) -> StoredVersion:
         versions = self._state.versions
         version = StoredVersion(
             received.digest,
@@ -183,6 +199,7 @@ class Store:
             note,
             added_s=time.time(),
             files=received.files,
+            release=release,
             serial=1 + max((version.serial for version in versions.values()), default=0),
         )
         before = versions.get(version.digest)
@@ -209,8 +226,10 @@ class Store:
 
     # Which one
 
-    def make_current(self, version: StoredVersion | str, **facts: Any) -> None:
+    def make_current(self, version: StoredVersion | str, *, allow_downgrade: bool = False, **facts: Any) -> None:
         """From now on, and after every restart, this one is served; the one before, and `facts`, are remembered.
+
+        With `allow_downgrade` releases count from this one's on: a number that was too high is not for ever.
 
         Raises VersionUnknown, or StoreUnavailable and then nothing has changed.
         """
@@ -220,8 +239,10 @@ class Store:
             kept = kept.with_facts(facts)
             if kept.digest != state.current:
                 previous = state.current if state.current in state.versions else state.previous
-                self._directory.write_current(kept.digest, previous)
-                self._state = replace(state, current=kept.digest, previous=previous)
+                release = kept.release if allow_downgrade else max(kept.release, state.release)
+                after = replace(state, current=kept.digest, previous=previous, release=release)
+                self._directory.write_current(after)
+                self._state = after
                 # For the day on which `current` is lost: which versions were served, and in what order.
                 kept = replace(kept, turn=1 + max(other.turn for other in state.versions.values()))
             if kept == state.versions[kept.digest]:
