@@ -15,7 +15,7 @@ from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.robot_process import Robot
 
-collect_ignore_glob = ["policies/*", "robots/*"]
+collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*"]
 
 #: The longest test needs a quarter of it on two busy cores.
 _TEST_LIMIT_S = 150.0

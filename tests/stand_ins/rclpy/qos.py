@@ -1,0 +1,3 @@
+"""The name of a quality of service."""
+
+qos_profile_sensor_data = "best effort, the last five"
