@@ -1,0 +1,51 @@
+"""Waits in every way while a thousand signals a second are handled; says how many there were and what came of the waits."""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from shmserve.client import RequestTimeout, ShmClient
+
+name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+handled = 0
+
+
+def count(number: int, frame: object) -> None:
+    global handled
+    handled += 1
+
+
+def gate(number: int) -> dict[str, object]:
+    return {"do": "wait", "gate": str(folder / f"gate{number}")}
+
+
+signal.signal(signal.SIGALRM, count)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+with ShmClient(name, runtime_dir=runtime_dir, timeout=60) as client:
+    waited = []
+    for number, ask in enumerate(
+        (
+            lambda: client.infer(gate(0)),
+            lambda: client.submit(gate(1)).result(),
+            lambda: asyncio.run(client.infer_async(gate(2))),
+        )
+    ):
+        print(json.dumps(f"waits {number}"), flush=True)  # the test opens the gate some signals later
+        before = handled
+        waited.append([ask()["waited"], handled - before])
+    held = client.submit(gate(3))
+    began, before = time.monotonic(), handled
+    try:
+        client.infer({"do": "echo", "value": 1}, timeout=0.5)
+        late = "answered"
+    except RequestTimeout:
+        late = "RequestTimeout"
+    timed_out = [late, time.monotonic() - began >= 0.5, handled - before]
+    (folder / "gate3").touch()
+    held.result()
+    right = sum(client.infer({"do": "echo", "value": number}) == number for number in range(3000))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+print(json.dumps({"waited": waited, "timed out": timed_out, "right": right, "handled": handled}))
