@@ -5,7 +5,9 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from shmserve.client import RequestTimeout, ShmClient
 
@@ -26,13 +28,12 @@ signal.signal(signal.SIGALRM, count)
 signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
 with ShmClient(name, runtime_dir=runtime_dir, timeout=60) as client:
     waited = []
-    for number, ask in enumerate(
-        (
-            lambda: client.infer(gate(0)),
-            lambda: client.submit(gate(1)).result(),
-            lambda: asyncio.run(client.infer_async(gate(2))),
-        )
-    ):
+    ways: list[Callable[[], Any]] = [
+        lambda: client.infer(gate(0)),
+        lambda: client.submit(gate(1)).result(),
+        lambda: asyncio.run(client.infer_async(gate(2))),
+    ]
+    for number, ask in enumerate(ways):
         print(json.dumps(f"waits {number}"), flush=True)  # the test opens the gate some signals later
         before = handled
         waited.append([ask()["waited"], handled - before])
