@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check lint bench bench-check clean
+.PHONY: demo test check lint bench bench-check fuzz clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make lint   the static checks alone"
 	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (ten minutes)"
 	@echo "make bench-check  compare the ratios of a short run with those that are kept"
+	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
 	@echo "make clean  remove what these made"
 
 $(VENV)/installed: pyproject.toml
@@ -51,6 +52,14 @@ bench: $(BENCH_VENV)/installed
 
 bench-check: $(BENCH_VENV)/installed
 	@$(BENCH_VENV)/bin/python -m bench.check $(BENCH)
+
+# In the same environment: atheris runs the code that the tests run.
+$(VENV)/fuzz: $(VENV)/installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/fuzz
+	@$(BIN)/python -m fuzz.guided $(FUZZ)
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

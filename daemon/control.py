@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from collections.abc import Mapping
 from typing import Any
 
 MESSAGE_LIMIT = 1 << 20
@@ -84,11 +83,19 @@ def encode(event: str, **fields: Any) -> bytes:
 
 
 def take_messages(received: bytearray) -> list[dict[str, Any]]:
-    """Remove and return the complete messages at the start of `received`."""
+    """Remove and return the complete messages at the start of `received`.
+
+    Raises ValueError for what is none: an engine runs the model's code, which can write to any descriptor it has.
+    """
     messages: list[dict[str, Any]] = []
     while (end := received.find(b"\0")) >= 0:
-        message: Mapping[str, Any] = json.loads(received[:end])
-        messages.append(dict(message))
+        try:
+            message = json.loads(received[:end])
+        except RecursionError:
+            raise ValueError("a control message that is nested too deeply") from None
+        if type(message) is not dict or type(message.get("event")) is not str:
+            raise ValueError("a control message that names no event")
+        messages.append(message)
         del received[: end + 1]
     if len(received) > MESSAGE_LIMIT:
         raise ValueError(f"a control message of more than {MESSAGE_LIMIT} bytes")

@@ -136,21 +136,22 @@ class EngineProcess:
             return
         self._received += data
         try:
-            messages = take_messages(self._received)
-        except ValueError as error:
-            log.error("engine %d says what is no message (%s): killing it", self.pid, error)
+            for message in take_messages(self._received):
+                self._take(message)
+        except (ValueError, KeyError, TypeError) as error:  # no message, or not with what belongs to its event
+            log.error("engine %d says what is no message (%s: %s): killing it", self.pid, type(error).__name__, error)
             self._received.clear()
             self.kill()
-            return
-        for message in messages:
-            if message["event"] == "ready":
-                self.ready = message
-            elif message["event"] == "failed":
-                self.failure = message
-            self._on_message(self, message)
-            awaited = self._awaited.pop(message["event"], None)
-            if awaited is not None and not awaited.done():
-                awaited.set_result(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if message["event"] == "ready":
+            self.ready = message
+        elif message["event"] == "failed":
+            self.failure = message
+        self._on_message(self, message)
+        awaited = self._awaited.pop(message["event"], None)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(message)
 
     def expect(self, event: str) -> asyncio.Future[dict[str, Any]]:
         """The next message of this kind; EngineEnded if the process ends first."""

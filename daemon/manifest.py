@@ -18,6 +18,8 @@ else:
     import tomli as tomllib
 
 MANIFEST = "model.toml"
+#: What a model says of itself to its clients has to fit 32 KiB in the end; numbers by the megabyte are weights.
+_MANIFEST_BYTES = 1 << 20
 
 _MODEL: dict[str, type] = {
     "name": str,
@@ -78,11 +80,17 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def _document(manifest: Path) -> dict[str, Any]:
     try:
+        if (size := manifest.stat().st_size) > _MANIFEST_BYTES:
+            raise ModelPackageError(f"{manifest} has {size} bytes, more than {_MANIFEST_BYTES}")
         document: dict[str, Any] = tomllib.loads(manifest.read_text("utf-8"))
+    except ModelPackageError:
+        raise
     except OSError as error:
         raise ModelPackageError(f"{manifest} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not TOML, or an integer of thousands of digits
         raise ModelPackageError(f"{manifest} is not TOML: {error}") from error
+    except RecursionError:
+        raise ModelPackageError(f"{manifest} cannot be read: it is nested too deeply") from None
     return document
 
 
@@ -91,7 +99,7 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
     if "format" in model:
         given: str = model["format"]
         if given not in FORMATS:
-            raise ModelPackageError(f"{manifest}: format = {given!r} is none of {', '.join(FORMATS)}")
+            raise ModelPackageError(f"{manifest}: format = {_shown(given)} is none of {', '.join(FORMATS)}")
         return given
     if "entry" in model:
         return "python"
@@ -112,7 +120,7 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
             raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
-        raise ModelPackageError(f"{manifest}: style = {settings['style']!r} is none of {', '.join(_STYLES)}")
+        raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} is none of {', '.join(_STYLES)}")
     if settings.get("release", 0) < 0:
         raise ModelPackageError(f"{manifest}: release = {settings['release']} must be 0 or more")
     if settings.get("max_batch", 1) < 1:
@@ -131,7 +139,7 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
     elif name == "python":
         entry = settings.setdefault("entry", "policy:Policy")
         if not _is_class(entry):
-            raise ModelPackageError(f"{manifest}: entry = {entry!r} must be module:class, as in policy:Policy")
+            raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
     elif not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
 
@@ -143,7 +151,7 @@ def _is_class(entry: str) -> bool:
 
 def _names(manifest: Path, key: str, value: list[Any]) -> tuple[str, ...]:
     if not value or not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
-        raise ModelPackageError(f"{manifest}: {key} = {value!r} must be a list of different names")
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(value)} must be a list of different names")
     return tuple(value)
 
 
@@ -151,7 +159,7 @@ def _tolerance(manifest: Path, table: dict[str, Any]) -> dict[str, float]:
     _refuse_unknown(manifest, table, _TOLERANCE, "key of tolerance")
     for key, value in table.items():
         if type(value) not in (int, float) or not 0 <= value < math.inf:
-            raise ModelPackageError(f"{manifest}: tolerance {key} = {value!r} must be a number, 0 or more")
+            raise ModelPackageError(f"{manifest}: tolerance {key} = {_shown(value)} must be a number, 0 or more")
     return {key: float(value) for key, value in table.items()}
 
 
@@ -159,16 +167,20 @@ def _check_file(manifest: Path, key: str, name: str) -> None:
     """`name` is a file of the package, and in it."""
     plain = PurePosixPath(name)
     if plain.is_absolute() or ".." in plain.parts:
-        raise ModelPackageError(f"{manifest}: {key} = {name!r} must be the name of a file in the package")
-    if not (manifest.parent / plain).is_file():
-        raise ModelPackageError(f"{manifest}: {key} = {name!r}: the package holds no such file")
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(name)} must be the name of a file in the package")
+    try:
+        found = (manifest.parent / plain).is_file()
+    except OSError:  # ENAMETOOLONG
+        found = False
+    if not found:
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(name)}: the package holds no such file")
 
 
 def _check_types(manifest: Path, table: dict[str, Any], keys: dict[str, type], what: str) -> None:
     _refuse_unknown(manifest, table, tuple(keys), what)
     for key, value in table.items():
         if type(value) is not keys[key]:
-            raise ModelPackageError(f"{manifest}: {key} = {value!r} must be {_SHOWN[keys[key]]}")
+            raise ModelPackageError(f"{manifest}: {key} = {_shown(value)} must be {_SHOWN[keys[key]]}")
 
 
 def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...], what: str) -> None:
@@ -176,4 +188,12 @@ def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
-            raise ModelPackageError(f"{manifest}: {key!r} is no {what}{hint}")
+            raise ModelPackageError(f"{manifest}: {_shown(key)} is no {what}{hint}")
+
+
+def _shown(value: object) -> str:
+    """What an error shows of a value that somebody wrote: the start of a long one."""
+    if type(value) is int and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"  # of which Python may refuse to write the digits
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."

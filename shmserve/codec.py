@@ -275,7 +275,10 @@ def plain_leaf(place: ArrayPlace, view: Array) -> Any:
     if place.kind == "bytes":
         return view.tobytes()
     if place.kind == "str":
-        return view.tobytes().decode("utf-8", "surrogatepass")
+        try:
+            return view.tobytes().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise MetadataError(f"a string of {place.size} bytes is not UTF-8 at byte {error.start}") from None
     if place.kind == "list":
         return view.tolist()
     return named_dtype(place, view)[()]

@@ -262,6 +262,15 @@ def test_a_schema_that_needs_more_than_the_slot_has_is_refused() -> None:
         Decoder().decode(smaller, *encoded)
 
 
+def test_a_string_that_is_no_text_is_refused_by_either_side() -> None:
+    memory = slot()
+    encoded = Encoder().encode("x" * 300, memory)
+    memory.payload[7] = 0xFF
+
+    with pytest.raises(MetadataError, match="a string of 300 bytes is not UTF-8 at byte 7"):
+        Decoder().decode(memory, *encoded)
+
+
 def test_an_object_is_refused_by_both_ends_unless_it_is_allowed() -> None:
     memory = slot()
     with pytest.raises(UnsupportedType, match=r"observation\['s'\]: an object of type builtins.set"):

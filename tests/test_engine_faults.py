@@ -43,6 +43,20 @@ def test_a_model_that_calls_exit_fails_one_request(obedient: Daemon, client: Shm
     assert obedient.engine_pid == engine
 
 
+@pytest.mark.parametrize(
+    "said", [b"\xff\xfe\0", b"[" * 100_000 + b"\0", b'{"event": "broken"}\0'], ids=lambda said: said[:9]
+)
+def test_an_engine_that_says_what_is_no_message_is_replaced(obedient: Daemon, tmp_path: Path, said: bytes) -> None:
+    before = obedient.engine_pid
+    with obedient.client() as client:
+        observation = {"do": "garble_once", "marker": str(tmp_path / "marker"), "bytes": said.hex()}
+
+        assert client.infer(observation) == {"survived": True}
+
+    assert f"engine {before} says what is no message" in obedient.log
+    assert obedient.engine_pid != before
+
+
 def test_requests_that_wait_when_the_engine_is_killed_are_answered_by_the_next_one(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:

@@ -161,6 +161,12 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
     [
         ("[model", "is not TOML"),
         ("model = 1", "model must be a table"),
+        ("x = " + "1" * 5000, "is not TOML"),
+        ("x = " + "[" * 5000, "nested too deeply"),
+        (PYTHON + f'weights = "{"w" * 5000}"', "the package holds no such file"),
+        (PYTHON + "max_batch = '" + "1" * 5000 + "'", "max_batch = '111"),
+        (PYTHON + "name = 0x" + "f" * 5000, "name = an integer of 20000 bits must be a string"),
+        ("#" * (1 << 20) + "#", "has 1048577 bytes, more than 1048576"),
         ("[models]", "'models' is no table; did you mean 'model'?"),
         ("[model]\nmax_bach = 1", "'max_bach' is no key of [model]; did you mean 'max_batch'?"),
         ('[warmup]\nexemple = "x"', "'exemple' is no key of [warmup]; did you mean 'example'?"),
@@ -200,6 +206,7 @@ def test_a_mistake_in_the_manifest_is_named_with_its_remedy(directory: Path, man
 
     assert says in text
     assert str(directory / "model.toml") in text
+    assert len(text) < 600
 
 
 def test_a_saved_module_that_is_not_there_is_missed(directory: Path) -> None:

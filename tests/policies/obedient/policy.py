@@ -1,8 +1,10 @@
 """Does what the observation asks for, and counts how often it ran."""
 
+import contextlib
 import datetime
 import os
 import signal
+import socket
 import sys
 import time
 from collections import OrderedDict
@@ -88,6 +90,16 @@ class Policy:
 
     def _segfault(self, observation: dict[str, Any]) -> Any:
         os.kill(os.getpid(), signal.SIGSEGV)
+
+    def _garble_once(self, observation: dict[str, Any]) -> Any:
+        marker = Path(observation["marker"])
+        if not marker.exists():
+            marker.touch()
+            for entry in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry))) as sock:
+                    sock.send(bytes.fromhex(observation["bytes"]))
+            time.sleep(60)
+        return {"survived": True}
 
     def _exit_once(self, observation: dict[str, Any]) -> Any:
         marker = Path(observation["marker"])

@@ -1,0 +1,238 @@
+"""The engine's loop beside a client that writes any word and byte of its segment between any two steps.
+
+An input is a program: operations of one byte and their arguments. The real loop, tenancy and serving run it with an
+echo for a model; a second client is honest and must get every one of its answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from fuzz.observations import TREES
+from fuzz.target import Target
+from shmserve.channel import ClientChannel, Lane
+from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.loop import EngineLoop
+from shmserve.daemon.engine.serving import Serving
+from shmserve.daemon.engine.tenancy import Tenancy
+from shmserve.daemon.stats import Counter, Stats, create_stats_memory
+from shmserve.layout import CACHE_LINE, SLOT_MASK, Geometry, number_of, sequence_of
+from shmserve.protocol import Kind, Status
+from shmserve.ring import RequestHead
+from shmserve.sealed_lane import SealedLane
+from shmserve.segment import Identity, Segment
+from shmserve.spin import SpinBudget
+
+_GEOMETRY = Geometry(4, 1024, 1024)
+_OPERATION_LIMIT = 64
+
+#: Write one word anywhere; write bytes anywhere; publish a request; let the engine run; move the counter by a little;
+#: ask as the honest client.
+_WORD, _BYTES, _PUBLISH, _STEP, _COUNT, _NEIGHBOUR = range(6)
+
+
+class _Echo:
+    batches = False
+    takes_host_arrays = False
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        return list(observations)
+
+    def reset(self, client_id: int) -> None:
+        pass
+
+    def example_observation(self) -> Any:
+        return None
+
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+
+class _Bell:
+    """A token for each step, and at the end of the step its end."""
+
+    def __init__(self) -> None:
+        self.loop: EngineLoop | None = None
+        self.token = False
+
+    def tokens(self) -> int:
+        return int(self.token)
+
+    def try_take(self) -> bool:
+        token, self.token = self.token, False
+        return token
+
+    def wait(self, timeout_ns: int) -> bool:
+        assert self.loop is not None
+        self.loop.stopped = True
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+class _Client:
+    """Both ends of one channel, whose memory is used again."""
+
+    def __init__(self, number: int, stats: Stats) -> None:
+        self._sealed = SealedLane()
+        self._stats = stats
+        self._lane = Lane(Identity(1, number, 1), None)
+        self.channel = ClientChannel(self._lane, self._sealed.create(self._lane.identity, _GEOMETRY, _GEOMETRY))
+        self._replies = Segment.from_descriptor(self._sealed.engine_ends()[1], writable=True)
+        self._headers = [segment.bytes[:CACHE_LINE].copy() for segment in self._segments]
+        self.encoder = Encoder()
+
+    @property
+    def _segments(self) -> tuple[Segment, Segment]:
+        return self.channel.requests.segment, self._replies
+
+    def attach(self) -> Tenancy:
+        """As a client that has just come."""
+        for segment, header in zip(self._segments, self._headers, strict=True):
+            segment.bytes[:CACHE_LINE] = header
+            segment.bytes[CACHE_LINE:] = 0
+        for memory in self.channel.requests.memories:
+            memory.written_schema = None
+        return Tenancy(
+            self._lane,
+            [os.dup(descriptor) for descriptor in self._sealed.engine_ends()],
+            trusted=False,
+            uid=0,
+            rate=None,
+            device=torch.device("cpu"),
+            serial=1,
+            carried=(),
+            stats=self._stats,
+        )
+
+    def publish(self, tree: Any, slot: int = 0) -> int:
+        requests = self.channel.requests
+        sequence = sequence_of(number_of(requests.counter()) + 1, slot) % (1 << 64)
+        encoded = self.encoder.encode(tree, requests.memory(sequence))
+        requests.publish(tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0)))
+        return sequence
+
+
+class _Engine:
+    def __init__(self) -> None:
+        logging.disable()
+        torch.set_num_threads(1)
+        self.stats = Stats(create_stats_memory())
+        serving = Serving(_Echo(), self.stats, version=1, max_batch=1, in_place=False, stateful=False)
+        bell = _Bell()
+        self.bell = bell
+        self.broken: list[str] = []
+        self.loop = EngineLoop(
+            bell, self.stats, serving, SpinBudget(0), lambda timeout_s: None, lambda lane, why: self.broken.append(why)
+        )
+        bell.loop = self.loop
+        self.loop.serve()
+        self.hostile, self.neighbour = _Client(0, self.stats), _Client(1, self.stats)
+        self.loop.add(self.neighbour.attach())
+
+    def step(self) -> None:
+        self.bell.token = True
+        self.loop._scanned_ns = 0  # as if the longest wait were over: who publishes and rings no bell is found by that
+        self.loop.stopped = False
+        self.loop.run()
+        assert self.stats.words[Counter.CHANNEL] == 0
+
+    def ask_as_neighbour(self, value: int) -> None:
+        client = self.neighbour
+        sequence = client.publish({"value": value, "array": np.full(3, value)})
+        self.step()
+        head = client.channel.replies.try_head(sequence)
+        assert head is not None and head.status == Status.OK, "the honest client got no answer"
+        memory = client.channel.replies.memory(sequence)
+        found = Decoder().decode(memory, head.schema, head.metadata_bytes, head.payload_bytes)
+        assert found["value"] == value and (found["array"] == value).all(), "the honest client got another answer"
+
+
+_engine: list[_Engine] = []
+
+
+def run(data: bytes) -> None:
+    if not _engine:
+        _engine.append(_Engine())
+    engine = _engine[0]
+    engine.broken.clear()
+    tenancy = engine.hostile.attach()
+    engine.loop.add(tenancy)
+    try:
+        _perform(engine, engine.hostile, data)
+        engine.step()
+        engine.ask_as_neighbour(len(data))
+        assert len(tenancy.waiting) <= _GEOMETRY.slots
+    finally:
+        engine.loop.remove(0)
+
+
+def _perform(engine: _Engine, hostile: _Client, data: bytes) -> None:
+    segment = hostile.channel.requests.segment
+    at = 0
+    for _ in range(_OPERATION_LIMIT):
+        if at >= len(data) or engine.broken:
+            return
+        operation, at = data[at] % 6, at + 1
+        if operation == _WORD:
+            where, value = data[at : at + 2], data[at + 2 : at + 10]
+            segment.words[int.from_bytes(where, "little") % len(segment.words)] = int.from_bytes(value, "little")
+            at += 10
+        elif operation == _BYTES:
+            start, length = int.from_bytes(data[at : at + 2], "little") % segment.bytes.size, data[at + 2 : at + 3]
+            written = np.frombuffer(data[at + 3 : at + 3 + int.from_bytes(length, "little")], np.uint8)
+            written = written[: segment.bytes.size - start]
+            segment.bytes[start : start + written.size] = written
+            at += 3 + written.size
+        elif operation == _PUBLISH:
+            what = int.from_bytes(data[at : at + 1], "little")
+            hostile.publish(TREES[(what >> 2) % len(TREES)], what % _GEOMETRY.slots)
+            at += 1
+        elif operation == _STEP:
+            engine.step()
+        elif operation == _COUNT:
+            counter = segment.counter_index
+            number, slot = data[at : at + 1], data[at + 1 : at + 2]
+            moved = number_of(segment.words[counter]) + int.from_bytes(number, "little") - 128
+            segment.words[counter] = sequence_of(moved, int.from_bytes(slot, "little") & SLOT_MASK) % (1 << 64)
+            at += 2
+        else:
+            engine.ask_as_neighbour(at)
+
+
+def seeds() -> list[bytes]:
+    slots = range(_GEOMETRY.slots)
+    # The low bits of what is published say the slot, the others the tree.
+    in_every_slot = b"".join(bytes((_PUBLISH, slot)) for slot in slots)
+    found = [
+        in_every_slot + bytes((_NEIGHBOUR, _STEP)) + in_every_slot,
+        bytes((_COUNT, 129, 0, _STEP, _COUNT, 127, 0)),
+        *(bytes((_PUBLISH, 4 * tree, _STEP, _PUBLISH, 4 * tree + 1, _PUBLISH, 2, _STEP)) for tree in range(len(TREES))),
+    ]
+    for slot in slots:
+        for word in range(11):  # every word of every head, after a request was published and before the engine looks
+            index = (_GEOMETRY.slot_offset(slot) // 8 + word).to_bytes(2, "little")
+            for value in (0, 1, (1 << 63), (1 << 64) - 1):
+                lie = bytes((_WORD,)) + index + value.to_bytes(8, "little")
+                found.append(in_every_slot + lie + bytes((_STEP,)))
+    for offset in (_GEOMETRY.metadata_offset(1), _GEOMETRY.payload_offset(1)):
+        scribble = bytes((_BYTES,)) + offset.to_bytes(2, "little") + bytes((8,)) + b"\x80\x05\xff\xff}(K\x01"
+        found.append(bytes((_PUBLISH, 4)) + scribble + bytes((_STEP, _PUBLISH, 0, _STEP)))
+    return found
+
+
+WORDS = (
+    bytes((_STEP,)),
+    bytes((_PUBLISH, 0, _STEP)),
+    bytes((_COUNT, 129, 0)),
+    bytes((_COUNT, 128 + 4, 3)),
+    b"\xff" * 8,
+)
+TARGET = Target(run, seeds, WORDS)

@@ -1,0 +1,67 @@
+"""The reader of a slot: lengths that lie, schemas that change their meaning, any metadata, any payload.
+
+An input is two heads (schema, metadata_bytes, payload_bytes, flags, where the metadata begins) and the slot's bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from fuzz.observations import TREES
+from fuzz.target import Target
+from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
+from shmserve.errors import RequestRejected
+from shmserve.metadata import MetadataError
+
+_HEAD = struct.Struct("<BHIB")
+_HEADS_BYTES = 2 * _HEAD.size
+_METADATA_BYTES = 1024
+_PAYLOAD_BYTES = 4096
+
+
+def run(data: bytes) -> None:
+    heads, data = data[:_HEADS_BYTES].ljust(_HEADS_BYTES, b"\0"), data[_HEADS_BYTES:]
+    slot = _slot()
+    written = np.frombuffer(data, np.uint8)[: _METADATA_BYTES + _PAYLOAD_BYTES]
+    slot.metadata[: written.size] = written[:_METADATA_BYTES]
+    slot.payload[: max(0, written.size - _METADATA_BYTES)] = written[_METADATA_BYTES:]
+    decoder = Decoder()
+    first, second = heads[: _HEAD.size], heads[_HEAD.size :]
+    for head in (first, second) if first != second else (first,):
+        schema, metadata_bytes, payload_bytes, flags = _HEAD.unpack(head)
+        try:
+            tree = decoder.decode(slot, schema, metadata_bytes, payload_bytes, bool(flags & 1))
+        except MetadataError:
+            continue
+        _check(tree)
+
+
+def _check(tree: object) -> None:
+    """What came out of a slot goes into one, and comes out the same."""
+    first, second = _slot(), _slot()
+    try:
+        encoded = Encoder().encode(tree, first)
+        again = Encoder().encode(Decoder().decode(first, *encoded), second)
+    except (RequestRejected, DoesNotFit):
+        return  # more entries than a sender may have, or longer as a fresh sender writes it
+    assert encoded == again, "the lengths change"
+    assert (first.metadata == second.metadata).all(), "the structure changes"
+
+
+def _slot() -> SlotMemory:
+    return SlotMemory(np.zeros(_METADATA_BYTES, np.uint8), np.zeros(_PAYLOAD_BYTES, np.uint8))
+
+
+def seeds() -> list[bytes]:
+    found = []
+    for tree in TREES:
+        slot = _slot()
+        encoded = Encoder().encode(tree, slot)
+        head = _HEAD.pack(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, 0)
+        found.append(head + head + slot.metadata.tobytes() + slot.payload[: encoded.payload_bytes].tobytes())
+    return found
+
+
+TARGET = Target(run, seeds, (b"\xff\xff", b"\x00\x04", b"\x00\x10\x00\x00", b"|u1", b"|b1", b"str"))
