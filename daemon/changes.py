@@ -72,6 +72,7 @@ class ModelChanges:
         self.counts = ServedCounts(supervisor.engines, store)
         self._writing = asyncio.Lock()  # what is known of the versions is written in the order of what happened
         self._writers: set[asyncio.Task[None]] = set()
+        store.in_use = supervisor.engines.versions
         supervisor.on_crash = self._crashed
         supervisor.on_ended = self._ended
 
@@ -303,14 +304,19 @@ class ModelChanges:
             if then_current is not None:
                 self._commit(then_current)
 
-        async def write() -> None:
+        self.remember(work)
+
+    def remember(self, work: Callable[[], None]) -> None:
+        """Run `work`, which blocks while the disk writes, in a thread, after what was to be remembered before."""
+
+        async def in_turn() -> None:
             async with self._writing:
                 try:
                     await asyncio.to_thread(work)
                 except ShmServeError as error:
                     log.error("%s", error)
 
-        task = asyncio.create_task(write())
+        task = asyncio.create_task(in_turn())
         self._writers.add(task)
         task.add_done_callback(self._writers.discard)
 

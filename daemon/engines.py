@@ -286,6 +286,10 @@ class Engines:
 
     # Seeing
 
+    def versions(self) -> set[str]:
+        """The versions whose packages an engine may read in now or later: a policy imports when it likes. Any thread."""
+        return {engine.served.version for engine in tuple(self._watchers) if engine.retiring is None}
+
     @property
     def model(self) -> dict[str, Any] | None:
         """What the serving engine said of its model; None without one."""

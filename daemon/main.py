@@ -72,9 +72,9 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         task.add_done_callback(_tell_failure)
     try:
         supervisor.open()
-        store.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
+        await asyncio.to_thread(store.open)  # it may have much to sweep up, and the watchdog is fed meanwhile
         client_service = ClientService(supervisor)
         changes = ModelChanges(supervisor, store)
         admission = supervisor.admission
@@ -101,7 +101,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         try:
             first = await first_version(config, store)
             if not supervisor.stopping:
-                await supervisor.run(first.served, on_first=first.remember)
+                await supervisor.run(first.served, on_first=lambda: changes.remember(first.remember))
         finally:
             report.stopping()
             clients.close()

@@ -343,6 +343,21 @@ def test_the_oldest_go_first_and_current_previous_and_pinned_stay(open_store: Op
     assert entries(tmp_path) == expected_entries(store)
 
 
+def test_a_version_whose_files_an_engine_reads_stays(open_store: Open, tmp_path: Path) -> None:
+    store = open_store(keep_versions=3)
+    versions = [add(store, numbered(tmp_path / "m0", 0))]
+    in_use = {versions[0].version}
+    store.in_use = lambda: in_use
+
+    versions += [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(1, 5)]
+
+    assert versions[0].path.is_dir()
+    assert {version.digest for version in store.versions()} == {versions[number].digest for number in (0, 3, 4)}
+    in_use.clear()
+    add(store, numbered(tmp_path / "m5", 5))
+    assert not versions[0].path.exists()
+
+
 def test_what_was_served_goes_after_what_never_was(open_store: Open, tmp_path: Path) -> None:
     store = open_store(keep_versions=10)
     versions = [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(5)]

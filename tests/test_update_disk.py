@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from shmserve.client import ServiceUnavailable
 from shmserve.package_files import content_version
 from tests.admin_command import admin, engines_of, refused, served, staged, update
 from tests.daemon_process import Daemon, wait_until
@@ -95,3 +99,32 @@ def test_an_update_that_cannot_be_made_current_is_taken_back(
     daemon.stop()
     daemon.start()
     assert served(daemon) == content_version(packages[1])
+
+
+def test_a_disk_that_hangs_holds_nobody_up_but_the_update(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    """Robots, newcomers among them, and operators are served while the state directory does not answer."""
+    packages = [gain_package(tmp_path, k) for k in (2, 3)]
+    daemon = make_daemon(packages[0])
+    for step, begins in (("current.before_sync", False), ("store.examined@2", True)):
+        # The first hangs as soon as the first model serves, the second with the update's package.
+        name, _, nth = step.partition("@")
+        daemon.environment = {"SHMSERVE_FAILPOINTS": f"{name}=sleep:100" + (f"@{nth}" if nth else "")}
+        daemon.start()
+        with ThreadPoolExecutor(1) as pool:
+            changing = pool.submit(update, daemon, packages[1])
+            wait_until("it hangs", lambda name=name: f"failpoint {name} reached" in daemon.log)
+
+            with daemon.client() as client:
+                assert client.infer({"x": np.arange(3), "robot": "r"})["k"] == 2
+                assert client.metadata["version"] == content_version(packages[0])
+            assert daemon.status()["state"] in ("ready", "updating")
+            assert daemon.admin("Versions")["versions"]
+            if begins:
+                with refused("busy"):
+                    update(daemon, packages[1])
+
+            assert not changing.done()
+            daemon.kill9()
+            with pytest.raises(ServiceUnavailable):
+                changing.result()
+        shutil.rmtree(daemon.state_dir)

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class Store:
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
         self._state = Kept()
+        #: Versions that are not removed because an engine reads their files; called in any thread.
+        self.in_use: Callable[[], Collection[str]] = tuple
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -299,14 +301,18 @@ class Store:
     def prune(self, keep_versions: int | None = None, *, spare: StoredVersion | None = None) -> list[StoredVersion]:
         """Remove the oldest beyond `keep_versions`; returns them.
 
-        Never the current one, the previous one, a pinned one or `spare`, and those that were never served go first.
+        Never the current one, the previous one, a pinned one, one in use or `spare`, and those that were never served
+        go first.
         """
+        in_use = self.in_use()
         with self._guard, self._directory.disk():
             self._directory.need()
             state = self._state
             stays = {state.current, state.previous, spare.digest if spare else None}
             may_go = [
-                version for version in state.versions.values() if version.digest not in stays and not version.pinned
+                version
+                for version in state.versions.values()
+                if version.digest not in stays and not version.pinned and version.version not in in_use
             ]
             may_go.sort(key=lambda version: (version.turn > 0, version.serial))
             surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
