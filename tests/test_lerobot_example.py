@@ -1,0 +1,125 @@
+"""examples/lerobot_policy with a stand-in for LeRobot, a checkpoint's files, a real daemon and the example's robot."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shmserve.client import ContractMismatch
+from tests import watchdog
+from tests.daemon_process import Daemon, environment
+from tests.packages.saving import loaded
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lerobot_policy"
+STAND_INS = Path(__file__).resolve().parent / "stand_ins"
+JOINTS = [
+    f"{name}.pos" for name in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+]
+CONFIG = {
+    "type": "act",
+    "device": "cuda",
+    "chunk_size": 50,
+    "input_features": {
+        "observation.state": {"type": "STATE", "shape": [6]},
+        "observation.images.front": {"type": "VISUAL", "shape": [3, 480, 640]},
+    },
+}
+
+
+def package(folder: Path, manifest: Callable[[str], str] = lambda text: text) -> Path:
+    """The example's package with a checkpoint in it."""
+    path = folder / "so101"
+    shutil.copytree(EXAMPLE / "model", path)
+    (path / "model.toml").write_text(manifest((path / "model.toml").read_text()))
+    (path / "checkpoint").mkdir()
+    (path / "checkpoint" / "config.json").write_text(json.dumps(CONFIG))
+    (path / "checkpoint" / "policy_preprocessor.json").write_text("{}")
+    return path
+
+
+def start(path: Path) -> Daemon:
+    daemon = Daemon(path)
+    daemon.environment["PYTHONPATH"] = str(STAND_INS)
+    return daemon.start()
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    daemon = start(package(tmp_path_factory.mktemp("lerobot")))
+    try:
+        yield daemon
+    finally:
+        daemon.dismiss()
+
+
+def observation(**joints: float) -> dict[str, Any]:
+    frame = np.full((480, 640, 3), 51, np.uint8)  # 0.2 of 255
+    return {**dict.fromkeys(JOINTS, 0.0), **joints, "front": frame, "task": "stack"}
+
+
+def test_a_chunk_goes_through_the_checkpoints_own_processors(daemon: Daemon) -> None:
+    with daemon.client() as client:
+        actions = client.infer(observation(**{"elbow_flex.pos": 30.0}))["actions"]
+
+    wanted = 10.0 * 0.2 * np.arange(1, 51)[:, None] + np.array([0, 0, 30.0, 0, 0, 0])
+    assert actions.dtype == np.float32
+    np.testing.assert_allclose(actions, wanted, rtol=1e-5)
+
+
+def test_a_robot_with_another_camera_is_refused_before_it_moves(daemon: Daemon) -> None:
+    other = observation()
+    other["wrist"] = other.pop("front")[::2]
+
+    with daemon.client() as client, pytest.raises(ContractMismatch, match=r"front: uint8\[480, 640, 3\] -> absent"):
+        client.infer(other)
+
+
+def test_the_examples_robot_drives_the_arm(daemon: Daemon) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLE / "robot.py"), "--name", daemon.name, "--steps", "30", "--rate", "60"],
+        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    watchdog.watch(process)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        watchdog.reap(process)
+
+    assert process.returncode == 0, output
+    assert output.startswith("30 steps from ") and "0 missed" in output
+    where = ast.literal_eval(output.splitlines()[1].removeprefix("at "))
+    # Each row moves on by 2 from where the arm was when its chunk was asked for.
+    assert where.keys() == set(JOINTS) and min(where.values()) > 10
+
+
+def test_select_action_is_served_from_the_queue_that_the_policy_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(STAND_INS)
+    seen = {**observation(), "front": torch.full((480, 640, 3), 51, dtype=torch.uint8)}
+    try:
+        model, _ = loaded(package(tmp_path, lambda text: text.replace('answer = "chunk"', 'answer = "action"')))
+        actions = [model.infer([seen])[0]["action"] for _ in range(3)]
+        model.reset(0)
+        again = model.infer([seen])[0]["action"]
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lerobot"]:
+            del sys.modules[name]
+
+    assert [action.tolist() for action in actions] == [pytest.approx([row] * 6) for row in (2.0, 4.0, 6.0)]
+    assert again.tolist() == pytest.approx([2.0] * 6)
