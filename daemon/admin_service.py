@@ -14,7 +14,8 @@ from shmserve import __version__
 from shmserve.errors import ModelPackageError
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
-from . import admin_settings, admin_sight
+from . import admin_recording, admin_settings, admin_sight
+from .admin_recording import AdminRecording
 from .admin_settings import AdminSettings
 from .admin_sight import AdminSight, fitted
 from .changes import ChangeRefused, ModelChanges, Progress, Wish
@@ -60,7 +61,8 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, downgrade, no_previous, package, engine, store, unknown_version or stopping.
+# `reason` is busy, contract, downgrade, no_previous, package, engine, store, tape, unknown_client, unknown_version or
+# stopping.
 error Refused (reason: string, message: string)
 """
 
@@ -72,6 +74,7 @@ class AdminService:
         self._supervisor = supervisor
         self._settings = AdminSettings(NAME, settings, supervisor.config, supervisor.reloaded)
         self._sight = AdminSight(supervisor, clients)
+        self._recording = AdminRecording(NAME, supervisor)
         self._changes = changes
         self._store = store
 
@@ -84,8 +87,9 @@ class AdminService:
             "Versions": self.versions,
             "Drain": self.drain,
         }
-        methods |= self._settings.methods() | self._sight.methods()
-        return Interface(NAME, DESCRIPTION + admin_settings.DESCRIPTION + admin_sight.DESCRIPTION, methods)
+        methods |= self._settings.methods() | self._sight.methods() | self._recording.methods()
+        parts = (DESCRIPTION, admin_settings.DESCRIPTION, admin_sight.DESCRIPTION, admin_recording.DESCRIPTION)
+        return Interface(NAME, "".join(parts), methods)
 
     async def update_model(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
@@ -236,6 +240,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
         },
         "model": supervisor.engines.model,
+        "recording": supervisor.engines.channels.recording,
         "clients": clients(supervisor),
         "requests": {
             "served": served,

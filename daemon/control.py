@@ -7,6 +7,8 @@ load    package, version, device, settings    loading / warming
 attach  lane, trusted, carried
 detach  channel
 lost    channel, generation, carried          (answers what no engine has)
+record  channel, a tape's descriptor
+record_end
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way
                                               broken    channel, generation, reason

@@ -16,6 +16,7 @@ class EngineChannels:
         self._config = config
         self._leases = leases
         self._warm: list[EngineProcess] = []
+        self._tape: tuple[int, int | None] | None = None  # descriptor, and the one channel that is recorded
 
     def open(self, engine: EngineProcess) -> None:
         """Tell an engine of every channel, and from now on of every change of them."""
@@ -23,6 +24,7 @@ class EngineChannels:
         self._send_rate(engine)
         for lease in self._leases:
             self._send_lease(engine, lease)
+        self._send_tape(engine)
 
     def close(self, engine: EngineProcess) -> None:
         """Tell it nothing more; may be called twice."""
@@ -56,6 +58,29 @@ class EngineChannels:
         engine.send(
             "attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, uid=lease.peer.uid, carried=carried
         )
+
+    # Recording
+
+    @property
+    def recording(self) -> bool:
+        """Whether somebody keeps what is served."""
+        return self._tape is not None
+
+    def record(self, tape: int, channel: int | None) -> None:
+        """Tell every engine of a recorder's tape; the descriptor stays the caller's, until `end_recording`."""
+        self._tape = tape, channel
+        for engine in self._warm:
+            self._send_tape(engine)
+
+    def end_recording(self) -> None:
+        """Nobody records any more."""
+        self._tape = None
+        for engine in self._warm:
+            engine.send("record_end")
+
+    def _send_tape(self, engine: EngineProcess) -> None:
+        if self._tape is not None:
+            engine.send("record", fds=self._tape[:1], channel=self._tape[1])
 
     # Results that wait
 

@@ -284,6 +284,18 @@ class Engines:
             case other:
                 log.warning("the engine said %.64r, which this supervisor does not know", other)
 
+    # Recording
+
+    def record(self, tape: int, channel: int | None) -> None:
+        """From now on whichever engine serves puts what it serves on this tape; the descriptor stays the caller's."""
+        self.channels.record(tape, channel)
+        self._ring()
+
+    def end_recording(self) -> None:
+        """Nobody records any more."""
+        self.channels.end_recording()
+        self._ring()
+
     # Seeing
 
     def versions(self) -> set[str]:

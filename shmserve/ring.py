@@ -153,6 +153,10 @@ class ReplyWriter(_Ring):
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
         return self._words[self._head_words[sequence & SLOT_MASK]] >= sequence
 
+    def head(self, sequence: int) -> ReplyHead:
+        """What was written last in the slot of `sequence`."""
+        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[sequence % self.slots]))
+
     def attempts(self, sequence: int) -> int:
         """How often an engine has begun to run `sequence`."""
         head = self._head_words[sequence & SLOT_MASK]

@@ -18,6 +18,8 @@ from shmserve.varlink import VarlinkError
 
 from .bench import bench
 from .exits import REFUSED, fail, with_exit_status
+from .record import record
+from .replay import replay
 from .seeing import clients, metrics, top
 from .settings import config, reload
 from .signing import generate_key, sign
@@ -40,7 +42,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, config, generate_key, metrics, reload, sign, top):
+for command in (bench, clients, config, generate_key, metrics, record, reload, replay, sign, top):
     main.add_command(command)
 
 

@@ -15,6 +15,21 @@ INTERFACE = "io.shmserve.Admin"
 
 
 @final
+class Told:
+    """The replies of one call, and the descriptor that tells when one waits."""
+
+    def __init__(self, connection: VarlinkConnection, replies: Iterator[dict[str, Any]]) -> None:
+        self._connection = connection
+        self._replies = replies
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._replies)
+
+
+@final
 class AdminConnection:
     """Calls io.shmserve.Admin of one service. Raises ServiceUnavailable when there is no daemon."""
 
@@ -61,6 +76,11 @@ class AdminConnection:
                 yield reply.parameters
         except ConnectionError as error:
             raise ServiceUnavailable(f"the daemon of {self.name!r} closed the connection") from error
+
+    def told(self, replies: Iterator[dict[str, Any]]) -> Told:
+        """These replies as they come, for select(2)."""
+        assert self._connection is not None
+        return Told(self._connection, replies)
 
     def close(self) -> None:
         if self._connection is not None:

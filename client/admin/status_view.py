@@ -82,6 +82,8 @@ def _summary(status: dict[str, Any]) -> Table:
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
     table.add_row("daemon", f"pid {status['pid']}, up {duration(status['uptime_s'])}, transport {status['transport']}")
+    if status["recording"]:
+        table.add_row("recording", Text("somebody keeps what clients ask and get", style="yellow"))
     requests = status["requests"]
     counts = Text(f"{requests['served']} served")
     for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):

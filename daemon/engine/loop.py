@@ -15,6 +15,7 @@ from shmserve.spin import SpinBudget
 
 from ..stats import Counter, Stats
 from .pipe_bells import PipeBells
+from .recording import RecordedServing
 from .schedule import next_of
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
@@ -47,7 +48,7 @@ class EngineLoop:
     ) -> None:
         self._bell = bell
         self._words = stats.words
-        self._serving = serving
+        self._serving: Serving | RecordedServing = serving
         self._budget = budget
         self._control = control
         self._broken = broken
@@ -101,6 +102,10 @@ class EngineLoop:
         self.serving = True
         for tenancy in list(self.tenancies.values()):
             self._open(tenancy)
+
+    def serve_through(self, serving: Serving | RecordedServing) -> None:
+        """Run requests through this from the next one on."""
+        self._serving = serving
 
     def pause(self) -> None:
         """Take no further request; what waits stays in its slots for the next engine."""

@@ -24,6 +24,7 @@ from shmserve.channel import Lane
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError, ShmServeError
 from shmserve.spin import SpinBudget
+from shmserve.tape import TapeBroken, TapeWriter
 
 from ..control import WAKE_SIGNAL, ControlSocket, encode
 from ..failpoints import failpoint
@@ -35,6 +36,7 @@ from .loop import EngineLoop
 from .models import load_model
 from .pipe_bells import PipeBells
 from .rates import Rates
+from .recording import RecordedServing
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
 from .warmup import warm_up
@@ -60,6 +62,8 @@ class Engine:
         self._arrays_on = self._device
         self._loop: EngineLoop | None = None
         self._rates = Rates(None)
+        self._serving: Serving | None = None
+        self._tape: TapeWriter | None = None
 
     def load(self) -> bool:
         """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
@@ -97,7 +101,7 @@ class Engine:
             return False
         self._failpoint("warm")
         in_place = package.read_in_place and self._device.type == "cpu" and order["trusted_transport"]
-        serving = Serving(
+        serving = self._serving = Serving(
             model,
             self._stats,
             version=int(package.version, 16),
@@ -176,6 +180,10 @@ class Engine:
                 tenancy = loop.tenancies.get(message["channel"])
                 if tenancy is not None and tenancy.lane.identity.generation == message["generation"]:
                     tenancy.carry(message["carried"], serving=loop.serving)
+            case "record":
+                self._record(loop, message["fds"], message["channel"])
+            case "record_end":
+                self._end_recording(loop)
             case "drain":
                 loop.drain()
             case "stop":
@@ -214,6 +222,26 @@ class Engine:
             # made: not served, and told; the supervisor knows whether that still matters.
             loop.remove(lane.identity.channel)
             self._report_broken(lane, str(error))
+
+    def _record(self, loop: EngineLoop, fds: list[int], channel: int | None) -> None:
+        assert self._serving is not None
+        self._end_recording(loop)
+        try:
+            self._tape = TapeWriter(fds[0])
+        except (TapeBroken, OSError) as error:  # the supervisor has looked at it: memory is short
+            log.error("nothing is recorded: %s", error)
+            return
+        finally:
+            for descriptor in fds:
+                os.close(descriptor)
+        loop.serve_through(RecordedServing(self._serving, self._tape, channel))
+
+    def _end_recording(self, loop: EngineLoop) -> None:
+        tape, self._tape = self._tape, None
+        if tape is not None:
+            assert self._serving is not None
+            loop.serve_through(self._serving)
+            tape.close()
 
     def _report_broken(self, lane: Lane, reason: str) -> None:
         identity = lane.identity

@@ -1,0 +1,241 @@
+"""The file of a recording: what any tool reads of it, and files that are cut off, damaged or hostile."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load
+
+from shmserve.client.recordings import Recording, RecordingError, RecordingTruncated
+from shmserve.client.recordings.comparison import Comparison
+from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
+from shmserve.client.recordings.tree import put_together, taken_apart
+
+OBSERVATION: dict[str, Any] = {"image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "task": "fold", "pose": (1, 2.5, None)}
+ACTION = {"actions": np.linspace(0, 1, 7, dtype=np.float32)}
+
+
+def facts(number: int, **changed: Any) -> RequestFacts:
+    plain: dict[str, Any] = {"client": 0, "lease": 1, "sequence": number, "kind": "infer", "status": "ok", "at_s": 0.5}
+    plain |= {"model_version": "0" * 16, "queued_us": 1.0, "staged_us": 2.0, "infer_us": 3.0, "copied_us": 4.0}
+    return RequestFacts(number=number, **{**plain, "error": None, **changed})
+
+
+def write(file: Path, count: int = 3, **changed: Any) -> Path:
+    with RecordingWriter(file) as writer:
+        writer.begin({"service": "arm", "model": None})
+        for number in range(1, count + 1):
+            writer.add(facts(number, **changed), OBSERVATION, ACTION)
+        writer.end({"ended": "count"})
+    return file
+
+
+def test_other_tools_read_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.rec")
+
+    listed = subprocess.run(["tar", "-tf", str(file)], capture_output=True, text=True, check=True).stdout.split()
+    with tarfile.open(file) as archive:
+        member = archive.extractfile("requests/00000002.safetensors")
+        assert member is not None
+        blob = member.read()
+
+    assert listed == ["recording.json", *(f"requests/{n:08d}.safetensors" for n in (1, 2, 3)), "end.json"]
+    tensors = load(blob)
+    np.testing.assert_array_equal(tensors["observation.image"], OBSERVATION["image"])
+    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
+    assert json.loads(header["observation"]) == {
+        "image": {"$array": "observation.image"},
+        "task": "fold",
+        "pose": {"$tuple": [1, 2.5, None]},
+    }
+    assert b"cpickle" not in blob and b"numpy" not in blob
+
+
+def test_a_recording_that_was_cut_off_anywhere_says_so_and_gives_what_is_whole(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.rec").read_bytes()
+    cut = tmp_path / "cut.rec"
+
+    found = set()
+    for size in range(0, len(whole) - 1024 - 512, 97):  # to where the end begins
+        cut.write_bytes(whole[:size])
+        with pytest.raises(RecordingTruncated):
+            Recording(cut)
+        try:
+            with Recording(cut, partial=True) as recording:
+                requests = list(recording)
+        except RecordingTruncated:
+            assert size < 1024 + 512, "without its beginning there is nothing to read"
+            continue
+        found.add(len(requests))
+        assert all(np.array_equal(request.observation["image"], OBSERVATION["image"]) for request in requests)
+
+    assert found == {0, 1, 2, 3}
+
+
+def test_damage_anywhere_is_a_typed_error_or_other_numbers(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.rec").read_bytes()
+    dice = random.Random(7)
+    damaged = tmp_path / "damaged.rec"
+
+    refused = 0
+    for _ in range(600):
+        changed = bytearray(whole)
+        for _ in range(dice.choice((1, 1, 4, 64))):
+            changed[dice.randrange(len(changed) - 1024)] = dice.randrange(256)
+        damaged.write_bytes(changed)
+        try:
+            with Recording(damaged) as recording:
+                list(recording)
+        except RecordingError as error:
+            assert str(damaged) in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def _replaced(whole: Path, place: str, content: bytes, **attributes: Any) -> bytes:
+    """The recording with one member exchanged, as an attacker would write it."""
+    out = io.BytesIO()
+    with tarfile.open(whole) as source, tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as target:
+        for member in source:
+            stream = source.extractfile(member)
+            assert stream is not None
+            data = stream.read()
+            if member.name == place:
+                data = content
+                for key, value in attributes.items():
+                    setattr(member, key, value)
+            member.size = len(data)
+            target.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def _safetensors(**metadata: Any) -> bytes:
+    header = json.dumps({"__metadata__": {key: json.dumps(value) for key, value in metadata.items()}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+_REQUEST = "requests/00000002.safetensors"
+_FACTS = facts(2).__dict__
+
+HOSTILE: dict[str, Callable[[Path], bytes]] = {
+    "an empty file": lambda whole: b"",
+    "no tar": lambda whole: b"PK\3\4" * 1000,
+    "a pickle": lambda whole: b"\x80\x05cos\nsystem\n" * 100,
+    "a link": lambda whole: _replaced(whole, _REQUEST, b"", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    "a path that leads away": lambda whole: _replaced(whole, _REQUEST, b"", name="../../etc/passwd"),
+    "a header longer than the file": lambda whole: _replaced(whole, _REQUEST, b"\xff" * 8),
+    "no safetensors": lambda whole: _replaced(whole, _REQUEST, b"12345678 what is this"),
+    "no metadata": lambda whole: _replaced(whole, _REQUEST, b"\2" + bytes(7) + b"{}"),
+    "JSON without an end": lambda whole: _replaced(whole, "recording.json", b'{"format": ['),
+    "deep JSON": lambda whole: _replaced(whole, "recording.json", b"[" * 500_000),
+    "a later format": lambda whole: _replaced(whole, "recording.json", b'{"format": 2}'),
+    "a count that lies": lambda whole: _replaced(whole, "end.json", b'{"requests": 99}'),
+    "an unknown tag": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request=_FACTS, observation={"$pickle": "gASV"}, action=None)
+    ),
+    "a tensor that is not there": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request=_FACTS, observation={"$array": "nowhere"}, action=None)
+    ),
+    "facts of another kind": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request={**_FACTS, "infer_us": "fast"}, observation=None, action=None)
+    ),
+    "facts with one too many": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request={**_FACTS, "run": "rm"}, observation=None, action=None)
+    ),
+    "another's number": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request={**_FACTS, "number": 1}, observation=None, action=None)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "hostile.rec"
+    file.write_bytes(HOSTILE[case](write(tmp_path / "a.rec")))
+
+    with pytest.raises(RecordingError) as raised, Recording(file) as recording:
+        list(recording)
+
+    assert str(file) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$array": "x", "dtype": "bfloat16"},
+        {"$array": "x", "dtype": "object"},
+        {"$array": "x", "y": 1},
+        {"$array": ["x"]},
+        {"$array": "c", "dtype": "complex64"},
+        {"$list": "x"},
+        {"$tuple": {"a": 1}},
+        {"$float": "1.5"},
+        {"$float": None},
+        {"$bytes": "not base64!"},
+        {"$dict": [1]},
+        {"$scalar": 5},
+    ],
+)
+def test_a_tree_that_was_never_taken_apart_is_refused(value: Any) -> None:
+    with pytest.raises(RecordingError):
+        put_together(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
+
+
+def test_bfloat16_comes_back_with_its_own_dtype_where_that_is_known() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = np.array([1.5, -2.0], ml_dtypes.bfloat16)
+
+    value, tensors = taken_apart({"a": array}, "observation")
+
+    assert tensors["observation.a"].dtype == np.uint16
+    np.testing.assert_array_equal(put_together(value, tensors)["a"], array)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "differs", "said"),
+    [
+        ([1.0, np.nan], [1.0, np.nan], False, None),
+        ([1.0, np.inf], [1.0, 5.0], True, "NaN or infinity on one side"),
+        ([1.0], [1.0 + 5e-5], False, None),
+        ([1.0], [1.1], True, None),
+        (np.zeros(3, np.float32), np.zeros(4, np.float32), True, "float32[3] -> float32[4]"),
+        (np.zeros(3, np.float32), np.zeros(3, np.float64), True, "float32[3] -> float64[3]"),
+        (np.array([1, 2]), np.array([1, 3]), True, None),
+        (True, False, True, None),
+        ("left", "right", True, "'left' -> 'right'"),
+        (1 << 80, (1 << 80) + 1, True, f"{1 << 80} -> {(1 << 80) + 1}"),
+        (None, None, False, None),
+    ],
+)
+def test_two_answers_are_compared_by_value(recorded: Any, now: Any, differs: bool, said: str | None) -> None:
+    comparison = Comparison(atol=1e-4, rtol=0)
+
+    comparison.add(4, {"a": recorded, "gone": 1}, {"a": now, "gone": 1})
+
+    found = comparison.fields["a"]
+    assert (comparison.differ, found.differ, found.first, found.what) == (
+        differs,
+        differs,
+        4 if differs else None,
+        said,
+    )
+
+
+def test_a_field_on_one_side_only_differs() -> None:
+    comparison = Comparison(atol=1, rtol=1)
+
+    comparison.add(1, {"a": 1.0}, {"b": 1.0})
+
+    assert {name: found.what for name, found in comparison.fields.items()} == {
+        "a": "absent now",
+        "b": "absent in the recording",
+    }
