@@ -20,7 +20,11 @@ from shmserve.client.recordings.comparison import Comparison
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
 from shmserve.client.recordings.tree import put_together, taken_apart
 
-OBSERVATION: dict[str, Any] = {"image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3), "task": "fold", "pose": (1, 2.5, None)}
+OBSERVATION: dict[str, Any] = {
+    "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
+    "task": "fold",
+    "pose": (1, 2.5, None),
+}
 ACTION = {"actions": np.linspace(0, 1, 7, dtype=np.float32)}
 
 
