@@ -36,13 +36,15 @@ def printed(output: str) -> list[str]:
 
 
 def test_every_snippet_that_is_run_answers_as_the_page_says(reader: tuple[Path, list[str]]) -> None:
-    _, (brighten, exported, scripted, checked) = reader
+    _, (brighten, exported, scripted, checked, smooth) = reader
 
     assert printed(brighten) == ["[2. 2. 2. 2. 2. 2.]"]
     # The same network as an exported program, as a Python package and as TorchScript.
     first, second = printed(exported)
     assert first == second
     assert printed(scripted) == printed(checked) == [first]
+    # Each robot's own state; the one that was reset begins anew.
+    assert printed(smooth) == ["[0. 0.] [0. 0.]", "[0.5 0.5] [0.5 0.5]", "[3. 3.] [1.75 1.75]"]
 
 
 def test_the_contract_on_the_page_is_that_of_its_example(reader: tuple[Path, list[str]]) -> None:

@@ -79,6 +79,11 @@ class EngineLoop:
         self._unwatch(tenancy)
         tenancy.close()
 
+    def client_left(self, number: int) -> None:
+        """The client of a channel is gone for good, and the next one may have its number."""
+        self.remove(number)
+        self._serving.client_left(number)
+
     def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
         """The channel goes on in a new generation."""
         self._forget(tenancy)

@@ -31,7 +31,7 @@ from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
-from .device.determinism import Deterministic, require_determinism
+from .device.determinism import deterministic, require_determinism
 from .loop import EngineLoop
 from .models import load_model
 from .pipe_bells import PipeBells
@@ -83,7 +83,7 @@ class Engine:
             _configure_torch(package, self._device, order.get("threads"))
             model = load_model(package, self._device)
             if package.deterministic:
-                model = Deterministic(model)
+                model = deterministic(model)
             if model.takes_host_arrays:
                 self._arrays_on = torch.device("cpu")  # a round trip through the device would bring them back here
             stage = "warm up"
@@ -164,7 +164,7 @@ class Engine:
                 for each in loop.tenancies.values():
                     each.rate = self._rates.of(each.uid)
             case "detach":
-                loop.remove(message["channel"])
+                loop.client_left(message["channel"])
             case "serve":
                 self._failpoint("serve")
                 loop.serve()

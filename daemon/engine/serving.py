@@ -16,7 +16,7 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ..stats import ChannelWord, Counter, Stats
-from .models.model import Model
+from .models.model import Model, PerClient
 from .staging import Staging
 from .tenancy import Tenancy
 
@@ -72,6 +72,8 @@ class Serving:
         self, model: Model, stats: Stats, *, version: int, max_batch: int, in_place: bool, stateful: bool
     ) -> None:
         self._model = model
+        # Decided once: a model that takes no id pays nothing for those that do.
+        self._per_client = model if isinstance(model, PerClient) else None
         self._stats = stats
         self._words = stats.words
         self._version = version
@@ -159,10 +161,23 @@ class Serving:
         self._words[Counter.RESETS] += 1
         self._finish(tenancy, head, Status.OK, queued_ns=queued_ns, infer_ns=time.monotonic_ns() - began_ns)
 
+    def client_left(self, client_id: int) -> None:
+        """Tell a model that keeps the state of each client apart."""
+        if self._per_client is None:
+            return
+        try:
+            self._per_client.client_left(client_id)
+        except Exception:  # the model's own code: the others' requests go on
+            log.exception("the model failed when client %d left", client_id)
+
     def _infer(self, rows: list[_Row]) -> None:
         began_ns = time.monotonic_ns()
         try:
-            results = self._model.infer([row.observation for row in rows])
+            observations = [row.observation for row in rows]
+            if self._per_client is None:
+                results = self._model.infer(observations)
+            else:
+                results = self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
             if len(rows) > 1:
                 # One bad row must not fail its neighbours: each alone.

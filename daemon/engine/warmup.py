@@ -18,7 +18,7 @@ from shmserve.schema import Schema
 
 from ..model_package import ModelPackage
 from .judgement import deviations, not_finite
-from .models.model import Model
+from .models.model import Model, PerClient
 from .recorded import read_recorded
 from .staging import Staging, aligned_bytes
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: The first calls allocate, choose kernels and compile; later ones show what a request will cost.
 _ROUNDS = 3
 #: Whom a stateful model is told to forget between the rounds and before it serves.
-_CLIENT = 0
+_CLIENT = -1
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _forget(model: Model, package: ModelPackage) -> None:
     """Each round starts as a client's first request would, and nothing of the warm-up is left for one."""
     if package.stateful:
         model.reset(_CLIENT)
+    if isinstance(model, PerClient):
+        model.client_left(_CLIENT)
 
 
 def _judge(action: Any, package: ModelPackage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ..models.model import Model
+from ..models.model import Model, PerClient
 
 SEED = 0
 #: What cuBLAS accepts as a workspace that gives the same bits every time; the first is the faster one.
@@ -72,3 +73,27 @@ class Deterministic:
 
     def metadata(self) -> dict[str, Any]:
         return self._model.metadata()
+
+
+class DeterministicPerClient(Deterministic):
+    """As Deterministic, for a model that keeps the state of each client apart."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._per_client: PerClient = model
+
+    def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
+        actions = []
+        for observation, client_id in zip(observations, client_ids, strict=True):
+            seed()
+            actions += self._per_client.infer_for([observation], [client_id])
+        return actions
+
+    def client_left(self, client_id: int) -> None:
+        seed()
+        self._per_client.client_left(client_id)
+
+
+def deterministic(model: Model) -> Model:
+    """`model`, so that the same observation gives the same bits."""
+    return DeterministicPerClient(model) if isinstance(model, PerClient) else Deterministic(model)

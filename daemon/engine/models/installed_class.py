@@ -9,7 +9,8 @@ import torch
 from shmserve.errors import ModelPackageError
 
 from ...model_package import ModelPackage
-from .python_class import PythonPolicy, make_policy
+from .policy_object import PythonPolicy
+from .python_class import make_policy
 
 #: Distributions register their policies here: [project.entry-points."shmserve.policies"] act = "my_policies.act:Policy"
 GROUP = "shmserve.policies"

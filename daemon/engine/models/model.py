@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 
 class Model(Protocol):
@@ -24,3 +25,14 @@ class Model(Protocol):
 
     def metadata(self) -> dict[str, Any]:
         """What the model says of itself to its clients."""
+
+
+@runtime_checkable
+class PerClient(Protocol):
+    """What a model has besides that keeps the state of each client apart."""
+
+    def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
+        """As `infer`, each observation of the client at its place in `client_ids`."""
+
+    def client_left(self, client_id: int) -> None:
+        """This client is gone; another one may get its id."""
