@@ -38,6 +38,10 @@ class RecordedServing:
         for tenancy, head in noted:
             self._note_reply(tenancy, head.sequence)
 
+    def client_left(self, client_id: int) -> None:
+        """As `Serving.client_left`."""
+        self._serving.client_left(client_id)
+
     def _note_request(self, tenancy: Tenancy, head: RequestHead) -> bool:
         if self._channel is not None and tenancy.number != self._channel:
             return False
