@@ -49,7 +49,7 @@ SCALES = (
     ("start_up", "import_ms", 30, True, "import shmserve.client, after numpy"),
     ("start_up", "attach_ms", 20, True, "attach"),
     ("start_up", "status_ms", 300, True, "shmserve-admin status"),
-    ("swap_pause", "p99_ms", 5, True, "pause when the model is replaced, p99"),
+    ("update_pause", "p99_ms", 5, True, "pause when the model is replaced, p99"),
 )
 
 

@@ -6,19 +6,24 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests import watchdog
 from tests.admin_command import admin_json, update
 from tests.daemon_process import Daemon
 from tests.gain_packages import gain_package, gains
 from tests.robot_process import Robot
-from tests.update_scale import UPDATES
+from tests.update_scale import THOROUGH, UPDATES
 
 _ROBOTS = 4
 _UPDATE_LIMIT_S = 4.0
 
 
 def test_alternating_updates_under_four_robots_lose_nothing_and_mix_nothing(
-    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path
+    start_daemon: Callable[..., Daemon],
+    start_robot: Callable[..., Robot],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     packages = [gain_package(tmp_path, k) for k in (2, 3)]
     daemon = start_daemon(packages[0])
@@ -47,6 +52,12 @@ def test_alternating_updates_under_four_robots_lose_nothing_and_mix_nothing(
             return {kept["source"].removeprefix("gain-"): kept["served"] for kept in admin_json(daemon, "versions")}
 
         assert served_by_k() == by_k
+        if THOROUGH:
+            longest_ms = max(report["longest_ms"] for report in reports)
+            with capsys.disabled():
+                print(
+                    f"\n{UPDATES:,} updates, {asked:,} requests, {by_k} by k; longest pause of a robot {longest_ms} ms"
+                )
         daemon.stop()
         daemon.start()
         # What each version has answered in its life is no less known for a restart.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.archives.hostile import HOSTILE, Hostile
 from tests.daemon_process import Daemon
 from tests.gain_packages import gain_package
 from tests.packages_bad.directories import BAD, Bad
-from tests.update_scale import some_of
+from tests.update_scale import THOROUGH, some_of
 
 _ARCHIVES = some_of(HOSTILE, 3)
 
@@ -29,6 +30,8 @@ class Served:
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
         self.client: ShmClient = daemon.client()
+        #: Seconds that each refusal took.
+        self.refused_s: dict[str, float] = {}
         self._before = self._look()
 
     def _look(self) -> dict[str, Any]:
@@ -41,6 +44,14 @@ class Served:
             "engines": engines_of(self.daemon.pid),
             "staged": staged(self.daemon),
         }
+
+    def send(self, name: str, package: Path) -> None:
+        """An update that is to be refused."""
+        began = time.monotonic()
+        try:
+            update(self.daemon, package)
+        finally:
+            self.refused_s[name] = time.monotonic() - began
 
     def check(self) -> None:
         """Nothing has changed, no engine was started, nothing was left."""
@@ -66,7 +77,7 @@ def test_a_hostile_archive_is_refused(hostile: Hostile, serving: Served, tmp_pat
     path.write_bytes(hostile.build())
 
     with pytest.raises(VarlinkError, match="Refused") as raised:
-        update(serving.daemon, path)
+        serving.send(str(hostile), path)
 
     said = raised.value.parameters
     assert said["reason"] == "package"
@@ -81,9 +92,18 @@ def test_a_bad_package_is_refused(bad: Bad, serving: Served, tmp_path: Path) -> 
     package = bad.build(directory)
 
     with refused("package", bad.reason):
-        update(serving.daemon, package)
+        serving.send(str(bad), package)
 
     serving.check()
+
+
+@pytest.mark.skipif(not THOROUGH, reason="make test-updates prints it")
+def test_how_long_a_refusal_takes_is_printed(serving: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    slowest = sorted(serving.refused_s, key=lambda name: serving.refused_s[name], reverse=True)
+    assert len(slowest) >= 40
+    with capsys.disabled():
+        named = ", ".join(f"{name!r} {serving.refused_s[name]:.2f} s" for name in slowest[:3])
+        print(f"\n{len(slowest)} bad archives and packages refused; the slowest: {named}")
 
 
 def test_a_message_calls_the_package_by_its_senders_name(serving: Served, tmp_path: Path) -> None:

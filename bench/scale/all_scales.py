@@ -14,7 +14,7 @@ from . import (
     kernel_entries,
     one_beside_eight,
     start_up,
-    swap_pause,
+    update_pause,
 )
 from .figure import Figure
 
@@ -31,6 +31,6 @@ SCALES: dict[str, tuple[str, Callable[[float], list[Figure]]]] = {
         control_thread,
         idle_cpu,
         start_up,
-        swap_pause,
+        update_pause,
     )
 }
