@@ -3,6 +3,7 @@
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
+    ClientSentAway,
     ContractMismatch,
     EngineLost,
     InferenceFailed,
@@ -31,6 +32,7 @@ from .shm_client import ShmClient
 __all__ = [
     "ClientClosed",
     "ClientForked",
+    "ClientSentAway",
     "ContractMismatch",
     "EngineLost",
     "InferenceFailed",

@@ -17,6 +17,7 @@ from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.errors import (
+    ClientSentAway,
     ObservationTooLarge,
     ProtocolMismatch,
     ServiceRestarted,
@@ -229,8 +230,11 @@ class Attachment:
         """Whether the daemon has gone away; one system call."""
         return self._connection.peer_closed()
 
-    def lost_error(self) -> ServiceRestarted:
-        """What a request that is out ends with when the daemon is gone."""
+    def lost_error(self) -> ServiceUnavailable:
+        """What a request that is out ends with when the daemon is gone, or this client was sent away."""
+        farewell = self._connection.farewell()
+        if farewell is not None and farewell.error == f"{_INTERFACE}.SentAway":
+            return _sent_away(self._service, farewell.parameters)
         return ServiceRestarted(
             f"the daemon of {self._service!r} ({self._directory}) went away while the request was out; "
             "a new request attaches to its successor"
@@ -273,6 +277,8 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
             f"the daemon of {service!r} speaks wire version {parameters.get('wire_version')}, this client "
             f"{WIRE_VERSION}: install the same shmserve on both sides"
         )
+    if name == "Refused" and parameters.get("reason") == "sent_away":
+        return _sent_away(service, parameters)
     if name == "Refused" and parameters.get("reason") == "too_large":
         return ObservationTooLarge(f"the daemon of {service!r} refuses a channel of this size: {parameters['message']}")
     if name == "Refused":
@@ -285,6 +291,10 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
             "name this user"
         )
     return ServiceUnavailable(f"the daemon of {service!r} refused: {error}")
+
+
+def _sent_away(service: str, parameters: dict[str, Any]) -> ClientSentAway:
+    return ClientSentAway(f"the daemon of {service!r} serves this process no more: {parameters.get('message')}")
 
 
 def _trusted_uids() -> tuple[int, int]:

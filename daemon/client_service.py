@@ -49,9 +49,13 @@ method Describe() -> (service: string, state: string, epoch: int, model: ?object
 error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
-# `reason` is one of too_many_clients, too_large, too_many_bytes, no_shared_memory.
+# `reason` is one of sent_away, too_many_clients, too_large, too_many_bytes, no_shared_memory.
 error Refused (reason: string, message: string)
 error Stopping ()
+
+# Said unasked, before the service closes the connection of a client that broke its channel or crashed the engine
+# again and again.
+error SentAway (message: string)
 """
 
 
@@ -63,6 +67,7 @@ class ClientService:
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
         supervisor.on_evict = self.evict
+        supervisor.on_detach = self.detach
 
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
@@ -76,7 +81,7 @@ class ClientService:
         if self._supervisor.state == "draining":
             raise VarlinkError(f"{NAME}.Stopping")
         wanted = _wanted(required(parameters, "wanted", dict))
-        program = (optional(parameters, "program", str) or "")[:64]
+        program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
         try:
             lease, given = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
         except LeaseRefused as refusal:
@@ -128,7 +133,15 @@ class ClientService:
         for number, held in self._leases.items():
             if held is lease:
                 log.warning("client %d is sent away: %s", lease.channel, reason)
-                self._connections[number].close(reason)
+                self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
+                self._connections[number].say_farewell(f"{NAME}.SentAway", {"message": reason})
+                return
+
+    def detach(self, lease: Lease) -> None:
+        """Close the connection of a client that is to attach again."""
+        for number, held in self._leases.items():
+            if held is lease:
+                self._connections[number].close("it is to attach again")
                 return
 
     def _ended(self, number: int, _closed: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -42,18 +41,18 @@ class Engines:
         self,
         config: Config,
         leases: Leases,
-        request_bell: str | None,
         *,
         on_lost: Callable[[EngineProcess, int], None],
         on_ended: Callable[[EngineProcess], None],
-        on_broken: Callable[[Lease, str], None],
+        on_broken: Callable[[Lease, str, bool], None],
+        on_death: Callable[[EngineProcess, int], None],
     ) -> None:
         self._config = config
         self._leases = leases
-        self._request_bell = request_bell
         self._on_lost = on_lost
         self._on_ended = on_ended
         self._on_broken = on_broken
+        self._on_death = on_death
         self._serial = 0
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._standby = Standby(self.drop_standby)
@@ -96,7 +95,7 @@ class Engines:
             version=engine.served.version,
             serial=engine.serial,
             spin_us=self._config.spin_us,
-            request_bell=self._request_bell,
+            request_bell=self._leases.request_bell if self._config.transport == "named" else None,
             trusted_transport=self._config.transport == "named",
         )
         done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
@@ -248,6 +247,11 @@ class Engines:
         if watchers:
             await asyncio.wait(watchers.values())
 
+    def end_all(self) -> None:
+        """Kill every engine; what is to be served is started again as after any death."""
+        for engine in self._watchers:
+            engine.kill()
+
     async def _watch(self, engine: EngineProcess) -> None:
         status = await engine.wait()
         was_serving = engine is self.serving
@@ -257,13 +261,10 @@ class Engines:
         if was_serving:
             self.serving = None
         assert engine.stats is not None
-        counters = engine.stats.counters()
         self.counts.keep(engine)
         self.channels.disown(engine)
-        lease = self._leases.get(counters["channel"] - 1)
-        if status == -signal.SIGBUS and lease is not None:
-            # SIGBUS is what a truncated segment does to whoever reads it.
-            self._on_broken(lease, "its shared memory was truncated")
+        if status:
+            self._on_death(engine, status)
         del self._watchers[engine]
         if was_serving:
             self._on_lost(engine, status)
@@ -278,7 +279,7 @@ class Engines:
             case "broken":
                 lease = self._leases.get(message["channel"])
                 if lease is not None and lease.lane.identity.generation == message["generation"]:
-                    self._on_broken(lease, message["reason"])
+                    self._on_broken(lease, message["reason"], message["blame"])
             case "ready" | "serving" | "paused" | "failed":
                 pass  # somebody waits for these with expect()
             case other:

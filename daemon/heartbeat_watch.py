@@ -9,7 +9,7 @@ import time
 
 from .engine_process import EngineProcess
 from .message_ids import ENGINE_STUCK
-from .stats import Counter
+from .stats import SEVERAL, Counter
 from .supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,14 @@ class HeartbeatWatch:
                 "engine %d has not moved for stuck_s = %g s, %s: ending it; its stack follows",
                 engine.pid,
                 stuck_s,
-                f"a request of client {channel - 1} in hand" if channel else "no request in hand",
+                _in_hand(channel),
                 extra={"message_id": ENGINE_STUCK},
             )
             engine.kill(signal.SIGABRT)
             self._ended_s = now_s
+
+
+def _in_hand(channel: int) -> str:
+    if channel == SEVERAL:
+        return "requests of several clients in hand"
+    return f"a request of client {channel - 1} in hand" if channel else "no request in hand"

@@ -13,6 +13,7 @@ from shmserve.segment import Identity
 
 from .config import Config
 from .names import Names
+from .offenders import Offenders
 from .peer import Peer
 
 _PAGE = 4096
@@ -47,6 +48,8 @@ class Lease:
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
     sealed: SealedLane | None = None
+    #: Engines that died of its requests, one after the other without an answer between.
+    crashes: int = 0
     #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
     holders: dict[int, int] = field(default_factory=dict)
 
@@ -56,7 +59,7 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+    """No channel: `reason` is one of sent_away, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -66,14 +69,16 @@ class LeaseRefused(Exception):
 class Leases:
     """Creates, resizes and removes the channels of one daemon run."""
 
-    def __init__(self, config: Config, names: Names, epoch: int, request_bell: str) -> None:
+    def __init__(self, config: Config, names: Names, epoch: int) -> None:
         self._config = config
         self._names = names
         self._epoch = epoch
-        self._request_bell = request_bell
+        #: What every client rings, of transport `named`.
+        self.request_bell = names.fresh()
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
+        self.offenders = Offenders()
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._held.values()))
@@ -86,6 +91,9 @@ class Leases:
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
+        refusal = self.offenders.refusal(peer, self._config.sent_away_s, now_ns / 1e9)
+        if refusal is not None:
+            raise LeaseRefused("sent_away", refusal)
         if len(self._held) >= self._config.max_clients:
             raise LeaseRefused(
                 "too_many_clients",
@@ -144,7 +152,7 @@ class Leases:
         self._generation += 1
         identity = Identity(self._epoch, channel, self._generation)
         fresh = self._names.fresh
-        names = None if sealed else LaneNames(fresh(), fresh(), self._request_bell, fresh())
+        names = None if sealed else LaneNames(fresh(), fresh(), self.request_bell, fresh())
         lane = Lane(identity, names)
         try:
             if sealed is not None:

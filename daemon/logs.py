@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import struct
 import sys
@@ -18,6 +19,8 @@ _BURST = 20
 _A_SECOND = 1.0
 #: Kinds that are counted; a program has no more log lines than this.
 _KINDS = 256
+#: All but the tab and the end of a line, which tracebacks have; and what turns the direction of text around.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class RateLimit(logging.Filter):
@@ -43,6 +46,13 @@ class RateLimit(logging.Filter):
             record.msg, record.args = f"{record.getMessage()} ({kind[2]:.0f} such lines left out)", None
             kind[2] = 0
         return True
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines that do nothing to a terminal, whoever wrote part of them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
 
 
 class JournalHandler(logging.Handler):
@@ -82,7 +92,7 @@ class JournalHandler(logging.Handler):
         super().close()
 
 
-class _StreamFormatter(logging.Formatter):
+class _StreamFormatter(PlainFormatter):
     """For journald's stream, or one that is like it: sd-daemon(3)'s priorities, which journald takes off again."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -94,10 +104,11 @@ def configure_logging(process: str) -> None:
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _to_journal() and _JOURNAL.is_socket():
         handler = JournalHandler(process)
+        handler.setFormatter(PlainFormatter())
     elif _to_journal():
         handler.setFormatter(_StreamFormatter(f"{process}: %(message)s"))
     else:
-        handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s", "%H:%M:%S"))
+        handler.setFormatter(PlainFormatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s", "%H:%M:%S"))
     handler.addFilter(RateLimit())
     logging.basicConfig(level=os.environ.get("SHMSERVE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True)
 

@@ -20,6 +20,8 @@ from enum import IntEnum
 WORD = 8
 #: Channels have a line each; a service has no more clients than this.
 CHANNEL_LIMIT = 256
+#: In place of a channel's number: a batch of several clients is being run, and nobody knows which of them it is.
+SEVERAL = CHANNEL_LIMIT + 1
 
 
 class Counter(IntEnum):
@@ -27,7 +29,7 @@ class Counter(IntEnum):
 
     CONTROL = 0  # the supervisor's: moves when a control message waits
     HEARTBEAT_NS = 8
-    CHANNEL = 9  # 1 + the channel whose memory is being read or run, 0 for none: whom to ask if this engine dies
+    CHANNEL = 9  # 1 + the channel that is being read or run, SEVERAL, 0 for none: whom to ask if this engine dies
     SERVED = 10
     FAILED = 11
     REJECTED = 12

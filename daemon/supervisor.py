@@ -23,11 +23,14 @@ from .names import Names
 from .served import EngineFailed, Served
 from .service_lock import ServiceLock
 from .stats import Counter
+from .tampering import Tampering
 
 log = logging.getLogger(__name__)
 
 #: A crash this long after the last one begins a new series: the first restart is at once again.
 _QUIET_S = 10.0
+#: So many engines that die of one client's requests without an answer to it between, and it has to go.
+_CRASHES_OF_A_CLIENT = 3
 _BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -47,6 +50,8 @@ class Supervisor:
         #: Set once the first model serves.
         self.begun = asyncio.Event()
         self.on_evict: Callable[[Lease, str], None] = lambda lease, reason: None
+        #: Called to end a client's connection that did nothing wrong: it may attach again at once.
+        self.on_detach: Callable[[Lease], None] = lambda lease: None
         #: Called when the serving engine has died, before it is restarted.
         self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
         #: Called when any engine has ended.
@@ -57,15 +62,15 @@ class Supervisor:
         self.admission = Admission(config)
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
-        self._request_bell = self._names.fresh()
-        self.leases = Leases(config, self._names, self.epoch, self._request_bell)
+        self.leases = Leases(config, self._names, self.epoch)
+        self._tampering = Tampering()
         self.engines = Engines(
             config,
             self.leases,
-            self._request_bell if config.transport == "named" else None,
             on_lost=self._lost,
             on_ended=lambda engine: self.on_ended(engine),
-            on_broken=lambda lease, reason: self.on_evict(lease, reason),
+            on_broken=lambda lease, reason, blame: self.on_evict(lease, reason) if blame else self.on_detach(lease),
+            on_death=self._examine,
         )
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -80,13 +85,14 @@ class Supervisor:
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
         if self.config.transport == "named":
-            create_doorbell(self._request_bell, 0o660 if self.config.serves_group else 0o600)
+            self._tampering.open()
+            self._create_request_bell()
 
     def close(self) -> None:
         """Remove every name; may be called twice and on a half-opened supervisor."""
         for lease in self.leases:
             self.leases.release(lease.channel)
-        unlink_doorbell(self._request_bell)
+        unlink_doorbell(self.leases.request_bell)
         self._lock.release()
 
     def stop(self) -> None:
@@ -214,6 +220,45 @@ class Supervisor:
         log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
         self.on_crash(engine)
         self.revive()
+
+    def _examine(self, engine: EngineProcess, status: int) -> None:
+        """An engine has died: was it a client's doing?"""
+        if self.config.transport == "named" and self._find_tampering():
+            return
+        assert engine.stats is not None
+        lease = self.leases.get(engine.stats.words[Counter.CHANNEL] - 1)
+        if lease is None:
+            return
+        served, _, _ = engine.stats.channel(lease.channel)
+        lease.crashes = 1 if served else lease.crashes + 1
+        if lease.crashes >= _CRASHES_OF_A_CLIENT:
+            self.on_evict(lease, f"its requests crashed the engine {lease.crashes} times in a row")
+
+    def _find_tampering(self) -> bool:
+        """Whether an engine had reason to die of what clients may write to; whoever shows is sent away."""
+        found = False
+        for lease in self.leases:
+            damage = self._tampering.of_lease(lease)
+            if damage is not None:
+                self.on_evict(lease, damage)
+                found = True
+        damage = self._tampering.of_bell(self.leases.request_bell)
+        if damage is not None:
+            self._replace_request_bell(damage)
+        return found or damage is not None
+
+    def _create_request_bell(self) -> None:
+        create_doorbell(self.leases.request_bell, 0o660 if self.config.serves_group else 0o600)
+
+    def _replace_request_bell(self, damage: str) -> None:
+        """Every client may ring this one, so nobody knows who it was, and no engine can listen to it any more."""
+        log.error("the doorbell of all clients is replaced, and all must attach again: %s", damage)
+        unlink_doorbell(self.leases.request_bell)
+        self.leases.request_bell = self._names.fresh()
+        self._create_request_bell()
+        for lease in self.leases:
+            self.on_detach(lease)
+        self.engines.end_all()
 
     def enter(self, state: str) -> None:
         """Move to a state; draining is the last."""

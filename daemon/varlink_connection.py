@@ -6,9 +6,10 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from shmserve.varlink import PROTOCOL_VIOLATION, VarlinkError, VarlinkProtocolError, decode_call, encode_error
 from shmserve.varlink_socket import MessageReader, close_fds, send_part
@@ -93,6 +94,13 @@ class Connection:
         self._waiting.clear()
         if self._task is not None and self._task is not asyncio.current_task(self._loop):
             self._task.cancel()
+
+    def say_farewell(self, error: str, parameters: Mapping[str, Any]) -> None:
+        """Close it, with a last word that the peer did not ask for, if there is room for one."""
+        if not self.closed.done():
+            with suppress(OSError):
+                send_part(self._sock, memoryview(encode_error(error, parameters)), ())
+        self.close(error)
 
     def _give_up(self, reason: str) -> None:
         self._log.warning("closing the connection of %s: %s", self.peer, reason)

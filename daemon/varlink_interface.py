@@ -113,7 +113,7 @@ class InterfaceTable:
         if isinstance(error, VarlinkError):
             with suppress(TypeError, ValueError):  # its parameters may be no JSON, or too long
                 return encode_error(error.error, error.parameters)
-        log.exception("%s failed for %s", call.method, connection.peer)
+        log.exception("%.64r failed for %s", call.method, connection.peer)
         return encode_error(INTERNAL_ERROR)
 
     async def _answers(self, call: Call, connection: Connection, fds: list[int]) -> AsyncGenerator[Reply, None]:

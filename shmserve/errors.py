@@ -2,6 +2,7 @@
 
     ShmServeError
       ServiceUnavailable (ConnectionError)     no daemon serves this name, or it refuses new clients
+        ClientSentAway                         this client broke its channel, or crashed the engine again and again
         ServiceRestarted                       the daemon went away while the request was out
       ProtocolMismatch                         the other side speaks another wire version
       RequestTimeout (TimeoutError)            the deadline passed
@@ -46,6 +47,10 @@ class ServiceUnavailable(ShmServeError, ConnectionError):
 
 class ServiceRestarted(ServiceUnavailable):
     """The daemon went away while the request was out; whether it ran is not known."""
+
+
+class ClientSentAway(ServiceUnavailable):
+    """The daemon closed this client's channel, and lets its process back in after a while only; the message says why."""
 
 
 class ProtocolMismatch(ShmServeError):

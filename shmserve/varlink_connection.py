@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, final
 
@@ -32,6 +33,7 @@ class VarlinkConnection:
         self._replies: deque[tuple[bytes, list[int]]] = deque()
         self._calls = 0
         self._answered = 0  # calls whose last reply was read
+        self._last_word: VarlinkError | None = None
 
     @classmethod
     def connect(
@@ -103,15 +105,27 @@ class VarlinkConnection:
         return self._sock.fileno()
 
     def peer_closed(self) -> bool:
-        """True once the service has closed the connection and nothing is left to read. Never waits."""
+        """True once the service has closed the connection; what it said before that can still be read. Never waits."""
         if self.fileno() < 0:
             return True
-        try:
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            return True
+        # Its own object each time: two threads may ask, and one object serves one at a time.
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def farewell(self) -> VarlinkError | None:
+        """The error that the service sent before it closed the connection, and that answers no call; for when
+        `peer_closed` is true and no call is under way.
+        """
+        if self._last_word is None and self.fileno() >= 0:
+            with suppress(OSError, VarlinkProtocolError):
+                while messages := self._reader.read():
+                    for message, fds in messages:
+                        close_fds(fds)
+                        reply = decode_reply(message)
+                        if reply.error is not None:
+                            self._last_word = VarlinkError(reply.error, reply.parameters)
+        return self._last_word
 
     def close(self) -> None:
         """May be called twice."""

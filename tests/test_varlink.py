@@ -373,11 +373,23 @@ def test_peer_closed_sees_the_end_and_leaves_what_is_to_be_read(pair: tuple[Varl
     far.send(b'{"error":"io.shmserve.TooManyConnections","parameters":{"limit":3}}\0')
     far.close()
 
-    assert not connection.peer_closed()
+    assert connection.peer_closed()
     # The call cannot be sent any more, and what the service said when it closed is the answer.
     with pytest.raises(VarlinkError, match="TooManyConnections"):
         connection.call("a.b.C", timeout_s=30)
-    assert connection.peer_closed()
+
+
+def test_an_error_that_answers_no_call_is_the_service_s_farewell(
+    pair: tuple[VarlinkConnection, socket.socket],
+) -> None:
+    connection, far = pair
+    assert connection.farewell() is None
+    far.send(b'{"error":"a.b.SentAway","parameters":{"message":"why"}}\0')
+    far.close()
+
+    for _ in range(2):
+        farewell = connection.farewell()
+        assert farewell is not None and (farewell.error, farewell.parameters) == ("a.b.SentAway", {"message": "why"})
 
 
 def test_a_service_that_does_not_speak_varlink_is_told_apart(pair: tuple[VarlinkConnection, socket.socket]) -> None:

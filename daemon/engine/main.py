@@ -221,7 +221,11 @@ class Engine:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
             # made: not served, and told; the supervisor knows whether that still matters.
             loop.remove(lane.identity.channel)
-            self._report_broken(lane, str(error))
+            log.warning("the channel of client %d cannot be opened: %s", lane.identity.channel, error)
+            if isinstance(error, BrokenChannel):
+                self._report_broken(lane, str(error))
+            else:  # its names, or what the kernel said, are nothing that a client should read
+                self._report_broken(lane, "its channel cannot be opened", blame=False)
 
     def _record(self, loop: EngineLoop, fds: list[int], channel: int | None) -> None:
         assert self._serving is not None
@@ -243,9 +247,9 @@ class Engine:
             loop.serve_through(self._serving)
             tape.close()
 
-    def _report_broken(self, lane: Lane, reason: str) -> None:
-        identity = lane.identity
-        self._control.send("broken", channel=identity.channel, generation=identity.generation, reason=reason)
+    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True) -> None:
+        """Give a channel up; without `blame` the client may attach again at once."""
+        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame)
 
 
 def _configure_torch(package: ModelPackage, device: torch.device, threads: int | None) -> None:

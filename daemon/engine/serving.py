@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from typing import Any
-
-import torch
 
 from shmserve.errors import RequestRejected
 from shmserve.metadata import MetadataError
@@ -15,15 +12,13 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
-from ..stats import ChannelWord, Counter, Stats
+from ..stats import SEVERAL, ChannelWord, Counter, Stats
+from .failure_text import logged, told
 from .models.model import Model, PerClient
 from .staging import Staging
 from .tenancy import Tenancy
 
 log = logging.getLogger(__name__)
-
-#: Characters of an exception's text that a client gets to see.
-_ERROR_TEXT = 400
 
 _COUNTED = {
     Status.OK: Counter.SERVED,
@@ -85,16 +80,23 @@ class Serving:
     def serve(self, batch: list[Taken]) -> None:
         """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
         began_ns = time.monotonic_ns()
-        rows = []
+        rows, alone = [], []
         for index, (tenancy, head) in enumerate(batch):
+            if len(batch) > 1 and tenancy.channel.replies.attempts(head.sequence):
+                alone.append((tenancy, head))  # an engine died of it, or of its neighbours: this time it is known which
+                continue
             self._words[Counter.CHANNEL] = tenancy.number + 1
             row = self._stage(tenancy, head, index)
             if row is not None:
                 rows.append(row)
+        if len(rows) > 1:
+            self._words[Counter.CHANNEL] = SEVERAL
         if rows:
             self._infer(rows)
         self._words[Counter.CHANNEL] = 0
         self._words[Counter.BUSY_NS] += time.monotonic_ns() - began_ns
+        for taken in alone:
+            self.serve([taken])
 
     def _stage(self, tenancy: Tenancy, head: RequestHead, index: int) -> _Row | None:
         """The request ready for the model; None if it was answered without."""
@@ -108,12 +110,12 @@ class Serving:
             error = ("TooManyRequests", tenancy.rate.refusal)
             self._finish(tenancy, head, Status.REJECTED, error=error, queued_ns=queued_ns)
             return None
-        if head.kind == Kind.RESET:
-            self._reset(tenancy, head, queued_ns)
-            return None
         if not 0 < tenancy.channel.replies.take(head.sequence) <= self._attempts_allowed(head):
             error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
             self._finish(tenancy, head, Status.ENGINE_LOST, error=error, queued_ns=queued_ns)
+            return None
+        if head.kind == Kind.RESET:
+            self._reset(tenancy, head, queued_ns)
             return None
         slot = tenancy.channel.requests.memory(head.sequence)
         staging = tenancy.staging(index)
@@ -128,7 +130,7 @@ class Serving:
             self._reject(tenancy, head, error, queued_ns)
             return None
         except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, traceback.format_exc())
+            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, head, error, queued_ns)
             return None
         staged_ns = time.monotonic_ns() - taken_ns
@@ -147,7 +149,7 @@ class Serving:
         return None
 
     def _attempts_allowed(self, head: RequestHead) -> int:
-        if self._stateful and not head.flags & Flag.REPEATABLE:
+        if self._stateful and head.kind == Kind.INFER and not head.flags & Flag.REPEATABLE:
             return 1
         return 2
 
@@ -182,6 +184,7 @@ class Serving:
             if len(rows) > 1:
                 # One bad row must not fail its neighbours: each alone.
                 for row in rows:
+                    self._words[Counter.CHANNEL] = row.tenancy.number + 1
                     self._infer([row])
                 return
             row = rows[0]
@@ -225,7 +228,7 @@ class Serving:
         self._finish(tenancy, head, status, error=error, queued_ns=queued_ns)
 
     def _reject(self, tenancy: Tenancy, head: RequestHead, error: Exception, queued_ns: int) -> None:
-        self._finish(tenancy, head, Status.REJECTED, error=_named(error), queued_ns=queued_ns)
+        self._finish(tenancy, head, Status.REJECTED, error=told(error), queued_ns=queued_ns)
 
     def _fail(
         self,
@@ -236,14 +239,14 @@ class Serving:
         staged_ns: int,
         infer_ns: int,
     ) -> None:
-        log.error("the model failed on a request of client %d", tenancy.number, exc_info=error)
+        log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
         # The traceback holds the observation: without this the arena would look as if the policy kept it.
         error.__traceback__ = None
         self._finish(
             tenancy,
             head,
             Status.FAILED,
-            error=_named(error),
+            error=told(error),
             queued_ns=queued_ns,
             staged_ns=staged_ns,
             infer_ns=infer_ns,
@@ -285,10 +288,3 @@ class Serving:
         else:
             words[line + ChannelWord.ERRORS] += 1
         words[line + ChannelWord.LAST_NS] = time.monotonic_ns()
-
-
-def _named(error: BaseException) -> tuple[str, str]:
-    """An exception's type and the start of its text, as a client may see them."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "OutOfMemoryError", "the device has not enough free memory for this request"
-    return type(error).__name__, str(error)[:_ERROR_TEXT]

@@ -127,6 +127,9 @@ class Tenancy:
             # The client uses the slot again, so it has given up the result that did not fit.
             for older_sequence in [held for held in self.held if slot_of(held) == slot_of(sequence)]:
                 del self.held[older_sequence]
+        if len(self.waiting) >= self.channel.requests.slots:
+            # A slot is used again once its request is answered; this client does not wait, and would fill the memory.
+            raise BrokenChannel(f"more requests are out than the channel has slots ({self.channel.requests.slots})")
         self.waiting.append(head)
 
     def _count(self, counter: Counter) -> None:
