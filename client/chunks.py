@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from shmserve.errors import ClientClosed, RequestRejected, RequestTimeout, ServiceUnavailable, ShmServeError
+from shmserve.errors import (
+    ClientClosed,
+    NoFreshAction,
+    NotAChunk,
+    RequestRejected,
+    RequestTimeout,
+    ServiceUnavailable,
+    ShmServeError,
+)
 
 from .reply import Reply
 
@@ -31,14 +39,6 @@ _PAUSE_S = 0.02
 #: `Pending.result` gives a request up at its deadline, and its slot would stay taken unseen: stop waiting before that.
 _BEFORE_DEADLINE_NS = 1_000_000
 _LOOK_S = 0.001
-
-
-class NoFreshAction(ShmServeError):
-    """No chunk has an action for this step and the fallback gives none; `__cause__` says what keeps chunks away."""
-
-
-class NotAChunk(ShmServeError, ValueError):
-    """The model's answer has no chunk of actions in it."""
 
 
 @dataclass(frozen=True)

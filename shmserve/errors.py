@@ -20,6 +20,8 @@
       LoanKept (RuntimeError)                  an array of a lent reply outlived its block
       ClientClosed                             this client was closed
         ClientForked                           this client belongs to the parent process
+      NoFreshAction                            no action chunk has an action for this step, and the rule gives none
+      NotAChunk (ValueError)                   the model's answer has no chunk of actions in it
       ModelPackageError (ValueError)           the model package cannot be served; what and why
 
 Builtin bases let plain handlers (`except TimeoutError`) work. A class that answers a wire status
@@ -129,6 +131,14 @@ class ClientClosed(ShmServeError):
 
 class ClientForked(ClientClosed):
     """This client belongs to the parent process; a forked child makes its own."""
+
+
+class NoFreshAction(ShmServeError):
+    """No chunk has an action for this step and the fallback gives none; `__cause__` says what keeps chunks away."""
+
+
+class NotAChunk(ShmServeError, ValueError):
+    """The model's answer has no chunk of actions in it."""
 
 
 class ModelPackageError(ShmServeError, ValueError):

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmserve.client.chunks import ActionChunks, ActionStep, NoFreshAction, NotAChunk, row_due
+from shmserve.client import NoFreshAction, NotAChunk
+from shmserve.client.chunks import ActionChunks, ActionStep, row_due
 from shmserve.client.reply import Reply
 from shmserve.errors import (
     ClientClosed,

@@ -15,10 +15,11 @@ import pytest
 from shmserve.client import (
     EngineLost,
     InferenceFailed,
+    NoFreshAction,
     ServiceUnavailable,
     ShmServeError,
 )
-from shmserve.client.chunks import ActionChunks, ActionStep, NoFreshAction
+from shmserve.client.chunks import ActionChunks, ActionStep
 from tests.daemon_process import POLICIES, Daemon, environment, wait_until
 from tests.gate import Gate
 
