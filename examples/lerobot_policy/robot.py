@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shmserve.client import ShmClient
-from shmserve.client.chunks import ActionChunks, NoFreshAction
+from shmserve.client import NoFreshAction, ShmClient
+from shmserve.client.chunks import ActionChunks
 
 
 class SimulatedArm:
