@@ -1,4 +1,6 @@
-"""The whole demo in one command: a daemon that serves the CartPole policy, a robot that asks it, and no trace after.
+"""The whole demo in one command: a daemon that serves the CartPole policy, a robot that asks it, a new model meanwhile.
+
+Nothing is left of it afterwards but the plot.
 
 Exit status: the robot's (0 balanced, 1 not), 1 if another part failed, 130 interrupted.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +29,8 @@ LOOK_S = 0.05
 # So small a network gains nothing from a second thread, and on a busy machine the two wait for each other.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
 LOG_LINES = 30
+#: Seconds of an episode that goes well.
+EPISODE_S = 10
 
 Process = subprocess.Popen[bytes]
 Command = list[str | Path]
@@ -105,8 +110,36 @@ def finish(process: Process, daemon: Process) -> int:
     return status
 
 
+def wait(seconds: float, process: Process, daemon: Process) -> bool:
+    """Let the time pass; False as soon as `process` has ended. Raises as `finish`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            return False
+        if stop_signals:
+            raise Stopped
+        if daemon.poll() is not None:
+            raise DemoFailed(f"the daemon ended by itself with status {daemon.returncode}")
+        time.sleep(LOOK_S)
+    return True
+
+
+def replace_model(admin: Command, daemon: Process, private: Path) -> None:
+    """Another version in the old one's place, while the robot drives."""
+    package, log = private / "retrained", private / "update.log"
+    shutil.copytree(HERE / "model", package)
+    with (package / "model.toml").open("a") as manifest:
+        manifest.write('\n[metadata]\ntrained = "again"\n')  # any change of a file is another version
+    print("the robot drives; shmserve-admin update-model retrained", flush=True)
+    with child("update", [*admin, "update-model", package], stop_with=signal.SIGTERM, log=log) as updating:
+        status = finish(updating, daemon)
+    print(log.read_text(errors="replace"), end="", flush=True)
+    if status:
+        raise DemoFailed(f"shmserve-admin update-model exited with status {status}")
+
+
 def demonstrate(arguments: argparse.Namespace, private: Path) -> int:
-    """Daemon, robot, status; the exit status of the robot."""
+    """Daemon, robot, a new model in the middle of an episode, status; the exit status of the robot."""
     runtime = private / "run"
     where: Command = ["--name", SERVICE, "--runtime-dir", runtime]
     serve: Command = [COMMANDS / "shmserved", *where, "--model-path", HERE / "model"]
@@ -122,6 +155,8 @@ def demonstrate(arguments: argparse.Namespace, private: Path) -> int:
                 raise DemoFailed(f"shmserve-admin wait-ready exited with status {status}: the daemon is not ready")
         print(f"daemon {daemon.pid} serves {SERVICE!r}; try: {' '.join(map(str, admin))} status", flush=True)
         with child("robot", robot, stop_with=signal.SIGINT) as driving:
+            if wait(min(1.2, arguments.episodes / 2) * EPISODE_S, driving, daemon):
+                replace_model(admin, daemon, private)
             outcome = finish(driving, daemon)
         if outcome < 0:
             raise DemoFailed(f"the robot was ended by {signal.Signals(-outcome).name}")

@@ -64,6 +64,15 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
         transient=True,
         disable=not console.is_terminal,
     )
+
+    def on_model_change(before: str, after: str) -> None:
+        waited_ms = (time.monotonic_ns() - asked_ns[-1]) / 1e6
+        text = (
+            f"push {len(asked_ns)}: version {after} answers instead of {before}, {waited_ms:.1f} ms after it was asked"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
+
+    client.on_model_change(on_model_change)
     try:
         with progress:
             task = progress.add_task("first answer", total=len(seeds) * EPISODE_STEPS, answer_ms=0.0)
