@@ -31,8 +31,7 @@ _FOLDERS = "shmserve|daemon|client|tests|bench|systemd|examples|docs"
 
 #: Made by `make bench`, and kept once a machine was quiet enough; and pages that are being written.
 _TO_COME = {
-    REPOSITORY / "docs" / f"{page}.md"
-    for page in ("benchmarks", "client", "faults", "gpu", "recording", "security", "updating")
+    REPOSITORY / "docs" / f"{page}.md" for page in ("benchmarks", "client", "faults", "gpu", "recording", "security")
 }
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(REPOSITORY)) for page in PAGES])
