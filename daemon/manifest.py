@@ -27,6 +27,7 @@ _MODEL: dict[str, type] = {
     "format": str,
     "entry": str,
     "style": str,
+    "arrays": str,
     "arguments": dict,
     "inputs": list,
     "outputs": list,
@@ -42,9 +43,11 @@ _TOLERANCE = ("atol", "rtol")
 _TABLES = ("model", "warmup", "metadata")
 #: Keys that only a saved module has a use for, and those that it has none for.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
-_CLASS = ("entry", "weights", "style", "arguments")
+_CLASS = ("entry", "weights", "style", "arguments", "arrays")
 #: How a policy class is constructed and asked (engine/models/policy_styles.py).
 _STYLES = ("shmserve", "openpi", "gr00t")
+#: What a policy of style shmserve gets for an array.
+_ARRAYS = ("torch", "numpy")
 _SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
 
 
@@ -123,6 +126,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} is none of {', '.join(_STYLES)}")
     if settings.get("release", 0) < 0:
         raise ModelPackageError(f"{manifest}: release = {settings['release']} must be 0 or more")
+    if settings.get("arrays", _ARRAYS[0]) not in _ARRAYS:
+        raise ModelPackageError(f"{manifest}: arrays = {_shown(settings['arrays'])} is none of {', '.join(_ARRAYS)}")
     if settings.get("max_batch", 1) < 1:
         raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
     if form.saved_module:

@@ -24,6 +24,7 @@ class ModelPackage:
     release: int = 0  # grows with each release, so that nobody brings an old one back
     entry: str = ""  # python: module:class in the directory; installed: the name of an installed policy
     style: str = ""  # how the class is constructed and asked: shmserve, openpi, gr00t; empty: by its methods
+    arrays: str = "torch"  # what observations hold: tensors, or with numpy (always so in the other styles) its arrays
     arguments: dict[str, Any] = field(default_factory=dict)  # of the class's constructor
     inputs: tuple[str, ...] | None = None  # saved modules: what of an observation is each argument
     outputs: tuple[str, ...] | None = None  # saved modules: the names of what it returns

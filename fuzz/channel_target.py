@@ -39,7 +39,7 @@ _WORD, _BYTES, _PUBLISH, _STEP, _COUNT, _NEIGHBOUR = range(6)
 
 class _Echo:
     batches = False
-    takes_host_arrays = False
+    takes_numpy = False
 
     def infer(self, observations: list[Any]) -> list[Any]:
         return list(observations)
@@ -106,7 +106,8 @@ class _Client:
             trusted=False,
             uid=0,
             rate=None,
-            device=torch.device("cpu"),
+            tensors_on=torch.device("cpu"),
+            in_place=False,
             serial=1,
             carried=(),
             stats=self._stats,

@@ -91,7 +91,7 @@ class ClientChannel:
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
-            requests, replies = _open_segments(undo, lane, rest, writable="requests")
+            requests, replies = _open_segments(undo, lane, rest, writable=("requests",))
             self.request_bell: Ringer
             self.reply_bell: Listener
             if lane.names is not None:
@@ -119,12 +119,13 @@ class ClientChannel:
 class EngineChannel:
     """The engine's ends. `descriptors`, of transport `sealed`, are as `SealedLane.engine_ends` gives them."""
 
-    def __init__(self, lane: Lane, descriptors: Sequence[int] = ()) -> None:
-        """Takes `descriptors` over."""
+    def __init__(self, lane: Lane, descriptors: Sequence[int] = (), *, writable_requests: bool = False) -> None:
+        """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does."""
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
-            requests, replies = _open_segments(undo, lane, rest, writable="replies")
+            writable = ("requests", "replies") if writable_requests else ("replies",)
+            requests, replies = _open_segments(undo, lane, rest, writable=writable)
             self.reply_bell: Ringer
             #: The pipe that this client rings; named channels share one request bell, which is the service's.
             self.request_pipe: int | None = None
@@ -148,17 +149,17 @@ class EngineChannel:
 
 
 def _open_segments(
-    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: str
+    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: Sequence[str]
 ) -> tuple[Segment, Segment]:
-    """Map both directions; the one that is not `writable` for reading alone, so that each has one writer."""
+    """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
     segments = []
     for direction in ("requests", "replies"):
         if lane.names is not None:
-            segment = Segment.open(getattr(lane.names, direction), writable=direction == writable)
+            segment = Segment.open(getattr(lane.names, direction), writable=direction in writable)
         else:
             descriptor = descriptors.pop(0)
             try:
-                segment = Segment.from_descriptor(descriptor, writable=direction == writable)
+                segment = Segment.from_descriptor(descriptor, writable=direction in writable)
             finally:
                 os.close(descriptor)
         undo.callback(segment.close)

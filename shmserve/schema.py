@@ -45,11 +45,13 @@ class ArrayPlace:
     def view(self, payload: npt.NDArray[np.uint8]) -> Array:
         """The leaf's bytes in `payload` as an array of its dtype and shape.
 
-        Made of the bytes and not of another array, so that whatever is made of it refers to it: that is how a leaf that
-        somebody has kept is told from one that nobody holds.
+        Its base, if it has any bytes, is an array of the leaf alone, made of the memory and not of another array: numpy
+        hangs whatever is made of the view on that, which tells a leaf that somebody has kept from one that nobody holds.
         """
-        view: Array = np.ndarray(self.shape, self.stored_as, payload.data, self.offset)
-        return view
+        if not self.size:
+            return np.empty(self.shape, self.stored_as)
+        root = np.frombuffer(payload.data, np.uint8, self.size, self.offset)
+        return root.view(self.stored_as).reshape(self.shape)
 
 
 class Schema:

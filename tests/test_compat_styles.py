@@ -110,6 +110,8 @@ def test_a_class_that_does_not_fit_its_style_is_refused_with_the_remedy(
     [
         ('[model]\nstyle = "opnepi"\n', "style = 'opnepi' is none of shmserve, openpi, gr00t"),
         ("[model]\nstyle = 3\n", "style = 3 must be a string"),
+        ('[model]\narrays = "jax"\n', "arrays = 'jax' is none of torch, numpy"),
+        ('[model]\nformat = "torchscript"\narrays = "numpy"\n', "arrays is for format python or installed"),
         ("[model]\narguments = 3\n", "arguments = 3 must be a table"),
         ('[model]\nformat = "torchscript"\nstyle = "openpi"\n', "style is for format python or installed"),
     ],
@@ -117,20 +119,6 @@ def test_a_class_that_does_not_fit_its_style_is_refused_with_the_remedy(
 def test_a_manifest_that_makes_no_sense_is_refused(manifest: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelPackageError, match=message):
         ModelPackage.read(package(tmp_path, manifest=manifest))
-
-
-def test_an_array_is_the_tensors_own_memory(tmp_path: Path) -> None:
-    class Keeps:
-        def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            return obs
-
-    tensor = torch.arange(6, dtype=torch.uint8).reshape(2, 3)
-    found = styled(Keeps, tmp_path).infer({"a": {"b": [tensor, ("text", 3)]}, "half": torch.ones(2).bfloat16()})
-
-    array = found["a"]["b"][0]
-    assert isinstance(array, np.ndarray) and array.ctypes.data == tensor.data_ptr()
-    assert found["a"]["b"][1] == ("text", 3)
-    np.testing.assert_array_equal(np.asarray(found["half"], np.float32), np.ones(2))
 
 
 def test_n15s_get_action_is_called_without_options(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ _COLD_AFTER_NS = 1_000_000_000
 _SERVED_PER_TAKE = 4
 #: Looks at the hot channels between two looks at the clock.
 _LOOKS_PER_CLOCK = 8
+_HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
 
 class EngineLoop:
@@ -57,6 +58,7 @@ class EngineLoop:
         self._hot: list[Tenancy] = []
         self._waiting: list[Tenancy] = []
         self._scanned_ns = 0
+        self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
         #: Tokens taken less requests found: above zero, some channel published that was not looked at.
         self._balance = 0
         self.serving = False
@@ -136,7 +138,7 @@ class EngineLoop:
         untaken = 0  # requests served since the tokens were last looked at
         while not self.stopped:
             now_ns = time.monotonic_ns()
-            words[Counter.HEARTBEAT_NS] = now_ns
+            words[_HEARTBEAT_NS] = now_ns
             if not self.serving:
                 # The bell is the serving engine's: a token taken here would be its request's.
                 self._control(LONGEST_WAIT_NS / 1e9)
@@ -144,8 +146,8 @@ class EngineLoop:
             if self._draining:
                 self._drain_on()
                 continue
-            if words[Counter.CONTROL] != self._control_seen:
-                self._control_seen = words[Counter.CONTROL]
+            if words[_CONTROL] != self._control_seen:
+                self._control_seen = words[_CONTROL]
                 self._control(0)
                 continue
             self._look_at_hot(now_ns)
@@ -231,17 +233,18 @@ class EngineLoop:
         self._hot = [tenancy for tenancy in self._hot if now_ns - tenancy.active_ns < _COLD_AFTER_NS]
 
     def _serve_next(self) -> None:
+        waiting = self._waiting
         batch = []
         for _ in range(self._serving.max_batch):
-            tenancy = next_of(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
+            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
             batch.append((tenancy, tenancy.waiting.popleft()))
-            tenancy.last_served_ns = time.monotonic_ns()
             if not tenancy.waiting:
-                self._waiting.remove(tenancy)
-                if not self._waiting:
+                waiting.remove(tenancy)
+                if not waiting:
                     break
+            tenancy.last_served_ns = time.monotonic_ns()
         self._serving.serve(batch)
-        if self._waiting:
+        if waiting:
             # From the end of its turn: a client with one request out can send its next only now.
             now_ns = time.monotonic_ns()
             for tenancy, _ in batch:
@@ -250,15 +253,22 @@ class EngineLoop:
     def _idle(self, began_ns: int) -> None:
         """Spin for as long as news is likely soon, then sleep."""
         hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
+        if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
+            self._budget.waited(self._waited_ns)
+            self._waited_ns = 0
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
             for _ in range(_LOOKS_PER_CLOCK):
                 for tenancy in hot:
                     if tenancy.words[tenancy.counter] != tenancy.seen:
-                        self._budget.waited(time.monotonic_ns() - began_ns)
+                        now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
+                        self._waited_ns = now_ns - began_ns
+                        # A lone client need not wait for the long way round the loop.
+                        if len(hot) == 1 and self._look(tenancy, now_ns):
+                            self._serve_next()
                         return
-            if tokens() > 0 or words[Counter.CONTROL] != control_seen:
+            if tokens() > 0 or words[_CONTROL] != control_seen:
                 self._budget.waited(time.monotonic_ns() - began_ns)
                 return
             now_ns = time.monotonic_ns()

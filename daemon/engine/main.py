@@ -58,8 +58,9 @@ class Engine:
         self._order = order
         self._serial: int = order["serial"]
         self._device = torch.device("cpu")
-        #: Where observations hold their arrays.
-        self._arrays_on = self._device
+        #: Where the tensors of observations are; None: the model takes numpy arrays.
+        self._tensors_on: torch.device | None = None
+        self._in_place = False
         self._loop: EngineLoop | None = None
         self._rates = Rates(None)
         self._serving: Serving | None = None
@@ -71,7 +72,7 @@ class Engine:
         stage = "load"
         memory_bytes: int | None = order.get("memory_bytes")
         try:
-            self._device = self._arrays_on = torch.device(order["device"])
+            self._device = torch.device(order["device"])
             if memory_bytes is not None and self._device.type == "cpu":
                 # What the process writes to, not what it maps: code, channels and stats do not count.
                 resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
@@ -84,12 +85,12 @@ class Engine:
             model = load_model(package, self._device)
             if package.deterministic:
                 model = deterministic(model)
-            if model.takes_host_arrays:
-                self._arrays_on = torch.device("cpu")  # a round trip through the device would bring them back here
+            self._tensors_on = None if model.takes_numpy else self._device
             stage = "warm up"
             self._control.send("warming")
             self._failpoint("loaded")
-            warmth = warm_up(model, self._arrays_on, package)
+            with torch.inference_mode():
+                warmth = warm_up(model, self._device, package)
             metadata = _plain(model.metadata())
             _check_size(warmth.contract, metadata)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
@@ -100,13 +101,14 @@ class Engine:
             self._control.send("failed", stage=stage, error=type(error).__name__, message=message)
             return False
         self._failpoint("warm")
-        in_place = package.read_in_place and self._device.type == "cpu" and order["trusted_transport"]
+        on_host = self._tensors_on is None or self._tensors_on.type == "cpu"
+        self._in_place = package.read_in_place and on_host and order["trusted_transport"]
         serving = self._serving = Serving(
             model,
             self._stats,
             version=int(package.version, 16),
             max_batch=package.max_batch,
-            in_place=in_place,
+            in_place=self._in_place,
             stateful=package.stateful,
         )
         self._loop = EngineLoop(
@@ -128,7 +130,7 @@ class Engine:
             request_bytes=warmth.request_bytes,
             reply_bytes=warmth.reply_bytes,
             infer_ms=warmth.infer_ms,
-            in_place=in_place,
+            in_place=self._in_place,
             max_batch=serving.max_batch,
             stateful=package.stateful,
             contract=warmth.contract,
@@ -211,7 +213,8 @@ class Engine:
                     trusted=message["trusted"],
                     uid=message["uid"],
                     rate=self._rates.of(message["uid"]),
-                    device=self._arrays_on,
+                    tensors_on=self._tensors_on,
+                    in_place=self._in_place,
                     serial=self._serial,
                     carried=carried,
                     stats=self._stats,

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shmserve.codec import SlotMemory, plain_leaf, unpickle_parts
+from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
 from shmserve.layout import CACHE_LINE
 from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
 
+_from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
 
 
@@ -38,13 +39,14 @@ class Staging:
     the policy has kept a tensor of it: then that memory is the policy's and a new arena is taken.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._on_host = device.type == "cpu"
+    def __init__(self, tensors_on: torch.device | None) -> None:
+        """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays."""
+        self._device = tensors_on
+        self._on_host = tensors_on is None or tensors_on.type == "cpu"
         self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
 
     def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
-        """The tree in `slot`, its arrays as tensors on the device."""
+        """The tree in `slot`, its arrays as the model takes them."""
         if in_place:
             source = slot
         else:
@@ -57,23 +59,32 @@ class Staging:
         views = source.views(schema_id, schema)
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
-            return self._tensors(unpickle_parts(schema.build(numbers, views)))
-        leaf = self._leaf
-        arrays = [leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-        return schema.build(numbers, arrays)
+            tree = unpickle_parts(schema.build(numbers, views))
+            return tree if self._device is None else self._tensors(tree)
+        if not schema.only_arrays or not self._on_host:
+            leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
+        elif self._device is None:
+            leaves = [view[...] for view in views]  # the policy's own objects, whose shape it may change
+        else:
+            leaves = [_from_numpy(view) for view in views]
+        return schema.build(numbers, leaves)
 
     def give_back(self, schema_id: int, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
-        # A tensor, and any view of it, keeps a reference to the numpy view it was made of. Unheld
-        # there are three: the list of views, this loop's variable and getrefcount's own argument.
-        for view in self._arena.views(schema_id, schema) if self._arena.payload.size >= schema.payload_bytes else ():
-            if sys.getrefcount(view) > 3:
+        if self._arena.payload.size < schema.payload_bytes:
+            return
+        # A tensor keeps a reference to the view it was made of, an array one to the view's base. Unheld there are
+        # three of a view (the list of views, this loop's variable, getrefcount's own argument) and two of a base.
+        for view in self._arena.views(schema_id, schema):
+            if sys.getrefcount(view) > 3 or (view.size and sys.getrefcount(view.base) > 2):
                 self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
                 return
 
     def _leaf(self, place: ArrayPlace, view: Array) -> Any:
         if place.kind != "array":
             return plain_leaf(place, view)
+        if self._device is None:
+            return named_dtype(place, view[...])
         tensor = tensor_of(place.dtype, view)
         return tensor if self._on_host else tensor.to(self._device, non_blocking=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from shmserve.channel import EngineChannel, Lane
-from shmserve.codec import DoesNotFit, Encoded, Encoder, Schemas
+from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
@@ -35,14 +35,17 @@ class Tenancy:
         trusted: bool,
         uid: int,
         rate: Rate | None,
-        device: torch.device,
+        tensors_on: torch.device | None,
+        in_place: bool,
         serial: int,
         carried: Sequence[int],
         stats: Stats,
     ) -> None:
-        """Takes `descriptors` over, see `EngineChannel`."""
+        """Takes `descriptors` over, see `EngineChannel`. `tensors_on` is as `Staging` takes it."""
         self.lane = lane
-        self.channel = EngineChannel(lane, descriptors)
+        #: torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
+        self._writable_requests = in_place and tensors_on is not None
+        self.channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
         self.number = lane.identity.channel
         self.trusted = trusted
         self.uid = uid
@@ -56,7 +59,7 @@ class Tenancy:
         self.waiting: deque[RequestHead] = deque()
         self.last_served_ns = 0
         self.active_ns = 0
-        self._device = device
+        self._tensors_on = tensors_on
         self._staging: list[Staging] = []
         #: Results that did not fit their reply slot, until the client has made room.
         self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
@@ -85,7 +88,7 @@ class Tenancy:
     def _answer_carried(self) -> None:
         for sequence in self._carried:
             if not self.channel.replies.answered(sequence):
-                self.answer(sequence, Status.ENGINE_LOST, error=("EngineLost", "the engine that ran it is gone"))
+                self.answer(sequence, Status.ENGINE_LOST, ("EngineLost", "the engine that ran it is gone"))
                 self._count(Counter.LOST)
         self._carried = []
 
@@ -140,44 +143,41 @@ class Tenancy:
     def staging(self, row: int) -> Staging:
         """Staging memory for the `row`-th request of this channel in a batch."""
         while len(self._staging) <= row:
-            self._staging.append(Staging(self._device))
+            self._staging.append(Staging(self._tensors_on))
         return self._staging[row]
 
     def answer(
         self,
         sequence: int,
-        status: Status,
-        result: Any = None,
-        *,
-        error: tuple[str, str] | None = None,
+        status: int,
+        tree: Any = None,
         flags: int = 0,
         version: int = 0,
         durations_ns: tuple[int, int, int] = (0, 0, 0),
     ) -> int:
-        """Complete `sequence` and ring; returns how long encoding took (ns).
+        """Complete `sequence` with a result, or with an error as (type, text), and ring.
 
-        `durations_ns` is (queued, staged, infer). A result that does not fit is held, and the client
-        told to make room; `move` completes it.
+        Returns how long encoding took (ns); `durations_ns` is (queued, staged, infer). A result that does not fit is
+        held, and the client told to make room; `move` completes it.
         """
         started_ns = time.monotonic_ns()
-        tree = result if status == Status.OK else error
         replies = self.channel.replies
         try:
-            encoded = self.encoder.encode(tree, replies.memory(sequence))
+            schema, metadata_bytes, payload_bytes, pickled = self.encoder.encode(tree, replies.memory(sequence))
+            if pickled:
+                flags |= Flag.PICKLED
         except DoesNotFit as needed:
             self.held[sequence] = ((status, flags, version, *durations_ns), tree)
-            status = Status.GROW
-            encoded = Encoded(0, needed.metadata_bytes, needed.payload_bytes)
-        if encoded.pickled:
-            flags |= Flag.PICKLED
+            status, schema = Status.GROW, 0
+            metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
         copied_ns = time.monotonic_ns() - started_ns
         replies.complete(
             sequence,
             status,
             flags,
-            encoded.schema,
-            encoded.metadata_bytes,
-            encoded.payload_bytes,
+            schema,
+            metadata_bytes,
+            payload_bytes,
             version,
             *durations_ns,
             copied_ns,
@@ -190,7 +190,8 @@ class Tenancy:
 
         An engine that no longer serves only delivers.
         """
-        old, self.channel = self.channel, EngineChannel(lane, descriptors)
+        old = self.channel
+        self.channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
         self.lane = lane
         self.words = self.channel.requests.segment.words
         self.counter = self.channel.requests.segment.counter_index
@@ -205,15 +206,7 @@ class Tenancy:
             if sequence in held and not self.channel.replies.answered(sequence):
                 (status, flags, version, *durations), tree = held[sequence]
                 queued, staged, infer = durations
-                self.answer(
-                    sequence,
-                    Status(status),
-                    tree,
-                    error=tree,
-                    flags=flags,
-                    version=version,
-                    durations_ns=(queued, staged, infer),
-                )
+                self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
 
     def close(self) -> None:
         self.held.clear()

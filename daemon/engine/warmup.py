@@ -60,7 +60,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth
         log.warning("the model has no example observation: the first request pays for the warm-up")
         return Warmth(0, 0, None, {"observation": None, "action": None})
     schema, _ = describe(example, "example observation")
-    staging = Staging(device)
+    staging = Staging(None if model.takes_numpy else device)
     slot = _slot_with(example, schema)
     action: Any = None
     infer_ns = 0

@@ -55,7 +55,7 @@ class Deterministic:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self.takes_host_arrays = model.takes_host_arrays
+        self.takes_numpy = model.takes_numpy
 
     def infer(self, observations: list[Any]) -> list[Any]:
         actions = []

@@ -7,12 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class Model(Protocol):
-    """One loaded model. Arrays in observations are tensors on its device, or on the host if it takes host arrays."""
+    """One loaded model. Arrays in observations are tensors on its device, unless it takes numpy arrays."""
 
     #: Whether `infer` may get several observations at once.
     batches: bool
-    #: Observations are to hold arrays in host memory, whatever the device: the policy was written for numpy.
-    takes_host_arrays: bool
+    #: Observations are to hold numpy arrays, whatever the device: the policy was written for them.
+    takes_numpy: bool
 
     def infer(self, observations: list[Any]) -> list[Any]:
         """One result for each observation, in their order."""

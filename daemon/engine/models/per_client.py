@@ -23,8 +23,8 @@ def wants_client_id(policy: Any) -> bool:
 class PerClientPolicy(PythonPolicy):
     """As PythonPolicy; the engine asks it by `infer_for` instead of `infer`."""
 
-    def __init__(self, policy: Any, package: ModelPackage, mode: Any) -> None:
-        super().__init__(policy, package, mode)
+    def __init__(self, policy: Any, package: ModelPackage) -> None:
+        super().__init__(policy, package)
         if self._infer_batch is not None and not _takes(self._infer_batch, "client_ids"):
             raise ModelPackageError(
                 f"{package.entry}: infer takes client_id, but infer_batch does not take client_ids: it is called as "
@@ -43,16 +43,14 @@ class PerClientPolicy(PythonPolicy):
 
     def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
         """As `infer`, each observation of the client at its place in `client_ids`."""
-        with self._mode:
-            if len(observations) > 1 and self._infer_batch is not None:
-                return self._checked(self._infer_batch(observations, client_ids=list(client_ids)), len(observations))
-            asked = zip(observations, client_ids, strict=True)
-            return [self._infer(observation, client_id=client_id) for observation, client_id in asked]
+        if len(observations) > 1 and self._infer_batch is not None:
+            return self._checked(self._infer_batch(observations, client_ids=list(client_ids)), len(observations))
+        asked = zip(observations, client_ids, strict=True)
+        return [self._infer(observation, client_id=client_id) for observation, client_id in asked]
 
     def client_left(self, client_id: int) -> None:
         """This client is gone; another one may get its id."""
-        with self._mode:
-            self._client_left(client_id)
+        self._client_left(client_id)
 
 
 def _takes(method: Callable[..., Any], name: str) -> bool:

@@ -5,27 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from ...model_package import ModelPackage
-from .policy_styles import takes_numpy
+from .policy_styles import made_for_numpy
 
 
 class PythonPolicy:
-    """Asks the policy's own methods, those that it has."""
+    """Asks the policy's own methods, those that it has. The engine calls it in inference mode."""
 
-    def __init__(self, policy: Any, package: ModelPackage, mode: Any) -> None:
+    def __init__(self, policy: Any, package: ModelPackage) -> None:
         self._policy = policy
         self._package = package
-        self._mode = mode
         self._infer = policy.infer
         self._infer_batch = getattr(policy, "infer_batch", None)
         self._reset = getattr(policy, "reset", None)
         self.batches = self._infer_batch is not None
-        self.takes_host_arrays = takes_numpy(policy)
+        self.takes_numpy = package.arrays == "numpy" or made_for_numpy(policy)
 
     def infer(self, observations: list[Any]) -> list[Any]:
-        with self._mode:
-            if len(observations) == 1 or self._infer_batch is None:
-                return [self._infer(observation) for observation in observations]
-            return self._checked(self._infer_batch(observations), len(observations))
+        if len(observations) == 1 or self._infer_batch is None:
+            return [self._infer(observation) for observation in observations]
+        return self._checked(self._infer_batch(observations), len(observations))
 
     def _checked(self, results: Any, count: int) -> list[Any]:
         found = list(results)
@@ -35,8 +33,7 @@ class PythonPolicy:
 
     def reset(self, client_id: int) -> None:
         if self._reset is not None:
-            with self._mode:
-                self._reset(client_id)
+            self._reset(client_id)
 
     def example_observation(self) -> Any:
         example = getattr(self._policy, "example_observation", None)

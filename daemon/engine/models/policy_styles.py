@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ def styled_policy(policy_class: Callable[..., Any], package: ModelPackage, devic
     return Gr00tStyle(policy) if style == "gr00t" else OpenpiStyle(policy)
 
 
-def takes_numpy(policy: Any) -> bool:
-    """Whether what `styled_policy` made hands its observations on as numpy arrays."""
+def made_for_numpy(policy: Any) -> bool:
+    """Whether what `styled_policy` made expects numpy arrays in its observations."""
     return isinstance(policy, _Styled)
 
 
@@ -126,7 +125,7 @@ class OpenpiStyle(_Styled):
     """A policy written for openpi's `BasePolicy`."""
 
     def infer(self, observation: Any) -> Any:
-        return self._policy.infer(_with_numpy(observation))
+        return self._policy.infer(observation)
 
     def reset(self, client_id: int) -> None:
         reset = getattr(self._policy, "reset", None)
@@ -153,13 +152,12 @@ class Gr00tStyle(_Styled):
         }
 
     def infer(self, observation: Any) -> Any:
-        request = _with_numpy(observation)
-        if not isinstance(request, dict) or request.keys() != _CALL:
-            return self._get_action(request)
-        endpoint = self._endpoints.get(request["endpoint"])
+        if not isinstance(observation, dict) or observation.keys() != _CALL:
+            return self._get_action(observation)
+        endpoint = self._endpoints.get(observation["endpoint"])
         if endpoint is None:
-            raise ValueError(f"Unknown endpoint: {request['endpoint']} (there are {', '.join(self._endpoints)})")
-        return endpoint(**(request["data"] or {}))
+            raise ValueError(f"Unknown endpoint: {observation['endpoint']} (there are {', '.join(self._endpoints)})")
+        return endpoint(**(observation["data"] or {}))
 
     def reset(self, client_id: int) -> None:
         self._reset()
@@ -200,25 +198,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, range)):
         return [_plain(inner) for inner in value]
     return value
-
-
-def _with_numpy(tree: Any) -> Any:
-    """The observation with numpy arrays for tensors; of one on the CPU they are the same memory."""
-    kind = type(tree)
-    if kind is torch.Tensor:
-        return _numpy(tree)
-    if kind is dict:
-        return {key: _with_numpy(value) for key, value in tree.items()}
-    if kind in (list, tuple):
-        return kind(_with_numpy(value) for value in tree)
-    return tree
-
-
-def _numpy(tensor: torch.Tensor) -> Any:
-    if tensor.device.type != "cpu":
-        tensor = tensor.cpu()
-    if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    # As the client's decoder has it: numpy has no bfloat16 of its own.
-    ml_dtypes = sys.modules.get("ml_dtypes")
-    return tensor.float().numpy() if ml_dtypes is None else tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

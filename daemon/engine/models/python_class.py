@@ -33,7 +33,7 @@ def make_policy(policy_class: Any, package: ModelPackage, device: torch.device) 
     """Construct the class for this package, in its style."""
     policy = styled_policy(policy_class, package, device)
     kind = PerClientPolicy if wants_client_id(policy) else PythonPolicy
-    return kind(policy, package, torch.inference_mode())
+    return kind(policy, package)
 
 
 def _import(path: Path, module_name: str) -> ModuleType:

@@ -16,7 +16,7 @@ from .rows import split, stacked
 class SavedModule:
     """Takes arguments out of observations, calls the module, names what it returns."""
 
-    takes_host_arrays = False
+    takes_numpy = False
 
     def __init__(
         self,
