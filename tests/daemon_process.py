@@ -192,6 +192,11 @@ class Daemon:
         self._clients.append(client)
         return client
 
+    def forget_clients(self) -> None:
+        """Close those that were made until now: a test that makes thousands must not keep them all."""
+        while self._clients:
+            self._clients.pop().close()
+
     def admin(self, method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer of one method of the admin interface."""
         with VarlinkConnection.connect(self.service_dir / ADMIN_SOCKET, 5.0) as connection:

@@ -1,0 +1,130 @@
+"""SIGKILL to clients, engines and the supervisor, at random microseconds and at named steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from chaos.service import Service, wait_served
+from chaos.steps import steps
+from tests.daemon_process import wait_until
+
+#: A robot lives for so long at the most before it is killed: to attach, to ask, to wait.
+_LIFE_S = 0.03
+_REACH_S = 2.0
+_RECLAIM_LIMIT_S = 10.0
+#: At the start of an engine: see daemon/engine/main.py.
+_ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving")
+#: More results than a robot can have had under way.
+_SEVERAL = 5
+
+
+def kill_clients(service: Service, kills: int) -> str:
+    """Beside two robots that must not notice; half of the kills at a random moment, half at a named step."""
+    honest = service.busy_robots(2)
+    supervisor, engine = service.daemon.pid, service.daemon.engine_pid
+    baseline = service.objects()
+    reclaimed_ms: list[float] = []
+    unreached: set[str] = set()
+    reached = 0
+    named = steps(service.transport)
+    for number in range(kills):
+        step = named[number // 2 % len(named)] if number % 2 else None
+        # Every other one grows, and one that shall die as it leaves leaves soon.
+        victim = service.robot(
+            window=3, step=step, grows=number % 4 > 1 or step is not None, cycles=12 if step else None
+        )
+        until_s = time.monotonic() + (_REACH_S if step else service.random.uniform(0, _LIFE_S))
+        while step and not victim.ended and time.monotonic() < until_s:
+            time.sleep(0.0005)
+        time.sleep(max(0.0, until_s - time.monotonic()) if not step else 0)
+        if step and victim.ended:
+            reached += 1
+        elif step:
+            unreached.add(step)
+        if not victim.ended:
+            held = service.objects() > baseline
+            victim.send(signal.SIGKILL)
+            if held:
+                reclaimed_ms.append(_until_reclaimed(service, baseline) * 1000)
+        wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
+        service.settle(victim, killed=True)
+    wait_served(honest, 3)
+    assert (service.daemon.pid, service.daemon.engine_pid) == (supervisor, engine), "the service did not survive"
+    reclaimed_ms.sort()
+    p50, p99 = (reclaimed_ms[int(len(reclaimed_ms) * part)] for part in (0.5, 0.99))
+    return (
+        f"{kills} clients killed, {reached} of them at {len(named) - len(unreached)} named steps; channel reclaimed "
+        f"after p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {reclaimed_ms[-1]:.1f} ms (of {len(reclaimed_ms)} that held "
+        f"one); not reached: {', '.join(sorted(unreached)) or 'none'}"
+    )
+
+
+def _until_reclaimed(service: Service, baseline: int) -> float:
+    """Seconds from now, just after the kill, until its channel's memory is given up."""
+    began_s = time.monotonic()
+    while service.objects() > baseline:
+        assert time.monotonic() - began_s < _RECLAIM_LIMIT_S, "the channel of a dead client is not reclaimed"
+        time.sleep(0.0002)
+    return time.monotonic() - began_s
+
+
+def kill_engines(service: Service, kills: int) -> str:
+    """Under load of three robots, each time until all are served by the next one."""
+    robots = service.busy_robots(3)
+    outages_s = []
+    for _ in range(kills):
+        time.sleep(service.random.uniform(0, 0.2))
+        os.kill(service.daemon.engine_pid, signal.SIGKILL)
+        outages_s.append(wait_served(robots, _SEVERAL))
+        service.daemon.wait_ready()
+    return f"{kills} engines killed under load; every robot was served again after {_span(outages_s)}"
+
+
+def kill_supervisors(service: Service, kills: int) -> str:
+    """As above, the supervisor: engines die with it, robots attach to its successor, which sweeps the names.
+
+    Every other successor has an engine that kills itself at a named step of its start.
+    """
+    robots = service.busy_robots(3)
+    outages_s = []
+    at_steps = 0
+    for number in range(kills):
+        time.sleep(service.random.uniform(0, 0.2))
+        service.daemon.kill9()
+        service.daemon.environment.pop("SHMSERVE_FAILPOINTS", None)
+        if number % 2:
+            step = _ENGINE_STEPS[number // 2 % len(_ENGINE_STEPS)]
+            service.daemon.environment["SHMSERVE_FAILPOINTS"] = f"engine.1.{step}=kill"
+            at_steps += 1
+        service.daemon.package = None  # what it served last
+        if number % 2 and not _lives(service):
+            # A daemon whose first engine dies before it serves ends and says why; systemd starts it again.
+            service.daemon.environment.pop("SHMSERVE_FAILPOINTS")
+            service.daemon.start()
+        elif number % 2 == 0:
+            service.daemon.start()
+        outages_s.append(wait_served(robots, _SEVERAL))
+    service.daemon.environment.pop("SHMSERVE_FAILPOINTS", None)
+    return (
+        f"{kills} supervisors killed under load, {at_steps} successors' engines killed at named steps; every robot was "
+        f"served {_span(outages_s)} after the successor was ready"
+    )
+
+
+def _lives(service: Service) -> bool:
+    """Whether a daemon whose first engine kills itself gets to serve all the same."""
+    process = service.daemon.spawn()
+    try:
+        service.daemon.wait_ready()
+    except AssertionError:
+        if process.poll() is None:
+            raise
+        return False
+    return True
+
+
+def _span(seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    return f"{ordered[len(ordered) // 2]:.2f} s (median), {ordered[-1]:.2f} s (longest)"

@@ -1,0 +1,170 @@
+"""A real daemon with robots of its own, and the account of what they asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+from chaos.tally import Account, Tally, Word
+from tests import watchdog
+from tests.daemon_process import Daemon, environment, is_running, wait_until
+from tests.gain_packages import gain_package, gains
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class RobotProcess:
+    """One robot, as the run sees it."""
+
+    def __init__(self, pid: int, tally: Tally, window: int) -> None:
+        self.pid = pid
+        self.tally = tally
+        self.window = window
+        try:
+            self._pidfd: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:  # it has killed itself already
+            self._pidfd = None
+
+    def send(self, number: int) -> None:
+        """One that has ended is no error."""
+        if self._pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+
+    @property
+    def ended(self) -> bool:
+        return not is_running(self.pid)
+
+
+@final
+class Service:
+    """`with Service(transport) as service`: a daemon of y = k * x; at the end everything is accounted for."""
+
+    def __init__(self, transport: str, seed: int) -> None:
+        self.transport = transport
+        self.random = random.Random(seed)
+        self._folder = tempfile.TemporaryDirectory(prefix="shmserve-chaos-")
+        self.folder = Path(self._folder.name)
+        package = gain_package(self.folder, 3)
+        self.daemon = Daemon(package, arguments=("--transport", transport), config='log_level = "warning"\n')
+        self._gains = gains(package)
+        self.account = Account()
+        self._robots: list[RobotProcess] = []
+        self._count = 0
+
+    def __enter__(self) -> Service:
+        self.daemon.start()
+        command = [sys.executable, "-m", "chaos.robot", self.daemon.name, str(self.daemon.runtime_dir), self._gains]
+        self._nursery = subprocess.Popen(
+            watchdog.ending_with_us(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            env=environment(),
+            start_new_session=True,
+        )
+        watchdog.watch(self._nursery)
+        return self
+
+    def robot(
+        self,
+        *,
+        window: int = 1,
+        timeout_s: float = 30.0,
+        step: str | None = None,
+        cycles: int | None = None,
+        grows: bool = False,
+    ) -> RobotProcess:
+        """Start a robot. It asks at once, without a pause."""
+        self._count += 1
+        path = self.folder / f"tally-{self._count}"
+        tally = Tally(path)
+        order = {
+            "tally": str(path),
+            "seed": self._count,
+            "window": window,
+            "timeout": timeout_s,
+            "step": step,
+            "cycles": cycles,
+            "grows": grows,
+        }
+        assert self._nursery.stdin is not None and self._nursery.stdout is not None
+        print(json.dumps(order), file=self._nursery.stdin, flush=True)
+        robot = RobotProcess(int(self._nursery.stdout.readline()), tally, window)
+        self._robots.append(robot)
+        return robot
+
+    def busy_robots(self, count: int, *, window: int = 2) -> list[RobotProcess]:
+        """Robots that have had their first answer."""
+        robots = [self.robot(window=1 + number % window) for number in range(count)]
+        for robot in robots:
+            wait_until("the robot had an answer", lambda robot=robot: robot.tally[Word.ATTACHED_NS], 60.0)
+        return robots
+
+    def settle(self, robot: RobotProcess, *, killed: bool) -> None:
+        """Close the account of a robot that has ended."""
+        wait_until("the robot has ended", lambda: robot.ended, 90.0)
+        robot.close()
+        self._robots.remove(robot)
+        self.account.close(robot.tally, killed=killed, window=robot.window)
+
+    def objects(self) -> int:
+        """Segments and doorbells that exist for clients, by name or by descriptor."""
+        if self.transport == "named":
+            return len(self.daemon.names_in_shm())
+        return _memory_descriptors(self.daemon.pid)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                for robot in list(self._robots):
+                    robot.send(signal.SIGTERM)
+                for robot in list(self._robots):
+                    self.settle(robot, killed=False)
+                self.account.check()
+        finally:
+            watchdog.reap(self._nursery)
+            if self._nursery.stdin is not None and self._nursery.stdout is not None:
+                self._nursery.stdin.close()
+                self._nursery.stdout.close()
+            self.daemon.dismiss()  # asserts that nothing is left
+            self._folder.cleanup()
+
+
+def _memory_descriptors(pid: int) -> int:
+    found = 0
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            found += os.readlink(entry.path).startswith("/memfd:shmserve")
+        except OSError:
+            continue
+    return found
+
+
+def wait_served(robots: list[RobotProcess], more: int = 1, limit_s: float = 90.0) -> float:
+    """Until every one of these robots had so many more results; how long that took (s)."""
+    began_s = time.monotonic()
+    before = [robot.tally[Word.RESULTS] for robot in robots]
+
+    def served() -> bool:
+        return all(robot.tally[Word.RESULTS] >= count + more for robot, count in zip(robots, before, strict=True))
+
+    wait_until("every robot is served", served, limit_s)
+    return time.monotonic() - began_s

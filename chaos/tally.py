@@ -1,0 +1,82 @@
+"""What one robot asked and got, counted in a file, so that it can be read after the robot was killed."""
+
+from __future__ import annotations
+
+import mmap
+from enum import IntEnum
+from pathlib import Path
+
+WORD = 8
+
+
+class Word(IntEnum):
+    """Counted by the robot; each request adds one to SUBMITTED, then one to RESULTS or one to ERRORS."""
+
+    SUBMITTED = 0
+    RESULTS = 1
+    ERRORS = 2
+    #: Not the right function of its input from exactly one version, or an answer to another request.
+    WRONG = 3
+    #: Ended with something else than a typed error.
+    UNTYPED = 4
+    #: Given out after its deadline.
+    LATE = 5
+    #: When the robot had its first answer (CLOCK_MONOTONIC, ns).
+    ATTACHED_NS = 6
+
+
+class Tally:
+    """The words of one robot. It writes, the run reads."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(bytes(WORD * len(Word)))
+        with path.open("r+b") as file:
+            self._mapped = mmap.mmap(file.fileno(), WORD * len(Word))
+        self.words = memoryview(self._mapped).cast("Q")
+
+    def add(self, word: Word) -> None:
+        self.words[word] += 1
+
+    def __getitem__(self, word: Word) -> int:
+        return self.words[word]
+
+    def close(self) -> None:
+        self.words.release()
+        self._mapped.close()
+
+
+class Account:
+    """The sum over all robots of a run."""
+
+    def __init__(self) -> None:
+        self._sum = dict.fromkeys(Word, 0)
+        #: Requests that were out when their robot was killed: nobody is left to be told.
+        self.out_at_death = 0
+
+    def close(self, tally: Tally, *, killed: bool, window: int) -> None:
+        """Add a robot that has ended; raises AssertionError if its own figures do not agree."""
+        for word in Word:
+            self._sum[word] += tally[word]
+        out = tally[Word.SUBMITTED] - tally[Word.RESULTS] - tally[Word.ERRORS]
+        assert 0 <= out <= (window if killed else 0), f"{out} requests have neither a result nor an error"
+        self.out_at_death += out
+        tally.close()
+
+    def check(self) -> None:
+        """Raises AssertionError unless every request is accounted for and every answer was right."""
+        for word in (Word.WRONG, Word.UNTYPED, Word.LATE):
+            assert self._sum[word] == 0, f"{self._sum[word]} requests ended {word.name.lower()}"
+
+    def __str__(self) -> str:
+        found = self._sum
+        balance = "=" if found[Word.SUBMITTED] == self._settled else "IS NOT"
+        return (
+            f"submitted {found[Word.SUBMITTED]:,} {balance} results {found[Word.RESULTS]:,} + typed errors "
+            f"{found[Word.ERRORS]:,} + out when their robot was killed {self.out_at_death:,}; "
+            f"wrong {found[Word.WRONG]}, untyped {found[Word.UNTYPED]}, after their deadline {found[Word.LATE]}"
+        )
+
+    @property
+    def _settled(self) -> int:
+        return self._sum[Word.RESULTS] + self._sum[Word.ERRORS] + self.out_at_death
