@@ -210,7 +210,7 @@ def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> lis
                 "device": stored.facts.get("device"),
                 "taken_back": stored.facts.get("taken_back"),
                 "refused": stored.facts.get("refused"),
-                "served": changes.counts.of(stored.version),
+                "served": changes.notes.counts.of(stored.version),
             }
         )
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -11,26 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmserve.contract import contract_differences
-from shmserve.errors import ShmServeError
 
 from .engine_process import EngineProcess
 from .failpoints import failpoint
 from .message_ids import TAKEN_BACK
+from .probation import Probation
 from .served import EngineFailed, Served
-from .served_counts import SERVED, ServedCounts
-from .store.errors import StoreUnavailable, VersionUnknown
+from .store.errors import StoreUnavailable
 from .store.receive import Progress as Received
 from .store.receive import undisturbed
 from .store.stored_version import StoredVersion
 from .store.versions import Store
 from .supervisor import Supervisor
+from .version_notes import VersionNotes
 
 log = logging.getLogger(__name__)
 
-#: How often a model on probation is looked at.
-_PROBATION_LOOK_S = 0.02
-#: Failures that a model on probation may have before their share counts.
-_PROBATION_LEAST = 5
 #: Characters of a refusal's reason that are kept with the version.
 _REASON_TEXT = 300
 
@@ -66,15 +61,13 @@ class ModelChanges:
         self._supervisor = supervisor
         self._store = store
         self._busy = False
-        self._probation: _Probation | None = None
+        self._probation: Probation | None = None
         #: The change that was taken back by itself, until another one succeeds; for people.
         self.taken_back: str | None = None
-        self.counts = ServedCounts(supervisor.engines, store)
-        self._writing = asyncio.Lock()  # what is known of the versions is written in the order of what happened
-        self._writers: set[asyncio.Task[None]] = set()
+        self.notes = VersionNotes(store, supervisor.engines)
         store.in_use = supervisor.engines.versions
         supervisor.on_crash = self._crashed
-        supervisor.on_ended = self._ended
+        supervisor.on_ended = self.notes.note_served
 
     async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
@@ -129,8 +122,7 @@ class ModelChanges:
     async def close(self) -> None:
         """Returns once everything that was to be remembered is on the disk."""
         self._end_probation()
-        while self._writers:
-            await asyncio.wait(self._writers)
+        await self.notes.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -172,7 +164,7 @@ class ModelChanges:
             change = self._in_place if wish.in_place else self._beside
             return await change(served, wish, progress)
         except (EngineFailed, ChangeRefused) as error:
-            self._write(stored.version, {"refused": str(error)[:_REASON_TEXT]})
+            self.notes.note(stored.version, {"refused": str(error)[:_REASON_TEXT]})
             raise
         finally:
             supervisor.end_update()
@@ -252,19 +244,19 @@ class ModelChanges:
         assert before is not None
         supervisor.served = engine.served
         supervisor.now_serving(engine)
+        taken_back, self.taken_back = self.taken_back, None
         if wish.probation and before != engine.served:
-            self._probation = _Probation(engine, before, asyncio.create_task(self._watch(engine, before, first)))
+            self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
-            async with self._writing:
-                await asyncio.to_thread(self._commit, engine.served, allow_downgrade=wish.allow_downgrade)
+            await self.notes.make_current(engine.served, allow_downgrade=wish.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
+            self.taken_back = self.taken_back or taken_back
             log.error("version %s cannot be made current: back to %s", engine.served.version, before.version)
             await self._bring_back(before)
             raise
         failpoint("update.committed")
-        self.taken_back = None
         return {"version": engine.served.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
 
     async def _go_back(self, served: Served) -> None:
@@ -283,107 +275,43 @@ class ModelChanges:
         model = self._supervisor.engines.model
         return model["contract"] if model is not None else None
 
-    # What is remembered
-
-    def _commit(self, served: Served, *, allow_downgrade: bool = False) -> None:
-        """From now on a restart serves this one."""
-        self._store.make_current(
-            served.version, allow_downgrade=allow_downgrade, device=served.device, taken_back=None, refused=None
-        )
-
-    def _write(self, version: str, facts: dict[str, Any], *, then_current: Served | None = None) -> None:
-        """Remember facts of a version, and which one is current, without waiting for the disk."""
-
-        def work() -> None:
-            try:
-                self._store.record(version, **facts)
-            except VersionUnknown:
-                pass  # removed meanwhile
-            except StoreUnavailable as error:
-                log.error("%s", error)
-            if then_current is not None:
-                self._commit(then_current)
-
-        self.remember(work)
-
-    def remember(self, work: Callable[[], None]) -> None:
-        """Run `work`, which blocks while the disk writes, in a thread, after what was to be remembered before."""
-
-        async def in_turn() -> None:
-            async with self._writing:
-                try:
-                    await asyncio.to_thread(work)
-                except ShmServeError as error:
-                    log.error("%s", error)
-
-        task = asyncio.create_task(in_turn())
-        self._writers.add(task)
-        task.add_done_callback(self._writers.discard)
-
-    def _ended(self, engine: EngineProcess) -> None:
-        version = engine.served.version
-        if count := self.counts.of(version):
-            self._write(version, {SERVED: count})
-
     # Probation
 
-    async def _watch(self, engine: EngineProcess, before: Served, first: dict[str, int]) -> None:
-        """Look at a new model's requests from the counts in `first` on; go back if too many fail."""
-        config = self._supervisor.config
-        while True:
-            await asyncio.sleep(_PROBATION_LOOK_S)
-            if engine.stats is None:
-                return  # it died; `_crashed` has seen to it
-            counters = engine.stats.counters()
-            failed = counters["failed"] - first["failed"]
-            total = failed + counters["served"] - first["served"]
-            if failed >= _PROBATION_LEAST and failed > total * config.probation_failures:
-                await self._take_back(engine, before, f"{failed} of its first {total} requests failed")
-                return
-            if total >= config.probation_requests:
-                self._probation = None
-                return
+    def _begin_probation(self, probation: Probation) -> None:
+        self._probation = probation
+        probation.begin(lambda why: self._take_back(probation, why))
 
     def _crashed(self, engine: EngineProcess) -> None:
         """The serving engine died: on probation, the model before is what is started in its place."""
         probation = self._probation
-        if probation is None or probation.engine is not engine:
+        if probation is None or probation.over or probation.engine is not engine:
             return
         self._end_probation()
         self._note_taken_back(engine.served, probation.before, "its engine died on probation")
         self._supervisor.served = probation.before
 
-    async def _take_back(self, engine: EngineProcess, before: Served, why: str) -> None:
+    async def _take_back(self, probation: Probation, why: str) -> None:
         async with self._supervisor.changing:
-            if self._supervisor.engines.serving is not engine or self._supervisor.stopping:
+            if self._supervisor.engines.serving is not probation.engine or self._supervisor.stopping:
                 return  # another change was first
             self._probation = None
             try:
-                await self._go_back(before)
+                await self._go_back(probation.before)
             except EngineFailed as failure:
                 log.error("%s; the model before cannot serve either: %s", why, failure)
                 return
-            self._note_taken_back(engine.served, before, why)
+            self._note_taken_back(probation.engine.served, probation.before, why)
 
     def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
         # Where only the device was another, the version itself is the good one.
-        self._write(bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good)
+        self.notes.note(bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good)
 
     def _end_probation(self) -> None:
         probation, self._probation = self._probation, None
         if probation is not None:
-            probation.watch.cancel()
-
-
-@dataclass(frozen=True)
-class _Probation:
-    """A model whose first requests are watched, and what to go back to."""
-
-    engine: EngineProcess
-    before: Served
-    watch: asyncio.Task[None]
+            probation.end()
 
 
 def _served(stored: StoredVersion, device: str) -> Served:

@@ -101,7 +101,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         try:
             first = await first_version(config, store)
             if not supervisor.stopping:
-                await supervisor.run(first.served, on_first=lambda: changes.remember(first.remember))
+                await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))
         finally:
             report.stopping()
             clients.close()

@@ -77,6 +77,8 @@ def test_an_engine_killed_while_the_supervisor_is_at_any_step_costs_no_request(
             wait_until(f"{step}: a restart serves {good}", lambda good=good: _current(daemon) == [good])
             daemon.wait_ready()
             wait_until(f"{step}: it serves", lambda good=good: served(daemon) == good)
+            bad = content_version(package) if victim == "new" and STEPS.index(step) > PAUSED else "None"
+            assert bad in str(daemon.status()["taken_back"]), step
             wait_until("nothing is on its way", lambda: not staged(daemon))
             wait_until(f"{step}: at most two engines", lambda: len(engines_of(daemon.pid)) <= 2)
         report = robot.finish(signal.SIGTERM)
