@@ -50,7 +50,7 @@ STEPS = (
     ("look", "engine", "see the counter move, copy the head"),
     ("take", "engine", "note that this request is about to run"),
     ("stage", "engine", "copy the payload into the staging arena (not in place)"),
-    ("tensors", "engine", "make tensors and the tree"),
+    ("tensors", "engine", "make arrays of the policy's own and the tree"),
     ("policy", "engine", "the policy itself: sum up every byte"),
     ("encode", "engine", "write the reply's arrays into its slot"),
     ("complete", "engine", "write the reply's head and its sequence"),
@@ -67,7 +67,7 @@ def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {name: {"steps": steps(name, seconds)} for name in workloads}
     with ExitStack() as cleanup:
         for way, in_place in (("staged", False), ("in_place", True)):
-            service = cleanup.enter_context(Service(POLICY, model={"read_in_place": in_place}))
+            service = cleanup.enter_context(Service(POLICY, model={"arrays": "numpy", "read_in_place": in_place}))
             for name in workloads:
                 found[name][way] = least_round_trip(service, name, seconds)
     for name, one in found.items():
@@ -120,7 +120,6 @@ def _nothing() -> None:
 @contextmanager
 def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     """A channel with both of its ends in this process, and each step as a call without arguments."""
-    import torch
 
     from shmserve.daemon.engine.staging import Staging
     from shmserve.daemon.stats import Stats, create_stats_memory
@@ -144,7 +143,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
         slot, reply_slot = client_out.memory(SEQUENCE), engine_out.memory(SEQUENCE)
         encoder, reply_encoder, decoder = Encoder(), Encoder(name="action"), Decoder()
         request = encoder.encode(asked.observation, slot)
-        staging, arena = Staging(torch.device("cpu")), np.empty(schema.payload_bytes, np.uint8)
+        staging, arena = Staging(None), np.empty(schema.payload_bytes, np.uint8)
         taken = engine_in.memory(SEQUENCE)
         policy = Policy()
 

@@ -23,7 +23,7 @@ def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with ExitStack() as cleanup:
         services = {
-            name: cleanup.enter_context(Service(POLICY, model={"read_in_place": in_place}))
+            name: cleanup.enter_context(Service(POLICY, model={"arrays": "numpy", "read_in_place": in_place}))
             for name, in_place in (("staged", False), ("in place", True))
         }
         for name in workloads:

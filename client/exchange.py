@@ -46,6 +46,9 @@ _LEAST_RESIZE_S = 1.0
 #: A daemon whose model is still being loaded is asked for its contract no more often.
 _ASK_AGAIN_NS = 100_000_000
 
+#: Plain numbers: looking a member up for each request costs 0.1 us, and comparing with one as much again.
+_OK, _GROW = int(Status.OK), int(Status.GROW)
+
 _T = TypeVar("_T")
 
 
@@ -424,7 +427,7 @@ class Exchange:
             if head is None or sequence in attachment.carried:
                 continue
             found = True
-            if head.status == Status.GROW:
+            if head.status == _GROW:
                 self._wanted.grow_replies(head.metadata_bytes, head.payload_bytes)
                 attachment.carried.append(sequence)
                 continue
@@ -443,7 +446,7 @@ class Exchange:
         in_slot = head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED)
         read_leaf: LeafReader | None = None
         loan: LentTree | None = None
-        if pending._lend and head.status == Status.OK and not in_slot[-1]:
+        if pending._lend and head.status == _OK and not in_slot[-1]:
             loan = LentTree(memory, pending._lend)
             read_leaf = loan.read_leaf
         try:
@@ -456,14 +459,14 @@ class Exchange:
             text = f"the model returned an object that this process cannot unpickle: {why}"
             pending._settle(None, InferenceFailed(text), head)
             return
-        if pending._lend and head.status == Status.OK:
+        if pending._lend and head.status == _OK:
             if loan is not None and isinstance(tree, (dict, list)):
                 attachment.lent[head.sequence] = weakref.ref(loan)
             else:
                 # The caller's variable outlives the block, and only a dict or a list can be emptied under it.
                 tree, loan = attachment.decoder.decode(memory, *in_slot), None
             tree = (tree, loan)
-        if head.status == Status.OK:
+        if head.status == _OK:
             pending._settle(tree, None, head)
         else:
             pending._settle(None, reply_error(self.name, head, tree), head)

@@ -89,7 +89,8 @@ class Pending:
         self._error = error
         self._head = head
         self._settled_ns = time.monotonic_ns()
-        self._tell()
+        if self._on_settled is not None:
+            self._on_settled()
 
     def _tell(self) -> None:
         if self._on_settled is not None:

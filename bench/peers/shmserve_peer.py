@@ -32,7 +32,7 @@ class Shmserve:
     def start(self) -> None:
         self._service = Service(
             POLICY,
-            model={"read_in_place": self.in_place},
+            model={"arrays": "numpy", "read_in_place": self.in_place},
             settings={"spin_us": self.spin_us, "transport": self.transport},
         )
         self._service.start()

@@ -39,7 +39,7 @@ WAYS: dict[str, Change] = {"constant": _constant, "numbers": _numbers, "text": _
 def measure(seconds: float) -> list[Figure]:
     """Three clients, one at a time and in turns: nothing changes; a time and a counter do; a sentence does."""
     medians: dict[str, list[float]] = {name: [] for name in WAYS}
-    with Service(POLICY) as service:
+    with Service(POLICY, model={"arrays": "numpy"}) as service:
         clients = {name: service.client() for name in WAYS}
         observations = {
             name: {**workload("tiny").observation, "timestamp": time.time(), "frame": 0, "done": False} for name in WAYS

@@ -24,7 +24,7 @@ class _Crowded(Shmserve):
     """As shmserve, with room for more clients than the default allows."""
 
     def start(self) -> None:
-        self._service = Service(POLICY, settings={"max_clients": IDLE + 16})
+        self._service = Service(POLICY, model={"arrays": "numpy"}, settings={"max_clients": IDLE + 16})
         self._service.start()
         self.address = str(self._service.runtime_dir)
 
