@@ -24,7 +24,7 @@ from shmserve.errors import (
     ServiceUnavailable,
     ShmServeError,
 )
-from shmserve.layout import number_of, sequence_of, slot_of
+from shmserve.layout import SLOT_BITS, number_of, sequence_of, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
@@ -185,9 +185,9 @@ class Attachment:
         """What the next request is called, in the lowest slot that nothing uses; 0 while there is none."""
         requests = self.channel.requests
         published = requests.counter()
-        number = number_of(published) + 1
+        number = (published >> SLOT_BITS) + 1
         if not self.in_flight and not self.lent:
-            return sequence_of(number, 0)
+            return number << SLOT_BITS  # in slot 0
         self._forget_unpublished(published)
         used = {slot_of(sequence) for sequence in self.in_flight}
         used.update(slot_of(sequence) for sequence in tuple(self.lent) if self.lent_reply(sequence) is not None)

@@ -338,7 +338,8 @@ class Exchange:
         me = threading.get_ident()
         try:
             with self._lock:
-                self.check_usable()
+                if self._closed or self._forked:
+                    self.check_usable()
                 if (pending is not None and pending._settled_ns) or not self._held:
                     return
                 waits = self._waiter in (0, me)
