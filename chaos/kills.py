@@ -26,8 +26,8 @@ def kill_clients(service: Service, kills: int) -> str:
     supervisor, engine = service.daemon.pid, service.daemon.engine_pid
     baseline = service.objects()
     reclaimed_ms: list[float] = []
+    reached: list[str] = []
     unreached: set[str] = set()
-    reached = 0
     named = steps(service.transport)
     for number in range(kills):
         step = named[number // 2 % len(named)] if number % 2 else None
@@ -40,7 +40,7 @@ def kill_clients(service: Service, kills: int) -> str:
             time.sleep(0.0005)
         time.sleep(max(0.0, until_s - time.monotonic()) if not step else 0)
         if step and victim.ended:
-            reached += 1
+            reached.append(step)
         elif step:
             unreached.add(step)
         if not victim.ended:
@@ -55,7 +55,7 @@ def kill_clients(service: Service, kills: int) -> str:
     reclaimed_ms.sort()
     p50, p99 = (reclaimed_ms[int(len(reclaimed_ms) * part)] for part in (0.5, 0.99))
     return (
-        f"{kills} clients killed, {reached} of them at {len(named) - len(unreached)} named steps; channel reclaimed "
+        f"{kills} clients killed, {len(reached)} of them by themselves at {len(set(reached))} named steps; channel reclaimed "
         f"after p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {reclaimed_ms[-1]:.1f} ms (of {len(reclaimed_ms)} that held "
         f"one); not reached: {', '.join(sorted(unreached)) or 'none'}"
     )

@@ -1,0 +1,29 @@
+"""docs/faults.md: every fault once, and every test that it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_TESTS = Path(__file__).resolve().parent
+_ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in (_TESTS.parent / "docs" / "faults.md").read_text().splitlines()
+    if re.match(r"\| T\d\d \|", line)
+]
+
+
+def test_every_fault_is_there_once_and_in_order() -> None:
+    assert [row[0] for row in _ROWS] == [f"T{number:02}" for number in range(1, 89)]
+    assert all(len(row) == 5 and all(row) for row in _ROWS)
+
+
+@pytest.mark.parametrize("row", _ROWS, ids=lambda row: row[0])
+def test_its_tests_exist_or_it_says_that_there_is_none(row: list[str]) -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row[4])
+
+    for file, test in named:
+        assert re.search(rf"^def {test}\(", (_TESTS / file).read_text(), re.MULTILINE), f"{file} has no {test}"
+    assert named or (row[4] == "none" and row[2].startswith("not tested"))
