@@ -44,7 +44,7 @@ class Service:
         policy: Path,
         *,
         model: Mapping[str, int | str] | None = None,
-        settings: Mapping[str, int | str] | None = None,
+        settings: Mapping[str, int | str | list[int]] | None = None,
     ) -> None:
         self._policy = policy
         self._model = dict(model or {})
@@ -159,7 +159,7 @@ def clients(service: Service, count: int) -> Iterator[list[ShmClient]]:
         yield [stack.enter_context(service.client()) for _ in range(count)]
 
 
-def toml(table: Mapping[str, int | str]) -> str:
+def toml(table: Mapping[str, int | str] | Mapping[str, int | str | list[int]]) -> str:
     """A table's lines.
 
     >>> toml({"max_batch": 8, "read_in_place": True, "name": "x"}).splitlines()

@@ -21,6 +21,7 @@ class Reply:
     infer_us: float  # the model, with the whole batch it ran in
     copied_us: float  # the result encoded into the reply slot
     in_place: bool  # the model read the slot itself
+    clamped: bool  # a number of the observation or the action was brought back to the range that the model declares
 
     @classmethod
     def of(cls, head: ReplyHead, round_trip_ns: int) -> Reply:
@@ -33,4 +34,5 @@ class Reply:
             head.infer_ns / 1e3,
             head.copied_ns / 1e3,
             bool(head.flags & Flag.IN_PLACE),
+            bool(head.flags & Flag.CLAMPED),
         )

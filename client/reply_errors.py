@@ -7,6 +7,7 @@ from typing import Any
 from shmserve.errors import (
     EngineLost,
     InferenceFailed,
+    NumbersRefused,
     ProtocolMismatch,
     RequestCancelled,
     RequestRejected,
@@ -29,6 +30,8 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
     match head.status:
         case Status.FAILED:
             return InferenceFailed(f"the model raised {kind}: {text} (the traceback is in the daemon's log)")
+        case Status.REJECTED if kind == "NumbersRefused":
+            return NumbersRefused(f"{what} was not run: {text}")
         case Status.REJECTED if kind == "TooManyRequests":
             return TooManyRequests(f"{what} was not run: {text}; send fewer, or ask the operator for more")
         case Status.REJECTED:

@@ -248,6 +248,8 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "rejected": counters["rejected"],
             **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
             "in_place": counters["in_place"],
+            "clamped": counters["clamped"],
+            "out_of_range": counters["out_of_range"],
             "batches": counters["batches"],
         },
         "latency": {stage.name.lower(): _percentiles(supervisor, stage) for stage in Stage},

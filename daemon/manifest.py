@@ -11,6 +11,7 @@ from typing import Any
 from shmserve.errors import ModelPackageError
 
 from .formats import FORMATS, recognised
+from .number_checks import read_checks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +41,7 @@ _MODEL: dict[str, type] = {
 }
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool}
 _TOLERANCE = ("atol", "rtol")
-_TABLES = ("model", "warmup", "metadata")
+_TABLES = ("model", "warmup", "checks", "metadata")
 #: Keys that only a saved module has a use for, and those that it has none for.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays")
@@ -75,6 +76,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if key in warmup:
             settings[key] = warmup[key]
     settings |= _tolerance(manifest, warmup.get("tolerance", {}))
+    settings["checks"] = read_checks(manifest, document.get("checks", {}))
     for key in ("weights", "example", "expected"):
         if key in settings:
             _check_file(manifest, key, settings[key])

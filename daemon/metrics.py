@@ -85,6 +85,14 @@ class _Service(Collector):
         yield _counter(
             "shmserve_requests_in_place", "Requests that the model read without a copy.", counted["in_place"]
         )
+        yield _counter(
+            "shmserve_requests_clamped",
+            "Requests with a number that was brought back to its limit.",
+            counted["clamped"],
+        )
+        yield _counter(
+            "shmserve_requests_out_of_range", "Requests that ended because of a number.", counted["out_of_range"]
+        )
         yield _counter("shmserve_engine_wakes", "Times an idle engine woke up.", counted["wakes"])
         yield CounterMetricFamily(
             "shmserve_engine_busy_seconds", "Time spent on requests.", counted["busy_ns"] / 1e9, unit="seconds"

@@ -11,6 +11,7 @@ from shmserve.package_files import content_version
 
 from .formats import FORMATS
 from .manifest import MANIFEST, read_manifest
+from .number_checks import NumberCheck
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class ModelPackage:
     atol: float = 1e-4
     rtol: float = 1e-3
     allow_nonfinite: bool = False  # NaN and infinity are values that this model gives on purpose
+    #: What numbers it may get and give, by side (observation, action) and entry.
+    checks: dict[str, dict[str, NumberCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
 
     @classmethod

@@ -43,6 +43,8 @@ class Counter(IntEnum):
     WAKES = 20  # times the engine slept and was woken or looked up
     BUSY_NS = 21
     RESETS = 22
+    CLAMPED = 23  # requests with a number of the observation or the action brought back to its limit
+    OUT_OF_RANGE = 24  # requests that ended because of a number that is not finite or out of range
 
 
 class Stage(IntEnum):

@@ -126,7 +126,7 @@ class _Engine:
         logging.disable()
         torch.set_num_threads(1)
         self.stats = Stats(create_stats_memory())
-        serving = Serving(_Echo(), self.stats, version=1, max_batch=1, in_place=False, stateful=False)
+        serving = Serving(_Echo(), self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={})
         bell = _Bell()
         self.bell = bell
         self.broken: list[str] = []

@@ -10,6 +10,7 @@
         UnsupportedType (TypeError)            an object that the codec does not carry
         ObservationTooLarge                    more bytes than the service allows
         ContractMismatch                       not what the model was declared to take
+        NumbersRefused                         a number that is not finite, or out of the range that the model declares
         TooManyRequests                        more a second than the operator allows one user
         Stale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
@@ -81,6 +82,10 @@ class ObservationTooLarge(RequestRejected):
 
 class ContractMismatch(RequestRejected):
     """The observation is not what the model was declared to take; the message lists the differences."""
+
+
+class NumbersRefused(RequestRejected):
+    """The observation holds a number that is not finite, or out of the range that the model declares for it."""
 
 
 class TooManyRequests(RequestRejected):

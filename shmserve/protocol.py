@@ -33,6 +33,8 @@ class Flag:
     IN_PLACE: Final = 8
     #: (reply) The policy declares itself stateful: running a request twice is not the same as once.
     STATEFUL: Final = 16
+    #: (reply) A number of the observation or the action was out of its declared range and brought back to it.
+    CLAMPED: Final = 32
 
 
 class Status(IntEnum):

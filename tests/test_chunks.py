@@ -69,7 +69,7 @@ class Request:
 
     @property
     def reply(self) -> Reply:
-        return Reply(1, self.version, 0.0, 0.0, 0.0, 0.0, 0.0, False)
+        return Reply(1, self.version, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
 
 
 class Policy:

@@ -89,6 +89,9 @@ def _summary(status: dict[str, Any]) -> Table:
     for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):
         if requests[name]:
             counts.append(f", {requests[name]} {name}", style="red" if name in ("failed", "lost") else "yellow")
+    for name in ("out_of_range", "clamped"):
+        if requests[name]:
+            counts.append(f" ({requests[name]} {name.replace('_', ' ')})", style="yellow")
     table.add_row("requests", counts)
     return table
 

@@ -110,6 +110,7 @@ class Engine:
             max_batch=package.max_batch,
             in_place=self._in_place,
             stateful=package.stateful,
+            checks=package.checks,
         )
         self._loop = EngineLoop(
             NamedDoorbell(order["request_bell"])

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from shmserve.errors import RequestRejected
+from shmserve.errors import NumbersRefused, RequestRejected
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
+from ..number_checks import NumberCheck
 from ..stats import SEVERAL, ChannelWord, Counter, Stats
+from .checked_numbers import CheckedNumbers
 from .failure_text import logged, told
 from .models.model import Model, PerClient
 from .staging import Staging
@@ -42,7 +45,7 @@ Taken = tuple[Tenancy, RequestHead]
 class _Row:
     """One request of a batch, staged."""
 
-    __slots__ = ("head", "in_place", "observation", "queued_ns", "schema", "staged_ns", "staging", "tenancy")
+    __slots__ = ("clamped", "head", "in_place", "observation", "queued_ns", "schema", "staged_ns", "staging", "tenancy")
 
     def __init__(
         self,
@@ -63,13 +66,22 @@ class _Row:
         self.in_place = in_place
         self.queued_ns = queued_ns
         self.staged_ns = staged_ns
+        self.clamped = False
 
 
 class Serving:
     """The model behind the channels."""
 
     def __init__(
-        self, model: Model, stats: Stats, *, version: int, max_batch: int, in_place: bool, stateful: bool
+        self,
+        model: Model,
+        stats: Stats,
+        *,
+        version: int,
+        max_batch: int,
+        in_place: bool,
+        stateful: bool,
+        checks: Mapping[str, Mapping[str, NumberCheck]],
     ) -> None:
         self._model = model
         # Decided once: a model that takes no id pays nothing for those that do.
@@ -79,6 +91,9 @@ class Serving:
         self._version = version
         self._in_place = in_place
         self._stateful = stateful
+        #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
+        self._observations = CheckedNumbers("observation", checks["observation"]) if "observation" in checks else None
+        self._actions = CheckedNumbers("action", checks["action"]) if "action" in checks else None
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
 
@@ -143,8 +158,18 @@ class Serving:
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, head, error, queued_ns)
             return None
+        clamped = False
+        if self._observations is not None:
+            try:
+                observation, clamped = self._observations.hold(observation)
+            except NumbersRefused as error:
+                self._words[Counter.OUT_OF_RANGE] += 1
+                self._reject(tenancy, head, error, queued_ns)
+                return None
         staged_ns = time.monotonic_ns() - taken_ns
-        return _Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        row = _Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        row.clamped = clamped
+        return row
 
     def _refused(self, tenancy: Tenancy, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
         """Whether the request was answered because it may not run, or not any more."""
@@ -226,10 +251,21 @@ class Serving:
     def _reply(self, row: _Row, results: list[Any], index: int, infer_ns: int) -> None:
         flags = Flag.IN_PLACE if row.in_place else 0
         try:
-            self._finish(row.tenancy, row.head, _OK, results[index], flags, row.queued_ns, row.staged_ns, infer_ns)
-        except RequestRejected as error:  # the codec cannot carry what the model returned
+            result, clamped = results[index], row.clamped
+            if self._actions is not None:
+                try:
+                    result, held = self._actions.hold(result)
+                except NumbersRefused:
+                    self._words[Counter.OUT_OF_RANGE] += 1
+                    raise
+                clamped |= held
+            if clamped:
+                self._words[Counter.CLAMPED] += 1
+                flags |= Flag.CLAMPED
+            self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
+        except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
-        results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
+        result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
         self._release(row)
 
     def _release(self, row: _Row) -> None:

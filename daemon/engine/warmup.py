@@ -13,10 +13,11 @@ import torch
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.contract import Entries, contract_differences, contract_of
 from shmserve.description import describe
-from shmserve.errors import ModelPackageError
+from shmserve.errors import ModelPackageError, NumbersRefused
 from shmserve.schema import Schema
 
 from ..model_package import ModelPackage
+from .checked_numbers import CheckedNumbers
 from .judgement import deviations, not_finite
 from .models.model import Model, PerClient
 from .recorded import read_recorded
@@ -74,6 +75,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth
         infer_ns = time.monotonic_ns() - began_ns
         if number == 0:
             _judge(action, package)
+            _check_numbers(example, action, package)
     contract = contract_of(example, action)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
@@ -116,6 +118,15 @@ def _judge(action: Any, package: ModelPackage) -> None:
             raise ModelPackageError(
                 f"the action for the example is not the one recorded in {package.expected}: {'; '.join(wrong)}"
             )
+
+
+def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
+    """What the package declares of numbers holds for its own example, and names entries that there are."""
+    for side, tree in (("observation", example), ("action", action)):
+        try:
+            CheckedNumbers(side, package.checks.get(side, {})).hold(tree)
+        except NumbersRefused as error:
+            raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 
 
 def _check_batch(model: Model, observation: Any, contract: dict[str, Entries | None], count: int) -> None:

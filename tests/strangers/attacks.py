@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shmserve.client import ShmServeError
+from shmserve.client import ShmClient, ShmServeError
 from shmserve.client.attachment import Attachment, Wanted
 from shmserve.codec import Encoder
 from shmserve.directories import CLIENT_SOCKET
@@ -246,6 +246,27 @@ def resize(target: Target) -> str:
                     os.close(descriptor)
         attachment.close()
     return f"{resized} generations, {refused} refusals"
+
+
+def flood(target: Target) -> str:
+    """Ask as fast as answers come, four requests at a time."""
+    answered = 0
+    with ShmClient(target.name, runtime_dir=target.directory.parent, timeout=30, slots=4) as client:
+        out = [client.submit({"do": "echo", "value": number}) for number in range(4)]
+        while target.goes_on():
+            with contextlib.suppress(ShmServeError):
+                out.pop(0).result()
+                answered += 1
+            out.append(client.submit({"do": "echo", "value": answered}))
+    return f"{answered} answers"
+
+
+def burn(target: Target) -> str:
+    """Use a processor and nothing of the service: what any neighbour costs."""
+    rounds = 0
+    while target.goes_on():
+        rounds += 1
+    return f"{rounds} rounds"
 
 
 def main() -> None:

@@ -1,0 +1,77 @@
+"""What model.toml says of the numbers that a model may get and give: `[checks.observation."name"]`, `[checks.action."name"]`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shmserve.contract import SIDES
+from shmserve.errors import ModelPackageError
+
+Limit = float | tuple[float, ...] | None
+_KEYS = ("min", "max", "otherwise")
+_OTHERWISE = ("reject", "clamp")
+
+
+@dataclass(frozen=True)
+class NumberCheck:
+    """The numbers of one entry are finite, and each lies within these limits (included)."""
+
+    min: Limit = None
+    max: Limit = None  # a tuple holds one limit for each place of the last dimension
+    clamp: bool = False  # a number outside becomes the limit; NaN is refused all the same
+
+    @property
+    def limits(self) -> int | None:
+        """The length that the last dimension must have; None if one limit is for all."""
+        return next((len(limit) for limit in (self.min, self.max) if isinstance(limit, tuple)), None)
+
+
+def read_checks(manifest: Path, table: Mapping[str, Any]) -> dict[str, dict[str, NumberCheck]]:
+    """The checks by side and by the entry's name in the contract; raises ModelPackageError naming key and remedy."""
+    found: dict[str, dict[str, NumberCheck]] = {}
+    for side, entries in table.items():
+        if side not in SIDES or not isinstance(entries, dict):
+            raise ModelPackageError(f"{manifest}: [checks] has the tables {' and '.join(SIDES)}, not {side!r}")
+        found[side] = {
+            name: _check(f"{manifest}: checks.{side}.{name or repr(name)}", entry) for name, entry in entries.items()
+        }
+    return found
+
+
+def _check(where: str, entry: Any) -> NumberCheck:
+    if not isinstance(entry, dict) or any(key not in _KEYS for key in entry):
+        raise ModelPackageError(f"{where} = {entry!r} must be a table of {', '.join(_KEYS)}; quote a name with dots")
+    low, high = (_limit(f"{where}: {key}", entry.get(key)) for key in ("min", "max"))
+    otherwise = entry.get("otherwise", "reject")
+    if otherwise not in _OTHERWISE:
+        raise ModelPackageError(f"{where}: otherwise = {otherwise!r} must be one of {', '.join(_OTHERWISE)}")
+    if otherwise == "clamp" and low is None and high is None:
+        raise ModelPackageError(f"{where}: otherwise = 'clamp' needs min or max")
+    if isinstance(low, tuple) and isinstance(high, tuple) and len(low) != len(high):
+        raise ModelPackageError(f"{where}: min has {len(low)} limits and max {len(high)}")
+    count = max(len(limit) if isinstance(limit, tuple) else 1 for limit in (low, high))
+    for least, most in zip(_each(low, -math.inf, count), _each(high, math.inf, count), strict=True):
+        if least > most:
+            raise ModelPackageError(f"{where}: min = {least:g} is above max = {most:g}")
+    return NumberCheck(low, high, otherwise == "clamp")
+
+
+def _limit(where: str, value: Any) -> Limit:
+    if value is None:
+        return None
+    values = value if isinstance(value, list) and value else [value]
+    if not all(type(each) in (int, float) and math.isfinite(each) for each in values):
+        raise ModelPackageError(
+            f"{where} = {value!r} must be a number, or a list of one for each place of the last dimension"
+        )
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
+
+
+def _each(limit: Limit, otherwise: float, count: int) -> tuple[float, ...]:
+    if isinstance(limit, tuple):
+        return limit
+    return (otherwise if limit is None else limit,) * count
