@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-updates check lint bench bench-check fuzz chaos growth clean
+.PHONY: man demo test test-updates check lint bench bench-check fuzz chaos growth clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
 	@echo "make chaos  kill, stop and starve clients, engines and the supervisor; account for every request (half an hour)"
 	@echo "make growth 10,000 clients and a million requests; nothing may grow"
+	@echo "make man    the man pages, from the commands' own help"
 	@echo "make clean  remove what these made"
 
 $(VENV)/installed: pyproject.toml
@@ -28,6 +29,9 @@ $(VENV)/installed: pyproject.toml
 	@# Without what it depends on: it asks for numpy 1, and its client half needs only what [dev] brings.
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client
 	@touch $@
+
+man: $(VENV)/installed
+	@$(BIN)/python man/generate.py
 
 demo: $(VENV)/installed
 	@$(BIN)/python examples/cartpole/demo.py

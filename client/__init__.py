@@ -1,4 +1,10 @@
-"""The robot's side: numpy, posix_ipc and the standard library, never torch."""
+"""The robot's side: numpy, posix_ipc and the standard library, never torch.
+
+What needs numpy is imported when it is first asked for: `shmserve-admin status`, which lies below this package, does not.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import (
     ClientClosed,
@@ -26,11 +32,12 @@ from shmserve.errors import (
     UnsupportedType,
 )
 
-from .loans import LentReply, LoanedObservation
-from .one_call import send_inference_request
-from .pending import Pending
-from .reply import Reply
-from .shm_client import ShmClient
+if TYPE_CHECKING:
+    from .loans import LentReply, LoanedObservation
+    from .one_call import send_inference_request
+    from .pending import Pending
+    from .reply import Reply
+    from .shm_client import ShmClient
 
 __all__ = [
     "ClientClosed",
@@ -63,3 +70,24 @@ __all__ = [
     "UnsupportedType",
     "send_inference_request",
 ]
+
+_WHERE = {
+    "LentReply": "loans",
+    "LoanedObservation": "loans",
+    "Pending": "pending",
+    "Reply": "reply",
+    "ShmClient": "shm_client",
+    "send_inference_request": "one_call",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

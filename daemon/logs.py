@@ -103,7 +103,7 @@ def configure_logging(process: str) -> None:
     """Log to where standard error goes; `process` names the supervisor or the engine in every line."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _to_journal() and _JOURNAL.is_socket():
-        handler = JournalHandler(process)
+        handler = JournalHandler(process, _JOURNAL)
         handler.setFormatter(PlainFormatter())
     elif _to_journal():
         handler.setFormatter(_StreamFormatter(f"{process}: %(message)s"))

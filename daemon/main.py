@@ -164,6 +164,10 @@ def main(
 
     Settings: flags, else SHMSERVE_<KEY> in the environment, else /etc/shmserve/<name>.toml (or the user's own
     ~/.config/shmserve/<name>.toml), else the defaults. SIGTERM answers what clients have sent and exits 0.
+
+    \b
+    shmserved --model-path models/arm --name arm --device cuda:0
+    shmserved --config arm.toml --check-config
     """
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)

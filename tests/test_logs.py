@@ -120,6 +120,28 @@ def test_stderr_that_is_the_journal_s_stream_gets_priorities() -> None:
         assert stream.read() == "<3>x: one\n<3>two\n"
 
 
+def test_the_daemon_s_lines_in_the_journal_are_their_text_alone(journal: socket.socket, tmp_path: Path) -> None:
+    script = (
+        f"from shmserve.daemon import logs\nlogs._JOURNAL = logs.Path({str(tmp_path / 'journal')!r})\n"
+        "logs.configure_logging('x')\nlogs.logging.getLogger('shmserve.daemon').warning('state %s', 'ready')\n"
+    )
+    read, write = os.pipe()
+    found = os.fstat(write)
+
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment(), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
+        stderr=write,
+        timeout=60,
+        check=True,
+    )
+
+    os.close(write)
+    os.close(read)
+    fields = entry(journal.recv(65536))
+    assert (fields["MESSAGE"], fields["PRIORITY"]) == (b"x: state ready", b"4")
+
+
 def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     monkeypatch.setattr("shmserve.daemon.logs.time.monotonic", lambda: now_s)

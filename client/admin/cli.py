@@ -17,6 +17,7 @@ from shmserve import __version__
 from shmserve.varlink import VarlinkError
 
 from .bench import bench
+from .completion import complete_services, completion
 from .exits import REFUSED, fail, with_exit_status
 from .record import record
 from .replay import replay
@@ -27,7 +28,13 @@ from .target import Target, print_json, show
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--name", default="default", show_default=True, help="Name of the service.")
+@click.option(
+    "--name",
+    default="default",
+    show_default=True,
+    help="Name of the service.",
+    shell_complete=complete_services,
+)
 @click.option("--runtime-dir", type=click.Path(), help="Where the daemon's sockets are, if not at the usual place.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.version_option(__version__, prog_name="shmserve-admin")
@@ -36,13 +43,18 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
     """Look after a running shmserve service.
 
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon.
+
+    \b
+    shmserve-admin status
+    shmserve-admin --name arm --json status
+    shmserve-admin update-model models/new
     """
     context.obj = Target(name, runtime_dir, as_json)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, config, generate_key, metrics, record, reload, replay, sign, top):
+for command in (bench, clients, completion, config, generate_key, metrics, record, reload, replay, sign, top):
     main.add_command(command)
 
 
@@ -52,7 +64,13 @@ for command in (bench, clients, config, generate_key, metrics, record, reload, r
 @click.pass_obj
 @with_exit_status
 def status(target: Target, as_json: bool, watch: bool) -> None:
-    """Is it healthy, what does it serve, who is connected, how fast."""
+    """Is it healthy, what does it serve, who is connected, how fast.
+
+    \b
+    shmserve-admin status
+    shmserve-admin --name arm status --watch
+    shmserve-admin status --json
+    """
     if watch and not (target.as_json or as_json):
         from .live_screen import watch_status
 
@@ -76,6 +94,9 @@ def wait_ready(target: Target, timeout: float) -> None:
     """Return once the service answers requests.
 
     Waits for the daemon itself, too: it may be started afterwards.
+
+    \b
+    shmserve-admin wait-ready --timeout 120
     """
     from .waiting import wait_until_ready
 
@@ -110,6 +131,10 @@ def update_model(
     """Serve the model package at PATH, a directory or a tar, while robots run.
 
     The old model answers until the new one is loaded, checked and warm. If anything fails it serves on.
+
+    \b
+    shmserve-admin update-model models/new --note "more light"
+    shmserve-admin --name arm update-model new.tar.gz --in-place --device cuda:1
     """
     from .update import name_of, open_package
 
@@ -135,7 +160,12 @@ def update_model(
 @click.pass_obj
 @with_exit_status
 def rollback(target: Target, version: str | None, as_json: bool) -> None:
-    """Serve the version before again, or VERSION (a beginning of it is enough)."""
+    """Serve the version before again, or VERSION (a beginning of it is enough).
+
+    \b
+    shmserve-admin rollback
+    shmserve-admin rollback 46ab1d
+    """
     with target.connection() as connection:
         _change(connection.call_more("Rollback", {"version": version}), target.as_json or as_json)
 
@@ -163,7 +193,12 @@ def _change(replies: Iterator[dict[str, Any]], as_json: bool) -> None:
 @click.pass_obj
 @with_exit_status
 def versions(target: Target, as_json: bool) -> None:
-    """The model versions that are kept, latest first."""
+    """The model versions that are kept, latest first.
+
+    \b
+    shmserve-admin versions
+    shmserve-admin versions --json
+    """
     with target.connection() as connection:
         found = connection.call("Versions")["versions"]
     if target.as_json or as_json:
@@ -178,7 +213,11 @@ def versions(target: Target, as_json: bool) -> None:
 @click.pass_obj
 @with_exit_status
 def drain(target: Target) -> None:
-    """Answer what clients have sent, then stop the daemon."""
+    """Answer what clients have sent, then stop the daemon.
+
+    \b
+    shmserve-admin drain
+    """
     with target.connection() as connection:
         connection.call("Drain")
 

@@ -17,7 +17,12 @@ from .target import Target, print_json, show
 @click.pass_obj
 @with_exit_status
 def clients(target: Target) -> None:
-    """Every client: which program, which user, how much it asks."""
+    """Every client: which program, which user, how much it asks.
+
+    \b
+    shmserve-admin clients
+    shmserve-admin --json clients
+    """
     with target.connection() as connection:
         found = [client for reply in connection.call_more("Clients", {}, timeout_s=10.0) for client in reply["clients"]]
     if target.as_json:
@@ -54,7 +59,11 @@ def metrics(target: Target, textfile: Path | None) -> None:
 @click.pass_obj
 @with_exit_status
 def top(target: Target, interval: float) -> None:
-    """Rates and latencies as they are now, of each client and each stage; q or Ctrl-C ends it."""
+    """Rates and latencies as they are now, of each client and each stage; q or Ctrl-C ends it.
+
+    \b
+    shmserve-admin top --interval 0.5
+    """
     if not 0.1 <= interval <= 60:
         raise click.BadParameter("0.1 to 60 seconds", param_hint="--interval")
     from .live_screen import watch_rates

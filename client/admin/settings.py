@@ -17,6 +17,9 @@ def config(target: Target) -> None:
     """Every setting of the running daemon, and where it comes from.
 
     Flags win over SHMSERVE_<KEY> in its environment, over /etc/shmserve/<name>.toml, over the defaults.
+
+    \b
+    shmserve-admin config
     """
     with target.connection() as connection:
         found = connection.call("Config")
@@ -45,7 +48,11 @@ def config(target: Target) -> None:
 @click.pass_obj
 @with_exit_status
 def reload(target: Target) -> None:
-    """Read the configuration file again; say what is in force now and what needs a restart."""
+    """Read the configuration file again; say what is in force now and what needs a restart.
+
+    \b
+    shmserve-admin --name arm reload
+    """
     with target.connection() as connection:
         found = connection.call("Reload")
     if target.as_json:

@@ -30,6 +30,9 @@ def generate_key(target: Target, file: Path, password_file: Path | None, as_json
     """Make a key that signs model packages: the private half into FILE, which must not exist yet.
 
     Prints the public half as the configuration of the robots' daemons takes it.
+
+    \b
+    shmserve-admin generate-key ~/keys/models.pem
     """
     public = make_key_pair(file, password=_password(password_file))
     if target.as_json or as_json:
@@ -55,6 +58,9 @@ def sign(target: Target, directory: Path, key: Path, add: bool, password_file: P
     """Sign the model package in DIRECTORY as it is now: writes its model.sig.
 
     The version stays the same; a change of any other file after this makes the signature worthless.
+
+    \b
+    shmserve-admin sign models/new --key ~/keys/models.pem
     """
     public = sign_package(directory, key, password=_password(password_file), add=add)
     version = content_version(directory)

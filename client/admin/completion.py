@@ -1,0 +1,48 @@
+"""shmserve-admin completion: what a shell needs to complete commands, options and names of services."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from shmserve.directories import ADMIN_SOCKET, service_directory
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+PROGRAM = "shmserve-admin"
+_VARIABLE = "_SHMSERVE_ADMIN_COMPLETE"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what SHELL reads to complete this command.
+
+    \b
+    shmserve-admin completion bash > ~/.local/share/bash-completion/completions/shmserve-admin
+    shmserve-admin completion zsh > ~/.zfunc/_shmserve-admin
+    shmserve-admin completion fish > ~/.config/fish/completions/shmserve-admin.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(context.find_root().command, {}, PROGRAM, _VARIABLE).source())
+
+
+def complete_services(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The services of this host whose names begin so."""
+    from click.shell_completion import CompletionItem
+
+    found: set[str] = set()
+    runtime_dir = context.params.get("runtime_dir")
+    # Where the service called "default" would be, its neighbours are.
+    for place in {service_directory("default", runtime_dir).parent, Path("/run/shmserve")}:
+        with contextlib.suppress(OSError):
+            found |= {path.parent.name for path in place.glob(f"*/{ADMIN_SOCKET}")}
+    return [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]

@@ -1,0 +1,72 @@
+"""Writes the man pages from the commands' own help: `make man`; `--check` says whether they are current."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+from click_man.core import write_man_pages
+
+from shmserve import __version__
+from shmserve.client.admin.cli import main as admin
+from shmserve.daemon.main import main as daemon
+
+FOLDER = Path(__file__).resolve().parent
+#: The day of the version, not of the run: the pages change when the help does.
+_DATE = "2026-11-22"
+_EXIT_STATUS = {
+    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon.",
+    "shmserved": "0 stopped as asked, 1 the service failed, 2 usage, 78 a mistake in the configuration.",
+}
+
+
+def write(folder: Path) -> None:
+    """Every page, one file each."""
+    for name, command in (("shmserve-admin", admin), ("shmserved", daemon)):
+        write_man_pages(name, command, version=__version__, target_dir=str(folder), date=_DATE)
+    for page in folder.glob("*.1"):
+        page.write_text(_finished(page.stem, page.read_text()))
+
+
+def _finished(name: str, text: str) -> str:
+    """The page as man(1) should show it: examples line by line, dashes that can be copied, how it exits."""
+    lines: list[str] = []
+    example = False
+    for line in text.splitlines():
+        if line.strip() == "\b":
+            example = True
+            lines += [".PP", "Examples:", ".PP", ".nf"]
+            continue
+        if example and not line.startswith("shmserve"):
+            lines.append(".fi")
+            example = False
+        lines.append(line.replace("--", r"\-\-") if not line.startswith(".TH") else line)
+    if example:
+        lines.append(".fi")
+    program = "shmserved" if name == "shmserved" else "shmserve-admin"
+    lines += [".SH EXIT STATUS", _EXIT_STATUS[program]]
+    return "\n".join(lines) + "\n"
+
+
+def stale() -> list[str]:
+    """The pages that are not what the help is now."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        now = {path.name: path.read_text() for path in Path(folder).iterdir()}
+    kept = {path.name: path.read_text() for path in FOLDER.glob("*.1")}
+    return sorted(name for name in now.keys() | kept.keys() if now.get(name) != kept.get(name))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is not current")
+    if parser.parse_args().check:
+        old = stale()
+        sys.exit(f"not current, run make man: {', '.join(old)}" if old else 0)
+    for page in FOLDER.glob("*.1"):
+        page.unlink()
+    write(FOLDER)
+    click.echo(f"{len(list(FOLDER.glob('*.1')))} pages in {FOLDER}")
