@@ -30,7 +30,7 @@ async def control(client: ShmClient, cart: Cart) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:
-        observation = {key: np.float32(getattr(cart, key)) for key in ("goal", "place", "speed")}
+        observation = {key: np.array(getattr(cart, key), np.float32) for key in ("goal", "place", "speed")}
         try:
             answer = await client.infer_async(observation, timeout=2 * PERIOD_S)
             force = float(answer["force"])
