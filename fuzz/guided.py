@@ -40,9 +40,11 @@ def fuzz_in_this_process(name: str, arguments: list[str]) -> None:
 def run(name: str, target: Target, inputs: int, *, keep: bool) -> tuple[int, int]:
     """Fuzz one target; returns how many inputs ran, and the exit status of the run (0: no finding)."""
     known = {*target.seeds(), *corpus.read(name)}
-    with tempfile.TemporaryDirectory(prefix="shmserve-fuzz-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="shmserve-fuzz-", dir="/dev/shm") as scratch:
         folder = Path(scratch, "corpus")
         folder.mkdir()
+        written = Path(scratch, "written")
+        written.mkdir()
         for number, data in enumerate(sorted(known)):
             (folder / f"known-{number}").write_bytes(data)
         words = Path(scratch, "words")
@@ -50,8 +52,9 @@ def run(name: str, target: Target, inputs: int, *, keep: bool) -> tuple[int, int
         command = [sys.executable, "-m", "fuzz.guided", "--in-this-process", name, "--", f"-runs={inputs}"]
         command += [f"-dict={words}", f"-max_len={INPUT_LIMIT_BYTES}", f"-timeout={round(10 * TIME_LIMIT_S)}"]
         command += [f"-rss_limit_mb={_MEMORY_MIB}", "-print_final_stats=1", f"-artifact_prefix=finding-{name}-"]
+        environment = {**os.environ, "FUZZ_FOLDER": str(written)}
         ended = subprocess.run(
-            [*command, str(folder)], stderr=subprocess.PIPE, text=True, errors="replace", check=False
+            [*command, str(folder)], stderr=subprocess.PIPE, text=True, errors="replace", check=False, env=environment
         )
         counted = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
         if ended.returncode or not counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,8 +17,12 @@ _folders: list[Path] = []
 
 def run(data: bytes) -> None:
     if not _folders:
-        folder = Path(tempfile.mkdtemp(prefix="shmserve-fuzz-", dir="/dev/shm"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        # libFuzzer ends its process without exit functions: fuzz/guided.py says where, and removes it.
+        if given := os.environ.get("FUZZ_FOLDER"):
+            folder = Path(given)
+        else:
+            folder = Path(tempfile.mkdtemp(prefix="shmserve-fuzz-", dir="/dev/shm"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
         for name in ("policy.py", "model.pt2", "model.pt", "weights.bin", "example.npz"):
             (folder / name).touch()
         _folders.append(folder)
