@@ -18,7 +18,7 @@ from . import admin_recording, admin_settings, admin_sight
 from .admin_recording import AdminRecording
 from .admin_settings import AdminSettings
 from .admin_sight import AdminSight, fitted
-from .changes import ChangeRefused, ModelChanges, Progress, Wish
+from .changes import DEVICE_MEMORY_SHORT, ChangeRefused, ModelChanges, Progress, Wish
 from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
@@ -61,8 +61,8 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, downgrade, no_previous, package, engine, store, tape, unknown_client, unknown_version or
-# stopping.
+# `reason` is busy, contract, device_memory, downgrade, no_previous, package, engine, store, tape, unknown_client,
+# unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
 
@@ -179,6 +179,8 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
 def _reason(error: Exception) -> str:
     if isinstance(error, ChangeRefused):
         return error.reason
+    if isinstance(error, EngineFailed) and error.error == DEVICE_MEMORY_SHORT:
+        return "device_memory"
     if isinstance(error, VersionUnknown):
         return "unknown_version"
     if isinstance(error, StoreUnavailable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -26,6 +27,8 @@ from .version_notes import VersionNotes
 
 log = logging.getLogger(__name__)
 
+#: The error of an engine that found too little room on its GPU (engine/device/memory.py).
+DEVICE_MEMORY_SHORT = "DeviceMemoryShort"
 #: Characters of a refusal's reason that are kept with the version.
 _REASON_TEXT = 300
 
@@ -176,7 +179,7 @@ class ModelChanges:
         if engine is None:
             progress("start", {})
             failpoint("update.before_start")
-            engine = await engines.start(served, _steps(progress))
+            engine = await self._start_beside(served, progress)
         try:
             failpoint("update.warm")
             _check_contract(contract, engine, wish)
@@ -188,6 +191,19 @@ class ModelChanges:
                     engines.keep_standby(engine)
                 else:
                     await undisturbed(engines.discard(engine))
+
+    async def _start_beside(self, served: Served, progress: Progress) -> EngineProcess:
+        """A warm engine of `served`; where the GPU has too little room, what is only kept for a rollback goes first."""
+        engines = self._supervisor.engines
+        try:
+            return await engines.start(served, _steps(progress))
+        except EngineFailed as failure:
+            dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
+            if dropped is None:
+                raise
+            log.info("the GPU has too little room: the engine kept warm for a rollback goes, then once more")
+            await asyncio.wait((dropped,))
+            return await engines.start(served, _steps(progress))
 
     async def _swap_alone(self, engine: EngineProcess, wish: Wish, progress: Progress) -> dict[str, Any]:
         async with self._supervisor.changing:

@@ -111,6 +111,9 @@ class Config:
     #: Memory of its own (bytes) that an engine on the CPU may have, torch's some hundred MiB included; None: no limit.
     #: Program code and the channels do not count. Engines on other devices are not limited.
     engine_memory_bytes: int | None = field(default=None, metadata=_of(INTEGER, 256 * MIB, 1 << 50))
+    #: On a GPU: observations from this size on (bytes) are copied to it from the client's own shared memory, which is
+    #: registered with CUDA when the client attaches. None: measured when an engine starts; 0: never.
+    register_bytes: int | None = field(default=None, metadata=_of(INTEGER, 0, 1 << 50))
     #: How long a stopping daemon works on what clients have already sent.
     drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, live=True))
     #: How long an engine may take to load and warm up.

@@ -12,6 +12,7 @@ record_end
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way
                                               broken    channel, generation, reason
+                                              gpu       what status shows of the GPU, after a change
 drain   (answers what was published)          (exits)
 stop                                          (exits)
 """

@@ -97,6 +97,8 @@ class Engines:
             spin_us=self._config.spin_us,
             request_bell=self._leases.request_bell if self._config.transport == "named" else None,
             trusted_transport=self._config.transport == "named",
+            register_bytes=self._config.register_bytes,
+            beside=self._beside(),
         )
         done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
         stage = engine.stage
@@ -110,6 +112,17 @@ class Engines:
             raise EngineFailed(stage, "the engine died", said) from ended
         if message["event"] == "failed":
             raise EngineFailed(message["stage"], message["error"], message["message"])
+
+    def _beside(self) -> dict[str, Any] | None:
+        """What the serving engine takes of its GPU, for whoever is to be loaded there as well; None without one."""
+        serving = self.serving
+        if serving is None or serving.ready is None or serving.ready.get("gpu") is None:
+            return None
+        return {
+            "device": serving.ready["device"],
+            "model_bytes": serving.ready["gpu"]["model_bytes"],
+            "package": str(serving.served.package),
+        }
 
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
@@ -280,6 +293,9 @@ class Engines:
                 lease = self._leases.get(message["channel"])
                 if lease is not None and lease.lane.identity.generation == message["generation"]:
                     self._on_broken(lease, message["reason"], message["blame"])
+            case "gpu":
+                if engine.ready is not None:
+                    engine.ready["gpu"] = message["gpu"]
             case "ready" | "serving" | "paused" | "failed":
                 pass  # somebody waits for these with expect()
             case other:

@@ -38,6 +38,8 @@ _MODEL: dict[str, type] = {
     "read_in_place": bool,
     "stateful": bool,
     "deterministic": bool,
+    "cuda_graph": bool,
+    "device_bytes": int,
 }
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool}
 _TOLERANCE = ("atol", "rtol")
@@ -49,6 +51,7 @@ _CLASS = ("entry", "weights", "style", "arguments", "arrays")
 _STYLES = ("shmserve", "openpi", "gr00t")
 #: What a policy of style shmserve gets for an array.
 _ARRAYS = ("torch", "numpy")
+_GRAPH_BATCH = 32
 _SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
 
 
@@ -132,6 +135,10 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         raise ModelPackageError(f"{manifest}: arrays = {_shown(settings['arrays'])} is none of {', '.join(_ARRAYS)}")
     if settings.get("max_batch", 1) < 1:
         raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
+    if settings.get("device_bytes", 1) < 1:
+        raise ModelPackageError(f"{manifest}: device_bytes = {settings['device_bytes']} must be 1 or more")
+    if settings.get("cuda_graph", False):
+        _check_graph(manifest, settings)
     if form.saved_module:
         assert form.file is not None
         if not (manifest.parent / form.file).is_file():
@@ -149,6 +156,21 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
     elif not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
+
+
+def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
+    """A recorded policy runs no Python and keeps nothing."""
+    if settings.get("stateful", False):
+        raise ModelPackageError(f"{manifest}: cuda_graph = true, but stateful = true: a recorded policy keeps no state")
+    if settings.get("style", _STYLES[0]) != _STYLES[0]:
+        raise ModelPackageError(
+            f"{manifest}: cuda_graph = true, but style = {settings['style']!r}: such a policy works on the host's arrays"
+        )
+    if settings.get("max_batch", 1) > _GRAPH_BATCH:
+        raise ModelPackageError(
+            f"{manifest}: cuda_graph = true with max_batch = {settings['max_batch']}: a graph is recorded for every number "
+            f"of requests up to it, {_GRAPH_BATCH} at most"
+        )
 
 
 def _is_class(entry: str) -> bool:

@@ -35,6 +35,8 @@ class ModelPackage:
     read_in_place: bool = False  # the policy never keeps nor changes an observation: on the CPU it may read the slot
     stateful: bool = False  # running a request twice is not the same as running it once
     deterministic: bool = False
+    cuda_graph: bool = False  # on CUDA: recorded once, launched as a whole
+    device_bytes: int | None = None  # what it needs of the device at most; None: estimated
     example: str | None = None  # warm-up observation, a .npz in the directory
     expected: str | None = None  # the action that the example must give, a .npz in the directory
     atol: float = 1e-4

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shmserve.client import ShmClient
 from tests import watchdog
@@ -19,6 +20,16 @@ collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*"]
 
 #: The longest test needs a quarter of it on two busy cores.
 _TEST_LIMIT_S = 150.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where CUDA works, and say why they do not elsewhere."""
+    marked = [item for item in items if item.get_closest_marker("gpu") is not None]
+    if not marked or torch.cuda.is_available():
+        return
+    why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that it can use"
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason=f"needs a GPU: torch {torch.__version__} {why}"))
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -73,6 +74,11 @@ class Daemon:
         #: Every test of the service is a test of either transport: run them with this set to "sealed", too.
         if (transport := os.environ.get("SHMSERVE_TEST_TRANSPORT")) and "--transport" not in arguments:
             self._arguments += ["--transport", transport]
+        #: And on any device: "fake" is the one of tests/fake_device.py.
+        if (device := os.environ.get("SHMSERVE_TEST_DEVICE")) and "--device" not in arguments:
+            self._arguments += ["--device", "cuda:0" if device == "fake" else device]
+            if device == "fake":
+                self.use_fake_device()
         if config:
             (self.folder / "config.toml").write_text(config)
             self._arguments += ["--config", str(self.folder / "config.toml")]
@@ -183,6 +189,11 @@ class Daemon:
                 watchdog.reap(self._process)
             Names(self.service_dir).sweep()
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def use_fake_device(self, **settings: Any) -> None:
+        """Engines on cuda:0 get a `FakeDevice` with these settings."""
+        self.environment["PYTHONPATH"] = str(Path(__file__).parent / "fake_gpu")
+        self.environment["FAKE_DEVICE"] = json.dumps(settings)
 
     # Use
 

@@ -31,7 +31,14 @@ from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
+from .device import cuda
 from .device.determinism import deterministic, require_determinism
+from .device.errors import EXIT_STATUS, DeviceLost, Guarded
+from .device.loop import DeviceLoop
+from .device.serving import DeviceServing
+from .device.side import DeviceSide, open_side
+from .device.waiting import DeviceWait
+from .device.warming import warm_up_device
 from .loop import EngineLoop
 from .models import load_model
 from .pipe_bells import PipeBells
@@ -61,6 +68,8 @@ class Engine:
         #: Where the tensors of observations are; None: the model takes numpy arrays.
         self._tensors_on: torch.device | None = None
         self._in_place = False
+        #: What this engine keeps for its GPU; None on the CPU.
+        self._side: DeviceSide | None = None
         self._loop: EngineLoop | None = None
         self._rates = Rates(None)
         self._serving: Serving | None = None
@@ -81,16 +90,25 @@ class Engine:
                 raise ModelPackageError(f"{package.path} is not version {order['version']} any more: it was changed")
             self._control.send("loading", version=package.version)
             self._failpoint("loading")
-            _configure_torch(package, self._device, order.get("threads"))
+            _configure_torch(package, order.get("threads"))
+            if self._device.type == "cuda":
+                self._side = side = open_side(cuda.CudaDevice(self._device), package, order)
+                self._device = side.device.torch_device
             model = load_model(package, self._device)
             if package.deterministic:
                 model = deterministic(model)
             self._tensors_on = None if model.takes_numpy else self._device
+            if model.takes_numpy and self._side is not None:
+                model = Guarded(model, self._side.device)
             stage = "warm up"
             self._control.send("warming")
             self._failpoint("loaded")
-            with torch.inference_mode():
-                warmth = warm_up(model, self._device, package)
+            device_arrays = self._side if not model.takes_numpy else None
+            if device_arrays is None:
+                with torch.inference_mode():
+                    warmth, graphs = warm_up(model, self._device, package), None
+            else:
+                warmth, graphs = warm_up_device(model, device_arrays, package)
             metadata = _plain(model.metadata())
             _check_size(warmth.contract, metadata)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
@@ -101,27 +119,29 @@ class Engine:
             self._control.send("failed", stage=stage, error=type(error).__name__, message=message)
             return False
         self._failpoint("warm")
-        on_host = self._tensors_on is None or self._tensors_on.type == "cpu"
-        self._in_place = package.read_in_place and on_host and order["trusted_transport"]
-        serving = self._serving = Serving(
-            model,
-            self._stats,
-            version=int(package.version, 16),
-            max_batch=package.max_batch,
-            in_place=self._in_place,
-            stateful=package.stateful,
-            checks=package.checks,
-        )
-        self._loop = EngineLoop(
+        self._in_place = package.read_in_place and device_arrays is None and order["trusted_transport"]
+        settings: dict[str, Any] = {
+            "version": int(package.version, 16),
+            "max_batch": package.max_batch,
+            "stateful": package.stateful,
+            "checks": package.checks,
+        }
+        bell = (
             NamedDoorbell(order["request_bell"])
             if order["request_bell"] is not None
-            else PipeBells(self._control.fileno()),
-            self._stats,
-            serving,
-            SpinBudget(order["spin_us"]),
-            self._handle_messages,
-            self._report_broken,
+            else PipeBells(self._control.fileno())
         )
+        budget = SpinBudget(order["spin_us"])
+        serving: Serving
+        hears = (self._handle_messages, self._report_broken)
+        if device_arrays is None:
+            serving = Serving(model, self._stats, in_place=self._in_place, **settings)
+            self._loop = EngineLoop(bell, self._stats, serving, budget, *hears)
+        else:
+            wait = DeviceWait(SpinBudget(order["spin_us"]))
+            serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
+            self._loop = DeviceLoop(bell, self._stats, serving, budget, *hears, side=device_arrays)
+        self._serving = serving
         self._control.send(
             "ready",
             version=package.version,
@@ -138,6 +158,7 @@ class Engine:
             observation=warmth.observation,
             action=warmth.action,
             metadata=metadata,
+            gpu=self._side.report() if self._side is not None else None,
         )
         return True
 
@@ -148,8 +169,13 @@ class Engine:
     def run(self) -> None:
         """Serve until the supervisor says stop or goes away."""
         assert self._loop is not None
-        with torch.inference_mode():  # once, not for every request
-            self._loop.run()
+        try:
+            with torch.inference_mode():  # once, not for every request
+                self._loop.run()
+        except DeviceLost as lost:
+            log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
+            logging.shutdown()
+            os._exit(EXIT_STATUS)  # destructors would call the device
 
     def _handle_messages(self, timeout_s: float) -> None:
         assert self._loop is not None
@@ -168,6 +194,7 @@ class Engine:
                     each.rate = self._rates.of(each.uid)
             case "detach":
                 loop.client_left(message["channel"])
+                self._report_gpu()
             case "serve":
                 self._failpoint("serve")
                 loop.serve()
@@ -200,6 +227,7 @@ class Engine:
         try:
             if tenancy is not None and loop.serving:
                 loop.move(tenancy, lane, fds, carried)
+                self._report_gpu()
                 return
             if tenancy is not None:
                 if tenancy.held:
@@ -219,8 +247,10 @@ class Engine:
                     serial=self._serial,
                     carried=carried,
                     stats=self._stats,
+                    registrar=self._side.registrar if self._side is not None else None,
                 )
             )
+            self._report_gpu()
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
             # made: not served, and told; the supervisor knows whether that still matters.
@@ -251,19 +281,21 @@ class Engine:
             loop.serve_through(self._serving)
             tape.close()
 
+    def _report_gpu(self) -> None:
+        if self._side is not None:
+            self._control.send("gpu", gpu=self._side.report())
+
     def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True) -> None:
         """Give a channel up; without `blame` the client may attach again at once."""
         self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame)
 
 
-def _configure_torch(package: ModelPackage, device: torch.device, threads: int | None) -> None:
+def _configure_torch(package: ModelPackage, threads: int | None) -> None:
     # Half of the processors: the robot's own processes need the others, and torch's threads wait by
     # spinning, so that two sides with a thread for every processor slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
-        require_determinism()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+        require_determinism()  # before CUDA starts
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Host memory between a slot and the model."""
+"""Host memory between a slot and a model that takes its arrays there (device/arena.py: one that takes them on a GPU)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
 
 
-def aligned_bytes(size: int, *, pinned: bool = False) -> npt.NDArray[np.uint8]:
+def aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
     """`size` bytes that begin on a cache line; a kernel copy to a 16-byte aligned one is ten times slower."""
-    tensor = torch.empty(size + CACHE_LINE, dtype=torch.uint8, pin_memory=pinned)
+    tensor = torch.empty(size + CACHE_LINE, dtype=torch.uint8)
     start = -tensor.data_ptr() % CACHE_LINE
     array: npt.NDArray[np.uint8] = tensor.numpy()[start : start + size]
     return array
@@ -53,7 +53,7 @@ class Staging:
             size = schema.payload_bytes
             source = self._arena
             if source.payload.size < size:
-                source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size, pinned=not self._on_host))
+                source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
             # The one copy of the payload: what the client writes from now on is not seen.
             np.copyto(source.payload[:size], slot.payload[:size])
         views = source.views(schema_id, schema)

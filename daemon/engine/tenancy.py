@@ -16,6 +16,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
 from ..stats import ChannelWord, Counter, Stats
+from .device.registration import RegisteredRequests, Registrar, requests_descriptor
 from .rates import Rate
 from .staging import Staging
 
@@ -40,12 +41,16 @@ class Tenancy:
         serial: int,
         carried: Sequence[int],
         stats: Stats,
+        registrar: Registrar | None = None,
     ) -> None:
         """Takes `descriptors` over, see `EngineChannel`. `tensors_on` is as `Staging` takes it."""
         self.lane = lane
         #: torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         self._writable_requests = in_place and tensors_on is not None
-        self.channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
+        self._registrar = registrar
+        #: The requests as memory that the device reads by itself; None where it does not.
+        self.registered: RegisteredRequests | None = None
+        self.channel = self._opened(lane, descriptors)
         self.number = lane.identity.channel
         self.trusted = trusted
         self.uid = uid
@@ -191,7 +196,8 @@ class Tenancy:
         An engine that no longer serves only delivers.
         """
         old = self.channel
-        self.channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
+        self._unregister()
+        self.channel = self._opened(lane, descriptors)
         self.lane = lane
         self.words = self.channel.requests.segment.words
         self.counter = self.channel.requests.segment.counter_index
@@ -212,4 +218,19 @@ class Tenancy:
         self.held.clear()
         self._staging = []
         self.words = memoryview(b"")
+        self._unregister()
         self.channel.close()
+
+    def _opened(self, lane: Lane, descriptors: Sequence[int]) -> EngineChannel:
+        registrar = self._registrar
+        if registrar is None or registrar.threshold is None:
+            return EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
+        with requests_descriptor(lane, descriptors) as requests:
+            channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
+            self.registered = registrar.open(requests, channel.requests.segment.geometry)
+            return channel
+
+    def _unregister(self) -> None:
+        registered, self.registered = self.registered, None
+        if registered is not None:
+            registered.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from shmserve.codec import Encoder, SlotMemory
@@ -40,6 +41,8 @@ class Warmth:
     infer_ms: float | None
     #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example.
     contract: dict[str, Entries | None]
+    #: The example as a slot would hold it: its schema, and its payload.
+    example: tuple[Schema, npt.NDArray[np.uint8]] | None = None
 
     @property
     def observation(self) -> Entries | None:
@@ -50,8 +53,25 @@ class Warmth:
         return self.contract["action"]
 
 
-def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth:
-    """Run the package's example, or the model's own, a few times.
+class _ArraysOf(Protocol):
+    """Where the observations of the warm-up come from, and what is done with its actions."""
+
+    def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+        """The tree in `slot`, as a model takes it."""
+
+    def settle(self, action: Any) -> Any:
+        """The action, once it is there."""
+
+
+class HostStaging(Staging):
+    """Stages for a model that takes its arrays on the host."""
+
+    def settle(self, action: Any) -> Any:
+        return action
+
+
+def warm_up(model: Model, device: torch.device, package: ModelPackage, *, staging: _ArraysOf | None = None) -> Warmth:
+    """Run the package's example, or the model's own, a few times; `staging` is for a device that is no host's.
 
     Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
     expected, or is another one in a batch.
@@ -61,7 +81,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth
         log.warning("the model has no example observation: the first request pays for the warm-up")
         return Warmth(0, 0, None, {"observation": None, "action": None})
     schema, _ = describe(example, "example observation")
-    staging = Staging(None if model.takes_numpy else device)
+    staging = staging or HostStaging(None if model.takes_numpy else device)
     slot = _slot_with(example, schema)
     action: Any = None
     infer_ns = 0
@@ -70,8 +90,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth
         observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
         began_ns = time.monotonic_ns()
         (action,) = model.infer([observation])
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        action = staging.settle(action)
         infer_ns = time.monotonic_ns() - began_ns
         if number == 0:
             _judge(action, package)
@@ -80,10 +99,10 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage) -> Warmth
     if model.batches and package.max_batch > 1:
         _forget(model, package)
         observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
-        _check_batch(model, observation, contract, package.max_batch)
+        _check_batch(model, staging, observation, contract, package.max_batch)
     _forget(model, package)
     reply, _ = describe(action, "action")
-    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract)
+    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
 
 
 def _example(model: Model, package: ModelPackage) -> Any:
@@ -129,9 +148,11 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
             raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 
 
-def _check_batch(model: Model, observation: Any, contract: dict[str, Entries | None], count: int) -> None:
+def _check_batch(
+    model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Entries | None], count: int
+) -> None:
     """The largest batch runs, and a row of it has what a single request has."""
-    for action in model.infer([observation] * count):
+    for action in staging.settle(list(model.infer([observation] * count))):
         differences = contract_differences({"action": contract["action"]}, contract_of(None, action))
         if differences:
             raise ModelPackageError(f"alone -> in a batch of {count}: {'; '.join(differences)}")

@@ -54,25 +54,26 @@ class Deterministic:
     batches = False
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        #: The same model, as it is.
+        self.inner = model
         self.takes_numpy = model.takes_numpy
 
     def infer(self, observations: list[Any]) -> list[Any]:
         actions = []
         for observation in observations:
             seed()
-            actions += self._model.infer([observation])
+            actions += self.inner.infer([observation])
         return actions
 
     def reset(self, client_id: int) -> None:
         seed()
-        self._model.reset(client_id)
+        self.inner.reset(client_id)
 
     def example_observation(self) -> Any:
-        return self._model.example_observation()
+        return self.inner.example_observation()
 
     def metadata(self) -> dict[str, Any]:
-        return self._model.metadata()
+        return self.inner.metadata()
 
 
 class DeterministicPerClient(Deterministic):

@@ -13,12 +13,37 @@ def stacked(rows: Sequence[Any]) -> Any:
     first = rows[0]
     if isinstance(first, torch.Tensor):
         # A single row, the usual case, is only looked at as a batch of one: nothing is copied.
-        return first.unsqueeze(0) if len(rows) == 1 else torch.stack(tuple(rows))
+        if len(rows) == 1:
+            return first.unsqueeze(0)
+        together = _as_one(rows)
+        return torch.stack(tuple(rows)) if together is None else together
     if isinstance(first, dict):
         return {key: stacked([row[key] for row in rows]) for key in first}
     if isinstance(first, (list, tuple)):
         return [stacked(parts) for parts in zip(*rows, strict=True)]
     return first
+
+
+def _as_one(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Rows that lie in one memory one behind the other, as staging for a device puts them, as one tensor: no copy.
+
+    None for rows that lie otherwise. A gap between them would do for most of what a module does, but not for view().
+    """
+    first = rows[0]
+    distance = first.numel() * first.element_size()
+    if not distance or not first.is_contiguous():
+        return None
+    start, storage = first.data_ptr(), first.untyped_storage().data_ptr()
+    for index, row in enumerate(rows):
+        if (
+            row.data_ptr() != start + index * distance
+            or row.shape != first.shape
+            or row.dtype != first.dtype
+            or not row.is_contiguous()
+            or row.untyped_storage().data_ptr() != storage
+        ):
+            return None
+    return first.as_strided((len(rows), *first.shape), (first.numel(), *first.stride()))
 
 
 def split(action: Any, count: int) -> list[Any]:

@@ -1,0 +1,1 @@
+"""What a GPU makes of it: copies against a bare page-locked copy, round trips against a call in process, a swap."""

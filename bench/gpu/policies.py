@@ -1,0 +1,89 @@
+"""The models that are asked, in the process and through the service: nothing, a small convolution, a ViT's encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Nothing(nn.Module):
+    """The first seven bytes: what is left is the way there and back."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.flatten()[:7].float()
+
+
+class Convolution(nn.Module):
+    """Three layers and a head, as of a small visuomotor policy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [
+            nn.Conv2d(3, 32, 8, 4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, 2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3),
+            nn.ReLU(),
+        ]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.head = nn.Linear(1024, 7)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.body(image.permute(2, 0, 1).unsqueeze(0).float() / 255))
+        return found[0]
+
+
+class Encoder(nn.Module):
+    """The size of a ViT-B: 12 layers of 768, patches of 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 768, 16, 16)
+        layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True, norm_first=True)
+        self.body = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+        self.head = nn.Linear(768, 7)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        scaled = nn.functional.interpolate(image.permute(2, 0, 1).unsqueeze(0).float() / 255, (224, 224))
+        found: torch.Tensor = self.head(self.body(self.patches(scaled).flatten(2).transpose(1, 2)).mean(1))
+        return found[0]
+
+
+MODELS: dict[str, type[nn.Module]] = {"nothing": Nothing, "convolution": Convolution, "encoder": Encoder}
+
+
+def made(name: str, device: torch.device) -> nn.Module:
+    """The model, with the same weights every time."""
+    torch.manual_seed(0)
+    return MODELS[name]().eval().to(device)
+
+
+class _Policy:
+    """One of the models behind the daemon."""
+
+    model = ""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._model = made(self.model, device)
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return {"action": self._model(observation["image"])}
+
+    def example_observation(self) -> dict[str, Any]:
+        return {"image": torch.zeros(480, 640, 3, dtype=torch.uint8)}
+
+
+class NothingPolicy(_Policy):
+    model = "nothing"
+
+
+class ConvolutionPolicy(_Policy):
+    model = "convolution"
+
+
+class EncoderPolicy(_Policy):
+    model = "encoder"

@@ -1,0 +1,191 @@
+"""The memory of one batch: bytes of the host, page-locked, and as many of the device that they are copied to.
+
+A row's payload lies in both as it lies in its slot, one row behind the other:
+
+    slot of client 2   [numbers|image......|state]                       np.copyto
+    slot of client 0   [numbers|image......|state]
+    host               [numbers|image......|state|numbers|image......|state| free ...]
+    device             [numbers|image......|state|numbers|image......|state| free ...]    one copy
+
+Rows of one structure have one distance, so that a tensor over all rows needs no further copy (`models/rows.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shmserve.codec import plain_leaf
+from shmserve.layout import CACHE_LINE, aligned
+from shmserve.schema import BFLOAT16, ArrayPlace, Schema
+
+from .host_memory import HostMemory
+from .interface import Device, use_count
+
+#: Rows (by place and structure) whose tensors are remembered.
+_REMEMBERED = 256
+
+
+class Arena:
+    """Used by one batch at a time: `place` each row, `send`, and `done` once it is answered."""
+
+    def __init__(self, device: Device, host: HostMemory) -> None:
+        self._device = device
+        self._source = host
+        self.host = torch.empty(0, dtype=torch.uint8)
+        self._bytes: npt.NDArray[np.uint8] = self.host.numpy()
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        #: By place and structure: the tensors of a row, None for what is no array and stays on the host.
+        self._tensors: dict[tuple[int, bytes], list[torch.Tensor | None]] = {}
+        self._handed_out: list[list[torch.Tensor | None]] = []
+        self._end = 0
+        #: Host bytes, from and to, that are not on their way yet.
+        self._unsent: tuple[int, int] | None = None
+        self._directly = 0
+        #: Behind the copies to the device: the host's part may be written again.
+        self._copied = device.event()
+        #: Behind the model and what is copied back: the device's part may be written again.
+        self.finished = device.event()
+        #: What shares the device's part when no policy does: itself, and the remembered tensors.
+        self._own_uses: int | None = None
+        #: Tensors of this arena are part of a recorded graph: its memory stays where it is.
+        self.fixed = False
+
+    @property
+    def size(self) -> int:
+        return int(self.host.numel())
+
+    def reserve(self, size: int) -> None:
+        """Have at least so many bytes; only between batches."""
+        if size <= self.size:
+            return
+        assert not self.fixed and not self._handed_out
+        self._copied.synchronize()  # or the old memory could be given away under a copy
+        self.host = self._source.take(aligned(size))
+        self._bytes = self.host.numpy()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._tensors.clear()
+        self.memory = self._device.memory(self.size)
+        self._own_uses = use_count(self.memory)
+        # What it was before may still be in use on the compute stream.
+        self._device.record(self.finished)
+
+    def _begin(self) -> None:
+        """The first row of a batch: the copies of the batch before must be over."""
+        if not self._copied.query():
+            self._copied.synchronize()
+        self._end = 0
+        self._unsent = None
+        self._directly = 0
+
+    def has_room(self, payload_bytes: int) -> bool:
+        """Whether so large a request may be placed beside those that are."""
+        return self._end + payload_bytes <= self.size
+
+    def place(
+        self, schema: Schema, payload: npt.NDArray[np.uint8], *, directly: torch.Tensor | None = None, ahead: bool
+    ) -> Any:
+        """Take a row's payload over; returns its observation, whose arrays are tensors of the device.
+
+        `directly` is the same payload as page-locked memory that stays until the row is answered: it then reaches the
+        device without a copy on the host. The tensors hold what was placed once it was sent.
+        """
+        if not self._handed_out:
+            self._begin()
+        start, size = self._end, schema.payload_bytes
+        end = start + size
+        self._end = aligned(end, CACHE_LINE)
+        if directly is None:
+            # The one copy on the host: what the client writes from now on is not seen.
+            row = self._bytes[start:end]
+            np.copyto(row, payload[:size])
+            if self._unsent is not None and self._unsent[1] != start:
+                self.send(ahead=ahead)
+            self._unsent = (start if self._unsent is None else self._unsent[0], self._end)
+        else:
+            row = payload
+            self._hold(ahead)
+            self._device.copy_in(self.memory[start:end], directly[:size], ahead=ahead)
+            self._directly += 1
+        tensors = self._tensors_at(start, schema)
+        self._handed_out.append(tensors)
+        leaves = [
+            plain_leaf(place, place.view(row)) if tensor is None else tensor
+            for place, tensor in zip(schema.arrays, tensors, strict=True)
+        ]
+        return schema.build(schema.numbers.unpack_from(row.data, 0), leaves)
+
+    def send(self, *, ahead: bool) -> None:
+        """Begin to copy what was placed since the last time; `ahead`: beside the work of the batch before."""
+        unsent, self._unsent = self._unsent, None
+        if unsent is not None:
+            start, end = unsent
+            self._hold(ahead)
+            self._device.copy_in(self.memory[start:end], self.host[start:end], ahead=ahead)
+        elif not self._directly:
+            return
+        self._directly = 0
+        self._device.record(self._copied, ahead=ahead)
+        if ahead:
+            self._device.hold(self._copied)
+
+    def _hold(self, ahead: bool) -> None:
+        if ahead:  # the compute stream keeps its own order
+            self._device.hold(self.finished, ahead=True)
+
+    def computed(self) -> None:
+        """All of the model's work, and the copies of what it gave, are in the compute stream."""
+        self._device.record(self.finished)
+
+    def done(self) -> None:
+        """The rows are answered: keep the device's part for the next batch, unless the policy still holds some of it."""
+        if not self.fixed and self._is_kept():
+            self._renew()
+        self._handed_out.clear()
+        self._end = 0
+
+    def _is_kept(self) -> bool:
+        if self._own_uses is None or use_count(self.memory) != self._own_uses:
+            return True  # views of the policy's own making, or nobody can tell
+        for tensors in self._handed_out:
+            for tensor in tensors:
+                # Unheld there are three: the list, this loop's variable and getrefcount's own argument.
+                if tensor is not None and sys.getrefcount(tensor) > 3:
+                    return True
+        return False
+
+    def _tensors_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
+        key = (start, schema.metadata)
+        tensors = self._tensors.get(key)
+        if tensors is None:
+            before = use_count(self.memory) or 0
+            if len(self._tensors) >= _REMEMBERED and not self.fixed:
+                self._tensors.clear()
+            tensors = self._tensors[key] = self._made_at(start, schema)
+            if self._own_uses is not None:
+                # Measured and not counted: outside of inference mode a tensor may share the memory twice.
+                self._own_uses += (use_count(self.memory) or 0) - before
+        return tensors
+
+    def _made_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
+        row = self.memory[start : start + schema.payload_bytes]
+        return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
+
+
+def device_tensor(place: ArrayPlace, row: torch.Tensor) -> torch.Tensor:
+    """The tensor of one leaf over the bytes of its row."""
+    dtype = torch_dtype(place)
+    return row[place.offset : place.offset + place.size].view(dtype).view(place.shape)
+
+
+def torch_dtype(place: ArrayPlace) -> torch.dtype:
+    """The dtype of a leaf as torch names it."""
+    if place.dtype == BFLOAT16:
+        return torch.bfloat16
+    return torch.from_numpy(np.empty(0, place.stored_as)).dtype

@@ -1,0 +1,177 @@
+"""`cuda_graph = true`: the model's work is recorded once and then launched as a whole.
+
+A graph reads the arenas and writes its own results at fixed addresses, and runs nothing of the policy's Python. So it
+is only for policies whose work depends on nothing but the bytes of tensors: what cannot be recorded, and what gives
+something else when it is recorded, is refused before the model serves.
+"""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shmserve.contract import Entries, contract_differences, contract_of, named_leaves
+from shmserve.errors import ContractMismatch, ModelPackageError
+from shmserve.schema import Schema
+
+from ...model_package import ModelPackage
+from ..judgement import deviations
+from ..models.model import Model
+from .arena import torch_dtype
+from .determinism import seed
+from .interface import Captured
+from .side import DeviceSide
+
+_ADVICE = (
+    "a recorded policy may not wait for the device (.item(), .cpu(), .numpy(), print of a tensor, `if` on a tensor), nor "
+    "make a tensor of host data; without cuda_graph = true it runs as it is"
+)
+
+
+class Graphs:
+    """One graph for each arena and each number of requests in a batch, for one structure of observations."""
+
+    def __init__(self, side: DeviceSide, schema: Schema, observation: Entries | None, *, seeded: bool = False) -> None:
+        """`observation`: the contract of the example, for people. `seeded`: each run begins as `Deterministic` has it."""
+        self._seeded = seeded
+        self._side = side
+        self._schema = schema
+        self._observation = observation
+        self._graphs: dict[tuple[int, int], Captured] = {}
+
+    def check(self, schema: Schema, *, pickled: bool) -> None:
+        """Raises ContractMismatch for an observation that the graphs were not recorded for."""
+        if not pickled and (schema is self._schema or schema.metadata == self._schema.metadata):
+            return
+        if pickled:
+            raise ContractMismatch(
+                "an object that is pickled: this policy runs as a CUDA graph, which takes arrays alone"
+            )
+        differences = contract_differences(
+            {"observation": self._observation}, {"observation": contract_of(_example(schema), None)["observation"]}
+        )
+        raise ContractMismatch(
+            "this policy runs as a CUDA graph, which takes what it was recorded with and nothing else: "
+            f"{'; '.join(differences) or 'the same entries in another order, or other text'}"
+        )
+
+    def run(self, arena: int, rows: int) -> list[Any]:
+        """Launch the graph of these rows; its actions hold until the next one runs."""
+        captured = self._graphs[arena, rows]
+        if self._seeded:
+            seed()
+        captured.replay()
+        return list(captured.output)
+
+    def record(self, model: Model, payload: Any, package: ModelPackage) -> None:
+        """Record every graph with the example's `payload`, and compare what it gives with what the model gives.
+
+        Raises ModelPackageError for a model whose work cannot be recorded, or is another when it is.
+        """
+        _check_static(self._schema)
+        self._side.make_room(self._schema.payload_bytes)
+        if self._side.arenas[0].size < self._side.max_batch * self._schema.payload_bytes:
+            raise ModelPackageError(
+                f"cuda_graph = true, but {self._side.max_batch} requests of {self._schema.payload_bytes} bytes make more "
+                f"than {self._side.arenas[0].size} bytes of staging: lower max_batch"
+            )
+        payloads = _variations(self._schema, payload)
+        for index, arena in enumerate(self._side.arenas):
+            for rows in range(1, self._side.max_batch + 1):
+                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+                arena.send(ahead=False)
+
+                def call(observations: list[Any] = observations) -> list[Any]:
+                    return list(model.infer(observations))
+
+                try:
+                    self._side.device.prepare_capture(call)
+                    self._graphs[index, rows] = self._side.device.capture(call)
+                except Exception as error:  # whatever the policy's libraries make of it
+                    raise ModelPackageError(
+                        f"cuda_graph = true, but this policy's work cannot be recorded{_place(error, package.path)}: "
+                        f"{_first_line(error)}; {_ADVICE}"
+                    ) from error
+                arena.computed()
+                self._side.device.synchronize()
+                arena.fixed = True
+                arena.done()
+                for changed in payloads:
+                    self._compare(model, index, rows, changed, package)
+        self._side.graphs = self._side.max_batch
+
+    def _compare(self, model: Model, index: int, rows: int, payload: Any, package: ModelPackage) -> None:
+        arena, results, device = self._side.arenas[index], self._side.results, self._side.device
+
+        def run(how: Any) -> list[Any]:
+            results.begin()
+            found = results.fetch(list(how()))
+            arena.computed()
+            device.synchronize()
+            return [dict(_owned(action)) for action in found]
+
+        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+        arena.send(ahead=False)
+        if self._seeded:
+            seed()
+        eager = run(lambda: model.infer(observations))
+        graph = run(lambda: self.run(index, rows))
+        arena.done()
+        for have, want in zip(graph, eager, strict=True):
+            if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):
+                raise ModelPackageError(
+                    f"cuda_graph = true, but recorded the policy gives another action than called: {'; '.join(wrong)}; "
+                    f"something that changes its action is not in the observation's tensors. {_ADVICE}"
+                )
+
+
+def _check_static(schema: Schema) -> None:
+    if schema.numbers.size:
+        raise ModelPackageError(
+            "cuda_graph = true, but the observation has plain numbers, which a recorded policy would see only once: send "
+            "them as arrays (np.float32(x) becomes np.array([x], np.float32))"
+        )
+    kinds = sorted({place.kind for place in schema.arrays if place.kind != "array"})
+    if kinds:
+        raise ModelPackageError(
+            f"cuda_graph = true, but the observation has leaves of kind {', '.join(kinds)}, which stay on the host and "
+            "which a recorded policy would see only once: send them as arrays"
+        )
+
+
+def _variations(schema: Schema, payload: Any) -> list[Any]:
+    """The example, and the same with every float halved: whole numbers may be indices, which must stay in range."""
+    changed = payload.copy()
+    for place in schema.arrays:
+        if torch_dtype(place).is_floating_point:
+            tensor = torch.from_numpy(changed[place.offset : place.offset + place.size]).view(torch_dtype(place))
+            tensor.mul_(0.5)
+    return [payload, changed]
+
+
+def _example(schema: Schema) -> Any:
+    """Any observation of this structure."""
+    arrays = [np.zeros(place.shape, place.stored_as) for place in schema.arrays]
+    return schema.build([0] * (schema.numbers.size // 8), arrays)
+
+
+def _owned(action: Any) -> list[tuple[str, Any]]:
+    return [(name, v.clone() if isinstance(v, torch.Tensor) else v) for name, v in named_leaves(action)]
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _place(error: BaseException, package: Path) -> str:
+    """The policy's own line that was last on the way to the error."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).is_relative_to(package):
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            return f" (line {frame.lineno} of {Path(frame.filename).name}, `{line}`)"
+    return ""

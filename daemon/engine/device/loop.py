@@ -1,0 +1,133 @@
+"""The engine's loop on a device: while that works on one batch, the next one is copied in.
+
+Nothing is on the device, and nothing is staged, whenever the loop is anywhere else than in `_serve_next`: what the
+supervisor says is heard there and nowhere else, so no channel changes under a copy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from shmserve.channel import Lane
+
+from ...stats import Counter
+from ..loop import EngineLoop
+from ..schedule import next_of
+from ..tenancy import BrokenChannel, Tenancy
+from .serving import DeviceServing
+from .side import DeviceSide
+
+#: Batches between two looks at the tokens, which tell of requests in channels that were silent.
+_BATCHES_PER_TAKE = 4
+
+
+class DeviceLoop(EngineLoop):
+    """An `EngineLoop` that does not wait idly for the device."""
+
+    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
+        super().__init__(*wiring)
+        self._side = side
+        assert isinstance(self._serving, DeviceServing)
+        self._device_serving = self._serving
+        self._busy = False
+        self._broken_meanwhile: list[tuple[Tenancy, str]] = []
+
+    def add(self, tenancy: Tenancy) -> None:
+        try:
+            self._make_room(tenancy)
+        except BrokenChannel:
+            tenancy.close()  # it is nobody's yet
+            raise
+        super().add(tenancy)
+
+    def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
+        super().move(tenancy, lane, descriptors, carried)
+        self._make_room(tenancy)
+
+    def _make_room(self, tenancy: Tenancy) -> None:
+        try:
+            self._side.make_room(tenancy.channel.requests.segment.geometry.payload_bytes)
+        except torch.OutOfMemoryError as error:
+            self._side.device.give_back()
+            raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
+
+    def _serve_next(self) -> None:
+        serving, words = self._device_serving, self._words
+        if self._serving is not serving:  # somebody records: one batch after the other
+            super()._serve_next()
+            return
+        self._busy = True
+        batches = 0
+        try:
+            self._fill(ahead=False)
+            while serving.staged:
+                # Once a batch and not while the device works: a device that hangs must be seen to hang.
+                words[Counter.HEARTBEAT_NS] = time.monotonic_ns()
+                if serving.launch():
+                    serving.wait(self._look_meanwhile, self._sleep)
+                    serving.finish()
+                batches += 1
+                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and self._bell.tokens() > 0:
+                    self._take_tokens(time.monotonic_ns())
+                if serving.staged:
+                    self._fill(ahead=False)  # what came since joins the batch
+        finally:
+            self._busy = False
+        while self._broken_meanwhile:
+            tenancy, reason = self._broken_meanwhile.pop()
+            if self.tenancies.get(tenancy.number) is tenancy:
+                super()._give_up(tenancy, reason)
+
+    def _listens(self) -> bool:
+        """Whether further requests may be begun before the loop has looked at its messages."""
+        return not self._draining and not self._broken_meanwhile and self._words[Counter.CONTROL] == self._control_seen
+
+    def _fill(self, *, ahead: bool) -> None:
+        """Stage those whose turn it is, until the batch is full."""
+        serving = self._device_serving
+        while self._waiting:
+            tenancy = next_of(self._waiting)
+            head = tenancy.waiting[0]
+            if not serving.admits(head, tenancy):
+                return
+            # Whose request is on the device could have the next turn as well, before a client with a single request
+            # is back from its own: it waits for the end of this one, unless nobody else is about.
+            if ahead and len(self._hot) > 1 and serving.flies(tenancy):
+                return
+            tenancy.waiting.popleft()
+            tenancy.last_served_ns = time.monotonic_ns()
+            if not tenancy.waiting:
+                self._waiting.remove(tenancy)
+            serving.stage(tenancy, head, ahead=ahead)
+
+    def _look_meanwhile(self) -> None:
+        """See to requests that came while the device works."""
+        if not self._listens():
+            return
+        self._look_at_hot(time.monotonic_ns())
+        if self._waiting and self._listens():
+            staged = self._device_serving.staged
+            self._fill(ahead=True)
+            if self._device_serving.staged > staged:
+                self._device_serving.send_ahead()
+
+    def _sleep(self, timeout_ns: int) -> None:
+        """Until a request comes, or the time is over."""
+        if not self._listens():
+            time.sleep(timeout_ns / 1e9)
+        elif self._bell.wait(timeout_ns):
+            self._balance += 1
+            self._take_tokens(time.monotonic_ns())
+
+    def _give_up(self, tenancy: Tenancy, reason: str) -> None:
+        if not self._busy:
+            super()._give_up(tenancy, reason)
+            return
+        # Requests of it may be staged or on the device: its memory stays until they are answered.
+        self._forget(tenancy)
+        tenancy.waiting.clear()
+        self._broken_meanwhile.append((tenancy, reason))

@@ -1,0 +1,115 @@
+"""Client memory that the device reads by itself: request segments, page-locked with CUDA.
+
+The engine's own mapping of the requests is for reading alone, and most GPUs cannot lock such a mapping
+(cudaDevAttrHostRegisterReadOnlySupported is 0). So a second one, never written to, is made for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import posix_ipc
+import torch
+
+from shmserve.channel import Lane
+from shmserve.layout import Geometry, slot_of
+
+from .host_memory import REMEDY, HostMemory, limits
+from .interface import Device, PinFailed
+
+
+class Registrar:
+    """Registers the channels whose slots are large enough to be worth it, and remembers how that went."""
+
+    def __init__(self, device: Device, host: HostMemory, threshold: int | None) -> None:
+        """`threshold`: the least bytes of payload a request has that is copied directly; None: no channel is registered."""
+        self._device = device
+        self._host = host
+        self.threshold = threshold
+        self.channels = 0
+        self.bytes = 0
+
+    def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
+        """Register the segment behind the descriptor, which stays the caller's; None where that is no use, or fails."""
+        if self.threshold is None or geometry.payload_bytes < self.threshold:
+            return None
+        registered = None
+        try:
+            registered = RegisteredRequests(requests, geometry, self._device, self)
+            registered.register()
+        except (PinFailed, OSError) as error:
+            if registered is not None:
+                registered.close()
+            # A machine that refuses one refuses all; a limit that is reached stays reached.
+            self.threshold = None
+            self._host.warn(
+                f"the requests of a client ({geometry.segment_bytes} bytes) cannot be registered with the device ({error}; "
+                f"{limits()}): large observations are copied once more on the host; {REMEDY}"
+            )
+            return None
+        return registered
+
+
+class RegisteredRequests:
+    """One generation of one client's request segment. `close` only when no copy from it is under way."""
+
+    def __init__(self, requests: int, geometry: Geometry, device: Device, registrar: Registrar) -> None:
+        self._mapped: mmap.mmap | None = mmap.mmap(
+            requests, geometry.segment_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+        self._geometry = geometry
+        self._device = device
+        self._registrar = registrar
+        memory = torch.from_numpy(np.frombuffer(self._mapped, np.uint8))
+        self._address = memory.data_ptr()
+        self._registered = False
+        self._payloads = [
+            memory[start : start + geometry.payload_bytes]
+            for start in (geometry.payload_offset(slot) for slot in range(geometry.slots))
+        ]
+
+    def register(self) -> None:
+        """The whole segment at once; raises PinFailed."""
+        self._device.register(self._address, self._geometry.segment_bytes)
+        self._registered = True
+        self._registrar.channels += 1
+        self._registrar.bytes += self._geometry.segment_bytes
+
+    def payload(self, sequence: int) -> torch.Tensor:
+        """The payload bytes of the slot that `sequence` uses."""
+        return self._payloads[slot_of(sequence)]
+
+    def close(self) -> None:
+        """Unregister, then unmap; may be called twice."""
+        if self._registered:
+            # ORDER: before the memory goes, or the driver keeps pages that are no longer this address's.
+            self._registered = False
+            self._device.unregister(self._address)
+            self._registrar.channels -= 1
+            self._registrar.bytes -= self._geometry.segment_bytes
+        self._payloads = []
+        mapped, self._mapped = self._mapped, None
+        if mapped is not None:
+            with contextlib.suppress(BufferError):  # a tensor still looks at it, and unmaps it when it goes
+                mapped.close()
+
+
+@contextlib.contextmanager
+def requests_descriptor(lane: Lane, descriptors: Sequence[int]) -> Iterator[int]:
+    """A descriptor of the lane's requests that may be mapped to be written, closed at the end of the block."""
+    if lane.names is not None:
+        try:
+            shared = posix_ipc.SharedMemory(lane.names.requests)
+        except posix_ipc.ExistentialError as error:
+            raise FileNotFoundError(f"shared memory {lane.names.requests} is gone") from error
+        descriptor = shared.fd
+    else:
+        descriptor = os.dup(descriptors[0])
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

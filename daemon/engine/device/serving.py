@@ -1,0 +1,352 @@
+"""Runs requests on a device: the next batch is copied in while the device works on the one before.
+
+    host     | stage 1 | launch 1 | stage 2 ...... | reply 1 | launch 2 | stage 3 ...
+    copies             | in 1 |        | in 2 |                      | in 3 |
+    compute                   | model 1 | out 1 |        | model 2 | out 2 |
+
+Two arenas take turns. `stage`, `launch`, `wait`, `finish`; between `finish` and the next `launch` the device has nothing
+to do but copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from shmserve.errors import NumbersRefused, RequestRejected
+from shmserve.metadata import MetadataError
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import RequestHead
+from shmserve.schema import Schema
+
+from ...number_checks import NumberCheck
+from ...stats import SEVERAL, Counter, Stats
+from ..checked_numbers import CheckedNumbers
+from ..failure_text import logged
+from ..models.model import Model
+from ..serving import Serving, Taken
+from ..tenancy import Tenancy
+from .arena import Arena
+from .errors import DeviceError, DeviceLost
+from .graphs import Graphs
+from .results import private
+from .side import DeviceSide
+from .waiting import DeviceWait
+
+log = logging.getLogger(__name__)
+
+_ERROR_TEXT = 300
+
+
+class _Row:
+    """One request, staged."""
+
+    __slots__ = ("ahead", "clamped", "head", "observation", "queued_ns", "retried", "staged_ns", "tenancy")
+
+    def __init__(self, tenancy: Tenancy, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
+        self.tenancy = tenancy
+        self.head = head
+        self.queued_ns = queued_ns
+        self.ahead = ahead
+        self.retried = retried
+        self.observation: Any = None
+        self.staged_ns = 0
+        self.clamped = False
+
+
+class DeviceServing(Serving):
+    """The model behind the channels, on a device. `DeviceLoop` goes through its parts."""
+
+    def __init__(
+        self,
+        model: Model,
+        stats: Stats,
+        side: DeviceSide,
+        wait: DeviceWait,
+        *,
+        version: int,
+        max_batch: int,
+        stateful: bool,
+        checks: Mapping[str, Mapping[str, NumberCheck]],
+        graphs: Graphs | None = None,
+    ) -> None:
+        super().__init__(
+            model, stats, version=version, max_batch=max_batch, in_place=False, stateful=stateful, checks=checks
+        )
+        self._device = side.device
+        self._side = side
+        self._results = side.results
+        self._wait = wait
+        self._graphs = graphs
+        self._filling = 0
+        self._staged: list[_Row] = []
+        self._flying: list[_Row] = []
+        self._flown: Arena = side.arenas[1]
+        self._results_of: list[Any] = []
+        self._failure: BaseException | None = None
+        self._launched_ns = 0
+
+    def serve(self, batch: list[Taken]) -> None:
+        """Answer every request of `batch` before anything else is done, as while somebody records."""
+        for tenancy, head in batch:
+            if not self.admits(head, tenancy):
+                self._run_staged()
+            self.stage(tenancy, head, ahead=False)
+        self._run_staged()
+
+    def _run_staged(self) -> None:
+        if self._staged and self.launch():
+            self.wait(lambda: None, lambda timeout_ns: time.sleep(timeout_ns / 1e9))
+            self.finish()
+
+    # Staging
+
+    @property
+    def staged(self) -> int:
+        """Requests that are ready for the next launch."""
+        return len(self._staged)
+
+    def admits(self, head: RequestHead, tenancy: Tenancy) -> bool:
+        """Whether this request may join what is staged; one that may not is asked about again when that has run."""
+        rows = self._staged
+        if head.kind == Kind.RESET:
+            return not rows and not self._flying  # it keeps its place in the order
+        if not rows:
+            return True
+        # Whoever was being run when an engine died runs alone: only one of them is to blame.
+        if len(rows) >= self.max_batch or rows[0].retried or tenancy.channel.replies.attempts(head.sequence):
+            return False
+        return self._arena.has_room(head.payload_bytes)
+
+    def flies(self, tenancy: Tenancy) -> bool:
+        """Whether a request of this client is on the device."""
+        return any(row.tenancy is tenancy for row in self._flying)
+
+    @property
+    def _arena(self) -> Arena:
+        return self._side.arenas[self._filling]
+
+    def stage(self, tenancy: Tenancy, head: RequestHead, *, ahead: bool) -> None:
+        """Take a request over; it is answered at once if it cannot or need not run."""
+        words = self._words
+        before = words[Counter.CHANNEL]
+        words[Counter.CHANNEL] = tenancy.number + 1
+        taken_ns = time.monotonic_ns()
+        row = _Row(
+            tenancy,
+            head,
+            max(0, taken_ns - head.submitted_ns),
+            ahead=ahead,
+            retried=bool(tenancy.channel.replies.attempts(head.sequence)),
+        )
+        if self._refused(tenancy, head, taken_ns, row.queued_ns):
+            pass
+        elif head.kind == Kind.RESET:
+            if self._may_run(row, taken_ns):
+                self._reset(tenancy, head, row.queued_ns)
+        elif self._observe(row):
+            row.staged_ns = time.monotonic_ns() - taken_ns
+            self._staged.append(row)
+        words[Counter.CHANNEL] = before
+
+    def send_ahead(self) -> None:
+        """Begin to copy what was staged, beside the work that is under way."""
+        self._arena.send(ahead=True)
+
+    def _is_too_late(self, row: _Row, now_ns: int) -> bool:
+        """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
+        refusal = self._refusal(row.tenancy, row.head, now_ns)
+        if refusal is None:
+            return False
+        self._finish(row.tenancy, row.head, refusal, None, 0, row.queued_ns)
+        return True
+
+    def _observe(self, row: _Row) -> bool:
+        tenancy, head = row.tenancy, row.head
+        slot = tenancy.channel.requests.memory(head.sequence)
+        try:
+            pickled = bool(head.flags & Flag.PICKLED)
+            if pickled and not tenancy.trusted:
+                raise RequestRejected("a pickled object from a client that is not trusted")
+            schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            if self._graphs is not None:
+                self._graphs.check(schema, pickled=pickled)
+            if pickled:
+                row.observation = tenancy.staging(0).observation(
+                    head.schema, schema, slot, in_place=False, pickled=True
+                )
+            else:
+                row.observation = self._placed(row, schema, slot.payload)
+        except (MetadataError, RequestRejected) as error:
+            self._reject(tenancy, head, error, row.queued_ns)
+            return False
+        except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
+            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
+            self._reject(tenancy, head, error, row.queued_ns)
+            return False
+        return True
+
+    def _placed(self, row: _Row, schema: Schema, payload: Any) -> Any:
+        registered, threshold = row.tenancy.registered, self._side.registrar.threshold
+        directly = None
+        if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
+            directly = registered.payload(row.head.sequence)
+        return self._arena.place(schema, payload, directly=directly, ahead=row.ahead)
+
+    # Running
+
+    def launch(self) -> bool:
+        """Start the model on what is staged; False if nothing of that may run any more."""
+        now_ns = time.monotonic_ns()
+        rows = [row for row in self._staged if self._may_run(row, now_ns)]
+        arena = self._arena
+        self._staged = []
+        if not rows:
+            arena.done()
+            return False
+        arena.send(ahead=False)
+        if self._observations is not None:
+            rows = [row for row in rows if self._is_in_range(row, self._observations)]
+            if not rows:
+                arena.computed()
+                arena.done()
+                return False
+        self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1 if len(rows) == 1 else SEVERAL
+        self._flying, self._flown = rows, arena
+        self._filling ^= 1
+        self._launched_ns = time.monotonic_ns()
+        self._results.begin()
+        try:
+            actions = self._graphs.run(self._filling ^ 1, len(rows)) if self._graphs is not None else self._asked(rows)
+            self._results_of = self._results.fetch(list(actions))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
+            self._failure = error
+            return True
+        arena.computed()
+        return True
+
+    def _is_in_range(self, row: _Row, checked: CheckedNumbers) -> bool:
+        """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
+        try:
+            row.observation, row.clamped = checked.hold(row.observation)
+        except NumbersRefused as error:
+            self._words[Counter.OUT_OF_RANGE] += 1
+            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            row.observation = None
+            return False
+        return True
+
+    def _asked(self, rows: list[_Row]) -> list[Any]:
+        observations = [row.observation for row in rows]
+        if self._per_client is None:
+            return self._model.infer(observations)
+        return self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
+
+    def _may_run(self, row: _Row, now_ns: int) -> bool:
+        if row.ahead and self._is_too_late(row, now_ns):
+            return False
+        if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.head):
+            return True
+        error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
+        self._finish(row.tenancy, row.head, Status.ENGINE_LOST, error, 0, row.queued_ns)
+        return False
+
+    def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
+        """Until the actions have arrived, see `DeviceWait.until`; an action of the host's is there already."""
+        if self._failure is not None or not self._results.pending:
+            return
+        try:
+            self._wait.until(self._flown.finished, look, sleep)
+        except RuntimeError as error:
+            self._failure = error
+
+    def finish(self) -> None:
+        """Answer what was launched. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
+        rows, self._flying = self._flying, []
+        failure, self._failure = self._failure, None
+        ended_ns = time.monotonic_ns()
+        infer_ns = ended_ns - self._launched_ns
+        if failure is not None:
+            self._recover(rows, failure, infer_ns)
+        else:
+            self._words[Counter.BATCHES] += 1
+            self._answer(rows, self._results_of, infer_ns)
+        del failure
+        self._results_of = []
+        for row in rows:
+            # From the end of its turn: a client with one request out can send its next only now.
+            row.tenancy.last_served_ns = ended_ns
+        rows.clear()
+        self._flown.done()
+        self._words[Counter.CHANNEL] = 0
+        self._words[Counter.BUSY_NS] += time.monotonic_ns() - self._launched_ns
+
+    def _answer(self, rows: list[_Row], actions: list[Any], infer_ns: int) -> None:
+        for index, row in enumerate(rows):
+            tenancy, head = row.tenancy, row.head
+            try:
+                action, flags = self._held(actions[index], clamped=row.clamped)
+                self._finish(tenancy, head, Status.OK, action, flags, row.queued_ns, row.staged_ns, infer_ns)
+            except RequestRejected as error:  # out of range, or the codec cannot carry what the model returned
+                self._fail(tenancy, head, error, row.queued_ns, row.staged_ns, infer_ns)
+            if tenancy.held and head.sequence in tenancy.held:
+                # It did not fit its slot and waits there for room; this memory is the next batch's.
+                facts, tree = tenancy.held[head.sequence]
+                tenancy.held[head.sequence] = (facts, private(tree))
+            actions[index] = row.observation = None  # it must not look as if the policy kept them
+
+    def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
+        """The action within the package's bounds, and the flags of its reply."""
+        if self._actions is not None:
+            try:
+                action, held = self._actions.hold(action)
+            except NumbersRefused:
+                self._words[Counter.OUT_OF_RANGE] += 1
+                raise
+            clamped |= held
+        if clamped:
+            self._words[Counter.CLAMPED] += 1
+        return action, Flag.CLAMPED if clamped else 0
+
+    # What goes wrong
+
+    def _recover(self, rows: list[_Row], error: BaseException, infer_ns: int) -> None:
+        reason = self._device.poisoned()
+        if reason is not None:
+            if len(rows) == 1:
+                lost = DeviceError(f"{reason[:_ERROR_TEXT]} (the engine is restarted)")
+                lost.__cause__ = error
+                self._fail(rows[0].tenancy, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
+            raise DeviceLost(reason) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            error.__traceback__ = None  # whose frames hold what the model had made by then
+            self._device.give_back()
+        if len(rows) > 1:
+            # One bad row must not fail its neighbours: each alone.
+            for row in rows:
+                self._run_alone(row)
+            return
+        row = rows[0]
+        row.observation = None
+        if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
+            self._reject(row.tenancy, row.head, error, row.queued_ns)
+        else:
+            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+
+    def _run_alone(self, row: _Row) -> None:
+        began_ns = time.monotonic_ns()
+        self._words[Counter.CHANNEL] = row.tenancy.number + 1
+        self._results.begin()
+        try:
+            actions = self._results.fetch(list(self._asked([row])))
+            self._flown.computed()
+            self._flown.finished.synchronize()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code
+            self._recover([row], error, time.monotonic_ns() - began_ns)
+            return
+        self._words[Counter.BATCHES] += 1
+        self._answer([row], actions, time.monotonic_ns() - began_ns)

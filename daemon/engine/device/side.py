@@ -1,0 +1,117 @@
+"""What one engine keeps for its device: two arenas, the memory actions come back to, and what is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shmserve.codec import SlotMemory
+from shmserve.layout import CACHE_LINE, aligned
+from shmserve.schema import Schema
+
+from ...model_package import ModelPackage
+from .arena import Arena
+from .host_memory import HostMemory
+from .interface import Device
+from .memory import Beside, check_room, needed_bytes, package_bytes
+from .registration import Registrar
+from .results import Results
+from .threshold import measured_threshold
+
+#: An arena is not made larger than this for a whole batch of the largest channel's requests: fewer then go together.
+_BATCH_BYTES = 256 << 20
+
+
+class DeviceSide:
+    """Made once, before the model is warmed up with it."""
+
+    def __init__(self, device: Device, *, max_batch: int, register_bytes: int | None) -> None:
+        """`register_bytes`: requests from this size on are copied from the client's memory; None: none are."""
+        self.device = device
+        self.max_batch = max_batch
+        self.host = HostMemory(device)
+        self.arenas = (Arena(device, self.host), Arena(device, self.host))
+        self.results = Results(device, self.host)
+        self.registrar = Registrar(device, self.host, register_bytes)
+        #: Batch sizes that are run as a graph.
+        self.graphs = 0
+
+    def make_room(self, payload_bytes: int) -> None:
+        """Have arenas for batches of such requests; nothing may be staged. Raises torch.OutOfMemoryError."""
+        row = aligned(payload_bytes, CACHE_LINE)
+        size = max(row, min(row * self.max_batch, _BATCH_BYTES))
+        for arena in self.arenas:
+            if not arena.fixed:
+                arena.reserve(size)
+
+    def report(self) -> dict[str, Any]:
+        """What status shows."""
+        free, total = self.device.free_memory()
+        return {
+            **self.device.facts(),
+            "free_bytes": free,
+            "total_bytes": total,
+            "model_bytes": self.device.used_memory(),
+            "staging": "pageable" if self.host.pageable_bytes else "pinned",
+            "staging_bytes": self.host.pinned_bytes + self.host.pageable_bytes,
+            "register_bytes": self.registrar.threshold,
+            "registered_channels": self.registrar.channels,
+            "registered_bytes": self.registrar.bytes,
+            "graphs": self.graphs,
+            "warnings": self.host.warnings[:],
+        }
+
+
+def open_side(device: Device, package: ModelPackage, order: Mapping[str, Any]) -> DeviceSide:
+    """What an engine needs of the device for this package, once there is room for it.
+
+    `order` is the supervisor's "load". Raises DeviceMemoryShort, before anything was loaded.
+    """
+    _check_room(device, package, order.get("beside"))
+    threshold = order.get("register_bytes")
+    if threshold is None:
+        threshold = measured_threshold(device)
+    max_batch = 1 if package.deterministic else package.max_batch
+    return DeviceSide(device, max_batch=max_batch, register_bytes=threshold or None)
+
+
+def _check_room(device: Device, package: ModelPackage, beside: Mapping[str, Any] | None) -> None:
+    if beside is None or beside["device"] != str(device.torch_device):
+        return
+    serving = Beside(beside["model_bytes"], package_bytes(Path(beside["package"])))
+    needed, why = needed_bytes(package_bytes(package.path), package.device_bytes, serving)
+    free, total = device.free_memory()
+    check_room(free, total, needed, why, str(device.torch_device))
+
+
+class WarmUpStaging:
+    """Stages the warm-up's observations as a request's would be; in the place of a `Staging`."""
+
+    def __init__(self, side: DeviceSide) -> None:
+        self._side = side
+        self._turn = 0
+
+    def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+        """The tree in `slot`, its arrays as tensors on the device."""
+        arena = self._side.arenas[self._turn]
+        arena.done()  # with the round before the last one
+        self._side.make_room(schema.payload_bytes)
+        self._turn ^= 1
+        observation = arena.place(schema, slot.payload, ahead=False)
+        arena.send(ahead=False)
+        return observation
+
+    def settle(self, action: Any) -> Any:
+        """The action on the host, once the device has done with it."""
+        self._side.results.begin()
+        found = self._side.results.fetch(action)
+        for arena in self._side.arenas:
+            arena.computed()
+        self._side.device.synchronize()
+        return found
+
+    def give_back(self) -> None:
+        """Observation and action are gone, as far as the warm-up is concerned."""
+        for arena in self._side.arenas:
+            arena.done()

@@ -1,0 +1,86 @@
+"""From what size on a request is copied to the device from the client's own memory: measured, not guessed.
+
+Staging costs a copy on the host, the direct way a copy of its own for each row. Which is faster depends on the host's
+memory, the bus and the driver, so an engine measures both when it starts, in some milliseconds.
+"""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from .interface import Device, PinFailed
+
+#: Sizes that are tried. Registering takes about a millisecond for each MiB when a client attaches, and a page-locked
+#: segment is memory that cannot be swapped: below this there is too little to gain.
+SIZES = tuple((1 << 20) << power for power in range(5))
+_ROUNDS = 9
+#: The direct way must be faster by a tenth, or the simpler one stays.
+_GAIN = 0.9
+
+
+def measured_threshold(device: Device) -> int | None:
+    """The least size from which on the direct way is faster at every size; None where it never is, or cannot be."""
+    largest = SIZES[-1]
+    try:
+        pinned = device.pinned(largest)
+        memory = device.memory(largest)
+        # Shared, as a segment is; unmapped with the last tensor of it.
+        client = torch.from_numpy(np.frombuffer(mmap.mmap(-1, largest), np.uint8))
+        client.fill_(1)
+        device.register(client.data_ptr(), largest)
+        try:
+            staged, direct = _durations(device, pinned, memory, client)
+        finally:
+            device.synchronize()
+            device.unregister(client.data_ptr())
+    except (PinFailed, torch.OutOfMemoryError):
+        return None
+    return least_size(staged, direct)
+
+
+def least_size(staged_ns: Mapping[int, int], direct_ns: Mapping[int, int]) -> int | None:
+    """The smallest size from which on the direct way takes at most 0.9 of the staged one's time.
+
+    >>> least_size({1: 10, 2: 20, 4: 40}, {1: 11, 2: 15, 4: 20})
+    2
+    >>> least_size({1: 10, 2: 20, 4: 40}, {1: 5, 2: 10, 4: 40}) is None
+    True
+    """
+    found = None
+    for size in sorted(staged_ns, reverse=True):
+        if direct_ns[size] > staged_ns[size] * _GAIN:
+            break
+        found = size
+    return found
+
+
+def _durations(
+    device: Device, pinned: torch.Tensor, memory: torch.Tensor, client: torch.Tensor
+) -> tuple[dict[int, int], dict[int, int]]:
+    """For each size the shortest time (ns) until the bytes are on the device, staged and direct."""
+    event = device.event()
+    host, slot = pinned.numpy(), client.numpy()
+
+    def staged(size: int) -> None:
+        np.copyto(host[:size], slot[:size])
+        device.copy_in(memory[:size], pinned[:size], ahead=False)
+
+    def direct(size: int) -> None:
+        device.copy_in(memory[:size], client[:size], ahead=False)
+
+    def duration_ns(copy: Callable[[int], None], size: int) -> int:
+        began_ns = time.perf_counter_ns()
+        copy(size)
+        device.record(event)
+        event.synchronize()
+        return time.perf_counter_ns() - began_ns
+
+    def shortest(copy: Callable[[int], None]) -> dict[int, int]:
+        return {size: min(duration_ns(copy, size) for _ in range(_ROUNDS)) for size in SIZES}
+
+    return shortest(staged), shortest(direct)

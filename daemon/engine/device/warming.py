@@ -1,0 +1,42 @@
+"""Warms a model up on a device, and records its graphs."""
+
+from __future__ import annotations
+
+import torch
+
+from shmserve.errors import ModelPackageError
+
+from ...model_package import ModelPackage
+from ..models.model import Model
+from ..warmup import Warmth, warm_up
+from .determinism import Deterministic
+from .graphs import Graphs
+from .side import DeviceSide, WarmUpStaging
+
+
+def warm_up_device(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
+    """As `warm_up`, with the memory and the streams that requests will use. Raises what that raises."""
+    with torch.inference_mode():  # as when it serves
+        return _warm_up(model, side, package)
+
+
+def _warm_up(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
+    staging = WarmUpStaging(side)
+    warmth = warm_up(model, side.device.torch_device, package, staging=staging)
+    staging.give_back()
+    if not package.cuda_graph:
+        return warmth, None
+    if package.checks.get("observation"):
+        raise ModelPackageError(
+            "cuda_graph = true, but [checks] looks at observations, which a recorded policy reads by itself: check in the "
+            "robot, or leave cuda_graph out"
+        )
+    if warmth.example is None:
+        raise ModelPackageError(
+            "cuda_graph = true, but there is no example observation to record with: add [warmup] example, or "
+            "example_observation() to the class"
+        )
+    schema, payload = warmth.example
+    graphs = Graphs(side, schema, warmth.observation, seeded=package.deterministic)
+    graphs.record(model.inner if isinstance(model, Deterministic) else model, payload, package)
+    return warmth, graphs

@@ -1,0 +1,42 @@
+"""Computes on its device, and brings it down when asked; on a `FakeDevice` as on a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shmserve.daemon.engine.device import cuda
+
+
+class Policy:
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._device = device
+        self._two = torch.full((), 2.0, device=device)
+        self._fake = getattr(cuda, "fake", None)
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return self.infer_batch([observation])[0]
+
+    def infer_batch(self, observations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for observation in observations:
+            getattr(self, f"_{observation.get('do', 'nothing')}")()
+        rows = [observation["x"] * self._two for observation in observations]
+        return [{"y": row, "where": str(row.device), "batch": len(observations)} for row in rows]
+
+    def _nothing(self) -> None:
+        pass
+
+    def _raise(self) -> None:
+        raise LookupError("asked to")
+
+    def _oom(self) -> None:
+        if self._fake is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4096.00 GiB.")
+        torch.empty(1 << 42, dtype=torch.uint8, device=self._device)
+
+    def _assert(self) -> None:
+        if self._fake is not None:
+            self._fake.poison = "device-side assert triggered"
+        else:
+            # Nothing of it is seen here: it happens on the device, later.
+            torch.zeros(4, device=self._device)[torch.tensor([9], device=self._device)]
