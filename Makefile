@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test test-updates check lint bench bench-check fuzz chaos growth clean
+.PHONY: man demo test test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make chaos  kill, stop and starve clients, engines and the supervisor; account for every request (half an hour)"
 	@echo "make growth 10,000 clients and a million requests; nothing may grow"
 	@echo "make man    the man pages, from the commands' own help"
+	@echo "make test-gpu   the tests that need a GPU, and those around them; installs nothing"
+	@echo "make bench-gpu  measure on a GPU; docs/gpu.md"
 	@echo "make clean  remove what these made"
 
 $(VENV)/installed: pyproject.toml
@@ -65,6 +67,14 @@ bench: $(BENCH_VENV)/installed
 
 bench-check: $(BENCH_VENV)/installed
 	@$(BENCH_VENV)/bin/python -m bench.check $(BENCH)
+
+# Both with whatever Python here has a torch that finds a GPU; without one they say so.
+test-gpu:
+	@$(PYTHON) tests/on_gpu.py test $(TEST)
+
+# make bench-gpu BENCH="--seconds 10" for the long form.
+bench-gpu:
+	@$(PYTHON) tests/on_gpu.py bench $(BENCH)
 
 # In the same environment: atheris runs the code that the tests run.
 $(VENV)/fuzz: $(VENV)/installed

@@ -92,7 +92,9 @@ class Daemon:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the process without waiting for anything."""
-        command = [str(SHMSERVED), "--name", self.name]
+        # On a bare machine nothing is installed (tests/on_gpu.py).
+        command = [str(SHMSERVED)] if SHMSERVED.exists() else [sys.executable, "-m", "shmserve.daemon.main"]
+        command += ["--name", self.name]
         command += ["--model-path", str(self.package)] if self.package is not None else []
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir), *self._arguments]
         with open(self.folder / "log", "ab") as log:
@@ -192,7 +194,8 @@ class Daemon:
 
     def use_fake_device(self, **settings: Any) -> None:
         """Engines on cuda:0 get a `FakeDevice` with these settings."""
-        self.environment["PYTHONPATH"] = str(Path(__file__).parent / "fake_gpu")
+        path = [str(Path(__file__).parent / "fake_gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment["PYTHONPATH"] = os.pathsep.join(path)
         self.environment["FAKE_DEVICE"] = json.dumps(settings)
 
     # Use

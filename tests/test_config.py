@@ -20,6 +20,7 @@ DEFAULTS = Config(runtime_dir=Path("/r"), state_dir=Path("/s"))
 #: Of each key whose default TOML has no word for, a value.
 _WITHOUT_DEFAULT = {
     "group_clients": "true",
+    "register_bytes": "8388608",
     "threads": "2",
     "engine_memory_bytes": "1073741824",
     "allow_uids": "[1]",

@@ -17,7 +17,7 @@ if "shmserve.daemon.engine.main" in sys.orig_argv:
     settings = json.loads(os.environ["FAKE_DEVICE"])
 
     def open_fake(device):  # type: ignore
-        cuda.fake = module.FakeDevice(**settings)  # for policies that make trouble
-        return cuda.fake
+        cuda.__dict__["fake"] = module.FakeDevice(**settings)  # for policies that make trouble
+        return cuda.__dict__["fake"]
 
     cuda.CudaDevice = open_fake  # type: ignore
