@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 
-class Nothing(nn.Module):
+class Nothing(nn.Module):  # type: ignore[misc]
     """The first seven bytes: what is left is the way there and back."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.flatten()[:7].float()
 
 
-class Convolution(nn.Module):
+class Convolution(nn.Module):  # type: ignore[misc]
     """Three layers and a head, as of a small visuomotor policy."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Convolution(nn.Module):
         return found[0]
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module):  # type: ignore[misc]
     """The size of a ViT-B: 12 layers of 768, patches of 16."""
 
     def __init__(self) -> None:
