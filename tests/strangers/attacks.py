@@ -54,8 +54,8 @@ class Target:
 
     def raw(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.connect(str(self.directory / CLIENT_SOCKET))  # waits for a place; with a timeout it fails
         sock.settimeout(30.0)
-        sock.connect(str(self.directory / CLIENT_SOCKET))
         return sock
 
 
