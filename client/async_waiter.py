@@ -11,8 +11,9 @@ from typing import Any
 
 from shmserve.errors import ClientClosed, ServiceRestarted, ServiceUnavailable, ShmServeError
 
-from .exchange import Exchange, Step, Terms
+from .exchange import Exchange
 from .pending import Pending
+from .terms import Step, Terms
 
 #: The thread stays so long for the next request of a control loop.
 _LINGER_S = 0.5

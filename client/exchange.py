@@ -8,23 +8,21 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from shmserve.channel import ClientChannel
-from shmserve.codec import DoesNotFit, Encoded, Encoder, LeafReader
+from shmserve.codec import DoesNotFit, Encoded, Encoder
 from shmserve.errors import (
     ClientClosed,
     ClientForked,
     InferenceFailed,
     ObservationTooLarge,
-    ProtocolMismatch,
     RequestRejected,
     RequestTimeout,
     RingFull,
     ServiceUnavailable,
 )
 from shmserve.layout import number_of
-from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
@@ -32,48 +30,27 @@ from shmserve.varlink_connection import VarlinkConnection
 
 from .attachment import Attachment, ChannelRefused, Wanted, end_calls
 from .contract_check import check_observation
+from .followers import Followers
 from .forks import note_owned
-from .lending import LentSlot, LentTree
+from .lending import LentSlot
 from .model_watch import ModelWatch
+from .news import LONGEST_WAIT_NS, News
 from .pending import Pending
-from .reply_errors import reply_error
+from .settling import settle
+from .terms import Step, Terms
 
-#: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
-_LONGEST_WAIT_NS = 50_000_000
-_LOOKS_PER_CLOCK = 16
 #: A resize that has begun is given so long, however little time its request has left.
 _LEAST_RESIZE_S = 1.0
 #: A daemon whose model is still being loaded is asked for its contract no more often.
 _ASK_AGAIN_NS = 100_000_000
 
-#: Plain numbers: looking a member up for each request costs 0.1 us, and comparing with one as much again.
-_OK, _GROW = int(Status.OK), int(Status.GROW)
+#: A plain number, as in settling.py.
+_GROW = int(Status.GROW)
 
 _T = TypeVar("_T")
 
 
-class Terms(NamedTuple):
-    """How a request is to be treated; times are CLOCK_MONOTONIC nanoseconds, 0 for none."""
-
-    kind: Kind = Kind.INFER
-    flags: int = 0
-    capture_ns: int = 0
-    max_age_ns: int = 0
-
-
 _PLAIN = Terms()
-
-
-class Step:
-    """How far an attempt to publish came, and what the next one needs; plain numbers, for they are compared often."""
-
-    DONE: Final = 0
-    #: The daemon, or what it knows of its model: `connect`.
-    CONNECT: Final = 1
-    #: Larger slots: `make_room`.
-    GROW: Final = 2
-    #: A slot, or that another thread ends what it is doing.
-    WAIT: Final = 3
 
 
 class Exchange:
@@ -101,18 +78,17 @@ class Exchange:
         self.model_watch: ModelWatch | None = None
         self._directory = directory
         self._wanted = wanted
-        self._budget = budget
+        self._news = News(budget)
         self._encoder = Encoder()
         self._lock = threading.RLock()
         self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
-        self._followers: list[threading.Lock] = []  # of the threads behind it; one that is released wakes its thread
+        self._followers = Followers()  # the threads behind it, or behind the one that talks to the daemon
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
         self._left: list[Attachment | ClientChannel] = []  # to be closed by `_close_left`
         self._check_contract = check_contract
         self._checked: Attachment | None = None  # the one whose model has seen what this client sends
         self._stateful: bool | None = None  # what the daemon said of its model when this client attached,
         self._last_before: tuple[ReplyHead, int] | None = None  # and the latest reply at that time
-        self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
         self._loaned: weakref.ref[LentSlot] | None = None
         self._caller = 0  # the thread that talks to the daemon; 0 for none
         self._connecting: VarlinkConnection | None = None  # the latest that may not have a channel yet
@@ -200,7 +176,7 @@ class Exchange:
         if awaited and not on_loan and not self._caller:
             self._wait_for_reply(deadline_ns, None)
         else:
-            self._follow(deadline_ns)  # it is another thread that ends a loan, or a call
+            self._followers.follow(deadline_ns)  # it is another thread that ends a loan, or a call
 
     def full_error(self, step: int = Step.WAIT) -> RingFull:
         """Why there was no slot in time."""
@@ -275,7 +251,7 @@ class Exchange:
             loan.end()
             self._loaned = None
             self._send(attachment, pending, loan.sequence, encoded, terms)
-        self._wake_followers()
+        self._followers.wake()
 
     def give_back(self, loan: LentSlot) -> None:
         """A borrowed slot was not sent."""
@@ -283,14 +259,14 @@ class Exchange:
         with self._lock:
             if self._loaned is not None and self._loaned() is loan:
                 self._loaned = None
-        self._wake_followers()
+        self._followers.wake()
 
     def return_reply(self, sequence: int) -> None:
         """A reply that was lent out is done with."""
         with self._lock:
             for attachment in self._held:
                 attachment.lent.pop(sequence, None)
-        self._wake_followers()
+        self._followers.wake()
 
     # Waiting: one thread at the doorbell, the others behind it
 
@@ -311,12 +287,12 @@ class Exchange:
 
     def wait_a_while(self) -> None:
         """For a thread that waits on behalf of others, and must not hold the interpreter while it does."""
-        until_ns = time.monotonic_ns() + _LONGEST_WAIT_NS
+        until_ns = time.monotonic_ns() + LONGEST_WAIT_NS
         if self._held:
             self._wait_for_reply(until_ns, None, spin=False)
         else:
             self.check_usable()
-            self._follow(until_ns)
+            self._followers.follow(until_ns)
 
     def look(self) -> None:
         """Collect what is there, without waiting for replies."""
@@ -354,9 +330,9 @@ class Exchange:
                     if answered != attachment.answered and self._collect(attachment):
                         return
             if not waits:
-                self._follow(until_ns)
+                self._followers.follow(until_ns)
                 return
-            self._await_news(attachment.channel, answered, until_ns, spin)
+            self._news.wait(attachment.channel, answered, until_ns, spin)
             with self._lock:
                 if not self._collect(attachment) and attachment.lost():
                     self._lose(attachment)
@@ -369,52 +345,12 @@ class Exchange:
             # No call before the store: Python looks for signals at calls.
             if self._waiter == me:
                 self._waiter = 0
-                if self._followers:
-                    self._wake_followers()
+                self._followers.wake()
 
     def _close_left(self, me: int) -> None:
         """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
         if self._caller in (0, me):
             _close_all(self._left)
-
-    def _await_news(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
-        """Spin for as long as a reply is likely soon, then sleep at the doorbell."""
-        bell, words, counter = channel.reply_bell, channel.replies.segment.words, channel.replies.segment.counter_index
-        began_ns = now_ns = time.monotonic_ns()
-        # While the engine has work to do: what the last wait was like, and the token that was not waited for then. It
-        # must not wake this wait for nothing; if it is this reply's already, its counter has moved.
-        if self._waited_ns:
-            self._budget.waited(self._waited_ns)
-            self._waited_ns = 0
-            bell.try_take()
-        spin_until_ns = min(began_ns + self._budget.ns, until_ns) if spin else 0
-        crowded = threading.active_count() > 1
-        while True:
-            for _ in range(_LOOKS_PER_CLOCK):
-                if words[counter] != answered:
-                    self._waited_ns = time.monotonic_ns() - began_ns
-                    return
-            now_ns = time.monotonic_ns()
-            if now_ns >= spin_until_ns:
-                break
-            if crowded:
-                time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
-        if bell.wait(max(0, min(until_ns - now_ns, _LONGEST_WAIT_NS))):
-            self._budget.waited(time.monotonic_ns() - began_ns)
-
-    def _follow(self, until_ns: int) -> None:
-        # A lock rather than a condition: a condition that Ctrl-C interrupts raises something else.
-        alarm = threading.Lock()
-        alarm.acquire()
-        self._followers.append(alarm)
-        if not alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, 0.05))):
-            with contextlib.suppress(ValueError):  # woken at the last moment
-                self._followers.remove(alarm)
-
-    def _wake_followers(self) -> None:
-        while self._followers:
-            with contextlib.suppress(IndexError):  # another thread wakes them, too
-                self._followers.pop().release()
 
     # Collecting, under the lock
 
@@ -438,39 +374,12 @@ class Exchange:
             elif pending._settled_ns:
                 pending._tell()  # an interrupt came between the two
             else:
-                self._settle(attachment, pending, head)
+                self._end(attachment, pending, head)
             del attachment.in_flight[sequence]  # last: an interrupt before it must not lose the reply
         return found
 
-    def _settle(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
-        memory = attachment.channel.replies.memory(head.sequence)
-        in_slot = head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED)
-        read_leaf: LeafReader | None = None
-        loan: LentTree | None = None
-        if pending._lend and head.status == _OK and not in_slot[-1]:
-            loan = LentTree(memory, pending._lend)
-            read_leaf = loan.read_leaf
-        try:
-            tree = attachment.decoder.decode(memory, *in_slot, read_leaf)
-        except MetadataError as error:
-            pending._settle(None, ProtocolMismatch(f"the reply of {self.name!r} cannot be read: {error}"), head)
-            return
-        except Exception as error:  # noqa: BLE001  unpickling runs the code of the object's own type
-            why = f"{type(error).__name__}: {error}"
-            text = f"the model returned an object that this process cannot unpickle: {why}"
-            pending._settle(None, InferenceFailed(text), head)
-            return
-        if pending._lend and head.status == _OK:
-            if loan is not None and isinstance(tree, (dict, list)):
-                attachment.lent[head.sequence] = weakref.ref(loan)
-            else:
-                # The caller's variable outlives the block, and only a dict or a list can be emptied under it.
-                tree, loan = attachment.decoder.decode(memory, *in_slot), None
-            tree = (tree, loan)
-        if head.status == _OK:
-            pending._settle(tree, None, head)
-        else:
-            pending._settle(None, reply_error(self.name, head, tree), head)
+    def _end(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
+        settle(self.name, attachment, pending, head)
         self.last = (head, pending._settled_ns - pending._started_ns)
 
     def cancel(self, pending: Pending) -> bool:
@@ -598,7 +507,7 @@ class Exchange:
         me = threading.get_ident()
         try:
             while not self._claim_call(me):
-                self._follow(deadline_ns)
+                self._followers.follow(deadline_ns)
                 if time.monotonic_ns() >= deadline_ns:
                     raise ServiceUnavailable(f"the daemon of {self.name!r} did not answer another thread in time")
             try:
@@ -609,7 +518,7 @@ class Exchange:
         finally:
             if self._caller == me:
                 self._caller = 0
-                self._wake_followers()
+                self._followers.wake()
 
     def _claim_call(self, me: int) -> bool:
         with self._lock:
@@ -641,7 +550,7 @@ class Exchange:
                 attachment.moving = False
             if self._caller == me:
                 self._caller = 0
-                self._wake_followers()
+                self._followers.wake()
 
     def _may_move(self, attachment: Attachment) -> bool:
         """Whether nothing is out but replies that wait for room: the rest lives in the generation that is left."""
@@ -711,7 +620,7 @@ class Exchange:
         self._left.append(attachment)
         if attachment in self._held:
             self._held.remove(attachment)
-        self._wake_followers()
+        self._followers.wake()
 
     def close(self) -> None:
         """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
@@ -733,8 +642,8 @@ class Exchange:
                 if self._waiter in (0, me) and self._caller in (0, me):
                     _close_all(self._held, self._left)
                     break
-            self._follow(time.monotonic_ns() + _LONGEST_WAIT_NS)
-        self._wake_followers()
+            self._followers.follow(time.monotonic_ns() + LONGEST_WAIT_NS)
+        self._followers.wake()
 
     def after_fork_in_child(self) -> None:
         """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""

@@ -8,9 +8,10 @@ from typing import Any, final
 
 from shmserve.errors import LoanKept
 
-from .exchange import Exchange, Terms
+from .exchange import Exchange
 from .lending import LentSlot
 from .pending import Pending
+from .terms import Terms
 
 
 @final

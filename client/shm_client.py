@@ -16,11 +16,12 @@ from shmserve.spin import SpinBudget, SpinSetting
 from .async_waiter import AsyncWaiter
 from .attachment import Wanted
 from .contract_check import check_observation
-from .exchange import Exchange, Terms
+from .exchange import Exchange
 from .loans import LentReply, LoanedObservation
 from .model_watch import OnModelChange
 from .pending import Pending
 from .reply import Reply
+from .terms import Terms
 
 _LONGEST_TIMEOUT_S = 86_400.0
 #: A camera may date a frame a little ahead; what is further ahead is another clock's.
