@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from shmserve.client import EngineLost, InferenceFailed
+from shmserve.client.pending import Pending
+from shmserve.client.terms import Terms
+from shmserve.protocol import Kind
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.trees import assert_same
@@ -36,6 +40,21 @@ def test_what_waited_is_run_together_and_each_gets_its_own_row(daemon: Daemon, g
         for row, found in enumerate(results):
             assert_same(found["y"], (np.arange(3.0) + row) * 2)
     daemon.wait_counted(batches=3, served=9)
+
+
+def test_a_reset_keeps_its_place_among_the_requests_of_a_batch(daemon: Daemon, gate: Gate) -> None:
+    with daemon.client(slots=8) as client:
+        held = client.submit({**gate.observation, "row": -1, "x": np.zeros(3)})
+        gate.wait_entered()
+        before = [client.submit({"row": row, "x": np.zeros(3)}) for row in range(2)]
+        reset = Pending(client._exchange, time.monotonic_ns(), time.monotonic_ns() + 60 * 10**9)
+        client._exchange.publish(reset, None, Terms(Kind.RESET))
+        after = client.submit({"row": 2, "x": np.zeros(3)})
+        gate.open()
+
+        assert after.result()["order"] == ["row -1", "row 0", "row 1", "reset", "row 2"]
+        assert [pending.result()["row"] for pending in [held, *before]] == [-1, 0, 1]
+        assert reset.result() is None
 
 
 def test_one_bad_row_fails_alone(daemon: Daemon, gate: Gate) -> None:

@@ -101,25 +101,32 @@ class Serving:
         """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
         words = self._words
         began_ns = taken_ns = time.monotonic_ns()
-        rows, alone = [], []
+        rows: list[_Row] = []
+        alone: list[Taken] = []
         for index, (tenancy, head) in enumerate(batch):
             if index:
                 taken_ns = time.monotonic_ns()
             if len(batch) > 1 and tenancy.channel.replies.attempts(head.sequence):
                 alone.append((tenancy, head))  # an engine died of it, or of its neighbours: this time it is known which
                 continue
+            if head.kind != _INFER and rows:
+                self._run(rows)  # a reset keeps its place: what came before it runs before it
+                rows = []
             words[_CHANNEL] = tenancy.number + 1
             row = self._stage(tenancy, head, index, taken_ns)
             if row is not None:
                 rows.append(row)
-        if len(rows) > 1:
-            words[_CHANNEL] = SEVERAL
         if rows:
-            self._infer(rows)
+            self._run(rows)
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
         for taken in alone:
             self.serve([taken])
+
+    def _run(self, rows: list[_Row]) -> None:
+        if len(rows) > 1:
+            self._words[_CHANNEL] = SEVERAL
+        self._infer(rows)
 
     def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> _Row | None:
         """The request ready for the model; None if it was answered without."""
