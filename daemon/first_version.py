@@ -9,11 +9,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_digest, package_files
 from shmserve.package_signature import PublicKey
 
-from .config import Config
+from .config import Config, ConfigError
 from .model_package import ModelPackage
 from .served import Served
 from .store.durable import write_json
@@ -94,7 +93,7 @@ async def first_version(config: Config, store: Store) -> FirstVersion:
     if config.model_path is None:
         stored = await store.last_good()
         if stored is None:
-            raise ModelPackageError(
+            raise ConfigError(
                 f"no model was served before in {store.directory}: give --model-path DIR, or model_path in the "
                 "configuration file"
             )

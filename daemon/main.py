@@ -202,6 +202,9 @@ def main(
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))
+    except ConfigError as error:  # there is nothing that it could serve, whenever it is started again
+        log.error("%s", error)
+        sys.exit(MISCONFIGURED)
     except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
