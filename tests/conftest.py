@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.robot_process import Robot
 
-collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*"]
+collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its_parent.py"]
 
 #: The longest test needs a quarter of it on two busy cores.
 _TEST_LIMIT_S = 150.0
+
+
+def pytest_configure() -> None:
+    """A shell that runs the tests in its background has them ignore Ctrl-C, and so would every program they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -113,7 +113,7 @@ def test_a_client_s_name_cannot_break_the_format(daemon: Daemon, monkeypatch: py
         found = samples(admin(daemon, "metrics").stdout)
 
     programs = {dict(labels)["program"] for name, labels in found if name == "shmserve_client_requests_total"}
-    assert programs == {'evil"} 1\n\\# EOF'}
+    assert programs == {'evil"} 1\\# EOF'}, "what cannot be printed is left out"
 
 
 def test_the_text_file_is_replaced_whole_and_readable_for_the_collector(daemon: Daemon, tmp_path: Path) -> None:

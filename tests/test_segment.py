@@ -16,6 +16,7 @@ import pytest
 
 from shmserve.errors import ProtocolMismatch, ServiceUnavailable
 from shmserve.layout import Geometry, header_bytes
+from shmserve.protocol import WIRE_VERSION
 from shmserve.segment import Identity, Segment, create_segment, unlink_segment
 
 GEOMETRY = Geometry(slots=2, metadata_bytes=256, payload_bytes=1000)
@@ -143,8 +144,11 @@ def with_word(index: int, value: int) -> bytes:
         (b"", "not a segment: 0 bytes"),
         (HEADER[:63], "not a segment: 63 bytes, a header alone has 64"),
         (bytes(GEOMETRY.segment_bytes), "segment has magic 0x0 and wire version 0"),
-        (with_word(0, 1).ljust(GEOMETRY.segment_bytes), "magic 0x1 and wire version 1"),
-        (with_word(1, 2).ljust(GEOMETRY.segment_bytes), "wire version 2.*install the same shmserve on both sides"),
+        (with_word(0, 1).ljust(GEOMETRY.segment_bytes), f"magic 0x1 and wire version {WIRE_VERSION}"),
+        (
+            with_word(1, WIRE_VERSION + 1).ljust(GEOMETRY.segment_bytes),
+            f"wire version {WIRE_VERSION + 1}.*install the same shmserve on both sides",
+        ),
         (with_word(5, 0).ljust(GEOMETRY.segment_bytes), "header makes no sense: 0 slots"),
         (with_word(5, 1 << 63).ljust(GEOMETRY.segment_bytes), "header makes no sense: 9223372036854775808 slots"),
         (with_word(6, 100).ljust(GEOMETRY.segment_bytes), "header makes no sense: 100 bytes of metadata"),

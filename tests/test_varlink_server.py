@@ -355,7 +355,7 @@ def test_a_method_that_breaks_tells_the_log_and_not_the_peer(
         received = read_messages(sock, 2)
 
     assert received == ERROR % (b"io.shmserve.InternalError", b"{}") + echo_reply("still there")
-    assert f"org.example.Test.Fail failed for uid {os.getuid()}, pid {os.getpid()}" in caplog.text
+    assert f"'org.example.Test.Fail' failed for uid {os.getuid()}, pid {os.getpid()}" in caplog.text
     assert "Traceback" in caplog.text
     if how == "unexpected":
         assert SECRET in caplog.text
