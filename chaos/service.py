@@ -60,7 +60,9 @@ class Service:
         self._folder = tempfile.TemporaryDirectory(prefix="shmserve-chaos-")
         self.folder = Path(self._folder.name)
         package = gain_package(self.folder, 3)
-        self.daemon = Daemon(package, arguments=("--transport", transport), config='log_level = "warning"\nsent_away_s = 0\n')
+        self.daemon = Daemon(
+            package, arguments=("--transport", transport), config='log_level = "warning"\nsent_away_s = 0\n'
+        )
         self._gains = gains(package)
         self.account = Account()
         self._robots: list[RobotProcess] = []
