@@ -15,6 +15,8 @@ from .supervisor import Supervisor
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.25
+#: A watch that has not looked for so long has ended; systemd is then to start the daemon anew.
+_BLIND_S = 10.0
 #: From SIGABRT, at which an engine writes its stack into the log, to SIGKILL.
 _LAST_WORDS_S = 1.0
 
@@ -32,8 +34,8 @@ class HeartbeatWatch:
 
     @property
     def stuck(self) -> bool:
-        """The serving engine is stuck, and has not ended although it was told to."""
-        return self._ended_s is not None
+        """The serving engine is stuck, and has not ended although it was told to; or nobody looks any more."""
+        return self._ended_s is not None or time.monotonic() - self._looked_s > _BLIND_S
 
     async def run(self) -> None:
         while True:

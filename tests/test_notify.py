@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from shmserve.daemon.heartbeat_watch import HeartbeatWatch
 from shmserve.daemon.notify import Notifier
+from shmserve.daemon.supervisor import Supervisor
 from shmserve.errors import EngineLost
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
@@ -179,3 +183,12 @@ def test_an_inference_shorter_than_stuck_s_is_left_alone(start_daemon: Callable[
         assert pending.result()["waited"]
 
     assert daemon.status()["engine"]["restarts"] == 0
+
+
+def test_a_watch_that_has_ended_is_not_taken_for_an_engine_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = HeartbeatWatch(cast("Supervisor", None))  # it never looks here
+    assert not watch.stuck
+
+    began_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began_s + 11.0)
+    assert watch.stuck

@@ -311,7 +311,10 @@ def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
     assert nobody.returncode == 3, nobody.stderr
 
 
-def test_a_replay_that_is_killed_leaves_no_daemon(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_a_replay_that_is_killed_leaves_no_daemon(
+    make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where it leaves the folder of that daemon
     daemon = make_daemon()
     _one_request(tmp_path / "a.rec")
     process = start_admin(daemon, "replay", tmp_path / "a.rec", "--model", POLICIES / "slow_start")
