@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
+.PHONY: man demo test test-long test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   start the daemon with the example policy and let a robot balance a pole through it"
 	@echo "make test   all checks and tests"
 	@echo "make test-updates  the long form of the tests of updates: 1,000 under load, a kill at every step (half an hour)"
+	@echo "make test-long  the tests that make test leaves out for their time"
 	@echo "make lint   the static checks alone"
 	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (ten minutes)"
 	@echo "make bench-check  compare the ratios of a short run with those that are kept"
@@ -51,8 +52,12 @@ test: lint
 # The long form of the tests of updates: a thousand of them under load, a kill at every step, every bad package.
 UPDATES ?= 1000
 test-updates: $(VENV)/installed
-	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest tests/test_update_*.py tests/test_rollback.py \
+	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest -m "long or not long" tests/test_update_*.py tests/test_rollback.py \
 		tests/test_probation.py tests/test_signing_command.py tests/test_archives.py tests/test_store*.py
+
+# The tests that `make test` leaves out so that it takes less than a quarter of an hour; they take as long again.
+test-long: $(VENV)/installed
+	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile
 
 # Its own environment: the peers' packages are many, and no test needs them.
 $(BENCH_VENV)/installed: pyproject.toml

@@ -13,11 +13,13 @@ from chaos.service import Service
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the shim is compiled when needed")
 @pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.long
 def test_a_call_that_fails_costs_one_client_an_error_and_nobody_else(transport: str) -> None:
     with Service(transport, seed=1) as service:
         print(fail_calls(service, 3))
 
 
+@pytest.mark.long
 def test_many_clients_and_requests_leave_nothing_behind() -> None:
     with Service("named", seed=1) as service:
         print(attach_and_detach(service, 100))

@@ -188,6 +188,7 @@ def test_an_update_of_the_model_ends_the_old_models_chunk(start_daemon: Callable
     assert all(isinstance(step, ActionStep) for step in found)
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_costs_one_request(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("chunked")
     with make(daemon, period_s=None, prefetch=0, wait_s=60.0) as chunks:

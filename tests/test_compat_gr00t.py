@@ -218,6 +218,7 @@ def test_a_policy_of_another_style_answers_an_observation_and_refuses_the_rest(o
             policy.get_action({"do": "count"}, {"gain": 2})
 
 
+@pytest.mark.long
 def test_it_outlives_a_restart_of_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("gr00t_style", name="again")
     with PolicyClient("shm://again", timeout_ms=60_000, runtime_dir=daemon.runtime_dir) as policy:

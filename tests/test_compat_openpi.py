@@ -215,6 +215,7 @@ def test_a_timeout_is_real_and_the_client_usable_afterwards(obedient: Daemon, ga
 # Waiting for the service
 
 
+@pytest.mark.long
 def test_it_waits_for_the_service_and_says_so_every_five_seconds(
     make_daemon: Callable[..., Daemon], caplog: pytest.LogCaptureFixture
 ) -> None:

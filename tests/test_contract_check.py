@@ -156,6 +156,7 @@ def test_a_model_that_declares_nothing_takes_anything(echo: Daemon) -> None:
         assert client.infer({"anything": 1}) == {"anything": 1}
 
 
+@pytest.mark.long
 def test_a_client_that_attaches_again_compares_again(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = make_daemon("echo").start()
     with daemon.client(max_retries=100, retry_delay=0.05) as client:

@@ -145,6 +145,7 @@ def test_a_second_daemon_of_the_same_name_is_refused_and_the_first_unharmed(
         assert first.client().infer({"x": 3}) == {"x": 3}
 
 
+@pytest.mark.long
 def test_two_names_in_one_directory_are_two_services(
     start_daemon: Callable[..., Daemon], make_daemon: Callable[..., Daemon]
 ) -> None:

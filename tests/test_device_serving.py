@@ -84,6 +84,7 @@ def test_a_bad_row_fails_alone(device: str, start: Start) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_others(
     device: str, start: Start
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_of_a_batch_that_loses_the_device_only_the_culprit_is_not_answered(device: str, start: Start) -> None:
     daemon = start(device)
     with daemon.client(slots=8, timeout=100) as client:
@@ -118,6 +120,7 @@ def test_of_a_batch_that_loses_the_device_only_the_culprit_is_not_answered(devic
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_a_result_that_waits_for_room_is_not_overwritten(device: str, start: Start) -> None:
     daemon = start(device, "obedient")
     with daemon.client(slots=4) as client:
@@ -128,6 +131,7 @@ def test_a_result_that_waits_for_room_is_not_overwritten(device: str, start: Sta
 
 @pytest.mark.parametrize("transport", ["named", "sealed"])
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_large_requests_are_read_from_where_they_are(device: str, transport: str, start: Start) -> None:
     daemon = start(device, config="register_bytes = 1048576\n", arguments=("--transport", transport))
     with daemon.client(slots=2) as client, daemon.client(slots=2) as small:
@@ -144,6 +148,7 @@ def test_large_requests_are_read_from_where_they_are(device: str, transport: str
     wait_until("the client's memory is given up", lambda: gpu(daemon)["registered_channels"] == 0)
 
 
+@pytest.mark.long
 def test_what_cannot_be_registered_is_staged_and_status_says_so(start: Start) -> None:
     daemon = start("fake", fake={"registers": False}, config="register_bytes = 1048576\n")
     x = np.arange(300_000, dtype=np.float32)
@@ -155,6 +160,7 @@ def test_what_cannot_be_registered_is_staged_and_status_says_so(start: Start) ->
         assert gpu(daemon)["registered_channels"] == 0
 
 
+@pytest.mark.long
 def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so(start: Start) -> None:
     daemon = start("fake", fake={"pin_limit": 100_000}, config="register_bytes = 0\n")
     with daemon.client() as client:
@@ -165,6 +171,7 @@ def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so
         assert "LimitMEMLOCK" in found["warnings"][0]
 
 
+@pytest.mark.long
 def test_a_client_whose_requests_do_not_fit_the_device_is_sent_away(start: Start) -> None:
     daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
     with daemon.client() as client, daemon.client(max_retries=0) as greedy:
@@ -175,6 +182,7 @@ def test_a_client_whose_requests_do_not_fit_the_device_is_sent_away(start: Start
         np.testing.assert_array_equal(client.infer({"x": np.ones(10)})["y"], np.full(10, 2.0))
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_fit_beside_the_one_that_serves_is_refused(start: Start, tmp_path: Path) -> None:
     used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
     daemon = start("fake", fake=used)
@@ -193,6 +201,7 @@ def test_a_model_that_does_not_fit_beside_the_one_that_serves_is_refused(start: 
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: Start) -> None:
     daemon = start(device, "recordable")
     assert gpu(daemon)["graphs"] == 4
@@ -216,6 +225,7 @@ def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: S
         ("self.calls += 1; x = x * self.calls", "recorded the policy gives another action than called"),
     ],
 )
+@pytest.mark.long
 def test_what_cannot_be_recorded_is_refused(
     device: str, line: str, said: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
@@ -232,6 +242,7 @@ def test_what_cannot_be_recorded_is_refused(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
 def test_numpy_styles_get_the_hosts_arrays(device: str, start: Start) -> None:
     daemon = start(device, "openpi_style")
     assert daemon.status()["model"]["device"] == ("cpu" if device == "fake" else "cuda:0")

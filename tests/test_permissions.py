@@ -56,6 +56,7 @@ def test_a_user_who_is_not_named_is_told_which_setting_would_have_to(daemon: Dae
 
 
 @needs_root
+@pytest.mark.long
 def test_a_user_s_channels_are_counted_and_nobody_else_s(daemon: Daemon) -> None:
     said = ask(daemon, UID, 4, 1)
 
@@ -64,6 +65,7 @@ def test_a_user_s_channels_are_counted_and_nobody_else_s(daemon: Daemon) -> None
         assert own.infer({"do": "echo", "value": 1}) == 1
 
 
+@pytest.mark.long
 def test_a_user_s_bytes_are_counted_whichever_channel_has_them(daemon: Daemon) -> None:
     with daemon.client(slots=1) as first, daemon.client(slots=1, max_retries=0) as second:
         assert first.infer({"do": "echo", "value": bytes(600_000)}) == bytes(600_000)
@@ -75,6 +77,7 @@ def test_a_user_s_bytes_are_counted_whichever_channel_has_them(daemon: Daemon) -
 
 
 @needs_root
+@pytest.mark.long
 def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daemon: Daemon) -> None:
     with daemon.client() as own:
         said = ask(daemon, UID, 1, 1000)
@@ -85,6 +88,7 @@ def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daem
 
 
 @needs_root
+@pytest.mark.long
 def test_a_reload_changes_the_limits_of_clients_that_are_attached(daemon: Daemon) -> None:
     file = daemon.folder / "config.toml"
     try:
@@ -102,6 +106,7 @@ def test_a_reload_changes_the_limits_of_clients_that_are_attached(daemon: Daemon
 
 
 @needs_root
+@pytest.mark.long
 def test_only_operators_reach_the_admin_socket_and_the_log_says_who_tried(daemon: Daemon) -> None:
     def operate(uid: int) -> str:
         with Stranger("operates", daemon.admin_socket, uid) as stranger:
@@ -113,6 +118,7 @@ def test_only_operators_reach_the_admin_socket_and_the_log_says_who_tried(daemon
 
 
 @needs_root
+@pytest.mark.long
 def test_without_the_setting_nobody_else_can_even_connect(echo: Daemon) -> None:
     let_in(echo)
     echo.service_dir.chmod(0o711)
@@ -141,6 +147,7 @@ def test_without_the_setting_nobody_else_can_even_connect(echo: Daemon) -> None:
     ],
     ids=["own", "group", "users"],
 )
+@pytest.mark.long
 def test_every_mode_is_exact_whatever_the_umask(
     start_daemon: Callable[..., Daemon], umask: int, config: str, transport: str, expected: dict[str, object]
 ) -> None:
@@ -170,6 +177,7 @@ def shared_modes(daemon: Daemon) -> set[int]:
     return {os.stat(name).st_mode for name in held if os.readlink(name).startswith("/memfd:shmserve (")}
 
 
+@pytest.mark.long
 def test_a_runtime_directory_that_others_may_write_to_is_refused(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("echo")
     daemon.runtime_dir.mkdir()
@@ -181,6 +189,7 @@ def test_a_runtime_directory_that_others_may_write_to_is_refused(make_daemon: Ca
     assert "has mode 0777: others could replace what this daemon keeps in it" in daemon.log
 
 
+@pytest.mark.long
 def test_a_state_directory_that_others_may_write_to_is_refused(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("echo")
     (daemon.state_dir / daemon.name).mkdir(parents=True)

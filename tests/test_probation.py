@@ -126,6 +126,7 @@ def test_after_probation_a_crash_is_a_restart_and_no_reason_to_go_back(
     assert rollback(daemon)["version"] == before
 
 
+@pytest.mark.long
 def test_a_rollback_to_a_model_that_crashes_does_not_lead_back(
     daemon: Daemon, client: ShmClient, tmp_path: Path
 ) -> None:

@@ -146,6 +146,7 @@ def test_python_objects_and_failures_are_counted_and_told(obedient: Daemon, tmp_
     assert failed.facts.error == "LookupError: no such joint"
 
 
+@pytest.mark.long
 def test_a_recording_goes_on_through_dead_engines_and_an_update_and_has_what_killed_them(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

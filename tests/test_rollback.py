@@ -121,6 +121,7 @@ def test_a_version_that_was_damaged_on_the_disk_is_refused(
     assert rollback(daemon)["version"] == before
 
 
+@pytest.mark.long
 def test_without_standby_it_loads_again_and_one_engine_runs(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_a_daemon_takes_what_its_keys_owner_signed_and_nothing_else(
         assert client.infer({"x": np.arange(3), "robot": "r"})["k"] == 3
 
 
+@pytest.mark.long
 def test_an_old_release_comes_back_only_on_purpose(daemon: Daemon, signed: Callable[..., Path], tmp_path: Path) -> None:
     """Its signature is as good as ever, and that is what somebody who kept a copy of it has."""
     five, other, seven = signed(5, release=5), signed(6, release=5), signed(7, release=7)

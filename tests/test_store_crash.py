@@ -209,6 +209,7 @@ def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, monkeyp
     store.close()
 
 
+@pytest.mark.long
 def test_a_kill_at_any_moment_leaves_a_version_that_was_made_current(tmp_path: Path) -> None:
     directory = tmp_path / "models"
     packages = [numbered(tmp_path / f"m{number}", number) for number in range(5)]

@@ -250,7 +250,7 @@ _BAD_STARTS = {
     "no such file": (["--config", "none.toml"], {}, 78),
     "a limit": ([], {"SHMSERVE_MAX_CLIENTS": "1000"}, 78),
     "a number": ([], {"SHMSERVE_MAX_CLIENTS": "many"}, 78),
-    "nothing was served": ([], {}, 1),
+    "nothing was served": ([], {}, 78),
     "a long path": (["--runtime-dir", "x" * 120], {}, 1),
 }
 

@@ -66,6 +66,7 @@ def test_what_a_refused_model_has_started_ends_with_it(daemon: Daemon, tmp_path:
     wait_until("its child is gone", lambda: not is_running(int((tmp_path / "child").read_text())))
 
 
+@pytest.mark.long
 def test_models_that_hang_are_given_up_after_load_s(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     def hang(model: BadModel) -> None:
         folder = tmp_path / model.name

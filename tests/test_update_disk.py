@@ -75,6 +75,7 @@ def test_a_disk_without_a_byte_left_takes_no_update_and_the_service_goes_on(
     assert served(daemon) == before
 
 
+@pytest.mark.long
 def test_an_update_that_cannot_be_made_current_is_taken_back(
     make_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_an_update_that_cannot_be_made_current_is_taken_back(
     assert served(daemon) == content_version(packages[1])
 
 
+@pytest.mark.long
 def test_a_disk_that_hangs_holds_nobody_up_but_the_update(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     """Robots, newcomers among them, and operators are served while the state directory does not answer."""
     packages = [gain_package(tmp_path, k) for k in (2, 3)]

@@ -44,6 +44,7 @@ def _current(daemon: Daemon) -> list[str]:
     return [kept["version"] for kept in daemon.admin("Versions")["versions"] if kept["current"]]
 
 
+@pytest.mark.long
 def test_an_engine_killed_while_the_supervisor_is_at_any_step_costs_no_request(
     make_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:

@@ -120,6 +120,7 @@ def test_it_is_lost_with_the_engine_that_holds_it(daemon: Daemon, client: ShmCli
     assert client.infer(_asking(1))["k"] == 3
 
 
+@pytest.mark.long
 def test_an_engine_that_is_not_kept_delivers_before_it_ends(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

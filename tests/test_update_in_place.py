@@ -102,6 +102,7 @@ def test_the_old_model_is_back_if_the_command_is_killed(
     assert (served(daemon), len(engines_of(daemon.pid))) == (before, 1)
 
 
+@pytest.mark.long
 def test_sigterm_in_the_middle_ends_the_daemon_and_brings_nothing_back(
     start_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_sigterm_in_the_middle_ends_the_daemon_and_brings_nothing_back(
     assert served(daemon) == content_version(old)
 
 
+@pytest.mark.long
 def test_a_supervisor_killed_after_it_stopped_the_old_model_begins_with_it(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
