@@ -67,13 +67,13 @@ def main() -> int:
         return subprocess.call([python, "-m", "bench.gpu", *arguments], cwd=ROOT, env=environment)
     files = [file for file in _TESTS if (ROOT / file).exists()]
     # With -rs, so that a test that does not run says why.
-    plain = subprocess.call([python, "-m", "pytest", "-rs", *files, *arguments], cwd=ROOT, env=environment)
+    plain = subprocess.call([python, "-m", "pytest", "-m", "", "-rs", *files, *arguments], cwd=ROOT, env=environment)
     if gpu is None or plain != 0:
         return plain
     # The service's own tests, with the device in the place of the CPU.
     service = ["tests/test_staging.py", "tests/test_batching.py", "tests/test_growing.py", "tests/test_pipelining.py"]
     environment["SHMSERVE_TEST_DEVICE"] = "cuda:0"
-    return subprocess.call([python, "-m", "pytest", *service, *arguments], cwd=ROOT, env=environment)
+    return subprocess.call([python, "-m", "pytest", "-m", "", *service, *arguments], cwd=ROOT, env=environment)
 
 
 if __name__ == "__main__":
