@@ -207,14 +207,22 @@ def test_one_thread_serves_a_control_loop(client: ShmClient) -> None:
 
 
 def test_a_result_that_grows_while_another_is_out_is_delivered(client: ShmClient, gate: Gate) -> None:
+    second = Gate(gate.path.with_name("second"))
+
     async def main() -> None:
-        growing = asyncio.create_task(client.infer_async({"do": "grow", "items": 300_000, "value": 5}))
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        first = asyncio.create_task(client.infer_async(gate.observation))
         await entered(gate)
-        await asyncio.sleep(0.2)  # longer than the thread waits at a time; it may have grown before the other was out
+        # Both are out before the engine comes to either: it cannot deliver the one without the other in its way.
+        growing = asyncio.create_task(client.infer_async({"do": "grow", "items": 300_000, "value": 5}))
+        held = asyncio.create_task(client.infer_async(second.observation))
+        await asyncio.sleep(0)
         gate.open()
+        await entered(second)
+        await asyncio.sleep(0.2)  # longer than the thread waits at a time
+        assert not growing.done()
+        second.open()
         assert_same(await growing, np.full(300_000, 5))
-        assert (await held)["waited"]
+        assert (await first)["waited"] and (await held)["waited"]
         large = np.arange(700_000)
         assert_same(await client.infer_async({"do": "echo", "value": large}), large)
 
