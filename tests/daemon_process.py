@@ -12,13 +12,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
 from shmserve.daemon.names import Names
 from shmserve.directories import ADMIN_SOCKET, CLIENT_SOCKET
 from shmserve.varlink_connection import VarlinkConnection
 from tests import watchdog
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 POLICIES = Path(__file__).resolve().parent / "policies"
 SHMSERVED = Path(sys.executable).parent / "shmserved"
@@ -55,7 +59,7 @@ def is_running(pid: int) -> bool:
 
 
 class Daemon:
-    """`start` it, perhaps more than once; `dismiss` stops it and asserts that nothing of it is left."""
+    """`start` it, perhaps more than once; `dismiss` stops it and asserts that nothing of it is left. `with` does both."""
 
     def __init__(
         self, policy: str | Path, *, name: str = "t", config: str = "", arguments: tuple[str, ...] = ()
@@ -166,6 +170,19 @@ class Daemon:
         """Start a daemon that is expected to give up by itself; its exit status."""
         self.spawn()
         return self.wait_end()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.dismiss()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.dismiss()
 
     def dismiss(self) -> None:
         """End it and assert that nothing of it is left: no name, no process, no socket, no unhandled error."""

@@ -21,7 +21,7 @@ from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import MESSAGE_LIMIT
 from shmserve.varlink_connection import VarlinkConnection
 from tests import watchdog
-from tests.daemon_process import SHMSERVED, Daemon, environment
+from tests.daemon_process import SHMSERVED, Daemon, environment, wait_until
 
 CLIENTS = 256
 
@@ -99,22 +99,17 @@ def on_screen() -> Iterator[Callable[..., Screen]]:
 @pytest.fixture(scope="module")
 def full_house() -> Iterator[Daemon]:
     """A daemon with as many clients as there can be, each with the longest name."""
-    daemon = Daemon("echo", config=f"max_clients = {CLIENTS}\n")
-    try:
-        daemon.start()
-        with contextlib.ExitStack() as stack:
-            for number in range(CLIENTS):
-                connection = stack.enter_context(VarlinkConnection.connect(daemon.client_socket, 10.0))
-                wanted = dict.fromkeys(("request_metadata", "request_bytes", "reply_metadata", "reply_bytes"), 0)
-                parameters = {
-                    "wire_version": WIRE_VERSION,
-                    "wanted": {"slots": 1, **wanted},
-                    "program": f"{number:03}\u20ac".ljust(64, "\u20ac"),  # six bytes each in JSON
-                }
-                connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
-            yield daemon
-    finally:
-        daemon.dismiss()
+    with Daemon("echo", config=f"max_clients = {CLIENTS}\n") as daemon, contextlib.ExitStack() as stack:
+        for number in range(CLIENTS):
+            connection = stack.enter_context(VarlinkConnection.connect(daemon.client_socket, 10.0))
+            wanted = dict.fromkeys(("request_metadata", "request_bytes", "reply_metadata", "reply_bytes"), 0)
+            parameters = {
+                "wire_version": WIRE_VERSION,
+                "wanted": {"slots": 1, **wanted},
+                "program": f"{number:03}\u20ac".ljust(64, "\u20ac"),  # six bytes each in JSON
+            }
+            connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
+        yield daemon
 
 
 def test_a_status_of_a_full_house_is_cut_and_tells_how_many_there_are(full_house: Daemon) -> None:
@@ -227,6 +222,8 @@ def test_latencies_only_grow(echo: Daemon) -> None:
         before = counted()
         for _ in range(5):
             client.infer({"a": 1})
+        # A request is counted after its answer, and its total last.
+        wait_until("all are counted", lambda: sum(counted()["total"]) - sum(before["total"]) >= 5)
         after = counted()
 
     for stage, counts in after.items():

@@ -5,47 +5,21 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import watchdog
-from tests.daemon_process import Daemon, environment
+from tests.daemon_process import Daemon
+from tests.example_program import output_of, running
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-@contextmanager
-def running(daemon: Daemon, script: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / script), *arguments],
-        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    watchdog.watch(process)
-    try:
-        yield process
-    finally:
-        watchdog.reap(process)
-        assert process.stdout is not None
-        process.stdout.close()
-
-
 def printed(daemon: Daemon, script: str, *arguments: str) -> str:
-    """What it prints; AssertionError if it does not end with 0."""
-    with running(daemon, script, *arguments) as process:
-        output, _ = process.communicate(timeout=80)
-    assert process.returncode == 0, output
-    return output
+    return output_of(sys.executable, EXAMPLES / script, *arguments, daemon=daemon)
 
 
 @pytest.fixture
@@ -73,7 +47,7 @@ def test_the_camera_turns_to_the_spot_and_no_frame_is_copied(served: Daemon) -> 
 
 @pytest.mark.parametrize("served", ["asyncio_robot"], indirect=True)
 def test_the_robot_in_an_event_loop_answers_people_while_it_drives(served: Daemon) -> None:
-    with running(served, "asyncio_robot/robot.py") as robot:
+    with running(sys.executable, EXAMPLES / "asyncio_robot/robot.py", daemon=served) as robot:
         assert robot.stdout is not None
         port = int(robot.stdout.readline().rpartition(" ")[2])
         with socket.create_connection(("127.0.0.1", port)) as people, people.makefile("rw") as lines:

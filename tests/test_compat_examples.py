@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shmserve.client.compat.openpi import WebsocketClientPolicy
-from tests import watchdog
-from tests.daemon_process import Daemon, environment
+from tests.daemon_process import Daemon
+from tests.example_program import output_of
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: An interpreter with openpi-client and this package, if the robot is not to run in the tests' own environment
@@ -26,33 +25,13 @@ needs_openpi = pytest.mark.skipif(
 )
 
 
-def run(python: str, *arguments: str) -> str:
-    """What the program prints; AssertionError if it does not end with 0."""
-    process = subprocess.Popen(
-        [python, *arguments],
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    watchdog.watch(process)
-    try:
-        output, _ = process.communicate(timeout=80)
-    finally:
-        watchdog.reap(process)
-    assert process.returncode == 0, output
-    return output
-
-
 @needs_openpi
 def test_openpis_runtime_and_chunk_broker_run_500_steps_with_one_import_line_changed(
     start_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = start_daemon(EXAMPLES / "openpi_dropin" / "model")
 
-    output = run(OPENPI_PYTHON, str(EXAMPLES / "openpi_dropin" / "robot.py"), "--host", f"unix:{daemon.service_dir}")
+    output = output_of(OPENPI_PYTHON, EXAMPLES / "openpi_dropin" / "robot.py", "--host", f"unix:{daemon.service_dir}")
 
     assert output.startswith("500 steps")
     requests = daemon.status()["requests"]
@@ -71,7 +50,7 @@ def test_the_drop_in_is_a_base_policy_of_openpi() -> None:
 def test_gr00ts_loop_runs_with_one_import_line_changed(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon(EXAMPLES / "gr00t_dropin" / "model")
 
-    output = run(sys.executable, str(EXAMPLES / "gr00t_dropin" / "robot.py"), "--host", f"unix:{daemon.service_dir}")
+    output = output_of(sys.executable, EXAMPLES / "gr00t_dropin" / "robot.py", "--host", f"unix:{daemon.service_dir}")
 
     assert "the policy gives ['single_arm']" in output
     assert "episode 4" in output

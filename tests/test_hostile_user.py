@@ -28,13 +28,9 @@ sent_away_s = 0
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon("obedient", config=_CONFIG, arguments=("--transport", "sealed"))
-    try:
-        daemon.start()
+    with Daemon("obedient", config=_CONFIG, arguments=("--transport", "sealed")) as daemon:
         let_in(daemon)
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 def descriptors(pid: int) -> int:

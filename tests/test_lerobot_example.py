@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 import torch
 
 from shmserve.client import ContractMismatch
-from tests import watchdog
-from tests.daemon_process import Daemon, environment
+from tests.daemon_process import Daemon
+from tests.example_program import output_of
 from tests.packages.saving import loaded
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "lerobot_policy"
@@ -85,22 +84,9 @@ def test_a_robot_with_another_camera_is_refused_before_it_moves(daemon: Daemon) 
 
 
 def test_the_examples_robot_drives_the_arm(daemon: Daemon) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLE / "robot.py"), "--name", daemon.name, "--steps", "30", "--rate", "60"],
-        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    watchdog.watch(process)
-    try:
-        output, _ = process.communicate(timeout=60)
-    finally:
-        watchdog.reap(process)
+    robot = (sys.executable, EXAMPLE / "robot.py", "--name", daemon.name, "--steps", 30, "--rate", 60)
+    output = output_of(*robot, daemon=daemon)
 
-    assert process.returncode == 0, output
     assert output.startswith("30 steps from ") and "0 missed" in output
     where = ast.literal_eval(output.splitlines()[1].removeprefix("at "))
     # Each row moves on by 2 from where the arm was when its chunk was asked for.

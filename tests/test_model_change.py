@@ -38,13 +38,9 @@ def three(packages: list[Path]) -> str:
 
 @pytest.fixture(scope="module")
 def daemon(packages: list[Path]) -> Iterator[Daemon]:
-    daemon = Daemon(packages[0])
-    try:
-        daemon.start()
+    with Daemon(packages[0]) as daemon:
         update(daemon, packages[1])
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 @pytest.fixture

@@ -24,13 +24,9 @@ max_rate_per_user = 40
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon("obedient", config=_CONFIG, arguments=("--transport", "sealed"))
-    try:
-        daemon.start()
+    with Daemon("obedient", config=_CONFIG, arguments=("--transport", "sealed")) as daemon:
         let_in(daemon)
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 def ask(daemon: Daemon, uid: int, clients: int, count: int) -> str:

@@ -315,8 +315,8 @@ def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
 def test_a_replay_that_is_killed_leaves_no_daemon(
     make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where it leaves the folder of that daemon
     daemon = make_daemon()
+    monkeypatch.setenv("TMPDIR", str(daemon.folder))  # where it leaves what it made; tmp_path is too long for a socket
     _one_request(tmp_path / "a.rec")
     process = start_admin(daemon, "replay", tmp_path / "a.rec", "--model", POLICIES / "slow_start")
     child = wait_until("it has started a daemon", lambda: _children(process.pid))[0]

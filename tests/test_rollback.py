@@ -27,14 +27,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def daemon(packages: list[Path]) -> Iterator[Daemon]:
     """It has served the first and the second, and serves the third; the second is kept warm."""
-    daemon = Daemon(packages[0])
-    try:
-        daemon.start()
+    with Daemon(packages[0]) as daemon:
         update(daemon, packages[1])
         update(daemon, packages[2])
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 def _keep(daemon: Daemon, package: Path) -> None:

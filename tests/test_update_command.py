@@ -39,14 +39,10 @@ def packages(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def daemon(packages: list[Path]) -> Iterator[Daemon]:
-    daemon = Daemon(packages[0])
-    try:
-        daemon.start()
+    with Daemon(packages[0]) as daemon:
         update(daemon, packages[1])
         update(daemon, packages[0])
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 @pytest.fixture(autouse=True)

@@ -27,13 +27,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def daemon(packages: list[Path]) -> Iterator[Daemon]:
-    daemon = Daemon(packages[0])
-    try:
-        daemon.start()
+    with Daemon(packages[0]) as daemon:
         update(daemon, packages[1])
         yield daemon
-    finally:
-        daemon.dismiss()
 
 
 @pytest.fixture

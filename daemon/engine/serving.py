@@ -258,22 +258,28 @@ class Serving:
     def _reply(self, row: _Row, results: list[Any], index: int, infer_ns: int) -> None:
         flags = Flag.IN_PLACE if row.in_place else 0
         try:
-            result, clamped = results[index], row.clamped
-            if self._actions is not None:
-                try:
-                    result, held = self._actions.hold(result)
-                except NumbersRefused:
-                    self._words[Counter.OUT_OF_RANGE] += 1
-                    raise
-                clamped |= held
-            if clamped:
-                self._words[Counter.CLAMPED] += 1
-                flags |= Flag.CLAMPED
+            result = results[index]
+            if row.clamped or self._actions is not None:
+                result, held = self._held(result, clamped=row.clamped)
+                flags |= held
             self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
         except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
         result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
         self._release(row)
+
+    def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
+        """The action within the package's bounds, and the flags of its reply."""
+        if self._actions is not None:
+            try:
+                action, held = self._actions.hold(action)
+            except NumbersRefused:
+                self._words[Counter.OUT_OF_RANGE] += 1
+                raise
+            clamped |= held
+        if clamped:
+            self._words[Counter.CLAMPED] += 1
+        return action, Flag.CLAMPED if clamped else 0
 
     def _release(self, row: _Row) -> None:
         row.observation = None

@@ -299,19 +299,6 @@ class DeviceServing(Serving):
                 tenancy.held[head.sequence] = (facts, private(tree))
             actions[index] = row.observation = None  # it must not look as if the policy kept them
 
-    def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
-        """The action within the package's bounds, and the flags of its reply."""
-        if self._actions is not None:
-            try:
-                action, held = self._actions.hold(action)
-            except NumbersRefused:
-                self._words[Counter.OUT_OF_RANGE] += 1
-                raise
-            clamped |= held
-        if clamped:
-            self._words[Counter.CLAMPED] += 1
-        return action, Flag.CLAMPED if clamped else 0
-
     # What goes wrong
 
     def _recover(self, rows: list[_Row], error: BaseException, infer_ns: int) -> None:
