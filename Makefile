@@ -15,7 +15,7 @@ help:
 	@echo "make test-updates  the long form of the tests of updates: 1,000 under load, a kill at every step (half an hour)"
 	@echo "make test-long  the tests that make test leaves out for their time"
 	@echo "make lint   the static checks alone"
-	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (ten minutes)"
+	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (twenty minutes)"
 	@echo "make bench-check  compare the ratios of a short run with those that are kept"
 	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
 	@echo "make chaos  kill, stop and starve clients, engines and the supervisor; account for every request (half an hour)"

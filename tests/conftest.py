@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its
 
 #: The longest test needs a quarter of it on two busy cores.
 _TEST_LIMIT_S = 150.0
+#: Where tests make folders.
+_SCRATCH = tempfile.gettempdir() + "/"
 
 
 def pytest_configure() -> None:
@@ -44,6 +48,18 @@ def watched() -> Iterator[None]:
     """No test hangs, and none leaves a process."""
     with watchdog.limit(_TEST_LIMIT_S):
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_imports() -> Iterator[None]:
+    """What a test imports from a folder of its own is gone after it: an engine serves one package, a worker many."""
+    path, modules, no_bytecode = [*sys.path], {*sys.modules}, sys.dont_write_bytecode
+    yield
+    sys.path[:] = path
+    sys.dont_write_bytecode = no_bytecode
+    for name in {*sys.modules} - modules:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(_SCRATCH):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -68,7 +68,10 @@ def write(snippet: Snippet, folder: Path) -> None:
 
 
 def run(script: str, folder: Path) -> str:
-    """What a shell prints that runs the script in `folder` and stops at its first error; nothing of it is left."""
+    """What a shell prints that runs the script in `folder` and stops at its first error; nothing of it is left.
+
+    First what goes to standard output, then errors and logs: a daemon's line must not stand in the middle of a program's.
+    """
     settings = {
         **environment(),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -83,13 +86,13 @@ def run(script: str, folder: Path) -> str:
         stdin=subprocess.DEVNULL,
         text=True,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     )
     watchdog.watch(shell)
     try:
-        output, _ = shell.communicate(timeout=_LIMIT_S)
+        output, errors = shell.communicate(timeout=_LIMIT_S)
     finally:
         watchdog.reap(shell)
-    assert shell.returncode == 0, f"{script}\n{output}"
-    return output
+    assert shell.returncode == 0, f"{script}\n{output}\n{errors}"
+    return output + errors

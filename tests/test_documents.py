@@ -29,11 +29,6 @@ _INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 _TARGETS = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 _FOLDERS = "shmserve|daemon|client|tests|bench|systemd|examples|docs"
 
-#: Made by `make bench`, and kept once a machine was quiet enough; and pages that are being written.
-_TO_COME = {
-    REPOSITORY / "docs" / f"{page}.md" for page in ("benchmarks", "client", "faults", "gpu", "recording", "security")
-}
-
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(REPOSITORY)) for page in PAGES])
 
 
@@ -60,7 +55,7 @@ def test_every_link_of_the_page_leads_to_a_file_or_a_heading(page: Path) -> None
             continue
         file, _, anchor = link.partition("#")
         target = (page.parent / file).resolve() if file else page
-        if (not target.exists() and target not in _TO_COME) or (anchor and anchor not in anchors(target)):
+        if not target.exists() or (anchor and anchor not in anchors(target)):
             dead.append(link)
 
     assert dead == []
@@ -128,7 +123,7 @@ def test_every_make_target_module_and_file_on_the_page_exists(page: Path) -> Non
     files = {
         file
         for file in re.findall(rf"(?<![\w/.<-])(?:(?:{_FOLDERS})/)[\w./-]*\.(?:py|md|toml|svg|conf|service)\b", shown)
-        if not (REPOSITORY / file).exists() and not (page.parent / file).exists() and REPOSITORY / file not in _TO_COME
+        if not (REPOSITORY / file).exists() and not (page.parent / file).exists()
     }
 
     assert (targets, modules, files) == (set(), set(), set())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,18 +37,6 @@ class Scale:
     def metadata(self):
         return {"gain": self.gain.item(), "units": "mm"}
 '''
-
-
-@pytest.fixture(autouse=True)
-def imports() -> Iterator[None]:
-    """Modules of a package are this test's alone, as they are one engine's alone."""
-    path, modules, dont_write = [*sys.path], {*sys.modules}, sys.dont_write_bytecode
-    yield
-    sys.path[:] = path
-    sys.dont_write_bytecode = dont_write
-    for name in {*sys.modules} - modules:
-        if name in ("policy", "scale_policies"):
-            del sys.modules[name]
 
 
 def bring_weights(directory: Path, gain: float = 3.0) -> Path:

@@ -100,18 +100,6 @@ def written(folder: Path, text: str, manifest: str = "") -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def imports(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each package's `policy` is its own."""
-    import sys
-
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
-    sys.modules.pop("policy", None)
-    yield
-    sys.modules.pop("policy", None)
-
-
 def test_a_policy_that_does_not_ask_for_an_id_is_not_given_one(tmp_path: Path) -> None:
     model, _ = loaded(written(tmp_path, _POLICY.format(argument="", value="observation")))
 

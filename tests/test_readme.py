@@ -56,4 +56,4 @@ def test_the_chinese_page_has_the_same_structure_code_and_figures() -> None:
     for what, found in english.items():
         assert chinese[what] == found, what
     assert len(english["code"]) >= 8
-    assert english["figures"] and english["figures"][0].count(" ") >= 1
+    assert english["figures"] and english["figures"][0].count(" ") == 2

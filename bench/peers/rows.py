@@ -15,7 +15,7 @@ from .asking import Sample
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 HEADS = ("requests", "p50", "p90", "p99", "p99.9", "max", "client thread", "client CPU", "server CPU", "idle %")
 #: The points of a cumulative distribution, in percent.
-QUANTILES = (*range(101), 99.5, 99.9, 99.99)
+QUANTILES = (*range(100), 99.5, 99.9, 99.99, 100)
 
 
 @dataclass
