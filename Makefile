@@ -53,7 +53,7 @@ test: lint
 UPDATES ?= 1000
 test-updates: $(VENV)/installed
 	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest -m "long or not long" tests/test_update_*.py tests/test_rollback.py \
-		tests/test_probation.py tests/test_signing_command.py tests/test_archives.py tests/test_store*.py
+		tests/test_probation.py tests/test_signing_command.py tests/test_archives*.py tests/test_tar_reader.py tests/test_store*.py
 
 # The tests that `make test` leaves out so that it takes less than a quarter of an hour; they take as long again.
 test-long: $(VENV)/installed

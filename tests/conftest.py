@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 import signal
 import sys
 import tempfile
@@ -14,7 +16,10 @@ import pytest
 import torch
 
 from shmserve.client import ShmClient
+from shmserve.daemon.store import Store
 from tests import watchdog
+from tests.archives.stores import Open
+from tests.archives.taking import Take, taker
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.robot_process import Robot
@@ -60,6 +65,36 @@ def own_imports() -> Iterator[None]:
     for name in {*sys.modules} - modules:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(_SCRATCH):
             del sys.modules[name]
+
+
+@pytest.fixture
+def no_descriptor_is_left() -> Iterator[None]:
+    """For tests of what opens files in this process."""
+    gc.collect()  # what earlier tests left to be collected is none of ours
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.fixture
+def take(tmp_path: Path) -> Take:
+    """Takes a package in, into tmp_path/staging."""
+    return taker(tmp_path)
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Open]:
+    """Opens the store in tmp_path/models; the one opened before is closed."""
+    with contextlib.ExitStack() as stack:
+
+        def open_(**settings: Any) -> Store:
+            stack.close()
+            store = Store(tmp_path / "models", **settings)
+            stack.callback(store.close)
+            store.open()
+            return store
+
+        yield open_
 
 
 @pytest.fixture
