@@ -18,7 +18,8 @@ from . import admin_recording, admin_settings, admin_sight
 from .admin_recording import AdminRecording
 from .admin_settings import AdminSettings
 from .admin_sight import AdminSight, fitted
-from .changes import DEVICE_MEMORY_SHORT, ChangeRefused, ModelChanges, Progress, Wish
+from .changes import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
+from .config import ConfigError
 from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
@@ -61,7 +62,7 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, device_memory, downgrade, no_previous, package, engine, store, tape, unknown_client,
+# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, store, tape, unknown_client,
 # unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
@@ -166,7 +167,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
             else:
                 getter.cancel()
         yield reply("done", {}, task.result())
-    except (ChangeRefused, ModelPackageError, StoreUnavailable, EngineFailed) as error:
+    except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineFailed) as error:
         log.warning("the model stays: %s", error)
         raise VarlinkError(
             f"{NAME}.Refused", {"reason": _reason(error), "message": str(error)[:MESSAGE_TEXT]}
@@ -181,6 +182,8 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, EngineFailed) and error.error == DEVICE_MEMORY_SHORT:
         return "device_memory"
+    if isinstance(error, ConfigError) or (isinstance(error, EngineFailed) and error.error == DEVICE_MISSING):
+        return "device"
     if isinstance(error, VersionUnknown):
         return "unknown_version"
     if isinstance(error, StoreUnavailable):

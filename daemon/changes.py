@@ -12,6 +12,7 @@ from typing import Any
 
 from shmserve.contract import contract_differences
 
+from .config import check_device
 from .engine_process import EngineProcess
 from .failpoints import failpoint
 from .message_ids import TAKEN_BACK
@@ -27,8 +28,9 @@ from .version_notes import VersionNotes
 
 log = logging.getLogger(__name__)
 
-#: The error of an engine that found too little room on its GPU (engine/device/memory.py).
-DEVICE_MEMORY_SHORT = "DeviceMemoryShort"
+#: The errors of an engine that found too little room on its GPU (engine/device/memory.py), or no such device
+#: (engine/device/chosen.py).
+DEVICE_MEMORY_SHORT, DEVICE_MISSING = "DeviceMemoryShort", "DeviceMissing"
 #: Characters of a refusal's reason that are kept with the version.
 _REASON_TEXT = 300
 
@@ -75,8 +77,11 @@ class ModelChanges:
     async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
-        Raises ChangeRefused, ModelPackageError, StoreUnavailable or EngineFailed; then the old model serves on.
+        Raises ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineFailed; then the old model
+        serves on.
         """
+        if wish.device is not None:
+            check_device(wish.device)
         with self._alone():
 
             def receiving(received: Received) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from shmserve.spin import SpinSetting
+from shmserve.toml_value import toml_value
 
 MIB = 1 << 20
 _LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+_DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -142,13 +147,18 @@ class Config:
             if type(value) not in (int, float) or setting.least is None or setting.most is None:
                 continue
             if not setting.least <= value <= setting.most:  # a comparison with NaN is false
-                raise ConfigError(f"{key} = {value!r}: {setting.least:g} to {setting.most:g}", key)
+                raise ConfigError(f"{key} = {toml_value(value)}: {setting.least:g} to {setting.most:g}", key)
         if self.transport not in ("named", "sealed"):
-            raise ConfigError(f"transport = {self.transport!r}: 'named' or 'sealed'", "transport")
+            raise ConfigError(f'transport = {toml_value(self.transport)}: "named" or "sealed"', "transport")
+        check_device(self.device)
         if isinstance(self.spin_us, str) and self.spin_us != "adaptive":
-            raise ConfigError(f"spin_us = {self.spin_us!r}: 0 to 1000000 microseconds, or 'adaptive'", "spin_us")
+            raise ConfigError(
+                f'spin_us = {toml_value(self.spin_us)}: 0 to 1000000 microseconds, or "adaptive"', "spin_us"
+            )
         if self.log_level not in _LOG_LEVELS:
-            raise ConfigError(f"log_level = {self.log_level!r}: {', '.join(_LOG_LEVELS)}", "log_level")
+            raise ConfigError(
+                f"log_level = {toml_value(self.log_level)}: {', '.join(map(toml_value, _LOG_LEVELS))}", "log_level"
+            )
         if self.require_signature and not self.signature_keys:
             raise ConfigError(
                 "require_signature = true needs signature_keys = [...]: no package could be accepted",
@@ -173,13 +183,21 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError for what names no device that a model can run on; whether it is there, the engine finds."""
+    if not _DEVICE.fullmatch(device):
+        raise ConfigError(
+            f'device = {toml_value(device)}: "cpu", "cuda", or "cuda:0" and so on for one of several GPUs', "device"
+        )
+
+
 def checked(key: str, value: Any) -> Any:
     """`value`, as TOML or a flag gives it, as Config holds it; raises ConfigError for another type."""
     kind = SETTINGS[key].kind
     if type(value) not in kind.toml:
-        raise ConfigError(f"{key} = {value!r} must be {kind.words}", key)
+        raise ConfigError(f"{key} = {toml_value(value)} must be {kind.words}", key)
     if kind in _ITEMS:
         if not all(type(item) is _ITEMS[kind] for item in value):
-            raise ConfigError(f"{key} = {value!r} must be a {kind.words}", key)
+            raise ConfigError(f"{key} = {toml_value(value)} must be a {kind.words}", key)
         return tuple(value)
     return Path(value) if kind is PATH else value

@@ -25,6 +25,7 @@ from shmserve.directories import (
     daemon_state_directory,
 )
 from shmserve.errors import ModelPackageError
+from shmserve.toml_value import toml_value
 
 from .activation import ActivationError, group_may_connect, inherited_sockets
 from .admin_service import AdminService
@@ -216,9 +217,11 @@ def main(
 
 
 def _print_settings(settings: Settings) -> None:
+    """What is set, as a file that says the same; what is not, as comments in it."""
     for key, found in settings.effective.items():
-        value = str(found.value) if isinstance(found.value, Path) else found.value
-        click.echo(f"{key} = {value!r}  # {found.origin}")
+        click.echo(
+            f"# {key} is not set" if found.value is None else f"{key} = {toml_value(found.value)}  # {found.origin}"
+        )
 
 
 if __name__ == "__main__":

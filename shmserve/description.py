@@ -189,9 +189,9 @@ class _Description:
             pattern.constants.append((position, value))
             return value
         raise UnsupportedType(
-            f"{path}: an object of type {_type_name(value)} cannot be carried; an observation is made of dict, list, "
-            "tuple, str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between "
-            "a client and a daemon of the same user, or one in the daemon's trusted_uids)"
+            f"{path}: an object of type {_type_name(value)} cannot be carried; what can be are dict, list, tuple, "
+            "str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between a client and "
+            "a daemon of the same user, or one in the daemon's trusted_uids)"
         )
 
     @staticmethod

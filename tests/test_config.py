@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import pytest
 from shmserve.daemon.config import SETTINGS, Config, ConfigError
 from shmserve.daemon.settings import Settings, read_config_file
 from tests.daemon_process import SHMSERVED, Daemon, environment
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DIRECTORIES = {"runtime_dir": Path("/r"), "state_dir": Path("/s")}
 DEFAULTS = Config(runtime_dir=Path("/r"), state_dir=Path("/s"))
@@ -59,15 +65,15 @@ def refusal(found: Settings) -> str:
 
 def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:
     found = settings(
-        "device = 'file'\nmax_clients = 3\nmax_slots = 4\n",
+        "device = 'cuda:1'\nmax_clients = 3\nmax_slots = 4\n",
         tmp_path,
-        {"device": "flag", "threads": None},
-        {"SHMSERVE_DEVICE": "variable", "SHMSERVE_MAX_CLIENTS": "5"},
+        {"device": "cuda:2", "threads": None},
+        {"SHMSERVE_DEVICE": "cuda:3", "SHMSERVE_MAX_CLIENTS": "5"},
     )
 
     config = found.read()
 
-    assert (config.device, config.max_clients, config.max_slots, config.threads) == ("flag", 5, 4, None)
+    assert (config.device, config.max_clients, config.max_slots, config.threads) == ("cuda:2", 5, 4, None)
     origins = {key: found.effective[key].origin for key in ("device", "max_clients", "max_slots", "threads")}
     assert origins == {
         "device": "flag --device",
@@ -143,17 +149,19 @@ def test_a_key_that_is_near_no_other_is_refused_with_all_that_are_known(tmp_path
     [
         ("max_clients = 0", "max_clients = 0: 1 to 256"),
         ("max_clients = 257", "max_clients = 257: 1 to 256"),
-        ("max_clients = true", "max_clients = True must be integer"),
-        ('max_clients = "8"', "max_clients = '8' must be integer"),
+        ("max_clients = true", "max_clients = true must be integer"),
+        ('max_clients = "8"', 'max_clients = "8" must be integer'),
         ("drain_s = nan", "drain_s = nan: 0 to 3600"),
         ("drain_s = -1", "drain_s = -1: 0 to 3600"),
         ("stuck_s = inf", "stuck_s = inf: 0 to 86400"),
         ("keep_versions = 2", "keep_versions = 2: 3 to 10000"),
         ("probation_failures = 1.5", "probation_failures = 1.5: 0 to 1"),
-        ('spin_us = "fast"', "spin_us = 'fast': 0 to 1000000 microseconds, or 'adaptive'"),
+        ('spin_us = "fast"', 'spin_us = "fast": 0 to 1000000 microseconds, or "adaptive"'),
         ("spin_us = -1", "spin_us = -1: 0 to 1e+06"),
-        ('transport = "tcp"', "transport = 'tcp'"),
-        ('log_level = "loud"', "log_level = 'loud': debug, info, warning, error"),
+        ('transport = "tcp"', 'transport = "tcp": "named" or "sealed"'),
+        ('device = "gpu"', 'device = "gpu": "cpu", "cuda", or "cuda:0"'),
+        ('device = "cuda:-1"', 'device = "cuda:-1": "cpu"'),
+        ('log_level = "loud"', 'log_level = "loud": "debug", "info", "warning", "error"'),
         ("trusted_uids = [1.5]", "trusted_uids = [1.5] must be a list of integers"),
         ("require_signature = true", "require_signature = true needs signature_keys"),
     ],
@@ -208,6 +216,9 @@ def test_check_config_says_what_would_be_in_force_and_starts_nothing(tmp_path: P
 
     assert good.returncode == 0
     assert f"max_clients = 3  # file {tmp_path}/good.toml" in good.stdout.splitlines()
+    assert "# trusted_uids is not set" in good.stdout.splitlines()
+    printed = tomllib.loads(good.stdout)
+    assert (printed["transport"], printed["allow_code"], printed["signature_keys"]) == ("named", True, [])
     assert (bad.returncode, "did you mean 'max_clients'" in bad.stderr) == (78, True)
     assert not (tmp_path / "r").exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import shmserve
 from shmserve.directories import check_service_name
 from shmserve.errors import ShmServeError
+from shmserve.toml_value import toml_value
 
 #: The files of the repository's systemd/, which a wheel carries with it.
 _UNITS = Path(__file__).parent / "units"
@@ -111,11 +111,8 @@ class Installation:
 
     def _configuration(self) -> dict[Path, str]:
         lines = [f"# Settings of the shmserve service {self.name!r}; `shmserve-admin config` shows what is in force."]
-        # TOML's basic strings are JSON's.
-        lines += (
-            [f"model_path = {json.dumps(str(self._model()))}"] if self.model_path else ['# model_path = "/srv/model"']
-        )
-        lines += [f"device = {json.dumps(self.device)}"] if self.device else ['# device = "cuda:0"']
+        lines += [f"model_path = {toml_value(self._model())}"] if self.model_path else ['# model_path = "/srv/model"']
+        lines += [f"device = {toml_value(self.device)}"] if self.device else ['# device = "cuda:0"']
         return {self.configuration_path(): "\n".join(lines) + "\n"}
 
     def _model(self) -> Path:

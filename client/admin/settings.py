@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from shmserve.toml_value import toml_value
+
 from .exits import with_exit_status
 from .target import Target, print_json, show
 
@@ -34,11 +36,11 @@ def config(target: Target) -> None:
         table.add_column(name, no_wrap=name == "setting")
     for setting in found["settings"]:
         waiting = setting["waiting"]
-        note = Text("" if waiting is None else f"{as_toml(waiting)} after a restart", style="yellow")
+        note = Text("" if waiting is None else f"{_text(waiting)} after a restart", style="yellow")
         if waiting is None and setting["live"]:
             note = Text("live", style="dim")
         chosen = "" if setting["origin"] == "default" else "bold"
-        table.add_row(setting["key"], Text(as_toml(setting["value"]), style=chosen), Text(setting["origin"]), note)
+        table.add_row(setting["key"], Text(_text(setting["value"]), style=chosen), Text(setting["origin"]), note)
     show(table)
     if found["file"] is None:
         print("No configuration file.")
@@ -59,25 +61,12 @@ def reload(target: Target) -> None:
         print_json(found)
         return
     for key, value in found["applied"].items():
-        print(f"{key} = {as_toml(value)}")
+        print(f"{key} = {_text(value)}")
     for key, value in found["needs_restart"].items():
-        print(f"{key} = {as_toml(value)}  (after a restart)")
+        print(f"{key} = {_text(value)}  (after a restart)")
     if not found["applied"] and not found["needs_restart"]:
         print("nothing has changed")
 
 
-def as_toml(value: Any) -> str:
-    """A setting's value as the file would have it.
-
-    >>> as_toml(True), as_toml(0.5), as_toml("cpu"), as_toml([1, 2]), as_toml(None)
-    ('true', '0.5', '"cpu"', '[1, 2]', '-')
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(as_toml(item) for item in value)}]"
-    return str(value)
+def _text(value: Any) -> str:
+    return "-" if value is None else toml_value(value)

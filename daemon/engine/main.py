@@ -32,6 +32,7 @@ from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
 from .device import cuda
+from .device.chosen import DeviceMissing
 from .device.determinism import deterministic, require_determinism
 from .device.errors import EXIT_STATUS, DeviceLost, Guarded
 from .device.loop import DeviceLoop
@@ -112,7 +113,8 @@ class Engine:
             metadata = _plain(model.metadata())
             _check_size(warmth.contract, metadata)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
-            log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
+            if not isinstance(error, DeviceMissing):  # no line of ours or the model's explains that one better
+                log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
             message = str(error)[:_ERROR_TEXT]
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"

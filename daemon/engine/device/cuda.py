@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .chosen import check_there
 from .interface import Event, PinFailed
 from .memory import available_bytes
 
@@ -20,8 +21,9 @@ class CudaDevice:
     """See `interface.Device`. Models run on the default stream, which is what code outside of any `with` uses."""
 
     def __init__(self, device: torch.device) -> None:
-        """Starts CUDA in this process; raises RuntimeError or AssertionError where there is none."""
-        torch.cuda.set_device(device)
+        """Starts CUDA in this process; raises DeviceMissing where there is none, or none of this number."""
+        check_there(device)
+        torch.cuda.set_device(device.index or 0)
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self._index = torch.cuda.current_device()
         self._compute = torch.cuda.current_stream()
