@@ -148,13 +148,13 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
         policy = Policy()
 
         def observed(in_place: bool) -> Any:
-            return staging.observation(request.schema, schema, taken, in_place=in_place, pickled=False)
+            return staging.observation(schema, taken, in_place=in_place, pickled=False)
 
         observation = observed(False)
         result = policy.infer(observation)
         encoded = reply_encoder.encode(result, reply_slot)
         reply = client_in.memory(SEQUENCE)
-        words, counter = engine_in.segment.words, engine_in.segment.counter_index
+        words, counter = engine_in.words, engine_in.counter
 
         request_head = head_of(REQUEST.names, request)
         # The engine does not write the words after those: they say what it has begun to run.

@@ -45,7 +45,7 @@ def never_read(service: Service, rounds: int) -> str:
         with RawChannel(service.daemon) as raw:
             until_s = time.monotonic() + _SILENT_S
             while time.monotonic() < until_s and not raw.attachment.lost():
-                sequence = sequence_of(number_of(raw.requests.counter()) + 1, published % 4)
+                sequence = sequence_of(number_of(raw.requests.published()) + 1, published % 4)
                 raw.publish(raw.head({"x": np.arange(3), "robot": "silent"}, sequence))
                 published += 1
                 time.sleep(0.001)

@@ -152,7 +152,7 @@ class Attachment:
         carried = self.carried.copy()
         parameters = {
             "wanted": vars(wanted),
-            "published": self.channel.requests.counter(),
+            "published": self.channel.requests.published(),
             "carried": carried,
         }
         try:
@@ -184,7 +184,7 @@ class Attachment:
     def next_sequence(self) -> int:
         """What the next request is called, in the lowest slot that nothing uses; 0 while there is none."""
         requests = self.channel.requests
-        published = requests.counter()
+        published = requests.words[requests.counter]
         number = (published >> SLOT_BITS) + 1
         if not self.in_flight and not self.lent:
             return number << SLOT_BITS  # in slot 0
@@ -204,7 +204,7 @@ class Attachment:
 
     def busy(self) -> bool:
         """Whether requests or loans are out that live in this generation."""
-        self._forget_unpublished(self.channel.requests.counter())
+        self._forget_unpublished(self.channel.requests.published())
         return any(map(self.lent_reply, tuple(self.lent))) or any(
             pending is not None and sequence not in self.carried for sequence, pending in self.in_flight.items()
         )

@@ -22,7 +22,7 @@ from shmserve.errors import (
     RingFull,
     ServiceUnavailable,
 )
-from shmserve.layout import number_of
+from shmserve.layout import SLOT_MASK, number_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
@@ -44,8 +44,9 @@ _LEAST_RESIZE_S = 1.0
 #: A daemon whose model is still being loaded is asked for its contract no more often.
 _ASK_AGAIN_NS = 100_000_000
 
-#: A plain number, as in settling.py.
+#: Plain numbers, as in settling.py.
 _GROW = int(Status.GROW)
+_WAIT, _DONE = Step.WAIT, Step.DONE
 
 _T = TypeVar("_T")
 
@@ -105,23 +106,24 @@ class Exchange:
 
         Raises RingFull, ServiceUnavailable, and what the codec refuses.
         """
-        while (step := self.try_publish(pending, observation, terms)) != Step.DONE:
+        while (step := self.try_publish(pending, observation, terms)) != _DONE:
             self._take(step, pending.deadline_ns)
 
     def try_publish(self, pending: Pending, observation: Any, terms: Terms = _PLAIN) -> int:
         """Publish if that needs no waiting at all; any other step than DONE: nothing has happened."""
         with self._lock:
             sequence = self._claim(observation, terms.kind)
-            if sequence <= Step.WAIT:
+            if sequence <= _WAIT:
                 return sequence
             attachment = self._held[0]
+            memory = attachment.channel.requests.memories[sequence & SLOT_MASK]
             try:
-                encoded = self._encoder.encode(observation, attachment.channel.requests.memory(sequence))
+                encoded = self._encoder.encode(observation, memory)
             except DoesNotFit as needed:
                 self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
                 return Step.GROW
             self._send(attachment, pending, sequence, encoded, terms)
-            return Step.DONE
+            return _DONE
 
     def _take(self, step: int, deadline_ns: int) -> None:
         """Do what the step says, or a part of it; the caller tries again."""
@@ -326,7 +328,8 @@ class Exchange:
                     if self._left:
                         self._close_left(me)
                     attachment = self._held[0]
-                    answered = attachment.channel.replies.answered_count()
+                    replies = attachment.channel.replies
+                    answered = replies.words[replies.counter]
                     if answered != attachment.answered and self._collect(attachment):
                         return
             if not waits:
@@ -358,7 +361,7 @@ class Exchange:
         """Settle every request whose reply is there; True if there was any."""
         found = False
         replies = attachment.channel.replies
-        attachment.answered = replies.answered_count()  # before the looks, so that none is missed later
+        attachment.answered = replies.words[replies.counter]  # before the looks, so that none is missed later
         for sequence in tuple(attachment.in_flight):
             head = replies.try_head(sequence)
             if head is None or sequence in attachment.carried:
@@ -374,13 +377,10 @@ class Exchange:
             elif pending._settled_ns:
                 pending._tell()  # an interrupt came between the two
             else:
-                self._end(attachment, pending, head)
+                settle(self.name, attachment, pending, head)
+                self.last = (head, pending._settled_ns - pending._started_ns)
             del attachment.in_flight[sequence]  # last: an interrupt before it must not lose the reply
         return found
-
-    def _end(self, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
-        settle(self.name, attachment, pending, head)
-        self.last = (head, pending._settled_ns - pending._started_ns)
 
     def cancel(self, pending: Pending) -> bool:
         """Ask the engine not to start it; False if it is settled or was never out."""

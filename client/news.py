@@ -22,7 +22,7 @@ class News:
 
     def wait(self, channel: ClientChannel, answered: int, until_ns: int, spin: bool) -> None:
         """Until the engine's count of replies is not `answered` any more, or a bounded while."""
-        bell, words, counter = channel.reply_bell, channel.replies.segment.words, channel.replies.segment.counter_index
+        bell, words, counter = channel.reply_bell, channel.replies.words, channel.replies.counter
         began_ns = now_ns = time.monotonic_ns()
         # While the engine has work to do: what the last wait was like, and the token that was not waited for then. It
         # must not wake this wait for nothing; if it is this reply's already, its counter has moved.

@@ -33,7 +33,7 @@ class Pending:
         "sequence",
     )
 
-    def __init__(self, exchange: Exchange, started_ns: int, deadline_ns: int, *, lend: bool = False) -> None:
+    def __init__(self, exchange: Exchange, started_ns: int, deadline_ns: int, lend: bool = False) -> None:
         self._exchange = exchange
         self._started_ns = started_ns
         self.deadline_ns = deadline_ns

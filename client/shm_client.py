@@ -117,8 +117,11 @@ class ShmClient:
         Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge,
         Stale), ServiceUnavailable (ServiceRestarted), EngineLost, RingFull, ClientClosed.
         """
-        terms = _terms(capture_time, max_age_s, Flag.REPEATABLE if repeatable else 0)
-        pending = self._ask(observation, terms, timeout, lend=not copy)
+        if capture_time is None and max_age_s is None and not repeatable:
+            terms = _INFER
+        else:
+            terms = _terms(capture_time, max_age_s, Flag.REPEATABLE if repeatable else 0)
+        pending = self._ask(observation, terms, timeout, not copy)
         return pending._result if copy else LentReply(self._exchange, pending)
 
     async def infer_async(
@@ -240,15 +243,16 @@ class ShmClient:
     ) -> None:
         self.close()
 
-    def _ask(self, observation: Any, terms: Terms, timeout: float | None, *, lend: bool = False) -> Pending:
+    def _ask(self, observation: Any, terms: Terms, timeout: float | None, lend: bool = False) -> Pending:
         """Publish and wait; a request that a restart of the daemon cut off is sent again where that is harmless."""
+        exchange = self._exchange
         started_ns = time.monotonic_ns()
-        deadline_ns = self._deadline_ns(started_ns, timeout)
+        deadline_ns = started_ns + self._timeout_ns if timeout is None else self._deadline_ns(started_ns, timeout)
         attempts = 0
         while True:
-            pending = Pending(self._exchange, started_ns, deadline_ns, lend=lend)
+            pending = Pending(exchange, started_ns, deadline_ns, lend)
             try:
-                self._exchange.publish(pending, observation, terms)
+                exchange.publish(pending, observation, terms)
                 pending.result()
                 return pending
             except ServiceRestarted:

@@ -115,7 +115,7 @@ class _Client:
 
     def publish(self, tree: Any, slot: int = 0) -> int:
         requests = self.channel.requests
-        sequence = sequence_of(number_of(requests.counter()) + 1, slot) % (1 << 64)
+        sequence = sequence_of(number_of(requests.published()) + 1, slot) % (1 << 64)
         encoded = self.encoder.encode(tree, requests.memory(sequence))
         requests.publish(tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0)))
         return sequence

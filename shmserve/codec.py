@@ -33,7 +33,7 @@ from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
-_copyto = np.copyto
+_copyto, _copy = np.copyto, np.ndarray.copy
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
@@ -59,25 +59,45 @@ class DoesNotFit(Exception):
         self.payload_bytes = payload_bytes
 
 
+class _Views(dict[Schema, list[Array]]):
+    """By structure: its arrays in one slot's payload, made once. A dict that makes them costs no call when it has them."""
+
+    def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
+        self._payload = payload
+
+    def __missing__(self, schema: Schema) -> list[Array]:
+        if len(self) >= MATCHER_MEMORY:
+            del self[next(iter(self))]
+        views = self[schema] = [place.view(self._payload) for place in schema.arrays]
+        return views
+
+
+class _Beginnings(dict[int, Array]):
+    """By size: so many bytes at the start of one slot's payload."""
+
+    def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
+        self._payload = payload
+
+    def __missing__(self, size: int) -> Array:
+        if len(self) >= MATCHER_MEMORY:
+            del self[next(iter(self))]
+        beginning = self[size] = self._payload[:size]
+        return beginning
+
+
 class SlotMemory:
     """The metadata and payload bytes of one slot, with the views that were made of them."""
 
     def __init__(self, metadata: npt.NDArray[np.uint8], payload: npt.NDArray[np.uint8]) -> None:
         self.metadata = metadata
         self.payload = payload
+        #: Bytes of payload.
+        self.room = payload.size
         #: The payload's bytes, for the numbers at its start.
         self.raw = payload.data
         self.written_schema: int | None = None
-        self._views: dict[int, list[Array]] = {}
-
-    def views(self, schema_id: int, schema: Schema) -> list[Array]:
-        """The arrays of `schema` in this slot's payload, made once."""
-        views = self._views.get(schema_id)
-        if views is None:
-            if len(self._views) >= MATCHER_MEMORY:
-                del self._views[next(iter(self._views))]
-            views = self._views[schema_id] = [place.view(self.payload) for place in schema.arrays]
-        return views
+        self.views = _Views(payload)
+        self.beginnings = _Beginnings(payload)
 
 
 class _Known(Matcher):
@@ -152,12 +172,10 @@ class Encoder:
         self, matcher: _Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
     ) -> Encoded:
         schema = matcher.schema
-        schema_id = matcher.schema_id
-        metadata = schema.metadata
-        if schema.payload_bytes > slot.payload.size or len(metadata) > slot.metadata.size:
-            raise DoesNotFit(len(metadata), schema.payload_bytes)
+        if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
+            raise DoesNotFit(len(schema.metadata), schema.payload_bytes)
         numbers, arrays = leaves
-        views = slot.views(schema_id, schema)
+        views = slot.views[schema]
         if lent:
             arrays = [_apart(array, view, slot) for view, array in zip(views, arrays, strict=True)]
         if numbers:
@@ -166,10 +184,10 @@ class Encoder:
         for view, array in zip(views, arrays):  # noqa: B905  the matcher has collected as many
             if array is not view:  # it is, where a loan was filled in
                 _copyto(view, array)
-        if slot.written_schema != schema_id:
+        if slot.written_schema != matcher.schema_id:
             slot.written_schema = None  # an interrupt may come between the bytes and the note of them
-            slot.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
-            slot.written_schema = schema_id
+            slot.metadata[: len(schema.metadata)] = np.frombuffer(schema.metadata, np.uint8)
+            slot.written_schema = matcher.schema_id
         return matcher.encoded
 
     def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
@@ -181,7 +199,7 @@ class Encoder:
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
         schema = next(matcher.schema for matcher in self._matchers if matcher.schema_id == encoded.schema)
-        views = slot.views(encoded.schema, schema)
+        views = slot.views[schema]
         arrays: list[Array] = []
         leaves = []
         for place, view in zip(schema.arrays, views, strict=True):
@@ -259,9 +277,9 @@ class Schemas:
             self._known[schema_id] = schema
             if len(self._known) > SCHEMA_MEMORY:
                 self._known.popitem(last=False)
-        if schema.payload_bytes != payload_bytes or payload_bytes > slot.payload.size:
+        if schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
             raise MetadataError(
-                f"{payload_bytes} bytes of payload in a slot of {slot.payload.size}; "
+                f"{payload_bytes} bytes of payload in a slot of {slot.room}; "
                 f"the schema describes {schema.payload_bytes}"
             )
         return schema
@@ -324,9 +342,9 @@ class Decoder:
         Its arrays are the caller's own, unless `read_leaf` makes something else of them.
         """
         schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
-        views = slot.views(schema_id, schema)
+        views = slot.views[schema]
         if read_leaf is None and schema.only_arrays:
-            arrays: list[Any] = [view.copy() for view in views]
+            arrays: list[Any] = [*map(_copy, views)]
         else:
             read_leaf = read_leaf or owned_array
             arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]

@@ -241,7 +241,8 @@ def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array
         numbers.append(values[position])
     for position, dtype, shape, convert in pattern.arrays:
         array = values[position]
-        if dtype is not None and array.dtype != dtype:
+        # Almost always the same object: comparing two dtypes costs as much as the rest of this line.
+        if dtype is not None and array.dtype is not dtype and array.dtype != dtype:
             return False
         if convert is not None:
             array = convert(array)

@@ -35,4 +35,6 @@ def no_fence() -> None:
     """Total store order: the processor keeps the order by itself."""
 
 
-fence: Callable[[], None] = no_fence if platform.machine() in ("x86_64", "AMD64") else semaphore_fence()
+#: Whether the processor keeps the order by itself: then the path of a request leaves the call away, too.
+IN_ORDER = platform.machine() in ("x86_64", "AMD64")
+fence: Callable[[], None] = no_fence if IN_ORDER else semaphore_fence()

@@ -12,7 +12,7 @@ import struct
 from typing import NamedTuple
 
 from .codec import SlotMemory
-from .fence import fence
+from .fence import IN_ORDER, fence
 from .layout import REPLY, REQUEST, SLOT_MASK, WORD, number_of
 from .segment import Segment
 
@@ -51,6 +51,12 @@ class ReplyHead(NamedTuple):
     attempts: int
 
 
+# Not `_make`, which is a Python function: one of these is made for each request and each reply.
+_new = tuple.__new__
+_unpack_request, _unpack_reply = REQUEST.packed.unpack_from, REPLY.packed.unpack_from
+_pack_request = REQUEST.packed.pack_into
+
+
 class _Ring:
     """One direction: the mapped segment and the memory of its slots."""
 
@@ -58,9 +64,10 @@ class _Ring:
         geometry = segment.geometry
         self.segment = segment
         self.slots = geometry.slots
-        self._words = segment.words
+        self.words = segment.words
         self._memory = segment.memory
-        self._counter = segment.counter_index
+        #: Where the counter is in `words`: whoever looks at it again and again does so without a call.
+        self.counter = segment.counter_index
         self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
         self._head_words = [offset // WORD for offset in self._heads]
         self.memories = []
@@ -80,7 +87,7 @@ class _Ring:
     def close(self) -> None:
         """Unmap, unless arrays still view the memory."""
         self.memories = []
-        self._words = self._memory = memoryview(b"")
+        self.words = self._memory = memoryview(b"")
         self.segment.close()
 
 
@@ -89,21 +96,22 @@ class RequestWriter(_Ring):
 
     _cancelled = REQUEST.offset("cancelled") // WORD
 
-    def counter(self) -> int:
+    def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
-        return self._words[self._counter]
+        return self.words[self.counter]
 
     def publish(self, head: tuple[int, ...]) -> None:
         """Make the request whose payload and metadata are in place visible to the engine."""
         sequence = head[0]
-        REQUEST.packed.pack_into(self._memory, self._heads[sequence & SLOT_MASK], *head)
+        _pack_request(self._memory, self._heads[sequence & SLOT_MASK], *head)
         # ORDER: payload and head before the counter; pairs with RequestReader.head.
-        fence()
-        self._words[self._counter] = sequence
+        if not IN_ORDER:
+            fence()
+        self.words[self.counter] = sequence
 
     def cancel(self, sequence: int) -> None:
         """Ask the engine not to start this request; the engine may have started it already."""
-        self._words[self._head_words[sequence & SLOT_MASK] + self._cancelled] = sequence
+        self.words[self._head_words[sequence & SLOT_MASK] + self._cancelled] = sequence
 
 
 class RequestReader(_Ring):
@@ -113,15 +121,16 @@ class RequestReader(_Ring):
 
     def published(self) -> int:
         """The last sequence the client says it published: a claim, to be checked against what is due."""
-        return self._words[self._counter]
+        return self.words[self.counter]
 
     def between(self, seen: int, published: int) -> list[int]:
         """The sequences in the slots that are later than `seen` and no later than `published`, in their order.
 
         All of them, if the client keeps to the protocol: a slot is used again only when its request is answered.
         """
-        fence()
-        words, first, last = self._words, number_of(seen), number_of(published)
+        if not IN_ORDER:
+            fence()
+        words, first, last = self.words, number_of(seen), number_of(published)
         claims = [words[head] for head in self._head_words]
         return sorted(
             claim for slot, claim in enumerate(claims) if claim & SLOT_MASK == slot and first < number_of(claim) <= last
@@ -132,13 +141,14 @@ class RequestReader(_Ring):
         if sequence & SLOT_MASK >= self.slots:
             return None
         # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
-        fence()
-        head = RequestHead._make(REQUEST.packed.unpack_from(self._memory, self._heads[sequence & SLOT_MASK]))
-        return head if head.sequence == sequence else None
+        if not IN_ORDER:
+            fence()
+        head = _new(RequestHead, _unpack_request(self._memory, self._heads[sequence & SLOT_MASK]))
+        return head if head[0] == sequence else None
 
     def cancelled(self, sequence: int) -> bool:
         """Whether the client has withdrawn this request."""
-        return self._words[self._head_words[sequence & SLOT_MASK] + self._cancelled] == sequence
+        return self.words[self._head_words[sequence & SLOT_MASK] + self._cancelled] == sequence
 
 
 class ReplyWriter(_Ring):
@@ -151,7 +161,7 @@ class ReplyWriter(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
-        return self._words[self._head_words[sequence & SLOT_MASK]] >= sequence
+        return self.words[self._head_words[sequence & SLOT_MASK]] >= sequence
 
     def head(self, sequence: int) -> ReplyHead:
         """What was written last in the slot of `sequence`."""
@@ -160,11 +170,11 @@ class ReplyWriter(_Ring):
     def attempts(self, sequence: int) -> int:
         """How often an engine has begun to run `sequence`."""
         head = self._head_words[sequence & SLOT_MASK]
-        return self._words[head + self._attempts] if self._words[head + self._taken] == sequence else 0
+        return self.words[head + self._attempts] if self.words[head + self._taken] == sequence else 0
 
     def take(self, sequence: int) -> int:
         """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
-        words = self._words
+        words = self.words
         head = self._head_words[sequence & SLOT_MASK]
         attempts = words[head + self._attempts] + 1 if words[head + self._taken] == sequence else 1
         words[head + self._attempts] = attempts
@@ -180,28 +190,26 @@ class ReplyWriter(_Ring):
         # The slot still names an earlier sequence until all else is written.
         self._before_sequence.pack_into(self._memory, self._heads[slot] + WORD, *head)
         # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
-        fence()
-        words = self._words
+        if not IN_ORDER:
+            fence()
+        words = self.words
         words[self._head_words[slot]] = sequence
-        words[self._counter] += 1  # only the serving engine writes it; a client looks at it while it spins
+        words[self.counter] += 1  # only the serving engine writes it; a client looks at it while it spins
 
 
 class ReplyReader(_Ring):
     """The client's end of the replies."""
 
-    def answered_count(self) -> int:
-        """A word that changes with every reply."""
-        return self._words[self._counter]
-
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""
-        return self._words[self._head_words[sequence & SLOT_MASK]] == sequence
+        return self.words[self._head_words[sequence & SLOT_MASK]] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
         """A copy of the head of the reply to `sequence`; None while it is not there."""
         slot = sequence & SLOT_MASK
-        if self._words[self._head_words[slot]] != sequence:
+        if self.words[self._head_words[slot]] != sequence:
             return None
         # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.
-        fence()
-        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[slot]))
+        if not IN_ORDER:
+            fence()
+        return _new(ReplyHead, _unpack_reply(self._memory, self._heads[slot]))

@@ -31,7 +31,7 @@ class RawChannel:
     def head(self, tree: Any, sequence: int | None = None) -> RequestHead:
         """Write `tree` into the slot of the next sequence (or of this one); returns the head that belongs to it."""
         if sequence is None:
-            sequence = sequence_of(number_of(self.requests.counter()) + 1, 0)
+            sequence = sequence_of(number_of(self.requests.published()) + 1, 0)
         encoded = self.encoder.encode(tree, self.requests.memory(sequence))
         flags = Flag.PICKLED if encoded.pickled else 0
         return RequestHead(sequence, Kind.INFER, flags, 0, 0, 0, time.monotonic_ns(), *encoded[:3], cancelled=0)

@@ -169,7 +169,7 @@ def test_no_side_remembers_more_than_it_needs() -> None:
     assert len(channel.encoder._ids) == SCHEMA_MEMORY
     assert len(channel.encoder._matchers) == MATCHER_MEMORY
     assert len(channel.decoder._schemas._known) == SCHEMA_MEMORY
-    assert max(len(memory._views) for memory in channel._receiving) == MATCHER_MEMORY
+    assert max(len(memory.views) for memory in channel._receiving) == MATCHER_MEMORY
 
 
 def test_a_schema_that_was_forgotten_is_sent_again() -> None:

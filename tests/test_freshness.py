@@ -137,7 +137,7 @@ def test_a_reset_is_not_replaced_by_a_newer_request(obedient: Daemon, gate: Gate
         resets = client.infer({"do": "count"})["resets"]
         held = client.submit(gate.observation)
         gate.wait_entered()
-        published = client._exchange._held[0].channel.requests.counter
+        published = client._exchange._held[0].channel.requests.published
         before = published()
         resetting = threading.Thread(target=client.reset)
         resetting.start()

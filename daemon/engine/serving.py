@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shmserve.errors import NumbersRefused, RequestRejected
+from shmserve.layout import SLOT_MASK
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
@@ -110,27 +111,22 @@ class Serving:
                 alone.append((tenancy, head))  # an engine died of it, or of its neighbours: this time it is known which
                 continue
             if head.kind != _INFER and rows:
-                self._run(rows)  # a reset keeps its place: what came before it runs before it
+                self._infer(rows)  # a reset keeps its place: what came before it runs before it
                 rows = []
             words[_CHANNEL] = tenancy.number + 1
             row = self._stage(tenancy, head, index, taken_ns)
             if row is not None:
                 rows.append(row)
         if rows:
-            self._run(rows)
+            self._infer(rows)
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
         for taken in alone:
             self.serve([taken])
 
-    def _run(self, rows: list[_Row]) -> None:
-        if len(rows) > 1:
-            self._words[_CHANNEL] = SEVERAL
-        self._infer(rows)
-
     def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> _Row | None:
         """The request ready for the model; None if it was answered without."""
-        queued_ns = max(0, taken_ns - head.submitted_ns)
+        queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
         channel = tenancy.channel
         # What a plain request need not be asked for any closer.
         if (
@@ -142,14 +138,15 @@ class Serving:
             or channel.requests.cancelled(head.sequence)
         ) and self._refused(tenancy, head, taken_ns, queued_ns):
             return None
-        if not 0 < channel.replies.take(head.sequence) <= self._attempts_allowed(head):
+        attempts = channel.replies.take(head.sequence)
+        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(head):
             error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
             self._finish(tenancy, head, Status.ENGINE_LOST, error, 0, queued_ns)
             return None
         if head.kind != _INFER:
             self._reset(tenancy, head, queued_ns)
             return None
-        slot = channel.requests.memory(head.sequence)
+        slot = channel.requests.memories[head.sequence & SLOT_MASK]
         staging = tenancy.staging(index)
         in_place = self._in_place
         try:
@@ -157,7 +154,7 @@ class Serving:
             if pickled and not tenancy.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
             schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-            observation = staging.observation(head.schema, schema, slot, in_place=in_place, pickled=pickled)
+            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled)
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, queued_ns)
             return None
@@ -229,7 +226,11 @@ class Serving:
     def _infer(self, rows: list[_Row]) -> None:
         began_ns = time.monotonic_ns()
         try:
-            observations = [row.observation for row in rows]
+            if len(rows) == 1:
+                observations = [rows[0].observation]
+            else:
+                self._words[_CHANNEL] = SEVERAL
+                observations = [row.observation for row in rows]
             if self._per_client is None:
                 results = self._model.infer(observations)
             else:
@@ -284,7 +285,7 @@ class Serving:
     def _release(self, row: _Row) -> None:
         row.observation = None
         if not row.in_place:
-            row.staging.give_back(row.head.schema, row.schema)
+            row.staging.give_back(row.schema)
 
     def _reject(self, tenancy: Tenancy, head: RequestHead, error: Exception, queued_ns: int) -> None:
         self._finish(tenancy, head, Status.REJECTED, told(error), 0, queued_ns)

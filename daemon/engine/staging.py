@@ -13,7 +13,7 @@ from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
 from shmserve.layout import CACHE_LINE
 from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
 
-_from_numpy = torch.from_numpy
+_from_numpy, _copyto = torch.from_numpy, np.copyto
 _NO_METADATA = np.empty(0, np.uint8)
 
 
@@ -45,18 +45,18 @@ class Staging:
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
         self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
 
-    def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
         """The tree in `slot`, its arrays as the model takes them."""
         if in_place:
             source = slot
         else:
             size = schema.payload_bytes
             source = self._arena
-            if source.payload.size < size:
+            if source.room < size:
                 source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
             # The one copy of the payload: what the client writes from now on is not seen.
-            np.copyto(source.payload[:size], slot.payload[:size])
-        views = source.views(schema_id, schema)
+            _copyto(source.beginnings[size], slot.beginnings[size])
+        views = source.views[schema]
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
             tree = unpickle_parts(schema.build(numbers, views))
@@ -69,13 +69,13 @@ class Staging:
             leaves = [_from_numpy(view) for view in views]
         return schema.build(numbers, leaves)
 
-    def give_back(self, schema_id: int, schema: Schema) -> None:
+    def give_back(self, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
-        if self._arena.payload.size < schema.payload_bytes:
+        if self._arena.room < schema.payload_bytes:
             return
         # A tensor keeps a reference to the view it was made of, an array one to the view's base. Unheld there are
         # three of a view (the list of views, this loop's variable, getrefcount's own argument) and two of a base.
-        for view in self._arena.views(schema_id, schema):
+        for view in self._arena.views[schema]:
             if sys.getrefcount(view) > 3 or (view.size and sys.getrefcount(view.base) > 2):
                 self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
                 return

@@ -11,7 +11,7 @@ import torch
 
 from shmserve.channel import EngineChannel, Lane
 from shmserve.codec import DoesNotFit, Encoder, Schemas
-from shmserve.layout import number_of, slot_of
+from shmserve.layout import SLOT_BITS, SLOT_MASK, number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
@@ -71,8 +71,8 @@ class Tenancy:
         self._carried = list(carried)
         self._stats = stats
         self.seen = 0
-        self.words = self.channel.requests.segment.words
-        self.counter = self.channel.requests.segment.counter_index
+        self.words = self.channel.requests.words
+        self.counter = self.channel.requests.counter
 
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
@@ -102,7 +102,7 @@ class Tenancy:
         published = self.words[self.counter]
         if published == self.seen:
             return False
-        count = number_of(published) - number_of(self.seen)
+        count = (published >> SLOT_BITS) - (self.seen >> SLOT_BITS)
         if count == 1:
             self._admit(published)
         else:
@@ -168,7 +168,8 @@ class Tenancy:
         started_ns = time.monotonic_ns()
         replies = self.channel.replies
         try:
-            schema, metadata_bytes, payload_bytes, pickled = self.encoder.encode(tree, replies.memory(sequence))
+            memory = replies.memories[sequence & SLOT_MASK]
+            schema, metadata_bytes, payload_bytes, pickled = self.encoder.encode(tree, memory)
             if pickled:
                 flags |= Flag.PICKLED
         except DoesNotFit as needed:
@@ -199,8 +200,8 @@ class Tenancy:
         self._unregister()
         self.channel = self._opened(lane, descriptors)
         self.lane = lane
-        self.words = self.channel.requests.segment.words
-        self.counter = self.channel.requests.segment.counter_index
+        self.words = self.channel.requests.words
+        self.counter = self.channel.requests.counter
         self.waiting.clear()
         self._staging = []
         held, self.held = self.held, {}

@@ -56,7 +56,7 @@ class Warmth:
 class _ArraysOf(Protocol):
     """Where the observations of the warm-up come from, and what is done with its actions."""
 
-    def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
         """The tree in `slot`, as a model takes it."""
 
     def settle(self, action: Any) -> Any:
@@ -87,7 +87,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
     infer_ns = 0
     for number in range(_ROUNDS):
         _forget(model, package)
-        observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
         began_ns = time.monotonic_ns()
         (action,) = model.infer([observation])
         action = staging.settle(action)
@@ -98,7 +98,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
     contract = contract_of(example, action)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
-        observation = staging.observation(1, schema, slot, in_place=False, pickled=False)
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
         _check_batch(model, staging, observation, contract, package.max_batch)
     _forget(model, package)
     reply, _ = describe(action, "action")

@@ -176,9 +176,7 @@ class DeviceServing(Serving):
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
-                row.observation = tenancy.staging(0).observation(
-                    head.schema, schema, slot, in_place=False, pickled=True
-                )
+                row.observation = tenancy.staging(0).observation(schema, slot, in_place=False, pickled=True)
             else:
                 row.observation = self._placed(row, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:

@@ -92,7 +92,7 @@ class WarmUpStaging:
         self._side = side
         self._turn = 0
 
-    def observation(self, schema_id: int, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
         """The tree in `slot`, its arrays as tensors on the device."""
         arena = self._side.arenas[self._turn]
         arena.done()  # with the round before the last one

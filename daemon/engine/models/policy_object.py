@@ -21,7 +21,9 @@ class PythonPolicy:
         self.takes_numpy = package.arrays == "numpy" or made_for_numpy(policy)
 
     def infer(self, observations: list[Any]) -> list[Any]:
-        if len(observations) == 1 or self._infer_batch is None:
+        if len(observations) == 1:
+            return [self._infer(observations[0])]
+        if self._infer_batch is None:
             return [self._infer(observation) for observation in observations]
         return self._checked(self._infer_batch(observations), len(observations))
 
