@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,12 +16,14 @@ import torch
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
-from tests import watchdog
+from tests import surroundings, watchdog
 from tests.archives.stores import Open
 from tests.archives.taking import Take, taker
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.robot_process import Robot
+
+surroundings.settle()
 
 collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its_parent.py"]
 
@@ -30,12 +31,6 @@ collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its
 _TEST_LIMIT_S = 150.0
 #: Where tests make folders.
 _SCRATCH = tempfile.gettempdir() + "/"
-
-
-def pytest_configure() -> None:
-    """A shell that runs the tests in its background has them ignore Ctrl-C, and so would every program they start."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

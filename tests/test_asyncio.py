@@ -94,7 +94,7 @@ def test_without_a_service_the_error_is_typed_and_the_loop_free_meanwhile(tmp_pa
             await task
         return ticks
 
-    assert run(main()) > 20
+    assert run(main()) > 5  # the loop was not held up
 
 
 # The loop does other things

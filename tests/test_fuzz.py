@@ -75,7 +75,7 @@ _kept: list[mmap.mmap] = []
 
 
 @pytest.mark.parametrize(
-    ("run", "says"), [(_raises, "KeyError: 'reached'"), (_sleeps, "took 1.1 s"), (_grows, "the process grew by")]
+    ("run", "says"), [(_raises, "KeyError: 'reached'"), (_sleeps, r"took \d+\.\d s"), (_grows, "the process grew by")]
 )
 def test_an_error_a_hang_and_growth_are_findings(run: object, says: str) -> None:
     with pytest.raises(Finding, match=says) as found:

@@ -58,8 +58,10 @@ def test_the_robot_beside_an_attacker_does_not_notice(daemon: Daemon, attack: st
         assert number > 0, said
         for _ in range(20):
             assert np.array_equal(robot.infer({"do": "echo", "value": frame}), frame)
+        # Fewer: the connection by which this test asked may have been open still.
         wait_until(
-            "what the attacker took is given back", lambda: (descriptors(supervisor), descriptors(engine)) == before
+            "what the attacker took is given back",
+            lambda: descriptors(supervisor) <= before[0] and descriptors(engine) <= before[1],
         )
     assert (daemon.engine_pid, daemon.pid) == (engine, supervisor), said
     assert daemon.status()["engine"]["restarts"] == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,12 +47,11 @@ def test_a_thousand_signals_a_second_at_a_waiting_client_break_nothing(
     for number in range(3):
         assert robot.says() == f"waits {number}"
         wait_until("the policy is inside", (tmp_path / f"gate{number}.entered").exists)
-        time.sleep(0.4)
+        wait_until("many signals were handled meanwhile", (tmp_path / f"enough{number + 2}").exists)
         (tmp_path / f"gate{number}").touch()
     found = robot.finish()
 
-    assert [answered for answered, _ in found["waited"]] == [True] * 3
-    assert min(handled for _, handled in found["waited"]) > 50
-    assert found["timed out"][:2] == ["RequestTimeout", True] and found["timed out"][2] > 50
+    assert found["waited"] == [[True, True]] * 3
+    assert found["timed out"][:2] == ["RequestTimeout", True] and found["timed out"][2] > 10
     assert found["right"] == 3000
     assert robot.errors == ""
