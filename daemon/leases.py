@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from shmserve.channel import Lane, LaneNames, create_lane, unlink_lane
+from shmserve.doorbell import exists_doorbell
 from shmserve.layout import CACHE_LINE, MAX_METADATA_BYTES, Geometry, aligned
 from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
 
 from .config import Config
+from .memory_group import without_room
 from .names import Names
 from .offenders import Offenders
 from .peer import Peer
@@ -19,6 +21,10 @@ from .peer import Peer
 _PAGE = 4096
 _LEAST_METADATA = 4096
 _LEAST_PAYLOAD = 64 * 1024
+_REMOVED = (
+    "somebody has removed the service's objects from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
+    "logind.conf); who is attached is served on, but for new channels restart shmserved"
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,8 @@ class Leases:
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
+        #: Called when the request bell's name is gone and nobody is attached.
+        self.on_removed: Callable[[], None] = lambda: None
         self.offenders = Offenders()
 
     def __iter__(self) -> Iterator[Lease]:
@@ -106,6 +114,8 @@ class Leases:
                 f"uid {peer.uid} has {of_user} clients attached and max_clients_per_user is "
                 f"{self._config.max_clients_per_user}",
             )
+        if not self._held and self._bell_removed():
+            self.on_removed()
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
         sealed = SealedLane() if self._config.transport == "sealed" else None
         lane, given, size = self._create(channel, peer, wanted, sealed, published=0)
@@ -149,6 +159,9 @@ class Leases:
                 f"max_channel_bytes is {self._config.max_channel_bytes}",
             )
         self._check_room(channel, peer, total)
+        self._check_memory(total)
+        if self._bell_removed():
+            raise LeaseRefused("no_shared_memory", _REMOVED)
         self._generation += 1
         identity = Identity(self._epoch, channel, self._generation)
         fresh = self._names.fresh
@@ -166,6 +179,20 @@ class Leases:
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
             ) from error
         return lane, [], total
+
+    def _bell_removed(self) -> bool:
+        return self._config.transport == "named" and not exists_doorbell(self.request_bell)
+
+    def _check_memory(self, wanted_bytes: int) -> None:
+        """That the kernel does not kill engines, or this process, for what is about to be allocated."""
+        room = without_room(wanted_bytes)
+        if room is not None:
+            raise LeaseRefused(
+                "no_shared_memory",
+                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {room.limit} bytes, "
+                f"{room.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
+                "fewer slots, or close other clients",
+            )
 
     def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
         """That all channels, and this user's, stay within their bytes when `channel` has this many."""

@@ -63,6 +63,7 @@ class Supervisor:
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
         self.leases = Leases(config, self._names, self.epoch)
+        self.leases.on_removed = self._renew_request_bell
         self._tampering = Tampering()
         self.engines = Engines(
             config,
@@ -249,6 +250,11 @@ class Supervisor:
 
     def _create_request_bell(self) -> None:
         create_doorbell(self.leases.request_bell, 0o660 if self.config.serves_group else 0o600)
+
+    def _renew_request_bell(self) -> None:
+        """Its name was removed, and nobody is attached who would notice that an engine is started."""
+        if self.begun.is_set():  # the first engine's end would be the daemon's
+            self._replace_request_bell("it was removed")
 
     def _replace_request_bell(self, damage: str) -> None:
         """Every client may ring this one, so nobody knows who it was, and no engine can listen to it any more."""

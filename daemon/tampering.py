@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from shmserve.doorbell import create_doorbell, unlink_doorbell
+from shmserve.doorbell import create_doorbell, exists_doorbell, unlink_doorbell
 
 from .leases import Lease
 
@@ -32,17 +32,21 @@ class Tampering:
             unlink_doorbell(name)
 
     def of_lease(self, lease: Lease) -> str | None:
-        """What was done to a channel's objects, as the end of a sentence; None: nothing that shows."""
+        """What was done to a channel's objects, as the end of a sentence; None: nothing that shows.
+
+        Removed ones are nobody's doing here: only the daemon's own user may, and no engine dies of it. The next one
+        says that it cannot open them, and the client attaches again.
+        """
         names = lease.lane.names
         if names is None:
             return None
         try:
             size = sum((_SHM / name.removeprefix("/")).stat().st_size for name in (names.requests, names.replies))
         except FileNotFoundError:
-            return "its shared memory was removed"
+            return None
         if size < lease.bytes:
             return "its shared memory was truncated"
-        return self.of_bell(names.reply_bell)
+        return self.of_bell(names.reply_bell) if exists_doorbell(names.reply_bell) else None
 
     def of_bell(self, name: str) -> str | None:
         try:

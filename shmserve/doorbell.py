@@ -96,7 +96,16 @@ def create_doorbell(name: str, mode: int = 0o600) -> None:
         raise FileExistsError(f"semaphore {name} exists already") from error
     semaphore.close()
     # posix_ipc gives no descriptor to fchmod; whoever may post must be able to read and write.
-    os.chmod(f"/dev/shm/sem.{name.removeprefix('/')}", mode)
+    os.chmod(_file(name), mode)
+
+
+def exists_doorbell(name: str) -> bool:
+    """Whether the name is still there."""
+    return os.path.exists(_file(name))
+
+
+def _file(name: str) -> str:
+    return f"/dev/shm/sem.{name.removeprefix('/')}"
 
 
 def unlink_doorbell(name: str) -> None:

@@ -62,6 +62,9 @@ class Policy:
     def _grow(self, observation: dict[str, Any]) -> Any:
         return torch.full((observation["items"],), observation["value"], dtype=torch.int64)
 
+    def _take_memory(self, observation: dict[str, Any]) -> Any:
+        return len(b"\1" * observation["bytes"])
+
     def _raise(self, observation: dict[str, Any]) -> Any:
         secret = "only-in-the-log"
         if secret:
