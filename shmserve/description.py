@@ -212,7 +212,6 @@ class Matcher:
         self.schema_id = schema_id
         self._root = pattern
         self._bare = schema.bare
-        self._types = (pattern.kind,)
 
     def collect(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
         """The tree's numbers and arrays in the order of their places; None for another structure."""

@@ -66,10 +66,8 @@ class Schema:
         compiled = _Compiled()
         compiled.container((tree,) if self.bare else tree)
         self.numbers = struct.Struct("@" + "".join(compiled.formats))
-        #: How to put a tree together: what is inside a container comes before it, and the outermost is the last.
-        self._steps = compiled.steps()
-        self._constants = compiled.constants
-        self._truths = compiled.truths
+        #: The tree, with these numbers and arrays for its leaves (each in the order of its places).
+        self.build = _builder(compiled.steps(), compiled.constants, compiled.truths, bare=self.bare)
         self._end = self.numbers.size
         for leaf in compiled.leaves:
             self._place(leaf)
@@ -95,19 +93,32 @@ class Schema:
         self.arrays.append(ArrayPlace(leaf.kind, leaf.dtype, stored_as, leaf.shape, offset, size))
         self._end = offset + size
 
-    def build(self, numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
-        """The tree, with these values for its leaves (each in the order of its places)."""
-        values = [*numbers, *arrays, *self._constants]
-        for index in self._truths:
+
+_Gather = Callable[[Sequence[Any]], Sequence[Any]]
+_Step = tuple[_Gather, tuple[str, ...] | None, type]
+_Builder = Callable[[Sequence[Any], Sequence[Any]], Any]
+
+
+def _builder(steps: list[_Step], constants: list[Any], truths: list[int], *, bare: bool) -> _Builder:
+    """Puts a tree together. What is inside a container comes before it in `steps`, and the outermost is the last."""
+
+    def build(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        values = [*numbers, *arrays, *constants]
+        for index in truths:
             values[index] = bool(values[index])
-        for gather, keys, kind in self._steps:
+        for gather, keys, kind in steps:
             entries = gather(values)
             values.append(dict(zip(keys, entries)) if keys is not None else kind(entries))  # noqa: B905
-        return values[-1][0] if self.bare else values[-1]
+        return values[-1][0] if bare else values[-1]
 
+    ((gather, keys, _), *nested) = steps
+    if nested or truths or keys is None:
+        return build
 
-_Gather = Callable[[list[Any]], Sequence[Any]]
-_Step = tuple[_Gather, tuple[str, ...] | None, type]
+    def build_flat(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+        return dict(zip(keys, gather((*numbers, *arrays, *constants))))  # noqa: B905
+
+    return build_flat
 
 
 class _Compiled:

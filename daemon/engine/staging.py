@@ -13,7 +13,7 @@ from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
 from shmserve.layout import CACHE_LINE
 from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
 
-_from_numpy, _copyto = torch.from_numpy, np.copyto
+_from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
 
 
@@ -55,7 +55,7 @@ class Staging:
             if source.room < size:
                 source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
             # The one copy of the payload: what the client writes from now on is not seen.
-            _copyto(source.beginnings[size], slot.beginnings[size])
+            source.beginnings[size][...] = slot.beginnings[size]
         views = source.views[schema]
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
