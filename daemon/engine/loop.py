@@ -20,8 +20,9 @@ from .schedule import next_of
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
 
-#: No wait is longer, whatever bells were lost.
+#: No wait is longer, whatever bells were lost; twice as long where nobody has asked for a second.
 LONGEST_WAIT_NS = 50_000_000
+_LONGEST_COLD_WAIT_NS = 100_000_000
 #: A channel that was silent this long is looked at only when a token or the clock says so.
 _COLD_AFTER_NS = 1_000_000_000
 #: Requests served between two looks at the tokens, which tell of requests in cold channels.
@@ -273,10 +274,11 @@ class EngineLoop:
                 return
             now_ns = time.monotonic_ns()
         words[Counter.WAKES] += 1
-        if self._bell.wait(LONGEST_WAIT_NS):
+        longest_ns = LONGEST_WAIT_NS if hot else _LONGEST_COLD_WAIT_NS
+        if self._bell.wait(longest_ns):
             self._balance += 1
             # One token in hand: the next round must not wait for another to look everywhere.
             self._scanned_ns = 0
             self._budget.waited(time.monotonic_ns() - began_ns)
         elif not self._waiting:
-            self._budget.waited(LONGEST_WAIT_NS)
+            self._budget.waited(longest_ns)
