@@ -13,7 +13,7 @@ from chaos.stalls import never_read, stop_and_go
 from chaos.tally import Account, Tally, Word
 
 
-@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
 def test_every_request_is_accounted_for_whoever_is_killed_or_stopped(transport: str) -> None:
     service = Service(transport, seed=7)
     with service:

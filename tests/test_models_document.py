@@ -35,6 +35,7 @@ def printed(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("[")]
 
 
+@pytest.mark.long
 def test_every_snippet_that_is_run_answers_as_the_page_says(reader: tuple[Path, list[str]]) -> None:
     _, (brighten, exported, scripted, checked, smooth) = reader
 
@@ -47,6 +48,7 @@ def test_every_snippet_that_is_run_answers_as_the_page_says(reader: tuple[Path, 
     assert printed(smooth) == ["[0. 0.] [0. 0.]", "[0.5 0.5] [0.5 0.5]", "[3. 3.] [1.75 1.75]"]
 
 
+@pytest.mark.long
 def test_the_contract_on_the_page_is_that_of_its_example(reader: tuple[Path, list[str]]) -> None:
     folder, _ = reader
     (shown,) = [json.loads(snippet.text) for snippet in SNIPPETS if snippet.language == "json"]
@@ -56,6 +58,7 @@ def test_the_contract_on_the_page_is_that_of_its_example(reader: tuple[Path, lis
     assert model.metadata() == {"control_rate_hz": 50}
 
 
+@pytest.mark.long
 def test_the_installed_policy_on_the_page_is_found_under_its_name(
     reader: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ def test_a_supervisor_killed_at_any_step_of_an_update_leaves_the_last_good_versi
     make_daemon: Start, start_robot: StartRobot, tmp_path: Path
 ) -> None:
     """Each run of the daemon shows what the kill before it left, and is then killed at the next step."""
-    steps = some_of(BEFORE + AFTER, 5)
+    steps = some_of(BEFORE + AFTER, 8)
     packages = [gain_package(tmp_path, k) for k in range(2, len(steps) + 3)]
     good = content_version(packages[0])
     daemon = make_daemon(packages[0]).start()

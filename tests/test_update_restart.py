@@ -30,7 +30,21 @@ def _versions(daemon: Daemon) -> Path:
     return daemon.state_dir / daemon.name / "models" / "versions"
 
 
-def test_an_update_outlives_restarts_and_a_changed_model_path_counts(
+def test_an_update_outlives_a_restart_and_a_changed_model_path_counts_once(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    given = gain_package(tmp_path, 2)
+    updated = gain_package(tmp_path, 3)
+    daemon = start_daemon(given)
+    assert update(daemon, updated)["changed"]
+
+    assert _restart(daemon) == content_version(updated)
+    (given / "settings.json").write_text(json.dumps({"k": 5}))
+    assert _restart(daemon) == content_version(given)
+
+
+@pytest.mark.long
+def test_an_update_outlives_restarts_however_often_and_without_a_model_path(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     given = gain_package(tmp_path, 2)

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Alternating updates under load.
-UPDATES = int(os.environ.get("SHMSERVE_TEST_UPDATES", "30"))
+UPDATES = int(os.environ.get("SHMSERVE_TEST_UPDATES", "12"))
 THOROUGH = UPDATES >= 1000
 
 
