@@ -57,16 +57,26 @@ class _Echo:
 class _Bell:
     """A token for each step, and at the end of the step its end."""
 
+    tells_who = False
+
     def __init__(self) -> None:
         self.loop: EngineLoop | None = None
         self.token = False
 
+    def watch(self, tenancy: Tenancy) -> None:
+        pass
+
+    def forget(self, tenancy: Tenancy) -> None:
+        pass
+
+    def pardon(self, now_ns: int) -> None:
+        pass
+
     def tokens(self) -> int:
         return int(self.token)
 
-    def try_take(self) -> bool:
-        token, self.token = self.token, False
-        return token
+    def take(self) -> None:
+        self.token = False
 
     def wait(self, timeout_ns: int) -> bool:
         assert self.loop is not None

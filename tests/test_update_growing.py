@@ -45,11 +45,11 @@ def _asking(rows: int) -> dict[str, Any]:
     return {"x": np.arange(3), "robot": "r", "rows": rows}
 
 
-def _hold(daemon: Daemon, client: ShmClient, rows: int) -> Pending:
+def _hold(client: ShmClient, rows: int) -> Pending:
     """Ask for a result that does not fit; the engine has it, and the client has not looked yet."""
-    before = daemon.status()["requests"]["served"]
     pending = client.submit(_asking(rows))
-    wait_until("the model ran", lambda: daemon.status()["requests"]["served"] == before + 1)
+    replies = client._exchange._held[0].channel.replies
+    wait_until("the model ran", lambda: replies.answered(pending.sequence))
     return pending
 
 
@@ -63,7 +63,7 @@ def _check(pending: Pending, rows: int, k: int, package: Path) -> None:
 def test_the_engine_that_made_it_delivers_it_after_the_swap(
     daemon: Daemon, client: ShmClient, packages: list[Path]
 ) -> None:
-    pending = _hold(daemon, client, 50_000)
+    pending = _hold(client, 50_000)
     assert update(daemon, packages[1])["changed"]
     served = daemon.status()["requests"]["served"]
 
@@ -73,20 +73,20 @@ def test_the_engine_that_made_it_delivers_it_after_the_swap(
 
 
 def test_each_of_two_engines_delivers_its_own(daemon: Daemon, client: ShmClient, packages: list[Path]) -> None:
-    first = _hold(daemon, client, 60_000)
+    first = _hold(client, 60_000)
     assert update(daemon, packages[1])["changed"]
-    second = _hold(daemon, client, 70_000)
+    second = _hold(client, 70_000)
 
     _check(second, 70_000, 3, packages[1])
     _check(first, 60_000, 2, packages[0])
 
 
 def test_it_waits_through_a_swap_and_back(daemon: Daemon, client: ShmClient, packages: list[Path]) -> None:
-    first = _hold(daemon, client, 60_000)
+    first = _hold(client, 60_000)
     assert update(daemon, packages[1])["changed"]
-    second = _hold(daemon, client, 60_000)
+    second = _hold(client, 60_000)
     assert update(daemon, packages[0])["changed"]
-    third = _hold(daemon, client, 60_000)
+    third = _hold(client, 60_000)
 
     _check(first, 60_000, 2, packages[0])
     _check(second, 60_000, 3, packages[1])
@@ -95,16 +95,16 @@ def test_it_waits_through_a_swap_and_back(daemon: Daemon, client: ShmClient, pac
 
 def test_the_channel_can_grow_again_after_that(daemon: Daemon, client: ShmClient, packages: list[Path]) -> None:
     """Who holds what is not remembered longer than it is held."""
-    pending = _hold(daemon, client, 50_000)
+    pending = _hold(client, 50_000)
     assert update(daemon, packages[1])["changed"]
     _check(pending, 50_000, 2, packages[0])
 
     for rows in (100_000, 200_000):
-        _check(_hold(daemon, client, rows), rows, 3, packages[1])
+        _check(_hold(client, rows), rows, 3, packages[1])
 
 
 def test_it_is_lost_with_the_engine_that_holds_it(daemon: Daemon, client: ShmClient, packages: list[Path]) -> None:
-    pending = _hold(daemon, client, 50_000)
+    pending = _hold(client, 50_000)
     holder = daemon.engine_pid
     assert update(daemon, packages[1])["changed"]
     os.kill(holder, signal.SIGKILL)
@@ -124,14 +124,14 @@ def test_an_engine_that_is_not_kept_delivers_before_it_ends(
     daemon = start_daemon(old, config="standby_s = 0\n")
     with daemon.client(check_contract=False) as client:
         assert client.infer(_asking(1))["k"] == 2
-        pending = _hold(daemon, client, 50_000)
+        pending = _hold(client, 50_000)
         assert update(daemon, new)["changed"]
 
         _check(pending, 50_000, 2, old)
         wait_until("the old engine is gone", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
 
         # In place the old engine has to end before the new one loads.
-        pending = _hold(daemon, client, 100_000)
+        pending = _hold(client, 100_000)
         with ThreadPoolExecutor(1) as pool:
             changing = pool.submit(update, daemon, third, in_place=True)
             _check(pending, 100_000, 3, new)

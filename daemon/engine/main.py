@@ -31,6 +31,7 @@ from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
+from .bells import Bells, SharedBell
 from .device import cuda
 from .device.chosen import DeviceMissing
 from .device.determinism import deterministic, require_determinism
@@ -128,8 +129,8 @@ class Engine:
             "stateful": package.stateful,
             "checks": package.checks,
         }
-        bell = (
-            NamedDoorbell(order["request_bell"])
+        bell: Bells = (
+            SharedBell(NamedDoorbell(order["request_bell"]))
             if order["request_bell"] is not None
             else PipeBells(self._control.fileno())
         )

@@ -71,7 +71,7 @@ class DeviceLoop(EngineLoop):
                     serving.wait(self._look_meanwhile, self._sleep)
                     serving.finish()
                 batches += 1
-                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and self._bell.tokens() > 0:
+                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.tokens() > 0):
                     self._take_tokens(time.monotonic_ns())
                 if serving.staged:
                     self._fill(ahead=False)  # what came since joins the batch
@@ -120,7 +120,7 @@ class DeviceLoop(EngineLoop):
         if not self._listens():
             time.sleep(timeout_ns / 1e9)
         elif self._bell.wait(timeout_ns):
-            self._balance += 1
+            self._rung = not self._bell.tells_who
             self._take_tokens(time.monotonic_ns())
 
     def _give_up(self, tenancy: Tenancy, reason: str) -> None:

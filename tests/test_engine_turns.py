@@ -1,0 +1,236 @@
+"""What clients do with their doorbells changes nobody else's turn: the engine's loop on real memory, in this process."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import pytest
+import torch
+
+from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
+from shmserve.codec import Encoder
+from shmserve.daemon.engine import loop
+from shmserve.daemon.engine.bells import Bells, SharedBell
+from shmserve.daemon.engine.loop import EngineLoop
+from shmserve.daemon.engine.pipe_bells import PipeBells
+from shmserve.daemon.engine.serving import Serving
+from shmserve.daemon.engine.tenancy import Tenancy
+from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
+from shmserve.layout import Geometry, number_of, sequence_of
+from shmserve.protocol import Kind
+from shmserve.ring import RequestHead
+from shmserve.sealed_lane import SealedLane
+from shmserve.segment import Identity
+from shmserve.spin import SpinBudget
+
+_GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
+
+
+class Model:
+    """Answers with what it was asked, and tells `asked` of it first."""
+
+    batches = False
+    takes_numpy = False
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.asked: Callable[[str], None] = lambda who: None
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        self.order.append(observations[0])
+        self.asked(observations[0])
+        return list(observations)
+
+    def reset(self, client_id: int) -> None:
+        pass
+
+    def example_observation(self) -> Any:
+        return None
+
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+
+@final
+class Engine:
+    """The loop as the engine wires it, with a bell of either transport and clients that do as they are told."""
+
+    def __init__(self, transport: str) -> None:
+        self.stats = Stats(create_stats_memory())
+        self.model = Model()
+        self._names: list[LaneNames] = []
+        self._sealed: list[SealedLane] = []
+        self.channels: list[ClientChannel] = []
+        self.shared_bell = f"/shmserve-test.{secrets.token_hex(8)}" if transport == "named" else None
+        self._supervisor, control = socket.socketpair()
+        self._control = control
+        bell: Bells
+        if self.shared_bell is not None:
+            create_doorbell(self.shared_bell)
+            bell = SharedBell(NamedDoorbell(self.shared_bell))
+        else:
+            bell = PipeBells(control.fileno())
+        self.bell = bell
+        serving = Serving(self.model, self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={})
+        self.loop = EngineLoop(
+            bell, self.stats, serving, SpinBudget(1000), lambda timeout_s: None, lambda lane, why: pytest.fail(why)
+        )
+        self.loop.serve()
+
+    def client(self, name: str) -> Client:
+        channel = len(self.channels)
+        identity = Identity(1, channel, 1)
+        if self.shared_bell is not None:
+            fresh = [f"/shmserve-test.{secrets.token_hex(8)}" for _ in range(3)]
+            names = LaneNames(fresh[0], fresh[1], self.shared_bell, fresh[2])
+            lane = Lane(identity, names)
+            create_lane(lane, _GEOMETRY, _GEOMETRY)
+            given, ends = [], []
+            self._names.append(names)
+        else:
+            sealed = SealedLane()
+            lane = Lane(identity, None)
+            given = sealed.create(identity, _GEOMETRY, _GEOMETRY)
+            ends = [os.dup(descriptor) for descriptor in sealed.engine_ends()]
+            self._sealed.append(sealed)
+        client_channel = ClientChannel(lane, given)
+        self.channels.append(client_channel)
+        self.loop.add(
+            Tenancy(
+                lane,
+                ends,
+                trusted=False,
+                uid=0,
+                rate=None,
+                tensors_on=torch.device("cpu"),
+                in_place=False,
+                serial=1,
+                carried=(),
+                stats=self.stats,
+            )
+        )
+        return Client(name, client_channel)
+
+    def run(self) -> list[str]:
+        """Serve until the loop is stopped; who was served, in that order."""
+        self.model.order.clear()
+        self.loop.stopped = False
+        self.loop.run()
+        return self.model.order
+
+    def close(self) -> None:
+        for number in list(self.loop.tenancies):
+            self.loop.remove(number)
+        for channel in self.channels:
+            channel.close()
+        self.bell.close()
+        for sealed in self._sealed:
+            sealed.close()
+        for index, names in enumerate(self._names):
+            unlink_lane(Lane(Identity(1, index, 1), names))
+        if self.shared_bell is not None:
+            unlink_doorbell(self.shared_bell)
+        self._control.close()
+        self._supervisor.close()
+        self.stats.close()
+
+
+@final
+class Client:
+    def __init__(self, name: str, channel: ClientChannel) -> None:
+        self.name = name
+        self.channel = channel
+        self._encoder = Encoder()
+
+    def publish(self) -> None:
+        requests = self.channel.requests
+        number = number_of(requests.published()) + 1
+        sequence = sequence_of(number, number % requests.slots)
+        encoded = self._encoder.encode(self.name, requests.memory(sequence))
+        requests.publish(tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0)))
+
+    def ring(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.channel.request_bell.ring()
+
+
+@pytest.fixture(params=["named", "sealed"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    # As if it were too far away to help: what the clock alone would find is not found here.
+    monkeypatch.setattr(loop, "LONGEST_WAIT_NS", 3600 * 10**9)
+    engine = Engine(request.param)
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("rings", [0, 1, 3], ids=["never rings", "rings", "rings too often"])
+def test_a_request_of_a_silent_client_is_found_while_another_never_stops_asking(engine: Engine, rings: int) -> None:
+    busy, silent = engine.client("busy"), engine.client("silent")
+    for _ in range(20):
+        engine.client("another")  # attached, and asks nothing
+
+    def asked(who: str) -> None:
+        if who == "silent" or len(engine.model.order) == 2000:
+            engine.loop.stopped = True
+        if who == "busy":
+            busy.publish()
+            busy.ring(rings)
+        if len(engine.model.order) == 100:
+            silent.publish()
+            silent.ring()
+
+    engine.model.asked = asked
+    busy.publish()
+    busy.ring()
+    order = engine.run()
+
+    assert order[-1] == "silent"
+
+
+def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
+    engine = Engine("sealed")
+    try:
+        noisy = engine.client("noisy")
+        engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+        noisy.publish()
+        noisy.ring()
+        assert engine.run() == ["noisy"]
+
+        looks = 0
+        noisy.ring(50)
+        while engine.bell.tokens():
+            engine.bell.take()
+            noisy.ring(50)
+            looks += 1
+            assert looks < 100, "the engine listens for ever"
+        noisy.publish()
+        noisy.ring()
+        assert engine.bell.tokens() == 0
+        assert engine.run() == ["noisy"]  # found by looking
+
+        now_ns = time.monotonic_ns()
+        engine.bell.pardon(now_ns)
+        engine.bell.pardon(now_ns + 2 * 10**9)
+        assert engine.bell.tokens() == 1
+    finally:
+        engine.close()
+
+
+def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:
+    engine = Engine("named")
+    try:
+        noisy, quiet = engine.client("noisy"), engine.client("quiet")
+        noisy.ring(100_000)
+        quiet.publish()
+
+        engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+        assert engine.run() == ["quiet"]
+        assert engine.bell.tokens() > 90_000
+    finally:
+        engine.close()
