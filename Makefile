@@ -18,7 +18,7 @@ help:
 	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (twenty minutes)"
 	@echo "make bench-check  compare the ratios of a short run with those that are kept"
 	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
-	@echo "make chaos  kill, stop and starve clients, engines and the supervisor; account for every request (half an hour)"
+	@echo "make chaos  kill, stop, starve and storm clients, engines and the supervisor; account for every request (an hour)"
 	@echo "make growth 10,000 clients and a million requests; nothing may grow"
 	@echo "make man    the man pages, from the commands' own help"
 	@echo "make test-gpu   the tests that need a GPU, and those around them; installs nothing"
@@ -89,13 +89,12 @@ $(VENV)/fuzz: $(VENV)/installed
 fuzz: $(VENV)/fuzz
 	@$(BIN)/python -m fuzz.guided $(FUZZ)
 
-# make chaos CHAOS="--transport sealed --client-kills 100" for a part.
+# make chaos CHAOS="--transport sealed --only client-kills --client-kills 100" for a part.
 chaos: $(VENV)/installed
 	@$(BIN)/python -m chaos.run $(CHAOS)
 
 growth: $(VENV)/installed
-	@$(BIN)/python -m chaos.run --client-kills 0 --engine-kills 0 --supervisor-kills 0 --stops 0 --silent 0 \
-		--failing-calls 0 --descriptors 0 --attachments 10000 --requests 1000000 $(CHAOS)
+	@$(BIN)/python -m chaos.run --only attachments --attachments 10000 --only requests --requests 1000000 $(CHAOS)
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

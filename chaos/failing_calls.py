@@ -5,16 +5,12 @@ A shim between a process and its C library (failing_calls.c, compiled when neede
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import subprocess
 from pathlib import Path
 
-import numpy as np
-
 from chaos.service import Service, wait_served
-from shmserve.client import ShmServeError
 from tests.daemon_process import wait_until
 
 _SOURCE = Path(__file__).with_name("failing_calls.c")
@@ -71,7 +67,7 @@ def fail_calls(service: Service, most: int) -> str:
         for name, (function, number) in functions.items():
             for nth in range(1, most + 1):
                 words.arm(daemon.pid if who == "supervisor" else daemon.engine_pid, function, nth, number)
-                heard += _visit(service)
+                heard += service.visit()
                 if not words.disarm():
                     break
                 failed[f"{who}'s {name}"] = nth
@@ -81,17 +77,3 @@ def fail_calls(service: Service, most: int) -> str:
     daemon.expected_in_log.add("never retrieved")
     calls = ", ".join(f"{name} {count}" for name, count in failed.items())
     return f"{sum(failed.values())} calls failed one after the other ({calls}); {heard} visitors heard a typed error"
-
-
-def _visit(service: Service) -> bool:
-    """Attach, ask, grow, ask, leave; whether a typed error came of it. Anything else is raised."""
-    with (
-        contextlib.suppress(ShmServeError),
-        service.daemon.client(max_retries=0, timeout=5, check_contract=False) as client,
-    ):
-        for length in (3, 100_000):
-            x = np.arange(length)
-            found = client.infer({"x": x, "robot": "visitor"})
-            assert np.array_equal(found["y"], x * 3)
-        return False
-    return True

@@ -4,7 +4,7 @@
 
 Robots are forked from a process that has imported everything: starting a thousand interpreters would take longer than
 killing them. The line says {"tally": path, "seed": n, "window": n, "timeout": s, "step": name or null, "cycles": n or
-null, "grows": bool}; the answer is the robot's process id.
+null, "grows": bool, "forks": bool}; the answer is the robot's process id. GAINS is a file: which version has which k.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,24 @@ import numpy as np
 
 from chaos.steps import die_at
 from chaos.tally import Tally, Word
-from shmserve.client import InferenceFailed, Pending, ShmClient, ShmServeError
+from shmserve.client import ClientForked, InferenceFailed, Pending, ShmClient, ShmServeError
 
 #: A machine with more processes than processors lets any of them wait so long.
 _SCHEDULING_S = 0.5
+#: A child that was refused stays for so long, with the socket and the memory that it inherited.
+_CHILD_LIVES_S = 1.0
+_FORKS_OF_A_CYCLE = 0.1
 
 
 class Robot:
     """Asks y = k * x until it is told to end, with up to `window` requests out."""
 
-    def __init__(self, name: str, runtime_dir: str, gains: dict[str, float], order: dict[str, Any]) -> None:
+    def __init__(self, name: str, runtime_dir: str, gains: Path, order: dict[str, Any]) -> None:
         self._tally = Tally(Path(order["tally"]))
         self._random = random.Random(order["seed"])
-        self._gains = gains
+        self._gains_file = gains
+        self._gains: dict[str, float] = json.loads(gains.read_text())
+        self._forks: bool = order["forks"]
         self._window: int = order["window"]
         self._timeout_s: float = order["timeout"]
         self._cycles: int | None = order["cycles"]
@@ -54,6 +60,9 @@ class Robot:
         self._number = 0
         self.stopped = False
 
+    def heard_signal(self) -> None:
+        self._tally.add(Word.SIGNALS)
+
     def run(self) -> None:
         out: deque[tuple[dict[str, Any], Pending]] = deque()
         while not self.stopped and (self._cycles is None or self._number < self._cycles):
@@ -62,6 +71,8 @@ class Robot:
                 continue
             while len(out) < self._window:
                 self._submit(out)
+            if self._forks and self._random.random() < _FORKS_OF_A_CYCLE:
+                self._fork(out[0][1] if out else None)
             while out:
                 self._settle(*out.popleft())
         self._client.close()
@@ -106,6 +117,8 @@ class Robot:
             self._untyped(error)
 
     def _judge(self, sent: dict[str, Any], found: Any, version: str) -> None:
+        if version not in self._gains:
+            self._gains = json.loads(self._gains_file.read_text())
         k = self._gains.get(version)
         if k is None or found["k"] != k or not np.array_equal(found["y"], sent["x"] * k):
             print(f"WRONG: {found} of version {version} for {sent}", file=sys.stderr, flush=True)
@@ -113,6 +126,36 @@ class Robot:
         self._tally.add(Word.RESULTS)
         if not self._tally[Word.ATTACHED_NS]:
             self._tally.words[Word.ATTACHED_NS] = time.monotonic_ns()
+
+    def _fork(self, pending: Pending | None) -> None:
+        """With requests out: a child tries what is its parent's alone, and stays a while."""
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            try:
+                os.write(writing, b"refused" if self._is_refused(pending) else b"served")
+                os.close(writing)
+                time.sleep(_CHILD_LIVES_S)
+            finally:
+                os._exit(0)
+        os.close(writing)
+        heard = os.read(reading, 16)
+        os.close(reading)
+        if heard != b"refused":
+            print(f"A FORKED CHILD WAS {heard!r}", file=sys.stderr, flush=True)
+        self._tally.add(Word.CHILDREN if heard == b"refused" else Word.WRONG)
+
+    def _is_refused(self, pending: Pending | None) -> bool:
+        ways: list[Callable[[], object]] = [
+            lambda: self._client.infer({"x": np.arange(3)}),
+            lambda: self._client.submit({"x": np.arange(3)}),
+        ]
+        for way in (*ways, *([pending.result] if pending is not None else [])):
+            try:
+                way()
+            except ClientForked:
+                continue
+            return False
+        return True
 
     def _failed(self, error: ShmServeError) -> None:
         if isinstance(error, InferenceFailed):
@@ -126,8 +169,9 @@ class Robot:
         self._tally.add(Word.ERRORS)
 
 
-def _be_robot(name: str, runtime_dir: str, gains: dict[str, float], order: dict[str, Any]) -> None:
+def _be_robot(name: str, runtime_dir: str, gains: Path, order: dict[str, Any]) -> None:
     robot = Robot(name, runtime_dir, gains, order)
+    signal.signal(signal.SIGUSR1, lambda number, frame: robot.heard_signal())
 
     def stop(number: int, frame: object) -> None:
         robot.stopped = True
@@ -139,7 +183,7 @@ def _be_robot(name: str, runtime_dir: str, gains: dict[str, float], order: dict[
 
 
 def main() -> int:
-    name, runtime_dir, gains = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    name, runtime_dir, gains = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps them
     for line in sys.stdin:
         pid = os.fork()

@@ -1,6 +1,6 @@
 """Runs the faults and prints the account.
 
-    python -m chaos.run [--transport named] [--client-kills 1000] [--engine-kills 100] [--supervisor-kills 100] ...
+    python -m chaos.run [--transport named] [--client-kills 1000] [--only updates --updates 3] ...
 
 Each fault has a daemon and robots of its own. Ends with 0 if every request is accounted for, every answer was right,
 nobody hangs and nothing is left: no object in /dev/shm, no process, no socket.
@@ -9,59 +9,99 @@ nobody hangs and nothing is left: no object in /dev/shm, no process, no socket.
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from chaos.clocks import step_clock
 from chaos.failing_calls import fail_calls
+from chaos.forks import fork_clients
+from chaos.full_filesystems import fill_disk, fill_shared_memory
 from chaos.growth import attach_and_detach, many_requests
 from chaos.kills import kill_clients, kill_engines, kill_supervisors
 from chaos.service import Service
 from chaos.shortages import no_descriptors
 from chaos.stalls import never_read, stop_and_go
+from chaos.storms import signal_storm
+from chaos.updates import kill_during_updates
 
-Fault = Callable[[Service], str]
+_STOP_S = 2.0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """How often it happens unless said otherwise, for each transport; what counts; and what makes it happen."""
+
+    count: int
+    counted: str
+    act: Callable[[Service, int], str]
+    #: It mounts file systems, and gets a mount namespace of its own.
+    mounts: bool = False
+    #: It needs a C compiler.
+    compiles: bool = False
+
+
+FAULTS = {
+    "client-kills": Fault(500, "clients killed", kill_clients),
+    "engine-kills": Fault(50, "engines killed", kill_engines),
+    "supervisor-kills": Fault(50, "supervisors killed", kill_supervisors),
+    "stops": Fault(6, "SIGSTOPs", lambda service, count: stop_and_go(service, count, _STOP_S)),
+    "silent": Fault(10, "clients that never read", never_read),
+    "forks": Fault(20, "clients killed that have forked", fork_clients),
+    "storm": Fault(10, "seconds of signals", signal_storm),
+    "clock-steps": Fault(12, "steps of the wall clock", step_clock, compiles=True),
+    "updates": Fault(12, "updates with a kill in each", kill_during_updates),
+    "failing-calls": Fault(12, "up to the N-th call of each function", fail_calls, compiles=True),
+    "descriptors": Fault(4, "times without descriptors", no_descriptors),
+    "full-memory": Fault(4, "times a full /dev/shm", fill_shared_memory, mounts=True),
+    "full-disk": Fault(10, "models that arrive at a full disk", fill_disk, mounts=True),
+    "attachments": Fault(0, "clients that attach and leave, for growth", attach_and_detach),
+    "requests": Fault(0, "requests of one client, for growth", many_requests),
+}
+_UNSHARED = "CHAOS_OWN_MOUNTS"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--transport", action="append", choices=("named", "sealed"), help="both unless given")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--client-kills", type=int, default=500, metavar="N", help="for each transport")
-    parser.add_argument("--engine-kills", type=int, default=50, metavar="N")
-    parser.add_argument("--supervisor-kills", type=int, default=50, metavar="N")
-    parser.add_argument("--stops", type=int, default=6, metavar="N", help="SIGSTOPs")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each SIGSTOP lasts")
-    parser.add_argument("--silent", type=int, default=10, metavar="N", help="clients that never read")
     parser.add_argument(
-        "--failing-calls", type=int, default=12, metavar="N", help="up to the N-th call of each function"
+        "--only", action="append", choices=list(FAULTS), help="this one, and no other that is not named"
     )
-    parser.add_argument("--descriptors", type=int, default=4, metavar="N", help="times without descriptors")
-    parser.add_argument("--attachments", type=int, default=0, metavar="N", help="attach and detach so often")
-    parser.add_argument("--requests", type=int, default=0, metavar="N", help="of one client, for growth")
+    for name, fault in FAULTS.items():
+        parser.add_argument(f"--{name}", type=int, default=fault.count, metavar="N", help=fault.counted)
     found = parser.parse_args()
-    faults: list[tuple[int, Fault]] = [
-        (found.client_kills, lambda service: kill_clients(service, found.client_kills)),
-        (found.engine_kills, lambda service: kill_engines(service, found.engine_kills)),
-        (found.supervisor_kills, lambda service: kill_supervisors(service, found.supervisor_kills)),
-        (found.stops, lambda service: stop_and_go(service, found.stops, found.seconds)),
-        (found.silent, lambda service: never_read(service, found.silent)),
-        (found.failing_calls, lambda service: fail_calls(service, found.failing_calls)),
-        (found.descriptors, lambda service: no_descriptors(service, found.descriptors)),
-        (found.attachments, lambda service: attach_and_detach(service, found.attachments)),
-        (found.requests, lambda service: many_requests(service, found.requests)),
-    ]
     for transport in found.transport or ("named", "sealed"):
-        for count, fault in faults:
-            if not count:
-                continue
-            began_s = time.monotonic()
-            service = Service(transport, found.seed)
-            with service:
-                said = fault(service)
-            print(f"{transport}: {said}\n    {service.account}; {time.monotonic() - began_s:.0f} s", flush=True)
-    print("every request accounted for, nothing left behind")
+        for name, fault in FAULTS.items():
+            count = getattr(found, name.replace("-", "_"))
+            if count and name in (found.only or FAULTS):
+                _make(transport, name, fault, count, found.seed)
+    if _UNSHARED not in os.environ:
+        print("every request accounted for, nothing left behind")
     return 0
+
+
+def _make(transport: str, name: str, fault: Fault, count: int, seed: int) -> None:
+    """Make a fault happen and print its account, or why it could not be."""
+    if fault.compiles and shutil.which("cc") is None:
+        print(f"{transport}: {name} not run: there is no C compiler")
+    elif fault.mounts and _UNSHARED not in os.environ:
+        if os.geteuid() or shutil.which("unshare") is None:
+            print(f"{transport}: {name} not run: mounting takes root and unshare")
+            return
+        command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-m", "chaos.run"]
+        command += ["--transport", transport, "--seed", str(seed), "--only", name, f"--{name}", str(count)]
+        subprocess.run(command, check=True, env={**os.environ, _UNSHARED: "1"})
+    else:
+        began_s = time.monotonic()
+        service = Service(transport, seed)
+        with service:
+            said = fault.act(service, count)
+        print(f"{transport}: {said}\n    {service.account}; {time.monotonic() - began_s:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

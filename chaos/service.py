@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import final
 
+import numpy as np
+
 from chaos.tally import Account, Tally, Word
+from shmserve.client import ShmServeError
 from tests import watchdog
 from tests.daemon_process import Daemon, environment, is_running, wait_until
 from tests.gain_packages import gain_package, gains
@@ -60,28 +64,81 @@ class Service:
         self._folder = tempfile.TemporaryDirectory(prefix="shmserve-chaos-")
         self.folder = Path(self._folder.name)
         package = gain_package(self.folder, 3)
+        self._packages = [package]
+        self._gains = self.folder / "gains.json"
+        self._gains.write_text(gains(package))
+        #: What a fault has set up beside the service, undone when all of that is gone.
+        self.undo = contextlib.ExitStack()
+        self._environment: dict[str, str] = {}
         self.daemon = Daemon(
             package, arguments=("--transport", transport), config='log_level = "warning"\nsent_away_s = 0\n'
         )
-        self._gains = gains(package)
         self.account = Account()
         self._robots: list[RobotProcess] = []
         self._count = 0
 
     def __enter__(self) -> Service:
         self.daemon.start()
-        command = [sys.executable, "-m", "chaos.robot", self.daemon.name, str(self.daemon.runtime_dir), self._gains]
+        self._start_nursery()
+        return self
+
+    def restart(self, prepare: Callable[[], dict[str, str]]) -> None:
+        """`prepare` while nothing runs; what it returns the daemon, and robots from now on, get in their environment."""
+        assert not self._robots
+        self._end_nursery()
+        self.daemon.stop()
+        self._environment = prepare()
+        self.daemon.environment |= self._environment
+        self.daemon.start()
+        self._start_nursery()
+
+    def package(self, k: float, *, bytes_beside: int = 0) -> Path:
+        """A model of y = k * x; with some bytes beside it, another version each time."""
+        folder = self.folder / f"packages-{len(self._packages)}" if bytes_beside else self.folder
+        path = folder / f"gain-{k}"
+        if not path.exists():
+            gain_package(folder, k)
+            if bytes_beside:
+                (path / "weights.bin").write_bytes(os.urandom(bytes_beside))
+            self._packages.append(path)
+            # Renamed: a robot may read it now.
+            fresh = self._gains.with_suffix(".fresh")
+            fresh.write_text(gains(*self._packages))
+            fresh.rename(self._gains)
+        return path
+
+    def visit(self) -> bool:
+        """Attach, ask, grow, ask, leave; whether a typed error came of it. Anything else is raised."""
+        with (
+            contextlib.suppress(ShmServeError),
+            self.daemon.client(max_retries=0, timeout=5, check_contract=False) as client,
+        ):
+            for length in (3, 100_000):
+                x = np.arange(length)
+                found = client.infer({"x": x, "robot": "visitor"})
+                assert np.array_equal(found["y"], x * found["k"])
+            return False
+        return True
+
+    def _start_nursery(self) -> None:
+        command = [sys.executable, "-m", "chaos.robot", self.daemon.name]
+        command += [str(self.daemon.runtime_dir), str(self._gains)]
         self._nursery = subprocess.Popen(
             watchdog.ending_with_us(command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=_ROOT,
-            env=environment(),
+            env={**environment(), **self._environment},
             start_new_session=True,
         )
         watchdog.watch(self._nursery)
-        return self
+
+    def _end_nursery(self) -> None:
+        watchdog.reap(self._nursery)
+        if self._nursery.stdin is not None and self._nursery.stdout is not None:
+            self._nursery.stdin.close()
+            self._nursery.stdout.close()
 
     def robot(
         self,
@@ -91,6 +148,7 @@ class Service:
         step: str | None = None,
         cycles: int | None = None,
         grows: bool = False,
+        forks: bool = False,
     ) -> RobotProcess:
         """Start a robot. It asks at once, without a pause."""
         self._count += 1
@@ -104,6 +162,7 @@ class Service:
             "step": step,
             "cycles": cycles,
             "grows": grows,
+            "forks": forks,
         }
         assert self._nursery.stdin is not None and self._nursery.stdout is not None
         print(json.dumps(order), file=self._nursery.stdin, flush=True)
@@ -142,12 +201,12 @@ class Service:
                     self.settle(robot, killed=False)
                 self.account.check()
         finally:
-            watchdog.reap(self._nursery)
-            if self._nursery.stdin is not None and self._nursery.stdout is not None:
-                self._nursery.stdin.close()
-                self._nursery.stdout.close()
-            self.daemon.dismiss()  # asserts that nothing is left
-            self._folder.cleanup()
+            self._end_nursery()
+            try:
+                self.daemon.dismiss()  # asserts that nothing is left
+            finally:
+                self.undo.close()
+                self._folder.cleanup()
 
 
 def _memory_descriptors(pid: int) -> int:

@@ -23,6 +23,10 @@ class Word(IntEnum):
     LATE = 5
     #: When the robot had its first answer (CLOCK_MONOTONIC, ns).
     ATTACHED_NS = 6
+    #: Children that it forked and that were refused whatever they tried.
+    CHILDREN = 7
+    #: Signals that its handler saw.
+    SIGNALS = 8
 
 
 class Tally:

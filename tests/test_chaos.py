@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from chaos.kills import kill_clients, kill_engines, kill_supervisors
+from chaos.forks import fork_clients
+from chaos.kills import kill_clients, kill_supervisors
 from chaos.service import Service
 from chaos.shortages import no_descriptors
 from chaos.stalls import never_read, stop_and_go
+from chaos.storms import signal_storm
 from chaos.tally import Account, Tally, Word
+from chaos.updates import kill_during_updates
 
 
 @pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
@@ -23,7 +26,9 @@ def test_every_request_is_accounted_for_whoever_is_killed_or_stopped(transport: 
             stop_and_go(service, 3, 0.3),
             never_read(service, 1),
             no_descriptors(service, 1),
-            kill_engines(service, 1),
+            fork_clients(service, 2),
+            signal_storm(service, 1),
+            kill_during_updates(service, 1),  # of the engine that serves, or of the one that is to
             kill_supervisors(service, 1),
         ):
             print(said)

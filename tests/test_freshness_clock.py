@@ -5,106 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from chaos.clocks import HOUR_S, OtherClock
 from tests.daemon_process import Daemon, wait_until
 from tests.robot_process import Robot
 
-_HOUR_S = 3600
-
-#: The wall clock as a process sees it, and as the kernel has it, are then apart: an absolute deadline of
-#: the one that is waited for on the other comes an hour late or at once, as it does after a step.
-_SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/time.h>
-#include <time.h>
-#include <unistd.h>
-
-static long offset(void)
-{
-    static volatile long *shared;
-    if (!shared) {
-        int fd = open(getenv("CLOCK_OFFSET"), O_RDONLY);
-        void *mapped = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, fd, 0);
-        close(fd);
-        shared = mapped;
-    }
-    return *shared;
-}
-
-int clock_gettime(clockid_t clock, struct timespec *now)
-{
-    static int (*real)(clockid_t, struct timespec *);
-    if (!real)
-        real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
-    int result = real(clock, now);
-    if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)
-        now->tv_sec += offset();
-    return result;
-}
-
-int gettimeofday(struct timeval *restrict now, void *restrict zone)
-{
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    now->tv_sec = exact.tv_sec;
-    now->tv_usec = exact.tv_nsec / 1000;
-    return 0;
-}
-
-time_t time(time_t *now)
-{
-    struct timespec exact;
-    clock_gettime(CLOCK_REALTIME, &exact);
-    if (now)
-        *now = exact.tv_sec;
-    return exact.tv_sec;
-}
-"""
-
-
-class Clock:
-    """The wall clock of the processes that run in `environment`."""
-
-    def __init__(self, folder: Path) -> None:
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            pytest.skip("no C compiler to make another wall clock with")
-        (folder / "clock.c").write_text(_SHIM)
-        subprocess.run(
-            [compiler, "-shared", "-fPIC", "-O1", "-o", str(folder / "clock.so"), str(folder / "clock.c"), "-ldl"],
-            check=True,
-        )
-        self._offset = folder / "offset"
-        self.step(0)
-        self.environment = {"LD_PRELOAD": str(folder / "clock.so"), "CLOCK_OFFSET": str(self._offset)}
-
-    def step(self, offset_s: int) -> None:
-        """Set the clock so many seconds off the kernel's."""
-        descriptor = os.open(self._offset, os.O_RDWR | os.O_CREAT)
-        os.pwrite(descriptor, struct.pack("l", offset_s), 0)
-        os.close(descriptor)
-
 
 @pytest.fixture
-def clock(tmp_path: Path) -> Clock:
-    return Clock(tmp_path)
+def clock(tmp_path: Path) -> OtherClock:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler to make another wall clock with")
+    return OtherClock(tmp_path)
 
 
-@pytest.mark.parametrize(("who", "first_s"), [("client", -_HOUR_S), ("daemon", _HOUR_S), ("both", -_HOUR_S)])
+@pytest.mark.parametrize(("who", "first_s"), [("client", -HOUR_S), ("daemon", HOUR_S), ("both", -HOUR_S)])
 def test_a_wall_clock_that_is_off_changes_nothing(
     make_daemon: Callable[..., Daemon],
     start_robot: Callable[..., Robot],
-    clock: Clock,
+    clock: OtherClock,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     who: str,
@@ -137,20 +60,20 @@ def test_a_wall_clock_that_is_off_changes_nothing(
 
 
 def test_a_daemon_that_is_stopped_after_a_step_of_the_clock_drains(
-    make_daemon: Callable[..., Daemon], clock: Clock
+    make_daemon: Callable[..., Daemon], clock: OtherClock
 ) -> None:
     daemon = make_daemon("echo")
     daemon.environment = clock.environment
     daemon.start()
     with daemon.client() as client:
-        for offset_s in (_HOUR_S, -_HOUR_S, 0, -_HOUR_S):
+        for offset_s in (HOUR_S, -HOUR_S, 0, -HOUR_S):
             clock.step(offset_s)
             assert client.infer({"x": offset_s}) == {"x": offset_s}
 
     daemon.stop()
 
 
-def test_the_other_clock_is_really_another(clock: Clock) -> None:
+def test_the_other_clock_is_really_another(clock: OtherClock) -> None:
     program = "import json, time; print(json.dumps([time.time(), time.monotonic()]))"
 
     def clocks(offset_s: int) -> tuple[float, float]:
@@ -161,7 +84,7 @@ def test_the_other_clock_is_really_another(clock: Clock) -> None:
         wall, monotonic = json.loads(output)
         return wall, monotonic
 
-    (now, start), (behind, later) = clocks(0), clocks(-_HOUR_S)
+    (now, start), (behind, later) = clocks(0), clocks(-HOUR_S)
 
-    assert behind < now - _HOUR_S / 2
+    assert behind < now - HOUR_S / 2
     assert later >= start

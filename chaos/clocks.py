@@ -1,0 +1,60 @@
+"""Steps of the wall clock, by an hour both ways, while requests are under way.
+
+The clock is another one for the processes of the service alone: a shim between them and their C library (other_clock.c,
+compiled when needed). Stepping the real one would harm the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+from pathlib import Path
+
+from chaos.service import Service, wait_served
+from chaos.tally import Word
+from tests.daemon_process import wait_until
+
+HOUR_S = 3600
+_SOURCE = Path(__file__).with_name("other_clock.c")
+_IMPATIENT_S = 0.05
+
+
+class OtherClock:
+    """The wall clock of the processes that run in `environment`."""
+
+    def __init__(self, folder: Path) -> None:
+        library = folder / "other_clock.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, _SOURCE, "-ldl"], check=True)
+        self._offset = folder / "offset"
+        self.step(0)
+        self.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(self._offset)}
+
+    def step(self, offset_s: int) -> None:
+        """Set the clock so many seconds off the kernel's."""
+        descriptor = os.open(self._offset, os.O_RDWR | os.O_CREAT)
+        os.pwrite(descriptor, struct.pack("l", offset_s), 0)
+        os.close(descriptor)
+
+
+def step_clock(service: Service, steps: int) -> str:
+    """Each step while the engine is stopped, so that requests wait over it: timeouts pass in their time, nothing is lost."""
+    clock = OtherClock(service.folder)
+    service.restart(lambda: clock.environment)
+    robots = service.busy_robots(2)
+    impatient = service.robot(timeout_s=_IMPATIENT_S)
+    for number in range(steps):
+        engine = service.daemon.engine_pid
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            errors = impatient.tally[Word.ERRORS]
+            clock.step((HOUR_S, -HOUR_S, 0)[number % 3])
+            wait_until("timeouts pass", lambda errors=errors: impatient.tally[Word.ERRORS] > errors + 1, HOUR_S / 60)
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        wait_served(robots, 5)
+    return (
+        f"{steps} steps of the wall clock, forwards and backwards by an hour or two, each with requests out: "
+        f"{impatient.tally[Word.ERRORS]} short timeouts passed in their time, the others were served"
+    )

@@ -1,0 +1,33 @@
+"""Clients that fork in the middle of everything, and leave children behind when they are killed."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from chaos.service import Service, wait_served
+from chaos.tally import Word
+from tests.daemon_process import wait_until
+
+
+def fork_clients(service: Service, kills: int) -> str:
+    """Each child tries what it may not and is refused; the channel goes with the parent, although a child lives on."""
+    others = service.busy_robots(2)
+    baseline = service.objects()
+    children = 0
+    reclaimed_ms = []
+    for _ in range(kills):
+        parent = service.robot(window=3, forks=True)
+        wait_until("two children were refused", lambda parent=parent: parent.tally[Word.CHILDREN] > 1, 60.0)
+        time.sleep(service.random.uniform(0, 0.02))
+        parent.send(signal.SIGKILL)
+        began_s = time.monotonic()
+        wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
+        reclaimed_ms.append((time.monotonic() - began_s) * 1000)
+        children += parent.tally[Word.CHILDREN]
+        service.settle(parent, killed=True)
+        wait_served(others, 3)
+    return (
+        f"{kills} clients killed that had forked {children} children: each was refused, none kept the channel "
+        f"(reclaimed after {max(reclaimed_ms):.0f} ms at the most)"
+    )

@@ -1,0 +1,37 @@
+"""Signals to every process, a thousand a second."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from chaos.service import Service, wait_served
+from chaos.tally import Word
+from shmserve.daemon.control import WAKE_SIGNAL
+
+#: What a daemon may be sent by anybody's accident, and by its own terminal, children and debugger.
+_STRAY = (signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG)
+
+
+def signal_storm(service: Service, seconds: float) -> str:
+    """Robots have a handler; the engine gets the signal that wakes it, too."""
+    robots = service.busy_robots(3)
+    supervisor, engine = service.daemon.pid, service.daemon.engine_pid
+    before = [robot.tally[Word.RESULTS] for robot in robots]
+    until_s = time.monotonic() + seconds
+    sent = 0
+    while time.monotonic() < until_s:
+        for robot in robots:
+            robot.send(signal.SIGUSR1)
+        os.kill(supervisor, service.random.choice(_STRAY))
+        os.kill(engine, service.random.choice((*_STRAY, WAKE_SIGNAL)))
+        sent += len(robots) + 2
+        time.sleep(0.001)
+    served = sum(robot.tally[Word.RESULTS] for robot in robots) - sum(before)
+    assert served, "nobody was served meanwhile"
+    assert all(robot.tally[Word.SIGNALS] for robot in robots)
+    wait_served(robots, 5)
+    assert (service.daemon.pid, service.daemon.engine_pid) == (supervisor, engine), "the service did not survive"
+    handled = sum(robot.tally[Word.SIGNALS] for robot in robots)
+    return f"{sent:,} signals in {seconds:g} s, {handled:,} of them to handlers of robots that got {served:,} results meanwhile"
