@@ -35,6 +35,8 @@ def kill_clients(service: Service, kills: int) -> str:
         victim = service.robot(
             window=3, step=step, grows=number % 4 > 1 or step is not None, cycles=12 if step else None
         )
+        if number % 4 == 0:  # the others may die before they have a channel, on a busy machine all of them
+            wait_until("the robot holds a channel", lambda: service.objects() > baseline)
         until_s = time.monotonic() + (_REACH_S if step else service.random.uniform(0, _LIFE_S))
         while step and not victim.ended and time.monotonic() < until_s:
             time.sleep(0.0005)
