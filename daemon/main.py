@@ -14,7 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError:  # the client alone is installed
+    sys.exit("shmserved needs the daemon's packages: pip install 'shmserve[daemon]'")
 
 from shmserve import __version__
 from shmserve.directories import (

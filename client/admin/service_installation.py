@@ -17,6 +17,9 @@ from shmserve.toml_value import toml_value
 #: The files of the repository's systemd/, which a wheel carries with it.
 _UNITS = Path(__file__).parent / "units"
 _SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET = "shmserved@.service", "shmserved@.socket", "shmserved-admin@.socket"
+#: Where a distribution's package has shmserve, and its units that start these programs (debian/).
+_PACKAGED = Path("/usr/lib/shmserve")
+_PACKAGED_PROGRAMS = Path("/usr/bin")
 #: Where the unit's sandbox shows an empty folder, or none.
 _HOMES = ("/home", "/root", "/run/user")
 _HIDDEN = (*_HOMES, "/tmp", "/var/tmp")
@@ -55,8 +58,9 @@ class Installation:
         if self.user:
             return {**self._units(_user_home() / "systemd/user", _UNITS / "user"), **self._configuration()}
         files = self._units(Path("/etc/systemd/system"), _UNITS)
-        files[Path("/etc/sysusers.d/shmserve.conf")] = (_UNITS / "shmserve.sysusers.conf").read_text()
-        files[Path("/etc/tmpfiles.d/shmserve.conf")] = (_UNITS / "shmserve.tmpfiles.conf").read_text()
+        if not _packaged():
+            files[Path("/etc/sysusers.d/shmserve.conf")] = (_UNITS / "shmserve.sysusers.conf").read_text()
+            files[Path("/etc/tmpfiles.d/shmserve.conf")] = (_UNITS / "shmserve.tmpfiles.conf").read_text()
         drop_ins = Path(f"/etc/systemd/system/shmserved@{self.name}.service.d")
         if self.jetson:
             files[drop_ins / "jetson.conf"] = (_UNITS / "jetson.conf").read_text()
@@ -73,7 +77,13 @@ class Installation:
         if self.root != Path("/"):
             return [["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units]]
         manager = ["systemctl", "--user"] if self.user else ["systemctl"]
-        enable = [[*manager, "daemon-reload"], [*manager, "enable", *(["--now"] if self.start else []), *units]]
+        # A mistake in a file that was there is told here, and not only in the journal.
+        check = [str(_program("shmserved")), "--check-config", "--config", str(self.configuration_path())]
+        enable = [
+            [*check, "--name", self.name],
+            [*manager, "daemon-reload"],
+            [*manager, "enable", *(["--now"] if self.start else []), *units],
+        ]
         if self.user:
             return enable
         return [["systemd-sysusers", "shmserve.conf"], ["systemd-tmpfiles", "--create", "shmserve.conf"], *enable]
@@ -125,6 +135,14 @@ class Installation:
         return path
 
     def _units(self, target: Path, source: Path) -> dict[Path, str]:
+        if _packaged():
+            own = self.root / (target / _SERVICE).relative_to("/")
+            if own.exists():
+                raise InstallationRefused(
+                    f"{own} comes before the unit of the installed package, and was written by another installation: "
+                    f"remove it and {_CLIENT_SOCKET}, {_ADMIN_SOCKET} beside it"
+                )
+            return {}
         programs = {f"/usr/bin/{name}": _quoted(_program(name)) for name in ("shmserved", "shmserve-admin")}
         files = {}
         for unit in (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET):
@@ -139,7 +157,14 @@ def _with_programs(line: str, programs: dict[str, str]) -> str:
     return f"{key}{separator}{programs[program]} {arguments}" if program in programs else line
 
 
+def _packaged() -> bool:
+    """Whether this is a distribution's package, which brings the units, the user and the folders."""
+    return Path(shmserve.__file__).parent.parent == _PACKAGED
+
+
 def _program(name: str) -> Path:
+    if _packaged():
+        return _PACKAGED_PROGRAMS / name
     beside = Path(sys.executable).parent / name
     if not beside.exists():
         raise InstallationRefused(f"{beside} is not there: install 'shmserve[daemon]' for {sys.executable}")
