@@ -1,4 +1,4 @@
-"""The requests that are out: published, waited for, collected. All of it under one lock, but nothing that waits."""
+"""The requests that are out: published into slots, and waited for at the doorbell."""
 
 from __future__ import annotations
 
@@ -6,98 +6,31 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
-from shmserve.channel import ClientChannel
-from shmserve.codec import DoesNotFit, Encoded, Encoder
-from shmserve.errors import (
-    ClientClosed,
-    ClientForked,
-    InferenceFailed,
-    ObservationTooLarge,
-    RequestRejected,
-    RequestTimeout,
-    RingFull,
-    ServiceUnavailable,
-)
-from shmserve.layout import SLOT_MASK, number_of
-from shmserve.protocol import Flag, Kind, Status
-from shmserve.ring import ReplyHead
-from shmserve.spin import SpinBudget
-from shmserve.varlink_connection import VarlinkConnection
+from shmserve.codec import DoesNotFit, Encoded
+from shmserve.errors import RequestRejected, RequestTimeout, RingFull, ServiceUnavailable
+from shmserve.layout import SLOT_MASK
+from shmserve.protocol import Flag, Kind
 
-from .attachment import Attachment, ChannelRefused, Wanted, end_calls
+from .attachment import Attachment
 from .contract_check import check_observation
-from .followers import Followers
-from .forks import note_owned
+from .daemon_calls import DaemonCalls
 from .lending import LentSlot
-from .model_watch import ModelWatch
-from .news import LONGEST_WAIT_NS, News
+from .news import LONGEST_WAIT_NS
 from .pending import Pending
-from .settling import settle
 from .terms import Step, Terms
 
-#: A resize that has begun is given so long, however little time its request has left.
-_LEAST_RESIZE_S = 1.0
 #: A daemon whose model is still being loaded is asked for its contract no more often.
 _ASK_AGAIN_NS = 100_000_000
 
+_PLAIN = Terms()
 #: Plain numbers, as in settling.py.
-_GROW = int(Status.GROW)
 _WAIT, _DONE = Step.WAIT, Step.DONE
 
-_T = TypeVar("_T")
 
-
-_PLAIN = Terms()
-
-
-class Exchange:
+class Exchange(DaemonCalls):
     """One client's side of its channel, across attachments. Safe to call from several threads."""
-
-    def __init__(
-        self,
-        name: str,
-        directory: Path,
-        wanted: Wanted,
-        budget: SpinBudget,
-        max_retries: int,
-        retry_delay_s: float,
-        *,
-        check_contract: bool = True,
-    ) -> None:
-        self.name = name
-        self.max_retries = max_retries
-        self.retry_delay_s = retry_delay_s
-        #: The head of the latest reply, and the request's round trip (ns).
-        self.last: tuple[ReplyHead, int] | None = None
-        #: Replies that came after their deadline and were thrown away.
-        self.late_replies = 0
-        #: Who wants to know when another model version answers; asked by `Pending.result`, outside the lock.
-        self.model_watch: ModelWatch | None = None
-        self._directory = directory
-        self._wanted = wanted
-        self._news = News(budget)
-        self._encoder = Encoder()
-        self._lock = threading.RLock()
-        self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
-        self._followers = Followers()  # the threads behind it, or behind the one that talks to the daemon
-        self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
-        self._left: list[Attachment | ClientChannel] = []  # to be closed by `_close_left`
-        self._check_contract = check_contract
-        self._checked: Attachment | None = None  # the one whose model has seen what this client sends
-        self._stateful: bool | None = None  # what the daemon said of its model when this client attached,
-        self._last_before: tuple[ReplyHead, int] | None = None  # and the latest reply at that time
-        self._loaned: weakref.ref[LentSlot] | None = None
-        self._caller = 0  # the thread that talks to the daemon; 0 for none
-        self._connecting: VarlinkConnection | None = None  # the latest that may not have a channel yet
-        self._closed = False
-        self._forked = False
-        # Not at exit: threads may be waiting at the doorbell then, and the kernel gives everything back.
-        weakref.finalize(self, _close_all, self._held, self._left).atexit = False
-        note_owned(self)
 
     # Publishing
 
@@ -211,6 +144,8 @@ class Exchange:
         )
         channel.request_bell.ring()
 
+    # Lending a slot
+
     def borrow(self, example: Any, deadline_ns: int) -> tuple[LentSlot, Any]:
         """Lend the next request slot out, laid out for trees like `example`.
 
@@ -261,13 +196,6 @@ class Exchange:
         with self._lock:
             if self._loaned is not None and self._loaned() is loan:
                 self._loaned = None
-        self._followers.wake()
-
-    def return_reply(self, sequence: int) -> None:
-        """A reply that was lent out is done with."""
-        with self._lock:
-            for attachment in self._held:
-                attachment.lent.pop(sequence, None)
         self._followers.wake()
 
     # Waiting: one thread at the doorbell, the others behind it
@@ -349,325 +277,3 @@ class Exchange:
             if self._waiter == me:
                 self._waiter = 0
                 self._followers.wake()
-
-    def _close_left(self, me: int) -> None:
-        """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
-        if self._caller in (0, me):
-            _close_all(self._left)
-
-    # Collecting, under the lock
-
-    def _collect(self, attachment: Attachment) -> bool:
-        """Settle every request whose reply is there; True if there was any."""
-        found = False
-        replies = attachment.channel.replies
-        attachment.answered = replies.words[replies.counter]  # before the looks, so that none is missed later
-        for sequence in tuple(attachment.in_flight):
-            head = replies.try_head(sequence)
-            if head is None or sequence in attachment.carried:
-                continue
-            found = True
-            if head.status == _GROW:
-                self._wanted.grow_replies(head.metadata_bytes, head.payload_bytes)
-                attachment.carried.append(sequence)
-                continue
-            pending = attachment.in_flight[sequence]
-            if pending is None:
-                self.late_replies += 1
-            elif pending._settled_ns:
-                pending._tell()  # an interrupt came between the two
-            else:
-                settle(self.name, attachment, pending, head)
-                self.last = (head, pending._settled_ns - pending._started_ns)
-            del attachment.in_flight[sequence]  # last: an interrupt before it must not lose the reply
-        return found
-
-    def cancel(self, pending: Pending) -> bool:
-        """Ask the engine not to start it; False if it is settled or was never out."""
-        if not pending._settled_ns:
-            self.check_owner()
-        with self._lock:
-            if pending._settled_ns or not self._held:
-                return False
-            attachment = self._held[0]
-            if attachment.in_flight.get(pending.sequence) is not pending:
-                return False
-            attachment.channel.requests.cancel(pending.sequence)
-        return True
-
-    def abandon(self, pending: Pending) -> None:
-        """Nobody waits for this one: its slot is free again once the engine has answered it."""
-        with self._lock:
-            for attachment in self._held:
-                if attachment.in_flight.get(pending.sequence) is pending:
-                    attachment.channel.requests.cancel(pending.sequence)
-                    attachment.in_flight[pending.sequence] = None
-                if pending._lend:
-                    attachment.lent.pop(pending.sequence, None)
-
-    # The daemon: one thread at a time talks to it, and not under the lock, for it may be slow to answer
-
-    def _attached(self) -> bool:
-        return bool(self._held) and not self._held[0].closed
-
-    def connect(self, deadline_ns: int) -> None:
-        """Attach, unless that is done and the daemon still there; raises ServiceUnavailable after the retries."""
-        attempts = 0
-        while True:
-            try:
-                return self.try_connect(deadline_ns)
-            except ServiceUnavailable:
-                attempts += 1
-                if not self.may_retry(attempts, deadline_ns):
-                    raise
-                time.sleep(self.retry_delay_s)
-
-    def may_retry(self, attempts: int, deadline_ns: int) -> bool:
-        """Whether a service that is not there is tried again, after `retry_delay_s`."""
-        self.check_usable()
-        return attempts <= self.max_retries and time.monotonic_ns() + self.retry_delay_s * 1e9 < deadline_ns
-
-    def try_connect(self, deadline_ns: int) -> None:
-        """As `connect`, one attempt."""
-        with self._lock:
-            self.check_usable()
-            if self._attached() and self._held[0].lost():
-                self._lose(self._held[0])
-        self._call(deadline_ns, lambda: self._attach(deadline_ns))
-
-    def _attach(self, deadline_ns: int) -> None:
-        if self._attached():  # by another thread meanwhile
-            attachment = self._held[0]
-            if attachment.model is None:
-                attachment.learn(_remaining_s(deadline_ns))
-            return
-        try:
-            attachment = self._open(deadline_ns)
-        except ObservationTooLarge:
-            # What it grew to under an earlier daemon is more than this one allows.
-            self._wanted = Wanted(self._wanted.slots)
-            attachment = self._open(deadline_ns)
-        try:
-            attachment.learn(_remaining_s(deadline_ns))
-            with self._lock:
-                self.check_usable()
-                self._encoder.allow_pickle = attachment.trusted
-                self._stateful = attachment.model["stateful"] if attachment.model is not None else None
-                self._last_before = self.last
-                self._connecting = None
-                self._left += self._held
-                self._held[:] = [attachment]
-        except BaseException:
-            attachment.close()
-            raise
-
-    def _open(self, deadline_ns: int) -> Attachment:
-        def connected(connection: VarlinkConnection) -> None:
-            with self._lock:
-                self.check_usable()
-                self._connecting = connection
-
-        return Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns), connected)
-
-    def watch_model(self) -> ModelWatch:
-        """The watch, which begins with what is known of the model now."""
-        with self._lock:
-            if self.model_watch is None:
-                version = self.last[0].version if self.last is not None else None
-                if version is None and self._held and self._held[0].model is not None:
-                    version = int(self._held[0].model["version"], 16)
-                self.model_watch = ModelWatch(version)
-            return self.model_watch
-
-    def stateful(self) -> bool | None:
-        """Whether the model keeps state, by its latest reply or else its description; None if nothing is known."""
-        if self.last is not None and self.last is not self._last_before:
-            return bool(self.last[0].flags & Flag.STATEFUL)
-        return self._stateful
-
-    def may_ask_again(self, attempts: int, terms: Terms) -> bool:
-        """Whether a request that was out when the daemon went away is sent to its successor.
-
-        It may have been run. Without state in the policy that is harmless.
-        """
-        return attempts <= self.max_retries and (bool(terms.flags & Flag.REPEATABLE) or self.stateful() is False)
-
-    def describe(self, deadline_ns: int) -> dict[str, Any]:
-        """What the daemon says of itself and its model."""
-        self.connect(deadline_ns)
-        return self._call(deadline_ns, lambda: self._describe(deadline_ns))
-
-    def _describe(self, deadline_ns: int) -> dict[str, Any]:
-        if not self._attached():
-            raise ServiceUnavailable(f"the daemon of {self.name!r} went away")
-        return self._held[0].describe(_remaining_s(deadline_ns))
-
-    def _call(self, deadline_ns: int, call: Callable[[], _T]) -> _T:
-        """Run `call`, which talks to the daemon, when no other thread does."""
-        me = threading.get_ident()
-        try:
-            while not self._claim_call(me):
-                self._followers.follow(deadline_ns)
-                if time.monotonic_ns() >= deadline_ns:
-                    raise ServiceUnavailable(f"the daemon of {self.name!r} did not answer another thread in time")
-            try:
-                return call()
-            except ServiceUnavailable:
-                self.check_usable()  # closing the client ends a call, too
-                raise
-        finally:
-            if self._caller == me:
-                self._caller = 0
-                self._followers.wake()
-
-    def _claim_call(self, me: int) -> bool:
-        with self._lock:
-            if self._caller not in (0, me):
-                return False
-            self._caller = me
-            return True
-
-    def make_room(self, deadline_ns: int) -> bool:
-        """Move to larger slots; False, and nothing has happened, while what is out lives in those that would be left.
-
-        Raises RingFull if that is a loan of the calling thread, and ObservationTooLarge.
-        """
-        me = threading.get_ident()
-        attachment: Attachment | None = None
-        try:
-            with self._lock:
-                self.check_usable()
-                if not self._attached():
-                    return True
-                if not self._may_move(self._held[0]) or not self._claim_call(me):
-                    return False
-                attachment = self._held[0]
-                attachment.moving = True
-            self._resize(attachment, deadline_ns)
-            return True
-        finally:
-            if attachment is not None:
-                attachment.moving = False
-            if self._caller == me:
-                self._caller = 0
-                self._followers.wake()
-
-    def _may_move(self, attachment: Attachment) -> bool:
-        """Whether nothing is out but replies that wait for room: the rest lives in the generation that is left."""
-        if not attachment.busy():
-            return True
-        if not self._collect(attachment) and attachment.lost():
-            self._lose(attachment)
-        me = threading.get_ident()
-        if any(loan.thread == me for loan in map(attachment.lent_reply, tuple(attachment.lent)) if loan is not None):
-            raise RingFull(
-                f"the slots of {self.name!r} must grow, and one holds a reply that is lent out: leave its block"
-            )
-        return False
-
-    def _resize(self, attachment: Attachment, deadline_ns: int) -> None:
-        try:
-            # After a call that was broken off nobody knows where the channel is.
-            channel, carried = attachment.resize(self._wanted, max(_LEAST_RESIZE_S, _remaining_s(deadline_ns)))
-        except ChannelRefused as refusal:
-            with self._lock:
-                self._refused(attachment, refusal)
-        except ServiceUnavailable:
-            with self._lock:
-                self._lose(attachment)
-        except BaseException:
-            # Whether the daemon has moved the channel is not known: begin anew with the next request.
-            with self._lock:
-                self._lose(attachment)
-            raise
-        else:
-            with self._lock:
-                # Closed meanwhile: not here, for a thread may wait at the doorbell.
-                self._left.append(channel if attachment.closed else attachment.move(channel, carried))
-
-    def _refused(self, attachment: Attachment, refusal: ChannelRefused) -> None:
-        self._wanted = attachment.granted.copy()  # or the next small request would ask for it again
-        if not attachment.carried:
-            raise refusal.error from refusal
-        for sequence in attachment.carried:
-            pending = attachment.in_flight.pop(sequence)
-            if pending is not None:
-                error = InferenceFailed(f"the result of request {number_of(sequence)} needs more room: {refusal.error}")
-                pending._settle(None, error, None)
-        attachment.carried = []
-
-    def check_usable(self) -> None:
-        """Raise ClientClosed or ClientForked if that is what this client is."""
-        self.check_owner()
-        if self._closed:
-            raise ClientClosed(f"this client of {self.name!r} was closed: make a new one")
-
-    def check_owner(self) -> None:
-        """Raise ClientForked in a forked child, whose copy must touch nothing that it shares with the parent."""
-        if self._forked:
-            raise ClientForked("this client belongs to the parent process: make a new ShmClient after the fork")
-
-    def _lose(self, attachment: Attachment) -> None:
-        """The daemon is gone: whatever was out ends here."""
-        if attachment.closed:
-            return
-        self._collect(attachment)  # what it answered before it went is still there
-        for pending in attachment.in_flight.values():
-            if pending is not None and not pending._settled_ns:
-                pending._settle(None, attachment.lost_error(), None)
-        attachment.in_flight.clear()
-        attachment.hang_up()
-        self._left.append(attachment)
-        if attachment in self._held:
-            self._held.remove(attachment)
-        self._followers.wake()
-
-    def close(self) -> None:
-        """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
-        self._closed = True
-        if self._forked:
-            return
-        me = threading.get_ident()
-        while True:
-            with self._lock:
-                for attachment in self._held:
-                    attachment.hang_up()
-                    for pending in attachment.in_flight.values():
-                        if pending is not None and not pending._settled_ns:
-                            pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
-                if self._connecting is not None:
-                    end_calls(self._connecting)
-                # A doorbell must not be closed under a thread that waits at it (glibc crashes), nor a connection:
-                # a thread leaves the one within one wait, the other at once.
-                if self._waiter in (0, me) and self._caller in (0, me):
-                    _close_all(self._held, self._left)
-                    break
-            self._followers.follow(time.monotonic_ns() + LONGEST_WAIT_NS)
-        self._followers.wake()
-
-    def after_fork_in_child(self) -> None:
-        """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""
-        self._forked = True
-        self._lock = threading.RLock()  # its holder at the moment of the fork is not here to release it
-        if self._loaned is not None and (loan := self._loaned()) is not None:
-            loan.end()
-        for attachment in self._held:
-            attachment.close_connection()
-        if self._connecting is not None:
-            self._connecting.close()
-        # Out of reach, whatever this child does with its copies of requests and loans that are out.
-        self._left += self._held
-        self._held.clear()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a client, and what is out or on loan from it, stays in its process: make a ShmClient in each")
-
-
-def _remaining_s(deadline_ns: int) -> float:
-    return max(0.001, (deadline_ns - time.monotonic_ns()) / 1e9)
-
-
-def _close_all(*held: list[Any]) -> None:
-    for one in held:
-        while one:
-            one.pop().close()
