@@ -226,7 +226,8 @@ class EngineLoop:
             return
         self._rung = False
         self._scanned_ns = now_ns
-        for tenancy in list(self.tenancies.values()):
+        # Without a call for each: among a hundred silent channels this is most of what a request costs.
+        for tenancy in [each for each in self.tenancies.values() if each.words[each.counter] != each.seen]:
             self._look_at_cold(tenancy, now_ns)
         self._hot = [tenancy for tenancy in self._hot if now_ns - tenancy.active_ns < _COLD_AFTER_NS]
         self._bell.pardon(now_ns)
