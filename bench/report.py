@@ -1,4 +1,4 @@
-"""Makes docs/benchmarks.md, its pictures, and the tables of docs/performance.md from results: `python -m bench.report`."""
+"""Makes docs/benchmarks.md, its pictures, and the tables of other pages from results: `python -m bench.report`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from bench import results
 from bench.peers.rows import HEADS, cells, crowd_cells, short
 from bench.plots import DISTRIBUTION_OF, PICTURES, draw, measured
 from bench.profile_request import STEPS
+from bench.readme_table import with_figures
 from bench.results import Document
 from bench.scale.figure import Figure
 from bench.stages import STAGES
 from bench.targets import targets
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+READMES = ("README.md", "README_CN.md")
 #: Other programs had more of the processors than this: the figures are worth little.
 LOUD = 0.05
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -205,6 +207,9 @@ def write(document: Document, docs: Path) -> None:
     (docs / "benchmarks.md").write_text(benchmarks(document))
     performance = docs / "performance.md"
     performance.write_text(with_block(performance.read_text(), document))
+    for readme in (docs.parent / name for name in READMES):
+        if readme.exists():
+            readme.write_text(with_figures(readme.read_text(), document))
     draw(document, docs / "images")
 
 

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 import bench
-from bench import check, plots, profile_request, ratios, report, results, run, stages, targets
+from bench import check, plots, profile_request, ratios, readme_table, report, results, run, stages, targets
 from bench.floors.floor import floors
 from bench.peers.all_peers import all_peers
 from bench.peers.asking import Asking
@@ -387,3 +387,5 @@ def test_the_documents_show_the_results_that_are_kept() -> None:
     performance = (report.DOCS / "performance.md").read_text()
     assert performance == report.with_block(performance, kept)
     assert all((report.DOCS / "images" / name).exists() for name in plots.PICTURES)
+    for readme in ((report.DOCS.parent / name).read_text() for name in report.READMES):
+        assert readme == readme_table.with_figures(readme, kept)
