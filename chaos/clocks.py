@@ -39,9 +39,12 @@ class OtherClock:
 
 
 def step_clock(service: Service, steps: int) -> str:
-    """Each step while the engine is stopped, so that requests wait over it: timeouts pass in their time, nothing is lost."""
+    """Each step while the engine is stopped, so that requests wait over it: timeouts pass in their time, nothing is lost.
+
+    The service has not begun.
+    """
     clock = OtherClock(service.folder)
-    service.restart(lambda: clock.environment)
+    service.begin(clock.environment)
     robots = service.busy_robots(2)
     impatient = service.robot(timeout_s=_IMPATIENT_S)
     for number in range(steps):

@@ -1,4 +1,7 @@
-"""A /dev/shm and a disk without a free byte. Run it in a mount namespace of its own: it mounts small ones."""
+"""A /dev/shm and a disk without a free byte, for services that have not begun.
+
+Run them in a mount namespace of its own: they mount small ones.
+"""
 
 from __future__ import annotations
 
@@ -92,14 +95,10 @@ def _taken(service: Service, package: Path) -> bool:
 
 
 def _on_small(service: Service, path: Path, mib: int) -> None:
-    """Start anew with a file system of this size there."""
-
-    def mount() -> dict[str, str]:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
-        service.undo.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
-        return {}
-
-    service.restart(mount)
+    """Begin with a file system of this size there."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
+    service.undo.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
+    service.begin({})
 
 
 def _fill(ballast: Path) -> None:

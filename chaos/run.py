@@ -41,6 +41,8 @@ class Fault:
     act: Callable[[Service, int], str]
     #: It mounts file systems, and gets a mount namespace of its own.
     mounts: bool = False
+    #: It starts the daemon itself, in surroundings of its making.
+    begins: bool = False
     #: It needs a C compiler.
     compiles: bool = False
 
@@ -53,12 +55,12 @@ FAULTS = {
     "silent": Fault(10, "clients that never read", never_read),
     "forks": Fault(20, "clients killed that have forked", fork_clients),
     "storm": Fault(10, "seconds of signals", signal_storm),
-    "clock-steps": Fault(12, "steps of the wall clock", step_clock, compiles=True),
+    "clock-steps": Fault(12, "steps of the wall clock", step_clock, begins=True, compiles=True),
     "updates": Fault(12, "updates with a kill in each", kill_during_updates),
     "failing-calls": Fault(12, "up to the N-th call of each function", fail_calls, compiles=True),
     "descriptors": Fault(4, "times without descriptors", no_descriptors),
-    "full-memory": Fault(4, "times a full /dev/shm", fill_shared_memory, mounts=True),
-    "full-disk": Fault(10, "models that arrive at a full disk", fill_disk, mounts=True),
+    "full-memory": Fault(4, "times a full /dev/shm", fill_shared_memory, begins=True, mounts=True),
+    "full-disk": Fault(10, "models that arrive at a full disk", fill_disk, begins=True, mounts=True),
     "attachments": Fault(0, "clients that attach and leave, for growth", attach_and_detach),
     "requests": Fault(0, "requests of one client, for growth", many_requests),
 }
@@ -98,7 +100,7 @@ def _make(transport: str, name: str, fault: Fault, count: int, seed: int) -> Non
         subprocess.run(command, check=True, env={**os.environ, _UNSHARED: "1"})
     else:
         began_s = time.monotonic()
-        service = Service(transport, seed)
+        service = Service(transport, seed, begins=not fault.begins)
         with service:
             said = fault.act(service, count)
         print(f"{transport}: {said}\n    {service.account}; {time.monotonic() - began_s:.0f} s", flush=True)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -58,8 +57,10 @@ class RobotProcess:
 class Service:
     """`with Service(transport) as service`: a daemon of y = k * x; at the end everything is accounted for."""
 
-    def __init__(self, transport: str, seed: int) -> None:
+    def __init__(self, transport: str, seed: int, *, begins: bool = True) -> None:
+        """Unless it begins by itself, `begin` starts the daemon within the block."""
         self.transport = transport
+        self._begins = begins
         self.random = random.Random(seed)
         self._folder = tempfile.TemporaryDirectory(prefix="shmserve-chaos-")
         self.folder = Path(self._folder.name)
@@ -69,7 +70,7 @@ class Service:
         self._gains.write_text(gains(package))
         #: What a fault has set up beside the service, undone when all of that is gone.
         self.undo = contextlib.ExitStack()
-        self._environment: dict[str, str] = {}
+        self._nursery: subprocess.Popen[str] | None = None
         self.daemon = Daemon(
             package, arguments=("--transport", transport), config='log_level = "warning"\nsent_away_s = 0\n'
         )
@@ -78,19 +79,15 @@ class Service:
         self._count = 0
 
     def __enter__(self) -> Service:
-        self.daemon.start()
-        self._start_nursery()
+        if self._begins:
+            self.begin({})
         return self
 
-    def restart(self, prepare: Callable[[], dict[str, str]]) -> None:
-        """`prepare` while nothing runs; what it returns the daemon, and robots from now on, get in their environment."""
-        assert not self._robots
-        self._end_nursery()
-        self.daemon.stop()
-        self._environment = prepare()
-        self.daemon.environment |= self._environment
+    def begin(self, environment: dict[str, str]) -> None:
+        """Start the daemon, and what robots come from, with these variables."""
+        self.daemon.environment |= environment
         self.daemon.start()
-        self._start_nursery()
+        self._start_nursery(environment)
 
     def package(self, k: float, *, bytes_beside: int = 0) -> Path:
         """A model of y = k * x; with some bytes beside it, another version each time."""
@@ -120,7 +117,7 @@ class Service:
             return False
         return True
 
-    def _start_nursery(self) -> None:
+    def _start_nursery(self, variables: dict[str, str]) -> None:
         command = [sys.executable, "-m", "chaos.robot", self.daemon.name]
         command += [str(self.daemon.runtime_dir), str(self._gains)]
         self._nursery = subprocess.Popen(
@@ -129,16 +126,17 @@ class Service:
             stdout=subprocess.PIPE,
             text=True,
             cwd=_ROOT,
-            env={**environment(), **self._environment},
+            env={**environment(), **variables},
             start_new_session=True,
         )
         watchdog.watch(self._nursery)
 
     def _end_nursery(self) -> None:
-        watchdog.reap(self._nursery)
-        if self._nursery.stdin is not None and self._nursery.stdout is not None:
-            self._nursery.stdin.close()
-            self._nursery.stdout.close()
+        if self._nursery is not None:
+            watchdog.reap(self._nursery)
+            if self._nursery.stdin is not None and self._nursery.stdout is not None:
+                self._nursery.stdin.close()
+                self._nursery.stdout.close()
 
     def robot(
         self,
@@ -164,6 +162,7 @@ class Service:
             "grows": grows,
             "forks": forks,
         }
+        assert self._nursery is not None, "it has not begun"
         assert self._nursery.stdin is not None and self._nursery.stdout is not None
         print(json.dumps(order), file=self._nursery.stdin, flush=True)
         robot = RobotProcess(int(self._nursery.stdout.readline()), tally, window)

@@ -20,7 +20,7 @@ _BOTH = ["named", pytest.param("sealed", marks=pytest.mark.long)]
 @pytest.mark.skipif(shutil.which("cc") is None, reason="another wall clock is compiled when needed")
 @pytest.mark.parametrize("transport", _BOTH)
 def test_steps_of_the_wall_clock_lose_and_delay_nothing(transport: str) -> None:
-    with Service(transport, seed=1) as service:
+    with Service(transport, seed=1, begins=False) as service:
         print(step_clock(service, 3))
 
     print(service.account)
