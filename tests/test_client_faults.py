@@ -40,7 +40,7 @@ def test_a_killed_client_is_given_up_and_harms_nobody(
     assert daemon.status()["engine"]["restarts"] == 0
 
 
-@pytest.mark.parametrize("pause_s", [0, 0.002])
+@pytest.mark.parametrize("pause_s", [0, pytest.param(0.002, marks=pytest.mark.long)])
 def test_an_interrupted_client_stays_usable(
     start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path, pause_s: float
 ) -> None:

@@ -50,7 +50,7 @@ def package(folder: Path, name: str = "package", *, policy: str = "on_device", m
     return path
 
 
-@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_requests_in_flight_are_answered_each_with_its_own(device: str, transport: str, start: Start) -> None:
     daemon = start(device, arguments=("--transport", transport))

@@ -84,7 +84,7 @@ def test_requests_that_wait_when_the_engine_is_killed_are_answered_by_the_next_o
     daemon.wait_counted(served=6)
 
 
-@pytest.mark.parametrize("death", ["exit", "segfault"])
+@pytest.mark.parametrize("death", [pytest.param("exit", marks=pytest.mark.long), "segfault"])
 def test_a_request_that_kills_the_engine_is_retried_once_and_then_lost(
     start_daemon: Callable[..., Daemon], death: str
 ) -> None:

@@ -51,6 +51,7 @@ def test_what_was_asked_is_what_is_counted(daemon: Daemon) -> None:
         with pytest.raises(InferenceFailed):
             client.infer({"do": "raise", "text": "no"})
         client.reset()
+        daemon.wait_counted(served=8, failed=1)
         result = admin(daemon, "metrics")
 
     found = samples(result.stdout)
@@ -73,6 +74,7 @@ def test_the_histograms_add_up(daemon: Daemon) -> None:
     with daemon.client() as client:
         for _ in range(50):
             client.infer({"do": "count"})
+    daemon.wait_counted(served=50)
 
     found = samples(admin(daemon, "metrics").stdout)
 
@@ -96,6 +98,7 @@ def test_counts_outlive_the_engine_that_counted(daemon: Daemon) -> None:
             client.infer({"do": "exit"})
         daemon.wait_ready()
         client.infer({"do": "count"})
+        daemon.wait_counted(served=2, lost=1)
 
         found = samples(admin(daemon, "metrics").stdout)
 
@@ -116,12 +119,12 @@ def test_a_client_s_name_cannot_break_the_format(daemon: Daemon, monkeypatch: py
     assert programs == {'evil"} 1\\# EOF'}, "what cannot be printed is left out"
 
 
-def test_the_text_file_is_replaced_whole_and_readable_for_the_collector(daemon: Daemon, tmp_path: Path) -> None:
+def test_the_text_file_is_replaced_whole_and_readable_for_the_collector(obedient: Daemon, tmp_path: Path) -> None:
     target = tmp_path / "shmserve.prom"
     target.write_text("what was there\n")
     before = target.stat().st_ino
 
-    result = admin(daemon, "metrics", "--textfile", target)
+    result = admin(obedient, "metrics", "--textfile", target)
 
     assert (result.returncode, result.stdout) == (0, "")
     assert target.stat().st_ino != before, "another file under the same name"
@@ -131,8 +134,8 @@ def test_the_text_file_is_replaced_whole_and_readable_for_the_collector(daemon: 
     assert {"shmserve_requests_total", "shmserve_stage_seconds"} <= families
 
 
-def test_a_text_file_that_cannot_be_written_is_an_error_and_leaves_nothing(daemon: Daemon, tmp_path: Path) -> None:
-    result = admin(daemon, "metrics", "--textfile", tmp_path / "no" / "shmserve.prom")
+def test_a_text_file_that_cannot_be_written_is_an_error_and_leaves_nothing(obedient: Daemon, tmp_path: Path) -> None:
+    result = admin(obedient, "metrics", "--textfile", tmp_path / "no" / "shmserve.prom")
 
     assert result.returncode == 1
     assert "No such file" in result.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,18 @@ def reach(seen: dict[str, Any]) -> Any:
         return seeded(networks.Reach)(*rows)[0].numpy()
 
 
-def test_an_exported_program_answers_robots_one_by_one_and_in_batches(start_daemon: Start, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def reaching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon of the exported network."""
     manifest = IN_ROWS + "read_in_place = true\n[metadata]\ncontrol_rate_hz = 50"
-    daemon = start_daemon(package(tmp_path / "reach", "model.pt2", "reach", manifest))
+    with Daemon(package(tmp_path_factory.mktemp("reach") / "reach", "model.pt2", "reach", manifest)) as daemon:
+        yield daemon
+
+
+def test_an_exported_program_answers_robots_one_by_one_and_in_batches(reaching: Daemon) -> None:
     several = [observation(seed) for seed in range(24)]
 
-    with daemon.client() as client:
+    with reaching.client() as client:
         alone = client.infer(several[0])
         pending = [client.submit(seen) for seen in several[:8]]
         together = [one.result(30) for one in pending]
@@ -53,7 +59,7 @@ def test_an_exported_program_answers_robots_one_by_one_and_in_batches(start_daem
     for seen, action in zip(several, together, strict=False):
         np.testing.assert_allclose(action["actions"], reach(seen), rtol=1e-4, atol=1e-5)
     assert "50" in str(metadata)
-    model = daemon.status()["model"]
+    model = reaching.status()["model"]
     assert (model["name"], model["max_batch"]) == ("reach", 8)
     assert model["contract"] == {
         "observation": {
@@ -64,13 +70,10 @@ def test_an_exported_program_answers_robots_one_by_one_and_in_batches(start_daem
     }
 
 
-def test_a_robot_with_another_camera_hears_what_differs_and_the_others_go_on(
-    start_daemon: Start, tmp_path: Path
-) -> None:
-    daemon = start_daemon(package(tmp_path / "reach", "model.pt2", "reach", IN_ROWS))
+def test_a_robot_with_another_camera_hears_what_differs_and_the_others_go_on(reaching: Daemon) -> None:
     seen = observation(1)
 
-    with daemon.client(check_contract=False) as wrong, daemon.client() as right:
+    with reaching.client(check_contract=False) as wrong, reaching.client() as right:
         for _ in range(3):
             with pytest.raises(ShmServeError) as caught:
                 wrong.infer({**seen, "image": seen["image"].astype(np.float32)})

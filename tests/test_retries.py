@@ -144,7 +144,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, 
         with pytest.raises(UnsupportedType):
             client.infer({"generator": (number for number in range(3))}, repeatable=True)
         with pytest.raises(RequestTimeout):
-            client.infer(journal.asked("late", gate=str(gate.path)), timeout=0.2, repeatable=True)
+            client.infer(journal.asked("late", gate=str(gate.path)), timeout=1.0, repeatable=True)
         gate.open()
 
         assert client.infer(journal.asked("next")) == {"tag": "next"}

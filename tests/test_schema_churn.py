@@ -46,7 +46,11 @@ def _kinds(number: int) -> Any:
     return [values[number // 6**digit % 6] for digit in range(6)]
 
 
-@pytest.mark.parametrize("made", [_texts, _shapes, _keys, _kinds], ids=lambda made: made.__name__.strip("_"))
+@pytest.mark.parametrize(
+    "made",
+    [pytest.param(made, id=made.__name__[1:]) for made in (_shapes, _keys)]
+    + [pytest.param(made, id=made.__name__[1:], marks=pytest.mark.long) for made in (_texts, _kinds)],
+)
 def test_structures_that_change_with_every_request_are_exact_and_cost_no_memory(
     echo: Daemon, made: Callable[[int], Any]
 ) -> None:

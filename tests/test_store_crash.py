@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from shmserve.daemon import failpoints
 from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable, versions
@@ -124,6 +125,11 @@ class Stage:
         store.close()
 
 
+def _every_other_long(names: list[str]) -> list[ParameterSet]:
+    """A run of the tests takes half of the steps, `make test-long` the others."""
+    return [pytest.param(name, marks=[pytest.mark.long] if place % 2 else []) for place, name in enumerate(names)]
+
+
 def test_there_are_enough_failpoints() -> None:
     assert len(FAILPOINTS) >= 30
 
@@ -139,7 +145,7 @@ def test_without_failpoints_every_command_is_carried_out(stage: Stage) -> None:
     stage.check()
 
 
-@pytest.mark.parametrize("name", FAILPOINTS)
+@pytest.mark.parametrize("name", _every_other_long(FAILPOINTS))
 def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 
     killed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=kill")
@@ -154,7 +160,10 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+    "name",
+    _every_other_long(
+        [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+    ),
 )
 def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 

@@ -13,7 +13,6 @@ from tests.admin_command import engines_of, refused, rollback, served, staged, u
 from tests.daemon_process import Daemon, is_running, wait_until
 from tests.gain_packages import gain_package
 from tests.packages_bad.models import HANGING, MEMORY_BYTES, MODELS, MORE_MODELS, BadModel, children
-from tests.update_scale import THOROUGH
 
 #: Enough to start an engine on a loaded machine.
 _LOAD_S = 20
@@ -53,7 +52,9 @@ def _check_refused(daemon: Daemon, package: Path, *said: str) -> None:
     wait_until("nothing is on its way", lambda: not staged(daemon))
 
 
-@pytest.mark.parametrize("model", MODELS + (MORE_MODELS if THOROUGH else []), ids=str)
+@pytest.mark.parametrize(
+    "model", [*MODELS, *(pytest.param(model, marks=pytest.mark.long) for model in MORE_MODELS)], ids=str
+)
 def test_a_model_that_cannot_be_served_is_refused(model: BadModel, daemon: Daemon, tmp_path: Path) -> None:
     _check_refused(daemon, model.write(tmp_path), *model.said)
 
