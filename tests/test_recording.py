@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 from shmserve.client import EngineLost
 from shmserve.client.admin.connection import AdminConnection
 from shmserve.client.recordings import RecordedRequest, Recording
+from shmserve.client.recordings.private_folder import PrivateFolder
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
 from shmserve.tape import Entry, TapeReader, TapeWriter
 from shmserve.varlink import VarlinkError
@@ -281,6 +284,9 @@ def test_the_same_model_answers_a_recording_alike_and_another_one_does_not(
 
     with_model = admin(daemon, "replay", tmp_path / "a.rec", "--model", gain_package(tmp_path, 2.5), "--json")
     assert daemon.status()["requests"]["served"] == served, "the serving model was not asked"
+    with tarfile.open(tmp_path / "gain.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "gain-2.0", "gain")
+    of_a_tar = admin_json(daemon, "replay", tmp_path / "a.rec", "--model", tmp_path / "gain.tar.gz")
     tolerated = admin_json(daemon, "replay", tmp_path / "a.rec", "--rtol", 0.5, "--count", 3)
     table = admin(daemon, "replay", tmp_path / "a.rec", "--paced")
 
@@ -290,6 +296,7 @@ def test_the_same_model_answers_a_recording_alike_and_another_one_does_not(
     assert found["fields"]["y"]["differ"] == 5 and found["fields"]["y"]["first"] == 1
     assert found["fields"]["y"]["max_abs"] == pytest.approx(6 * 0.5) and found["fields"]["y"]["max_rel"] == 0.25
     assert found["fields"]["k"]["max_abs"] == 0.5
+    assert of_a_tar["same"] and of_a_tar["compared"] == 5
     assert tolerated["same"] and tolerated["compared"] == 3 and tolerated["latency_us"]["infer"]["p50"] > 0
     assert table.returncode == 0 and "max abs" in table.stdout and "round trip" in table.stdout
 
@@ -303,19 +310,24 @@ def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "policy.py").write_text("import a_module_that_is_nowhere\n")
 
+    (tmp_path / "broken.tar").write_bytes(b"no tar" * 1000)
+
     broken = admin(daemon, "replay", file, "--model", tmp_path / "broken")
+    no_tar = admin(daemon, "replay", file, "--model", tmp_path / "broken.tar")
     absent = admin(daemon, "replay", file, "--model", tmp_path / "absent")
     nobody = admin(daemon, "replay", file)
 
+    assert no_tar.returncode == 1 and "broken.tar: the file is no tar" in no_tar.stderr
     assert broken.returncode == 1 and "a_module_that_is_nowhere" in broken.stderr
-    assert absent.returncode == 1 and "not there" in absent.stderr
+    assert absent.returncode == 1 and "absent does not exist" in absent.stderr
     assert nobody.returncode == 3, nobody.stderr
 
 
-def test_a_replay_that_is_killed_leaves_no_daemon(
+def test_a_replay_that_is_killed_leaves_no_daemon_and_its_folder_goes_with_the_next(
     make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = make_daemon()
+    monkeypatch.setattr(tempfile, "tempdir", str(daemon.folder))
     monkeypatch.setenv("TMPDIR", str(daemon.folder))  # where it leaves what it made; tmp_path is too long for a socket
     _one_request(tmp_path / "a.rec")
     process = start_admin(daemon, "replay", tmp_path / "a.rec", "--model", POLICIES / "slow_start")
@@ -325,6 +337,10 @@ def test_a_replay_that_is_killed_leaves_no_daemon(
     end_admin(process)
 
     wait_until("that daemon is gone", lambda: not is_running(child))
+    (left,) = daemon.folder.glob("shmserve-replay-*")
+    with PrivateFolder("shmserve-replay-") as one, PrivateFolder("shmserve-replay-") as other:
+        assert one.path != other.path and not left.exists()
+        assert {one.path, other.path} == {*daemon.folder.glob("shmserve-replay-*")}
 
 
 def _children(pid: int) -> list[int]:

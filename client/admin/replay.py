@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,9 @@ _ATOL, _RTOL = 1e-4, 1e-3
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), help="This model package instead of the serving model.")
+@click.option(
+    "--model", type=click.Path(path_type=Path), help="This package, a directory or a tar, instead of the serving model."
+)
 @click.option("--device", help="Where --model runs: cpu, cuda:0 ...  [default: cpu]")
 @click.option(
     "--atol", type=click.FloatRange(min=0), default=_ATOL, show_default=True, help="How far floats may be off,"
@@ -88,11 +91,9 @@ def replay(
 
 def _candidate(stack: ExitStack, model: Path, device: str | None, load_timeout: float) -> tuple[str, str]:
     from ..recordings.candidate import CandidateService
+    from .update import open_package
 
-    if not model.is_dir():
-        raise ValueError(
-            f"model package {model} is {'no directory: unpack it first' if model.exists() else 'not there'}"
-        )
+    os.close(open_package(model))  # what is no package is told before anything is started
     with progress_line(str) as tell:
         tell(f"loading {model}")
         service = stack.enter_context(CandidateService(model, device, load_timeout))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -17,6 +15,9 @@ from typing import final
 from shmserve.client.admin.connection import AdminConnection
 from shmserve.client.admin.waiting import wait_until_ready
 from shmserve.errors import ModelPackageError, ServiceUnavailable
+
+from .private_folder import PrivateFolder
+from .unpacking import unpack
 
 _PR_SET_PDEATHSIG = 1
 _STOP_LIMIT_S = 30.0
@@ -34,15 +35,20 @@ class CandidateService:
         self._device = device
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self.folder: Path | None = None
+        self._private = PrivateFolder("shmserve-replay-")
+
+    @property
+    def folder(self) -> Path:
+        """Its own; only inside the block."""
+        assert self._private.path is not None
+        return self._private.path
 
     @property
     def runtime_dir(self) -> Path:
-        assert self.folder is not None
         return self.folder / "run"
 
     def __enter__(self) -> CandidateService:
-        self.folder = Path(tempfile.mkdtemp(prefix="shmserve-replay-"))
+        self._private.__enter__()
         try:
             self._start()
             self._wait()
@@ -52,9 +58,11 @@ class CandidateService:
         return self
 
     def _start(self) -> None:
-        assert self.folder is not None
+        package = self._model.absolute()
+        if not package.is_dir():
+            package = unpack(package, self.folder / "package")
         command = [sys.executable, "-m", "shmserve.daemon.main", "--name", self.name]
-        command += ["--model-path", str(self._model.absolute()), "--transport", "sealed"]
+        command += ["--model-path", str(package), "--transport", "sealed"]
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.folder / "state")]
         command += ["--device", self._device] if self._device else []
         # Its settings are what stands here, not what this host's service has.
@@ -68,6 +76,7 @@ class CandidateService:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
+                pass_fds=(self._private.descriptor,),
                 env={**environment, "PYTHONSAFEPATH": "1"},
                 # Not even a replay that is killed leaves a daemon behind. This process has one thread.
                 preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
@@ -89,7 +98,6 @@ class CandidateService:
             )
 
     def _said(self) -> str:
-        assert self.folder is not None
         lines = (self.folder / "log").read_text("utf-8", "replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
 
@@ -103,9 +111,7 @@ class CandidateService:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder = None
+        self._private.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
