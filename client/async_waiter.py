@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from shmserve.errors import ClientClosed, ServiceRestarted, ServiceUnavailable, ShmServeError
+from shmserve.errors import ClientClosed, ServiceRestarted, ServiceStopping, ServiceUnavailable, ShmServeError
 
 from .exchange import Exchange
 from .pending import Pending
@@ -45,6 +45,12 @@ class AsyncWaiter:
                     await self._connect(deadline_ns)
                 if not self._exchange.may_ask_again(attempts, terms):
                     raise
+            except ServiceStopping as stopping:
+                attempts += 1
+                if not self._exchange.may_retry(stopping, attempts, deadline_ns):
+                    raise
+                await asyncio.sleep(self._exchange.retry_delay_s)
+                await self._connect(deadline_ns)
 
     async def _ask(self, pending: Pending, observation: Any, terms: Terms) -> Any:
         news = _News(asyncio.get_running_loop())
@@ -89,9 +95,9 @@ class AsyncWaiter:
         while True:
             try:
                 return await asyncio.to_thread(self._exchange.try_connect, deadline_ns)
-            except ServiceUnavailable:
+            except ServiceUnavailable as error:
                 attempts += 1
-                if not self._exchange.may_retry(attempts, deadline_ns):
+                if not self._exchange.may_retry(error, attempts, deadline_ns):
                     raise
                 await asyncio.sleep(self._exchange.retry_delay_s)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shmserve.errors import InferenceFailed, ObservationTooLarge, RingFull, ServiceUnavailable
+from shmserve.errors import ClientSentAway, InferenceFailed, ObservationTooLarge, RingFull, ServiceUnavailable
 from shmserve.layout import number_of
 from shmserve.varlink_connection import VarlinkConnection
 
@@ -32,15 +32,20 @@ class DaemonCalls(Hold):
         while True:
             try:
                 return self.try_connect(deadline_ns)
-            except ServiceUnavailable:
+            except ServiceUnavailable as error:
                 attempts += 1
-                if not self.may_retry(attempts, deadline_ns):
+                if not self.may_retry(error, attempts, deadline_ns):
                     raise
                 time.sleep(self.retry_delay_s)
 
-    def may_retry(self, attempts: int, deadline_ns: int) -> bool:
-        """Whether a service that is not there is tried again, after `retry_delay_s`."""
+    def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int) -> bool:
+        """Whether a service that is not there is tried again, after `retry_delay_s`.
+
+        Not one that has sent this process away: it said why, and who does the same again is kept out for longer.
+        """
         self.check_usable()
+        if isinstance(error, ClientSentAway):
+            return False
         return attempts <= self.max_retries and time.monotonic_ns() + self.retry_delay_s * 1e9 < deadline_ns
 
     def try_connect(self, deadline_ns: int) -> None:

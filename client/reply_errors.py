@@ -13,7 +13,7 @@ from shmserve.errors import (
     RequestRejected,
     RequestSuperseded,
     RequestTimeout,
-    ServiceUnavailable,
+    ServiceStopping,
     ShmServeError,
     Stale,
     TooManyRequests,
@@ -47,5 +47,5 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
         case Status.ENGINE_LOST:
             return EngineLost(f"{what}: {text}; another engine serves the next request")
         case Status.STOPPING:
-            return ServiceUnavailable(f"{what} was not started: the daemon is stopping")
+            return ServiceStopping(f"{what} was not started: the daemon is stopping; its successor can be asked")
     return ProtocolMismatch(f"{what} ended with status {head.status}, which this client does not know")

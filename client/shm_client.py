@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, final, overload
 
 from shmserve.directories import service_directory
-from shmserve.errors import RequestRejected, ServiceRestarted, ServiceUnavailable
+from shmserve.errors import RequestRejected, ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.protocol import Flag, Kind
 from shmserve.spin import SpinBudget, SpinSetting
 
@@ -261,6 +261,12 @@ class ShmClient:
                     self._exchange.connect(deadline_ns)
                 if not self._exchange.may_ask_again(attempts, terms):
                     raise
+            except ServiceStopping as stopping:
+                attempts += 1
+                if not exchange.may_retry(stopping, attempts, deadline_ns):
+                    raise
+                time.sleep(exchange.retry_delay_s)
+                exchange.connect(deadline_ns)
             except BaseException:
                 self._exchange.abandon(pending)  # Ctrl-C, a timeout: nobody waits for this reply any more
                 raise

@@ -4,6 +4,7 @@
       ServiceUnavailable (ConnectionError)     no daemon serves this name, or it refuses new clients
         ClientSentAway                         this client broke its channel, or crashed the engine again and again
         ServiceRestarted                       the daemon went away while the request was out
+        ServiceStopping                        the daemon is going away and did not start the request
       ProtocolMismatch                         the other side speaks another wire version
       RequestTimeout (TimeoutError)            the deadline passed
       RequestRejected (ValueError)             the request itself cannot be served
@@ -45,11 +46,15 @@ class ShmServeError(Exception):
 class ServiceUnavailable(ShmServeError, ConnectionError):
     """No daemon serves this name, or it refuses new clients."""
 
-    status = Status.STOPPING
-
 
 class ServiceRestarted(ServiceUnavailable):
     """The daemon went away while the request was out; whether it ran is not known."""
+
+
+class ServiceStopping(ServiceUnavailable):
+    """The daemon is going away and did not start the request: its successor can be asked, whatever the model keeps."""
+
+    status = Status.STOPPING
 
 
 class ClientSentAway(ServiceUnavailable):

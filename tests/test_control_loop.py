@@ -29,7 +29,7 @@ def test_a_restart_costs_a_loop_only_the_requests_of_the_outage(
     assert found["wrong"] == []
     beats = found["beats"]
     # RingFull: those before it were sent while the daemon ended, and wait for nobody.
-    failed = {"ServiceUnavailable", "ServiceRestarted", "RequestTimeout", "RingFull"}
+    failed = {"ServiceUnavailable", "ServiceRestarted", "ServiceStopping", "RequestTimeout", "RingFull"}
     assert set(beats) <= {"answered", "late"} | failed, found["texts"]
     # One outage, and nothing outside of it cost a beat.
     assert [missed for missed, _ in itertools.groupby(beats, lambda beat: beat in failed)] == [False, True, False]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmserve.client import ServiceRestarted, ServiceUnavailable
+from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.daemon.names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.daemon_process import Daemon, is_running, wait_until
@@ -93,6 +95,43 @@ def test_sigterm_answers_what_was_sent_and_exits_0(start_daemon: Callable[..., D
         assert others.result() == "other"
     with pytest.raises(ServiceUnavailable):
         client.infer({"do": "echo", "value": 1}, timeout=0.5)
+
+
+def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goes_to_the_successor(
+    start_daemon: Callable[..., Daemon], gate: Gate
+) -> None:
+    daemon = start_daemon("obedient", config="drain_s = 100\n")
+    with (
+        daemon.client(timeout=100) as client,
+        daemon.client(timeout=100, max_retries=0) as late,
+        daemon.client(timeout=100, retry_delay=0.05, max_retries=10_000) as patient,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        late.infer({"do": "echo", "value": 0})
+        patient.infer({"do": "echo", "value": 0})
+        held = client.submit(gate.observation)
+        gate.wait_entered()
+        # The engine has to wait for this client to make room, and until then it drains.
+        large = client.submit({"do": "grow", "items": 500_000, "value": 7})
+        os.kill(daemon.pid, signal.SIGTERM)
+        wait_until("it drains", lambda: daemon.status()["state"] == "draining")
+        gate.open()
+
+        def refused() -> bool:
+            try:
+                late.infer({"do": "echo", "value": 1})
+            except ServiceStopping as error:
+                return "was not started: the daemon is stopping" in str(error)
+            return False
+
+        wait_until("the engine has heard of it", refused)
+        asked = pool.submit(patient.infer, {"do": "echo", "value": "patient"})
+        asked_async = pool.submit(asyncio.run, patient.infer_async({"do": "echo", "value": "async"}))
+        assert np.array_equal(large.result(), np.full(500_000, 7))
+        assert held.result()["waited"]
+        assert daemon.wait_end() == 0
+        daemon.start()
+        assert (asked.result(), asked_async.result()) == ("patient", "async")
 
 
 def test_a_result_that_needs_more_room_is_delivered_while_draining(

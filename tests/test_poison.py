@@ -16,7 +16,8 @@ def test_a_client_whose_requests_crash_the_engine_three_times_in_a_row_is_sent_a
     start_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = start_daemon("stateful", config="sent_away_s = 4\n")
-    with daemon.client(timeout=100) as other, daemon.client(timeout=100, max_retries=0) as client:
+    # Who is sent away does not come back by itself: a retry would come after a quarter of an hour.
+    with daemon.client(timeout=100) as other, daemon.client(timeout=5000, retry_delay=1000) as client:
         assert other.infer({"add": 1}) == {"total": 1}
         with pytest.raises(EngineLost):
             client.infer({"die": True})

@@ -120,7 +120,7 @@ class EngineLoop:
         self._hot.clear()
 
     def drain(self) -> None:
-        """Answer what has been published until now, then stop; later requests stay in their slots."""
+        """Answer what has been published until now, then stop; later requests are refused."""
         if not self.serving:
             self.stopped = True
             return
@@ -162,12 +162,21 @@ class EngineLoop:
                 self._idle(now_ns)
 
     def _drain_on(self) -> None:
+        self._refuse_new(time.monotonic_ns())
         if self._waiting:
             self._serve_next()
         elif any(tenancy.held for tenancy in self.tenancies.values()):
             self._control(LONGEST_WAIT_NS / 1e9)  # results that did not fit wait for their clients to make room
         else:
             self.stopped = True
+
+    def _refuse_new(self, now_ns: int) -> None:
+        """At once, or their clients would wait for a service that does not come back to them."""
+        for tenancy in list(self.tenancies.values()):
+            try:
+                tenancy.refuse_new(now_ns)
+            except BrokenChannel as error:
+                self._give_up(tenancy, str(error))
 
     def _open(self, tenancy: Tenancy) -> None:
         try:

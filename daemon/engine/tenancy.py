@@ -111,6 +111,17 @@ class Tenancy:
         self.active_ns = now_ns
         return True
 
+    def refuse_new(self, now_ns: int) -> None:
+        """Answer what the client has published since the last look: the service is going away and starts nothing."""
+        accepted, self.waiting = self.waiting, deque()
+        try:
+            self.look(now_ns)
+            for head in self.waiting:
+                self.answer(head.sequence, Status.STOPPING)
+                self._count(Counter.REJECTED)
+        finally:
+            self.waiting = accepted
+
     def _admit_several(self, count: int, published: int) -> None:
         if not 0 < count <= self.channel.requests.slots:
             raise BrokenChannel(f"published counter {published:#x} after {self.seen:#x}")
