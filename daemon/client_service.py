@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+import os
 import time
 from typing import Any
 
@@ -11,7 +13,9 @@ from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
+from .attach_rates import AttachRates
 from .leases import Lease, LeaseRefused, Wanted
+from .peer import Peer
 from .supervisor import Supervisor
 from .varlink_connection import Connection
 from .varlink_interface import Interface
@@ -19,6 +23,8 @@ from .varlink_interface import Interface
 log = logging.getLogger(__name__)
 
 NAME = "io.shmserve.Client"
+#: Whoever comes too often hears of it after a moment: a process that asks all the time must not keep this one busy.
+_SLOW_REFUSAL_S = 0.1
 
 DESCRIPTION = """\
 # What a robot process asks of the service. Requests themselves never cross this socket.
@@ -49,7 +55,7 @@ method Describe() -> (service: string, state: string, epoch: int, model: ?object
 error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
-# `reason` is one of sent_away, too_many_clients, too_large, too_many_bytes, no_shared_memory.
+# `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
 error Refused (reason: string, message: string)
 error Stopping ()
 
@@ -66,6 +72,7 @@ class ClientService:
         self._supervisor = supervisor
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
+        self._rates = AttachRates()
         supervisor.on_evict = self.evict
         supervisor.on_detach = self.detach
 
@@ -82,10 +89,12 @@ class ClientService:
             raise VarlinkError(f"{NAME}.Stopping")
         wanted = _wanted(required(parameters, "wanted", dict))
         program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
+        await self._wait_for_turn(connection.peer)
         try:
             lease, given = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
         except LeaseRefused as refusal:
-            raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
+            raise _refused(refusal) from refusal
+        self._charge(lease)
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
@@ -112,12 +121,39 @@ class ClientService:
             or any(slot_of(sequence) >= slots for sequence in carried)
         ):
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
+        await self._wait_for_turn(connection.peer)
         try:
             given = self._supervisor.leases.resize(lease, wanted, published, carried)
         except LeaseRefused as refusal:
-            raise VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)}) from refusal
+            raise _refused(refusal) from refusal
+        self._charge(lease)
         self._supervisor.engines.channels.attach(lease)
         return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
+
+    async def _wait_for_turn(self, peer: Peer) -> None:
+        """Raises Refused, and not at once, for a user who is given channels again and again.
+
+        Whether it is granted or not, an attempt counts: refusing is work, too.
+        """
+        if _is_exempt(peer):
+            return
+        config = self._supervisor.config
+        burst = 4 * (config.max_clients_per_user or config.max_clients)
+        rate = config.max_attach_rate_per_user
+        wait_s = self._rates.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
+        if wait_s:
+            await asyncio.sleep(_SLOW_REFUSAL_S)
+            raise _refused(
+                LeaseRefused(
+                    "too_often",
+                    f"uid {peer.uid} attaches or grows its channels too often; again in {wait_s:.1f} s "
+                    f"(max_attach_rate_per_user = {rate:g})",
+                )
+            )
+
+    def _charge(self, lease: Lease) -> None:
+        if not _is_exempt(lease.peer):
+            self._rates.charge(lease.peer.uid, lease.bytes)
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         supervisor = self._supervisor
@@ -149,6 +185,14 @@ class ClientService:
         self._connections.pop(number)
         self._supervisor.detach(lease.channel)
         log.info("client %d is gone", lease.channel)
+
+
+def _is_exempt(peer: Peer) -> bool:
+    return peer.uid in (0, os.getuid())
+
+
+def _refused(refusal: LeaseRefused) -> VarlinkError:
+    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)})
 
 
 def _wanted(fields: dict[str, Any]) -> Wanted:

@@ -110,6 +110,9 @@ class Config:
     max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, live=True))
     max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
     max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, live=True))
+    #: How often a second the processes of one user may attach or grow their channels, once they have done so four times
+    #: for each channel they may hold. Not asked of root and the daemon's own user, who could do worse than attach.
+    max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, live=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
     #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))

@@ -65,7 +65,7 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of sent_away, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+    """No channel: `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

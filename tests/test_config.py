@@ -36,6 +36,7 @@ _WITHOUT_DEFAULT = {
     "max_clients_per_user": "2",
     "max_bytes_per_user": "1073741824",
     "max_rate_per_user": "2.5",
+    "max_attach_rate_per_user": "2.5",
 }
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 

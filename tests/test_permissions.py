@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 
@@ -19,6 +20,7 @@ admin_uids = [{OPERATOR_UID}]
 max_clients_per_user = 3
 max_bytes_per_user = 4_194_304
 max_rate_per_user = 40
+max_attach_rate_per_user = 0.5
 """
 
 
@@ -29,9 +31,9 @@ def daemon() -> Iterator[Daemon]:
         yield daemon
 
 
-def ask(daemon: Daemon, uid: int, clients: int, count: int) -> str:
-    """What a process of this user says that attaches so many clients and asks so often."""
-    with Stranger("asks", daemon.name, daemon.runtime_dir, uid, clients, count) as stranger:
+def ask(daemon: Daemon, uid: int, clients: int, count: int, times: int = 1) -> str:
+    """What a process of this user says that attaches so many clients and asks so often, all that again and again."""
+    with Stranger("asks", daemon.name, daemon.runtime_dir, uid, clients, count, times) as stranger:
         return stranger.finish().strip()
 
 
@@ -81,6 +83,21 @@ def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daem
         assert own.infer({"do": "echo", "value": 1}) == 1
     assert said.startswith("TooManyRequests: request ")
     assert "max_rate_per_user is 40 requests a second, and uid 61234 sends more" in said
+
+
+@needs_root
+def test_a_user_who_attaches_again_and_again_is_told_when_to_come_back_and_nobody_else_is(daemon: Daemon) -> None:
+    said = ask(daemon, UID, 1, 0, times=40)  # with three channels for a user, twelve at once
+
+    assert re.search(
+        r"gives no channel: uid 61234 attaches or grows its channels too often; again in \d\.\d s "
+        r"\(max_attach_rate_per_user = 0\.5\)",
+        said,
+    ), said
+    for number in range(40):
+        with daemon.client() as own:
+            assert own.infer({"do": "echo", "value": number}) == number
+    wait_until("it is let in again", lambda: ask(daemon, UID, 1, 1) == "served")
 
 
 @needs_root

@@ -1,4 +1,4 @@
-"""Attaches to a service as another user and asks it COUNT times; says how it went, and goes when told to."""
+"""Attaches to a service as another user and asks it COUNT times, all that TIMES over; says how it went."""
 
 import sys
 
@@ -7,8 +7,17 @@ from tests.stranger_process import become
 
 
 def main() -> None:
-    name, runtime_dir, uid, clients, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6])
+    name, runtime_dir, uid, clients, count, times = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:7])
     become(uid)
+    try:
+        for _ in range(times):
+            _ask(name, runtime_dir, clients, count)
+        print("served", flush=True)
+    except ShmServeError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+
+
+def _ask(name: str, runtime_dir: str, clients: int, count: int) -> None:
     attached = []
     try:
         for _ in range(clients):
@@ -17,9 +26,6 @@ def main() -> None:
             attached.append(client)
         for number in range(count):
             assert attached[0].infer({"do": "echo", "value": number}) == number
-        print("served", flush=True)
-    except ShmServeError as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
     finally:
         for client in attached:
             client.close()

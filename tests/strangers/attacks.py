@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shmserve.client import ShmClient, ShmServeError
+from shmserve.client import ServiceUnavailable, ShmClient, ShmServeError
 from shmserve.client.attachment import Attachment, Wanted
 from shmserve.codec import Encoder
 from shmserve.directories import CLIENT_SOCKET
@@ -49,6 +49,14 @@ class Target:
     def attach(self) -> Attachment:
         return Attachment.open(self.name, self.directory, Wanted(4), 30.0)
 
+    def try_attach(self) -> Attachment | None:
+        """None if this user comes too often; that is told only after a moment."""
+        try:
+            return self.attach()
+        except ServiceUnavailable as error:
+            assert "too often" in str(error), error
+            return None
+
     def connect(self) -> VarlinkConnection:
         return VarlinkConnection.connect(self.directory / CLIENT_SOCKET, 30.0, accept_fds=_LANE_FDS)
 
@@ -65,7 +73,9 @@ def mutate(target: Target) -> str:
     anything = [0, 1, 2, 5, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 32, (1 << 64) - 1]
     published = mutated = attached = 0
     while target.goes_on():
-        attachment = target.attach()
+        attachment = target.try_attach()
+        if attachment is None:
+            continue
         attached += 1
         requests = attachment.channel.requests
         words, geometry = requests.segment.words, requests.segment.geometry
@@ -101,7 +111,11 @@ def cut_off(target: Target) -> str:
     while target.goes_on():
         with target.connect() as connection:
             parameters = {"wire_version": WIRE_VERSION, "wanted": vars(Wanted(2))}
-            reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
+            try:
+                reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
+            except VarlinkError as error:
+                assert error.parameters["reason"] == "too_often", error
+                continue
             requests, replies, ring, listen = reply.fds
             size = os.fstat(requests).st_size
             for descriptor in (requests, replies):
@@ -143,7 +157,10 @@ def ring(target: Target) -> str:
     rings = 0
     with target.connect() as connection:
         parameters = {"wire_version": WIRE_VERSION, "wanted": vars(Wanted(1))}
-        reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
+        while True:
+            with contextlib.suppress(VarlinkError):
+                reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
+                break
         bell, listen = reply.fds[2:]
         many = bytes(65536)
         while target.goes_on():
@@ -231,7 +248,9 @@ def resize(target: Target) -> str:
     """Ask for another generation of the channel again and again, small and as large as is given."""
     resized = refused = 0
     while target.goes_on():
-        attachment = target.attach()
+        attachment = target.try_attach()
+        if attachment is None:
+            continue
         with contextlib.suppress(ShmServeError):
             while target.goes_on():
                 wanted = Wanted(4)
@@ -252,7 +271,7 @@ def resize(target: Target) -> str:
 def flood(target: Target) -> str:
     """Ask as fast as answers come, four requests at a time."""
     answered = 0
-    with ShmClient(target.name, runtime_dir=target.directory.parent, timeout=30, slots=4) as client:
+    with ShmClient(target.name, runtime_dir=target.directory.parent, timeout=30, slots=4, max_retries=20) as client:
         out = [client.submit({"do": "echo", "value": number}) for number in range(4)]
         while target.goes_on():
             with contextlib.suppress(ShmServeError):
