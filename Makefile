@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test test-long test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
+.PHONY: man demo test test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test   all checks and tests"
 	@echo "make test-updates  the long form of the tests of updates: 1,000 under load, a kill at every step (half an hour)"
 	@echo "make test-long  the tests that make test leaves out for their time"
+	@echo "make test-sealed  all tests again, their daemons by transport sealed"
 	@echo "make lint   the static checks alone"
 	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (twenty minutes)"
 	@echo "make bench-check  compare the ratios of a short run with those that are kept"
@@ -48,6 +49,12 @@ lint: $(VENV)/installed
 # Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
 test: lint
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest $(SEALED_AS_WELL)
+
+# The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
+SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
+test-sealed: $(VENV)/installed
+	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # The long form of the tests of updates: a thousand of them under load, a kill at every step, every bad package.
 UPDATES ?= 1000

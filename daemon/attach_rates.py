@@ -39,6 +39,6 @@ class AttachRates:
         return waits_s
 
     def charge(self, uid: int, size: int) -> None:
-        """A channel of so many bytes was given; never more than the whole allowance is owed."""
+        """A channel of so many bytes was given, whatever is left: it may be owed."""
         left, at_s = self._users[uid]
-        self._users[uid] = max(0.0, left - size // _BYTES_EACH), at_s
+        self._users[uid] = left - size // _BYTES_EACH, at_s
