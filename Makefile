@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
+.PHONY: man demo test run-tests test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -46,10 +46,14 @@ lint: $(VENV)/installed
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > /tmp/lint-imports.$$$$ 2>&1 || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
 
+# The checks beside the tests: mypy alone would take a processor for a minute and leave the others idle.
+test: $(VENV)/installed
+	@$(MAKE) --no-print-directory --jobs 2 lint run-tests
+
 # Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
-test: lint
+run-tests: $(VENV)/installed
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
-	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest $(SEALED_AS_WELL)
+	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SEALED_AS_WELL)
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
