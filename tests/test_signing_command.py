@@ -92,7 +92,7 @@ def test_what_generate_key_prints_is_what_a_configuration_takes(tmp_path: Path) 
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
-    assert "require_signature = True" in checked.stdout
+    assert "require_signature = true" in checked.stdout
 
 
 def test_a_key_is_never_overwritten(public: str, folder: Path) -> None:
