@@ -94,7 +94,7 @@ def test_a_user_who_attaches_again_and_again_is_told_when_to_come_back_and_nobod
         r"\(max_attach_rate_per_user = 0\.5\)",
         said,
     ), said
-    for number in range(40):
+    for number in range(13):
         with daemon.client() as own:
             assert own.infer({"do": "echo", "value": number}) == number
     wait_until("it is let in again", lambda: ask(daemon, UID, 1, 1) == "served")
