@@ -20,6 +20,7 @@ from .admin_settings import AdminSettings
 from .admin_sight import AdminSight, fitted
 from .changes import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
 from .config import ConfigError
+from .logs import how_to_read
 from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
@@ -236,6 +237,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "pid": os.getpid(),
         "uptime_s": round((now_ns - supervisor.started_ns) / 1e9, 3),
         "directory": str(supervisor.directory),
+        "logs": how_to_read(),
         "engine": None
         if engine is None
         else {

@@ -113,6 +113,27 @@ def configure_logging(process: str) -> None:
     logging.basicConfig(level=os.environ.get("SHMSERVE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True)
 
 
+def how_to_read() -> str:
+    """How an operator reads what this process logs: a command, or where it goes."""
+    if _to_journal():
+        try:
+            group = Path("/proc/self/cgroup").read_text().splitlines()[-1].rpartition(":")[2]
+        except (OSError, IndexError):
+            group = ""
+        unit = next((part for part in reversed(group.split("/")) if part.endswith(".service")), None)
+        user = " --user" if "/user@" in group else ""
+        return f"journalctl{user} -u {unit.removesuffix('.service')} -e" if unit else "journalctl -e"
+    try:
+        target = os.readlink("/proc/self/fd/2")
+    except OSError:
+        return "nowhere: standard error is closed"
+    if target == os.devnull:
+        return f"nowhere: standard error is {target}"
+    if target.startswith("/dev/"):
+        return f"on the terminal {target}"
+    return f"tail {target}" if os.path.isfile(target) else "read by the program that started the daemon (a pipe)"
+
+
 def _to_journal() -> bool:
     """Whether standard error is the stream that systemd made: the variable is inherited, the stream may be changed."""
     try:

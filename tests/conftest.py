@@ -33,6 +33,12 @@ _TEST_LIMIT_S = 150.0
 _SCRATCH = tempfile.gettempdir() + "/"
 
 
+def pytest_unconfigure() -> None:
+    saving = sys.modules.get("tests.packages.saving")
+    if saving is not None:
+        saving.remove_saved()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` run where CUDA works, and say why they do not elsewhere."""
     marked = [item for item in items if item.get_closest_marker("gpu") is not None]

@@ -162,6 +162,21 @@ def test_a_model_s_metadata_with_infinite_bounds_can_be_told(start_daemon: Calla
     assert metadata["low"] == ["-inf", 0.0] and metadata["high"] == ["inf", "nan"]
 
 
+def test_a_status_tells_where_the_log_is_and_what_to_do_about_an_engine_that_does_not_move(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon("echo")
+    assert f"tail {daemon.folder}/log" in admin(daemon, "status")
+    engine = daemon.status()["engine"]["pid"]
+
+    os.kill(engine, signal.SIGSTOP)
+    wait_until("it is quiet", lambda: daemon.status()["engine"]["heartbeat_age_s"] > 5)
+    shown = admin(daemon, "status")
+    os.kill(engine, signal.SIGCONT)
+
+    assert "do        the engine has not moved for" in shown and "stuck_s" in shown
+
+
 # On a terminal
 
 

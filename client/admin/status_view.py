@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .advice import advice
+
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
 
@@ -63,6 +65,8 @@ def _summary(status: dict[str, Any]) -> Table:
     if status["error"]:
         state.append(f"  {status['error']}", style="red")
     table.add_row("service", Text(f"{status['service']}  ", style="bold") + state)
+    if (to_do := advice(status)) is not None:
+        table.add_row("do", Text(to_do, style="yellow"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")
@@ -93,6 +97,7 @@ def _summary(status: dict[str, Any]) -> Table:
         if requests[name]:
             counts.append(f" ({requests[name]} {name.replace('_', ' ')})", style="yellow")
     table.add_row("requests", counts)
+    table.add_row("logs", Text(status["logs"]))
     return table
 
 

@@ -111,7 +111,15 @@ _SCRIPTS: dict[str, Callable[[], Any]] = {
 
 @cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="shmserve-networks-")  # gone with the process
+    return tempfile.TemporaryDirectory(
+        prefix="shmserve-networks-"
+    )  # removed by conftest.py: workers exit without atexit
+
+
+def remove_saved() -> None:
+    """Remove what was saved, at the end of the tests."""
+    if _folder.cache_info().currsize:
+        _folder().cleanup()
 
 
 @cache
