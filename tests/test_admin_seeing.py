@@ -7,12 +7,15 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shmserve.daemon.admin_sight import fitted
@@ -21,7 +24,7 @@ from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import MESSAGE_LIMIT
 from shmserve.varlink_connection import VarlinkConnection
 from tests import watchdog
-from tests.daemon_process import SHMSERVED, Daemon, environment, wait_until
+from tests.daemon_process import POLICIES, SHMSERVED, Daemon, environment, wait_until
 
 CLIENTS = 256
 
@@ -227,6 +230,33 @@ def test_top_says_so_when_the_daemon_goes_away(
 
     assert screen.end() == 3
     assert "closed the connection" in screen.drawn
+
+
+def test_long_work_shows_how_far_it_is_and_a_pipe_does_not_see_it(
+    start_daemon: Callable[..., Daemon],
+    make_daemon: Callable[..., Daemon],
+    on_screen: Callable[..., Screen],
+    tmp_path: Path,
+) -> None:
+    daemon = start_daemon("echo")
+    package = tmp_path / "large"
+    shutil.copytree(POLICIES / "echo", package)
+    with open(package / "weights.bin", "wb") as weights:
+        weights.truncate(64 << 20)
+    np.savez(tmp_path / "example.npz", a=np.zeros(1))
+    asking = ("bench", "--seconds", "1", "--example", str(tmp_path / "example.npz"))
+
+    loading = on_screen(daemon, *asking)
+    loading.wait_for("asking")
+    assert loading.end() == 0, loading.drawn
+    receiving = on_screen(daemon, "update-model", str(package))
+    receiving.wait_for("MiB")
+    assert receiving.end() == 0, receiving.drawn
+    waiting = on_screen(make_daemon("echo"), "wait-ready", "--timeout", "2")
+    waiting.wait_for("waiting for service 't'")
+    assert waiting.end() == 3
+    quiet = subprocess.run(command(daemon, *asking), capture_output=True, text=True, timeout=60, check=True)
+    assert quiet.stderr == "" and "asking" not in quiet.stdout
 
 
 def test_latencies_only_grow(echo: Daemon) -> None:

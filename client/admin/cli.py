@@ -98,9 +98,12 @@ def wait_ready(target: Target, timeout: float) -> None:
     \b
     shmserve-admin wait-ready --timeout 120
     """
+    from .progress import progress_line
     from .waiting import wait_until_ready
 
-    found = wait_until_ready(target.connection, timeout)
+    with progress_line(str) as tell:
+        tell(f"waiting for service {target.name!r}")
+        found = wait_until_ready(target.connection, timeout)
     if target.as_json:
         print_json(found)
     if found["state"] not in ("ready", "updating"):  # while a new model is on its way the old one answers

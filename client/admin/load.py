@@ -19,9 +19,12 @@ import numpy.typing as npt
 from shmserve.errors import ShmServeError
 
 from .load_process import COLUMNS
+from .progress import progress_bar
 
 #: From when all are ready until they begin together.
 _HEAD_START_NS = 100_000_000
+#: Between two looks at how far it has come.
+_LOOK_S = 0.1
 _PERCENTILES = (50, 90, 99, 99.9)
 
 
@@ -63,8 +66,21 @@ class Load:
             begin_ns = time.monotonic_ns() + _HEAD_START_NS
             for process in processes:
                 _write(process, str(begin_ns))
+            self._show_progress(begin_ns, processes)
             measured = [_measured(process) for process in processes]
         return self._result(measured)
+
+    def _show_progress(self, begin_ns: int, processes: list[subprocess.Popen[bytes]]) -> None:
+        """A bar for the time that it takes, on a terminal; a client that has ended ends the waiting, too."""
+        if not sys.stderr.isatty():
+            return
+        with progress_bar("asking", round(self.seconds, 1)) as progress:
+            while (elapsed_s := (time.monotonic_ns() - begin_ns) / 1e9) < self.seconds:
+                progress(round(max(0.0, elapsed_s), 1))
+                # A client that is done writes its measurements, and waits for them to be read.
+                if any(process.poll() is not None for process in processes):
+                    break
+                time.sleep(_LOOK_S)
 
     def _result(self, measured: list[tuple[dict[str, Any], npt.NDArray[np.float64]]]) -> dict[str, Any]:
         rows = np.concatenate([rows for _, rows in measured])

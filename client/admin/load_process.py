@@ -6,6 +6,7 @@ line and the measurements as a .npy of float64 microseconds, a row a request.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -82,7 +83,10 @@ def main() -> int:
         return 1
     rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))
     print(json.dumps(found), flush=True)
-    np.save(sys.stdout.buffer, rows, allow_pickle=False)
+    # Not into the stream: numpy then asks for its position, which a pipe has not.
+    measured = io.BytesIO()
+    np.save(measured, rows, allow_pickle=False)
+    sys.stdout.buffer.write(measured.getvalue())
     sys.stdout.buffer.flush()
     return 0
 

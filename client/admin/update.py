@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_MIB = 1 << 20
 
 
 def open_package(path: Path) -> int:
@@ -42,6 +45,7 @@ def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
                 result: dict[str, Any] = reply["result"]
                 return result
             steps.go_on(reply["step"], reply["elapsed_s"])
+            steps.tell(reply["detail"])
     except BaseException:
         steps.break_off()
         raise
@@ -55,6 +59,7 @@ class _Steps:
         self._quiet = quiet
         self._step: str | None = None
         self._began_s = 0.0
+        self._told = False
 
     def go_on(self, step: str, elapsed_s: float) -> None:
         if step == self._step:
@@ -64,7 +69,18 @@ class _Steps:
         if not self._quiet:
             print(f"  {step:<10}", end="", flush=True)
 
+    def tell(self, detail: dict[str, Any]) -> None:
+        """How much of the package has come, on a terminal."""
+        if self._step is None or self._quiet or not sys.stdout.isatty() or not detail.get("bytes"):
+            return
+        share = f" of {detail['of'] / _MIB:.0f}" if detail.get("of") else ""
+        print(f"\r  {self._step:<10}{detail['bytes'] / _MIB:8.0f}{share} MiB", end="\x1b[K", flush=True)
+        self._told = True
+
     def end(self, elapsed_s: float) -> None:
+        if self._told and self._step is not None:
+            print(f"\r  {self._step:<10}", end="\x1b[K")
+        self._told = False
         if self._step is not None and not self._quiet:
             print(f"{elapsed_s - self._began_s:8.3f} s", flush=True)
         self._step = None
