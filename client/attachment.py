@@ -182,16 +182,17 @@ class Attachment:
         return old
 
     def next_sequence(self) -> int:
-        """What the next request is called, in the lowest slot that nothing uses; 0 while there is none."""
+        """What the next request is called, in the slot whose turn it is or else another one; 0 while none is free."""
         requests = self.channel.requests
         published = requests.words[requests.counter]
         number = (published >> SLOT_BITS) + 1
+        turn = number % requests.turning
         if not self.in_flight and not self.lent:
-            return number << SLOT_BITS  # in slot 0
+            return number << SLOT_BITS | turn
         self._forget_unpublished(published)
         used = {slot_of(sequence) for sequence in self.in_flight}
         used.update(slot_of(sequence) for sequence in tuple(self.lent) if self.lent_reply(sequence) is not None)
-        for slot in range(requests.slots):
+        for slot in (*range(turn, requests.slots), *range(turn)):
             if slot not in used:
                 return sequence_of(number, slot)
         return 0

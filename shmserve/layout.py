@@ -11,8 +11,7 @@ lines of their own.
       supervisor, once   `slots` of them
 
 A sequence names a request for good, and its slot with it: the request's number in the high bits, the slot
-in the low six. The client takes the lowest slot that is free, so that a robot with one request out keeps
-to memory that is still in the processor's cache.
+in the low six. Which free slot it takes is the client's affair (ring.py).
 
 >>> [hex(sequence_of(number, slot)) for number, slot in ((1, 0), (2, 0), (3, 5))]
 ['0x40', '0x80', '0xc5']
