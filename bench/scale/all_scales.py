@@ -13,6 +13,7 @@ from . import (
     idle_cpu,
     kernel_entries,
     one_beside_eight,
+    slots_in_turn,
     start_up,
     update_pause,
 )
@@ -27,6 +28,7 @@ SCALES: dict[str, tuple[str, Callable[[float], list[Figure]]]] = {
         one_beside_eight,
         batching,
         changing_timestamp,
+        slots_in_turn,
         kernel_entries,
         control_thread,
         idle_cpu,
