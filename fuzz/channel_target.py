@@ -141,7 +141,7 @@ class _Engine:
         self.bell = bell
         self.broken: list[str] = []
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(0), lambda timeout_s: None, lambda lane, why: self.broken.append(why)
+            bell, self.stats, serving, SpinBudget(0), lambda timeout_s: False, lambda lane, why: self.broken.append(why)
         )
         bell.loop = self.loop
         self.loop.serve()

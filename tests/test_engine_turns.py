@@ -20,7 +20,7 @@ from shmserve.daemon.engine.loop import EngineLoop
 from shmserve.daemon.engine.pipe_bells import PipeBells
 from shmserve.daemon.engine.serving import Serving
 from shmserve.daemon.engine.tenancy import Tenancy
-from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.daemon.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Kind
@@ -64,6 +64,7 @@ class Engine:
     def __init__(self, transport: str) -> None:
         self.stats = Stats(create_stats_memory())
         self.model = Model()
+        self.news: list[str] = []
         self._names: list[LaneNames] = []
         self._sealed: list[SealedLane] = []
         self.channels: list[ClientChannel] = []
@@ -79,9 +80,19 @@ class Engine:
         self.bell = bell
         serving = Serving(self.model, self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={})
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(1000), lambda timeout_s: None, lambda lane, why: pytest.fail(why)
+            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda lane, why: pytest.fail(why)
         )
         self.loop.serve()
+
+    def _hear(self, timeout_s: float) -> bool:
+        """One piece of the supervisor's news; says whether there is more."""
+        if self.news:
+            self.model.order.append(self.news.pop(0))
+        return bool(self.news)
+
+    def tell(self, *news: str) -> None:
+        self.news += news
+        self.stats.words[Counter.CONTROL] += 1
 
     def client(self, name: str) -> Client:
         channel = len(self.channels)
@@ -220,6 +231,23 @@ def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
         assert engine.bell.tokens() == 1
     finally:
         engine.close()
+
+
+def test_who_waits_is_served_between_two_pieces_of_the_supervisor_s_news(engine: Engine) -> None:
+    robot = engine.client("robot")
+    for _ in range(3):
+        robot.publish()
+    robot.ring()
+    engine.tell("a channel", "another channel", "a third channel", "a fourth channel")
+
+    def asked(who: str) -> None:
+        engine.loop.stopped = engine.model.order.count("robot") == 3
+
+    engine.model.asked = asked
+    order = engine.run()
+
+    # It was found after the first one, and is not kept waiting for all of them.
+    assert order == ["a channel", "another channel", "robot", "a third channel", "robot", "a fourth channel", "robot"]
 
 
 def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:

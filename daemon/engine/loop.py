@@ -37,8 +37,8 @@ _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 class EngineLoop:
     """Serves the channels until `stopped`.
 
-    `control(timeout_s)` handles the supervisor's messages, waiting so long for the first; `broken` is
-    told of a channel that was given up, and why.
+    `control(timeout_s)` handles the supervisor's messages, waiting so long for the first, and says whether it left some
+    for its next call; `broken` is told of a channel that was given up, and why.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class EngineLoop:
         stats: Stats,
         serving: Serving,
         budget: SpinBudget,
-        control: Callable[[float], None],
+        control: Callable[[float], bool],
         broken: Callable[[Lane, str], None],
     ) -> None:
         self._bell = bell
@@ -57,6 +57,7 @@ class EngineLoop:
         self._control = control
         self._broken = broken
         self._control_seen = 0
+        self._more_control = False
         self.tenancies: dict[int, Tenancy] = {}
         self._hot: list[Tenancy] = []
         self._waiting: list[Tenancy] = []
@@ -143,10 +144,11 @@ class EngineLoop:
             if self._draining:
                 self._drain_on()
                 continue
-            if words[_CONTROL] != self._control_seen:
+            if words[_CONTROL] != self._control_seen or self._more_control:
                 self._control_seen = words[_CONTROL]
-                self._control(0)
-                continue
+                self._more_control = self._control(0)
+                if not self._more_control or not self.serving or self._draining or self.stopped:
+                    continue
             self._look_at_hot(now_ns)
             if self._waiting:
                 self._serve_next()
@@ -158,7 +160,7 @@ class EngineLoop:
             self._taken_ns = now_ns
             if self._rung or self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
                 self._take_tokens(now_ns)
-            if not self._waiting:
+            if not self._waiting and not self._more_control:
                 self._idle(now_ns)
 
     def _drain_on(self) -> None:

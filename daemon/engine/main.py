@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Engine:
 
     def __init__(self, control: ControlSocket, stats: Stats, order: dict[str, Any]) -> None:
         self._control = control
+        self._messages: deque[dict[str, Any]] = deque()
         self._stats = stats
         self._order = order
         self._serial: int = order["serial"]
@@ -180,12 +182,21 @@ class Engine:
             logging.shutdown()
             os._exit(EXIT_STATUS)  # destructors would call the device
 
-    def _handle_messages(self, timeout_s: float) -> None:
+    def _handle_messages(self, timeout_s: float) -> bool:
+        """Handle what the supervisor says, up to the next channel: mapping one takes as long as many requests.
+
+        Returns whether more is left.
+        """
         assert self._loop is not None
-        for message in self._control.receive(timeout_s):
+        self._messages += self._control.receive(0.0 if self._messages else timeout_s)
+        while self._messages:
+            message = self._messages.popleft()
             self._handle(self._loop, message)
-        if self._control.closed:
+            if message["event"] == "attach":
+                break
+        if self._control.closed and not self._messages:
             self._loop.stopped = True
+        return bool(self._messages)
 
     def _handle(self, loop: EngineLoop, message: dict[str, Any]) -> None:
         match message["event"]:
