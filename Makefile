@@ -52,8 +52,8 @@ test: $(VENV)/installed
 
 # Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
 run-tests: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SEALED_AS_WELL)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py

@@ -40,7 +40,7 @@ class _Leases:
     """Gives the same lane to everybody, and looks at what it is asked for."""
 
     def __init__(self) -> None:
-        self.lease = SimpleNamespace(lane=Lane(Identity(1, 0, 1), None), trusted=False, channel=0)
+        self.lease = SimpleNamespace(lane=Lane(Identity(1, 0, 1), None), peer=_PEER, trusted=False, channel=0)
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Any, list[int]]:
         assert len(program) <= 64
