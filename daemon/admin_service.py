@@ -151,7 +151,7 @@ class AdminService:
 async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
     """A change's steps as replies while it goes on; closing this generator cancels the change."""
     began = time.monotonic()
-    steps: asyncio.Queue[Reply] = asyncio.Queue()
+    steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was the last one
 
     def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
         elapsed_s = round(time.monotonic() - began, 4)
@@ -159,14 +159,10 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
         return Reply(fields, continues=result is None)
 
     task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
+    task.add_done_callback(lambda ended: steps.put_nowait(None))
     try:
-        while not task.done() or not steps.empty():
-            getter = asyncio.ensure_future(steps.get())
-            await asyncio.wait((task, getter), return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                yield getter.result()
-            else:
-                getter.cancel()
+        while (step := await steps.get()) is not None:
+            yield step
         yield reply("done", {}, task.result())
     except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineFailed) as error:
         log.warning("the model stays: %s", error)

@@ -71,13 +71,18 @@ class Screen:
         while self.process.poll() is None:
             assert time.monotonic() < until, "it does not end"
             self._read(0.1)  # a full terminal would hold it up
-        self._read(0.1)
+        while self._read(0.1):
+            pass
         return self.process.returncode
 
-    def _read(self, timeout_s: float) -> None:
+    def _read(self, timeout_s: float) -> bool:
+        """A piece of what it drew (a terminal gives 4 KiB at a time); False if there was none."""
         with contextlib.suppress(OSError):  # EIO: nobody has the other end any more
             if select.select([self._terminal], [], [], timeout_s)[0]:
-                self.drawn += os.read(self._terminal, 65536).decode("utf-8", "replace")
+                piece = os.read(self._terminal, 65536)
+                self.drawn += piece.decode("utf-8", "replace")
+                return bool(piece)
+        return False
 
     def dismiss(self) -> None:
         watchdog.reap(self.process)
