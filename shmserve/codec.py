@@ -180,8 +180,8 @@ class Encoder:
             arrays = [_apart(array, view, slot) for view, array in zip(views, arrays, strict=True)]
         if numbers:
             schema.numbers.pack_into(slot.raw, 0, *numbers)
-        # Not memoryview assignment: numpy takes any strides and lets other threads run. For a small array np.copyto
-        # costs twice as much as this.
+        # Not memoryview assignment: numpy takes any strides and lets other threads run. np.copyto, which would do
+        # the same, has more of a call around it.
         for view, array in zip(views, arrays):  # noqa: B905  the matcher has collected as many
             if array is not view:  # it is, where a loan was filled in
                 view[...] = array

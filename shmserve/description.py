@@ -240,7 +240,7 @@ def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array
         numbers.append(values[position])
     for position, dtype, shape, convert in pattern.arrays:
         array = values[position]
-        # Almost always the same object: comparing two dtypes costs as much as the rest of this line.
+        # Almost always the same object, and then there is nothing to compare.
         if dtype is not None and array.dtype is not dtype and array.dtype != dtype:
             return False
         if convert is not None:

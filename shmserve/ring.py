@@ -102,8 +102,8 @@ class RequestWriter(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        # What the engine has just read lies in its processor's cache: to write there again at once costs several
-        # times as much as in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
+        # What the engine has just read lies in its processor's cache: to write there again at once is slower
+        # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
         self.turning = max(1, min(self.slots, _TURNING_BYTES // segment.geometry.payload_bytes))
