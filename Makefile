@@ -26,7 +26,8 @@ help:
 	@echo "make bench-gpu  measure on a GPU; docs/gpu.md"
 	@echo "make clean  remove what these made"
 
-$(VENV)/installed: pyproject.toml
+# What is compiled (compiled/) is built as part of the installation.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -53,7 +54,13 @@ test: $(VENV)/installed
 # Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
 run-tests: $(VENV)/installed
 	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SEALED_AS_WELL)
+	@SHMSERVE_COMPILED=0 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(NOT_COMPILED_AS_WELL)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+# Those that reach what is compiled (compiled/), again with the Python that takes its place where there is no compiler.
+NOT_COMPILED_AS_WELL := tests/test_codec.py tests/test_ring.py tests/test_pipelining.py tests/test_growing.py \
+	tests/test_engine_turns.py tests/test_loans.py tests/test_loans_of_replies.py tests/test_hostile_client.py \
+	tests/test_exact_values.py tests/test_threads.py shmserve/codec.py shmserve/watch.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
@@ -71,7 +78,7 @@ test-long: $(VENV)/installed
 	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile
 
 # Its own environment: the peers' packages are many, and no test needs them.
-$(BENCH_VENV)/installed: pyproject.toml
+$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -171,7 +171,8 @@ def toml(table: Mapping[str, int | str] | Mapping[str, int | str | list[int]]) -
 def environment() -> dict[str, str]:
     """This process's environment without what would lead a daemon or a client to other directories."""
     away = ("SHMSERVE_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "JOURNAL_STREAM")
-    return {key: value for key, value in os.environ.items() if not key.startswith(away)}
+    kept = ("SHMSERVE_COMPILED",)
+    return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(away)}
 
 
 def _end_with_parent() -> None:

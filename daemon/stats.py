@@ -17,6 +17,8 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 
+from shmserve.compiled import COMPILED, steps
+
 WORD = 8
 #: Channels have a line each; a service has no more clients than this.
 CHANNEL_LIMIT = 256
@@ -145,6 +147,9 @@ class Stats:
     def __init__(self, descriptor: int) -> None:
         self._mapped = mmap.mmap(descriptor, STATS_BYTES, flags=mmap.MAP_SHARED)
         self.words = memoryview(self._mapped).cast("Q")
+        self._histograms = steps.Histograms(self._mapped, _HISTOGRAMS_AT) if COMPILED else None
+        if self._histograms is not None:
+            self.record = self._histograms.record  # type: ignore[method-assign]
 
     def record(self, queued_ns: int, staged_ns: int, infer_ns: int, copied_ns: int) -> None:
         """Count one request in the histograms of its stages and of its total."""
@@ -185,4 +190,6 @@ class Stats:
 
     def close(self) -> None:
         self.words.release()
+        if self._histograms is not None:
+            self._histograms.close()
         self._mapped.close()

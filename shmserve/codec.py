@@ -28,12 +28,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .compiled import COMPILED, steps
 from .description import Matcher, Pattern, describe, is_tensor, tensor_bytes
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
 _copy = np.ndarray.copy
+#: What `Sender.write` says of a tree that is larger than its slot.
+_TOO_LARGE = 2
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
@@ -106,6 +109,11 @@ class _Known(Matcher):
     def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
         super().__init__(schema, schema_id, pattern)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
+        #: Compares and copies in one step; None where that was not built.
+        self.write: Callable[[Any, npt.NDArray[np.uint8]], int] | None = None
+        if COMPILED:
+            places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
+            self.write = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes).write
 
 
 class Encoder:
@@ -136,9 +144,14 @@ class Encoder:
         """
         for matcher in self._matchers:
             try:
-                leaves = matcher.collect(tree)
-                if leaves is not None:
-                    return self._write(matcher, leaves, slot, lent=lent)
+                if matcher.write is None or lent:
+                    leaves = matcher.collect(tree)
+                    if leaves is not None:
+                        return self._write(matcher, leaves, slot, lent=lent)
+                elif found := matcher.write(tree, slot.payload):
+                    if found == _TOO_LARGE or slot.written_schema != matcher.schema_id:
+                        self._write_metadata(matcher, slot)
+                    return matcher.encoded
             except (struct.error, ValueError, OverflowError, TypeError):
                 continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew
         return self._describe_and_write(tree, slot, lent=lent)
@@ -172,8 +185,7 @@ class Encoder:
         self, matcher: _Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
     ) -> Encoded:
         schema = matcher.schema
-        if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
-            raise DoesNotFit(len(schema.metadata), schema.payload_bytes)
+        self._write_metadata(matcher, slot)
         numbers, arrays = leaves
         views = slot.views[schema]
         if lent:
@@ -185,11 +197,17 @@ class Encoder:
         for view, array in zip(views, arrays):  # noqa: B905  the matcher has collected as many
             if array is not view:  # it is, where a loan was filled in
                 view[...] = array
+        return matcher.encoded
+
+    def _write_metadata(self, matcher: _Known, slot: SlotMemory) -> None:
+        """Unless the slot has it already; raises DoesNotFit if it has no room for all of this."""
+        schema = matcher.schema
+        if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
+            raise DoesNotFit(len(schema.metadata), schema.payload_bytes)
         if slot.written_schema != matcher.schema_id:
             slot.written_schema = None  # an interrupt may come between the bytes and the note of them
             slot.metadata[: len(schema.metadata)] = np.frombuffer(schema.metadata, np.uint8)
             slot.written_schema = matcher.schema_id
-        return matcher.encoded
 
     def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
         """Write `example`; returns a copy of its tree whose arrays are memory of the slot, and these arrays.
@@ -343,13 +361,17 @@ class Decoder:
         Its arrays are the caller's own, unless `read_leaf` makes something else of them.
         """
         schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
-        views = slot.views[schema]
-        if read_leaf is None and schema.only_arrays:
-            arrays: list[Any] = [*map(_copy, views)]
+        receiver = schema.receiver
+        if receiver is not None and read_leaf is None and schema.only_arrays:
+            tree = receiver.read(slot.payload)
         else:
-            read_leaf = read_leaf or owned_array
-            arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-        tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
+            views = slot.views[schema]
+            if read_leaf is None and schema.only_arrays:
+                arrays: list[Any] = [*map(_copy, views)]
+            else:
+                read_leaf = read_leaf or owned_array
+                arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
+            tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
         if not pickled:
             return tree
         if not self._allow_pickle:

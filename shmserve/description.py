@@ -136,6 +136,12 @@ class Pattern:
         self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
         self.nested: list[tuple[int, Pattern]] = []
 
+    def spec(self) -> tuple[Any, ...]:
+        """The same in tuples, for the compiled steps."""
+        nested = tuple((position, pattern.spec()) for position, pattern in self.nested)
+        constants, numbers, arrays = tuple(self.constants), tuple(self.numbers), tuple(self.arrays)
+        return self.kind, self.keys, self.types, constants, numbers, arrays, nested
+
 
 class _Description:
     """Walks a tree once, in the order of `Schema`, and makes its pattern and its leaves."""

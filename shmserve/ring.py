@@ -9,12 +9,15 @@ sequence in it with the one it expects, and uses only the copy.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import NamedTuple
 
 from .codec import SlotMemory
+from .compiled import COMPILED, steps
 from .fence import IN_ORDER, fence
-from .layout import REPLY, REQUEST, SLOT_MASK, WORD, number_of
+from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOT_MASK, SLOTS_OFFSET, WORD, number_of
 from .segment import Segment
+from .watch import Watch
 
 
 class RequestHead(NamedTuple):
@@ -68,6 +71,22 @@ class _Ring:
         self._memory = segment.memory
         #: Where the counter is in `words`: whoever looks at it again and again does so without a call.
         self.counter = segment.counter_index
+        #: The counter for a reader that waits for it to move.
+        self.watch = Watch(segment.bytes, self.counter)
+        self.watches = [self.watch]
+        #: What does the same as the methods here in less time; None where it was not built.
+        self._compiled = (
+            steps.Slots(
+                segment.bytes,
+                COUNTER_OFFSET // WORD,
+                SLOTS_OFFSET // WORD,
+                geometry.stride // WORD,
+                geometry.slots,
+                SLOT_MASK,
+            )
+            if COMPILED
+            else None
+        )
         self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
         self._head_words = [offset // WORD for offset in self._heads]
         self.memories = []
@@ -88,6 +107,9 @@ class _Ring:
         """Unmap, unless arrays still view the memory."""
         self.memories = []
         self.words = self._memory = memoryview(b"")
+        self.watch.close()
+        if self._compiled is not None:
+            self._compiled.close()
         self.segment.close()
 
 
@@ -107,6 +129,8 @@ class RequestWriter(_Ring):
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
         self.turning = max(1, min(self.slots, _TURNING_BYTES // segment.geometry.payload_bytes))
+        if self._compiled is not None:
+            self.publish = self._compiled.publish  # type: ignore[method-assign]
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
@@ -130,6 +154,12 @@ class RequestReader(_Ring):
     """The engine's end of the requests."""
 
     _cancelled = REQUEST.offset("cancelled") // WORD
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__(segment)
+        if self._compiled is not None:
+            self.head = partial(self._compiled.request, RequestHead)  # type: ignore[method-assign]
+            self.cancelled = self._compiled.cancelled  # type: ignore[method-assign]
 
     def published(self) -> int:
         """The last sequence the client says it published: a claim, to be checked against what is due."""
@@ -171,6 +201,12 @@ class ReplyWriter(_Ring):
     #: What is written of a reply's head before its sequence, which is the first word.
     _before_sequence = struct.Struct("@" + "Q" * (_taken - 1))
 
+    def __init__(self, segment: Segment) -> None:
+        super().__init__(segment)
+        if self._compiled is not None:
+            self.take = self._compiled.take  # type: ignore[method-assign]
+            self.complete = self._compiled.complete  # type: ignore[method-assign]
+
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
         return self.words[self._head_words[sequence & SLOT_MASK]] >= sequence
@@ -211,6 +247,11 @@ class ReplyWriter(_Ring):
 
 class ReplyReader(_Ring):
     """The client's end of the replies."""
+
+    def __init__(self, segment: Segment) -> None:
+        super().__init__(segment)
+        if self._compiled is not None:
+            self.try_head = partial(self._compiled.reply, ReplyHead)  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from shmserve.channel import Lane
 from shmserve.spin import SpinBudget
+from shmserve.watch import spin
 
 from ..stats import Counter, Stats
 from .bells import Bells
@@ -18,6 +19,7 @@ from .recording import RecordedServing
 from .schedule import next_of
 from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
+from .watched import Watched
 
 #: No wait is longer, whatever bells were lost; twice as long where nobody has asked for a second.
 LONGEST_WAIT_NS = 50_000_000
@@ -29,8 +31,8 @@ _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
 #: Where nobody knows whose a token was: no two looks at every channel are closer together, for each channel. A look
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
 _SCAN_AFTER_NS = 2_000
-#: Looks at the hot channels between two looks at the clock.
-_LOOKS_PER_CLOCK = 8
+#: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
+_LOOKING_NS = 5_000
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
 
@@ -59,7 +61,8 @@ class EngineLoop:
         self._control_seen = 0
         self._more_control = False
         self.tenancies: dict[int, Tenancy] = {}
-        self._hot: list[Tenancy] = []
+        self._everyone = Watched()
+        self._hot = Watched()
         self._waiting: list[Tenancy] = []
         self._scanned_ns = 0
         self._taken_ns = 0
@@ -74,6 +77,7 @@ class EngineLoop:
     def add(self, tenancy: Tenancy) -> None:
         """Serve this channel from now on."""
         self.tenancies[tenancy.number] = tenancy
+        self._everyone.add(tenancy)
         self._bell.watch(tenancy)
         if self.serving:
             self._open(tenancy)
@@ -97,6 +101,7 @@ class EngineLoop:
         self._forget(tenancy)
         self._bell.forget(tenancy)
         tenancy.move(lane, descriptors, carried, serving=True)
+        self._everyone.add(tenancy)
         self._bell.watch(tenancy)
         self._heat(tenancy)
         if tenancy.waiting:
@@ -118,7 +123,7 @@ class EngineLoop:
         for tenancy in self.tenancies.values():
             tenancy.waiting.clear()
         self._waiting.clear()
-        self._hot.clear()
+        self._hot.keep([])
 
     def drain(self) -> None:
         """Answer what has been published until now, then stop; later requests are refused."""
@@ -193,11 +198,11 @@ class EngineLoop:
     def _heat(self, tenancy: Tenancy) -> None:
         if tenancy not in self._hot:
             tenancy.active_ns = time.monotonic_ns()
-            self._hot.append(tenancy)
+            self._hot.add(tenancy)
 
     def _forget(self, tenancy: Tenancy) -> None:
-        if tenancy in self._hot:
-            self._hot.remove(tenancy)
+        self._everyone.remove(tenancy)
+        self._hot.remove(tenancy)
         if tenancy in self._waiting:
             self._waiting.remove(tenancy)
 
@@ -218,9 +223,8 @@ class EngineLoop:
         return True
 
     def _look_at_hot(self, now_ns: int) -> None:
-        for tenancy in self._hot:
-            if tenancy.words[tenancy.counter] != tenancy.seen and not self._look(tenancy, now_ns):
-                return  # the list has changed under the loop; the next round looks again
+        for tenancy in self._hot.moved():
+            self._look(tenancy, now_ns)
 
     def _take_tokens(self, now_ns: int) -> None:
         """Use up the tokens, and look at the channels that they may be of."""
@@ -237,15 +241,14 @@ class EngineLoop:
             return
         self._rung = False
         self._scanned_ns = now_ns
-        # Without a call for each: among a hundred silent channels this is most of what a request costs.
-        for tenancy in [each for each in self.tenancies.values() if each.words[each.counter] != each.seen]:
+        for tenancy in self._everyone.moved():
             self._look_at_cold(tenancy, now_ns)
-        self._hot = [tenancy for tenancy in self._hot if now_ns - tenancy.active_ns < _COLD_AFTER_NS]
+        self._hot.keep([each for each in self._hot.tenancies if now_ns - each.active_ns < _COLD_AFTER_NS])
         self._bell.pardon(now_ns)
 
     def _look_at_cold(self, tenancy: Tenancy, now_ns: int) -> None:
-        if tenancy.words[tenancy.counter] != tenancy.seen and self._look(tenancy, now_ns) and tenancy not in self._hot:
-            self._hot.append(tenancy)
+        if self._look(tenancy, now_ns) and tenancy not in self._hot:
+            self._hot.add(tenancy)
 
     def _serve_next(self) -> None:
         waiting = self._waiting
@@ -274,15 +277,14 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            for _ in range(_LOOKS_PER_CLOCK):
-                for tenancy in hot:
-                    if tenancy.words[tenancy.counter] != tenancy.seen:
-                        now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
-                        self._waited_ns = now_ns - began_ns
-                        # A lone client need not wait for the long way round the loop.
-                        if len(hot) == 1 and self._look(tenancy, now_ns):
-                            self._serve_next()
-                        return
+            place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS))
+            if place >= 0:
+                now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
+                self._waited_ns = now_ns - began_ns
+                # A lone client need not wait for the long way round the loop.
+                if len(hot.tenancies) == 1 and self._look(hot.tenancies[0], now_ns):
+                    self._serve_next()
+                return
             if tokens() > 0 or words[_CONTROL] != control_seen:
                 self._budget.waited(time.monotonic_ns() - began_ns)
                 return

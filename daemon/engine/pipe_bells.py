@@ -89,7 +89,7 @@ class PipeBells:
         return rang
 
     def _count(self, ringer: _Ringer, tokens: int) -> None:
-        seen = number_of(ringer.tenancy.seen)
+        seen = number_of(ringer.tenancy.watch.seen)
         if ringer.allowed is None:
             ringer.allowed = _SPARE_RINGS - seen
         ringer.tokens += tokens

@@ -47,6 +47,7 @@ class Staging:
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
         """The tree in `slot`, its arrays as the model takes them."""
+        receiver = schema.receiver
         if in_place:
             source = slot
         else:
@@ -55,8 +56,15 @@ class Staging:
             if source.room < size:
                 source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
             # The one copy of the payload: what the client writes from now on is not seen.
-            source.beginnings[size][...] = slot.beginnings[size]
+            if receiver is not None:
+                receiver.stage(slot.payload, source.payload)
+            else:
+                source.beginnings[size][...] = slot.beginnings[size]
         views = source.views[schema]
+        if receiver is not None and schema.only_arrays and self._on_host and not pickled:
+            if self._device is None:
+                return receiver.lend(source.payload, views)
+            return receiver.build(source.payload, [_from_numpy(view) for view in views])
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
             tree = unpickle_parts(schema.build(numbers, views))

@@ -70,15 +70,16 @@ class Tenancy:
         self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
         self._carried = list(carried)
         self._stats = stats
-        self.seen = 0
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
+        #: What was seen of the client's counter is `seen` of this.
+        self.watch = self.channel.requests.watch
 
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
         requests, replies = self.channel.requests, self.channel.replies
-        self.seen = requests.published()
-        for sequence in requests.between(0, self.seen):
+        self.watch.seen = published = requests.published()
+        for sequence in requests.between(0, published):
             # What was out in an earlier generation was answered there, or is carried.
             if not replies.answered(sequence):
                 self._admit(sequence)
@@ -99,15 +100,15 @@ class Tenancy:
 
     def look(self, now_ns: int) -> bool:
         """Admit what the client has published since the last look; True if there was anything."""
-        published = self.words[self.counter]
-        if published == self.seen:
+        published, seen = self.words[self.counter], self.watch.seen
+        if published == seen:
             return False
-        count = (published >> SLOT_BITS) - (self.seen >> SLOT_BITS)
+        count = (published >> SLOT_BITS) - (seen >> SLOT_BITS)
         if count == 1:
             self._admit(published)
         else:
-            self._admit_several(count, published)
-        self.seen = published
+            self._admit_several(count, seen, published)
+        self.watch.seen = published
         self.active_ns = now_ns
         return True
 
@@ -122,12 +123,12 @@ class Tenancy:
         finally:
             self.waiting = accepted
 
-    def _admit_several(self, count: int, published: int) -> None:
+    def _admit_several(self, count: int, seen: int, published: int) -> None:
         if not 0 < count <= self.channel.requests.slots:
-            raise BrokenChannel(f"published counter {published:#x} after {self.seen:#x}")
-        sequences = self.channel.requests.between(self.seen, published)
+            raise BrokenChannel(f"published counter {published:#x} after {seen:#x}")
+        sequences = self.channel.requests.between(seen, published)
         if [number_of(sequence) for sequence in sequences] != list(
-            range(number_of(self.seen) + 1, number_of(published) + 1)
+            range(number_of(seen) + 1, number_of(published) + 1)
         ):
             raise BrokenChannel(f"{count} requests were published, the slots hold others")
         for sequence in sequences:
@@ -213,6 +214,8 @@ class Tenancy:
         self.lane = lane
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
+        self.watch, seen = self.channel.requests.watch, self.watch.seen
+        self.watch.seen = seen
         self.waiting.clear()
         self._staging = []
         held, self.held = self.held, {}

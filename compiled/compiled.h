@@ -1,0 +1,63 @@
+/* What the files of the compiled steps share. */
+
+#ifndef SHMSERVE_COMPILED_H
+#define SHMSERVE_COMPILED_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL shmserve_compiled_array_api
+#ifndef SHMSERVE_IMPORTS_ARRAY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+/* Copies of fewer bytes are over before another thread could have taken the interpreter. */
+#define RELEASING_BYTES (32 << 10)
+
+extern PyType_Spec sender_spec, receiver_spec, slots_spec, histograms_spec;
+extern PyMethodDef watch_functions[];
+
+int watch_ready(PyObject *module);
+
+static inline uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Frees an instance of one of the types here, which are made on the heap. */
+static inline void free_instance(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* The bytes of a one-dimensional uint8 array; NULL with an exception for anything else, or for fewer bytes. */
+static inline char *payload_bytes_of(PyObject *payload, Py_ssize_t least)
+{
+    if (!PyArray_CheckExact(payload)) {
+        PyErr_SetString(PyExc_TypeError, "a payload is an array of uint8");
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)payload;
+    if (PyArray_TYPE(array) != NPY_UINT8 || PyArray_NDIM(array) != 1 || !PyArray_IS_C_CONTIGUOUS(array)) {
+        PyErr_SetString(PyExc_TypeError, "a payload is a contiguous array of uint8");
+        return NULL;
+    }
+    if (PyArray_DIM(array, 0) < least) {
+        PyErr_Format(PyExc_ValueError, "a payload of %zd bytes where %zd are needed", (Py_ssize_t)PyArray_DIM(array, 0),
+                     least);
+        return NULL;
+    }
+    return PyArray_BYTES(array);
+}
+
+#endif

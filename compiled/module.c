@@ -1,0 +1,40 @@
+/* The steps of a request that are compiled: shmserve._compiled.
+ *
+ * Each does what a class of Python here does, in the same order and with the same checks: Sender what Matcher
+ * (description.py) and Encoder do, Receiver what Schema.build does, Slots what the ends in ring.py do, Watch and
+ * Histograms what loop.py and stats.py do. Where this module was not built, those do it.
+ */
+
+#define SHMSERVE_IMPORTS_ARRAY
+#include "compiled.h"
+
+static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromSpec(spec);
+    if (type == NULL)
+        return -1;
+    int failed = PyModule_AddObjectRef(module, name, type);
+    Py_DECREF(type);
+    return failed;
+}
+
+static int module_exec(PyObject *module)
+{
+    import_array1(-1);
+    if (add_type(module, "Sender", &sender_spec) < 0 || add_type(module, "Receiver", &receiver_spec) < 0 ||
+        add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Histograms", &histograms_spec) < 0)
+        return -1;
+    return watch_ready(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "shmserve._compiled",
+    .m_doc = "The steps of a request that are compiled.",
+    .m_methods = watch_functions,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }

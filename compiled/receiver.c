@@ -1,0 +1,426 @@
+/* Puts a tree together from a slot's payload: what Schema.build (schema.py) does, and the arrays around it. */
+
+#include "compiled.h"
+
+typedef struct {
+    PyObject *kind; /* dict, list or tuple */
+    PyObject *keys; /* of a dict, a tuple */
+    Py_ssize_t count;
+    Py_ssize_t *entries; /* places among the values */
+} Step;
+
+typedef struct {
+    Py_ssize_t offset, size;
+    PyArray_Descr *stored_as;
+    int dimensions;
+    npy_intp *shape;
+} Place;
+
+typedef struct {
+    PyObject_HEAD
+    Step *steps;
+    Place *places;
+    PyObject *constants; /* a tuple */
+    char *numbers; /* the kind of each: q, d, or ? for a bool */
+    Py_ssize_t steps_count, numbers_count, places_count, payload_bytes;
+    int bare, made;
+} Receiver;
+
+enum { LEAST_ROOM = 48 };
+
+static int step_of(Receiver *self, PyObject *given, Step *step, Py_ssize_t before)
+{
+    PyObject *entries, *keys, *kind;
+    if (!PyArg_ParseTuple(given, "O!OO", &PyTuple_Type, &entries, &keys, &kind))
+        return -1;
+    step->kind = Py_NewRef(kind);
+    step->keys = Py_NewRef(keys);
+    step->count = PyTuple_GET_SIZE(entries);
+    int is_dict = kind == (PyObject *)&PyDict_Type;
+    if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
+        (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != step->count))) {
+        PyErr_SetString(PyExc_TypeError, "a step makes a dict with its keys, a list or a tuple");
+        return -1;
+    }
+    step->entries = PyMem_Calloc((size_t)step->count + 1, sizeof *step->entries);
+    if (step->entries == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t index = 0; index < step->count; index++) {
+        step->entries[index] = PyLong_AsSsize_t(PyTuple_GET_ITEM(entries, index));
+        /* Only of what is there by then: what is inside of a container comes before it. */
+        if (step->entries[index] < 0 || step->entries[index] >= before) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "a step takes what is not there yet");
+            return -1;
+        }
+    }
+    (void)self;
+    return 0;
+}
+
+static int place_of(Receiver *self, PyObject *given, Place *place)
+{
+    PyObject *stored_as, *shape;
+    if (!PyArg_ParseTuple(given, "nnO!O!", &place->offset, &place->size, &PyArrayDescr_Type, &stored_as, &PyTuple_Type,
+                          &shape))
+        return -1;
+    place->stored_as = (PyArray_Descr *)Py_NewRef(stored_as);
+    if (PyTuple_GET_SIZE(shape) > NPY_MAXDIMS) {
+        PyErr_SetString(PyExc_ValueError, "an array of too many dimensions");
+        return -1;
+    }
+    place->dimensions = (int)PyTuple_GET_SIZE(shape);
+    place->shape = PyMem_Calloc((size_t)place->dimensions + 1, sizeof *place->shape);
+    if (place->shape == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    npy_intp bytes = PyDataType_ELSIZE(place->stored_as);
+    for (int index = 0; index < place->dimensions; index++) {
+        npy_intp length = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, index));
+        if (length < 0) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "a negative length");
+            return -1;
+        }
+        place->shape[index] = length;
+        if (__builtin_mul_overflow(bytes, length, &bytes))
+            bytes = -1;
+    }
+    if (bytes != place->size || PyDataType_REFCHK(place->stored_as) || place->offset < self->numbers_count * 8 ||
+        place->size < 0 || place->size > self->payload_bytes - place->offset) {
+        PyErr_SetString(PyExc_ValueError, "an array lies outside of its payload");
+        return -1;
+    }
+    return 0;
+}
+
+/* Receiver(steps, numbers, places, constants, bare, payload_bytes) */
+static int receiver_init(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    Receiver *self = (Receiver *)object;
+    PyObject *steps, *places, *constants;
+    const char *numbers;
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Receiver takes no keywords");
+        return -1;
+    }
+    if (self->constants != NULL) {
+        PyErr_SetString(PyExc_ValueError, "this receiver is made already");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &steps, &numbers, &self->numbers_count, &PyTuple_Type,
+                          &places, &PyTuple_Type, &constants, &self->bare, &self->payload_bytes))
+        return -1;
+    self->constants = Py_NewRef(constants);
+    for (Py_ssize_t index = 0; index < self->numbers_count; index++)
+        if (strchr("qd?", numbers[index]) == NULL || !numbers[index]) {
+            PyErr_SetString(PyExc_ValueError, "numbers are q, d or ?");
+            return -1;
+        }
+    if (self->payload_bytes < 0 || self->numbers_count > self->payload_bytes / 8 || !PyTuple_GET_SIZE(steps)) {
+        PyErr_SetString(PyExc_ValueError, "a structure of nothing, or of more than its payload");
+        return -1;
+    }
+    self->numbers = PyMem_Calloc((size_t)self->numbers_count + 1, 1);
+    self->places = PyMem_Calloc((size_t)PyTuple_GET_SIZE(places) + 1, sizeof *self->places);
+    self->steps = PyMem_Calloc((size_t)PyTuple_GET_SIZE(steps) + 1, sizeof *self->steps);
+    if (self->numbers == NULL || self->places == NULL || self->steps == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(self->numbers, numbers, (size_t)self->numbers_count);
+    while (self->places_count < PyTuple_GET_SIZE(places)) {
+        PyObject *place = PyTuple_GET_ITEM(places, self->places_count);
+        if (place_of(self, place, &self->places[self->places_count++]) < 0)
+            return -1;
+    }
+    Py_ssize_t there = self->numbers_count + self->places_count + PyTuple_GET_SIZE(constants);
+    while (self->steps_count < PyTuple_GET_SIZE(steps)) {
+        PyObject *step = PyTuple_GET_ITEM(steps, self->steps_count);
+        if (step_of(self, step, &self->steps[self->steps_count], there + self->steps_count) < 0) {
+            self->steps_count++;
+            return -1;
+        }
+        self->steps_count++;
+    }
+    if (self->bare && (self->steps[self->steps_count - 1].count != 1 ||
+                       self->steps[self->steps_count - 1].kind != (PyObject *)&PyTuple_Type)) {
+        PyErr_SetString(PyExc_ValueError, "a bare value is alone in a tuple");
+        return -1;
+    }
+    self->made = 1;
+    return 0;
+}
+
+static void receiver_dealloc(PyObject *object)
+{
+    Receiver *self = (Receiver *)object;
+    for (Py_ssize_t index = 0; index < self->steps_count; index++) {
+        Py_XDECREF(self->steps[index].kind);
+        Py_XDECREF(self->steps[index].keys);
+        PyMem_Free(self->steps[index].entries);
+    }
+    for (Py_ssize_t index = 0; index < self->places_count; index++) {
+        Py_XDECREF(self->places[index].stored_as);
+        PyMem_Free(self->places[index].shape);
+    }
+    PyMem_Free(self->steps);
+    PyMem_Free(self->places);
+    PyMem_Free(self->numbers);
+    Py_XDECREF(self->constants);
+    free_instance(object);
+}
+
+static PyObject *number_at(const char *payload, Py_ssize_t index, char kind)
+{
+    int64_t word;
+    memcpy(&word, payload + index * 8, sizeof word);
+    if (kind == 'q')
+        return PyLong_FromLongLong(word);
+    if (kind == '?')
+        return PyBool_FromLong(word != 0);
+    double number;
+    memcpy(&number, &word, sizeof number);
+    return PyFloat_FromDouble(number);
+}
+
+static PyObject *container_from(Step *step, PyObject **values)
+{
+    PyObject *made;
+    if (step->kind == (PyObject *)&PyDict_Type) {
+        made = PyDict_New();
+        for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
+            if (PyDict_SetItem(made, PyTuple_GET_ITEM(step->keys, index), values[step->entries[index]]) < 0)
+                Py_CLEAR(made);
+        return made;
+    }
+    if (step->kind == (PyObject *)&PyList_Type) {
+        made = PyList_New(step->count);
+        for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
+            PyList_SET_ITEM(made, index, Py_NewRef(values[step->entries[index]]));
+        return made;
+    }
+    made = PyTuple_New(step->count);
+    for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
+        PyTuple_SET_ITEM(made, index, Py_NewRef(values[step->entries[index]]));
+    return made;
+}
+
+/* The tree with these arrays for its leaves, which are given up. */
+static PyObject *tree_of(Receiver *self, const char *payload, PyObject **arrays)
+{
+    PyObject *few[LEAST_ROOM], **values = few, *tree = NULL;
+    Py_ssize_t there = self->numbers_count + self->places_count + PyTuple_GET_SIZE(self->constants);
+    Py_ssize_t room = there + self->steps_count, found = 0;
+    if (room > LEAST_ROOM && (values = PyMem_Calloc((size_t)room, sizeof *values)) == NULL)
+        PyErr_NoMemory();
+    for (Py_ssize_t index = 0; values != NULL && index < self->numbers_count; index++)
+        if ((values[found] = number_at(payload, index, self->numbers[index])) != NULL)
+            found++;
+        else
+            break;
+    if (values == NULL || found < self->numbers_count) {
+        for (Py_ssize_t index = 0; index < self->places_count; index++)
+            Py_DECREF(arrays[index]);
+        goto end;
+    }
+    for (Py_ssize_t index = 0; index < self->places_count; index++)
+        values[found++] = arrays[index];
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(self->constants); index++)
+        values[found++] = Py_NewRef(PyTuple_GET_ITEM(self->constants, index));
+    for (Py_ssize_t index = 0; index < self->steps_count; index++)
+        if ((values[found] = container_from(&self->steps[index], values)) != NULL)
+            found++;
+        else
+            break;
+    if (found == room)
+        tree = Py_NewRef(self->bare ? PyTuple_GET_ITEM(values[found - 1], 0) : values[found - 1]);
+end:
+    while (found)
+        Py_DECREF(values[--found]);
+    if (values != few)
+        PyMem_Free(values);
+    return tree;
+}
+
+static PyArrayObject *own_array(Place *place)
+{
+    return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
+                                                 place->dimensions, place->shape, NULL, NULL, 0, NULL);
+}
+
+/* An object of its own over the same memory: what `view[...]` gives. */
+static PyArrayObject *another(PyArrayObject *view)
+{
+    PyArrayObject *array = (PyArrayObject *)PyArray_NewFromDescr(
+        &PyArray_Type, (PyArray_Descr *)Py_NewRef(PyArray_DESCR(view)), PyArray_NDIM(view), PyArray_DIMS(view),
+        PyArray_STRIDES(view), PyArray_DATA(view), PyArray_FLAGS(view) & (NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED), NULL);
+    if (array != NULL && PyArray_SetBaseObject(array, Py_NewRef(view)) < 0)
+        Py_CLEAR(array);
+    return array;
+}
+
+static int is_made(Receiver *self)
+{
+    if (!self->made)
+        PyErr_SetString(PyExc_ValueError, "a receiver that was not made");
+    return self->made;
+}
+
+static PyArrayObject **room_for_arrays(Receiver *self, PyArrayObject **few)
+{
+    PyArrayObject **arrays = few;
+    if (self->places_count > LEAST_ROOM &&
+        (arrays = PyMem_Calloc((size_t)self->places_count, sizeof *arrays)) == NULL)
+        PyErr_NoMemory();
+    return arrays;
+}
+
+static void copy_out(Receiver *self, const char *payload, PyArrayObject **arrays)
+{
+    for (Py_ssize_t index = 0; index < self->places_count; index++)
+        memcpy(PyArray_BYTES(arrays[index]), payload + self->places[index].offset, (size_t)self->places[index].size);
+}
+
+/* read(payload): the tree, its arrays copied into memory of their own */
+static PyObject *receiver_read(PyObject *object, PyObject *payload)
+{
+    Receiver *self = (Receiver *)object;
+    PyArrayObject *few[LEAST_ROOM], **arrays;
+    PyObject *tree = NULL;
+    const char *bytes;
+    if (!is_made(self) || (bytes = payload_bytes_of(payload, self->payload_bytes)) == NULL ||
+        (arrays = room_for_arrays(self, few)) == NULL)
+        return NULL;
+    Py_ssize_t found = 0;
+    while (found < self->places_count && (arrays[found] = own_array(&self->places[found])) != NULL)
+        found++;
+    if (found < self->places_count)
+        while (found)
+            Py_DECREF(arrays[--found]);
+    else {
+        if (self->payload_bytes < RELEASING_BYTES)
+            copy_out(self, bytes, arrays);
+        else {
+            Py_BEGIN_ALLOW_THREADS
+            copy_out(self, bytes, arrays);
+            Py_END_ALLOW_THREADS
+        }
+        tree = tree_of(self, bytes, (PyObject **)arrays);
+    }
+    if (arrays != few)
+        PyMem_Free(arrays);
+    return tree;
+}
+
+/* The arrays of a list that is one for each place. */
+static int is_list_of_places(Receiver *self, PyObject *given)
+{
+    if (PyList_CheckExact(given) && PyList_GET_SIZE(given) == self->places_count)
+        return 1;
+    PyErr_Format(PyExc_TypeError, "a list of %zd arrays is needed", self->places_count);
+    return 0;
+}
+
+/* lend(payload, views): the tree over the memory of these views, each array an object of the taker's own */
+static PyObject *receiver_lend(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Receiver *self = (Receiver *)object;
+    PyArrayObject *few[LEAST_ROOM], **arrays;
+    PyObject *tree = NULL;
+    const char *bytes;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "lend(payload, views)");
+        return NULL;
+    }
+    if (!is_made(self) || (bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+        !is_list_of_places(self, args[1]))
+        return NULL;
+    for (Py_ssize_t index = 0; index < self->places_count; index++)
+        if (!PyArray_CheckExact(PyList_GET_ITEM(args[1], index))) {
+            PyErr_SetString(PyExc_TypeError, "views are arrays");
+            return NULL;
+        }
+    if ((arrays = room_for_arrays(self, few)) == NULL)
+        return NULL;
+    Py_ssize_t found = 0;
+    while (found < self->places_count &&
+           (arrays[found] = another((PyArrayObject *)PyList_GET_ITEM(args[1], found))) != NULL)
+        found++;
+    if (found < self->places_count)
+        while (found)
+            Py_DECREF(arrays[--found]);
+    else
+        tree = tree_of(self, bytes, (PyObject **)arrays);
+    if (arrays != few)
+        PyMem_Free(arrays);
+    return tree;
+}
+
+/* build(payload, leaves): the tree with these for its arrays */
+static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Receiver *self = (Receiver *)object;
+    PyArrayObject *few[LEAST_ROOM], **leaves;
+    const char *bytes;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "build(payload, leaves)");
+        return NULL;
+    }
+    if (!is_made(self) || (bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+        !is_list_of_places(self, args[1]) || (leaves = room_for_arrays(self, few)) == NULL)
+        return NULL;
+    for (Py_ssize_t index = 0; index < self->places_count; index++)
+        leaves[index] = (PyArrayObject *)Py_NewRef(PyList_GET_ITEM(args[1], index));
+    PyObject *tree = tree_of(self, bytes, (PyObject **)leaves);
+    if (leaves != few)
+        PyMem_Free(leaves);
+    return tree;
+}
+
+/* stage(payload, arena): copy the payload of this structure from the one to the other */
+static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Receiver *self = (Receiver *)object;
+    char *from, *to;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena)");
+        return NULL;
+    }
+    if (!is_made(self) || (from = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+        (to = payload_bytes_of(args[1], self->payload_bytes)) == NULL)
+        return NULL;
+    if (!PyArray_ISWRITEABLE((PyArrayObject *)args[1])) {
+        PyErr_SetString(PyExc_ValueError, "this arena may only be read");
+        return NULL;
+    }
+    if (self->payload_bytes < RELEASING_BYTES)
+        memmove(to, from, (size_t)self->payload_bytes);
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        memmove(to, from, (size_t)self->payload_bytes);
+        Py_END_ALLOW_THREADS
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef receiver_methods[] = {
+    {"read", receiver_read, METH_O, "The tree in a payload, its arrays copied."},
+    {"lend", (PyCFunction)(void (*)(void))receiver_lend, METH_FASTCALL, "The tree over the memory of these views."},
+    {"build", (PyCFunction)(void (*)(void))receiver_build, METH_FASTCALL, "The tree with these for its arrays."},
+    {"stage", (PyCFunction)(void (*)(void))receiver_stage, METH_FASTCALL, "Copy a payload of this structure."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot receiver_slots[] = {
+    {Py_tp_doc, "Puts trees of one structure together."},
+    {Py_tp_init, receiver_init},
+    {Py_tp_dealloc, receiver_dealloc},
+    {Py_tp_methods, receiver_methods},
+    {0, NULL},
+};
+
+PyType_Spec receiver_spec = {"shmserve._compiled.Receiver", sizeof(Receiver), 0, Py_TPFLAGS_DEFAULT, receiver_slots};

@@ -1,0 +1,522 @@
+/* Compares a tree with a structure that was sent before, and copies its leaves to their places in a slot's payload.
+ *
+ * What Matcher.collect (description.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
+ * copied. Whatever is not exactly as it was described is another structure, and left to Python.
+ */
+
+#include "compiled.h"
+
+enum { OTHER = 0, WRITTEN = 1, TOO_LARGE = 2 };
+enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
+
+typedef struct {
+    Py_ssize_t position;
+    PyObject *value;
+} Constant;
+
+typedef struct {
+    Py_ssize_t position;
+    PyObject *dtype; /* to compare with; None for what has none */
+    PyObject *convert; /* None for what numpy takes as it is */
+    int dimensions;
+    npy_intp *shape;
+} ArrayLeaf;
+
+typedef struct Container Container;
+
+typedef struct {
+    Py_ssize_t position;
+    Container *container;
+} Nested;
+
+struct Container {
+    PyTypeObject *kind;
+    Py_ssize_t size;
+    PyObject **keys; /* NULL for what is no dict */
+    PyTypeObject **types;
+    Py_ssize_t constants_count, numbers_count, arrays_count, nested_count;
+    Constant *constants;
+    Py_ssize_t *numbers;
+    ArrayLeaf *arrays;
+    Nested *nested;
+};
+
+typedef struct {
+    Py_ssize_t offset, size;
+    PyArray_Descr *stored_as;
+} Place;
+
+typedef struct {
+    PyObject_HEAD
+    Container *root;
+    Place *places;
+    Py_ssize_t numbers_count, arrays_count, payload_bytes;
+    int bare;
+} Sender;
+
+/* What was collected of one tree. */
+typedef struct {
+    uint64_t *numbers;
+    PyArrayObject **arrays; /* owned */
+    Py_ssize_t numbers_found, arrays_found;
+} Leaves;
+
+/* Compiling */
+
+static void *zeroed(Py_ssize_t count, size_t size)
+{
+    void *memory = PyMem_Calloc((size_t)(count > 0 ? count : 1), size);
+    if (memory == NULL)
+        PyErr_NoMemory();
+    return memory;
+}
+
+static void free_container(Container *container)
+{
+    if (container == NULL)
+        return;
+    for (Py_ssize_t index = 0; index < container->size; index++) {
+        if (container->keys != NULL)
+            Py_XDECREF(container->keys[index]);
+        if (container->types != NULL)
+            Py_XDECREF(container->types[index]);
+    }
+    for (Py_ssize_t index = 0; container->constants != NULL && index < container->constants_count; index++)
+        Py_XDECREF(container->constants[index].value);
+    for (Py_ssize_t index = 0; container->arrays != NULL && index < container->arrays_count; index++) {
+        Py_XDECREF(container->arrays[index].dtype);
+        Py_XDECREF(container->arrays[index].convert);
+        PyMem_Free(container->arrays[index].shape);
+    }
+    for (Py_ssize_t index = 0; container->nested != NULL && index < container->nested_count; index++)
+        free_container(container->nested[index].container);
+    Py_XDECREF(container->kind);
+    PyMem_Free(container->keys);
+    PyMem_Free(container->types);
+    PyMem_Free(container->constants);
+    PyMem_Free(container->numbers);
+    PyMem_Free(container->arrays);
+    PyMem_Free(container->nested);
+    PyMem_Free(container);
+}
+
+static int is_position(Container *container, Py_ssize_t position)
+{
+    if (position >= 0 && position < container->size)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "a pattern names a place that its container does not have");
+    return 0;
+}
+
+static int array_of(Container *container, PyObject *given, ArrayLeaf *leaf)
+{
+    PyObject *dtype, *shape, *convert;
+    if (!PyArg_ParseTuple(given, "nOO!O", &leaf->position, &dtype, &PyTuple_Type, &shape, &convert) ||
+        !is_position(container, leaf->position))
+        return -1;
+    leaf->dtype = Py_NewRef(dtype);
+    leaf->convert = Py_NewRef(convert);
+    if (PyTuple_GET_SIZE(shape) > NPY_MAXDIMS) {
+        PyErr_SetString(PyExc_ValueError, "an array of too many dimensions");
+        return -1;
+    }
+    leaf->dimensions = (int)PyTuple_GET_SIZE(shape);
+    leaf->shape = zeroed(leaf->dimensions, sizeof *leaf->shape);
+    if (leaf->shape == NULL)
+        return -1;
+    for (int index = 0; index < leaf->dimensions; index++) {
+        leaf->shape[index] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, index));
+        if (leaf->shape[index] < 0) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "a negative length");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* A container of `Pattern.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
+static Container *container_of(PyObject *given, Sender *sender, int depth)
+{
+    PyObject *kind, *keys, *types, *constants, *numbers, *arrays, *nested;
+    if (depth > MOST_DEPTH) {
+        PyErr_SetString(PyExc_ValueError, "a pattern that is too deep");
+        return NULL;
+    }
+    if (!PyTuple_Check(given)) {
+        PyErr_SetString(PyExc_TypeError, "a pattern is a tuple");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(given, "O!OO!O!O!O!O!", &PyType_Type, &kind, &keys, &PyTuple_Type, &types, &PyTuple_Type,
+                          &constants, &PyTuple_Type, &numbers, &PyTuple_Type, &arrays, &PyTuple_Type, &nested))
+        return NULL;
+    Container *container = zeroed(1, sizeof *container);
+    if (container == NULL)
+        return NULL;
+    container->kind = (PyTypeObject *)Py_NewRef(kind);
+    int is_dict = kind == (PyObject *)&PyDict_Type;
+    if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
+        (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != PyTuple_GET_SIZE(types)))) {
+        PyErr_SetString(PyExc_TypeError, "a pattern is of a dict with its keys, a list or a tuple");
+        goto failed;
+    }
+    container->types = zeroed(PyTuple_GET_SIZE(types), sizeof *container->types);
+    container->keys = is_dict ? zeroed(PyTuple_GET_SIZE(types), sizeof *container->keys) : NULL;
+    if (container->types == NULL || (is_dict && container->keys == NULL))
+        goto failed;
+    container->size = PyTuple_GET_SIZE(types);
+    for (Py_ssize_t index = 0; index < container->size; index++) {
+        if (is_dict)
+            container->keys[index] = Py_NewRef(PyTuple_GET_ITEM(keys, index));
+        container->types[index] = (PyTypeObject *)Py_NewRef(PyTuple_GET_ITEM(types, index));
+        if (!PyType_Check(container->types[index]) || (is_dict && !PyUnicode_CheckExact(container->keys[index]))) {
+            PyErr_SetString(PyExc_TypeError, "a pattern's types are types, and its keys str");
+            goto failed;
+        }
+    }
+    container->constants = zeroed(PyTuple_GET_SIZE(constants), sizeof *container->constants);
+    container->numbers = zeroed(PyTuple_GET_SIZE(numbers), sizeof *container->numbers);
+    container->arrays = zeroed(PyTuple_GET_SIZE(arrays), sizeof *container->arrays);
+    container->nested = zeroed(PyTuple_GET_SIZE(nested), sizeof *container->nested);
+    if (container->constants == NULL || container->numbers == NULL || container->arrays == NULL ||
+        container->nested == NULL)
+        goto failed;
+    for (; container->constants_count < PyTuple_GET_SIZE(constants); container->constants_count++) {
+        Constant *constant = &container->constants[container->constants_count];
+        PyObject *value;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(constants, container->constants_count), "nO", &constant->position,
+                              &value) ||
+            !is_position(container, constant->position))
+            goto failed;
+        constant->value = Py_NewRef(value);
+    }
+    for (; container->numbers_count < PyTuple_GET_SIZE(numbers); container->numbers_count++) {
+        Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(numbers, container->numbers_count));
+        if (!is_position(container, position))
+            goto failed;
+        PyTypeObject *type = container->types[position];
+        if (type != &PyLong_Type && type != &PyFloat_Type && type != &PyBool_Type) {
+            PyErr_SetString(PyExc_TypeError, "a pattern's numbers are int, float or bool");
+            goto failed;
+        }
+        container->numbers[container->numbers_count] = position;
+    }
+    sender->numbers_count += container->numbers_count;
+    while (container->arrays_count < PyTuple_GET_SIZE(arrays)) {
+        PyObject *leaf = PyTuple_GET_ITEM(arrays, container->arrays_count);
+        if (array_of(container, leaf, &container->arrays[container->arrays_count++]) < 0)
+            goto failed;
+    }
+    sender->arrays_count += container->arrays_count;
+    for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
+        Nested *inner = &container->nested[container->nested_count];
+        PyObject *pattern;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nO", &inner->position, &pattern) ||
+            !is_position(container, inner->position))
+            goto failed;
+        inner->container = container_of(pattern, sender, depth + 1);
+        if (inner->container == NULL)
+            goto failed;
+        if (container->types[inner->position] != inner->container->kind) {
+            container->nested_count++;
+            PyErr_SetString(PyExc_TypeError, "what is nested is of another type than its place");
+            goto failed;
+        }
+    }
+    return container;
+failed:
+    free_container(container);
+    return NULL;
+}
+
+static int places_of(Sender *self, PyObject *given)
+{
+    if (PyTuple_GET_SIZE(given) != self->arrays_count) {
+        PyErr_SetString(PyExc_ValueError, "a pattern has other arrays than its schema");
+        return -1;
+    }
+    self->places = zeroed(self->arrays_count, sizeof *self->places);
+    if (self->places == NULL)
+        return -1;
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
+        Place *place = &self->places[index];
+        PyObject *stored_as;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size,
+                              &PyArrayDescr_Type, &stored_as))
+            return -1;
+        place->stored_as = (PyArray_Descr *)Py_NewRef(stored_as);
+        if (place->offset < self->numbers_count * 8 || place->size < 0 ||
+            place->size > self->payload_bytes - place->offset) {
+            PyErr_SetString(PyExc_ValueError, "an array lies outside of its payload");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Sender(pattern, bare, places, payload_bytes) */
+static int sender_init(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    Sender *self = (Sender *)object;
+    PyObject *pattern, *places;
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Sender takes no keywords");
+        return -1;
+    }
+    if (self->root != NULL) {
+        PyErr_SetString(PyExc_ValueError, "this sender is made already");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "OpO!n", &pattern, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
+        return -1;
+    self->root = container_of(pattern, self, 0);
+    if (self->root == NULL || places_of(self, places) < 0)
+        return -1;
+    if (self->payload_bytes < self->numbers_count * 8 ||
+        (self->bare && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
+        PyErr_SetString(PyExc_ValueError, "a pattern and its schema do not agree");
+        return -1;
+    }
+    return 0;
+}
+
+static void sender_dealloc(PyObject *object)
+{
+    Sender *self = (Sender *)object;
+    free_container(self->root);
+    for (Py_ssize_t index = 0; self->places != NULL && index < self->arrays_count; index++)
+        Py_XDECREF(self->places[index].stored_as);
+    PyMem_Free(self->places);
+    free_instance(object);
+}
+
+/* Comparing. 1: as it was described, 0: another structure, -1: an exception. */
+
+static int same_dtype(PyObject *found, PyObject *described)
+{
+    if (found == described)
+        return 1;
+    if (PyArray_DescrCheck(found) && PyArray_DescrCheck(described))
+        return PyArray_EquivTypes((PyArray_Descr *)found, (PyArray_Descr *)described);
+    return PyObject_RichCompareBool(found, described, Py_EQ);
+}
+
+/* The leaf as an array, owned; NULL without an exception for another structure. */
+static PyArrayObject *leaf_array(ArrayLeaf *leaf, PyObject *value)
+{
+    if (leaf->dtype != Py_None) {
+        int same;
+        if (PyArray_CheckExact(value))
+            same = same_dtype((PyObject *)PyArray_DESCR((PyArrayObject *)value), leaf->dtype);
+        else {
+            PyObject *dtype = PyObject_GetAttrString(value, "dtype");
+            if (dtype == NULL)
+                return NULL;
+            same = same_dtype(dtype, leaf->dtype);
+            Py_DECREF(dtype);
+        }
+        if (same <= 0)
+            return NULL;
+    }
+    PyObject *array = leaf->convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(leaf->convert, value);
+    if (array != NULL && !PyArray_Check(array)) {
+        PyObject *scalar = array;
+        array = PyArray_IsScalar(scalar, Generic) ? PyArray_FromScalar(scalar, NULL) : NULL;
+        Py_DECREF(scalar);
+    }
+    return (PyArrayObject *)array;
+}
+
+static int collect_array(Sender *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
+{
+    PyArrayObject *array = leaf_array(leaf, value);
+    if (array == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    leaves->arrays[leaves->arrays_found] = array;
+    Place *place = &self->places[leaves->arrays_found++];
+    if (PyArray_NDIM(array) != leaf->dimensions || PyArray_NBYTES(array) != place->size)
+        return 0;
+    for (int index = 0; index < leaf->dimensions; index++)
+        if (PyArray_DIM(array, index) != leaf->shape[index])
+            return 0;
+    return PyArray_DESCR(array) == place->stored_as || PyArray_EquivTypes(PyArray_DESCR(array), place->stored_as);
+}
+
+static int collect_number(PyObject *value, Leaves *leaves)
+{
+    uint64_t *word = &leaves->numbers[leaves->numbers_found++];
+    if (PyFloat_CheckExact(value)) {
+        double number = PyFloat_AS_DOUBLE(value);
+        memcpy(word, &number, sizeof number);
+        return 1;
+    }
+    int overflow;
+    long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
+    *word = (uint64_t)number;
+    return overflow ? 0 : 1;
+}
+
+/* The values of `tree`, owned, in the order of the pattern; 0 and none of them for another structure. */
+static int values_of(Container *container, PyObject *tree, PyObject **values)
+{
+    if (Py_TYPE(tree) != container->kind)
+        return 0;
+    Py_ssize_t found = 0;
+    if (container->keys != NULL) {
+        PyObject *key, *value;
+        Py_ssize_t cursor = 0;
+        if (PyDict_GET_SIZE(tree) != container->size)
+            return 0;
+        while (found < container->size && PyDict_Next(tree, &cursor, &key, &value)) {
+            if (key != container->keys[found] &&
+                (!PyUnicode_CheckExact(key) || PyUnicode_Compare(key, container->keys[found])))
+                break;
+            if (Py_TYPE(value) != container->types[found])
+                break;
+            values[found++] = Py_NewRef(value);
+        }
+    }
+    else if (Py_SIZE(tree) == container->size) {
+        PyObject **items = PySequence_Fast_ITEMS(tree);
+        while (found < container->size && Py_TYPE(items[found]) == container->types[found]) {
+            values[found] = Py_NewRef(items[found]);
+            found++;
+        }
+    }
+    else
+        return 0;
+    if (found == container->size)
+        return 1;
+    while (found)
+        Py_DECREF(values[--found]);
+    return 0;
+}
+
+static int collect(Sender *self, Container *container, PyObject *tree, Leaves *leaves)
+{
+    PyObject *few[LEAST_ROOM], **values = few;
+    if (container->size > LEAST_ROOM && (values = zeroed(container->size, sizeof *values)) == NULL)
+        return -1;
+    int same = values_of(container, tree, values);
+    if (same == 1) {
+        for (Py_ssize_t index = 0; same == 1 && index < container->constants_count; index++) {
+            Constant *constant = &container->constants[index];
+            PyObject *value = values[constant->position];
+            if (value != constant->value)
+                same = PyObject_RichCompareBool(value, constant->value, Py_EQ);
+        }
+        for (Py_ssize_t index = 0; same == 1 && index < container->numbers_count; index++)
+            same = collect_number(values[container->numbers[index]], leaves);
+        for (Py_ssize_t index = 0; same == 1 && index < container->arrays_count; index++)
+            same = collect_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
+        for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++)
+            same = collect(self, container->nested[index].container, values[container->nested[index].position], leaves);
+        for (Py_ssize_t index = 0; index < container->size; index++)
+            Py_DECREF(values[index]);
+    }
+    if (values != few)
+        PyMem_Free(values);
+    return same;
+}
+
+/* Copying */
+
+/* An array whose bytes do not lie in order, by numpy's own copy. */
+static int copy_strided(Place *place, PyArrayObject *array, char *payload)
+{
+    PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
+                                        PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
+                                        NPY_ARRAY_WRITEABLE, NULL);
+    int failed = to == NULL ? -1 : PyArray_CopyInto((PyArrayObject *)to, array);
+    Py_XDECREF(to);
+    return failed;
+}
+
+static void copy_plain(Sender *self, Leaves *leaves, char *payload)
+{
+    memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
+        PyArrayObject *array = leaves->arrays[index];
+        Place *place = &self->places[index];
+        if (PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
+            memmove(payload + place->offset, PyArray_BYTES(array), (size_t)place->size);
+    }
+}
+
+static int copy(Sender *self, Leaves *leaves, char *payload)
+{
+    if (self->payload_bytes < RELEASING_BYTES)
+        copy_plain(self, leaves, payload);
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        copy_plain(self, leaves, payload);
+        Py_END_ALLOW_THREADS
+    }
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++)
+        if (!PyArray_IS_C_CONTIGUOUS(leaves->arrays[index]) &&
+            copy_strided(&self->places[index], leaves->arrays[index], payload) < 0)
+            return -1;
+    return WRITTEN;
+}
+
+static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Sender *self = (Sender *)object;
+    uint64_t few_numbers[LEAST_ROOM];
+    PyArrayObject *few_arrays[LEAST_ROOM];
+    Leaves leaves = {few_numbers, few_arrays, 0, 0};
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "write(tree, payload)");
+        return NULL;
+    }
+    char *payload = payload_bytes_of(args[1], 0);
+    if (payload == NULL)
+        return NULL;
+    if (!PyArray_ISWRITEABLE((PyArrayObject *)args[1])) {
+        PyErr_SetString(PyExc_ValueError, "this payload may only be read");
+        return NULL;
+    }
+    if (self->root == NULL || self->places == NULL) {
+        PyErr_SetString(PyExc_ValueError, "a sender that was not made");
+        return NULL;
+    }
+    int found = -1;
+    if (self->numbers_count > LEAST_ROOM &&
+        (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
+        goto end;
+    if (self->arrays_count > LEAST_ROOM &&
+        (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
+        goto end;
+    PyObject *tree = self->bare ? PyTuple_Pack(1, args[0]) : Py_NewRef(args[0]);
+    if (tree == NULL)
+        goto end;
+    found = collect(self, self->root, tree, &leaves);
+    Py_DECREF(tree);
+    if (found == 1)
+        found = PyArray_DIM((PyArrayObject *)args[1], 0) < self->payload_bytes ? TOO_LARGE
+                                                                                : copy(self, &leaves, payload);
+end:
+    while (leaves.arrays_found)
+        Py_DECREF(leaves.arrays[--leaves.arrays_found]);
+    if (leaves.numbers != few_numbers)
+        PyMem_Free(leaves.numbers);
+    if (leaves.arrays != few_arrays)
+        PyMem_Free(leaves.arrays);
+    return found < 0 ? NULL : PyLong_FromLong(found);
+}
+
+static PyMethodDef sender_methods[] = {
+    {"write", (PyCFunction)(void (*)(void))sender_write, METH_FASTCALL,
+     "Write a tree: 0 another structure, 1 written, 2 the payload is too small."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot sender_slots[] = {
+    {Py_tp_doc, "Recognises trees of one structure and writes them."},
+    {Py_tp_init, sender_init},
+    {Py_tp_dealloc, sender_dealloc},
+    {Py_tp_methods, sender_methods},
+    {0, NULL},
+};
+
+PyType_Spec sender_spec = {"shmserve._compiled.Sender", sizeof(Sender), 0, Py_TPFLAGS_DEFAULT, sender_slots};

@@ -1,0 +1,244 @@
+/* Counters that are looked at, without the interpreter: what the looks of loop.py and news.py do.
+ *
+ * While one thread looks here for long the others run: the interpreter is not held.
+ */
+
+#include "compiled.h"
+
+#include <structmember.h>
+
+/* Watches of a list that are looked at together; a service has no more clients. */
+#define MOST 256
+#define LOOKS_PER_CLOCK 16
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+    uint64_t *counter; /* NULL once closed and nobody looks */
+    unsigned long long seen;
+    int lookers;
+    char closed;
+} Watch;
+
+static PyTypeObject *watch_type; /* the first that was made; of no more than this does a list consist */
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* ORDER: the counter before what it tells of; pairs with the stores that end slots_publish and slots_complete. */
+static inline int has_moved(const Watch *self)
+{
+    return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->seen;
+}
+
+/* Watch(memory, place of the counter in words of 8 bytes) */
+static int watch_init(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    Watch *self = (Watch *)object;
+    PyObject *memory;
+    Py_ssize_t place;
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Watch takes no keywords");
+        return -1;
+    }
+    if (self->counter != NULL) {
+        PyErr_SetString(PyExc_ValueError, "this watch is open already");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "On", &memory, &place) || PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
+        return -1;
+    if (place < 0 || place >= self->view.len / (Py_ssize_t)sizeof(uint64_t) ||
+        (uintptr_t)self->view.buf % sizeof(uint64_t)) {
+        PyBuffer_Release(&self->view);
+        PyErr_SetString(PyExc_ValueError, "this counter is not in this memory");
+        return -1;
+    }
+    self->counter = (uint64_t *)self->view.buf + place;
+    self->closed = 0;
+    return 0;
+}
+
+/* Under a thread that looks, the memory stays until it has left. */
+static void let_go(Watch *self)
+{
+    if (self->counter != NULL && self->closed && !self->lookers) {
+        self->counter = NULL;
+        PyBuffer_Release(&self->view);
+    }
+}
+
+static PyObject *watch_close(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    ((Watch *)object)->closed = 1;
+    let_go((Watch *)object);
+    Py_RETURN_NONE;
+}
+
+static void watch_dealloc(PyObject *object)
+{
+    ((Watch *)object)->closed = 1;
+    let_go((Watch *)object);
+    free_instance(object);
+}
+
+static PyObject *watch_now(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    Watch *self = (Watch *)object;
+    if (self->counter == NULL || self->closed) {
+        PyErr_SetString(PyExc_ValueError, "this segment was closed");
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(__atomic_load_n(self->counter, __ATOMIC_ACQUIRE));
+}
+
+/* The open watches of a list, borrowed; their number, or -1 with an exception. */
+static int watches_of(PyObject *given, Watch **watches)
+{
+    if (!PyList_CheckExact(given) || PyList_GET_SIZE(given) > MOST) {
+        PyErr_Format(PyExc_TypeError, "watches are a list of %d at most", MOST);
+        return -1;
+    }
+    int count = (int)PyList_GET_SIZE(given);
+    for (int index = 0; index < count; index++) {
+        Watch *watch = (Watch *)PyList_GET_ITEM(given, index);
+        if (Py_TYPE(watch) != watch_type) {
+            PyErr_SetString(PyExc_TypeError, "a list of watches holds something else");
+            return -1;
+        }
+        if (watch->counter == NULL || watch->closed) {
+            PyErr_SetString(PyExc_ValueError, "a watch of this list was closed");
+            return -1;
+        }
+        watches[index] = watch;
+    }
+    return count;
+}
+
+/* moved(watches): the place of the first whose counter is not what was seen; -1 if there is none */
+static PyObject *moved(PyObject *module, PyObject *given)
+{
+    (void)module;
+    Watch *watches[MOST];
+    int count = watches_of(given, watches);
+    if (count < 0)
+        return NULL;
+    for (int index = 0; index < count; index++)
+        if (has_moved(watches[index]))
+            return PyLong_FromLong(index);
+    return PyLong_FromLong(-1);
+}
+
+/* all_moved(watches): the places of all of them */
+static PyObject *all_moved(PyObject *module, PyObject *given)
+{
+    (void)module;
+    Watch *watches[MOST];
+    int count = watches_of(given, watches);
+    PyObject *places = count < 0 ? NULL : PyList_New(0);
+    for (int index = 0; places != NULL && index < count; index++)
+        if (has_moved(watches[index])) {
+            PyObject *place = PyLong_FromLong(index);
+            if (place == NULL || PyList_Append(places, place) < 0)
+                Py_CLEAR(places);
+            Py_XDECREF(place);
+        }
+    return places;
+}
+
+static int look_until(uint64_t *const *counters, const uint64_t *seen, int count, uint64_t until_ns)
+{
+    do {
+        for (int look = 0; look < LOOKS_PER_CLOCK; look++) {
+            for (int index = 0; index < count; index++)
+                if (__atomic_load_n(counters[index], __ATOMIC_ACQUIRE) != seen[index])
+                    return index;
+            relax();
+        }
+    } while (monotonic_ns() < until_ns);
+    return -1;
+}
+
+/* spin(watches, until_ns): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so */
+static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    (void)module;
+    Watch *watches[MOST];
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "spin(watches, until_ns)");
+        return NULL;
+    }
+    uint64_t until_ns = PyLong_AsUnsignedLongLong(args[1]);
+    if (until_ns == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
+    int count = watches_of(args[0], watches);
+    if (count < 0)
+        return NULL;
+    for (int index = 0; index < count; index++)
+        if (has_moved(watches[index]))
+            return PyLong_FromLong(index);
+    /* Private copies: the owner of a watch may note something else meanwhile. */
+    uint64_t *counters[MOST], seen[MOST];
+    for (int index = 0; index < count; index++) {
+        counters[index] = watches[index]->counter;
+        seen[index] = watches[index]->seen;
+        watches[index]->lookers++;
+        Py_INCREF(watches[index]);
+    }
+    int found;
+    Py_BEGIN_ALLOW_THREADS
+    found = look_until(counters, seen, count, until_ns);
+    Py_END_ALLOW_THREADS
+    for (int index = 0; index < count; index++) {
+        watches[index]->lookers--;
+        let_go(watches[index]);
+        Py_DECREF(watches[index]);
+    }
+    return PyLong_FromLong(found);
+}
+
+PyMethodDef watch_functions[] = {
+    {"moved", moved, METH_O, "The place of the first watch whose counter has moved; -1 if none has."},
+    {"all_moved", all_moved, METH_O, "The places of all watches whose counter has moved."},
+    {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As moved, again and again until this time (ns)."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef watch_methods[] = {
+    {"now", watch_now, METH_NOARGS, "The counter as it is now."},
+    {"close", watch_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef watch_members[] = {
+    {"seen", T_ULONGLONG, offsetof(Watch, seen), 0, "The counter as its owner has seen it."},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot watch_slots[] = {
+    {Py_tp_doc, "One counter, and what was last seen of it."},
+    {Py_tp_init, watch_init},
+    {Py_tp_dealloc, watch_dealloc},
+    {Py_tp_methods, watch_methods},
+    {Py_tp_members, watch_members},
+    {0, NULL},
+};
+
+static PyType_Spec watch_spec = {"shmserve._compiled.Watch", sizeof(Watch), 0, Py_TPFLAGS_DEFAULT, watch_slots};
+
+int watch_ready(PyObject *module)
+{
+    if (watch_type == NULL) {
+        watch_type = (PyTypeObject *)PyType_FromSpec(&watch_spec);
+        if (watch_type == NULL)
+            return -1;
+    }
+    return PyModule_AddObjectRef(module, "Watch", (PyObject *)watch_type);
+}
