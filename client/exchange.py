@@ -124,10 +124,11 @@ class Exchange(DaemonCalls):
 
     def _send(self, attachment: Attachment, pending: Pending, sequence: int, encoded: Encoded, terms: Terms) -> None:
         channel = attachment.channel
+        requests = channel.requests
         pending.sequence = sequence
         # Before it is published: an interrupt between the two must not lose a reply.
         attachment.in_flight[sequence] = pending
-        channel.requests.publish(
+        requests.publish(
             (
                 sequence,
                 terms.kind,
@@ -140,6 +141,7 @@ class Exchange(DaemonCalls):
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
+                requests.memories[sequence & SLOT_MASK].writing,
             )
         )
         channel.request_bell.ring()

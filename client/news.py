@@ -6,12 +6,13 @@ import time
 
 from shmserve.channel import ClientChannel
 from shmserve.spin import SpinBudget
+from shmserve.watch import beside
 from shmserve.watch import spin as look
 
 #: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
 LONGEST_WAIT_NS = 50_000_000
-#: Nor is a look, so that Python hears of signals.
-_LONGEST_LOOK_NS = 1_000_000
+#: Of looking, between two questions whether the engine has come to this processor; meanwhile Python hears of signals.
+_LOOKING_NS = 50_000
 
 
 class News:
@@ -34,12 +35,14 @@ class News:
         spin_until_ns = min(began_ns + self._budget.ns, until_ns) if spin else 0
         replies.watch.seen = answered  # a note of the waiting thread's: others may collect meanwhile
         while True:
-            found = look(replies.watches, min(spin_until_ns, now_ns + _LONGEST_LOOK_NS))
+            # Where the engine shares this processor, it waits for this thread to sleep.
+            until = 0 if beside(replies.watches) else min(spin_until_ns, now_ns + _LOOKING_NS)
+            found = look(replies.watches, until)
             now_ns = time.monotonic_ns()
             if found >= 0:
                 self._waited_ns = now_ns - began_ns
                 return
-            if now_ns >= spin_until_ns:
+            if now_ns >= spin_until_ns or not until:
                 break
         if bell.wait(max(0, min(until_ns - now_ns, LONGEST_WAIT_NS))):
             self._budget.waited(time.monotonic_ns() - began_ns)

@@ -13,6 +13,7 @@
 #endif
 #include <numpy/arrayobject.h>
 
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
@@ -20,10 +21,16 @@
 /* Copies of fewer bytes are over before another thread could have taken the interpreter. */
 #define RELEASING_BYTES (32 << 10)
 
-extern PyType_Spec sender_spec, receiver_spec, slots_spec, histograms_spec;
+/* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
+enum { WRITING = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
+
+extern PyType_Spec sender_spec, receiver_spec, histograms_spec;
 extern PyMethodDef watch_functions[];
 
 int watch_ready(PyObject *module);
+
+/* The processor that this thread runs on, and 1; 0 where nobody knows. */
+static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }
 
 static inline uint64_t monotonic_ns(void)
 {

@@ -7,6 +7,8 @@
 
 #define SHMSERVE_IMPORTS_ARRAY
 #include "compiled.h"
+#include "slots.h"
+#include "stager.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
 {
@@ -22,9 +24,9 @@ static int module_exec(PyObject *module)
 {
     import_array1(-1);
     if (add_type(module, "Sender", &sender_spec) < 0 || add_type(module, "Receiver", &receiver_spec) < 0 ||
-        add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Histograms", &histograms_spec) < 0)
+        add_type(module, "Histograms", &histograms_spec) < 0 || slots_ready(module) < 0)
         return -1;
-    return watch_ready(module);
+    return watch_ready(module) < 0 ? -1 : stager_ready(module);
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};

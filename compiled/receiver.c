@@ -1,6 +1,6 @@
 /* Puts a tree together from a slot's payload: what Schema.build (schema.py) does, and the arrays around it. */
 
-#include "compiled.h"
+#include "stager.h"
 
 typedef struct {
     PyObject *kind; /* dict, list or tuple */
@@ -381,15 +381,19 @@ static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssiz
     return tree;
 }
 
-/* stage(payload, arena): copy the payload of this structure from the one to the other */
+/* stage(payload, arena, stager, writing): copy the payload of this structure, but for what the stager has copied of this
+ * write; how many bytes that was */
 static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Receiver *self = (Receiver *)object;
     char *from, *to;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena)");
+    if (count != 4 || (args[2] != Py_None && !is_stager(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena, stager, writing)");
         return NULL;
     }
+    uint64_t writing = PyLong_AsUnsignedLongLong(args[3]);
+    if (writing == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
     if (!is_made(self) || (from = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
         (to = payload_bytes_of(args[1], self->payload_bytes)) == NULL)
         return NULL;
@@ -397,14 +401,20 @@ static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssiz
         PyErr_SetString(PyExc_ValueError, "this arena may only be read");
         return NULL;
     }
-    if (self->payload_bytes < RELEASING_BYTES)
-        memmove(to, from, (size_t)self->payload_bytes);
+    Py_ssize_t done = 0;
+    if (args[2] != Py_None)
+        done = stager_take((Stager *)args[2], (PyArrayObject *)args[1], writing);
+    if (done > self->payload_bytes)
+        done = self->payload_bytes;
+    size_t rest = (size_t)(self->payload_bytes - done);
+    if (rest < RELEASING_BYTES)
+        memmove(to + done, from + done, rest);
     else {
         Py_BEGIN_ALLOW_THREADS
-        memmove(to, from, (size_t)self->payload_bytes);
+        memmove(to + done, from + done, rest);
         Py_END_ALLOW_THREADS
     }
-    Py_RETURN_NONE;
+    return PyLong_FromSsize_t(done);
 }
 
 static PyMethodDef receiver_methods[] = {

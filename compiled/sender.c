@@ -2,9 +2,12 @@
  *
  * What Matcher.collect (description.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
  * copied. Whatever is not exactly as it was described is another structure, and left to Python.
+ *
+ * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
  */
 
-#include "compiled.h"
+#include "slots.h"
+#include "stager.h"
 
 enum { OTHER = 0, WRITTEN = 1, TOO_LARGE = 2 };
 enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
@@ -443,13 +446,57 @@ static void copy_plain(Sender *self, Leaves *leaves, char *payload)
     }
 }
 
-static int copy(Sender *self, Leaves *leaves, char *payload)
+/* The same in pieces, and after each how far it came: as long as no array is left for `copy_strided`. The words are of
+ * the payload's own segment, and mapped as long as it is. */
+static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t *written)
+{
+    int in_order = 1;
+    memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
+        PyArrayObject *array = leaves->arrays[index];
+        Place *place = &self->places[index];
+        if (!PyArray_IS_C_CONTIGUOUS(array)) {
+            in_order = 0;
+            continue;
+        }
+        const char *from = PyArray_BYTES(array);
+        char *to = payload + place->offset;
+        Py_ssize_t piece = 0;
+        /* Arrays that overlap their place are copied whole, as memmove does. */
+        int apart = from >= to + place->size || to >= from + place->size;
+        for (Py_ssize_t done = 0; done < place->size; done += piece) {
+            piece = apart && place->size - done > ANNOUNCED_PIECE ? ANNOUNCED_PIECE : place->size - done;
+            memmove(to + done, from + done, (size_t)piece);
+            /* ORDER: bytes before their number; pairs with stager_advance. */
+            if (in_order)
+                __atomic_store_n(written, (uint64_t)(place->offset + done + piece), __ATOMIC_RELEASE);
+        }
+    }
+}
+
+/* Begin a write that no other had the number of, into this slot. */
+static uint64_t announce(uint64_t *counter, uint64_t slot)
+{
+    uint64_t writing = ((counter[WRITING] >> SLOT_BITS) + 1) << SLOT_BITS | slot;
+    /* ORDER: no bytes before the write; pairs with stager_advance. */
+    __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
+    __atomic_store_n(&counter[WRITING], writing, __ATOMIC_RELEASE);
+    /* Nor may a byte of this write be seen under the number of an earlier one. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return writing;
+}
+
+static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
 {
     if (self->payload_bytes < RELEASING_BYTES)
         copy_plain(self, leaves, payload);
     else {
         Py_BEGIN_ALLOW_THREADS
-        copy_plain(self, leaves, payload);
+        if (counter != NULL)
+            copy_announced(self, leaves, payload, &counter[WRITTEN_BYTES]);
+        else
+            copy_plain(self, leaves, payload);
         Py_END_ALLOW_THREADS
     }
     for (Py_ssize_t index = 0; index < self->arrays_count; index++)
@@ -465,9 +512,21 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
     uint64_t few_numbers[LEAST_ROOM];
     PyArrayObject *few_arrays[LEAST_ROOM];
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "write(tree, payload)");
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "write(tree, payload, slots, slot, ring)");
         return NULL;
+    }
+    uint64_t *counter = NULL, writing = 0;
+    unsigned long slot = 0;
+    if (args[2] != Py_None) {
+        slot = PyLong_AsUnsignedLong(args[3]);
+        if (slot >= 1 << SLOT_BITS) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "no such slot");
+            return NULL;
+        }
+        if ((counter = slots_counter(args[2])) == NULL)
+            return NULL;
     }
     char *payload = payload_bytes_of(args[1], 0);
     if (payload == NULL)
@@ -492,9 +551,22 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
         goto end;
     found = collect(self, self->root, tree, &leaves);
     Py_DECREF(tree);
-    if (found == 1)
-        found = PyArray_DIM((PyArrayObject *)args[1], 0) < self->payload_bytes ? TOO_LARGE
-                                                                                : copy(self, &leaves, payload);
+    if (found == 1 && PyArray_DIM((PyArrayObject *)args[1], 0) < self->payload_bytes)
+        found = TOO_LARGE;
+    else if (found == 1) {
+        PyObject *rung = NULL;
+        if (counter != NULL && self->payload_bytes >= ANNOUNCED_BYTES) {
+            writing = announce(counter, slot);
+            if (self->payload_bytes >= RUNG_BYTES && args[4] != Py_None &&
+                (rung = PyObject_CallNoArgs(args[4])) == NULL)
+                found = -1;
+        }
+        else
+            counter = NULL;
+        Py_XDECREF(rung);
+        if (found == 1)
+            found = copy(self, &leaves, payload, counter);
+    }
 end:
     while (leaves.arrays_found)
         Py_DECREF(leaves.arrays[--leaves.arrays_found]);
@@ -502,12 +574,14 @@ end:
         PyMem_Free(leaves.numbers);
     if (leaves.arrays != few_arrays)
         PyMem_Free(leaves.arrays);
+    if (found == WRITTEN && writing)
+        return PyLong_FromUnsignedLongLong(writing);
     return found < 0 ? NULL : PyLong_FromLong(found);
 }
 
 static PyMethodDef sender_methods[] = {
     {"write", (PyCFunction)(void (*)(void))sender_write, METH_FASTCALL,
-     "Write a tree: 0 another structure, 1 written, 2 the payload is too small."},
+     "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above: written, and announced as this."},
     {NULL, NULL, 0, NULL},
 };
 

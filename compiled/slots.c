@@ -3,19 +3,12 @@
  * A reader copies a head once, word by word, and looks at the copy alone.
  */
 
-#include "compiled.h"
+#include "slots.h"
+#include "stager.h"
 
-enum { REQUEST_WORDS = 11, REPLY_WORDS = 13, REPLY_TOLD = 10, TAKEN = 11, ATTEMPTS = 12, CANCELLED = 10 };
+enum { REQUEST_WORDS = 12, REPLY_WORDS = 13, REPLY_TOLD = 10, TAKEN = 11, ATTEMPTS = 12, CANCELLED = 10 };
 
-typedef struct {
-    PyObject_HEAD
-    Py_buffer view;
-    uint64_t *words; /* NULL once closed */
-    uint64_t *counter;
-    uint64_t *first; /* the first slot's head */
-    Py_ssize_t slots, stride; /* in words */
-    uint64_t mask;
-} Slots;
+static PyTypeObject *slots_type;
 
 static uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 
@@ -42,7 +35,7 @@ static int slots_init(PyObject *object, PyObject *args, PyObject *keywords)
     if (PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
         return -1;
     Py_ssize_t words = self->view.len / (Py_ssize_t)sizeof(uint64_t);
-    if (counter < 0 || counter >= words || first < 0 || self->slots < 1 || self->stride < REPLY_WORDS ||
+    if (counter < 0 || counter + PROCESSOR >= words || first < 0 || self->slots < 1 || self->stride < REPLY_WORDS ||
         self->slots > 1 << 16 || self->stride > (words - first) / self->slots ||
         (uintptr_t)self->view.buf % sizeof(uint64_t)) {
         PyBuffer_Release(&self->view);
@@ -137,6 +130,7 @@ static PyObject *slots_publish(PyObject *object, PyObject *given)
     }
     for (int index = 0; index < REQUEST_WORDS; index++)
         store(&head[index], words[index]);
+    store(&self->counter[PROCESSOR], processor());
     /* ORDER: payload and head before the counter; pairs with slots_request. */
     __atomic_store_n(self->counter, words[0], __ATOMIC_RELEASE);
     Py_RETURN_NONE;
@@ -211,6 +205,7 @@ static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssiz
     /* The slot still names an earlier sequence until all else is written. */
     for (int index = 1; index <= REPLY_TOLD; index++)
         store(&head[index], words[index]);
+    store(&self->counter[PROCESSOR], processor());
     /* ORDER: payload and head before the sequence; pairs with slots_reply. */
     __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
     /* Only the serving engine writes it; a client looks at it while it spins. */
@@ -236,6 +231,15 @@ static PyObject *slots_reply(PyObject *object, PyObject *const *args, Py_ssize_t
     return named(args[0], words, REPLY_WORDS);
 }
 
+uint64_t *slots_counter(PyObject *object)
+{
+    if (Py_TYPE(object) != slots_type || ((Slots *)object)->words == NULL || ((Slots *)object)->view.readonly) {
+        PyErr_SetString(PyExc_TypeError, "open slots for writing are needed");
+        return NULL;
+    }
+    return ((Slots *)object)->counter;
+}
+
 static PyMethodDef slots_methods[] = {
     {"publish", slots_publish, METH_O, "RequestWriter.publish"},
     {"request", (PyCFunction)(void (*)(void))slots_request, METH_FASTCALL, "RequestReader.head, as this type"},
@@ -255,4 +259,14 @@ static PyType_Slot slots_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, Py_TPFLAGS_DEFAULT, slots_slots};
+static PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, Py_TPFLAGS_DEFAULT, slots_slots};
+
+int slots_ready(PyObject *module)
+{
+    if (slots_type == NULL) {
+        slots_type = (PyTypeObject *)PyType_FromSpec(&slots_spec);
+        if (slots_type == NULL)
+            return -1;
+    }
+    return PyModule_AddObjectRef(module, "Slots", (PyObject *)slots_type);
+}

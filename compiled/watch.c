@@ -3,7 +3,7 @@
  * While one thread looks here for long the others run: the interpreter is not held.
  */
 
-#include "compiled.h"
+#include "stager.h"
 
 #include <structmember.h>
 
@@ -53,7 +53,7 @@ static int watch_init(PyObject *object, PyObject *args, PyObject *keywords)
     }
     if (!PyArg_ParseTuple(args, "On", &memory, &place) || PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
         return -1;
-    if (place < 0 || place >= self->view.len / (Py_ssize_t)sizeof(uint64_t) ||
+    if (place < 0 || place > self->view.len / (Py_ssize_t)sizeof(uint64_t) - (PROCESSOR + 1) ||
         (uintptr_t)self->view.buf % sizeof(uint64_t)) {
         PyBuffer_Release(&self->view);
         PyErr_SetString(PyExc_ValueError, "this counter is not in this memory");
@@ -153,26 +153,57 @@ static PyObject *all_moved(PyObject *module, PyObject *given)
     return places;
 }
 
-static int look_until(uint64_t *const *counters, const uint64_t *seen, int count, uint64_t until_ns)
+typedef struct {
+    int count, stagers_count;
+    uint64_t *counters[MOST], seen[MOST];
+    Stager *stagers[MOST];
+} Looked;
+
+/* beside(watches): the places of those whose writer was last seen on this very processor: while this thread looks, that
+ * one cannot run */
+static PyObject *beside(PyObject *module, PyObject *given)
+{
+    (void)module;
+    Watch *watches[MOST];
+    int count = watches_of(given, watches);
+    PyObject *places = count < 0 ? NULL : PyList_New(0);
+    uint64_t here = processor();
+    for (int index = 0; places != NULL && index < count; index++)
+        if (here && __atomic_load_n(&watches[index]->counter[PROCESSOR], __ATOMIC_RELAXED) == here) {
+            PyObject *place = PyLong_FromLong(index);
+            if (place == NULL || PyList_Append(places, place) < 0)
+                Py_CLEAR(places);
+            Py_XDECREF(place);
+        }
+    return places;
+}
+
+static int look_until(const Looked *at, uint64_t until_ns)
 {
     do {
         for (int look = 0; look < LOOKS_PER_CLOCK; look++) {
-            for (int index = 0; index < count; index++)
-                if (__atomic_load_n(counters[index], __ATOMIC_ACQUIRE) != seen[index])
+            int copied = 0;
+            for (int index = 0; index < at->count; index++)
+                if (__atomic_load_n(at->counters[index], __ATOMIC_ACQUIRE) != at->seen[index])
                     return index;
+            for (int index = 0; index < at->stagers_count; index++)
+                copied |= stager_advance(at->stagers[index]);
+            if (copied)
+                break; /* a copy takes as long as many looks */
             relax();
         }
     } while (monotonic_ns() < until_ns);
     return -1;
 }
 
-/* spin(watches, until_ns): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so */
+/* spin(watches, until_ns, stagers): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
+ * these stagers copy meanwhile */
 static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
     Watch *watches[MOST];
-    if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "spin(watches, until_ns)");
+    if (given < 2 || given > 3 || (given == 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST))) {
+        PyErr_SetString(PyExc_TypeError, "spin(watches, until_ns, stagers)");
         return NULL;
     }
     uint64_t until_ns = PyLong_AsUnsignedLongLong(args[1]);
@@ -185,17 +216,30 @@ static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
         if (has_moved(watches[index]))
             return PyLong_FromLong(index);
     /* Private copies: the owner of a watch may note something else meanwhile. */
-    uint64_t *counters[MOST], seen[MOST];
+    Looked at;
+    at.count = count;
+    at.stagers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
+    for (int index = 0; index < at.stagers_count; index++) {
+        at.stagers[index] = (Stager *)PyList_GET_ITEM(args[2], index);
+        if (!is_stager((PyObject *)at.stagers[index])) {
+            PyErr_SetString(PyExc_TypeError, "a list of stagers holds something else");
+            return NULL;
+        }
+    }
     for (int index = 0; index < count; index++) {
-        counters[index] = watches[index]->counter;
-        seen[index] = watches[index]->seen;
+        at.counters[index] = watches[index]->counter;
+        at.seen[index] = watches[index]->seen;
         watches[index]->lookers++;
         Py_INCREF(watches[index]);
     }
+    for (int index = 0; index < at.stagers_count; index++)
+        stager_enter(at.stagers[index]);
     int found;
     Py_BEGIN_ALLOW_THREADS
-    found = look_until(counters, seen, count, until_ns);
+    found = look_until(&at, until_ns);
     Py_END_ALLOW_THREADS
+    for (int index = 0; index < at.stagers_count; index++)
+        stager_leave(at.stagers[index]);
     for (int index = 0; index < count; index++) {
         watches[index]->lookers--;
         let_go(watches[index]);
@@ -207,7 +251,10 @@ static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 PyMethodDef watch_functions[] = {
     {"moved", moved, METH_O, "The place of the first watch whose counter has moved; -1 if none has."},
     {"all_moved", all_moved, METH_O, "The places of all watches whose counter has moved."},
+    {"beside", beside, METH_O, "The places of the watches whose writer was last seen on this processor."},
     {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As moved, again and again until this time (ns)."},
+    {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
+    {"give_up", give_up, METH_O, "No longer wait for what the clients of these stagers are writing."},
     {NULL, NULL, 0, NULL},
 };
 

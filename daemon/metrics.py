@@ -86,6 +86,11 @@ class _Service(Collector):
             "shmserve_requests_in_place", "Requests that the model read without a copy.", counted["in_place"]
         )
         yield _counter(
+            "shmserve_requests_staged_ahead",
+            "Requests that were copied in part while their clients were still writing them.",
+            counted["staged_ahead"],
+        )
+        yield _counter(
             "shmserve_requests_clamped",
             "Requests with a number that was brought back to its limit.",
             counted["clamped"],

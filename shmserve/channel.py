@@ -106,6 +106,8 @@ class ClientChannel:
             _close_all(rest)
             undo.pop_all()
         self.requests = RequestWriter(requests)
+        for memory in self.requests.memories:
+            memory.ring = self.request_bell.ring
         self.replies = ReplyReader(replies)
 
     def close(self) -> None:

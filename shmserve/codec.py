@@ -35,13 +35,19 @@ from .metadata import MetadataError
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
 _copy = np.ndarray.copy
-#: What `Sender.write` says of a tree that is larger than its slot.
+#: What `Sender.write` says of a tree that is larger than its slot; what is above is the number of an announced write.
 _TOO_LARGE = 2
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
 #: How many of the latest structures a tree is compared with before it is described anew.
 MATCHER_MEMORY = 4
+
+
+_Write = Callable[
+    [Any, npt.NDArray[np.uint8], "steps.Slots | None", int, "Callable[[], object] | None"],
+    int,
+]
 
 
 class Encoded(NamedTuple):
@@ -99,6 +105,13 @@ class SlotMemory:
         #: The payload's bytes, for the numbers at its start.
         self.raw = payload.data
         self.written_schema: int | None = None
+        #: Where a large write is announced while it goes on, with which number of slot; None: nowhere.
+        self.announcing: steps.Slots | None = None
+        self.number = 0
+        #: Wakes the other side while a very large one goes on.
+        self.ring: Callable[[], object] | None = None
+        #: The write that filled it, as it was announced; 0: it was not.
+        self.writing = 0
         self.views = _Views(payload)
         self.beginnings = _Beginnings(payload)
 
@@ -110,7 +123,7 @@ class _Known(Matcher):
         super().__init__(schema, schema_id, pattern)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         #: Compares and copies in one step; None where that was not built.
-        self.write: Callable[[Any, npt.NDArray[np.uint8]], int] | None = None
+        self.write: _Write | None = None
         if COMPILED:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
             self.write = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes).write
@@ -142,15 +155,18 @@ class Encoder:
         is not copied. Raises DoesNotFit (nothing was published, the slot may be written again),
         UnsupportedType or RequestRejected.
         """
+        slot.writing = 0
         for matcher in self._matchers:
             try:
                 if matcher.write is None or lent:
                     leaves = matcher.collect(tree)
                     if leaves is not None:
                         return self._write(matcher, leaves, slot, lent=lent)
-                elif found := matcher.write(tree, slot.payload):
+                elif found := matcher.write(tree, slot.payload, slot.announcing, slot.number, slot.ring):
                     if found == _TOO_LARGE or slot.written_schema != matcher.schema_id:
                         self._write_metadata(matcher, slot)
+                    if found > _TOO_LARGE:
+                        slot.writing = found
                     return matcher.encoded
             except (struct.error, ValueError, OverflowError, TypeError):
                 continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew

@@ -22,7 +22,7 @@ in the low six. Which free slot it takes is the client's affair (ring.py).
  ('metadata_bytes', 48), ('payload_bytes', 56)]
 >>> [(name, REQUEST.offset(name)) for name in REQUEST.names]  # doctest: +NORMALIZE_WHITESPACE
 [('sequence', 0), ('kind', 8), ('flags', 16), ('deadline_ns', 24), ('capture_ns', 32), ('max_age_ns', 40),
- ('submitted_ns', 48), ('schema', 56), ('metadata_bytes', 64), ('payload_bytes', 72), ('cancelled', 80)]
+ ('submitted_ns', 48), ('schema', 56), ('metadata_bytes', 64), ('payload_bytes', 72), ('cancelled', 80), ('writing', 88)]
 >>> [(name, REPLY.offset(name)) for name in REPLY.names]  # doctest: +NORMALIZE_WHITESPACE
 [('sequence', 0), ('status', 8), ('flags', 16), ('schema', 24), ('metadata_bytes', 32), ('payload_bytes', 40),
  ('version', 48), ('queued_ns', 56), ('staged_ns', 64), ('infer_ns', 72), ('copied_ns', 80), ('taken', 88),
@@ -34,7 +34,7 @@ A segment of two slots, each with 256 bytes of metadata and 100 of payload:
 >>> geometry.stride, geometry.segment_bytes, geometry.slot_offset(1), geometry.payload_offset(1)
 (512, 1152, 640, 1024)
 >>> header_bytes(geometry, epoch=7, generation=1, channel=3).hex(" ", 8)
-'73686d7365727665 0200000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
+'73686d7365727665 0300000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ REQUEST = Words(
     "metadata_bytes",
     "payload_bytes",
     "cancelled",
+    "writing",
 )
 
 #: Written by the engine: `taken` and `attempts` before the model runs, `sequence` last of all, on its own.
@@ -97,8 +98,11 @@ REPLY = Words(
     "attempts",
 )
 
-#: The counter's line: the last sequence that the client has published, or how many the engine has answered.
+#: The counter's line: the last sequence that the client has published, or how many the engine has answered. Beside it,
+#: hints: what the client announces of a large payload that it is writing, which is the write and how many bytes are there;
+#: and the processor that its writer was last on, and 1 (0: unknown).
 COUNTER_OFFSET = CACHE_LINE
+COUNTER_LINE = Words("counter", "writing", "written_bytes", "processor")
 SLOTS_OFFSET = 2 * CACHE_LINE
 SLOT_HEAD_BYTES = 2 * CACHE_LINE
 

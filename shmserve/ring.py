@@ -34,6 +34,8 @@ class RequestHead(NamedTuple):
     metadata_bytes: int
     payload_bytes: int
     cancelled: int
+    #: The announced write that the payload is of; 0: it was not announced.
+    writing: int = 0
 
 
 class ReplyHead(NamedTuple):
@@ -131,6 +133,8 @@ class RequestWriter(_Ring):
         self.turning = max(1, min(self.slots, _TURNING_BYTES // segment.geometry.payload_bytes))
         if self._compiled is not None:
             self.publish = self._compiled.publish  # type: ignore[method-assign]
+            for slot, memory in enumerate(self.memories):
+                memory.announcing, memory.number = self._compiled, slot
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
@@ -157,9 +161,17 @@ class RequestReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
+        self.stager: steps.Stager | None = None
         if self._compiled is not None:
             self.head = partial(self._compiled.request, RequestHead)  # type: ignore[method-assign]
+            #: Copies what the client is still writing.
+            self.stager = _stager(segment)
             self.cancelled = self._compiled.cancelled  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        if self.stager is not None:
+            self.stager.close()
+        super().close()
 
     def published(self) -> int:
         """The last sequence the client says it published: a claim, to be checked against what is due."""
@@ -191,6 +203,12 @@ class RequestReader(_Ring):
     def cancelled(self, sequence: int) -> bool:
         """Whether the client has withdrawn this request."""
         return self.words[self._head_words[sequence & SLOT_MASK] + self._cancelled] == sequence
+
+
+def _stager(segment: Segment) -> steps.Stager:
+    geometry = segment.geometry
+    places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
+    return steps.Stager(segment.bytes, *places, geometry.slots, SLOT_MASK, geometry.payload_bytes)
 
 
 class ReplyWriter(_Ring):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from .compiled import COMPILED, steps
 from .fence import IN_ORDER, fence
 
-__all__ = ["Watch", "all_moved", "moved", "spin"]
+__all__ = ["Watch", "all_moved", "beside", "give_up", "moved", "spin", "written"]
 
 _LOOKS_PER_CLOCK = 8
 
@@ -67,8 +68,8 @@ def python_all_moved(watches: list[PythonWatch]) -> list[int]:
     return places
 
 
-def python_spin(watches: list[PythonWatch], until_ns: int) -> int:
-    """As `moved`, looking again and again until `until_ns` (CLOCK_MONOTONIC)."""
+def python_spin(watches: list[PythonWatch], until_ns: int, stagers: Sequence[object] = ()) -> int:
+    """As `moved`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are compiled, or there are none."""
     crowded = threading.active_count() > 1
     while True:
         for _ in range(_LOOKS_PER_CLOCK):
@@ -82,6 +83,20 @@ def python_spin(watches: list[PythonWatch], until_ns: int) -> int:
             time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
 
 
+def python_written(stagers: Sequence[object]) -> int:
+    """How far the clients of these stagers are with requests that did not come yet; -1, for there are none."""
+    return -1
+
+
+def python_give_up(stagers: Sequence[object]) -> None:
+    """No longer wait for what the clients of these stagers are writing."""
+
+
+def python_beside(watches: list[PythonWatch]) -> list[int]:
+    """The places of those whose writer was last seen on this very processor: while this thread looks, it cannot run."""
+    return []  # Python before 3.13 does not know where it runs
+
+
 def _order() -> None:
     # ORDER: the counter before what it tells of; pairs with RequestWriter.publish and ReplyWriter.complete.
     if not IN_ORDER:
@@ -89,9 +104,11 @@ def _order() -> None:
 
 
 if TYPE_CHECKING:
-    from ._compiled import Watch, all_moved, moved, spin
+    from ._compiled import Watch, all_moved, beside, give_up, moved, spin, written
 elif COMPILED:
     # These do not hold the interpreter while they look.
     Watch, moved, all_moved, spin = steps.Watch, steps.moved, steps.all_moved, steps.spin
+    written, give_up, beside = steps.written, steps.give_up, steps.beside
 else:
     Watch, moved, all_moved, spin = PythonWatch, python_moved, python_all_moved, python_spin
+    written, give_up, beside = python_written, python_give_up, python_beside

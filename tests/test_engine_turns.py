@@ -14,6 +14,7 @@ import torch
 
 from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
 from shmserve.codec import Encoder
+from shmserve.compiled import COMPILED
 from shmserve.daemon.engine import loop
 from shmserve.daemon.engine.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop import EngineLoop
@@ -22,7 +23,7 @@ from shmserve.daemon.engine.serving import Serving
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
-from shmserve.layout import Geometry, number_of, sequence_of
+from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
 from shmserve.sealed_lane import SealedLane
@@ -175,6 +176,8 @@ class Client:
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     # As if it were too far away to help: what the clock alone would find is not found here.
     monkeypatch.setattr(loop, "LONGEST_WAIT_NS", 3600 * 10**9)
+    # Clients and engine are one process here, and so on one processor; they act as if they were not.
+    monkeypatch.setattr(loop, "beside", lambda watches: [])
     engine = Engine(request.param)
     yield engine
     engine.close()
@@ -202,6 +205,49 @@ def test_a_request_of_a_silent_client_is_found_while_another_never_stops_asking(
     order = engine.run()
 
     assert order[-1] == "silent"
+
+
+@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() -> None:
+    engine = Engine("named")
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    os.sched_setaffinity(0, {here})
+    try:
+        client = engine.client("here")
+        engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+        client.publish()
+        client.ring()
+        assert engine.run() == ["here"]
+        now_ns = time.monotonic_ns()
+
+        assert engine.loop._in_the_way(now_ns)
+        assert not engine.loop._in_the_way(now_ns + 10**9)  # it asks now and then, and is not about
+
+        client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
+        assert not engine.loop._in_the_way(now_ns)
+    finally:
+        os.sched_setaffinity(0, allowed)
+        engine.close()
+
+
+@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still_is_left() -> None:
+    engine = Engine("named")
+    try:
+        client = engine.client("large")
+        engine.loop._take_tokens(time.monotonic_ns())
+        line = COUNTER_OFFSET // WORD
+        words = client.channel.requests.segment.words
+        words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
+
+        assert not engine.loop._look_at_written(time.monotonic_ns())
+
+        client.publish()
+        assert engine.loop._look_at_written(time.monotonic_ns())
+        assert engine.model.order == ["large"]
+    finally:
+        engine.close()
 
 
 def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:

@@ -35,7 +35,7 @@ geometries = st.builds(
 
 def test_the_numbers_on_the_wire_are_these() -> None:
     assert MAGIC.to_bytes(8, "little") == b"shmserve"
-    assert WIRE_VERSION == 2
+    assert WIRE_VERSION == 3
     assert [(kind.name, int(kind)) for kind in Kind] == [("INFER", 1), ("RESET", 2)]
     assert [(status.name, int(status)) for status in Status] == [
         ("OK", 0),
@@ -55,7 +55,7 @@ def test_the_numbers_on_the_wire_are_these() -> None:
 def test_a_header_is_these_bytes() -> None:
     header = header_bytes(Geometry(slots=3, metadata_bytes=128, payload_bytes=1000), epoch=5, generation=6, channel=7)
 
-    assert header == b"shmserve" + struct.pack("=7Q", 2, 5, 6, 7, 3, 128, 1000)
+    assert header == b"shmserve" + struct.pack("=7Q", 3, 5, 6, 7, 3, 128, 1000)
 
 
 def test_each_sides_words_have_cache_lines_of_their_own() -> None:

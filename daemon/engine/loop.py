@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from shmserve.channel import Lane
 from shmserve.spin import SpinBudget
-from shmserve.watch import spin
+from shmserve.watch import beside, give_up, spin, written
 
 from ..stats import Counter, Stats
 from .bells import Bells
@@ -31,6 +31,10 @@ _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
 #: Where nobody knows whose a token was: no two looks at every channel are closer together, for each channel. A look
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
 _SCAN_AFTER_NS = 2_000
+#: While a client writes a request the engine looks for it; no longer than this, and not if the client stands still.
+_WRITING_NS, _STANDSTILL_NS = 5_000_000, 20_000
+#: A client that was answered no longer ago is likely to be making its next request.
+_ABOUT_NS = 2_000_000
 #: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
 _LOOKING_NS = 5_000
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
@@ -269,30 +273,75 @@ class EngineLoop:
                 tenancy.last_served_ns = now_ns
 
     def _idle(self, began_ns: int) -> None:
-        """Spin for as long as news is likely soon, then sleep."""
-        hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
+        """Look for as long as news is likely soon, then sleep."""
         if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
+        if written(self._everyone.stagers) >= 0:
+            if self._look_at_written(began_ns):
+                return
+        elif self._spin(began_ns):
+            return
+        self._words[Counter.WAKES] += 1
+        longest_ns = LONGEST_WAIT_NS if self._hot else _LONGEST_COLD_WAIT_NS
+        if self._bell.wait(longest_ns):
+            self._rung = not self._bell.tells_who  # the token that ended the wait is gone
+            self._budget.waited(time.monotonic_ns() - began_ns)
+        elif not self._waiting:
+            self._budget.waited(longest_ns)
+
+    def _spin(self, began_ns: int) -> bool:
+        """Look at the hot channels for as long as the last waits suggest; whether there is anything to do."""
+        hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS))
+            if self._in_the_way(now_ns):
+                return False
+            place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
                 # A lone client need not wait for the long way round the loop.
                 if len(hot.tenancies) == 1 and self._look(hot.tenancies[0], now_ns):
                     self._serve_next()
-                return
-            if tokens() > 0 or words[_CONTROL] != control_seen:
-                self._budget.waited(time.monotonic_ns() - began_ns)
-                return
+                return True
             now_ns = time.monotonic_ns()
-        words[Counter.WAKES] += 1
-        longest_ns = LONGEST_WAIT_NS if hot else _LONGEST_COLD_WAIT_NS
-        if self._bell.wait(longest_ns):
-            self._rung = not self._bell.tells_who  # the token that ended the wait is gone
-            self._budget.waited(time.monotonic_ns() - began_ns)
-        elif not self._waiting:
-            self._budget.waited(longest_ns)
+            if tokens() > 0 or words[_CONTROL] != control_seen:
+                self._budget.waited(now_ns - began_ns)
+                return True
+        return False
+
+    def _in_the_way(self, now_ns: int) -> bool:
+        """Whether a client that is about waits for this very processor."""
+        hot = self._hot
+        return any(now_ns - hot.tenancies[place].active_ns < _ABOUT_NS for place in beside(hot.watches))
+
+    def _look_at_written(self, began_ns: int) -> bool:
+        """Look for what a client has announced, and copy it meanwhile; whether there is anything to do.
+
+        Only while the client gets on with it: if it does not, it may be waiting for this very processor.
+        """
+        everyone, words, control_seen = self._everyone, self._words, self._control_seen
+        now_ns = moved_ns = began_ns
+        there = -1
+        while (bytes_there := written(everyone.stagers)) >= 0:
+            if bytes_there != there:
+                there, moved_ns = bytes_there, now_ns
+            elif now_ns - moved_ns > _STANDSTILL_NS:
+                return False
+            if now_ns - began_ns > _WRITING_NS:
+                give_up(everyone.stagers)  # it will be found all the same, if it comes
+                return False
+            place = spin(everyone.watches, now_ns + _LOOKING_NS, everyone.stagers)
+            now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
+            if place >= 0:
+                tenancy = everyone.tenancies[place]
+                self._look_at_cold(tenancy, now_ns)
+                # As in _spin.
+                if len(self._waiting) == 1:
+                    self._serve_next()
+                return True
+            if words[_CONTROL] != control_seen:
+                return True
+        return False

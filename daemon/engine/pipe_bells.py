@@ -12,9 +12,10 @@ from shmserve.layout import number_of
 from .tenancy import Tenancy
 
 _ALL_TOKENS = 65536
-#: So many rings more than requests, and a client is not listened to for a while. One that keeps to the protocol rings
-#: once for each request; an earlier engine may have left as many tokens as the channel has slots (64 at most).
+#: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
+#: rings once or twice for each request; an earlier engine may have left tokens of as many as the channel has slots (64).
 _SPARE_RINGS = 256
+_RINGS = 2
 _DEAF_NS = 1_000_000_000
 
 
@@ -27,7 +28,7 @@ class _Ringer:
         self.tenancy = tenancy
         self.pipe = pipe
         self.tokens = 0
-        #: As many tokens are allowed as requests were seen, and this; known when the first one comes.
+        #: So many tokens are allowed beside those of the requests that were seen; known when the first one comes.
         self.allowed: int | None = None
         self.deaf_until_ns = 0
 
@@ -89,7 +90,7 @@ class PipeBells:
         return rang
 
     def _count(self, ringer: _Ringer, tokens: int) -> None:
-        seen = number_of(ringer.tenancy.watch.seen)
+        seen = _RINGS * number_of(ringer.tenancy.watch.seen)
         if ringer.allowed is None:
             ringer.allowed = _SPARE_RINGS - seen
         ringer.tokens += tokens

@@ -38,6 +38,7 @@ _COUNTED: dict[int, int] = {
 # Plain numbers for each request's path: looking a member up costs 0.1 us, and comparing with one as much again.
 _OK, _INFER = int(Status.OK), int(Kind.INFER)
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
+_STAGED_AHEAD = int(Counter.STAGED_AHEAD)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 Taken = tuple[Tenancy, RequestHead]
@@ -154,7 +155,10 @@ class Serving:
             if pickled and not tenancy.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
             schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled)
+            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
+            if staging.ahead_bytes:
+                self._words[_STAGED_AHEAD] += 1
+                staging.ahead_bytes = 0
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, queued_ns)
             return None

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
+from shmserve.compiled import steps
 from shmserve.layout import CACHE_LINE
 from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
 
@@ -39,14 +40,20 @@ class Staging:
     the policy has kept a tensor of it: then that memory is the policy's and a new arena is taken.
     """
 
-    def __init__(self, tensors_on: torch.device | None) -> None:
-        """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays."""
+    def __init__(self, tensors_on: torch.device | None, stager: steps.Stager | None = None) -> None:
+        """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
+
+        `stager` copies into the arena what the channel's client is still writing.
+        """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
         self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
+        self._stager = stager
+        #: Bytes of the latest observation that were there before its client had written all of it.
+        self.ahead_bytes = 0
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
-        """The tree in `slot`, its arrays as the model takes them."""
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, writing: int = 0) -> Any:
+        """The tree in `slot`, its arrays as the model takes them; `writing` is as the request's head says."""
         receiver = schema.receiver
         if in_place:
             source = slot
@@ -55,9 +62,11 @@ class Staging:
             source = self._arena
             if source.room < size:
                 source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
+                if self._stager is not None:
+                    self._stager.into(source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
             if receiver is not None:
-                receiver.stage(slot.payload, source.payload)
+                self.ahead_bytes = receiver.stage(slot.payload, source.payload, self._stager, writing)
             else:
                 source.beginnings[size][...] = slot.beginnings[size]
         views = source.views[schema]
@@ -86,6 +95,8 @@ class Staging:
         for view in self._arena.views[schema]:
             if sys.getrefcount(view) > 3 or (view.size and sys.getrefcount(view.base) > 2):
                 self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
+                if self._stager is not None:
+                    self._stager.into(None)
                 return
 
     def _leaf(self, place: ArrayPlace, view: Array) -> Any:

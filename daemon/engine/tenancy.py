@@ -138,6 +138,8 @@ class Tenancy:
         head = self.channel.requests.head(sequence)
         if head is None:
             raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
+        if head.writing and self.channel.requests.stager is not None:
+            self.channel.requests.stager.came(head.writing)
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
@@ -160,7 +162,9 @@ class Tenancy:
     def staging(self, row: int) -> Staging:
         """Staging memory for the `row`-th request of this channel in a batch."""
         while len(self._staging) <= row:
-            self._staging.append(Staging(self._tensors_on))
+            # A batch's further rows are of other clients, or of requests that were published long ago.
+            stager = self.channel.requests.stager if not self._staging else None
+            self._staging.append(Staging(self._tensors_on, stager))
         return self._staging[row]
 
     def answer(

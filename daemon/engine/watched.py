@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shmserve.compiled import steps
 from shmserve.watch import Watch, all_moved
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ class Watched:
     def __init__(self) -> None:
         self.tenancies: list[Tenancy] = []
         self.watches: list[Watch] = []
+        #: Those of them that copy what a client is still writing.
+        self.stagers: list[steps.Stager] = []
 
     def __contains__(self, tenancy: Tenancy) -> bool:
         return tenancy in self.tenancies
@@ -25,19 +28,23 @@ class Watched:
 
     def add(self, tenancy: Tenancy) -> None:
         self.tenancies.append(tenancy)
-        self.watches.append(tenancy.watch)
+        self._beside()
 
     def remove(self, tenancy: Tenancy) -> None:
         """If it is among them."""
         if tenancy in self.tenancies:
-            place = self.tenancies.index(tenancy)
-            del self.tenancies[place], self.watches[place]
+            self.tenancies.remove(tenancy)
+            self._beside()
 
     def keep(self, tenancies: list[Tenancy]) -> None:
         """These alone."""
         if len(tenancies) != len(self.tenancies):
             self.tenancies = tenancies
-            self.watches = [tenancy.watch for tenancy in tenancies]
+            self._beside()
+
+    def _beside(self) -> None:
+        self.watches = [tenancy.watch for tenancy in self.tenancies]
+        self.stagers = [stager for each in self.tenancies if (stager := each.channel.requests.stager) is not None]
 
     def moved(self) -> list[Tenancy]:
         """Those whose client has published."""

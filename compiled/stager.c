@@ -1,0 +1,218 @@
+/* Copies a payload that its client is still writing: the engine has nothing else to do while it looks for requests.
+ *
+ * A client announces each large write (sender.c): a number that is never used twice and names the slot, then how many
+ * bytes are there. They are a hint. What was copied is used only for a request that names the same write, and then only
+ * the rest is copied; otherwise it is forgotten. Whatever a client writes into these words, it costs the engine copies
+ * within the client's own slot, between two looks at every counter.
+ */
+
+#include "stager.h"
+
+/* Stager(memory, counter, payload, stride, slots, mask, room): places in bytes; `payload` is that of the first slot. */
+static int stager_init(PyObject *object, PyObject *args, PyObject *keywords)
+{
+    Stager *self = (Stager *)object;
+    PyObject *memory;
+    Py_ssize_t counter, payload;
+    unsigned long long mask;
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Stager takes no keywords");
+        return -1;
+    }
+    if (self->words != NULL) {
+        PyErr_SetString(PyExc_ValueError, "this stager is open already");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(args, "OnnnnKn", &memory, &counter, &payload, &self->stride, &self->slots, &mask,
+                          &self->room) ||
+        PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
+        return -1;
+    Py_ssize_t size = self->view.len;
+    if (counter < 0 || counter % 8 || counter > size - 8 * (WRITTEN_BYTES + 1) || payload < 0 || self->slots < 1 ||
+        self->room < 0 || self->stride < self->room || payload > size - self->room ||
+        (self->slots > 1 && self->stride > (size - payload - self->room) / (self->slots - 1)) ||
+        (uintptr_t)self->view.buf % 8) {
+        PyBuffer_Release(&self->view);
+        PyErr_SetString(PyExc_ValueError, "these slots are not in this memory");
+        return -1;
+    }
+    self->mask = mask;
+    self->words = (uint64_t *)((char *)self->view.buf + counter);
+    self->payloads = (char *)self->view.buf + payload;
+    return 0;
+}
+
+static void let_go(Stager *self)
+{
+    if (self->words != NULL && self->closed && !self->lookers) {
+        self->words = NULL;
+        PyBuffer_Release(&self->view);
+        Py_CLEAR(self->arena);
+    }
+}
+
+static PyObject *stager_close(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    ((Stager *)object)->closed = 1;
+    let_go((Stager *)object);
+    Py_RETURN_NONE;
+}
+
+static void stager_dealloc(PyObject *object)
+{
+    Stager *self = (Stager *)object;
+    self->closed = 1;
+    let_go(self);
+    Py_XDECREF(self->arena);
+    free_instance(object);
+}
+
+/* into(arena): where to copy to; None: nowhere */
+static PyObject *stager_into(PyObject *object, PyObject *arena)
+{
+    Stager *self = (Stager *)object;
+    if (arena != Py_None) {
+        if (payload_bytes_of(arena, 0) == NULL)
+            return NULL;
+        if (!PyArray_ISWRITEABLE((PyArrayObject *)arena)) {
+            PyErr_SetString(PyExc_ValueError, "this arena may only be read");
+            return NULL;
+        }
+    }
+    if (self->lookers) {
+        PyErr_SetString(PyExc_RuntimeError, "a thread is looking");
+        return NULL;
+    }
+    PyArrayObject *before = self->arena;
+    self->arena = arena == Py_None || self->closed ? NULL : (PyArrayObject *)Py_NewRef(arena);
+    self->done = 0;
+    Py_XDECREF(before);
+    Py_RETURN_NONE;
+}
+
+void stager_enter(Stager *self)
+{
+    Py_INCREF(self);
+    self->lookers++;
+}
+
+void stager_leave(Stager *self)
+{
+    self->lookers--;
+    let_go(self);
+    Py_DECREF(self);
+}
+
+int stager_advance(Stager *self)
+{
+    if (self->arena == NULL || self->words == NULL)
+        return 0;
+    /* ORDER: the write before its bytes, and these before what they tell of; pairs with announce and copy_plain. */
+    uint64_t writing = __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE);
+    if (writing == self->came || (writing & self->mask) >= (uint64_t)self->slots)
+        return 0;
+    if (writing != self->writing) {
+        self->writing = writing;
+        self->done = 0;
+    }
+    uint64_t written = __atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_ACQUIRE);
+    Py_ssize_t most = PyArray_DIM(self->arena, 0) < self->room ? PyArray_DIM(self->arena, 0) : self->room;
+    Py_ssize_t there = written < (uint64_t)most ? (Py_ssize_t)written : most;
+    if (there <= self->done)
+        return 0;
+    Py_ssize_t size = there - self->done < ANNOUNCED_PIECE ? there - self->done : ANNOUNCED_PIECE;
+    const char *payload = self->payloads + (Py_ssize_t)(writing & self->mask) * self->stride;
+    memcpy(PyArray_BYTES(self->arena) + self->done, payload + self->done, (size_t)size);
+    /* The client may have begun another write meanwhile, into the same slot. */
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    if (__atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED) == writing)
+        self->done += size;
+    else
+        self->done = 0;
+    return 1;
+}
+
+Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t writing)
+{
+    Py_ssize_t done = writing && self->writing == writing && self->arena == arena ? self->done : 0;
+    self->writing = 0;
+    self->done = 0;
+    return done;
+}
+
+/* came(writing): the request of this write is there; there is no more to be copied ahead */
+static PyObject *stager_came(PyObject *object, PyObject *given)
+{
+    uint64_t writing = PyLong_AsUnsignedLongLong(given);
+    if (writing == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
+    ((Stager *)object)->came = writing;
+    Py_RETURN_NONE;
+}
+
+/* written(stagers): how many bytes their clients have written of requests that did not come yet; -1 if there are none */
+PyObject *written(PyObject *module, PyObject *given)
+{
+    (void)module;
+    if (!PyList_CheckExact(given)) {
+        PyErr_SetString(PyExc_TypeError, "stagers are a list");
+        return NULL;
+    }
+    int64_t bytes = -1;
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
+        Stager *self = (Stager *)PyList_GET_ITEM(given, index);
+        if (is_stager((PyObject *)self) && self->words != NULL &&
+            __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE) != self->came)
+            /* Bounded, whatever stands there: the sum is only compared. */
+            bytes = (bytes < 0 ? 0 : bytes) + (int64_t)(__atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_RELAXED) >> 8);
+    }
+    return PyLong_FromLongLong(bytes);
+}
+
+/* give_up(stagers): no longer wait for the requests of what is being written now */
+PyObject *give_up(PyObject *module, PyObject *given)
+{
+    (void)module;
+    if (!PyList_CheckExact(given)) {
+        PyErr_SetString(PyExc_TypeError, "stagers are a list");
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
+        Stager *self = (Stager *)PyList_GET_ITEM(given, index);
+        if (is_stager((PyObject *)self) && self->words != NULL)
+            self->came = __atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef stager_methods[] = {
+    {"came", stager_came, METH_O, "The request of this write has come."},
+    {"into", stager_into, METH_O, "Copy into this arena from now on; None: nowhere."},
+    {"close", stager_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot stager_slots[] = {
+    {Py_tp_doc, "Copies a payload that its client is still writing."},
+    {Py_tp_init, stager_init},
+    {Py_tp_dealloc, stager_dealloc},
+    {Py_tp_methods, stager_methods},
+    {0, NULL},
+};
+
+static PyType_Spec stager_spec = {"shmserve._compiled.Stager", sizeof(Stager), 0, Py_TPFLAGS_DEFAULT, stager_slots};
+
+static PyTypeObject *stager_type;
+
+int is_stager(PyObject *object) { return Py_TYPE(object) == stager_type; }
+
+int stager_ready(PyObject *module)
+{
+    if (stager_type == NULL) {
+        stager_type = (PyTypeObject *)PyType_FromSpec(&stager_spec);
+        if (stager_type == NULL)
+            return -1;
+    }
+    return PyModule_AddObjectRef(module, "Stager", (PyObject *)stager_type);
+}
