@@ -128,7 +128,7 @@ class RequestWriter(_Ring):
         # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
-        self.turning = max(1, min(self.slots, _TURNING_BYTES // segment.geometry.payload_bytes))
+        self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
         if self._compiled is not None:
             self.publish = self._compiled.publish  # type: ignore[method-assign]
 
