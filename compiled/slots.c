@@ -212,7 +212,8 @@ static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssiz
         store(&head[index], words[index]);
     /* ORDER: payload and head before the sequence; pairs with slots_reply. */
     __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
-    /* Only the serving engine writes it; a client looks at it while it spins. */
+    /* ORDER: the sequence before the counter, at which a client looks while it spins; pairs with has_moved.
+     * Only the serving engine writes it. */
     __atomic_store_n(self->counter, load(self->counter) + 1, __ATOMIC_RELEASE);
     Py_RETURN_NONE;
 }

@@ -166,7 +166,10 @@ static int look_until(uint64_t *const *counters, const uint64_t *seen, int count
     return -1;
 }
 
-/* spin(watches, until_ns): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so */
+/* spin(watches, until_ns): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so
+ *
+ * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
+ */
 static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;

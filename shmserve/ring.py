@@ -242,7 +242,11 @@ class ReplyWriter(_Ring):
             fence()
         words = self.words
         words[self._head_words[slot]] = sequence
-        words[self.counter] += 1  # only the serving engine writes it; a client looks at it while it spins
+        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of watch.py.
+        # One that sees the counter alone has used up its token, and waits for the next.
+        if not IN_ORDER:
+            fence()
+        words[self.counter] += 1  # only the serving engine writes it
 
 
 class ReplyReader(_Ring):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 from typing import Any
 
@@ -23,6 +24,31 @@ F8 = np.dtype("<f8")
 #: Two arrays of three numbers, in a list; what the second is converted with goes in between.
 PLACES = ((0, 24, F8), (64, 24, F8))
 PAYLOAD_BYTES = 88
+
+
+FORKING = """
+import os, sys, threading
+import numpy as np
+from shmserve.compiled import steps
+
+words = np.zeros(1, np.uint64)
+watches = [steps.Watch(words.view(np.uint8), 0)]
+looking = threading.Thread(target=lambda: steps.spin(watches, 1 << 62))
+looking.start()
+while sys.getrefcount(watches[0]) < 3:  # the list's, the call's, and the look's
+    pass
+child = os.fork()
+if not child:
+    watches[0].close()
+    watches[0].close()
+    watches.clear()
+    print("closed twice", flush=True)
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+words[0] = 1
+looking.join()
+sys.exit(status)
+"""
 
 
 def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> steps.Sender:
@@ -159,6 +185,13 @@ def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
         gc.set_threshold(*before)
 
     assert (found, watches, len(kept)) == ([], [], 200)
+
+
+def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at() -> None:
+    # In a process of its own: this one has threads that a fork does not bear.
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, check=False)
+
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "closed twice\n", "")
 
 
 def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> None:
