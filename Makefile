@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test run-tests test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth clean test-gpu bench-gpu
+.PHONY: man demo test run-tests test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth sanitize clean test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
 	@echo "make chaos  kill, stop, starve and storm clients, engines and the supervisor; account for every request (an hour)"
 	@echo "make growth 10,000 clients and a million requests; nothing may grow"
+	@echo "make sanitize  the tests and the fuzzing of what is compiled, with gcc's checks of addresses and undefined behaviour"
 	@echo "make man    the man pages, from the commands' own help"
 	@echo "make test-gpu   the tests that need a GPU, and those around them; installs nothing"
 	@echo "make bench-gpu  measure on a GPU; docs/gpu.md"
@@ -60,7 +61,7 @@ run-tests: $(VENV)/installed
 # Those that reach what is compiled (compiled/), again with the Python that takes its place where there is no compiler.
 NOT_COMPILED_AS_WELL := tests/test_codec.py tests/test_ring.py tests/test_pipelining.py tests/test_growing.py \
 	tests/test_engine_turns.py tests/test_loans.py tests/test_loans_of_replies.py tests/test_hostile_client.py \
-	tests/test_exact_values.py tests/test_threads.py shmserve/codec.py shmserve/watch.py
+	tests/test_exact_values.py tests/test_threads.py tests/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
@@ -106,6 +107,10 @@ $(VENV)/fuzz: $(VENV)/installed
 
 fuzz: $(VENV)/fuzz
 	@$(BIN)/python -m fuzz.guided $(FUZZ)
+
+# With Debian's gcc; what it builds stays out of the checkout.
+sanitize: $(VENV)/installed
+	@$(BIN)/python tests/sanitized.py
 
 # make chaos CHAOS="--transport sealed --only client-kills --client-kills 100" for a part.
 chaos: $(VENV)/installed

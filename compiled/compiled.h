@@ -18,16 +18,17 @@
 #include <string.h>
 #include <time.h>
 
+/* The words of a segment are 8 bytes, each read and written at once; a processor of 32 bits has no such load. */
+_Static_assert(sizeof(void *) == 8, "the compiled steps are for processors of 64 bits; elsewhere Python does them");
+
 /* Copies of fewer bytes are over before another thread could have taken the interpreter. */
 #define RELEASING_BYTES (32 << 10)
 
 /* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
 enum { WRITING = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
-extern PyType_Spec sender_spec, receiver_spec, histograms_spec;
+extern PyType_Spec sender_spec, receiver_spec, slots_spec, histograms_spec, watch_spec, stager_spec;
 extern PyMethodDef watch_functions[];
-
-int watch_ready(PyObject *module);
 
 /* The processor that this thread runs on, and 1; 0 where nobody knows. */
 static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }
@@ -37,6 +38,21 @@ static inline uint64_t monotonic_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* The types here are whole once they are there at all: `__new__` makes them, there is no `__init__` to be called twice
+ * or never. They hold strings, dtypes, types and the memory of arrays, none of which leads back to them: the collector of
+ * cycles need not know them. */
+#define STEP_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
+
+/* An instance with nothing in it yet. */
+static inline void *new_instance(PyTypeObject *type, PyObject *keywords)
+{
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_Format(PyExc_TypeError, "%s takes no keywords", type->tp_name);
+        return NULL;
+    }
+    return type->tp_alloc(type, 0);
 }
 
 /* Frees an instance of one of the types here, which are made on the heap. */

@@ -21,29 +21,26 @@ static int bucket_of(uint64_t duration_ns)
 }
 
 /* Histograms(memory, place of the first in words of 8 bytes) */
-static int histograms_init(PyObject *object, PyObject *args, PyObject *keywords)
+static PyObject *histograms_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Histograms *self = (Histograms *)object;
     PyObject *memory;
     Py_ssize_t place;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Histograms takes no keywords");
-        return -1;
-    }
-    if (self->counts != NULL) {
-        PyErr_SetString(PyExc_ValueError, "these histograms are open already");
-        return -1;
-    }
+    Histograms *self = new_instance(type, keywords);
+    if (self == NULL)
+        return NULL;
     if (!PyArg_ParseTuple(args, "On", &memory, &place) || PyObject_GetBuffer(memory, &self->view, PyBUF_WRITABLE) < 0)
-        return -1;
+        goto failed;
     if (place < 0 || place > self->view.len / (Py_ssize_t)sizeof(uint64_t) - STAGES * BUCKETS ||
         (uintptr_t)self->view.buf % sizeof(uint64_t)) {
         PyBuffer_Release(&self->view);
         PyErr_SetString(PyExc_ValueError, "the histograms are not in this memory");
-        return -1;
+        goto failed;
     }
     self->counts = (uint64_t *)self->view.buf + place;
-    return 0;
+    return (PyObject *)self;
+failed:
+    Py_DECREF(self);
+    return NULL;
 }
 
 static PyObject *histograms_close(PyObject *object, PyObject *unused)
@@ -81,7 +78,8 @@ static PyObject *histograms_record(PyObject *object, PyObject *const *args, Py_s
         durations[stage] = PyLong_AsUnsignedLongLong(args[stage]);
         if (durations[stage] == (uint64_t)-1 && PyErr_Occurred())
             return NULL;
-        total += durations[stage];
+        if (__builtin_add_overflow(total, durations[stage], &total))
+            total = UINT64_MAX;
     }
     durations[STAGES - 1] = total;
     for (int stage = 0; stage < STAGES; stage++)
@@ -97,11 +95,10 @@ static PyMethodDef histograms_methods[] = {
 
 static PyType_Slot histograms_slots[] = {
     {Py_tp_doc, "The histograms of an engine's stages."},
-    {Py_tp_init, histograms_init},
+    {Py_tp_new, histograms_new},
     {Py_tp_dealloc, histograms_dealloc},
     {Py_tp_methods, histograms_methods},
     {0, NULL},
 };
 
-PyType_Spec histograms_spec = {"shmserve._compiled.Histograms", sizeof(Histograms), 0, Py_TPFLAGS_DEFAULT,
-                               histograms_slots};
+PyType_Spec histograms_spec = {"shmserve._compiled.Histograms", sizeof(Histograms), 0, STEP_FLAGS, histograms_slots};

@@ -7,8 +7,6 @@
 
 #define SHMSERVE_IMPORTS_ARRAY
 #include "compiled.h"
-#include "slots.h"
-#include "stager.h"
 
 static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
 {
@@ -24,12 +22,20 @@ static int module_exec(PyObject *module)
 {
     import_array1(-1);
     if (add_type(module, "Sender", &sender_spec) < 0 || add_type(module, "Receiver", &receiver_spec) < 0 ||
-        add_type(module, "Histograms", &histograms_spec) < 0 || slots_ready(module) < 0)
+        add_type(module, "Histograms", &histograms_spec) < 0)
         return -1;
-    return watch_ready(module) < 0 ? -1 : stager_ready(module);
+    if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Stager", &stager_spec) < 0)
+        return -1;
+    return add_type(module, "Watch", &watch_spec);
 }
 
-static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)module_exec}, {0, NULL}};
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* nor does numpy */
+#endif
+    {0, NULL},
+};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

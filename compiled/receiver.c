@@ -23,7 +23,7 @@ typedef struct {
     PyObject *constants; /* a tuple */
     char *numbers; /* the kind of each: q, d, or ? for a bool */
     Py_ssize_t steps_count, numbers_count, places_count, payload_bytes;
-    int bare, made;
+    int bare;
 } Receiver;
 
 enum { LEAST_ROOM = 48 };
@@ -97,20 +97,10 @@ static int place_of(Receiver *self, PyObject *given, Place *place)
     return 0;
 }
 
-/* Receiver(steps, numbers, places, constants, bare, payload_bytes) */
-static int receiver_init(PyObject *object, PyObject *args, PyObject *keywords)
+static int fill(Receiver *self, PyObject *args)
 {
-    Receiver *self = (Receiver *)object;
     PyObject *steps, *places, *constants;
     const char *numbers;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Receiver takes no keywords");
-        return -1;
-    }
-    if (self->constants != NULL) {
-        PyErr_SetString(PyExc_ValueError, "this receiver is made already");
-        return -1;
-    }
     if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &steps, &numbers, &self->numbers_count, &PyTuple_Type,
                           &places, &PyTuple_Type, &constants, &self->bare, &self->payload_bytes))
         return -1;
@@ -151,8 +141,16 @@ static int receiver_init(PyObject *object, PyObject *args, PyObject *keywords)
         PyErr_SetString(PyExc_ValueError, "a bare value is alone in a tuple");
         return -1;
     }
-    self->made = 1;
     return 0;
+}
+
+/* Receiver(steps, numbers, places, constants, bare, payload_bytes) */
+static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    Receiver *self = new_instance(type, keywords);
+    if (self != NULL && fill(self, args) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
 }
 
 static void receiver_dealloc(PyObject *object)
@@ -263,13 +261,6 @@ static PyArrayObject *another(PyArrayObject *view)
     return array;
 }
 
-static int is_made(Receiver *self)
-{
-    if (!self->made)
-        PyErr_SetString(PyExc_ValueError, "a receiver that was not made");
-    return self->made;
-}
-
 static PyArrayObject **room_for_arrays(Receiver *self, PyArrayObject **few)
 {
     PyArrayObject **arrays = few;
@@ -292,7 +283,7 @@ static PyObject *receiver_read(PyObject *object, PyObject *payload)
     PyArrayObject *few[LEAST_ROOM], **arrays;
     PyObject *tree = NULL;
     const char *bytes;
-    if (!is_made(self) || (bytes = payload_bytes_of(payload, self->payload_bytes)) == NULL ||
+    if ((bytes = payload_bytes_of(payload, self->payload_bytes)) == NULL ||
         (arrays = room_for_arrays(self, few)) == NULL)
         return NULL;
     Py_ssize_t found = 0;
@@ -336,7 +327,7 @@ static PyObject *receiver_lend(PyObject *object, PyObject *const *args, Py_ssize
         PyErr_SetString(PyExc_TypeError, "lend(payload, views)");
         return NULL;
     }
-    if (!is_made(self) || (bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+    if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
         !is_list_of_places(self, args[1]))
         return NULL;
     for (Py_ssize_t index = 0; index < self->places_count; index++)
@@ -370,7 +361,7 @@ static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssiz
         PyErr_SetString(PyExc_TypeError, "build(payload, leaves)");
         return NULL;
     }
-    if (!is_made(self) || (bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+    if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
         !is_list_of_places(self, args[1]) || (leaves = room_for_arrays(self, few)) == NULL)
         return NULL;
     for (Py_ssize_t index = 0; index < self->places_count; index++)
@@ -387,14 +378,14 @@ static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssiz
 {
     Receiver *self = (Receiver *)object;
     char *from, *to;
-    if (count != 4 || (args[2] != Py_None && !is_stager(args[2]))) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena, stager, writing)");
+    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, writing");
         return NULL;
     }
-    uint64_t writing = PyLong_AsUnsignedLongLong(args[3]);
+    uint64_t writing = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
     if (writing == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    if (!is_made(self) || (from = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
+    if ((from = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
         (to = payload_bytes_of(args[1], self->payload_bytes)) == NULL)
         return NULL;
     if (!PyArray_ISWRITEABLE((PyArrayObject *)args[1])) {
@@ -402,7 +393,7 @@ static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssiz
         return NULL;
     }
     Py_ssize_t done = 0;
-    if (args[2] != Py_None)
+    if (count == 4 && args[2] != Py_None)
         done = stager_take((Stager *)args[2], (PyArrayObject *)args[1], writing);
     if (done > self->payload_bytes)
         done = self->payload_bytes;
@@ -427,10 +418,10 @@ static PyMethodDef receiver_methods[] = {
 
 static PyType_Slot receiver_slots[] = {
     {Py_tp_doc, "Puts trees of one structure together."},
-    {Py_tp_init, receiver_init},
+    {Py_tp_new, receiver_new},
     {Py_tp_dealloc, receiver_dealloc},
     {Py_tp_methods, receiver_methods},
     {0, NULL},
 };
 
-PyType_Spec receiver_spec = {"shmserve._compiled.Receiver", sizeof(Receiver), 0, Py_TPFLAGS_DEFAULT, receiver_slots};
+PyType_Spec receiver_spec = {"shmserve._compiled.Receiver", sizeof(Receiver), 0, STEP_FLAGS, receiver_slots};

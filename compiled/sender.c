@@ -248,7 +248,7 @@ static int places_of(Sender *self, PyObject *given)
                               &PyArrayDescr_Type, &stored_as))
             return -1;
         place->stored_as = (PyArray_Descr *)Py_NewRef(stored_as);
-        if (place->offset < self->numbers_count * 8 || place->size < 0 ||
+        if (PyDataType_REFCHK(place->stored_as) || place->offset < self->numbers_count * 8 || place->size < 0 ||
             place->size > self->payload_bytes - place->offset) {
             PyErr_SetString(PyExc_ValueError, "an array lies outside of its payload");
             return -1;
@@ -257,19 +257,9 @@ static int places_of(Sender *self, PyObject *given)
     return 0;
 }
 
-/* Sender(pattern, bare, places, payload_bytes) */
-static int sender_init(PyObject *object, PyObject *args, PyObject *keywords)
+static int fill(Sender *self, PyObject *args)
 {
-    Sender *self = (Sender *)object;
     PyObject *pattern, *places;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Sender takes no keywords");
-        return -1;
-    }
-    if (self->root != NULL) {
-        PyErr_SetString(PyExc_ValueError, "this sender is made already");
-        return -1;
-    }
     if (!PyArg_ParseTuple(args, "OpO!n", &pattern, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
         return -1;
     self->root = container_of(pattern, self, 0);
@@ -281,6 +271,15 @@ static int sender_init(PyObject *object, PyObject *args, PyObject *keywords)
         return -1;
     }
     return 0;
+}
+
+/* Sender(pattern, bare, places, payload_bytes) */
+static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    Sender *self = new_instance(type, keywords);
+    if (self != NULL && fill(self, args) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
 }
 
 static void sender_dealloc(PyObject *object)
@@ -424,6 +423,14 @@ static int collect(Sender *self, Container *container, PyObject *tree, Leaves *l
 
 /* Copying */
 
+/* Whether an array that was collected still has the bytes of its place: what ran since, a conversion or another thread,
+ * may have made it larger or smaller. */
+static int still_fits(Place *place, PyArrayObject *array)
+{
+    return PyArray_NBYTES(array) == place->size &&
+           PyArray_SIZE(array) * PyDataType_ELSIZE(place->stored_as) == place->size;
+}
+
 /* An array whose bytes do not lie in order, by numpy's own copy. */
 static int copy_strided(Place *place, PyArrayObject *array, char *payload)
 {
@@ -441,7 +448,7 @@ static void copy_plain(Sender *self, Leaves *leaves, char *payload)
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         PyArrayObject *array = leaves->arrays[index];
         Place *place = &self->places[index];
-        if (PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
+        if (place->size && PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
             memmove(payload + place->offset, PyArray_BYTES(array), (size_t)place->size);
     }
 }
@@ -489,6 +496,9 @@ static uint64_t announce(uint64_t *counter, uint64_t slot)
 
 static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
 {
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++)
+        if (!still_fits(&self->places[index], leaves->arrays[index]))
+            return OTHER;
     if (self->payload_bytes < RELEASING_BYTES)
         copy_plain(self, leaves, payload);
     else {
@@ -499,11 +509,52 @@ static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
             copy_plain(self, leaves, payload);
         Py_END_ALLOW_THREADS
     }
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++)
-        if (!PyArray_IS_C_CONTIGUOUS(leaves->arrays[index]) &&
-            copy_strided(&self->places[index], leaves->arrays[index], payload) < 0)
+    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
+        PyArrayObject *array = leaves->arrays[index];
+        if (PyArray_IS_C_CONTIGUOUS(array))
+            continue;
+        if (!still_fits(&self->places[index], array))
+            return OTHER;
+        if (copy_strided(&self->places[index], array, payload) < 0)
             return -1;
+    }
     return WRITTEN;
+}
+
+/* Whether the payload has room; what it may be else is found out by copy_into. */
+static int does_fit(Sender *self, PyObject *payload)
+{
+    return PyArray_Check(payload) && PyArray_NBYTES((PyArrayObject *)payload) >= self->payload_bytes;
+}
+
+/* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
+static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *writing)
+{
+    if (self->payload_bytes >= RUNG_BYTES && ring != Py_None) {
+        /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
+        PyObject *rung = PyObject_CallNoArgs(ring);
+        if (rung == NULL)
+            return -1;
+        Py_DECREF(rung);
+    }
+    *counter = slots_counter(slots);
+    if (*counter == NULL)
+        return -1;
+    *writing = announce(*counter, slot);
+    return 1;
+}
+
+/* Only now that no other code of the program runs any more is the payload looked at. */
+static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
+{
+    char *bytes = payload_bytes_of(payload, 0);
+    if (bytes == NULL)
+        return -1;
+    if (!PyArray_ISWRITEABLE((PyArrayObject *)payload)) {
+        PyErr_SetString(PyExc_ValueError, "this payload may only be read");
+        return -1;
+    }
+    return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE : copy(self, leaves, bytes, counter);
 }
 
 static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -512,32 +563,19 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
     uint64_t few_numbers[LEAST_ROOM];
     PyArrayObject *few_arrays[LEAST_ROOM];
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
-    if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "write(tree, payload, slots, slot, ring)");
+    if (count != 2 && count != 5) {
+        PyErr_SetString(PyExc_TypeError, "write(tree, payload), or with slots, slot, ring");
         return NULL;
     }
     uint64_t *counter = NULL, writing = 0;
     unsigned long slot = 0;
-    if (args[2] != Py_None) {
+    if (count == 5 && args[2] != Py_None) {
         slot = PyLong_AsUnsignedLong(args[3]);
         if (slot >= 1 << SLOT_BITS) {
             if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_ValueError, "no such slot");
             return NULL;
         }
-        if ((counter = slots_counter(args[2])) == NULL)
-            return NULL;
-    }
-    char *payload = payload_bytes_of(args[1], 0);
-    if (payload == NULL)
-        return NULL;
-    if (!PyArray_ISWRITEABLE((PyArrayObject *)args[1])) {
-        PyErr_SetString(PyExc_ValueError, "this payload may only be read");
-        return NULL;
-    }
-    if (self->root == NULL || self->places == NULL) {
-        PyErr_SetString(PyExc_ValueError, "a sender that was not made");
-        return NULL;
     }
     int found = -1;
     if (self->numbers_count > LEAST_ROOM &&
@@ -551,22 +589,11 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
         goto end;
     found = collect(self, self->root, tree, &leaves);
     Py_DECREF(tree);
-    if (found == 1 && PyArray_DIM((PyArrayObject *)args[1], 0) < self->payload_bytes)
-        found = TOO_LARGE;
-    else if (found == 1) {
-        PyObject *rung = NULL;
-        if (counter != NULL && self->payload_bytes >= ANNOUNCED_BYTES) {
-            writing = announce(counter, slot);
-            if (self->payload_bytes >= RUNG_BYTES && args[4] != Py_None &&
-                (rung = PyObject_CallNoArgs(args[4])) == NULL)
-                found = -1;
-        }
-        else
-            counter = NULL;
-        Py_XDECREF(rung);
-        if (found == 1)
-            found = copy(self, &leaves, payload, counter);
-    }
+    if (found == 1 && count == 5 && args[2] != Py_None && self->payload_bytes >= ANNOUNCED_BYTES &&
+        does_fit(self, args[1]))
+        found = announced(self, args[2], slot, args[4], &counter, &writing);
+    if (found == 1)
+        found = copy_into(self, &leaves, args[1], counter);
 end:
     while (leaves.arrays_found)
         Py_DECREF(leaves.arrays[--leaves.arrays_found]);
@@ -587,10 +614,10 @@ static PyMethodDef sender_methods[] = {
 
 static PyType_Slot sender_slots[] = {
     {Py_tp_doc, "Recognises trees of one structure and writes them."},
-    {Py_tp_init, sender_init},
+    {Py_tp_new, sender_new},
     {Py_tp_dealloc, sender_dealloc},
     {Py_tp_methods, sender_methods},
     {0, NULL},
 };
 
-PyType_Spec sender_spec = {"shmserve._compiled.Sender", sizeof(Sender), 0, Py_TPFLAGS_DEFAULT, sender_slots};
+PyType_Spec sender_spec = {"shmserve._compiled.Sender", sizeof(Sender), 0, STEP_FLAGS, sender_slots};

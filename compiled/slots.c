@@ -8,44 +8,38 @@
 
 enum { REQUEST_WORDS = 12, REPLY_WORDS = 13, REPLY_TOLD = 10, TAKEN = 11, ATTEMPTS = 12, CANCELLED = 10 };
 
-static PyTypeObject *slots_type;
-
 static uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 
 static void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
 
 /* Slots(memory, counter, first, stride, slots, mask): the places in words of 8 bytes. */
-static int slots_init(PyObject *object, PyObject *args, PyObject *keywords)
+static PyObject *slots_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Slots *self = (Slots *)object;
     PyObject *memory;
     Py_ssize_t counter, first;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Slots takes no keywords");
-        return -1;
-    }
-    if (self->words != NULL) {
-        PyErr_SetString(PyExc_ValueError, "these slots are open already");
-        return -1;
-    }
     unsigned long long mask;
-    if (!PyArg_ParseTuple(args, "OnnnnK", &memory, &counter, &first, &self->stride, &self->slots, &mask))
-        return -1;
+    Slots *self = new_instance(type, keywords);
+    if (self == NULL)
+        return NULL;
+    if (!PyArg_ParseTuple(args, "OnnnnK", &memory, &counter, &first, &self->stride, &self->slots, &mask) ||
+        PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
+        goto failed;
     self->mask = mask;
-    if (PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
-        return -1;
     Py_ssize_t words = self->view.len / (Py_ssize_t)sizeof(uint64_t);
     if (counter < 0 || counter + PROCESSOR >= words || first < 0 || self->slots < 1 || self->stride < REPLY_WORDS ||
         self->slots > 1 << 16 || self->stride > (words - first) / self->slots ||
         (uintptr_t)self->view.buf % sizeof(uint64_t)) {
         PyBuffer_Release(&self->view);
         PyErr_SetString(PyExc_ValueError, "these slots are not in this memory");
-        return -1;
+        goto failed;
     }
     self->words = self->view.buf;
     self->counter = self->words + counter;
     self->first = self->words + first;
-    return 0;
+    return (PyObject *)self;
+failed:
+    Py_DECREF(self);
+    return NULL;
 }
 
 static PyObject *slots_close(PyObject *object, PyObject *unused)
@@ -99,6 +93,9 @@ static PyObject *named(PyObject *type, const uint64_t *words, int count)
     PyObject *head = ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, count);
     if (head == NULL)
         return NULL;
+#if PY_VERSION_HEX >= 0x030E0000
+    ((PyTupleObject *)head)->ob_hash = -1; /* a tuple notes its hash, and 0 would be one */
+#endif
     for (int index = 0; index < count; index++) {
         PyObject *number = PyLong_FromUnsignedLongLong(words[index]);
         if (number == NULL) {
@@ -208,7 +205,8 @@ static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssiz
     store(&self->counter[PROCESSOR], processor());
     /* ORDER: payload and head before the sequence; pairs with slots_reply. */
     __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
-    /* Only the serving engine writes it; a client looks at it while it spins. */
+    /* ORDER: the sequence before the counter, at which a client looks while it spins; pairs with has_moved.
+     * Only the serving engine writes it. */
     __atomic_store_n(self->counter, load(self->counter) + 1, __ATOMIC_RELEASE);
     Py_RETURN_NONE;
 }
@@ -233,7 +231,7 @@ static PyObject *slots_reply(PyObject *object, PyObject *const *args, Py_ssize_t
 
 uint64_t *slots_counter(PyObject *object)
 {
-    if (Py_TYPE(object) != slots_type || ((Slots *)object)->words == NULL || ((Slots *)object)->view.readonly) {
+    if (Py_TYPE(object)->tp_dealloc != slots_dealloc || ((Slots *)object)->words == NULL || ((Slots *)object)->view.readonly) {
         PyErr_SetString(PyExc_TypeError, "open slots for writing are needed");
         return NULL;
     }
@@ -253,20 +251,10 @@ static PyMethodDef slots_methods[] = {
 
 static PyType_Slot slots_slots[] = {
     {Py_tp_doc, "The heads of one segment's slots."},
-    {Py_tp_init, slots_init},
+    {Py_tp_new, slots_new},
     {Py_tp_dealloc, slots_dealloc},
     {Py_tp_methods, slots_methods},
     {0, NULL},
 };
 
-static PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, Py_TPFLAGS_DEFAULT, slots_slots};
-
-int slots_ready(PyObject *module)
-{
-    if (slots_type == NULL) {
-        slots_type = (PyTypeObject *)PyType_FromSpec(&slots_spec);
-        if (slots_type == NULL)
-            return -1;
-    }
-    return PyModule_AddObjectRef(module, "Slots", (PyObject *)slots_type);
-}
+PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, STEP_FLAGS, slots_slots};

@@ -15,8 +15,6 @@ typedef struct {
     uint64_t mask;
 } Slots;
 
-int slots_ready(PyObject *module);
-
 /* The counter's line of open slots that may be written; NULL with an exception otherwise. */
 uint64_t *slots_counter(PyObject *object);
 

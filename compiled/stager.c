@@ -9,24 +9,18 @@
 #include "stager.h"
 
 /* Stager(memory, counter, payload, stride, slots, mask, room): places in bytes; `payload` is that of the first slot. */
-static int stager_init(PyObject *object, PyObject *args, PyObject *keywords)
+static PyObject *stager_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Stager *self = (Stager *)object;
     PyObject *memory;
     Py_ssize_t counter, payload;
     unsigned long long mask;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Stager takes no keywords");
-        return -1;
-    }
-    if (self->words != NULL) {
-        PyErr_SetString(PyExc_ValueError, "this stager is open already");
-        return -1;
-    }
+    Stager *self = new_instance(type, keywords);
+    if (self == NULL)
+        return NULL;
     if (!PyArg_ParseTuple(args, "OnnnnKn", &memory, &counter, &payload, &self->stride, &self->slots, &mask,
                           &self->room) ||
         PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
-        return -1;
+        goto failed;
     Py_ssize_t size = self->view.len;
     if (counter < 0 || counter % 8 || counter > size - 8 * (WRITTEN_BYTES + 1) || payload < 0 || self->slots < 1 ||
         self->room < 0 || self->stride < self->room || payload > size - self->room ||
@@ -34,12 +28,15 @@ static int stager_init(PyObject *object, PyObject *args, PyObject *keywords)
         (uintptr_t)self->view.buf % 8) {
         PyBuffer_Release(&self->view);
         PyErr_SetString(PyExc_ValueError, "these slots are not in this memory");
-        return -1;
+        goto failed;
     }
     self->mask = mask;
     self->words = (uint64_t *)((char *)self->view.buf + counter);
     self->payloads = (char *)self->view.buf + payload;
-    return 0;
+    return (PyObject *)self;
+failed:
+    Py_DECREF(self);
+    return NULL;
 }
 
 static void let_go(Stager *self)
@@ -195,24 +192,12 @@ static PyMethodDef stager_methods[] = {
 
 static PyType_Slot stager_slots[] = {
     {Py_tp_doc, "Copies a payload that its client is still writing."},
-    {Py_tp_init, stager_init},
+    {Py_tp_new, stager_new},
     {Py_tp_dealloc, stager_dealloc},
     {Py_tp_methods, stager_methods},
     {0, NULL},
 };
 
-static PyType_Spec stager_spec = {"shmserve._compiled.Stager", sizeof(Stager), 0, Py_TPFLAGS_DEFAULT, stager_slots};
+PyType_Spec stager_spec = {"shmserve._compiled.Stager", sizeof(Stager), 0, STEP_FLAGS, stager_slots};
 
-static PyTypeObject *stager_type;
-
-int is_stager(PyObject *object) { return Py_TYPE(object) == stager_type; }
-
-int stager_ready(PyObject *module)
-{
-    if (stager_type == NULL) {
-        stager_type = (PyTypeObject *)PyType_FromSpec(&stager_spec);
-        if (stager_type == NULL)
-            return -1;
-    }
-    return PyModule_AddObjectRef(module, "Stager", (PyObject *)stager_type);
-}
+int is_stager(PyObject *object) { return Py_TYPE(object)->tp_dealloc == stager_dealloc; }

@@ -29,7 +29,6 @@ typedef struct {
 
 PyObject *written(PyObject *module, PyObject *stagers);
 PyObject *give_up(PyObject *module, PyObject *stagers);
-int stager_ready(PyObject *module);
 int is_stager(PyObject *object);
 
 /* Around a look without the interpreter. */

@@ -20,8 +20,6 @@ typedef struct {
     char closed;
 } Watch;
 
-static PyTypeObject *watch_type; /* the first that was made; of no more than this does a list consist */
-
 static inline void relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
@@ -38,30 +36,26 @@ static inline int has_moved(const Watch *self)
 }
 
 /* Watch(memory, place of the counter in words of 8 bytes) */
-static int watch_init(PyObject *object, PyObject *args, PyObject *keywords)
+static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Watch *self = (Watch *)object;
     PyObject *memory;
     Py_ssize_t place;
-    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "Watch takes no keywords");
-        return -1;
-    }
-    if (self->counter != NULL) {
-        PyErr_SetString(PyExc_ValueError, "this watch is open already");
-        return -1;
-    }
+    Watch *self = new_instance(type, keywords);
+    if (self == NULL)
+        return NULL;
     if (!PyArg_ParseTuple(args, "On", &memory, &place) || PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
-        return -1;
+        goto failed;
     if (place < 0 || place > self->view.len / (Py_ssize_t)sizeof(uint64_t) - (PROCESSOR + 1) ||
         (uintptr_t)self->view.buf % sizeof(uint64_t)) {
         PyBuffer_Release(&self->view);
         PyErr_SetString(PyExc_ValueError, "this counter is not in this memory");
-        return -1;
+        goto failed;
     }
     self->counter = (uint64_t *)self->view.buf + place;
-    self->closed = 0;
-    return 0;
+    return (PyObject *)self;
+failed:
+    Py_DECREF(self);
+    return NULL;
 }
 
 /* Under a thread that looks, the memory stays until it has left. */
@@ -99,7 +93,11 @@ static PyObject *watch_now(PyObject *object, PyObject *unused)
     return PyLong_FromUnsignedLongLong(__atomic_load_n(self->counter, __ATOMIC_ACQUIRE));
 }
 
-/* The open watches of a list, borrowed; their number, or -1 with an exception. */
+/* The open watches of a list, borrowed; their number, or -1 with an exception.
+ *
+ * Whoever asks makes nothing that the collector of cycles counts while it looks at them: what it ends, and then runs,
+ * may close a watch and take it off the list.
+ */
 static int watches_of(PyObject *given, Watch **watches)
 {
     if (!PyList_CheckExact(given) || PyList_GET_SIZE(given) > MOST) {
@@ -109,7 +107,7 @@ static int watches_of(PyObject *given, Watch **watches)
     int count = (int)PyList_GET_SIZE(given);
     for (int index = 0; index < count; index++) {
         Watch *watch = (Watch *)PyList_GET_ITEM(given, index);
-        if (Py_TYPE(watch) != watch_type) {
+        if (Py_TYPE(watch)->tp_dealloc != watch_dealloc) {
             PyErr_SetString(PyExc_TypeError, "a list of watches holds something else");
             return -1;
         }
@@ -141,8 +139,10 @@ static PyObject *all_moved(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
-    int count = watches_of(given, watches);
-    PyObject *places = count < 0 ? NULL : PyList_New(0);
+    PyObject *places = PyList_New(0);
+    int count = places == NULL ? -1 : watches_of(given, watches);
+    if (count < 0)
+        Py_CLEAR(places);
     for (int index = 0; places != NULL && index < count; index++)
         if (has_moved(watches[index])) {
             PyObject *place = PyLong_FromLong(index);
@@ -165,8 +165,10 @@ static PyObject *beside(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
-    int count = watches_of(given, watches);
-    PyObject *places = count < 0 ? NULL : PyList_New(0);
+    PyObject *places = PyList_New(0);
+    int count = places == NULL ? -1 : watches_of(given, watches);
+    if (count < 0)
+        Py_CLEAR(places);
     uint64_t here = processor();
     for (int index = 0; places != NULL && index < count; index++)
         if (here && __atomic_load_n(&watches[index]->counter[PROCESSOR], __ATOMIC_RELAXED) == here) {
@@ -197,7 +199,10 @@ static int look_until(const Looked *at, uint64_t until_ns)
 }
 
 /* spin(watches, until_ns, stagers): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
- * these stagers copy meanwhile */
+ * these stagers copy meanwhile
+ *
+ * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
+ */
 static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
@@ -271,21 +276,11 @@ static PyMemberDef watch_members[] = {
 
 static PyType_Slot watch_slots[] = {
     {Py_tp_doc, "One counter, and what was last seen of it."},
-    {Py_tp_init, watch_init},
+    {Py_tp_new, watch_new},
     {Py_tp_dealloc, watch_dealloc},
     {Py_tp_methods, watch_methods},
     {Py_tp_members, watch_members},
     {0, NULL},
 };
 
-static PyType_Spec watch_spec = {"shmserve._compiled.Watch", sizeof(Watch), 0, Py_TPFLAGS_DEFAULT, watch_slots};
-
-int watch_ready(PyObject *module)
-{
-    if (watch_type == NULL) {
-        watch_type = (PyTypeObject *)PyType_FromSpec(&watch_spec);
-        if (watch_type == NULL)
-            return -1;
-    }
-    return PyModule_AddObjectRef(module, "Watch", (PyObject *)watch_type);
-}
+PyType_Spec watch_spec = {"shmserve._compiled.Watch", sizeof(Watch), 0, STEP_FLAGS, watch_slots};

@@ -183,11 +183,12 @@ class Supervisor:
         assert engine.ready is not None
         infer_ms = engine.ready["infer_ms"]
         log.info(
-            "serving %s version %s on %s%s",
+            "serving %s version %s on %s%s%s",
             engine.ready["name"],
             engine.served.version,
             engine.ready["device"],
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
+            "" if engine.ready["compiled"] else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None

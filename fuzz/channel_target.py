@@ -22,7 +22,16 @@ from shmserve.daemon.engine.loop import EngineLoop
 from shmserve.daemon.engine.serving import Serving
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.stats import Counter, Stats, create_stats_memory
-from shmserve.layout import CACHE_LINE, SLOT_MASK, Geometry, number_of, sequence_of
+from shmserve.layout import (
+    CACHE_LINE,
+    COUNTER_LINE,
+    COUNTER_OFFSET,
+    REQUEST,
+    SLOT_MASK,
+    Geometry,
+    number_of,
+    sequence_of,
+)
 from shmserve.protocol import Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.sealed_lane import SealedLane
@@ -228,11 +237,18 @@ def seeds() -> list[bytes]:
         *(bytes((_PUBLISH, 4 * tree, _STEP, _PUBLISH, 4 * tree + 1, _PUBLISH, 2, _STEP)) for tree in range(len(TREES))),
     ]
     for slot in slots:
-        for word in range(11):  # every word of every head, after a request was published and before the engine looks
+        for word in range(
+            len(REQUEST.names)
+        ):  # every word of every head, after a request was published and before the engine looks
             index = (_GEOMETRY.slot_offset(slot) // 8 + word).to_bytes(2, "little")
             for value in (0, 1, (1 << 63), (1 << 64) - 1):
                 lie = bytes((_WORD,)) + index + value.to_bytes(8, "little")
                 found.append(in_every_slot + lie + bytes((_STEP,)))
+    for name in COUNTER_LINE.names[1:]:  # the hints
+        index = ((COUNTER_OFFSET + COUNTER_LINE.offset(name)) // 8).to_bytes(2, "little")
+        for value in (0, 1, 64, 65, (1 << 63), (1 << 64) - 1):
+            lie = bytes((_WORD,)) + index + value.to_bytes(8, "little")
+            found.append(bytes((_PUBLISH, 0)) + lie + bytes((_STEP,)) + lie + bytes((_PUBLISH, 1, _STEP)))
     for offset in (_GEOMETRY.metadata_offset(1), _GEOMETRY.payload_offset(1)):
         scribble = bytes((_BYTES,)) + offset.to_bytes(2, "little") + bytes((8,)) + b"\x80\x05\xff\xff}(K\x01"
         found.append(bytes((_PUBLISH, 4)) + scribble + bytes((_STEP, _PUBLISH, 0, _STEP)))

@@ -1,6 +1,7 @@
 """The reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
 
-An input is the file's size (two bytes, in words) and the header.
+An input is the file's size (two bytes, in words), the header, and what follows it. Where there are compiled steps, they
+read and write the same words as the Python that they stand for.
 """
 
 from __future__ import annotations
@@ -9,8 +10,19 @@ import os
 
 from fuzz.target import Target
 from shmserve.errors import ProtocolMismatch
-from shmserve.layout import COUNTER_OFFSET, HEADER, SLOT_MASK, WORD, Geometry, header_bytes, number_of
-from shmserve.ring import ReplyReader, RequestReader
+from shmserve.layout import (
+    COUNTER_LINE,
+    COUNTER_OFFSET,
+    HEADER,
+    SLOT_HEAD_BYTES,
+    SLOT_MASK,
+    SLOTS_OFFSET,
+    WORD,
+    Geometry,
+    header_bytes,
+    number_of,
+)
+from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Segment
 
 _file: list[int] = []
@@ -31,16 +43,44 @@ def run(data: bytes) -> None:
     assert segment.geometry.segment_bytes == segment.bytes.size <= os.fstat(descriptor).st_size
     sequence = segment.words[segment.counter_index]
     requests, replies = RequestReader(segment), ReplyReader(segment)
+    assert requests.watch.now() == sequence == requests.published()
     for near in (0, 1, sequence, sequence + 1, (1 << 64) - 1):
         head = requests.head(near)
         assert head is None or head.sequence == near
+        assert head == RequestReader.head(requests, near)
         own = near & ~SLOT_MASK  # a client asks for sequences that it made itself
         reply = replies.try_head(own)
         assert reply is None or reply.sequence == own
+        assert reply == ReplyReader.try_head(replies, own)
     for found in requests.between(0, sequence):
         assert 0 < number_of(found) <= number_of(sequence)
         requests.memory(found)
+    _write_as_python_does(segment, requests, replies)
     segment.close()
+
+
+def _write_as_python_does(segment: Segment, requests: RequestReader, replies: ReplyReader) -> None:
+    """One head each, into the first slot and out of it; the words are the header's."""
+    written = segment.bytes[COUNTER_OFFSET : SLOTS_OFFSET + SLOT_HEAD_BYTES]
+    before = written.copy()
+    numbers = HEADER.packed.unpack_from(segment.memory) * 2
+    sequence = numbers[2] & ~SLOT_MASK
+    client, engine = RequestWriter(segment), ReplyWriter(segment)
+    client.publish((sequence, *numbers[:11]))
+    assert requests.head(sequence) == RequestReader.head(requests, sequence) == (sequence, *numbers[:11])
+    engine.take(sequence)
+    engine.complete(sequence, *numbers[:10])
+    engine.take(sequence)
+    assert replies.try_head(sequence) == ReplyReader.try_head(replies, sequence), "Python reads another head"
+    found = written.copy()
+    written[:] = before
+    RequestWriter.publish(client, (sequence, *numbers[:11]))
+    ReplyWriter.take(engine, sequence)
+    ReplyWriter.complete(engine, sequence, *numbers[:10])
+    ReplyWriter.take(engine, sequence)
+    processor = slice(COUNTER_LINE.offset("processor"), COUNTER_LINE.size)
+    found[processor] = written[processor]  # a hint, which Python does not give
+    assert (written == found).all(), "Python writes other words"
 
 
 def seeds() -> list[bytes]:

@@ -44,12 +44,6 @@ SCHEMA_MEMORY = 64
 MATCHER_MEMORY = 4
 
 
-_Write = Callable[
-    [Any, npt.NDArray[np.uint8], "steps.Slots | None", int, "Callable[[], object] | None"],
-    int,
-]
-
-
 class Encoded(NamedTuple):
     """What a slot's header says of its contents."""
 
@@ -123,7 +117,7 @@ class _Known(Matcher):
         super().__init__(schema, schema_id, pattern)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         #: Compares and copies in one step; None where that was not built.
-        self.write: _Write | None = None
+        self.write: Callable[..., int] | None = None
         if COMPILED:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
             self.write = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes).write

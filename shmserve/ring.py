@@ -130,7 +130,7 @@ class RequestWriter(_Ring):
         # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
-        self.turning = max(1, min(self.slots, _TURNING_BYTES // segment.geometry.payload_bytes))
+        self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
         if self._compiled is not None:
             self.publish = self._compiled.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):
@@ -260,7 +260,11 @@ class ReplyWriter(_Ring):
             fence()
         words = self.words
         words[self._head_words[slot]] = sequence
-        words[self.counter] += 1  # only the serving engine writes it; a client looks at it while it spins
+        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of watch.py.
+        # One that sees the counter alone has used up its token, and waits for the next.
+        if not IN_ORDER:
+            fence()
+        words[self.counter] += 1  # only the serving engine writes it
 
 
 class ReplyReader(_Ring):

@@ -102,7 +102,7 @@ def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
     schema, matcher, sender = sender_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
 
-    assert sender.write(tree, payload, None, 0, None) == 1
+    assert sender.write(tree, payload) == 1
 
     assert payload.tobytes() == written_by_python(schema, matcher, tree)
 
@@ -117,7 +117,7 @@ def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -
     except (ValueError, TypeError, OverflowError):
         as_python = 0
     try:
-        found = sender.write(other, payload, None, 0, None)
+        found = sender.write(other, payload)
     except (ValueError, TypeError, OverflowError):
         found = 0
 
@@ -129,7 +129,7 @@ def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -
 def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
     schema, _, sender = sender_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write(tree, payload, None, 0, None)
+    sender.write(tree, payload)
     receiver = schema.receiver
     assert receiver is not None
     views = [place.view(payload) for place in schema.arrays]
@@ -144,7 +144,7 @@ def test_a_tree_that_does_not_fit_is_not_written() -> None:
     schema, _, sender = sender_of({"x": np.ones(100, np.uint8)})
     payload = np.zeros(schema.payload_bytes - 1, np.uint8)
 
-    assert sender.write({"x": np.ones(100, np.uint8)}, payload, None, 0, None) == 2
+    assert sender.write({"x": np.ones(100, np.uint8)}, payload) == 2
 
     assert not payload.any()
 
@@ -153,7 +153,7 @@ def test_a_tree_that_does_not_fit_is_not_written() -> None:
 def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> None:
     schema, _, sender = sender_of({"x": np.arange(5.0)})
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write({"x": np.arange(5.0)}, payload, None, 0, None)
+    sender.write({"x": np.arange(5.0)}, payload)
     views = [place.view(payload) for place in schema.arrays]
     receiver = schema.receiver
     assert receiver is not None
@@ -186,10 +186,10 @@ def test_a_payload_that_is_none_is_refused(payload: Any) -> None:
         with pytest.raises((TypeError, ValueError)):
             call(payload)
     with pytest.raises((TypeError, ValueError)):
-        receiver.stage(np.zeros(schema.payload_bytes, np.uint8), payload, None, 0)
+        receiver.stage(np.zeros(schema.payload_bytes, np.uint8), payload)
     if len(payload) != 4:
         with pytest.raises(TypeError):
-            sender.write({"x": np.arange(5.0), "y": 3}, payload, None, 0, None)
+            sender.write({"x": np.arange(5.0), "y": 3}, payload)
 
 
 @compiled_only

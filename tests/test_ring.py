@@ -204,3 +204,16 @@ def test_closing_lets_the_memory_go_unless_somebody_still_looks_at_it(ends: Ends
     ends.answered.close()
 
     assert kept.tolist() == [9] * 8
+
+
+def test_a_channel_without_room_for_a_payload_has_its_ends_all_the_same() -> None:
+    name = f"/shmserve-test.{secrets.token_hex(8)}"
+    create_segment(name, Geometry(slots=2, metadata_bytes=64, payload_bytes=0), Identity(1, 2, 3))
+    try:
+        writer = RequestWriter(Segment.open(name, writable=True))
+        writer.publish(request(FIRST))
+
+        assert (writer.turning, writer.published()) == (2, FIRST)
+        writer.close()
+    finally:
+        unlink_segment(name)

@@ -85,6 +85,8 @@ def _summary(status: dict[str, Any]) -> Table:
             Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
+        if not engine.get("compiled", True):
+            table.add_row("request path", "Python (not compiled): see docs/performance.md")
     table.add_row("daemon", f"pid {status['pid']}, up {duration(status['uptime_s'])}, transport {status['transport']}")
     if status["recording"]:
         table.add_row("recording", Text("somebody keeps what clients ask and get", style="yellow"))

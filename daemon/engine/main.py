@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from shmserve.channel import Lane
+from shmserve.compiled import COMPILED
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError, ShmServeError
 from shmserve.spin import SpinBudget
@@ -164,6 +165,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
+            compiled=COMPILED,
         )
         return True
 

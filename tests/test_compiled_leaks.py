@@ -1,0 +1,217 @@
+"""No step of a request keeps what it was given, whether it succeeds or fails: a robot sends a billion of them."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
+from shmserve.compiled import COMPILED, steps
+from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.description import describe
+from shmserve.layout import Geometry, sequence_of
+from shmserve.ring import ReplyHead, RequestHead, RequestWriter
+from shmserve.schema import Schema
+from shmserve.sealed_lane import SealedLane
+from shmserve.segment import Identity, Segment
+from shmserve.watch import Watch, all_moved, moved, spin
+
+_TIMES = 3000
+#: What Python itself takes now and then: a longer table of a dict, a cache that has just been made.
+_SPARE_BLOCKS = _TIMES // 10
+
+F8 = np.dtype("<f8")
+TREE = {
+    "state": np.arange(4.0),
+    "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "scalar": np.float32(1),
+    "tensor": torch.ones(3),
+    "big": np.zeros(40_000, np.uint8),
+    "empty": np.zeros((0, 3)),
+    "nested": [1, 2.5, True, {"task": "pick", "none": None}, (), [0.5] * 9],
+    "text": "x" * 300,
+}
+#: Of another structure at the first look, at a number, at an array, at a dtype, and far inside.
+OTHERS = [
+    {**TREE, "more": 1},
+    {**TREE, "nested": [1 << 70, *TREE["nested"][1:]]},
+    {**TREE, "state": np.arange(5.0)},
+    {**TREE, "turned": np.zeros((3, 2))},
+    {**TREE, "nested": [1, 2.5, True, {"task": "place", "none": None}, (), [0.5] * 9]},
+    [1, 2],
+]
+
+
+def _raises(error: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise AssertionError("it did not raise")
+
+
+def _assert_keeps_nothing(call: Callable[[], Any], *watched: Any) -> None:
+    """Neither memory nor a reference to one of these, nor to a type, that it is made of."""
+    watched = (*watched, F8, np.ndarray, None, dict, list, tuple, RequestHead, ReplyHead)
+    for _ in range(100):
+        call()
+    gc.collect()
+    blocks, counts = sys.getallocatedblocks(), [sys.getrefcount(each) for each in watched]
+    for _ in range(_TIMES):
+        call()
+    gc.collect()
+    grown = sys.getallocatedblocks() - blocks
+    kept = [sys.getrefcount(each) - count for each, count in zip(watched, counts, strict=True)]
+    assert grown < _SPARE_BLOCKS, f"{grown} blocks after {_TIMES} times"
+    assert max(map(abs, kept)) < _SPARE_BLOCKS, dict(zip(map(repr, watched), kept, strict=True))
+
+
+def _slot(schema: Schema) -> SlotMemory:
+    return SlotMemory(np.zeros(8192, np.uint8), np.zeros(schema.payload_bytes, np.uint8))
+
+
+def test_writing_keeps_nothing() -> None:
+    schema, _ = describe(TREE)
+    slot, encoder, leaf = _slot(schema), Encoder(), TREE["state"]
+
+    _assert_keeps_nothing(lambda: encoder.encode(TREE, slot), TREE, leaf, leaf.dtype, slot.payload)
+
+
+def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
+    schema, _ = describe(TREE)
+    encoder, slot = Encoder(), _slot(schema)
+    encoder.encode(TREE, slot)
+    (known,) = encoder._matchers
+    small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
+    recognise: Callable[[Any], Any]
+    if known.write is None:
+        recognise = known.collect
+    else:
+        write = known.write
+        recognise = lambda tree: write(tree, slot.payload)
+    for other in OTHERS:
+        _assert_keeps_nothing(lambda other=other: recognise(other), other, TREE["state"])  # type: ignore[misc]
+    _assert_keeps_nothing(lambda: _raises(DoesNotFit, lambda: encoder.encode(TREE, small)), TREE, small.payload)
+
+
+def test_reading_keeps_nothing() -> None:
+    arrays = {name: value for name, value in TREE.items() if type(value) is np.ndarray} | {"nested": [1, {"a": True}]}
+    trees: tuple[Any, ...] = (TREE, arrays, np.arange(3.0), [], 7)
+    for tree in trees:
+        schema, _ = describe(tree)
+        slot, decoder = _slot(schema), Decoder()
+        encoded = Encoder().encode(tree, slot)
+
+        _assert_keeps_nothing(lambda: decoder.decode(slot, *encoded), slot.payload)  # noqa: B023
+
+
+def test_the_ends_of_a_channel_keep_nothing() -> None:
+    sealed, geometry = SealedLane(), Geometry(2, 64, 64)
+    sealed.create(Identity(1, 2, 3), geometry, geometry)
+    segment = Segment.from_descriptor(sealed.engine_ends()[1], writable=True)
+    writer, sequence = RequestWriter(segment), sequence_of(1 << 40, 1)
+    head = (sequence, *range(1 << 40, (1 << 40) + 11))
+    stats = Stats(create_stats_memory())
+    watch = Watch(segment.bytes, segment.counter_index)
+
+    _assert_keeps_nothing(lambda: writer.publish(head), head, segment.bytes)
+    _assert_keeps_nothing(lambda: stats.record(1 << 40, 1, 2, 3))
+    for look in (moved, all_moved, lambda watches: spin(watches, 0)):
+        _assert_keeps_nothing(lambda look=look: look([watch]), watch)  # type: ignore[misc]
+    _assert_keeps_nothing(lambda: Watch(segment.bytes, 0).close(), segment.bytes)
+    writer.close()
+    watch.close()
+    stats.close()
+    sealed.close()
+
+
+@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+def test_a_compiled_step_that_fails_keeps_nothing() -> None:
+    tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
+    schema, pattern = describe(tree)
+    spec = pattern.spec()
+    places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
+    receiver = schema.receiver
+    assert receiver is not None
+    payload, small, locked = (np.zeros(size, np.uint8) for size in (schema.payload_bytes, 8, schema.payload_bytes))
+    locked.flags.writeable = False
+    sender = steps.Sender(spec, False, places, schema.payload_bytes)
+    views = [place.view(payload) for place in schema.arrays]
+    parts: tuple[Any, ...] = (tuple(schema._compiled.steps()), "qdq", None, (), False, schema.payload_bytes)
+    received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
+    memory = np.zeros(2048, np.uint8)
+    slots = steps.Slots(memory, 8, 16, 56, 2, 63)
+    slots.publish((64, *range(1 << 40, (1 << 40) + 11)))
+    slots.complete(64, *range(1 << 40, (1 << 40) + 10))
+    refused = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
+
+    def broken(value: Any) -> Any:
+        raise ValueError("no conversion today")
+
+    def sender_with(convert: Any) -> steps.Sender:
+        leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
+        pattern = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
+        return steps.Sender(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
+
+    two = [np.ones(3), np.ones(3)]
+    strange: Any = SimpleNamespace()
+    fine = (
+        lambda: steps.Sender(spec, False, places, schema.payload_bytes),
+        lambda: steps.Receiver(parts[0], parts[1], received, (), False, schema.payload_bytes),
+        lambda: sender.write(tree, payload),
+        lambda: sender.write(tree, small),
+        lambda: receiver.stage(payload, memory),
+        lambda: receiver.lend(payload, views),
+        lambda: receiver.build(payload, views),
+        lambda: slots.request(RequestHead, 64),
+        lambda: slots.request(RequestHead, 128),
+        lambda: slots.reply(ReplyHead, 64),
+        lambda: slots.reply(ReplyHead, 128),
+        lambda: slots.take(64),
+        lambda: slots.complete(64, *range(10)),
+        lambda: steps.Slots(memory, 8, 16, 56, 2, 63),
+        lambda: sender_with(lambda value: None).write(two, payload),
+    )
+    failing = (
+        lambda: steps.Sender(spec, False, places[:1], schema.payload_bytes),
+        lambda: steps.Sender((*spec[:-1], ((9, spec),)), False, places, schema.payload_bytes),
+        lambda: steps.Sender((*spec[:-1], ((0, spec),)), False, places, schema.payload_bytes),
+        lambda: steps.Sender((*spec[:3], ((0, "constant"), (9, 1)), *spec[4:]), False, places, schema.payload_bytes),
+        lambda: steps.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
+        lambda: steps.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
+        lambda: steps.Sender(spec, True, places, schema.payload_bytes),
+        lambda: steps.Receiver(parts[0], "qdx", received, (), False, schema.payload_bytes),
+        lambda: steps.Receiver(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
+        lambda: steps.Receiver(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
+        lambda: steps.Receiver((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
+        lambda: sender.write(tree, locked),
+        lambda: sender.write(tree, strange),
+        lambda: sender_with(broken).write(two, payload),
+        lambda: receiver.read(small),
+        lambda: receiver.lend(payload, [*views[:1], strange]),
+        lambda: receiver.build(payload, views[:1]),
+        lambda: receiver.stage(payload, locked),
+        lambda: slots.publish((64, *range(9), strange)),
+        lambda: slots.complete(64, strange, *range(9)),
+        lambda: slots.request(strange, 64),
+        lambda: slots.take(-1),
+        lambda: slots.take(66),
+        lambda: steps.Slots(memory, 8, 16, 57, 20, 63),
+        lambda: steps.Watch(memory, 1 << 40),
+        lambda: steps.Histograms(memory, 0),
+        lambda: steps.moved([strange]),
+        lambda: steps.spin([], strange),
+    )
+    watched = (tree, tree["state"], payload, small, memory, spec, views[0], strange, two[0], parts[0])
+
+    for call in fine:
+        _assert_keeps_nothing(call, *watched)
+    for call in failing:
+        _assert_keeps_nothing(lambda call=call: _raises(refused, call), *watched)  # type: ignore[misc]
