@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shmserve.channel import Lane
+from shmserve.channel import EngineChannel, Lane
 from shmserve.spin import SpinBudget
 
 from ..stats import Counter, Stats
 from .bells import Bells
+from .mapped_channel import MappedChannel
 from .recording import RecordedServing
 from .schedule import next_of
 from .serving import Serving
@@ -59,6 +60,8 @@ class EngineLoop:
         self._control_seen = 0
         self._more_control = False
         self.tenancies: dict[int, Tenancy] = {}
+        #: Closes what is not served any more, at once or between requests.
+        self.let_go: Callable[[EngineChannel], None] = EngineChannel.close
         self._hot: list[Tenancy] = []
         self._waiting: list[Tenancy] = []
         self._scanned_ns = 0
@@ -85,18 +88,18 @@ class EngineLoop:
             return
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.close()
+        tenancy.close(self.let_go)
 
     def client_left(self, number: int) -> None:
         """The client of a channel is gone for good, and the next one may have its number."""
         self.remove(number)
         self._serving.client_left(number)
 
-    def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
+    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
         """The channel goes on in a new generation."""
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.move(lane, descriptors, carried, serving=True)
+        tenancy.move(mapped, carried, serving=True, let_go=self.let_go)
         self._bell.watch(tenancy)
         self._heat(tenancy)
         if tenancy.waiting:
@@ -204,6 +207,7 @@ class EngineLoop:
     def _give_up(self, tenancy: Tenancy, reason: str) -> None:
         self._broken(tenancy.lane, reason)
         self.remove(tenancy.number)
+        self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
 
     def _look(self, tenancy: Tenancy, now_ns: int) -> bool:
         queued = bool(tenancy.waiting)
