@@ -51,6 +51,7 @@ from .pipe_bells import PipeBells
 from .rates import Rates
 from .recording import RecordedServing
 from .serving import Serving
+from .short_turns import ask_for_short_turns
 from .tenancy import Tenancy
 from .warmup import warm_up
 
@@ -344,6 +345,7 @@ def main() -> int:
     if os.getppid() != int(sys.argv[3]):
         return 0  # it died before that
     configure_logging("engine")
+    ask_for_short_turns()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
     stats = Stats(int(sys.argv[2]))
     while not control.closed:
