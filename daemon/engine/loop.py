@@ -163,7 +163,7 @@ class EngineLoop:
             self._taken_ns = now_ns
             if self._rung or self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
                 self._take_tokens(now_ns)
-            if not self._waiting and not self._more_control:
+            if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
 
     def _drain_on(self) -> None:
