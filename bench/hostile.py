@@ -18,6 +18,7 @@ import numpy as np
 
 from bench.service import Service
 from shmserve.client import ShmClient
+from shmserve.daemon.engine.short_turns import ask_for_short_turns
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "tests" / "policies" / "obedient" / "policy.py"
@@ -33,6 +34,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6.0, help="of each turn")
     parser.add_argument("--rounds", type=int, default=2, help="quiet and attacked turns for each attack")
     parser.add_argument("--attacks", nargs="*", default=ATTACKS, choices=ATTACKS)
+    parser.add_argument(
+        "--long-turns", action="store_true", help="the engine has turns of the processor as everybody has"
+    )
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("the attacker becomes another user, for which this must run as root", file=sys.stderr)
@@ -50,6 +54,8 @@ def main() -> int:
     with Service(POLICY, settings=settings) as service:
         for folder in (service.folder, service.runtime_dir):
             folder.chmod(0o711)
+        if arguments.long_turns and not ask_for_short_turns(0, service.status()["engine"]["pid"]):
+            parser.error("this kernel changes nobody's turns")
         with ShmClient(runtime_dir=service.runtime_dir, timeout=60) as robot:
             _ask(robot, 1.0)
             for attack in arguments.attacks:

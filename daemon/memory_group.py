@@ -39,20 +39,20 @@ class Room:
     free: int
 
 
-def without_room(wanted_bytes: int) -> Room | None:
-    """Of a group that has not so much to give; None where all have, or nothing is known of them."""
-    for group, controller in _groups():
+def without_room(wanted_bytes: int, process: Path = Path("/proc/self")) -> Room | None:
+    """Of a group of this process that has not so much to give; None where all have, or nothing is known of them."""
+    for group, controller in _groups(process):
         room = _room(group, controller, wanted_bytes)
         if room is not None and room.free < wanted_bytes:
             return room
     return None
 
 
-def _groups() -> Iterator[tuple[Path, _Controller]]:
-    """This process's group and all above it, as far as they are to be seen from here."""
+def _groups(process: Path) -> Iterator[tuple[Path, _Controller]]:
+    """The process's group and all above it, as far as they are to be seen from here."""
     with contextlib.suppress(OSError):
-        paths = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        paths = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+        for line in (process / "mountinfo").read_text().splitlines():
             before, _, after = line.partition(" - ")
             root, mounted = before.split()[3:5]
             kind, _, options = after.split()[:3]

@@ -19,6 +19,7 @@ from fuzz.target import Target
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.loop import EngineLoop
+from shmserve.daemon.engine.mapped_channel import MappedChannel
 from shmserve.daemon.engine.serving import Serving
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.stats import Counter, Stats, create_stats_memory
@@ -120,13 +121,11 @@ class _Client:
         for memory in self.channel.requests.memories:
             memory.written_schema = None
         return Tenancy(
-            self._lane,
-            [os.dup(descriptor) for descriptor in self._sealed.engine_ends()],
+            MappedChannel(self._lane, [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]),
             trusted=False,
             uid=0,
             rate=None,
             tensors_on=torch.device("cpu"),
-            in_place=False,
             serial=1,
             carried=(),
             stats=self._stats,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -122,12 +122,15 @@ class EngineChannel:
     """The engine's ends. `descriptors`, of transport `sealed`, are as `SealedLane.engine_ends` gives them."""
 
     def __init__(self, lane: Lane, descriptors: Sequence[int] = (), *, writable_requests: bool = False) -> None:
-        """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does."""
+        """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does.
+
+        The memory is mapped without its pages, see `populate`.
+        """
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
             writable = ("requests", "replies") if writable_requests else ("replies",)
-            requests, replies = _open_segments(undo, lane, rest, writable=writable)
+            requests, replies = _open_segments(undo, lane, rest, writable=writable, populate=False)
             self.reply_bell: Ringer
             #: The pipe that this client rings; named channels share one request bell, which is the service's.
             self.request_pipe: int | None = None
@@ -141,6 +144,16 @@ class EngineChannel:
         self.requests = RequestReader(requests)
         self.replies = ReplyWriter(replies)
 
+    def populate(self) -> Iterator[None]:
+        """Give the memory its pages, a piece at each step, before a request is served from it."""
+        yield from self.requests.segment.populate()
+        yield from self.replies.segment.populate()
+
+    def vacate(self) -> Iterator[None]:
+        """Give the pages back, a piece at each step, before `close`."""
+        yield from self.requests.segment.vacate()
+        yield from self.replies.segment.vacate()
+
     def close(self) -> None:
         self.requests.close()
         self.replies.close()
@@ -151,17 +164,17 @@ class EngineChannel:
 
 
 def _open_segments(
-    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: Sequence[str]
+    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: Sequence[str], populate: bool = True
 ) -> tuple[Segment, Segment]:
     """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
     segments = []
     for direction in ("requests", "replies"):
         if lane.names is not None:
-            segment = Segment.open(getattr(lane.names, direction), writable=direction in writable)
+            segment = Segment.open(getattr(lane.names, direction), writable=direction in writable, populate=populate)
         else:
             descriptor = descriptors.pop(0)
             try:
-                segment = Segment.from_descriptor(descriptor, writable=direction in writable)
+                segment = Segment.from_descriptor(descriptor, writable=direction in writable, populate=populate)
             finally:
                 os.close(descriptor)
         undo.callback(segment.close)

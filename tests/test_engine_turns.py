@@ -18,6 +18,7 @@ from shmserve.compiled import COMPILED
 from shmserve.daemon.engine import loop
 from shmserve.daemon.engine.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop import EngineLoop
+from shmserve.daemon.engine.mapped_channel import MappedChannel
 from shmserve.daemon.engine.pipe_bells import PipeBells
 from shmserve.daemon.engine.serving import Serving
 from shmserve.daemon.engine.tenancy import Tenancy
@@ -115,13 +116,11 @@ class Engine:
         self.channels.append(client_channel)
         self.loop.add(
             Tenancy(
-                lane,
-                ends,
+                MappedChannel(lane, ends),
                 trusted=False,
                 uid=0,
                 rate=None,
                 tensors_on=torch.device("cpu"),
-                in_place=False,
                 serial=1,
                 carried=(),
                 stats=self.stats,

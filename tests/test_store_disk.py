@@ -18,6 +18,7 @@ from shmserve.daemon.store import (
 )
 from tests.archives.packages import numbered, write_package
 from tests.archives.stores import Open, add, entries, expected_entries, good
+from tests.tiny_disk import tiny_disk
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
@@ -82,25 +83,19 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 4 MiB."""
+def disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with tiny_disk(disk):
+        yield disk
 
 
 @pytest.mark.parametrize("packing", ["directory", "tar", "gzip"])
-def test_a_full_disk_leaves_the_old_state(packing: str, tiny_disk: Path, tmp_path: Path) -> None:
-    store = Store(tiny_disk / "models")
+def test_a_full_disk_leaves_the_old_state(packing: str, disk: Path, tmp_path: Path) -> None:
+    store = Store(disk / "models")
     store.open()
     store.make_current(add(store, write_package(tmp_path / "arm")))
-    before = store.versions(), store.current(), sorted((tiny_disk / "models").rglob("*"))
+    before = store.versions(), store.current(), sorted((disk / "models").rglob("*"))
     large = write_package(tmp_path / "large", {"policy.py": b"", "weights.bin": os.urandom(5 << 20)})
     if packing != "directory":
         options = "-czf" if packing == "gzip" else "-cf"
@@ -110,33 +105,33 @@ def test_a_full_disk_leaves_the_old_state(packing: str, tiny_disk: Path, tmp_pat
     with pytest.raises(StoreUnavailable, match=r"5242880 bytes and the state directory \d+ free; make room"):
         add(store, large)
 
-    assert (store.versions(), store.current(), sorted((tiny_disk / "models").rglob("*"))) == before
+    assert (store.versions(), store.current(), sorted((disk / "models").rglob("*"))) == before
     add(store, numbered(tmp_path / "small", 1))
     store.close()
 
 
-def test_a_disk_that_fills_up_while_a_package_is_written_leaves_the_old_state(tiny_disk: Path, tmp_path: Path) -> None:
-    store = Store(tiny_disk / "models", limits=Limits(spare_bytes=-(1 << 40)))  # so that it is tried all the same
+def test_a_disk_that_fills_up_while_a_package_is_written_leaves_the_old_state(disk: Path, tmp_path: Path) -> None:
+    store = Store(disk / "models", limits=Limits(spare_bytes=-(1 << 40)))  # so that it is tried all the same
     store.open()
     store.make_current(add(store, write_package(tmp_path / "arm")))
-    before = store.versions(), store.current(), sorted((tiny_disk / "models").rglob("*"))
+    before = store.versions(), store.current(), sorted((disk / "models").rglob("*"))
     large = write_package(tmp_path / "large", {"policy.py": b"", "weights.bin": os.urandom(5 << 20)})
 
     with pytest.raises(StoreUnavailable, match="No space left on device; make room"):
         add(store, large)
 
-    assert (store.versions(), store.current(), sorted((tiny_disk / "models").rglob("*"))) == before
+    assert (store.versions(), store.current(), sorted((disk / "models").rglob("*"))) == before
     store.close()
 
 
 def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
-    tiny_disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = Store(tiny_disk / "models")
+    store = Store(disk / "models")
     store.open()
     one, two = (add(store, numbered(tmp_path / f"m{number}", number)) for number in (1, 2))
     store.make_current(one)
-    with open(tiny_disk / "ballast", "wb") as ballast, pytest.raises(OSError, match="No space left"):
+    with open(disk / "ballast", "wb") as ballast, pytest.raises(OSError, match="No space left"):
         while True:
             ballast.write(bytes(1 << 16))
             ballast.flush()
@@ -151,5 +146,5 @@ def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
     store.open()
     served = good(store)
     assert served is not None and served.digest == one.digest and store.problems == []
-    assert json.loads((tiny_disk / "models" / "current").read_text())["current"] == one.digest
+    assert json.loads((disk / "models" / "current").read_text())["current"] == one.digest
     store.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.admin_command import admin, engines_of, refused, served, staged, upda
 from tests.daemon_process import Daemon, wait_until
 from tests.gain_packages import gain_package, gains
 from tests.robot_process import Robot
+from tests.tiny_disk import tiny_disk
 
 
 @pytest.fixture
@@ -26,19 +26,9 @@ def full_daemon(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[
     """A daemon with a state directory of 4 MiB."""
     daemon = make_daemon(gain_package(tmp_path, 2))
     daemon.state_dir.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(daemon.state_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted: {mounted.stderr.strip()}")
-    try:
+    with tiny_disk(daemon.state_dir):
         yield daemon.start()
         daemon.stop()
-    finally:
-        subprocess.run(["umount", "--lazy", str(daemon.state_dir)], check=True)
 
 
 def test_a_package_that_does_not_fit_is_refused(full_daemon: Daemon, tmp_path: Path) -> None:

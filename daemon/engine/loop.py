@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shmserve.channel import Lane
+from shmserve.channel import EngineChannel, Lane
 from shmserve.spin import SpinBudget
 from shmserve.watch import beside, give_up, spin, written
 
 from ..stats import Counter, Stats
 from .bells import Bells
+from .mapped_channel import MappedChannel
 from .recording import RecordedServing
 from .schedule import next_of
 from .serving import Serving
@@ -66,6 +67,8 @@ class EngineLoop:
         self._more_control = False
         self.tenancies: dict[int, Tenancy] = {}
         self._everyone = Watched()
+        #: Closes what is not served any more, at once or between requests.
+        self.let_go: Callable[[EngineChannel], None] = EngineChannel.close
         self._hot = Watched()
         self._waiting: list[Tenancy] = []
         self._scanned_ns = 0
@@ -93,18 +96,18 @@ class EngineLoop:
             return
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.close()
+        tenancy.close(self.let_go)
 
     def client_left(self, number: int) -> None:
         """The client of a channel is gone for good, and the next one may have its number."""
         self.remove(number)
         self._serving.client_left(number)
 
-    def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
+    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
         """The channel goes on in a new generation."""
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.move(lane, descriptors, carried, serving=True)
+        tenancy.move(mapped, carried, serving=True, let_go=self.let_go)
         self._everyone.add(tenancy)
         self._bell.watch(tenancy)
         self._heat(tenancy)
@@ -169,7 +172,7 @@ class EngineLoop:
             self._taken_ns = now_ns
             if self._rung or self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
                 self._take_tokens(now_ns)
-            if not self._waiting and not self._more_control:
+            if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
 
     def _drain_on(self) -> None:
@@ -213,6 +216,7 @@ class EngineLoop:
     def _give_up(self, tenancy: Tenancy, reason: str) -> None:
         self._broken(tenancy.lane, reason)
         self.remove(tenancy.number)
+        self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
 
     def _look(self, tenancy: Tenancy, now_ns: int) -> bool:
         queued = bool(tenancy.waiting)

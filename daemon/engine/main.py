@@ -16,6 +16,7 @@ import socket
 import sys
 import traceback
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from shmserve.channel import Lane
 from shmserve.compiled import COMPILED
 from shmserve.doorbell import NamedDoorbell
-from shmserve.errors import ModelPackageError, ShmServeError
+from shmserve.errors import ModelPackageError
 from shmserve.spin import SpinBudget
 from shmserve.tape import TapeBroken, TapeWriter
 
@@ -34,6 +35,7 @@ from ..logs import configure_logging
 from ..model_package import ModelPackage
 from ..stats import Stats
 from .bells import Bells, SharedBell
+from .channels import Channels
 from .device import cuda
 from .device.chosen import DeviceMissing
 from .device.determinism import deterministic, require_determinism
@@ -44,12 +46,14 @@ from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
 from .loop import EngineLoop
+from .mapped_channel import MappedChannel
 from .models import load_model
 from .pipe_bells import PipeBells
 from .rates import Rates
 from .recording import RecordedServing
 from .serving import Serving
-from .tenancy import BrokenChannel, Tenancy
+from .short_turns import ask_for_short_turns
+from .tenancy import Tenancy
 from .warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -76,6 +80,7 @@ class Engine:
         #: What this engine keeps for its GPU; None on the CPU.
         self._side: DeviceSide | None = None
         self._loop: EngineLoop | None = None
+        self._channels: Channels | None = None
         self._rates = Rates(None)
         self._serving: Serving | None = None
         self._tape: TapeWriter | None = None
@@ -148,6 +153,9 @@ class Engine:
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
             self._loop = DeviceLoop(bell, self._stats, serving, budget, *hears, side=device_arrays)
         self._serving = serving
+        self._channels = Channels(
+            self._loop, self._stats, self._map, self._tenancy, self._report_broken, self._report_gpu
+        )
         self._control.send(
             "ready",
             version=package.version,
@@ -185,31 +193,34 @@ class Engine:
             os._exit(EXIT_STATUS)  # destructors would call the device
 
     def _handle_messages(self, timeout_s: float) -> bool:
-        """Handle what the supervisor says, up to the next channel: mapping one takes as long as many requests.
+        """Handle what the supervisor says, up to the next channel, which takes as long as many requests.
 
         Returns whether more is left.
         """
-        assert self._loop is not None
-        self._messages += self._control.receive(0.0 if self._messages else timeout_s)
-        while self._messages:
+        assert self._loop is not None and self._channels is not None
+        channels = self._channels
+        self._messages += self._control.receive(0.0 if self._messages or channels.busy else timeout_s)
+        channels.go_on()
+        while self._messages and not channels.busy:
             message = self._messages.popleft()
-            self._handle(self._loop, message)
+            self._handle(self._loop, channels, message)
+            channels.go_on()
             if message["event"] == "attach":
                 break
-        if self._control.closed and not self._messages:
+        if self._control.closed and not self._messages and not channels.busy:
             self._loop.stopped = True
-        return bool(self._messages)
+        return bool(self._messages) or channels.busy
 
-    def _handle(self, loop: EngineLoop, message: dict[str, Any]) -> None:
+    def _handle(self, loop: EngineLoop, channels: Channels, message: dict[str, Any]) -> None:
         match message["event"]:
             case "attach":
-                self._attach(loop, message)
+                channels.attach(message)
             case "rate":
                 self._rates.change(message["max_rate_per_user"])
                 for each in loop.tenancies.values():
                     each.rate = self._rates.of(each.uid)
             case "detach":
-                loop.client_left(message["channel"])
+                channels.detach(message["channel"])
                 self._report_gpu()
             case "serve":
                 self._failpoint("serve")
@@ -235,47 +246,23 @@ class Engine:
             case "stop":
                 loop.stopped = True
 
-    def _attach(self, loop: EngineLoop, message: dict[str, Any]) -> None:
-        lane = Lane.from_json(message["lane"])
-        carried = message["carried"]
-        fds = message["fds"]
-        tenancy = loop.tenancies.get(lane.identity.channel)
-        try:
-            if tenancy is not None and loop.serving:
-                loop.move(tenancy, lane, fds, carried)
-                self._report_gpu()
-                return
-            if tenancy is not None:
-                if tenancy.held:
-                    # It no longer serves, but these replies are this engine's to give.
-                    tenancy.move(lane, [os.dup(descriptor) for descriptor in fds], carried, serving=False)
-                loop.remove(tenancy.number)
-            self._stats.clear_channel(lane.identity.channel)
-            loop.add(
-                Tenancy(
-                    lane,
-                    fds,
-                    trusted=message["trusted"],
-                    uid=message["uid"],
-                    rate=self._rates.of(message["uid"]),
-                    tensors_on=self._tensors_on,
-                    in_place=self._in_place,
-                    serial=self._serial,
-                    carried=carried,
-                    stats=self._stats,
-                    registrar=self._side.registrar if self._side is not None else None,
-                )
-            )
-            self._report_gpu()
-        except (ShmServeError, OSError, BrokenChannel) as error:
-            # Gone already (its client left, or moved on to another generation), or not what the supervisor
-            # made: not served, and told; the supervisor knows whether that still matters.
-            loop.remove(lane.identity.channel)
-            log.warning("the channel of client %d cannot be opened: %s", lane.identity.channel, error)
-            if isinstance(error, BrokenChannel):
-                self._report_broken(lane, str(error))
-            else:  # its names, or what the kernel said, are nothing that a client should read
-                self._report_broken(lane, "its channel cannot be opened", blame=False)
+    def _map(self, lane: Lane, fds: Sequence[int]) -> MappedChannel:
+        # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
+        writable = self._in_place and self._tensors_on is not None
+        registrar = self._side.registrar if self._side is not None else None
+        return MappedChannel(lane, fds, writable_requests=writable, registrar=registrar)
+
+    def _tenancy(self, mapped: MappedChannel, message: Mapping[str, Any]) -> Tenancy:
+        return Tenancy(
+            mapped,
+            trusted=message["trusted"],
+            uid=message["uid"],
+            rate=self._rates.of(message["uid"]),
+            tensors_on=self._tensors_on,
+            serial=self._serial,
+            carried=message["carried"],
+            stats=self._stats,
+        )
 
     def _record(self, loop: EngineLoop, fds: list[int], channel: int | None) -> None:
         assert self._serving is not None
@@ -360,6 +347,7 @@ def main() -> int:
     if os.getppid() != int(sys.argv[3]):
         return 0  # it died before that
     configure_logging("engine")
+    ask_for_short_turns()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
     stats = Stats(int(sys.argv[2]))
     while not control.closed:

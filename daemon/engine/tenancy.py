@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.layout import SLOT_BITS, SLOT_MASK, number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 
 from ..stats import ChannelWord, Counter, Stats
-from .device.registration import RegisteredRequests, Registrar, requests_descriptor
+from .mapped_channel import MappedChannel
 from .rates import Rate
 from .staging import Staging
 
@@ -30,28 +30,23 @@ class Tenancy:
 
     def __init__(
         self,
-        lane: Lane,
-        descriptors: Sequence[int],
+        mapped: MappedChannel,
         *,
         trusted: bool,
         uid: int,
         rate: Rate | None,
         tensors_on: torch.device | None,
-        in_place: bool,
         serial: int,
         carried: Sequence[int],
         stats: Stats,
-        registrar: Registrar | None = None,
     ) -> None:
-        """Takes `descriptors` over, see `EngineChannel`. `tensors_on` is as `Staging` takes it."""
-        self.lane = lane
-        #: torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
-        self._writable_requests = in_place and tensors_on is not None
-        self._registrar = registrar
+        """Takes `mapped` over. `tensors_on` is as `Staging` takes it."""
+        self._mapped = mapped
+        self.lane = mapped.lane
+        self.channel = mapped.channel
         #: The requests as memory that the device reads by itself; None where it does not.
-        self.registered: RegisteredRequests | None = None
-        self.channel = self._opened(lane, descriptors)
-        self.number = lane.identity.channel
+        self.registered = mapped.register()
+        self.number = self.lane.identity.channel
         self.trusted = trusted
         self.uid = uid
         #: What its user may send; None without a limit.
@@ -207,15 +202,24 @@ class Tenancy:
         self.channel.reply_bell.ring()
         return copied_ns
 
-    def move(self, lane: Lane, descriptors: Sequence[int], carried: Sequence[int], *, serving: bool) -> None:
+    def move(
+        self,
+        mapped: MappedChannel,
+        carried: Sequence[int],
+        *,
+        serving: bool,
+        let_go: Callable[[EngineChannel], None] = EngineChannel.close,
+    ) -> None:
         """Go on in the channel's next generation, larger segments; deliver what was held for want of room.
 
-        An engine that no longer serves only delivers.
+        An engine that no longer serves only delivers. `let_go` closes the earlier generation.
         """
-        old = self.channel
+        old = self._mapped
         self._unregister()
-        self.channel = self._opened(lane, descriptors)
-        self.lane = lane
+        self._mapped = mapped
+        self.lane = mapped.lane
+        self.channel = mapped.channel
+        self.registered = mapped.register()
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
         self.watch, seen = self.channel.requests.watch, self.watch.seen
@@ -224,7 +228,7 @@ class Tenancy:
         self._staging = []
         held, self.held = self.held, {}
         self._carried = [sequence for sequence in carried if sequence not in held]
-        old.close()
+        old.close(let_go)
         if serving:
             self.open()
         for sequence in carried:
@@ -233,21 +237,13 @@ class Tenancy:
                 queued, staged, infer = durations
                 self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
 
-    def close(self) -> None:
+    def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
+        """`let_go` closes the channel, at once or later."""
         self.held.clear()
         self._staging = []
         self.words = memoryview(b"")
         self._unregister()
-        self.channel.close()
-
-    def _opened(self, lane: Lane, descriptors: Sequence[int]) -> EngineChannel:
-        registrar = self._registrar
-        if registrar is None or registrar.threshold is None:
-            return EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
-        with requests_descriptor(lane, descriptors) as requests:
-            channel = EngineChannel(lane, descriptors, writable_requests=self._writable_requests)
-            self.registered = registrar.open(requests, channel.requests.segment.geometry)
-            return channel
+        self._mapped.close(let_go)
 
     def _unregister(self) -> None:
         registered, self.registered = self.registered, None

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from shmserve.channel import Lane
-
 from ...stats import Counter
 from ..loop import EngineLoop
+from ..mapped_channel import MappedChannel
 from ..schedule import next_of
 from ..tenancy import BrokenChannel, Tenancy
 from .serving import DeviceServing
@@ -44,8 +43,8 @@ class DeviceLoop(EngineLoop):
             raise
         super().add(tenancy)
 
-    def move(self, tenancy: Tenancy, lane: Lane, descriptors: Sequence[int], carried: Sequence[int]) -> None:
-        super().move(tenancy, lane, descriptors, carried)
+    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
+        super().move(tenancy, mapped, carried)
         self._make_room(tenancy)
 
     def _make_room(self, tenancy: Tenancy) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import posix_ipc
@@ -98,18 +98,13 @@ class RegisteredRequests:
                 mapped.close()
 
 
-@contextlib.contextmanager
-def requests_descriptor(lane: Lane, descriptors: Sequence[int]) -> Iterator[int]:
-    """A descriptor of the lane's requests that may be mapped to be written, closed at the end of the block."""
+def open_requests(lane: Lane, descriptors: Sequence[int]) -> int:
+    """A descriptor of the lane's requests that may be mapped to be written; the caller closes it."""
     if lane.names is not None:
         try:
             shared = posix_ipc.SharedMemory(lane.names.requests)
         except posix_ipc.ExistentialError as error:
             raise FileNotFoundError(f"shared memory {lane.names.requests} is gone") from error
-        descriptor = shared.fd
-    else:
-        descriptor = os.dup(descriptors[0])
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+        descriptor: int = shared.fd
+        return descriptor
+    return os.dup(descriptors[0])

@@ -1,0 +1,85 @@
+"""How long a new channel keeps the engine from other clients' requests: `python -m bench.channel_memory`.
+
+Its memory is new to the kernel, which clears each page at the first touch. `at once` is one mapping with MAP_POPULATE, as a client
+does it; `longest piece` is what the engine does between two requests, and `pieces` all of them together. The last two are the
+same for giving it back. Medians; milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+
+from shmserve.channel import EngineChannel, Lane
+from shmserve.layout import Geometry
+from shmserve.sealed_lane import SealedLane
+from shmserve.segment import Identity, Segment
+
+_REPLIES = Geometry(slots=4, metadata_bytes=4096, payload_bytes=64 << 10)
+_MIB = (1, 4, 16, 64)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, Linux {os.uname().release}; milliseconds")
+    print(f"{'requests':>8}{'at once':>10}{'longest piece':>15}{'pieces':>9}{'given back: longest':>21}{'all':>8}")
+    for mib in _MIB:
+        requests = Geometry(slots=4, metadata_bytes=4096, payload_bytes=mib << 18)
+        rows = [(_at_once(requests), *_in_pieces(requests)) for _ in range(rounds)]
+        at_once, longest, together, given_back, all_given_back = (
+            statistics.median(each) * 1e3 for each in zip(*rows, strict=True)
+        )
+        print(
+            f"{mib:4} MiB{at_once:10.2f}{longest:15.2f}{together:9.2f}{given_back:21.2f}{all_given_back:8.2f}",
+            flush=True,
+        )
+    return 0
+
+
+def _at_once(requests: Geometry) -> float:
+    sealed = SealedLane()
+    given = sealed.create(Identity(1, 0, 1), requests, _REPLIES)
+    began_s = time.perf_counter()
+    segments = [Segment.from_descriptor(each, writable=False) for each in sealed.engine_ends()[:2]]
+    took_s = time.perf_counter() - began_s
+    for segment in segments:
+        segment.close()
+    _end(sealed, given)
+    return took_s
+
+
+def _in_pieces(requests: Geometry) -> tuple[float, float, float, float]:
+    sealed = SealedLane()
+    lane = Lane(Identity(1, 0, 1), None)
+    given = sealed.create(lane.identity, requests, _REPLIES)
+    channel = EngineChannel(lane, [os.dup(descriptor) for descriptor in sealed.engine_ends()])
+    populated, vacated = _pieces_s(channel.populate()), _pieces_s(channel.vacate())
+    channel.close()
+    _end(sealed, given)
+    return max(populated), sum(populated), max(vacated), sum(vacated)
+
+
+def _pieces_s(pieces: Iterator[None]) -> list[float]:
+    took_s = []
+    before_s = time.perf_counter()
+    for _ in pieces:
+        now_s = time.perf_counter()
+        took_s.append(now_s - before_s)
+        before_s = now_s
+    return took_s
+
+
+def _end(sealed: SealedLane, given: list[int]) -> None:
+    sealed.close()
+    for descriptor in given:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
