@@ -291,21 +291,22 @@ class Schemas:
     """The schemas that a peer has sent on one channel, by its own numbers for them."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[int, Schema] = OrderedDict()
+        #: Those that were read; `get` checks what is said of a slot besides.
+        self.known: OrderedDict[int, Schema] = OrderedDict()
 
     def get(self, schema_id: int, metadata_bytes: int, payload_bytes: int, slot: SlotMemory) -> Schema:
         """The schema of a slot: remembered, or read from a private copy of the slot's metadata.
 
         Raises MetadataError for metadata that cannot be read or does not match the lengths given.
         """
-        schema = self._known.get(schema_id)
+        schema = self.known.get(schema_id)
         if schema is None:
             if not 0 < metadata_bytes <= slot.metadata.size:
                 raise MetadataError(f"{metadata_bytes} bytes of metadata in a slot of {slot.metadata.size}")
             schema = Schema.from_metadata(slot.metadata[:metadata_bytes].tobytes())
-            self._known[schema_id] = schema
-            if len(self._known) > SCHEMA_MEMORY:
-                self._known.popitem(last=False)
+            self.known[schema_id] = schema
+            if len(self.known) > SCHEMA_MEMORY:
+                self.known.popitem(last=False)
         if schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
             raise MetadataError(
                 f"{payload_bytes} bytes of payload in a slot of {slot.room}; "
@@ -370,7 +371,9 @@ class Decoder:
 
         Its arrays are the caller's own, unless `read_leaf` makes something else of them.
         """
-        schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
+        schema = self._schemas.known.get(schema_id)
+        if schema is None or schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
+            schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
         receiver = schema.receiver
         if receiver is not None and read_leaf is None and schema.only_arrays:
             tree = receiver.read(slot.payload)

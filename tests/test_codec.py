@@ -169,7 +169,7 @@ def test_no_side_remembers_more_than_it_needs() -> None:
 
     assert len(channel.encoder._ids) == SCHEMA_MEMORY
     assert len(channel.encoder._matchers) == MATCHER_MEMORY
-    assert len(channel.decoder._schemas._known) == SCHEMA_MEMORY
+    assert len(channel.decoder._schemas.known) == SCHEMA_MEMORY
     # Compiled, nothing is remembered of a slot.
     assert max(len(memory.views) for memory in channel._receiving) == (0 if COMPILED else MATCHER_MEMORY)
 

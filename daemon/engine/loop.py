@@ -300,7 +300,7 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if self._in_the_way(now_ns):
+            if (near := beside(hot.watches)) and self._in_the_way(near, now_ns):
                 return False
             place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
             if place >= 0:
@@ -316,10 +316,9 @@ class EngineLoop:
                 return True
         return False
 
-    def _in_the_way(self, now_ns: int) -> bool:
-        """Whether a client that is about waits for this very processor."""
-        hot = self._hot
-        return any(now_ns - hot.tenancies[place].active_ns < _ABOUT_NS for place in beside(hot.watches))
+    def _in_the_way(self, near: list[int], now_ns: int) -> bool:
+        """Whether one of these hot channels is of a client that is about, and waits for this very processor."""
+        return any(now_ns - self._hot.tenancies[place].active_ns < _ABOUT_NS for place in near)
 
     def _look_at_written(self, began_ns: int) -> bool:
         """Look for what a client has announced, and copy it meanwhile; whether there is anything to do.

@@ -154,7 +154,10 @@ class Serving:
             pickled = head.flags & Flag.PICKLED != 0
             if pickled and not tenancy.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            schemas = tenancy.schemas
+            schema = schemas.known.get(head.schema)
+            if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
+                schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
             if staging.ahead_bytes:
                 self._words[_STAGED_AHEAD] += 1
