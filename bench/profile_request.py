@@ -29,7 +29,7 @@ from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
 from shmserve.codec import Decoder, Encoded, Encoder
-from shmserve.description import Matcher, describe
+from shmserve.description import describe
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
@@ -43,8 +43,7 @@ SEQUENCE = sequence_of(1, 0)
 
 #: Key, side, what it does. In the order in which a request meets them.
 STEPS = (
-    ("collect", "client", "compare the observation with the last one's structure, collect its arrays"),
-    ("copy", "client", "copy them into the slot"),
+    ("write", "client", "compare the observation with the last one's structure, copy its arrays into the slot"),
     ("publish", "client", "write the slot's head and the counter"),
     ("ring", "client", "ring the engine's doorbell"),
     ("look", "engine", "see the counter move, copy the head"),
@@ -99,7 +98,6 @@ def steps(name: str, seconds: float) -> dict[str, float]:
     """The least time of each step, us."""
     with rig(name) as calls:
         least = {key: min_of(call, seconds / len(calls)) for key, call in calls.items()}
-    least["copy"] = max(0.0, least["copy"] - least["collect"])  # The encoder does both.
     return {key: least[key] for key, _, _ in STEPS}
 
 
@@ -125,8 +123,8 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     from shmserve.daemon.stats import Stats, create_stats_memory
 
     asked = workload(name)
-    schema, pattern = describe(asked.observation)
-    matcher = Matcher(schema, 1, pattern)
+    schema, _ = describe(asked.observation)
+    receiver = schema.receiver
     with ExitStack() as cleanup:
         client_out, engine_in = cleanup.enter_context(
             ends(Geometry(4, METADATA_BYTES, schema.payload_bytes), RequestWriter, RequestReader)
@@ -185,13 +183,14 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
         assert head is not None
         assert head.sequence == SEQUENCE
         yield {
-            "collect": lambda: matcher.collect(asked.observation),
-            "copy": lambda: encoder.encode(asked.observation, slot),
+            "write": lambda: encoder.encode(asked.observation, slot),
             "publish": publish,
             "ring": bell.ring,
             "look": look,
             "take": take,
-            "stage": lambda: np.copyto(arena, taken.payload[: arena.size]),
+            "stage": (lambda: receiver.stage(taken.payload, arena))
+            if receiver is not None
+            else (lambda: np.copyto(arena, taken.payload[: arena.size])),
             "arrays": lambda: observed(True),
             "policy": lambda: policy.infer(observation),
             "encode": lambda: reply_encoder.encode(result, reply_slot),

@@ -14,7 +14,7 @@ import torch
 
 from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
 from shmserve.codec import Encoder
-from shmserve.compiled import COMPILED
+from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.engine import loop
 from shmserve.daemon.engine.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop import EngineLoop
@@ -30,6 +30,7 @@ from shmserve.ring import RequestHead
 from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
+from shmserve.watch import beside
 
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
@@ -220,13 +221,13 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         assert engine.run() == ["here"]
         now_ns = time.monotonic_ns()
 
-        near = loop.beside(engine.loop._hot.watches)
+        near = beside(engine.loop._hot.watches)
 
-        assert engine.loop._in_the_way(near, now_ns)
-        assert not engine.loop._in_the_way(near, now_ns + 10**9)  # it asks now and then, and is not about
+        assert loop._in_the_way(engine.loop._hot, near, now_ns)
+        assert not loop._in_the_way(engine.loop._hot, near, now_ns + 10**9)  # it asks now and then, and is not about
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
-        assert not loop.beside(engine.loop._hot.watches)
+        assert not beside(engine.loop._hot.watches)
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
@@ -243,6 +244,8 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
+        assert steps.written(engine.loop._everyone.stagers) == -1  # and nobody waits for it again
+        words[line + 1] = sequence_of(2, 0)
 
         client.publish()
         assert engine.loop._look_at_written(time.monotonic_ns())

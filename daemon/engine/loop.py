@@ -300,7 +300,7 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := beside(hot.watches)) and self._in_the_way(near, now_ns):
+            if (near := beside(hot.watches)) and _in_the_way(hot, near, now_ns):
                 return False
             place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
             if place >= 0:
@@ -316,10 +316,6 @@ class EngineLoop:
                 return True
         return False
 
-    def _in_the_way(self, near: list[int], now_ns: int) -> bool:
-        """Whether one of these hot channels is of a client that is about, and waits for this very processor."""
-        return any(now_ns - self._hot.tenancies[place].active_ns < _ABOUT_NS for place in near)
-
     def _look_at_written(self, began_ns: int) -> bool:
         """Look for what a client has announced, and copy it meanwhile; whether there is anything to do.
 
@@ -331,10 +327,13 @@ class EngineLoop:
         while (bytes_there := written(everyone.stagers)) >= 0:
             if bytes_there != there:
                 there, moved_ns = bytes_there, now_ns
-            elif now_ns - moved_ns > _STANDSTILL_NS:
-                return False
-            if now_ns - began_ns > _WRITING_NS:
-                give_up(everyone.stagers)  # it will be found all the same, if it comes
+            if (
+                now_ns - moved_ns > _STANDSTILL_NS
+                or now_ns - began_ns > _WRITING_NS
+                or ((near := beside(everyone.watches)) and _in_the_way(everyone, near, now_ns))
+            ):
+                # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
+                give_up(everyone.stagers)
                 return False
             place = spin(everyone.watches, now_ns + _LOOKING_NS, everyone.stagers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
@@ -348,3 +347,8 @@ class EngineLoop:
             if words[_CONTROL] != control_seen:
                 return True
         return False
+
+
+def _in_the_way(channels: Watched, near: list[int], now_ns: int) -> bool:
+    """Whether one of those that were seen on this processor is of a client that is about: it waits for this very one."""
+    return any(now_ns - channels.tenancies[place].active_ns < _ABOUT_NS for place in near)
