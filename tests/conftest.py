@@ -31,6 +31,7 @@ collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its
 _TEST_LIMIT_S = 150.0
 #: Where tests make folders.
 _SCRATCH = tempfile.gettempdir() + "/"
+_CHECKOUT = f"{Path(__file__).parents[1]}/"
 
 
 def pytest_unconfigure() -> None:
@@ -64,7 +65,9 @@ def own_imports() -> Iterator[None]:
     sys.path[:] = path
     sys.dont_write_bytecode = no_bytecode
     for name in {*sys.modules} - modules:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(_SCRATCH):
+        file = getattr(sys.modules[name], "__file__", None) or ""
+        # A checkout may lie there as well, with its environment.
+        if file.startswith(_SCRATCH) and not file.startswith((sys.prefix, _CHECKOUT)):
             del sys.modules[name]
 
 
