@@ -33,7 +33,7 @@ _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
 _SCAN_AFTER_NS = 2_000
 #: While a client writes a request the engine looks for it; no longer than this, and not if the client stands still.
-_WRITING_NS, _STANDSTILL_NS = 5_000_000, 20_000
+_WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 #: A client that was answered no longer ago is likely to be making its next request.
 _ABOUT_NS = 2_000_000
 #: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
