@@ -288,9 +288,9 @@ class Engine:
         if self._side is not None:
             self._control.send("gpu", gpu=self._side.report())
 
-    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True) -> None:
-        """Give a channel up; without `blame` the client may attach again at once."""
-        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame)
+    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
+        """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
+        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame, detail=detail)
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
