@@ -21,6 +21,7 @@ from .admin_sight import AdminSight, fitted
 from .changes import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
 from .config import ConfigError
 from .logs import how_to_read
+from .release import RELEASE_MISMATCH
 from .served import EngineFailed
 from .settings import Settings
 from .stats import Stage
@@ -63,8 +64,8 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, store, tape, unknown_client,
-# unknown_version or stopping.
+# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, tape,
+# unknown_client, unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
 
@@ -125,7 +126,9 @@ class AdminService:
         return {"versions": versions(self._supervisor, self._changes, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        found = {"taken_back": self._changes.taken_back, "problems": self._store.problems[-_PROBLEMS_SHOWN:]}
+        other_release = self._supervisor.engines.other_release
+        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *([other_release] if other_release else [])]
+        found = {"taken_back": self._changes.taken_back, "problems": problems}
         return {"status": fitted({**status(self._supervisor), **found})}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -179,6 +182,8 @@ def _reason(error: Exception) -> str:
         return error.reason
     if isinstance(error, EngineFailed) and error.error == DEVICE_MEMORY_SHORT:
         return "device_memory"
+    if isinstance(error, EngineFailed) and error.error == RELEASE_MISMATCH:
+        return "restart"
     if isinstance(error, ConfigError) or (isinstance(error, EngineFailed) and error.error == DEVICE_MISSING):
         return "device"
     if isinstance(error, VersionUnknown):

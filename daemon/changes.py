@@ -17,6 +17,7 @@ from .engine_process import EngineProcess
 from .failpoints import failpoint
 from .message_ids import TAKEN_BACK
 from .probation import Probation
+from .release import RELEASE_MISMATCH
 from .served import EngineFailed, Served
 from .store.errors import StoreUnavailable
 from .store.receive import Progress as Received
@@ -87,6 +88,8 @@ class ModelChanges:
             def receiving(received: Received) -> None:
                 progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
 
+            # Before the old engine is stopped for it (--in-place), or another release takes the package in.
+            await self._supervisor.engines.check_release()
             progress("receive", {})
             stored = await self._store.add(
                 fd,
@@ -172,7 +175,8 @@ class ModelChanges:
             change = self._in_place if wish.in_place else self._beside
             return await change(served, wish, progress)
         except (EngineFailed, ChangeRefused) as error:
-            self.notes.note(stored.version, {"refused": str(error)[:_REASON_TEXT]})
+            if _is_about_the_version(error):
+                self.notes.note(stored.version, {"refused": str(error)[:_REASON_TEXT]})
             raise
         finally:
             supervisor.end_update()
@@ -337,6 +341,13 @@ class ModelChanges:
 
 def _served(stored: StoredVersion, device: str) -> Served:
     return Served(stored.path, stored.version, device, stored.source)
+
+
+def _is_about_the_version(error: EngineFailed | ChangeRefused) -> bool:
+    """Whether it is refused for what it is: on another device, by another daemon, or later it may be as good as ever."""
+    if isinstance(error, ChangeRefused):
+        return error.reason == "contract"
+    return error.error not in (DEVICE_MEMORY_SHORT, DEVICE_MISSING, RELEASE_MISMATCH)
 
 
 def _steps(progress: Progress) -> Callable[[str], None]:

@@ -11,7 +11,7 @@ record  channel, a tape's descriptor
 record_end
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way
-                                              broken    channel, generation, reason
+                                              broken    channel, generation, reason, blame, detail
                                               gpu       what status shows of the GPU, after a change
 drain   (answers what was published)          (exits)
 stop                                          (exits)

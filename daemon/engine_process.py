@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .control import encode, take_messages
+from .release import OWN
 from .stats import Counter, Stats, create_stats_memory
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class EngineProcess:
                 "shmserve.daemon.engine.main",
                 str(theirs.fileno()),
                 str(stats_fd),
+                *OWN,
                 str(os.getpid()),
                 pass_fds=(theirs.fileno(), stats_fd),
                 stdin=asyncio.subprocess.DEVNULL,

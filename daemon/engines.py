@@ -15,6 +15,7 @@ from .engine_counts import EngineCounts
 from .engine_process import EngineEnded, EngineProcess, exit_reason
 from .failpoints import failpoint
 from .leases import Lease, Leases, Wanted
+from .release import RELEASE_MISMATCH, installed_mismatch
 from .served import EngineFailed, Served
 from .standby import Standby
 from .stats import Counter
@@ -59,6 +60,8 @@ class Engines:
         self.channels = EngineChannels(config, leases)
         self.counts = EngineCounts(self._watchers.keys())
         self.serving: EngineProcess | None = None
+        #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
+        self.other_release: str | None = None
 
     # Life
 
@@ -111,7 +114,16 @@ class Engines:
             said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
             raise EngineFailed(stage, "the engine died", said) from ended
         if message["event"] == "failed":
+            if message["error"] == RELEASE_MISMATCH:
+                self.other_release = message["message"]
             raise EngineFailed(message["stage"], message["error"], message["message"])
+        self.other_release = None
+
+    async def check_release(self) -> None:
+        """Raises EngineFailed where an engine that is started now would refuse to run under this daemon."""
+        self.other_release = await installed_mismatch()
+        if self.other_release is not None:
+            raise EngineFailed("start", RELEASE_MISMATCH, self.other_release)
 
     def _beside(self) -> dict[str, Any] | None:
         """What the serving engine takes of its GPU, for whoever is to be loaded there as well; None without one."""
@@ -291,7 +303,10 @@ class Engines:
                 on_stage(message["event"])
             case "broken":
                 lease = self._leases.get(message["channel"])
+                # A client that grew or left before the engine had its channel open is nothing to tell of.
                 if lease is not None and lease.lane.identity.generation == message["generation"]:
+                    if message["detail"] is not None:
+                        log.warning("the channel of client %d %s", message["channel"], message["detail"])
                     self._on_broken(lease, message["reason"], message["blame"])
             case "gpu":
                 if engine.ready is not None:

@@ -68,7 +68,7 @@ class FirstVersion:
     def remember(self) -> None:
         """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
         try:
-            self._store.make_current(self.served.version)
+            self._store.make_current(self.served.version, device=self.served.device, taken_back=None, refused=None)
             if self._given != Given.read(self._given_file):
                 write_json(self._given_file, asdict(self._given), steps="given")
         except OSError as error:

@@ -145,15 +145,21 @@ def _spin(value: str | None) -> int | str | None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model-path", type=click.Path(), help="The model package to serve: a directory with model.toml.")
+@click.option(
+    "--model-path", type=click.Path(readable=False), help="The model package to serve: a directory with model.toml."
+)
 @click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")
-@click.option("--runtime-dir", type=click.Path(), help="Directory of the sockets, in a folder for each service.")
-@click.option("--state-dir", type=click.Path(), help="Directory of the model versions.")
+@click.option(
+    "--runtime-dir", type=click.Path(readable=False), help="Directory of the sockets, in a folder for each service."
+)
+@click.option("--state-dir", type=click.Path(readable=False), help="Directory of the model versions.")
 @click.option("--transport", type=click.Choice(["named", "sealed"]), help="How memory is shared.  [default: named]")
 @click.option("--spin-us", help="Microseconds to spin before sleeping, or 'adaptive'.  [default: adaptive]")
 @click.option("--threads", type=int, help="Threads of one torch operation.  [default: half of the processors]")
-@click.option("--config", "config_path", type=click.Path(), help="Configuration file (TOML); flags win over it.")
+@click.option(
+    "--config", "config_path", type=click.Path(readable=False), help="Configuration file (TOML); flags win over it."
+)
 @click.option("--check-config", is_flag=True, help="Say what the settings come to, and exit: 0, or 78 for a mistake.")
 @click.version_option(__version__, prog_name="shmserved")
 def main(

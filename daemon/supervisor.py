@@ -20,6 +20,7 @@ from .engines import Engines
 from .leases import Lease, Leases
 from .message_ids import ENGINE_DIED, SERVING
 from .names import Names
+from .release import RELEASE_MISMATCH
 from .served import EngineFailed, Served
 from .service_lock import ServiceLock
 from .stats import Counter
@@ -107,7 +108,7 @@ class Supervisor:
     async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
         """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.
 
-        Raises EngineFailed if that model cannot be served at all.
+        Raises EngineFailed if that model cannot be served at all, or nothing can any more (see release.py).
         """
         self.served = served
         stop = asyncio.create_task(self._stopping.wait())
@@ -215,6 +216,8 @@ class Supervisor:
                 try:
                     await self.start_serving()
                 except EngineFailed as failure:
+                    if failure.error == RELEASE_MISMATCH:
+                        raise  # no engine will ever do; whoever starts the daemon again gets one of the new release
                     log.error("%s", failure)
 
     def _lost(self, engine: EngineProcess, status: int) -> None:

@@ -1,4 +1,4 @@
-"""What every command of shmserve-admin has: examples that work, a man page, completion, exit statuses, quiet colours."""
+"""What every command of shmserve-admin has: examples that work, a man page, completion, quiet colours."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -19,7 +17,7 @@ import pytest
 from shmserve.client.admin.cli import main as admin_command
 from shmserve.daemon.main import main as daemon_command
 from tests.admin_command import COMMAND
-from tests.daemon_process import POLICIES, Daemon, environment
+from tests.daemon_process import Daemon, environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMMANDS = {"shmserve-admin": admin_command, **{f"shmserve-admin {n}": c for n, c in admin_command.commands.items()}}
@@ -92,109 +90,6 @@ def test_the_completion_of_each_shell_is_printed(shell: str) -> None:
 
     assert printed.returncode == 0, printed.stderr
     assert "_SHMSERVE_ADMIN_COMPLETE" in printed.stdout
-
-
-# Exit statuses
-
-
-def exit_status(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """In this process: starting one for each case takes longer than all of them."""
-    with pytest.raises(SystemExit) as raised:
-        admin_command([*map(str, arguments)], prog_name="shmserve-admin")
-    code = raised.value.code
-    return code if isinstance(code, int) else int(bool(code)), capsys.readouterr().err
-
-
-_ASKS_A_DAEMON: dict[str, list[Any]] = {
-    "bench": [],
-    "clients": [],
-    "config": [],
-    "drain": [],
-    "metrics": [],
-    "record": ["--out", "never-made.rec"],
-    "reload": [],
-    "rollback": [],
-    "status": [],
-    "top": [],
-    "update-model": [POLICIES / "echo"],
-    "versions": [],
-    "wait-ready": ["--timeout", 0.1],
-}
-#: Work without a daemon; their own tests have what they refuse.
-_ALONE = {"completion", "generate-key", "install-service", "replay", "sign"}
-
-
-def test_every_command_is_in_one_of_these_tables() -> None:
-    assert set(admin_command.commands) == _ASKS_A_DAEMON.keys() | _ALONE
-
-
-@pytest.mark.parametrize("name", _ASKS_A_DAEMON)
-def test_without_a_daemon_every_command_exits_with_3(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    status, said = exit_status(capsys, "--runtime-dir", tmp_path, name, *_ASKS_A_DAEMON[name])
-
-    assert status == 3
-    assert "no daemon serves 'default'" in said and "shmserved --model-path" in said
-    assert not Path("never-made.rec").exists()
-
-
-@pytest.mark.parametrize("name", sorted(admin_command.commands))
-def test_what_is_no_option_exits_with_2(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status, said = exit_status(capsys, name, "--no-such-option")
-
-    assert status == 2
-    assert "no-such-option" in said
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["bench", "--clients", 0],
-        ["bench", "--rate", -1],
-        ["top", "--interval", 0],
-        ["record"],
-        ["record", "--out", "f", "--count", 0],
-        ["record", "--out", "f", "--seconds", 0],
-        ["replay"],
-        ["replay", "f", "--device", "cpu"],
-        ["replay", "f", "--atol", -1],
-        ["update-model"],
-        ["completion", "tcsh"],
-        ["no-such-command"],
-    ],
-)
-def test_wrong_usage_exits_with_2(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_status(capsys, *arguments)[0] == 2
-
-
-def _refused(tmp_path: Path) -> Iterator[list[Any]]:
-    yield ["update-model", tmp_path / "absent"]
-    yield ["update-model", tmp_path]  # no model in it
-    yield ["rollback"]
-    yield ["rollback", "ffff"]
-    yield ["record", "--out", tmp_path / "a.rec", "--client", 99]
-    yield ["replay", tmp_path / "absent.rec"]
-    yield ["sign", tmp_path / "absent", "--key", tmp_path / "absent.pem"]
-    yield ["install-service", "--user", "--model-path", tmp_path / "absent", "--dry-run"]
-
-
-def test_what_is_refused_exits_with_1_and_says_why(
-    echo: Daemon, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for arguments in _refused(tmp_path):
-        status, said = exit_status(capsys, "--name", echo.name, "--runtime-dir", echo.runtime_dir, *arguments)
-
-        assert (status, said.startswith("shmserve-admin: ")) == (1, True), (arguments, said)
-        assert "Traceback" not in said
-
-
-def test_what_is_done_exits_with_0(echo: Daemon) -> None:
-    where = ("--name", echo.name, "--runtime-dir", echo.runtime_dir)
-
-    for arguments in (["status"], ["clients"], ["wait-ready"], ["--json", "versions"]):
-        done = run(*where, *arguments)
-        assert (done.returncode, done.stderr) == (0, "")
 
 
 # Colours

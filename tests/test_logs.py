@@ -11,12 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shmserve.daemon.logs import JournalHandler, RateLimit
 from shmserve.daemon.message_ids import SERVING
 from shmserve.errors import InferenceFailed
-from tests.daemon_process import Daemon, environment
+from tests.daemon_process import Daemon, environment, wait_until
 
 
 @pytest.fixture
@@ -174,6 +175,20 @@ def test_a_model_that_fails_all_the_time_does_not_flood_the_log(start_daemon: Ca
     assert failed == 300
     told = daemon.log.count("the model failed on a request of client 0")
     assert 20 <= told < 200, "the first of them, then one a second"
+
+
+def test_a_client_that_grows_with_its_first_request_and_leaves_is_nothing_to_warn_of(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon("echo")
+
+    for _ in range(3):
+        with daemon.client() as client:
+            # The engine may come to the first generation of its channel when there is a second one.
+            client.infer({"image": np.zeros((480, 640, 3), np.uint8)})
+        wait_until("it is gone", lambda: not daemon.status()["clients"])
+
+    assert "cannot be opened" not in daemon.log
 
 
 def test_serving_writes_nothing(start_daemon: Callable[..., Daemon]) -> None:

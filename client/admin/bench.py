@@ -8,15 +8,24 @@ from typing import Any
 import click
 
 from .exits import fail, with_exit_status
+from .number import Number
 from .target import Target, print_json, show
 
 
 @click.command()
-@click.option("--clients", default=1, show_default=True, help="Client processes.")
-@click.option("--rate", type=float, help="Requests a second of each; without, the next as soon as one is answered.")
-@click.option("--seconds", default=5.0, show_default=True, help="How long.")
-@click.option("--example", type=click.Path(path_type=Path), help="The observation: .npz of named arrays.")
-@click.option("--timeout", default=10.0, show_default=True, help="Seconds that a request may take.")
+@click.option("--clients", type=click.IntRange(1, 256), default=1, show_default=True, help="Client processes.")
+@click.option(
+    "--rate",
+    type=Number(0, 1e6, min_open=True),
+    help="Requests a second of each; without, the next as soon as one is answered.",
+)
+@click.option("--seconds", type=Number(0, 86_400, min_open=True), default=5.0, show_default=True, help="How long.")
+@click.option(
+    "--example", type=click.Path(path_type=Path, readable=False), help="The observation: .npz of named arrays."
+)
+@click.option(
+    "--timeout", type=Number(0, 86_400), default=10.0, show_default=True, help="Seconds that a request may take."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.pass_obj
 @with_exit_status
@@ -38,25 +47,30 @@ def bench(
     \b
     shmserve-admin bench --clients 4 --rate 50 --seconds 10
     """
-    if not 1 <= clients <= 256:
-        raise click.BadParameter("1 to 256", param_hint="--clients")
-    if rate is not None and not 0 < rate <= 1e6:
-        raise click.BadParameter("above 0, to 1000000", param_hint="--rate")
-    if not 0 < seconds <= 86_400:
-        raise click.BadParameter("above 0, to 86400", param_hint="--seconds")
-    from .load import Load
+    from .load import Load, LoadFailed
 
     with target.connection() as connection:  # no daemon is another exit status than a load that failed
         state = connection.call("Status")["status"]["state"]
     if state not in ("ready", "updating"):
         fail(f"service {target.name!r} is {state}: shmserve-admin wait-ready")
-    result = Load(target.name, target.runtime_dir, clients, seconds, rate, example, timeout_s=timeout).run()
+    try:
+        result = Load(target.name, target.runtime_dir, clients, seconds, rate, example, timeout_s=timeout).run()
+    except LoadFailed:
+        _expect_daemon(target)
+        raise
     if target.as_json or as_json:
         print_json(result)
     else:
         _show(result)
+    if "ServiceUnavailable" in result["errors"]:
+        _expect_daemon(target)
     if not result["requests"]:
         fail("no request was answered")
+
+
+def _expect_daemon(target: Target) -> None:
+    """A daemon that has gone meanwhile is told as by any other command."""
+    target.connection().open().close()
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -66,7 +80,7 @@ def _show(result: dict[str, Any]) -> None:
 
     mode = f"{result['rate_hz']:g} a second each" if result["rate_hz"] else "one after the other"
     print(
-        f"{result['clients']} clients, {mode}, {result['seconds']:.1f} s: "
+        f"{result['clients']} {'client' if result['clients'] == 1 else 'clients'}, {mode}, {result['seconds']:.1f} s: "
         f"{result['requests']} requests, {result['per_second']:.0f} a second"
     )
     if result["clients"] > 1:

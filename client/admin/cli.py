@@ -14,11 +14,13 @@ except ModuleNotFoundError:  # the client alone is installed
     sys.exit("shmserve-admin needs the daemon's packages: pip install 'shmserve[daemon]'")
 
 from shmserve import __version__
+from shmserve.directories import check_service_name
 from shmserve.varlink import VarlinkError
 
 from .bench import bench
 from .completion import complete_services, completion
 from .exits import REFUSED, fail, with_exit_status
+from .number import Number
 from .record import record
 from .replay import replay
 from .seeing import clients, metrics, top
@@ -35,20 +37,26 @@ from .target import Target, print_json, show
     help="Name of the service.",
     shell_complete=complete_services,
 )
-@click.option("--runtime-dir", type=click.Path(), help="Where the daemon's sockets are, if not at the usual place.")
+@click.option(
+    "--runtime-dir", type=click.Path(readable=False), help="Where the daemon's sockets are, if not at the usual place."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.version_option(__version__, prog_name="shmserve-admin")
 @click.pass_context
 def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bool) -> None:
     """Look after a running shmserve service.
 
-    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon.
+    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if nobody reads on.
 
     \b
     shmserve-admin status
     shmserve-admin --name arm --json status
     shmserve-admin update-model models/new
     """
+    try:
+        check_service_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from error
     context.obj = Target(name, runtime_dir, as_json)
 
 
@@ -71,10 +79,10 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
     shmserve-admin --name arm status --watch
     shmserve-admin status --json
     """
-    if watch and not (target.as_json or as_json):
+    if watch:
         from .live_screen import watch_status
 
-        watch_status(target)
+        watch_status(target, as_json=target.as_json or as_json)
         return
     with target.connection() as connection:
         found = connection.call("Status")["status"]
@@ -87,7 +95,7 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
 
 
 @main.command("wait-ready")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait at most.")
+@click.option("--timeout", type=Number(0, 86_400), default=60.0, show_default=True, help="Seconds to wait at most.")
 @click.pass_obj
 @with_exit_status
 def wait_ready(target: Target, timeout: float) -> None:
@@ -112,7 +120,7 @@ def wait_ready(target: Target, timeout: float) -> None:
 
 
 @main.command("update-model")
-@click.argument("path", type=click.Path())
+@click.argument("path", type=click.Path(readable=False))
 @click.option("--device", help="Move to another device, for example cuda:1.")
 @click.option("--in-place", is_flag=True, help="Stop the old model first, for one that does not fit twice.")
 @click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes or shapes than now.")
@@ -227,12 +235,19 @@ def drain(target: Target) -> None:
 
 @main.command("install-service")
 @click.option("--user", is_flag=True, help="As a service of this user, without root.")
-@click.option("--model-path", type=click.Path(path_type=Path), help="The model package to begin with: a directory.")
+@click.option(
+    "--model-path",
+    type=click.Path(path_type=Path, readable=False),
+    help="The model package to begin with: a directory.",
+)
 @click.option("--device", help="Where the model runs: cpu, cuda:0 ...")
 @click.option("--jetson", is_flag=True, help="Allow the device nodes of NVIDIA Jetson.")
 @click.option("--no-start", is_flag=True, help="Enable it for the next boot without starting it now.")
 @click.option(
-    "--root", type=click.Path(path_type=Path), default=Path("/"), help="Write below this directory (an image)."
+    "--root",
+    type=click.Path(path_type=Path, readable=False),
+    default=Path("/"),
+    help="Write below this directory (an image).",
 )
 @click.option("--dry-run", is_flag=True, help="Print the files and commands instead.")
 @click.pass_obj
@@ -271,6 +286,11 @@ def install_service(
         print("So that it runs without a login, and logind leaves its shared memory: loginctl enable-linger")
     else:
         print("Robots of other users may attach as members of the group: usermod -aG shmserve USER")
+
+
+for command in main.commands.values():
+    # In the list of commands and in apropos(1) its first sentence, where click would cut it short.
+    command.short_help = (command.help or "").partition("\n\n")[0]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import click
 
 from shmserve.directories import ADMIN_SOCKET, service_directory
 
+from .exits import with_exit_status
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -20,6 +22,7 @@ _VARIABLE = "_SHMSERVE_ADMIN_COMPLETE"
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
+@with_exit_status
 def completion(context: click.Context, shell: str) -> None:
     """Print what SHELL reads to complete this command.
 

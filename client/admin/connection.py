@@ -62,7 +62,10 @@ class AdminConnection:
                 f"{INTERFACE}.{method}", parameters, timeout_s=timeout_s, fds=(fd,) if fd >= 0 else ()
             ).parameters
         except ConnectionError as error:
-            raise ServiceUnavailable(f"the daemon of {self.name!r} closed the connection") from error
+            raise ServiceUnavailable(
+                f"the daemon of {self.name!r} closed the connection: it ended, and its log says why; what it serves once "
+                f"it is back: shmserve-admin --name {self.name} status"
+            ) from error
 
     def call_more(
         self, method: str, parameters: dict[str, Any], *, timeout_s: float | None = None, fd: int = -1
@@ -75,7 +78,10 @@ class AdminConnection:
             ):
                 yield reply.parameters
         except ConnectionError as error:
-            raise ServiceUnavailable(f"the daemon of {self.name!r} closed the connection") from error
+            raise ServiceUnavailable(
+                f"the daemon of {self.name!r} closed the connection: it ended, and its log says why; what it serves once "
+                f"it is back: shmserve-admin --name {self.name} status"
+            ) from error
 
     def told(self, replies: Iterator[dict[str, Any]]) -> Told:
         """These replies as they come, for select(2)."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 from shmserve.errors import ServiceUnavailable, ShmServeError
 from shmserve.varlink import PERMISSION_DENIED, VarlinkError
@@ -15,12 +16,15 @@ DONE = 0
 REFUSED = 1
 USAGE = 2  # click's own
 NO_DAEMON = 3
+#: As a shell says it of a program that a signal ended.
+INTERRUPTED = 128 + signal.SIGINT
+READER_GONE = 128 + signal.SIGPIPE
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def fail(message: str, status: int = REFUSED) -> None:
+def fail(message: str, status: int = REFUSED) -> NoReturn:
     """Say on standard error what went wrong, and exit."""
     print(f"shmserve-admin: {message}", file=sys.stderr)
     sys.exit(status)
@@ -32,7 +36,10 @@ def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            result = command(*args, **kwargs)
+            sys.stdout.flush()  # here, where it is noticed that nobody reads; at the end of Python it is a stack
+        except BrokenPipeError:  # only of standard output: the connection makes a ServiceUnavailable of its own
+            _end_unread()
         except ServiceUnavailable as error:
             fail(str(error), NO_DAEMON)
         except VarlinkError as error:
@@ -40,10 +47,30 @@ def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
                 setting = error.parameters.get("setting")
                 fail(f"the daemon takes no admin commands from uid {os.geteuid()}: {setting} must name this user")
             fail(str(error.parameters.get("message", error)))
-        except (ShmServeError, OSError, ValueError) as error:
+        except OSError as error:
+            fail(_words(error))
+        except (ShmServeError, ValueError) as error:
             fail(str(error))
         except KeyboardInterrupt:
-            fail("interrupted", 130)
-        raise AssertionError("fail() exits")
+            fail("interrupted", INTERRUPTED)
+        return result
 
     return run
+
+
+def _end_unread() -> NoReturn:
+    """Whoever read standard output has left (`| head`): end as a program does that knows nothing of it."""
+    # What is left in the buffer is for nobody: Python would complain of it as it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(READER_GONE)
+
+
+def _words(error: OSError) -> str:
+    """An error of the system without its number.
+
+    >>> _words(FileNotFoundError(2, "No such file or directory", "a.rec")), _words(PermissionError("run it with sudo"))
+    ('a.rec: No such file or directory', 'run it with sudo')
+    """
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror

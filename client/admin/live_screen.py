@@ -16,13 +16,16 @@ from rich.live import Live
 
 from .connection import AdminConnection
 from .status_view import render
-from .target import Target
+from .target import Target, print_json, show
 from .top_view import Look, TopView
 
 
-def watch_status(target: Target) -> None:
+def watch_status(target: Target, *, as_json: bool) -> None:
     """`shmserve-admin status --watch`."""
-    _watch(target, 1.0, lambda connection: render(connection.call("Status")["status"]))
+    if as_json:
+        _watch_printed(target, 1.0, lambda connection: print_json(connection.call("Status")["status"]))
+    else:
+        _watch(target, 1.0, lambda connection: render(connection.call("Status")["status"]))
 
 
 def watch_rates(target: Target, interval_s: float) -> None:
@@ -38,11 +41,24 @@ def watch_rates(target: Target, interval_s: float) -> None:
 
 
 def _watch(target: Target, interval_s: float, draw: Callable[[AdminConnection], RenderableType]) -> None:
+    if not sys.stdout.isatty():
+        _watch_printed(target, interval_s, lambda connection: show(draw(connection)))
+        return
     with target.connection() as connection, contextlib.suppress(KeyboardInterrupt), _keys() as key_within:
         first = draw(connection)  # before the screen is taken: an error is to be read
-        with Live(first, console=Console(highlight=False), screen=sys.stdout.isatty(), auto_refresh=False) as live:
+        with Live(first, console=Console(highlight=False), screen=True, auto_refresh=False) as live:
             while not key_within(interval_s):
                 live.update(draw(connection), refresh=True)
+
+
+def _watch_printed(target: Target, interval_s: float, look: Callable[[AdminConnection], None]) -> None:
+    """One look below the other: for a file, or another program."""
+    with target.connection() as connection, contextlib.suppress(KeyboardInterrupt), _keys() as key_within:
+        while True:
+            look(connection)
+            sys.stdout.flush()
+            if key_within(interval_s):
+                return
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import io
 import json
 import sys
 import time
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,29 @@ import numpy as np
 from shmserve.client import ShmClient
 from shmserve.errors import ShmServeError
 
-from .made_up_observation import made_up_observation
+from .made_up_observation import NotKnown, made_up_observation
 
 #: Columns of the measurements. `latency` counts from when the request was due, `round_trip` from when it was sent.
 COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
 
 
+class ExampleUnreadable(ShmServeError):
+    """The observation to ask with is not there, or none; the message says which."""
+
+
 def read_example(path: str) -> dict[str, Any]:
-    """The arrays of an .npz by their names; text as str."""
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        found = {name: archive[name] for name in archive.files}
+    """The arrays of an .npz by their names; text as str. Raises ExampleUnreadable."""
+    try:
+        with open(path, "rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ExampleUnreadable(f"{path} is no .npz of named arrays: numpy.savez makes one")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                found = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ExampleUnreadable(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ExampleUnreadable(f"{path} cannot be read: {error}") from error
     return {name: array.tolist() if array.dtype.kind in "US" else array for name, array in found.items()}
 
 
@@ -79,7 +93,8 @@ def main() -> int:
             time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
             found = ask(client, observation, begin_ns, order["seconds"], order["rate_hz"])
     except (ShmServeError, OSError, ValueError) as error:
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        own = isinstance(error, (ExampleUnreadable, NotKnown))
+        print(json.dumps({"error": str(error) if own else f"{type(error).__name__}: {error}"}), flush=True)
         return 1
     rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))
     print(json.dumps(found), flush=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .exits import fail, with_exit_status
+from .number import Number
 from .progress import progress_line
 from .target import Target, print_json
 
@@ -22,10 +23,10 @@ _MIB = 1 << 20
 
 
 @click.command()
-@click.option("--out", "path", type=click.Path(path_type=Path), required=True, help="The file to make.")
+@click.option("--out", "path", type=click.Path(path_type=Path, readable=False), required=True, help="The file to make.")
 @click.option("--client", type=int, help="Only this one; `shmserve-admin clients` shows its number.")
 @click.option("--count", type=click.IntRange(min=1), help="So many requests.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="So long.")
+@click.option("--seconds", type=Number(min=0, min_open=True), help="So long.")
 @click.option(
     "--buffer-mib",
     type=click.IntRange(1, 65536),
@@ -97,6 +98,10 @@ def record(
                 tape.close()
     except FileExistsError:
         fail(f"{path} exists: a recording overwrites nothing")
+    except OSError as error:
+        if error.errno is None:  # it has words of its own, as a socket that may not be opened
+            raise
+        fail(f"{path} cannot be written: {error.strerror}")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .exits import fail, with_exit_status
+from .number import Number
 from .progress import progress_bar, progress_line
 from .target import Target, print_json, show
 
@@ -22,22 +23,24 @@ _ATOL, _RTOL = 1e-4, 1e-3
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @click.option(
-    "--model", type=click.Path(path_type=Path), help="This package, a directory or a tar, instead of the serving model."
+    "--model",
+    type=click.Path(path_type=Path, readable=False),
+    help="This package, a directory or a tar, instead of the serving model.",
 )
 @click.option("--device", help="Where --model runs: cpu, cuda:0 ...  [default: cpu]")
-@click.option(
-    "--atol", type=click.FloatRange(min=0), default=_ATOL, show_default=True, help="How far floats may be off,"
-)
-@click.option(
-    "--rtol", type=click.FloatRange(min=0), default=_RTOL, show_default=True, help="and of the recorded value."
-)
+@click.option("--atol", type=Number(min=0), default=_ATOL, show_default=True, help="How far floats may be off,")
+@click.option("--rtol", type=Number(min=0), default=_RTOL, show_default=True, help="and of the recorded value.")
 @click.option("--count", type=click.IntRange(min=1), help="Only the first so many requests.")
 @click.option("--paced", is_flag=True, help="With the gaps of the recording, not one after the other.")
 @click.option("--partial", is_flag=True, help="Use what is whole of a recording that was cut off.")
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds that a request may take.")
-@click.option("--load-timeout", default=600.0, show_default=True, help="Seconds that --model may load.")
+@click.option(
+    "--timeout", type=Number(0, 86_400), default=60.0, show_default=True, help="Seconds that a request may take."
+)
+@click.option(
+    "--load-timeout", type=Number(0, 86_400), default=600.0, show_default=True, help="Seconds that --model may load."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.pass_obj
 @with_exit_status

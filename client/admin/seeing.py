@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .exits import with_exit_status
+from .number import Number
 from .target import Target, print_json, show
 
 
@@ -37,7 +38,7 @@ def clients(target: Target) -> None:
 
 
 @click.command()
-@click.option("--textfile", type=click.Path(path_type=Path), help="Write there, whole or not at all.")
+@click.option("--textfile", type=click.Path(path_type=Path, readable=False), help="Write there, whole or not at all.")
 @click.pass_obj
 @with_exit_status
 def metrics(target: Target, textfile: Path | None) -> None:
@@ -55,7 +56,7 @@ def metrics(target: Target, textfile: Path | None) -> None:
 
 
 @click.command()
-@click.option("--interval", default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=Number(0.1, 60), default=1.0, show_default=True, help="Seconds between two looks.")
 @click.pass_obj
 @with_exit_status
 def top(target: Target, interval: float) -> None:
@@ -64,8 +65,6 @@ def top(target: Target, interval: float) -> None:
     \b
     shmserve-admin top --interval 0.5
     """
-    if not 0.1 <= interval <= 60:
-        raise click.BadParameter("0.1 to 60 seconds", param_hint="--interval")
     from .live_screen import watch_rates
 
     watch_rates(target, interval)
@@ -81,7 +80,14 @@ def without_end(text: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace the file at once: a collector that reads at any moment sees the old one or the new one."""
+    """Replace the file at once: a collector that reads at any moment sees the old one or the new one. Raises OSError."""
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _replace(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w") as file:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-
-from shmserve.toml_value import toml_value
 
 from .exits import with_exit_status
 from .target import Target, print_json, show
+from .value_words import words
 
 
 @click.command()
@@ -28,20 +25,9 @@ def config(target: Target) -> None:
     if target.as_json:
         print_json(found)
         return
-    from rich.table import Table
-    from rich.text import Text
+    from .settings_view import render
 
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("setting", "value", "from", ""):
-        table.add_column(name, no_wrap=name == "setting")
-    for setting in found["settings"]:
-        waiting = setting["waiting"]
-        note = Text("" if waiting is None else f"{_text(waiting)} after a restart", style="yellow")
-        if waiting is None and setting["live"]:
-            note = Text("live", style="dim")
-        chosen = "" if setting["origin"] == "default" else "bold"
-        table.add_row(setting["key"], Text(_text(setting["value"]), style=chosen), Text(setting["origin"]), note)
-    show(table)
+    show(render(found["settings"]))
     if found["file"] is None:
         print("No configuration file.")
 
@@ -61,12 +47,8 @@ def reload(target: Target) -> None:
         print_json(found)
         return
     for key, value in found["applied"].items():
-        print(f"{key} = {_text(value)}")
+        print(f"{key} = {words(value)}")
     for key, value in found["needs_restart"].items():
-        print(f"{key} = {_text(value)}  (after a restart)")
+        print(f"{key} = {words(value)}  (after a restart)")
     if not found["applied"] and not found["needs_restart"]:
         print("nothing has changed")
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else toml_value(value)

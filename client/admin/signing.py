@@ -14,14 +14,14 @@ from .target import Target, print_json
 
 _password_option = click.option(
     "--password-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="File whose first line is the private key's password; without it the key has none.",
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
 @click.command("generate-key")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, readable=False))
 @_password_option
 @_json_option
 @click.pass_obj
@@ -45,9 +45,12 @@ def generate_key(target: Target, file: Path, password_file: Path | None, as_json
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path, readable=False))
 @click.option(
-    "--key", required=True, type=click.Path(path_type=Path), help="The private key (PEM, Ed25519), as of generate-key."
+    "--key",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="The private key (PEM, Ed25519), as of generate-key.",
 )
 @click.option("--add", is_flag=True, help="Keep the signatures of other keys, while one key follows another.")
 @_password_option

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .advice import advice
+from .fitting import Fitting, without
 
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
@@ -35,12 +38,14 @@ def duration(seconds: float | None) -> str:
 def micro(value: float | None) -> str:
     """Microseconds as people read them.
 
-    >>> micro(12.34), micro(2500), micro(None)
-    ('12.3 us', '2.50 ms', '-')
+    >>> micro(12.34), micro(2500), micro(3_411_810), micro(None)
+    ('12.3 us', '2.50 ms', '3.41 s', '-')
     """
     if value is None:
         return "-"
-    return f"{value:.1f} us" if value < 1000 else f"{value / 1000:.2f} ms"
+    if value < 1000:
+        return f"{value:.1f} us"
+    return f"{value / 1000:.2f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
 
 
 def render(status: dict[str, Any]) -> RenderableType:
@@ -60,7 +65,7 @@ def render(status: dict[str, Any]) -> RenderableType:
 def _summary(status: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    table.add_column()
+    table.add_column(overflow="fold")  # a path that is cut short is none
     state = Text(status["state"], style=_STYLES.get(status["state"], "bold yellow"))
     if status["error"]:
         state.append(f"  {status['error']}", style="red")
@@ -103,37 +108,57 @@ def _summary(status: dict[str, Any]) -> Table:
     return table
 
 
-def clients_table(clients: list[dict[str, Any]]) -> Table:
+def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     """One line a client."""
-    table = Table(title="clients", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in ("id", "program", "pid", "uid"):
-        table.add_column(name)
-    for name in ("slots", "served", "errors", "last", "attached"):
-        table.add_column(name, justify="right")
-    for client in clients:
-        table.add_row(
-            str(client["id"]),
-            Text(client["program"]),
-            str(client["pid"]),
-            f"{client['uid']}{' trusted' if client['trusted'] else ''}",
-            str(client["slots"]),
-            str(client["served"]),
-            str(client["errors"]),
-            f"{duration(client['last_s'])}{' ago' if client['last_s'] is not None else ''}",
-            duration(client["attached_s"]),
+    rows = [_client_cells(client) for client in clients]
+    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last", "attached")
+    return Fitting(
+        partial(_table, "clients", names, rows)
+        for names in without(columns, "attached", "slots", "pid", "uid", "last", "program")
+    )
+
+
+def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
+    return {
+        "id": str(client["id"]),
+        "program": Text(client["program"]),
+        "pid": str(client["pid"]),
+        "uid": f"{client['uid']}{' trusted' if client['trusted'] else ''}",
+        "slots": str(client["slots"]),
+        "served": str(client["served"]),
+        "errors": str(client["errors"]),
+        "last": f"{duration(client['last_s'])}{' ago' if client['last_s'] is not None else ''}",
+        "attached": duration(client["attached_s"]),
+    }
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
+    """These columns of the rows; numbers to the right."""
+    table = Table(title=title, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in names:
+        left = name in ("id", "program", "pid", "uid", "stage")
+        text = name == "program"
+        table.add_column(
+            name,
+            justify="left" if left else "right",
+            no_wrap=not text,
+            overflow="fold",
+            max_width=text_width if text else None,
         )
+    for row in rows:
+        table.add_row(*(row[name] for name in names), style="bold" if row.get("stage") == "total" else "")
     return table
 
 
-def _latency(latency: dict[str, dict[str, Any] | None]) -> Table | None:
+def _latency(latency: dict[str, dict[str, Any] | None]) -> RenderableType | None:
     if not latency.get("total"):
         return None
-    table = Table(title="time in the service", title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("stage")
-    for name in ("p50", "p90", "p99", "p99.9"):
-        table.add_column(name, justify="right")
-    for stage, found in latency.items():
-        if found:
-            values = (micro(found[key]) for key in ("p50_us", "p90_us", "p99_us", "p999_us"))
-            table.add_row(stage, *values, style="bold" if stage == "total" else "")
-    return table
+    keys = {"p50": "p50_us", "p90": "p90_us", "p99": "p99_us", "p99.9": "p999_us"}
+    rows: list[dict[str, str | Text]] = [
+        {"stage": stage, **{name: micro(found[key]) for name, key in keys.items()}}
+        for stage, found in latency.items()
+        if found
+    ]
+    return Fitting(
+        partial(_table, "time in the service", names, rows) for names in without(("stage", *keys), "p99.9", "p90")
+    )

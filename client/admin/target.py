@@ -31,4 +31,7 @@ def show(renderable: Any) -> None:
     """Print for people; into a pipe or a file as wide as it needs to be."""
     from rich.console import Console  # only here: a program that asks for JSON does not wait for rich
 
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(renderable)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    with console.capture() as drawn:
+        console.print(renderable)
+    print(drawn.get(), end="")  # not by rich, which ends the program in its own way where nobody reads

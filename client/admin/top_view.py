@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .fitting import Fitting, without
 from .status_view import duration, micro
 
 _HISTORY = 40
@@ -83,24 +85,22 @@ class TopView:
             text.append(f"  {engine['restarts']} restarts", style="yellow")
         return text
 
-    def _stages(self, before: Look | None, look: Look) -> Table:
-        table = _table("stage", "requests", "p50", "p90", "p99")
-        table.add_column("p50 before")
+    def _stages(self, before: Look | None, look: Look) -> RenderableType:
+        rows: list[dict[str, str | Text]] = []
         for stage, counts in look.stages.items():
             earlier = before.stages.get(stage, ()) if before is not None else counts
             happened = [now - then for now, then in zip(counts, earlier, strict=False)]
             found = [percentile_us(look.bounds_us, happened, percent) for percent in (50, 90, 99)]
             history = self._latencies.setdefault(stage, deque(maxlen=_HISTORY))
             history.append(found[0] or 0.0)
-            style = "bold" if stage == "total" else ""
-            table.add_row(
-                stage, str(sum(happened)), *(micro(value) for value in found), Text(sparkline(history)), style=style
+            quantiles = {name: micro(value) for name, value in zip(("p50", "p90", "p99"), found, strict=True)}
+            rows.append(
+                {"stage": stage, "requests": str(sum(happened)), **quantiles, "p50 before": sparkline([*history])}
             )
-        return table
+        columns = ("stage", "requests", "p50", "p90", "p99", "p50 before")
+        return _fitting(rows, columns, "p50 before", "requests", "p90")
 
-    def _clients(self, before: Look | None, look: Look, seconds: float) -> Table:
-        table = _table("client", "program", "uid", "per second", "errors/s", "in all")
-        table.add_column("per second before")
+    def _clients(self, before: Look | None, look: Look, seconds: float) -> RenderableType:
         then = {(client["id"], client["pid"]): client for client in before.status["clients"]} if before else {}
         rates: dict[Any, deque[float]] = {}
         rows = []
@@ -115,26 +115,52 @@ class TopView:
             history.append(served)
             rows.append((served, client, errors, history))
         self._rates = rates
-        for served, client, errors, history in sorted(rows, key=lambda row: -row[0]):
-            table.add_row(
-                str(client["id"]),
-                Text(client["program"]),
-                str(client["uid"]),
-                f"{served:.1f}",
-                Text(f"{errors:.1f}", style="red" if errors else ""),
-                str(client["served"]),
-                Text(sparkline(history)),
-            )
+        cells: list[dict[str, str | Text]] = [
+            {
+                "client": str(client["id"]),
+                "program": Text(client["program"]),
+                "uid": str(client["uid"]),
+                "per second": f"{served:.1f}",
+                "errors/s": Text(f"{errors:.1f}", style="red" if errors else ""),
+                "in all": str(client["served"]),
+                "per second before": sparkline([*history]),
+            }
+            for served, client, errors, history in sorted(rows, key=lambda row: -row[0])
+        ]
         hidden = look.status["clients_total"] - len(look.status["clients"])
         if hidden:
-            table.add_row("", f"and {hidden} more", *[""] * 5)
-        return table
+            cells.append({"program": f"and {hidden} more"})
+        columns = ("client", "program", "uid", "per second", "errors/s", "in all", "per second before")
+        return _fitting(cells, columns, "per second before", "uid", "in all", "errors/s", "program")
 
 
-def _table(*names: str) -> Table:
+def _fitting(rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, *rest: str) -> Fitting:
+    """All columns; a narrower terminal has less of the `history` and none, then one more of the `rest` less."""
+    shorter = [partial(_table, columns, rows, history, bars) for bars in (_HISTORY, _HISTORY // 2, _HISTORY // 4)]
+    return Fitting(
+        [*shorter, *(partial(_table, names, rows, history, 0) for names in without(columns, history, *rest)[1:])]
+    )
+
+
+def _table(
+    names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], history: str, bars: int, text_width: int | None
+) -> Table:
+    """These columns of the rows, and of the `history` the latest `bars`."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in names:
-        table.add_column(name, justify="left" if name in ("stage", "client", "program", "uid") else "right")
+        left = name in ("stage", "client", "program", "uid", history)
+        text = name == "program"
+        table.add_column(
+            name,
+            justify="left" if left else "right",
+            no_wrap=not text,
+            overflow="fold",
+            max_width=text_width if text else None,
+        )
+    for row in rows:
+        cells = (row.get(name, "") for name in names)
+        shown = (cell[-bars:] if name == history else cell for name, cell in zip(names, cells, strict=True))
+        table.add_row(*shown, style="bold" if row.get("stage") == "total" else "")
     return table
 
 

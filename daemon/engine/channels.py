@@ -6,7 +6,6 @@ its messages keep their order.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
@@ -20,8 +19,6 @@ from ..stats import Stats
 from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .tenancy import BrokenChannel, Tenancy
-
-log = logging.getLogger(__name__)
 
 #: Of pieces between two requests; what a request may wait for the channel of another client.
 _TURN_NS = 100_000
@@ -105,11 +102,11 @@ class Channels:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
             # made: not served, and told; the supervisor knows whether that still matters.
             loop.remove(number)
-            log.warning("the channel of client %d cannot be opened: %s", number, error)
+            detail = f"cannot be opened: {error}"
             if isinstance(error, BrokenChannel):
-                self._broken(lane, str(error))
+                self._broken(lane, str(error), detail=detail)
             else:  # its names, or what the kernel said, are nothing that a client should read
-                self._broken(lane, "its channel cannot be opened", blame=False)
+                self._broken(lane, "its channel cannot be opened", blame=False, detail=detail)
         finally:
             if mapped is not None:
                 mapped.close()

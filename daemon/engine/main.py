@@ -1,6 +1,6 @@
 """One engine process: told by its supervisor, loads a model and serves the channels.
 
-Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD SUPERVISOR_PID`.
+Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD RELEASE WIRE_VERSION SUPERVISOR_PID`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ..control import WAKE_SIGNAL, ControlSocket, encode
 from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
+from ..release import RELEASE_MISMATCH, mismatch
 from ..stats import Stats
 from .bells import Bells, SharedBell
 from .channels import Channels
@@ -288,9 +289,9 @@ class Engine:
         if self._side is not None:
             self._control.send("gpu", gpu=self._side.report())
 
-    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True) -> None:
-        """Give a channel up; without `blame` the client may attach again at once."""
-        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame)
+    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
+        """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
+        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame, detail=detail)
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
@@ -344,11 +345,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(WAKE_SIGNAL, lambda number, frame: None)  # a handler, because an ignored signal ends no wait
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[3]):
+    *release, supervisor = sys.argv[3:]
+    if os.getppid() != int(supervisor):
         return 0  # it died before that
     configure_logging("engine")
     ask_for_short_turns()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
+    # Before anything else that both sides must see alike: the layout of stats, the messages.
+    if (said := mismatch(release)) is not None:
+        log.error("%s", said)
+        control.send("failed", stage="start", error=RELEASE_MISMATCH, message=said)
+        return 1
     stats = Stats(int(sys.argv[2]))
     while not control.closed:
         for message in control.receive(1.0):
