@@ -104,7 +104,8 @@ def crowd_cells(row: dict[str, Any]) -> list[str]:
 def short(us: float) -> str:
     """Three or more digits.
 
-    >>> short(6.54), short(150.2), short(18_000.4)
-    ('6.54', '150', '18,000')
+    >>> short(6.54), short(150.2), short(18_000.4), short(-236.4)
+    ('6.54', '150', '18,000', '-236')
     """
-    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 100 else f"{us:,.0f}"
+    size = abs(us)
+    return f"{us:.2f}" if size < 10 else f"{us:.1f}" if size < 100 else f"{us:,.0f}"
