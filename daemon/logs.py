@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _JOURNAL = Path("/run/systemd/journal/socket")
@@ -26,14 +27,15 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 class RateLimit(logging.Filter):
     """Lets some lines of each kind through and counts the others; a kind is a logger and its text before formatting."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
+        self._clock = clock
         self._kinds: dict[tuple[str, object], list[float]] = {}  # allowance, when it was refilled, left out
 
     def filter(self, record: logging.LogRecord) -> bool:
         if len(self._kinds) > _KINDS:
             self._kinds.clear()
-        now_s = time.monotonic()
+        now_s = self._clock()
         kind = self._kinds.setdefault((record.name, record.msg), [float(_BURST), now_s, 0])
         kind[0] = min(_BURST, kind[0] + (now_s - kind[1]) * _A_SECOND)
         kind[1] = now_s

@@ -6,19 +6,19 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shmserve.client import ShmClient
 from shmserve.client.admin.load_process import ask
 from shmserve.client.admin.made_up_observation import NotKnown, made_up_observation
 from shmserve.contract import described
-from shmserve.errors import RequestTimeout
 from tests.daemon_process import SHMSERVED, Daemon
-
-_STAGES = ("queued_us", "staged_us", "infer_us", "copied_us")
+from tests.gate import Gate
 
 
 def bench(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -59,34 +59,30 @@ def test_a_rate_is_kept_and_not_exceeded(echo: Daemon, tmp_path: Path) -> None:
     assert found["rate_hz"] == 20
 
 
-def test_a_service_that_hangs_makes_every_request_late_that_was_due() -> None:
-    class Hanging:
-        """Answers at once, but the first time only after half a second."""
-
-        def __init__(self) -> None:
-            self.asked = 0
-            self.last_reply = type("R", (), dict.fromkeys(("round_trip_us", *_STAGES), 1.0))()
-
-        def infer(self, observation: object) -> None:
-            self.asked += 1
-            if self.asked == 1:
-                time.sleep(0.5)
-
-    found = ask(Hanging(), {}, time.monotonic_ns(), 1.0, 100.0)  # type: ignore[arg-type]
+def test_a_service_that_hangs_makes_every_request_late_that_was_due(client: ShmClient, gate: Gate) -> None:
+    begin_ns, hung_s = time.monotonic_ns(), 0.5
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, client, gate.observation, begin_ns, 3.0, 100.0)
+        gate.wait_entered()
+        time.sleep(max(0.0, begin_ns / 1e9 + hung_s - time.monotonic()))
+        gate.open()
+        found = asking.result()
 
     late = [row[0] for row in found["rows"] if row[0] > 100_000]
     assert len(late) >= 35, "those that were due in the half second, but for the last tenth of it"
+    assert max(late) >= hung_s * 1e6
 
 
-def test_errors_are_counted_by_their_name() -> None:
-    class Refusing:
-        def infer(self, observation: object) -> None:
-            time.sleep(0.01)
-            raise RequestTimeout("no")
+def test_errors_are_counted_by_their_name(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
+    failing = ask(client, {"do": "raise", "text": "no"}, time.monotonic_ns(), 0.1, None)
+    try:
+        with obedient.client(timeout=0.01) as hasty:
+            late = ask(hasty, gate.observation, time.monotonic_ns(), 0.1, None)
+    finally:
+        gate.open()
 
-    found = ask(Refusing(), {}, time.monotonic_ns(), 0.1, None)  # type: ignore[arg-type]
-
-    assert found["rows"] == [] and found["errors"]["RequestTimeout"] >= 1
+    assert failing["rows"] == [] and set(failing["errors"]) == {"InferenceFailed"}
+    assert late["rows"] == [] and "RequestTimeout" in late["errors"]
 
 
 def test_without_an_example_the_observation_is_made_up_from_the_contract(start_daemon: Callable[..., Daemon]) -> None:

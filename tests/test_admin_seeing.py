@@ -185,6 +185,14 @@ def test_a_status_tells_where_the_log_is_and_what_to_do_about_an_engine_that_doe
     assert "do        the engine has not moved for" in shown and "stuck_s" in shown
 
 
+def test_the_first_version_is_listed_with_its_device(echo: Daemon) -> None:
+    def devices() -> list[str | None]:
+        return [version["device"] for version in echo.admin("Versions")["versions"] if version["serving"]]
+
+    wait_until("it is written down", lambda: devices() == ["cpu"])
+    assert " cpu " in admin(echo, "versions")
+
+
 # On a terminal
 
 

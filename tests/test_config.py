@@ -15,6 +15,7 @@ import pytest
 from shmserve.daemon.config import SETTINGS, Config, ConfigError
 from shmserve.daemon.settings import Settings, read_config_file
 from tests.daemon_process import SHMSERVED, Daemon, environment
+from tests.own_mounts import needs_mounts, seeing
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -118,18 +119,30 @@ def test_every_key_can_be_in_the_file(tmp_path: Path) -> None:
         assert read_config_file(tmp_path / "t.toml")[key] is not None
 
 
-def test_the_user_s_own_file_comes_before_the_system_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    system, own = tmp_path / "etc", tmp_path / "own" / "shmserve"
-    for folder, clients in ((system, 2), (own, 3)):
-        folder.mkdir(parents=True)
-        (folder / "t.toml").write_text(f"max_clients = {clients}\n")
-    monkeypatch.setattr("shmserve.daemon.settings.SYSTEM_DIRECTORY", system)
-    variables = {"XDG_CONFIG_HOME": str(tmp_path / "own")}
+@needs_mounts
+def test_the_user_s_own_file_comes_before_the_system_s_which_is_all_that_root_has(tmp_path: Path) -> None:
+    system, own = tmp_path / "etc" / "shmserve" / "t.toml", tmp_path / "own" / "shmserve" / "t.toml"
+    for file, clients in ((system, 2), (own, 3)):
+        file.parent.mkdir(parents=True)
+        file.write_text(f"max_clients = {clients}\n")
 
-    monkeypatch.setattr("os.getuid", lambda: 1000)
-    assert settings(variables=variables).read().max_clients == 3
-    monkeypatch.setattr("os.getuid", lambda: 0)
-    assert settings(variables=variables).read().max_clients == 2
+    def found(uid: int | None) -> str:
+        command: list[str | Path] = [SHMSERVED, "--name", "t", "--runtime-dir", tmp_path / "r", "--check-config"]
+        told = subprocess.run(
+            seeing({"/etc": tmp_path / "etc"}, command, beside=True, uid=uid),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**environment(), "XDG_CONFIG_HOME": str(tmp_path / "own")},
+            check=True,
+        )
+        (line,) = (line for line in str(told.stdout).splitlines() if line.startswith("max_clients ="))
+        return line
+
+    assert found(uid=1000) == f"max_clients = 3  # file {own}"
+    assert found(uid=None) == "max_clients = 2  # file /etc/shmserve/t.toml"
+    own.unlink()
+    assert found(uid=1000) == "max_clients = 2  # file /etc/shmserve/t.toml"
 
 
 # Mistakes

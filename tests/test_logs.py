@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import subprocess
-import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import pytest
 from shmserve.daemon.logs import JournalHandler, RateLimit
 from shmserve.daemon.message_ids import SERVING
 from shmserve.errors import InferenceFailed
-from tests.daemon_process import Daemon, environment, wait_until
+from tests.daemon_process import SHMSERVED, Daemon, environment, wait_until
+from tests.own_mounts import needs_mounts, seeing
 
 
 @pytest.fixture
@@ -85,68 +86,72 @@ def test_what_the_journal_does_not_take_goes_to_its_stream(
     assert capsys.readouterr().err == "<3>engine: one\n<3>two\n"
 
 
-def test_a_journal_stream_that_was_inherited_but_is_not_stderr_gets_no_priorities() -> None:
-    script = "from shmserve.daemon.logs import *\nconfigure_logging('x')\nlogging.getLogger().error('no')\n"
+#: What a daemon says that is given no model and has served none, and ends.
+_NO_MODEL = "no model was served before in {}: give --model-path DIR, or model_path in the configuration file"
+
+
+def idle_daemon(folder: Path) -> list[str | Path]:
+    """The command of a daemon that ends at once, with a line in its log."""
+    return [SHMSERVED, "--name", "t", "--runtime-dir", folder / "r", "--state-dir", folder / "s"]
+
+
+def on_the_journal_s_stream(command: list[str], stream: int) -> subprocess.CompletedProcess[bytes]:
+    """Run it with standard error where systemd says that the journal reads."""
+    found = os.fstat(stream)
+    variables = {**environment(), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
+    return subprocess.run(command, env=variables, stderr=stream, timeout=60, check=False)
+
+
+def test_a_journal_stream_that_was_inherited_but_is_not_stderr_gets_no_priorities(tmp_path: Path) -> None:
+    variables = {**environment(), "JOURNAL_STREAM": "9:1"}
 
     result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**environment(), "JOURNAL_STREAM": "9:1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+        idle_daemon(tmp_path), env=variables, capture_output=True, text=True, timeout=60, check=False
     )
 
-    assert result.stderr.endswith(" ERROR   x: no\n")
+    assert result.stderr.endswith(f" ERROR   shmserved: {_NO_MODEL.format(tmp_path / 's/t/models')}\n")
 
 
-def test_stderr_that_is_the_journal_s_stream_gets_priorities() -> None:
-    script = (
-        "from shmserve.daemon import logs\nlogs._JOURNAL = logs.Path('/nowhere')\n"
-        "logs.configure_logging('x')\nlogs.logging.getLogger().error('one\\ntwo')\n"
-    )
+@needs_mounts
+def test_stderr_that_is_the_journal_s_stream_gets_priorities_where_no_journal_listens(tmp_path: Path) -> None:
+    # Over the socket of a machine that has one, a file that is none.
+    (tmp_path / "run" / "systemd" / "journal").mkdir(parents=True)
+    (tmp_path / "run" / "systemd" / "journal" / "socket").touch()
     read, write = os.pipe()
-    found = os.fstat(write)
 
-    subprocess.run(
-        [sys.executable, "-c", script],
-        env={**environment(), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
-        stderr=write,
-        timeout=60,
-        check=True,
-    )
+    ended = on_the_journal_s_stream(seeing({"/run": tmp_path / "run"}, idle_daemon(tmp_path)), write)
 
     os.close(write)
     with os.fdopen(read) as stream:
-        assert stream.read() == "<3>x: one\n<3>two\n"
+        assert stream.read().endswith(f"<3>shmserved: {_NO_MODEL.format(tmp_path / 's/t/models')}\n")
+    assert ended.returncode == 78
 
 
-def test_the_daemon_s_lines_in_the_journal_are_their_text_alone(journal: socket.socket, tmp_path: Path) -> None:
-    script = (
-        f"from shmserve.daemon import logs\nlogs._JOURNAL = logs.Path({str(tmp_path / 'journal')!r})\n"
-        "logs.configure_logging('x')\nlogs.logging.getLogger('shmserve.daemon').warning('state %s', 'ready')\n"
-    )
-    read, write = os.pipe()
-    found = os.fstat(write)
+@needs_mounts
+def test_the_daemon_s_lines_in_the_journal_are_their_text_alone() -> None:
+    # Not pytest's folder: the path of a Unix socket has room for 107 bytes.
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        run = Path(folder) / "run"
+        (run / "systemd" / "journal").mkdir(parents=True)
+        journal.bind(str(run / "systemd" / "journal" / "socket"))
+        journal.settimeout(30.0)
+        with open(os.devnull, "wb") as stream:
+            ended = on_the_journal_s_stream(seeing({"/run": run}, idle_daemon(Path(folder))), stream.fileno())
 
-    subprocess.run(
-        [sys.executable, "-c", script],
-        env={**environment(), "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"},
-        stderr=write,
-        timeout=60,
-        check=True,
-    )
+        told = [entry(journal.recv(65536))]
+        while b"no model" not in told[-1]["MESSAGE"]:
+            told.append(entry(journal.recv(65536)))
 
-    os.close(write)
-    os.close(read)
-    fields = entry(journal.recv(65536))
-    assert (fields["MESSAGE"], fields["PRIORITY"]) == (b"x: state ready", b"4")
+    assert ended.returncode == 78
+    assert all(fields["SYSLOG_IDENTIFIER"] == b"shmserved" for fields in told)
+    said = f"shmserved: {_NO_MODEL.format(Path(folder) / 's/t/models')}"
+    assert (told[-1]["MESSAGE"].decode(), told[-1]["PRIORITY"]) == (said, b"3")
+    assert told[-1]["CODE_FILE"].endswith(b"main.py")
 
 
-def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not() -> None:
     now_s = 100.0
-    monkeypatch.setattr("shmserve.daemon.logs.time.monotonic", lambda: now_s)
-    limit, through = RateLimit(), []
+    limit, through = RateLimit(clock=lambda: now_s), []
 
     def log(text: str, *arguments: object) -> None:
         record = logging.LogRecord("a", logging.ERROR, __file__, 1, text, arguments, None)

@@ -154,6 +154,7 @@ def test_the_device_may_be_named_and_a_wrong_one_is_refused(daemon: Daemon, pack
     with refused("device", "DeviceMissing: device cuda:99: the"):
         update(daemon, packages[0], device="cuda:99")
     assert served(daemon) == content_version(packages[0])
+    assert all(kept["refused"] is None for kept in admin_json(daemon, "versions")), "the version is as good as before"
 
     # The same version, on another device as far as torch's names go.
     moved = update(daemon, packages[0], device="cpu:0")
