@@ -60,8 +60,7 @@ run-tests: $(VENV)/installed
 
 # Those that reach what is compiled (compiled/), again with the Python that takes its place where there is no compiler.
 NOT_COMPILED_AS_WELL := tests/test_codec.py tests/test_ring.py tests/test_pipelining.py tests/test_growing.py \
-	tests/test_engine_turns.py tests/test_loans.py tests/test_loans_of_replies.py tests/test_hostile_client.py \
-	tests/test_exact_values.py tests/test_threads.py tests/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
+	tests/test_exact_values.py tests/test_engine_turns.py tests/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
