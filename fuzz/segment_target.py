@@ -44,7 +44,7 @@ def run(data: bytes) -> None:
     sequence = segment.words[segment.counter_index]
     requests, replies = RequestReader(segment), ReplyReader(segment)
     assert requests.watch.now() == sequence == requests.published()
-    for near in (0, 1, sequence, sequence + 1, (1 << 64) - 1):
+    for near in (0, 1, sequence, (sequence + 1) & ((1 << 64) - 1), (1 << 64) - 1):  # words, as all sequences are
         head = requests.head(near)
         assert head is None or head.sequence == near
         assert head == RequestReader.head(requests, near)
