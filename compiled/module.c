@@ -2,7 +2,8 @@
  *
  * Each does what a class of Python here does, in the same order and with the same checks: Sender what Matcher
  * (description.py) and Encoder do, Receiver what Schema.build does, Slots what the ends in ring.py do, Watch and
- * Histograms what loop.py and stats.py do. Where this module was not built, those do it.
+ * Histograms what loop.py and stats.py do. Where this module was not built, those do it. Stager alone has no Python
+ * beside it: there nothing is copied before its request has come.
  */
 
 #define SHMSERVE_IMPORTS_ARRAY
