@@ -15,7 +15,7 @@ else:
         Extension(
             "shmserve._compiled",
             sources=sorted(str(source) for source in Path("compiled").glob("*.c")),
-            depends=["compiled/compiled.h"],
+            depends=sorted(str(header) for header in Path("compiled").glob("*.h")),
             include_dirs=[numpy.get_include()],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra"],
             optional=True,

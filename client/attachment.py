@@ -15,6 +15,7 @@ from typing import Any
 
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder
+from shmserve.compiled import steps
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.errors import (
     ClientSentAway,
@@ -87,6 +88,9 @@ class Attachment:
             bool(reply.parameters["trusted"]) and _peer_uid(connection) in _trusted_uids() and _is_ours(self.channel)
         )
         self.decoder = Decoder(allow_pickle=self.trusted)
+        #: The structure of the latest result that came the long way, and what reads results like it (plain_exchange.py).
+        self.reply_schema = 0
+        self.reply_receiver: steps.Receiver | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.

@@ -16,10 +16,10 @@ from shmserve.spin import SpinBudget, SpinSetting
 from .async_waiter import AsyncWaiter
 from .attachment import Wanted
 from .contract_check import check_observation
-from .exchange import Exchange
 from .loans import LentReply, LoanedObservation
 from .model_watch import OnModelChange
 from .pending import Pending
+from .plain_exchange import PlainExchange
 from .reply import Reply
 from .terms import Terms
 
@@ -59,7 +59,7 @@ class ShmClient:
         if not 1 <= slots <= 64:
             raise ValueError(f"slots = {slots}: 1 to 64")
         directory = service_directory(name, runtime_dir)
-        self._exchange = Exchange(
+        self._exchange = PlainExchange(
             name,
             directory,
             Wanted(slots),
@@ -252,8 +252,10 @@ class ShmClient:
         while True:
             pending = Pending(exchange, started_ns, deadline_ns, lend)
             try:
-                exchange.publish(pending, observation, terms)
-                pending.result()
+                if terms is not _INFER or lend or not exchange.ask(pending, observation):
+                    exchange.publish(pending, observation, terms)
+                    pending.result()
+                    exchange.learn(pending)
                 return pending
             except ServiceRestarted:
                 attempts += 1

@@ -1,5 +1,6 @@
 /* Puts a tree together from a slot's payload: what Schema.build (schema.py) does, and the arrays around it. */
 
+#include "receiver.h"
 #include "stager.h"
 
 typedef struct {
@@ -277,7 +278,7 @@ static void copy_out(Receiver *self, const char *payload, PyArrayObject **arrays
 }
 
 /* read(payload): the tree, its arrays copied into memory of their own */
-static PyObject *receiver_read(PyObject *object, PyObject *payload)
+PyObject *receiver_read(PyObject *object, PyObject *payload)
 {
     Receiver *self = (Receiver *)object;
     PyArrayObject *few[LEAST_ROOM], **arrays;
@@ -316,39 +317,54 @@ static int is_list_of_places(Receiver *self, PyObject *given)
     return 0;
 }
 
-/* lend(payload, views): the tree over the memory of these views, each array an object of the taker's own */
-static PyObject *receiver_lend(PyObject *object, PyObject *const *args, Py_ssize_t count)
+/* The tree over the memory of these views, each array an object of the taker's own, or what `wrap` makes of the view. */
+PyObject *receiver_over(PyObject *object, PyObject *payload, PyObject *views, PyObject *wrap)
 {
     Receiver *self = (Receiver *)object;
     PyArrayObject *few[LEAST_ROOM], **arrays;
     PyObject *tree = NULL;
     const char *bytes;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "lend(payload, views)");
-        return NULL;
-    }
-    if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
-        !is_list_of_places(self, args[1]))
+    if ((bytes = payload_bytes_of(payload, self->payload_bytes)) == NULL || !is_list_of_places(self, views))
         return NULL;
     for (Py_ssize_t index = 0; index < self->places_count; index++)
-        if (!PyArray_CheckExact(PyList_GET_ITEM(args[1], index))) {
+        if (!PyArray_CheckExact(PyList_GET_ITEM(views, index))) {
             PyErr_SetString(PyExc_TypeError, "views are arrays");
             return NULL;
         }
     if ((arrays = room_for_arrays(self, few)) == NULL)
         return NULL;
     Py_ssize_t found = 0;
-    while (found < self->places_count &&
-           (arrays[found] = another((PyArrayObject *)PyList_GET_ITEM(args[1], found))) != NULL)
+    /* What `wrap` is runs code that may do what it likes with the list. */
+    while (found < self->places_count && found < PyList_GET_SIZE(views)) {
+        PyObject *view = Py_NewRef(PyList_GET_ITEM(views, found));
+        arrays[found] = wrap == Py_None ? another((PyArrayObject *)view)
+                                        : (PyArrayObject *)PyObject_CallOneArg(wrap, view);
+        Py_DECREF(view);
+        if (arrays[found] == NULL)
+            break;
         found++;
-    if (found < self->places_count)
+    }
+    if (found == self->places_count)
+        tree = tree_of(self, bytes, (PyObject **)arrays);
+    else {
         while (found)
             Py_DECREF(arrays[--found]);
-    else
-        tree = tree_of(self, bytes, (PyObject **)arrays);
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "a list of views changed while it was read");
+    }
     if (arrays != few)
         PyMem_Free(arrays);
     return tree;
+}
+
+/* lend(payload, views) */
+static PyObject *receiver_lend(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "lend(payload, views)");
+        return NULL;
+    }
+    return receiver_over(object, args[0], args[1], Py_None);
 }
 
 /* build(payload, leaves): the tree with these for its arrays */
@@ -372,29 +388,20 @@ static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssiz
     return tree;
 }
 
-/* stage(payload, arena, stager, writing): copy the payload of this structure, but for what the stager has copied of this
- * write; how many bytes that was */
-static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
+Py_ssize_t receiver_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t writing)
 {
     Receiver *self = (Receiver *)object;
     char *from, *to;
-    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, writing");
-        return NULL;
-    }
-    uint64_t writing = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
-    if (writing == (uint64_t)-1 && PyErr_Occurred())
-        return NULL;
-    if ((from = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
-        (to = payload_bytes_of(args[1], self->payload_bytes)) == NULL)
-        return NULL;
-    if (!PyArray_ISWRITEABLE((PyArrayObject *)args[1])) {
+    if ((from = payload_bytes_of(payload, self->payload_bytes)) == NULL ||
+        (to = payload_bytes_of(arena, self->payload_bytes)) == NULL)
+        return -1;
+    if (!PyArray_ISWRITEABLE((PyArrayObject *)arena)) {
         PyErr_SetString(PyExc_ValueError, "this arena may only be read");
-        return NULL;
+        return -1;
     }
     Py_ssize_t done = 0;
-    if (count == 4 && args[2] != Py_None)
-        done = stager_take((Stager *)args[2], (PyArrayObject *)args[1], writing);
+    if (stager != Py_None)
+        done = stager_take((Stager *)stager, (PyArrayObject *)arena, writing);
     if (done > self->payload_bytes)
         done = self->payload_bytes;
     size_t rest = (size_t)(self->payload_bytes - done);
@@ -405,7 +412,26 @@ static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssiz
         memmove(to + done, from + done, rest);
         Py_END_ALLOW_THREADS
     }
-    return PyLong_FromSsize_t(done);
+    return done;
+}
+
+int is_receiver(PyObject *object) { return Py_TYPE(object)->tp_dealloc == receiver_dealloc; }
+
+uint64_t receiver_bytes(PyObject *object) { return (uint64_t)((Receiver *)object)->payload_bytes; }
+
+/* stage(payload, arena, stager, writing): copy the payload of this structure, but for what the stager has copied of this
+ * write; how many bytes that was */
+static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, writing");
+        return NULL;
+    }
+    uint64_t writing = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
+    if (writing == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
+    Py_ssize_t done = receiver_copy(object, args[0], args[1], count == 4 ? args[2] : Py_None, writing);
+    return done < 0 ? NULL : PyLong_FromSsize_t(done);
 }
 
 static PyMethodDef receiver_methods[] = {

@@ -6,10 +6,10 @@
  * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
  */
 
+#include "sender.h"
 #include "slots.h"
 #include "stager.h"
 
-enum { OTHER = 0, WRITTEN = 1, TOO_LARGE = 2 };
 enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
 
 typedef struct {
@@ -537,9 +537,10 @@ static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *rin
             return -1;
         Py_DECREF(rung);
     }
-    *counter = slots_counter(slots);
-    if (*counter == NULL)
+    Slots *open = writable_slots(slots);
+    if (open == NULL)
         return -1;
+    *counter = open->counter;
     *writing = announce(*counter, slot);
     return 1;
 }
@@ -557,17 +558,51 @@ static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *
     return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE : copy(self, leaves, bytes, counter);
 }
 
-static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
+int sender_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
+               uint64_t *writing)
 {
     Sender *self = (Sender *)object;
     uint64_t few_numbers[LEAST_ROOM];
     PyArrayObject *few_arrays[LEAST_ROOM];
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
+    uint64_t *counter = NULL;
+    int found = -1;
+    *writing = 0;
+    if (self->numbers_count > LEAST_ROOM &&
+        (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
+        goto end;
+    if (self->arrays_count > LEAST_ROOM &&
+        (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
+        goto end;
+    PyObject *tree = self->bare ? PyTuple_Pack(1, given) : Py_NewRef(given);
+    if (tree == NULL)
+        goto end;
+    found = collect(self, self->root, tree, &leaves);
+    Py_DECREF(tree);
+    if (found == 1 && slots != Py_None && self->payload_bytes >= ANNOUNCED_BYTES && does_fit(self, payload))
+        found = announced(self, slots, slot, ring, &counter, writing);
+    if (found == 1)
+        found = copy_into(self, &leaves, payload, counter);
+end:
+    while (leaves.arrays_found)
+        Py_DECREF(leaves.arrays[--leaves.arrays_found]);
+    if (leaves.numbers != few_numbers)
+        PyMem_Free(leaves.numbers);
+    if (leaves.arrays != few_arrays)
+        PyMem_Free(leaves.arrays);
+    return found;
+}
+
+int is_sender(PyObject *object) { return Py_TYPE(object)->tp_dealloc == sender_dealloc; }
+
+uint64_t sender_bytes(PyObject *object) { return (uint64_t)((Sender *)object)->payload_bytes; }
+
+static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
     if (count != 2 && count != 5) {
         PyErr_SetString(PyExc_TypeError, "write(tree, payload), or with slots, slot, ring");
         return NULL;
     }
-    uint64_t *counter = NULL, writing = 0;
     unsigned long slot = 0;
     if (count == 5 && args[2] != Py_None) {
         slot = PyLong_AsUnsignedLong(args[3]);
@@ -577,30 +612,9 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
             return NULL;
         }
     }
-    int found = -1;
-    if (self->numbers_count > LEAST_ROOM &&
-        (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
-        goto end;
-    if (self->arrays_count > LEAST_ROOM &&
-        (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
-        goto end;
-    PyObject *tree = self->bare ? PyTuple_Pack(1, args[0]) : Py_NewRef(args[0]);
-    if (tree == NULL)
-        goto end;
-    found = collect(self, self->root, tree, &leaves);
-    Py_DECREF(tree);
-    if (found == 1 && count == 5 && args[2] != Py_None && self->payload_bytes >= ANNOUNCED_BYTES &&
-        does_fit(self, args[1]))
-        found = announced(self, args[2], slot, args[4], &counter, &writing);
-    if (found == 1)
-        found = copy_into(self, &leaves, args[1], counter);
-end:
-    while (leaves.arrays_found)
-        Py_DECREF(leaves.arrays[--leaves.arrays_found]);
-    if (leaves.numbers != few_numbers)
-        PyMem_Free(leaves.numbers);
-    if (leaves.arrays != few_arrays)
-        PyMem_Free(leaves.arrays);
+    uint64_t writing;
+    int found = sender_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
+                           count == 5 ? args[4] : Py_None, &writing);
     if (found == WRITTEN && writing)
         return PyLong_FromUnsignedLongLong(writing);
     return found < 0 ? NULL : PyLong_FromLong(found);

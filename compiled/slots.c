@@ -6,12 +6,6 @@
 #include "slots.h"
 #include "stager.h"
 
-enum { REQUEST_WORDS = 12, REPLY_WORDS = 13, REPLY_TOLD = 10, TAKEN = 11, ATTEMPTS = 12, CANCELLED = 10 };
-
-static uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
-
-static void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
-
 /* Slots(memory, counter, first, stride, slots, mask): the places in words of 8 bytes. */
 static PyObject *slots_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
@@ -61,8 +55,7 @@ static void slots_dealloc(PyObject *object)
     free_instance(object);
 }
 
-/* The head of a sequence's slot; NULL with an exception if there is none. */
-static uint64_t *head_of(Slots *self, uint64_t sequence)
+uint64_t *head_of(Slots *self, uint64_t sequence)
 {
     if (self->words == NULL) {
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
@@ -76,15 +69,7 @@ static uint64_t *head_of(Slots *self, uint64_t sequence)
     return self->first + slot * self->stride;
 }
 
-static int to_word(PyObject *number, uint64_t *word)
-{
-    unsigned long long value = PyLong_AsUnsignedLongLong(number);
-    *word = value;
-    return value == (unsigned long long)-1 && PyErr_Occurred() ? -1 : 0;
-}
-
-/* A head as a named tuple of its own type. */
-static PyObject *named(PyObject *type, const uint64_t *words, int count)
+PyObject *named(PyObject *type, const uint64_t *words, int count)
 {
     if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, &PyTuple_Type)) {
         PyErr_SetString(PyExc_TypeError, "a head is a tuple of a type of its own");
@@ -107,6 +92,15 @@ static PyObject *named(PyObject *type, const uint64_t *words, int count)
     return head;
 }
 
+void publish_request(Slots *self, uint64_t *head, const uint64_t *words)
+{
+    for (int index = 0; index < REQUEST_WORDS; index++)
+        store(&head[index], words[index]);
+    store(&self->counter[PROCESSOR], processor());
+    /* ORDER: payload and head before the counter; pairs with copy_request. */
+    __atomic_store_n(self->counter, words[0], __ATOMIC_RELEASE);
+}
+
 static PyObject *slots_publish(PyObject *object, PyObject *given)
 {
     Slots *self = (Slots *)object;
@@ -125,12 +119,16 @@ static PyObject *slots_publish(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    for (int index = 0; index < REQUEST_WORDS; index++)
-        store(&head[index], words[index]);
-    store(&self->counter[PROCESSOR], processor());
-    /* ORDER: payload and head before the counter; pairs with slots_request. */
-    __atomic_store_n(self->counter, words[0], __ATOMIC_RELEASE);
+    publish_request(self, head, words);
     Py_RETURN_NONE;
+}
+
+void copy_request(const uint64_t *head, uint64_t *words)
+{
+    /* ORDER: the counter before head and payload; pairs with publish_request. */
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    for (int index = 0; index < REQUEST_WORDS; index++)
+        words[index] = load(&head[index]);
 }
 
 static PyObject *slots_request(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -148,10 +146,7 @@ static PyObject *slots_request(PyObject *object, PyObject *const *args, Py_ssize
     uint64_t *head = head_of(self, sequence);
     if (head == NULL)
         return NULL;
-    /* ORDER: the counter before head and payload; pairs with slots_publish. */
-    __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    for (int index = 0; index < REQUEST_WORDS; index++)
-        words[index] = load(&head[index]);
+    copy_request(head, words);
     if (words[0] != sequence)
         Py_RETURN_NONE;
     return named(args[0], words, REQUEST_WORDS);
@@ -165,6 +160,14 @@ static PyObject *slots_cancelled(PyObject *object, PyObject *given)
     return PyBool_FromLong(load(&head[CANCELLED]) == sequence);
 }
 
+uint64_t take_request(uint64_t *head, uint64_t sequence)
+{
+    uint64_t attempts = load(&head[TAKEN]) == sequence ? load(&head[ATTEMPTS]) + 1 : 1;
+    store(&head[ATTEMPTS], attempts);
+    __atomic_store_n(&head[TAKEN], sequence, __ATOMIC_RELEASE);
+    return attempts;
+}
+
 static PyObject *slots_take(PyObject *object, PyObject *given)
 {
     Slots *self = (Slots *)object;
@@ -175,10 +178,20 @@ static PyObject *slots_take(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    uint64_t attempts = load(&head[TAKEN]) == sequence ? load(&head[ATTEMPTS]) + 1 : 1;
-    store(&head[ATTEMPTS], attempts);
-    __atomic_store_n(&head[TAKEN], sequence, __ATOMIC_RELEASE);
-    return PyLong_FromUnsignedLongLong(attempts);
+    return PyLong_FromUnsignedLongLong(take_request(head, sequence));
+}
+
+void complete_reply(Slots *self, uint64_t *head, const uint64_t *words)
+{
+    /* The slot still names an earlier sequence until all else is written. */
+    for (int index = 1; index <= REPLY_TOLD; index++)
+        store(&head[index], words[index]);
+    store(&self->counter[PROCESSOR], processor());
+    /* ORDER: payload and head before the sequence; pairs with copy_reply. */
+    __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
+    /* ORDER: the sequence before the counter, at which a client looks while it spins; pairs with has_moved.
+     * Only the serving engine writes it. */
+    __atomic_store_n(self->counter, load(self->counter) + 1, __ATOMIC_RELEASE);
 }
 
 static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -199,16 +212,19 @@ static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssiz
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    /* The slot still names an earlier sequence until all else is written. */
-    for (int index = 1; index <= REPLY_TOLD; index++)
-        store(&head[index], words[index]);
-    store(&self->counter[PROCESSOR], processor());
-    /* ORDER: payload and head before the sequence; pairs with slots_reply. */
-    __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
-    /* ORDER: the sequence before the counter, at which a client looks while it spins; pairs with has_moved.
-     * Only the serving engine writes it. */
-    __atomic_store_n(self->counter, load(self->counter) + 1, __ATOMIC_RELEASE);
+    complete_reply(self, head, words);
     Py_RETURN_NONE;
+}
+
+int copy_reply(const uint64_t *head, uint64_t sequence, uint64_t *words)
+{
+    /* ORDER: the sequence before head and payload; pairs with complete_reply. */
+    if (__atomic_load_n(&head[0], __ATOMIC_ACQUIRE) != sequence)
+        return 0;
+    words[0] = sequence;
+    for (int index = 1; index < REPLY_WORDS; index++)
+        words[index] = load(&head[index]);
+    return 1;
 }
 
 static PyObject *slots_reply(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -220,22 +236,19 @@ static PyObject *slots_reply(PyObject *object, PyObject *const *args, Py_ssize_t
     }
     if (to_word(args[1], &sequence) < 0 || (head = head_of((Slots *)object, sequence)) == NULL)
         return NULL;
-    /* ORDER: the sequence before head and payload; pairs with slots_complete. */
-    if (__atomic_load_n(&head[0], __ATOMIC_ACQUIRE) != sequence)
+    if (!copy_reply(head, sequence, words))
         Py_RETURN_NONE;
-    words[0] = sequence;
-    for (int index = 1; index < REPLY_WORDS; index++)
-        words[index] = load(&head[index]);
     return named(args[0], words, REPLY_WORDS);
 }
 
-uint64_t *slots_counter(PyObject *object)
+int is_slots(PyObject *object) { return Py_TYPE(object)->tp_dealloc == slots_dealloc; }
+
+Slots *writable_slots(PyObject *object)
 {
-    if (Py_TYPE(object)->tp_dealloc != slots_dealloc || ((Slots *)object)->words == NULL || ((Slots *)object)->view.readonly) {
-        PyErr_SetString(PyExc_TypeError, "open slots for writing are needed");
-        return NULL;
-    }
-    return ((Slots *)object)->counter;
+    if (is_slots(object) && ((Slots *)object)->words != NULL && !((Slots *)object)->view.readonly)
+        return (Slots *)object;
+    PyErr_SetString(PyExc_TypeError, "open slots for writing are needed");
+    return NULL;
 }
 
 static PyMethodDef slots_methods[] = {

@@ -4,6 +4,7 @@
  */
 
 #include "stager.h"
+#include "watch.h"
 
 #include <structmember.h>
 
@@ -29,7 +30,7 @@ static inline void relax(void)
 #endif
 }
 
-/* ORDER: the counter before what it tells of; pairs with the stores that end slots_publish and slots_complete. */
+/* ORDER: the counter before what it tells of; pairs with the stores that end publish_request and complete_reply. */
 static inline int has_moved(const Watch *self)
 {
     return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->seen;
@@ -121,7 +122,7 @@ static int watches_of(PyObject *given, Watch **watches)
 }
 
 /* moved(watches): the place of the first whose counter is not what was seen; -1 if there is none */
-static PyObject *moved(PyObject *module, PyObject *given)
+PyObject *moved(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
@@ -135,7 +136,7 @@ static PyObject *moved(PyObject *module, PyObject *given)
 }
 
 /* all_moved(watches): the places of all of them */
-static PyObject *all_moved(PyObject *module, PyObject *given)
+PyObject *all_moved(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
@@ -161,7 +162,7 @@ typedef struct {
 
 /* beside(watches): the places of those whose writer was last seen on this very processor: while this thread looks, that
  * one cannot run */
-static PyObject *beside(PyObject *module, PyObject *given)
+PyObject *beside(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
@@ -203,7 +204,7 @@ static int look_until(const Looked *at, uint64_t until_ns)
  *
  * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
  */
-static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
+PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
     Watch *watches[MOST];
@@ -252,16 +253,6 @@ static PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
     }
     return PyLong_FromLong(found);
 }
-
-PyMethodDef watch_functions[] = {
-    {"moved", moved, METH_O, "The place of the first watch whose counter has moved; -1 if none has."},
-    {"all_moved", all_moved, METH_O, "The places of all watches whose counter has moved."},
-    {"beside", beside, METH_O, "The places of the watches whose writer was last seen on this processor."},
-    {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As moved, again and again until this time (ns)."},
-    {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
-    {"give_up", give_up, METH_O, "No longer wait for what the clients of these stagers are writing."},
-    {NULL, NULL, 0, NULL},
-};
 
 static PyMethodDef watch_methods[] = {
     {"now", watch_now, METH_NOARGS, "The counter as it is now."},

@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -64,11 +64,60 @@ class Stager:
     def came(self, writing: int, /) -> None: ...
     def close(self) -> None: ...
 
+class Intake:
+    schema: Final[int]
+    sequence: Final[int]
+    queued_ns: Final[int]
+    staged_ns: Final[int]
+    ahead_bytes: Final[int]
+    def __init__(
+        self, requests: Slots, replies: Slots, stager: Stager | None, wrap: Callable[[npt.NDArray[Any]], Any] | None
+    ) -> None: ...
+    def learn(
+        self,
+        schema: int,
+        receiver: Receiver,
+        payloads: list[_Bytes],
+        arena: _Bytes | None,
+        views: list[npt.NDArray[Any]] | list[list[npt.NDArray[Any]]],
+        /,
+    ) -> None: ...
+    def forget(self) -> None: ...
+    def take(self, seen: int, /) -> Any: ...
+    def head(self, kind: type[_Head], /) -> _Head: ...
+    def answer(
+        self,
+        sender: Sender,
+        tree: Any,
+        payload: _Bytes,
+        schema: int,
+        metadata_bytes: int,
+        flags: int,
+        version: int,
+        infer_ns: int,
+        /,
+    ) -> int: ...
+
 class Histograms:
     def __init__(self, memory: Any, place: int) -> None: ...
     def record(self, queued_ns: int, staged_ns: int, infer_ns: int, copied_ns: int) -> None: ...
     def close(self) -> None: ...
 
+def send(
+    sender: Sender,
+    tree: Any,
+    payload: _Bytes,
+    slots: Slots,
+    ring: Callable[[], object] | None,
+    sequence: int,
+    deadline_ns: int,
+    schema: int,
+    metadata_bytes: int,
+    /,
+) -> int: ...
+def receive(
+    receiver: Receiver, kind: type[_Head], slots: Slots, sequence: int, payload: _Bytes, schema: int, /
+) -> tuple[Any, _Head] | None: ...
 def written(stagers: list[Stager], /) -> int: ...
 def give_up(stagers: list[Stager], /) -> None: ...
 def moved(watches: list[Watch], /) -> int: ...

@@ -110,17 +110,20 @@ class SlotMemory:
         self.beginnings = _Beginnings(payload)
 
 
-class _Known(Matcher):
+class Known(Matcher):
     """A structure that was sent before, with what a slot's header says of it."""
 
     def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
         super().__init__(schema, schema_id, pattern)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
-        #: Compares and copies in one step; None where that was not built.
+        self.metadata_bytes = len(schema.metadata)
+        #: Compares and copies in one step, and its method that does so; None where that was not built.
+        self.sender: steps.Sender | None = None
         self.write: Callable[..., int] | None = None
         if COMPILED:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-            self.write = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes).write
+            self.sender = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
+            self.write = self.sender.write
 
 
 class Encoder:
@@ -140,7 +143,12 @@ class Encoder:
         self._tensors_as_arrays = tensors_as_arrays
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
-        self._matchers: list[_Known] = []
+        self._matchers: list[Known] = []
+
+    @property
+    def latest(self) -> Known | None:
+        """The structure that was described last; None before the first."""
+        return self._matchers[0] if self._matchers else None
 
     def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
         """Write `tree` into `slot` with one copy of its arrays.
@@ -178,7 +186,7 @@ class Encoder:
             raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
         return self._write(matcher, leaves, slot, lent=lent)
 
-    def _matcher(self, tree: Any) -> _Known:
+    def _matcher(self, tree: Any) -> Known:
         schema, pattern = describe(tree, self._name)
         schema_id = self._ids.get(schema.metadata)
         if schema_id is None:
@@ -187,12 +195,12 @@ class Encoder:
             self._ids[schema.metadata] = schema_id
             if len(self._ids) > SCHEMA_MEMORY:
                 self._ids.popitem(last=False)
-        matcher = _Known(schema, schema_id, pattern)
+        matcher = Known(schema, schema_id, pattern)
         self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
         return matcher
 
     def _write(
-        self, matcher: _Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
+        self, matcher: Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
     ) -> Encoded:
         schema = matcher.schema
         self._write_metadata(matcher, slot)
@@ -209,7 +217,7 @@ class Encoder:
                 view[...] = array
         return matcher.encoded
 
-    def _write_metadata(self, matcher: _Known, slot: SlotMemory) -> None:
+    def _write_metadata(self, matcher: Known, slot: SlotMemory) -> None:
         """Unless the slot has it already; raises DoesNotFit if it has no room for all of this."""
         schema = matcher.schema
         if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
@@ -357,6 +365,10 @@ class Decoder:
     def __init__(self, *, allow_pickle: bool = False) -> None:
         self._schemas = Schemas()
         self._allow_pickle = allow_pickle
+
+    def known(self, schema_id: int) -> Schema | None:
+        """A structure that was read before, by the other side's number for it."""
+        return self._schemas.known.get(schema_id)
 
     def decode(
         self,

@@ -77,7 +77,7 @@ class _Ring:
         self.watch = Watch(segment.bytes, self.counter)
         self.watches = [self.watch]
         #: What does the same as the methods here in less time; None where it was not built.
-        self._compiled = (
+        self.compiled = (
             steps.Slots(
                 segment.bytes,
                 COUNTER_OFFSET // WORD,
@@ -110,8 +110,8 @@ class _Ring:
         self.memories = []
         self.words = self._memory = memoryview(b"")
         self.watch.close()
-        if self._compiled is not None:
-            self._compiled.close()
+        if self.compiled is not None:
+            self.compiled.close()
         self.segment.close()
 
 
@@ -131,10 +131,10 @@ class RequestWriter(_Ring):
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
         self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
-        if self._compiled is not None:
-            self.publish = self._compiled.publish  # type: ignore[method-assign]
+        if self.compiled is not None:
+            self.publish = self.compiled.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):
-                memory.announcing, memory.number = self._compiled, slot
+                memory.announcing, memory.number = self.compiled, slot
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
@@ -162,11 +162,11 @@ class RequestReader(_Ring):
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
         self.stager: steps.Stager | None = None
-        if self._compiled is not None:
-            self.head = partial(self._compiled.request, RequestHead)  # type: ignore[method-assign]
+        if self.compiled is not None:
+            self.head = partial(self.compiled.request, RequestHead)  # type: ignore[method-assign]
             #: Copies what the client is still writing.
             self.stager = _stager(segment)
-            self.cancelled = self._compiled.cancelled  # type: ignore[method-assign]
+            self.cancelled = self.compiled.cancelled  # type: ignore[method-assign]
 
     def close(self) -> None:
         if self.stager is not None:
@@ -221,9 +221,9 @@ class ReplyWriter(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self._compiled is not None:
-            self.take = self._compiled.take  # type: ignore[method-assign]
-            self.complete = self._compiled.complete  # type: ignore[method-assign]
+        if self.compiled is not None:
+            self.take = self.compiled.take  # type: ignore[method-assign]
+            self.complete = self.compiled.complete  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
@@ -272,8 +272,8 @@ class ReplyReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self._compiled is not None:
-            self.try_head = partial(self._compiled.reply, ReplyHead)  # type: ignore[method-assign]
+        if self.compiled is not None:
+            self.try_head = partial(self.compiled.reply, ReplyHead)  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""

@@ -245,6 +245,7 @@ def test_top_says_so_when_the_daemon_goes_away(
     assert "closed the connection" in screen.drawn
 
 
+@pytest.mark.long
 def test_long_work_shows_how_far_it_is_and_a_pipe_does_not_see_it(
     start_daemon: Callable[..., Daemon],
     make_daemon: Callable[..., Daemon],

@@ -74,6 +74,7 @@ def test_one_bad_row_fails_alone(daemon: Daemon, gate: Gate) -> None:
     daemon.wait_counted(served=4, failed=1)
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_in_a_batch_answers_every_row(
     start_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_restart_of_the_daemon_costs_a_loop_only_the_steps_of_the_outage(
     check_steps(recovered)
 
 
+@pytest.mark.long
 def test_with_the_rule_to_raise_a_restart_is_typed_errors_and_then_fresh_actions_again(
     start_daemon: Callable[..., Daemon],
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_step_that_may_wait_rides_through_a_restart(start_daemon: Callable[...
         daemon.wait_ready()
 
 
+@pytest.mark.long
 def test_an_update_of_the_model_ends_the_old_models_chunk(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon("chunked")
     package = tmp_path / "other"

@@ -245,6 +245,7 @@ def test_with_a_connect_timeout_it_gives_up_and_names_the_remedy(tmp_path: Path)
         WebsocketClientPolicy("shm://nobody", connect_timeout=0.3, runtime_dir=tmp_path)
 
 
+@pytest.mark.long
 def test_it_outlives_a_restart_of_the_daemon(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("openpi_style", name="again")
     with WebsocketClientPolicy("shm://again", runtime_dir=daemon.runtime_dir) as policy:

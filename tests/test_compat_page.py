@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.followed_page import REPOSITORY, empty_folder, follow, snippets, write
 
 PAGE = REPOSITORY / "docs" / "migrating.md"
 
 
+@pytest.mark.long
 def test_every_snippet_of_the_page_does_what_it_says() -> None:
     page = snippets(PAGE)
     with empty_folder() as folder:

@@ -133,6 +133,48 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+def test_plain_steps_keep_nothing() -> None:
+    schema, pattern = describe({"state": np.arange(4.0), "step": 1})
+    places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
+    sender, receiver = steps.Sender(pattern.spec(), False, places, schema.payload_bytes), schema.receiver
+    assert receiver is not None
+    payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
+    views = [place.view(arena) for place in schema.arrays]
+    requests, replies = (steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63) for _ in range(2))
+    tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
+    intakes = [steps.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
+    strange: Any = SimpleNamespace()
+
+    def ask(intake: steps.Intake) -> None:
+        sent[0] += 1
+        sequence = sequence_of(sent[0], 1)
+        steps.send(sender, tree, payload, requests, None, sequence, 0, 1 << 40, 1)
+        observation = intake.take(sequence_of(sent[0] - 1, 1))
+        intake.head(RequestHead)
+        intake.answer(sender, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
+        found = steps.receive(receiver, ReplyHead, replies, sequence, payload, 1)
+        assert found is not None and found[0]["step"] == 7
+
+    watched = (tree, tree["state"], payload, arena, views, views[0], sender, receiver, requests, replies)
+    for intake in intakes:
+        intake.learn(1 << 40, receiver, [payload, payload], arena, views)
+        _assert_keeps_nothing(lambda intake=intake: ask(intake), *watched)  # type: ignore[misc]
+        _assert_keeps_nothing(
+            lambda intake=intake: intake.learn(1 << 40, receiver, [payload, payload], arena, views),  # type: ignore[misc]
+            *watched,
+        )
+        _assert_keeps_nothing(lambda intake=intake: intake.take(0), *watched)  # type: ignore[misc]
+        _assert_keeps_nothing(
+            lambda intake=intake: intake.answer(sender, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
+            strange,
+        )
+    _assert_keeps_nothing(lambda: steps.Intake(requests, replies, None, None), requests, replies)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Intake(strange, replies, None, None)), strange)
+    _assert_keeps_nothing(lambda: steps.receive(receiver, ReplyHead, replies, 64, payload, 1), receiver, replies)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.send(strange, *range(8))), strange)
+
+
+@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
     schema, pattern = describe(tree)

@@ -57,7 +57,7 @@ def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> steps.Sender:
     return steps.Sender((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
 
 
-@pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms"])
+@pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms", "Stager", "Intake"])
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(steps, name)
     made_by: Any = (kind.__new__, object.__new__, lambda kind: kind(place=1))
@@ -324,3 +324,96 @@ def test_stagers_are_told_from_what_is_none() -> None:
     for arena in (locked, np.zeros((2, 5), np.uint8), b"0" * 10):
         with pytest.raises((TypeError, ValueError)):
             stager.into(arena)  # type: ignore[arg-type]
+
+
+def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArray[np.uint8], Any]:
+    """Slots whose memory is both directions', what writes a tree and reads it, and its payload."""
+    schema, pattern = describe({"state": np.arange(3.0)})
+    assert schema.receiver is not None
+    places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
+    sender = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
+    memory = np.zeros(1024, np.uint64).view(np.uint8)
+    slots = steps.Slots(memory, 8, 16, 56, 2, 63)
+    return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema
+
+
+def test_plain_steps_refuse_what_is_something_else() -> None:
+    slots, sender, receiver, payload, schema = plain_steps()
+    tree, strange = {"state": np.arange(3.0)}, object()
+    kind: Any = steps
+    intake = steps.Intake(slots, slots, None, None)
+    views = [place.view(payload) for place in schema.arrays]
+    for call in (
+        lambda: kind.Intake(strange, slots, None, None),
+        lambda: kind.Intake(slots, slots, strange, None),
+        lambda: intake.learn(strange, receiver, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: intake.learn(1, sender, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: intake.learn(1, receiver, payload, payload, views),  # type: ignore[arg-type]
+        lambda: intake.take(strange),  # type: ignore[arg-type]
+        lambda: intake.answer(receiver, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
+        lambda: intake.answer(sender, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
+        lambda: intake.head(int),  # type: ignore[type-var]
+        lambda: kind.send(receiver, tree, payload, slots, None, 65, 0, 1, 1),
+        lambda: kind.send(sender, tree, payload, strange, None, 65, 0, 1, 1),
+        lambda: kind.send(sender, tree, strange, slots, None, 65, 0, 1, 1),
+        lambda: kind.send(sender, tree, payload, slots, None, 65, strange, 1, 1),
+        lambda: kind.receive(sender, ReplyHead, slots, 65, payload, 1),
+        lambda: kind.receive(receiver, ReplyHead, strange, 65, payload, 1),
+    ):
+        with pytest.raises(TypeError):
+            call()
+    with pytest.raises(IndexError):
+        steps.send(sender, tree, payload, slots, None, 66, 0, 1, 1)
+    assert not payload.any()
+
+
+def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_written_to() -> None:
+    slots = plain_steps()[0]
+
+    def convert(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        slots.close()
+        return array
+
+    two, payload = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8)
+    with pytest.raises(TypeError, match="open slots"):
+        steps.send(sender_of_two(convert), two, payload, slots, None, 65, 0, 1, 1)
+    with pytest.raises(TypeError, match="open slots"):
+        steps.Intake(slots, slots, None, None).answer(sender_of_two(None), two, payload, 1, 1, 0, 1, 1)
+
+
+def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
+    slots, sender, receiver, payload, schema = plain_steps()
+    arena = np.zeros(schema.payload_bytes, np.uint8)
+    views = [place.view(arena) for place in schema.arrays]
+    payloads = [payload, payload]
+
+    def wrap(view: npt.NDArray[Any]) -> Any:
+        intake.forget()
+        payloads.clear()
+        views.clear()
+        return view.copy()
+
+    intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63), None, wrap)
+    intake.learn(1, receiver, payloads, arena, views)
+    assert steps.send(sender, {"state": np.arange(3.0)}, payload, slots, None, 65, 0, 1, 1) == 1
+
+    observation = intake.take(0)
+
+    assert (intake.sequence, intake.schema, observation["state"].tolist()) == (65, 0, [0.0, 1.0, 2.0])
+    intake.take(0)
+    assert intake.sequence == 0
+
+
+def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None:
+    slots, sender, receiver, payload, schema = plain_steps()
+    replies = steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63)
+    views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
+    intake = steps.Intake(slots, replies, None, None)
+    intake.learn(1, receiver, [payload, payload], None, views)
+    assert steps.send(sender, {"state": np.arange(3.0)}, payload, slots, None, 65, 0, 1, 1) == 1
+    del views[1]
+
+    with pytest.raises(ValueError, match="views"):
+        intake.take(0)
+
+    assert intake.sequence == 65

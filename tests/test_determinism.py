@@ -55,6 +55,7 @@ def _answers(daemon: Daemon) -> tuple[set[bytes], set[int]]:
     return {action["y"].tobytes() + repr(action["drawn"]).encode() for action in found}, {a["batch"] for a in found}
 
 
+@pytest.mark.long
 def test_other_clients_change_no_bit_of_an_action(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     first = start_daemon(_drawing(tmp_path, deterministic=True), name="a")
     answers, batches = _answers(first)

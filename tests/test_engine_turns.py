@@ -20,7 +20,7 @@ from shmserve.daemon.engine.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop import EngineLoop
 from shmserve.daemon.engine.mapped_channel import MappedChannel
 from shmserve.daemon.engine.pipe_bells import PipeBells
-from shmserve.daemon.engine.serving import Serving
+from shmserve.daemon.engine.plain_serving import PlainServing
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
@@ -81,7 +81,9 @@ class Engine:
         else:
             bell = PipeBells(control.fileno())
         self.bell = bell
-        serving = Serving(self.model, self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={})
+        serving = PlainServing(
+            self.model, self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={}
+        )
         self.loop = EngineLoop(
             bell, self.stats, serving, SpinBudget(1000), self._hear, lambda lane, why: pytest.fail(why)
         )

@@ -182,6 +182,7 @@ def test_without_a_daemon_every_command_that_asks_one_exits_with_3(
     assert not list(tmp_path.glob("*.rec")) and not list(tmp_path.glob("*.prom"))
 
 
+@pytest.mark.long
 def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
     make_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_wall_clock_that_is_off_changes_nothing(
     assert robot.says() == "done"
 
 
+@pytest.mark.long
 def test_a_daemon_that_is_stopped_after_a_step_of_the_clock_drains(
     make_daemon: Callable[..., Daemon], clock: OtherClock
 ) -> None:

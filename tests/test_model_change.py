@@ -157,6 +157,7 @@ def test_a_reply_of_whatever_version_is_no_change_if_nothing_was_known() -> None
     assert heard == [("000000000000000a", "000000000000000b")]
 
 
+@pytest.mark.long
 def test_a_restarted_daemon_with_another_model_is_a_change(
     daemon: Daemon, client: ShmClient, heard: list[tuple[str, str]], packages: list[Path], two: str, three: str
 ) -> None:

@@ -119,6 +119,7 @@ def test_without_allow_code_a_package_with_code_does_not_start(
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 def test_a_model_that_gives_nan_for_its_example_never_serves(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

@@ -273,6 +273,7 @@ def test_a_reader_that_lies_about_its_position_hurts_only_itself() -> None:
     os.close(descriptor)
 
 
+@pytest.mark.long
 def test_the_same_model_answers_a_recording_alike_and_another_one_does_not(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
@@ -301,6 +302,7 @@ def test_the_same_model_answers_a_recording_alike_and_another_one_does_not(
     assert table.returncode == 0 and "max abs" in table.stdout and "round trip" in table.stdout
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def upgrade(installed: Path, *, wire: bool = False) -> str:
     )
 
 
+@pytest.mark.long
 def test_after_an_upgrade_an_update_is_refused_and_the_old_model_serves_on_until_the_restart(
     daemon: Daemon, installed: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_an_engine_of_another_wire_version_refuses_to_run(daemon: Daemon, instal
         assert client.infer(_X)["k"] == 3
 
 
+@pytest.mark.long
 def test_a_daemon_whose_package_was_upgraded_ends_when_its_engine_dies_for_whoever_starts_it_again(
     daemon: Daemon, installed: Path
 ) -> None:

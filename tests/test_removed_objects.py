@@ -22,6 +22,7 @@ def remove_objects(daemon: Daemon) -> None:
         os.unlink(f"/dev/shm/{name}")
 
 
+@pytest.mark.long
 def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)
     pids = daemon.pid, daemon.engine_pid

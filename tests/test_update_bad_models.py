@@ -79,6 +79,7 @@ def test_models_that_hang_are_given_up_after_load_s(make_daemon: Callable[..., D
         list(pool.map(hang, HANGING))
 
 
+@pytest.mark.long
 def test_another_contract_needs_the_operators_word(daemon: Daemon, tmp_path: Path) -> None:
     """A k that is no integer makes every action float."""
     package = gain_package(tmp_path, 2.5)

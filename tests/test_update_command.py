@@ -147,6 +147,7 @@ def test_what_is_served_already_is_not_loaded_again(daemon: Daemon, packages: li
     assert [kept["note"] for kept in admin_json(daemon, "versions") if kept["serving"]] == ["once more"]
 
 
+@pytest.mark.long
 def test_the_device_may_be_named_and_a_wrong_one_is_refused(daemon: Daemon, packages: list[Path]) -> None:
     assert not update(daemon, packages[0], device="cpu")["changed"]
     with refused("device", 'device = "abacus": "cpu", "cuda", or "cuda:0"'):
@@ -243,6 +244,7 @@ def test_all_but_one_of_twenty_updates_at_once_are_busy(daemon: Daemon, gate: Ga
     assert served(daemon) == content_version(package)
 
 
+@pytest.mark.long
 def test_an_update_that_was_asked_for_too_early_waits_for_the_first_model(
     make_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_the_old_model_is_back_if_the_new_one_fails(daemon: Daemon, client: ShmC
     assert f"version {before} is started again" in daemon.log
 
 
+@pytest.mark.long
 def test_the_old_model_is_back_if_the_new_one_has_another_contract(
     daemon: Daemon, client: ShmClient, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_the_old_model_is_back_if_the_new_one_has_another_contract(
     assert (served(daemon), client.infer(_X)["k"], len(engines_of(daemon.pid))) == (before, k, 1)
 
 
+@pytest.mark.long
 def test_the_old_model_is_back_if_the_command_is_killed(
     daemon: Daemon, client: ShmClient, gate: Gate, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ def _versions(daemon: Daemon) -> Path:
     return daemon.state_dir / daemon.name / "models" / "versions"
 
 
+@pytest.mark.long
 def test_an_update_outlives_a_restart_and_a_changed_model_path_counts_once(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_a_damaged_version_falls_back_to_the_last_good_one_and_says_so(
     assert daemon.status()["problems"] == []
 
 
+@pytest.mark.long
 def test_a_daemon_whose_versions_are_all_damaged_says_so_and_needs_a_model_path(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

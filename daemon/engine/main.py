@@ -50,6 +50,7 @@ from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .models import load_model
 from .pipe_bells import PipeBells
+from .plain_serving import PlainServing
 from .rates import Rates
 from .recording import RecordedServing
 from .serving import Serving
@@ -147,7 +148,7 @@ class Engine:
         serving: Serving
         hears = (self._handle_messages, self._report_broken)
         if device_arrays is None:
-            serving = Serving(model, self._stats, in_place=self._in_place, **settings)
+            serving = PlainServing(model, self._stats, in_place=self._in_place, **settings)
             self._loop = EngineLoop(bell, self._stats, serving, budget, *hears)
         else:
             wait = DeviceWait(SpinBudget(order["spin_us"]))

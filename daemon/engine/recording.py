@@ -38,6 +38,10 @@ class RecordedServing:
         for tenancy, head in noted:
             self._note_reply(tenancy, head.sequence)
 
+    def serve_plain(self, tenancy: Tenancy) -> bool:
+        """Never: whatever is served has to be noted."""
+        return False
+
     def client_left(self, client_id: int) -> None:
         """As `Serving.client_left`."""
         self._serving.client_left(client_id)

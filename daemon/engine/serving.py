@@ -44,7 +44,7 @@ _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAS
 Taken = tuple[Tenancy, RequestHead]
 
 
-class _Row:
+class Row:
     """One request of a batch, staged."""
 
     __slots__ = ("clamped", "head", "in_place", "observation", "queued_ns", "schema", "staged_ns", "staging", "tenancy")
@@ -96,14 +96,20 @@ class Serving:
         #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
         self._observations = CheckedNumbers("observation", checks["observation"]) if "observation" in checks else None
         self._actions = CheckedNumbers("action", checks["action"]) if "action" in checks else None
+        #: Whether there is a short way for plain requests (plain_serving.py).
+        self._plain = False
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
+
+    def serve_plain(self, tenancy: Tenancy) -> bool:
+        """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
+        return False
 
     def serve(self, batch: list[Taken]) -> None:
         """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
         words = self._words
         began_ns = taken_ns = time.monotonic_ns()
-        rows: list[_Row] = []
+        rows: list[Row] = []
         alone: list[Taken] = []
         for index, (tenancy, head) in enumerate(batch):
             if index:
@@ -125,7 +131,7 @@ class Serving:
         for taken in alone:
             self.serve([taken])
 
-    def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> _Row | None:
+    def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> Row | None:
         """The request ready for the model; None if it was answered without."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
         channel = tenancy.channel
@@ -159,6 +165,8 @@ class Serving:
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
+            if self._plain and not index and not pickled:
+                tenancy.learn(head.schema, schema, in_place=in_place)
             if staging.ahead_bytes:
                 self._words[_STAGED_AHEAD] += 1
                 staging.ahead_bytes = 0
@@ -178,7 +186,7 @@ class Serving:
                 self._reject(tenancy, head, error, queued_ns)
                 return None
         staged_ns = time.monotonic_ns() - taken_ns
-        row = _Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        row = Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
         row.clamped = clamped
         return row
 
@@ -230,7 +238,7 @@ class Serving:
         except Exception:  # the model's own code: the others' requests go on
             log.exception("the model failed when client %d left", client_id)
 
-    def _infer(self, rows: list[_Row]) -> None:
+    def _infer(self, rows: list[Row]) -> None:
         began_ns = time.monotonic_ns()
         try:
             if len(rows) == 1:
@@ -243,19 +251,7 @@ class Serving:
             else:
                 results = self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
-            if len(rows) > 1:
-                # One bad row must not fail its neighbours: each alone.
-                for row in rows:
-                    self._words[Counter.CHANNEL] = row.tenancy.number + 1
-                    self._infer([row])
-                return
-            row = rows[0]
-            if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
-                self._reject(row.tenancy, row.head, error, row.queued_ns)
-                self._release(row)
-                return
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
-            self._release(row)
+            self._failed(rows, error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         del observations  # or every arena would look as if the policy kept it
@@ -263,7 +259,23 @@ class Serving:
         for index, row in enumerate(rows):
             self._reply(row, results, index, infer_ns)
 
-    def _reply(self, row: _Row, results: list[Any], index: int, infer_ns: int) -> None:
+    def _failed(self, rows: list[Row], error: BaseException, began_ns: int) -> None:
+        """The model raised."""
+        if len(rows) > 1:
+            # One bad row must not fail its neighbours: each alone.
+            for row in rows:
+                self._words[Counter.CHANNEL] = row.tenancy.number + 1
+                self._infer([row])
+            return
+        row = rows[0]
+        if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
+            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            error.__traceback__ = None  # as in _fail
+        else:
+            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
+        self._release(row)
+
+    def _reply(self, row: Row, results: list[Any], index: int, infer_ns: int) -> None:
         flags = Flag.IN_PLACE if row.in_place else 0
         try:
             result = results[index]
@@ -289,7 +301,7 @@ class Serving:
             self._words[Counter.CLAMPED] += 1
         return action, Flag.CLAMPED if clamped else 0
 
-    def _release(self, row: _Row) -> None:
+    def _release(self, row: Row) -> None:
         row.observation = None
         if not row.in_place:
             row.staging.give_back(row.schema)

@@ -40,15 +40,22 @@ class Staging:
     the policy has kept a tensor of it: then that memory is the policy's and a new arena is taken.
     """
 
-    def __init__(self, tensors_on: torch.device | None, stager: steps.Stager | None = None) -> None:
+    def __init__(
+        self,
+        tensors_on: torch.device | None,
+        stager: steps.Stager | None = None,
+        intake: steps.Intake | None = None,
+    ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 
-        `stager` copies into the arena what the channel's client is still writing.
+        `stager` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
-        self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
+        #: Where observations are copied to.
+        self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
         self._stager = stager
+        self._intake = intake
         #: Bytes of the latest observation that were there before its client had written all of it.
         self.ahead_bytes = 0
 
@@ -59,11 +66,10 @@ class Staging:
             source = slot
         else:
             size = schema.payload_bytes
-            source = self._arena
+            source = self.arena
             if source.room < size:
-                source = self._arena = SlotMemory(_NO_METADATA, aligned_bytes(size))
-                if self._stager is not None:
-                    self._stager.into(source.payload)
+                source = SlotMemory(_NO_METADATA, aligned_bytes(size))
+                self._replace(source, source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
             if receiver is not None:
                 self.ahead_bytes = receiver.stage(slot.payload, source.payload, self._stager, writing)
@@ -88,16 +94,25 @@ class Staging:
 
     def give_back(self, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
-        if self._arena.room < schema.payload_bytes:
-            return
+        if self.arena.room >= schema.payload_bytes:
+            self.keep_unless_held(self.arena.views[schema])
+
+    def keep_unless_held(self, views: list[Array]) -> None:
+        """As `give_back`, of an observation whose arrays were made of these views of the arena."""
         # A tensor keeps a reference to the view it was made of, an array one to the view's base. Unheld there are
         # three of a view (the list of views, this loop's variable, getrefcount's own argument) and two of a base.
-        for view in self._arena.views[schema]:
+        for view in views:
             if sys.getrefcount(view) > 3 or (view.size and sys.getrefcount(view.base) > 2):
-                self._arena = SlotMemory(_NO_METADATA, _NO_METADATA)
-                if self._stager is not None:
-                    self._stager.into(None)
+                self._replace(SlotMemory(_NO_METADATA, _NO_METADATA), None)
                 return
+
+    def _replace(self, arena: SlotMemory, copied_to: npt.NDArray[np.uint8] | None) -> None:
+        """From now on this is the arena; `copied_to` is its memory, None while it has none."""
+        self.arena = arena
+        if self._stager is not None:
+            self._stager.into(copied_to)
+        if self._intake is not None:
+            self._intake.forget()
 
     def _leaf(self, place: ArrayPlace, view: Array) -> Any:
         if place.kind != "array":

@@ -11,9 +11,11 @@ import torch
 
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
+from shmserve.compiled import steps
 from shmserve.layout import SLOT_BITS, SLOT_MASK, number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
+from shmserve.schema import Array, Schema
 
 from ..stats import ChannelWord, Counter, Stats
 from .mapped_channel import MappedChannel
@@ -69,6 +71,41 @@ class Tenancy:
         self.counter = self.channel.requests.counter
         #: What was seen of the client's counter is `seen` of this.
         self.watch = self.channel.requests.watch
+        self.intake = self._new_intake()
+        self.plain_schema: Schema | None = None
+        self.plain_views: list[Array] = []
+
+    def _new_intake(self) -> steps.Intake | None:
+        """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
+        requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
+        if requests.compiled is None or replies.compiled is None or self.rate is not None:
+            return None
+        if device is not None and device.type != "cpu":
+            return None
+        wrap = None if device is None else torch.from_numpy
+        return steps.Intake(requests.compiled, replies.compiled, requests.stager, wrap)
+
+    def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
+        """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
+        receiver = schema.receiver
+        if self.intake is None or self.intake.schema == schema_id or receiver is None or not schema.only_arrays:
+            return
+        memories = self.channel.requests.memories
+        payloads = [memory.payload for memory in memories]
+        self.plain_schema = schema
+        if in_place:
+            self.plain_views = []
+            self.intake.learn(schema_id, receiver, payloads, None, [memory.views[schema] for memory in memories])
+        else:
+            arena = self.staging(0).arena
+            self.plain_views = arena.views[schema]
+            self.intake.learn(schema_id, receiver, payloads, arena.payload, self.plain_views)
+
+    def _forget_plain(self) -> None:
+        """Hold nothing of the channel's memory any more."""
+        self.plain_views = []
+        if self.intake is not None:
+            self.intake.forget()
 
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
@@ -158,8 +195,9 @@ class Tenancy:
         """Staging memory for the `row`-th request of this channel in a batch."""
         while len(self._staging) <= row:
             # A batch's further rows are of other clients, or of requests that were published long ago.
-            stager = self.channel.requests.stager if not self._staging else None
-            self._staging.append(Staging(self._tensors_on, stager))
+            first = not self._staging
+            stager = self.channel.requests.stager if first else None
+            self._staging.append(Staging(self._tensors_on, stager, self.intake if first else None))
         return self._staging[row]
 
     def answer(
@@ -216,6 +254,7 @@ class Tenancy:
         """
         old = self._mapped
         self._unregister()
+        self._forget_plain()
         self._mapped = mapped
         self.lane = mapped.lane
         self.channel = mapped.channel
@@ -226,6 +265,7 @@ class Tenancy:
         self.watch.seen = seen
         self.waiting.clear()
         self._staging = []
+        self.intake = self._new_intake()
         held, self.held = self.held, {}
         self._carried = [sequence for sequence in carried if sequence not in held]
         old.close(let_go)
@@ -240,6 +280,7 @@ class Tenancy:
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """`let_go` closes the channel, at once or later."""
         self.held.clear()
+        self._forget_plain()
         self._staging = []
         self.words = memoryview(b"")
         self._unregister()
