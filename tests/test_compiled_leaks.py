@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,6 +47,15 @@ OTHERS = [
     {**TREE, "nested": [1, 2.5, True, {"task": "place", "none": None}, (), [0.5] * 9]},
     [1, 2],
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen() -> Iterator[None]:
+    """What there was before is not looked at: a collection would take longer than all else here, of torch alone."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _raises(error: type[BaseException] | tuple[type[BaseException], ...], call: Callable[[], Any]) -> None:
