@@ -199,8 +199,7 @@ def run(data: bytes) -> None:
     try:
         _perform(engine, engine.hostile, data)
         engine.step()
-        for _ in range(2):  # by either way
-            engine.ask_as_neighbour(len(data))
+        engine.ask_as_neighbour(len(data))
         assert len(tenancy.waiting) <= _GEOMETRY.slots
     finally:
         engine.loop.remove(0)

@@ -20,6 +20,8 @@ from shmserve.contract import described
 from tests.daemon_process import SHMSERVED, Daemon
 from tests.gate import Gate
 
+pytestmark = pytest.mark.long
+
 
 def bench(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
     admin = str(SHMSERVED.with_name("shmserve-admin"))

@@ -27,7 +27,7 @@ from tests.archives.tar_bytes import (
     tar,
 )
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("no_descriptor_is_left")]
 
 
 # The process under limits

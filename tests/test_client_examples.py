@@ -15,6 +15,8 @@ import pytest
 from tests.daemon_process import Daemon
 from tests.example_program import output_of, running
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

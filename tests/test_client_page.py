@@ -10,6 +10,8 @@ from shmserve import errors
 from shmserve.errors import ModelPackageError, ShmServeError
 from tests.followed_page import REPOSITORY, empty_folder, follow, snippets
 
+pytestmark = pytest.mark.long
+
 PAGE = REPOSITORY / "docs" / "client.md"
 SNIPPETS = snippets(PAGE)
 

@@ -14,6 +14,8 @@ from shmserve.client.compat.openpi import WebsocketClientPolicy
 from tests.daemon_process import Daemon
 from tests.example_program import output_of
 
+pytestmark = pytest.mark.long
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: An interpreter with openpi-client and this package, if the robot is not to run in the tests' own environment
 #: (openpi-client as it is wants numpy below 2).

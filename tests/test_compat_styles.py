@@ -15,6 +15,8 @@ from shmserve.daemon.model_package import ModelPackage
 from shmserve.errors import ModelPackageError
 from tests.daemon_process import POLICIES, Daemon
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.followed_page import REPOSITORY, empty_folder, run, snippets
+
+pytestmark = pytest.mark.long
 
 
 def test_a_reader_of_the_page_serves_a_model_and_sees_what_the_service_would_be() -> None:

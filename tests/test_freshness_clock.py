@@ -15,6 +15,8 @@ from chaos.clocks import HOUR_S, OtherClock
 from tests.daemon_process import Daemon, wait_until
 from tests.robot_process import Robot
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def clock(tmp_path: Path) -> OtherClock:

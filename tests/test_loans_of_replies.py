@@ -252,6 +252,7 @@ def test_an_object_in_a_reply_that_was_pickled_is_a_copy(robot: ShmClient) -> No
     assert kept.tolist() == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_a_lent_reply_outlives_its_daemon(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("echo").start()
     client = daemon.client()

@@ -17,6 +17,8 @@ from tests.admin_command import update
 from tests.daemon_process import Daemon, wait_until
 from tests.gain_packages import gain_package
 
+pytestmark = pytest.mark.long
+
 _X = {"x": np.arange(3), "robot": "r"}
 
 

@@ -46,6 +46,7 @@ def test_a_client_whose_requests_crash_the_engine_three_times_in_a_row_is_sent_a
     assert "client 1 is sent away: its requests crashed the engine 3 times in a row" in daemon.log
 
 
+@pytest.mark.long
 def test_a_request_that_kills_its_batch_the_first_time_dies_alone_the_second_time(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:

@@ -113,6 +113,7 @@ def test_a_model_that_fails_now_and_then_stays(daemon: Daemon, client: ShmClient
     assert rollback(daemon)["version"] == before
 
 
+@pytest.mark.long
 def test_after_probation_a_crash_is_a_restart_and_no_reason_to_go_back(
     daemon: Daemon, client: ShmClient, tmp_path: Path
 ) -> None:

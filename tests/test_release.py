@@ -17,6 +17,8 @@ from tests.admin_command import admin, engines_of, refused, rollback, served, up
 from tests.daemon_process import Daemon
 from tests.gain_packages import gain_package
 
+pytestmark = pytest.mark.long
+
 _PACKAGE = Path(__file__).resolve().parent.parent / "shmserve"
 _X = {"x": np.arange(3), "robot": "r"}
 

@@ -58,6 +58,7 @@ def test_it_is_instant_while_the_engine_is_warm_and_leads_to_and_fro(daemon: Dae
     assert sorted(engines_of(daemon.pid)) == sorted(engines)
 
 
+@pytest.mark.long
 def test_a_version_may_be_named_by_its_beginning(daemon: Daemon, packages: list[Path]) -> None:
     first, third = content_version(packages[0]), content_version(packages[2])
     assert served(daemon) == third
@@ -94,6 +95,7 @@ def test_a_beginning_of_two_versions_and_an_unknown_one_are_refused_with_the_can
     assert served(daemon) == before
 
 
+@pytest.mark.long
 def test_a_version_that_was_damaged_on_the_disk_is_refused(
     daemon: Daemon, packages: list[Path], tmp_path: Path
 ) -> None:

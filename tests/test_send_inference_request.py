@@ -121,6 +121,7 @@ def test_its_timeout_is_the_requests(service: Daemon, gate: Gate) -> None:
     assert send_inference_request({"do": "echo", "value": "mine"}, name="t")["output"] == "mine"
 
 
+@pytest.mark.long
 def test_it_outlives_a_restart_of_the_daemon(
     start_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch
 ) -> None:

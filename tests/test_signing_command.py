@@ -19,6 +19,8 @@ from tests.admin_command import COMMAND, refused, rollback, served, update
 from tests.daemon_process import Daemon, environment
 from tests.gain_packages import gain_package
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("cryptography")
 
 

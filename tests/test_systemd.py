@@ -282,6 +282,7 @@ def test_a_client_that_started_first_waits_for_the_daemon(
     assert answers == [{"first": 1}]
 
 
+@pytest.mark.long
 def test_the_sockets_outlive_the_daemon_and_its_successor_serves_on_them(
     activated: Callable[..., ActivatedDaemon],
 ) -> None:

@@ -20,6 +20,8 @@ from tests.gain_packages import gain_package, gains
 from tests.robot_process import Robot
 from tests.tiny_disk import tiny_disk
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def full_daemon(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Daemon]:
