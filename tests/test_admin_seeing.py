@@ -170,6 +170,7 @@ def test_a_model_s_metadata_with_infinite_bounds_can_be_told(start_daemon: Calla
     assert metadata["low"] == ["-inf", 0.0] and metadata["high"] == ["inf", "nan"]
 
 
+@pytest.mark.long
 def test_a_status_tells_where_the_log_is_and_what_to_do_about_an_engine_that_does_not_move(
     start_daemon: Callable[..., Daemon],
 ) -> None:
@@ -232,6 +233,7 @@ def test_watching_a_service_that_is_not_there_is_an_error_to_read(
     assert "\x1b[?1049h" not in screen.drawn, "the screen was not taken"
 
 
+@pytest.mark.long
 def test_top_says_so_when_the_daemon_goes_away(
     start_daemon: Callable[..., Daemon], on_screen: Callable[..., Screen]
 ) -> None:

@@ -88,6 +88,7 @@ def restart(daemon: Daemon, how: str) -> None:
         daemon.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGTERM", marks=pytest.mark.long)])
 def test_a_restart_of_the_daemon_costs_a_loop_only_the_steps_of_the_outage(
     start_daemon: Callable[..., Daemon], how: str

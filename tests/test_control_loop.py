@@ -13,6 +13,7 @@ from tests.daemon_process import Daemon
 from tests.robot_process import Robot
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("end", "max_retries"), [("stop", 0), pytest.param("kill9", 1000, marks=pytest.mark.long)])
 def test_a_restart_costs_a_loop_only_the_requests_of_the_outage(
     make_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], end: str, max_retries: int

@@ -97,6 +97,7 @@ def test_sigterm_answers_what_was_sent_and_exits_0(start_daemon: Callable[..., D
         client.infer({"do": "echo", "value": 1}, timeout=0.5)
 
 
+@pytest.mark.long
 def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goes_to_the_successor(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:

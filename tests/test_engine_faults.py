@@ -105,6 +105,7 @@ def test_a_request_that_kills_the_engine_is_retried_once_and_then_lost(
     daemon.expected_in_log.add("Fatal Python error")  # faulthandler's traceback
 
 
+@pytest.mark.long
 def test_a_request_whose_engine_dies_by_chance_is_answered_by_the_next_one(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_stateful_policys_request_does_not_run_twice(start_daemon: Callable[..
         assert client.infer({"add": 5}) == {"total": 5}
 
 
+@pytest.mark.long
 def test_a_result_that_waits_for_room_when_the_engine_dies_ends_as_lost(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient")
     with daemon.client(timeout=100) as client:

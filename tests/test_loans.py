@@ -436,6 +436,7 @@ def test_an_array_that_is_kept_beyond_its_loan_cannot_be_written_to(robot: ShmCl
         assert observation.send().result()["x"].tolist() == [4, 4, 4]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["kill9", pytest.param("stop", marks=pytest.mark.long)])
 def test_a_daemon_that_goes_away_during_a_loan_is_an_error_at_send(
     make_daemon: Callable[..., Daemon], how: str

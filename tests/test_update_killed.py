@@ -114,6 +114,7 @@ def test_an_engine_killed_at_any_step_of_an_update_leaves_a_version_that_serves(
     assert all(f"failpoint {spec.partition('=')[0]} reached" in daemon.log for spec in fatal)
 
 
+@pytest.mark.long
 def test_the_old_model_is_back_at_once_if_its_engine_dies_while_a_new_one_loads(
     start_daemon: Start, gate: Gate, tmp_path: Path
 ) -> None:
