@@ -17,7 +17,16 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 #: Not those that start a daemon: it reads a package within a limit of addresses, and the checks alone take terabytes.
-_TESTS = ("compiled", "compiled_misused", "compiled_leaks", "codec", "ring", "metadata", "metadata_hostile")
+_TESTS = (
+    "compiled",
+    "compiled_misused",
+    "compiled_leaks",
+    "plain_requests",
+    "codec",
+    "ring",
+    "metadata",
+    "metadata_hostile",
+)
 _TARGETS = ("slot", "segment", "channel")
 _CHECKS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 _FLAGS = f"-O1 -g -fno-omit-frame-pointer {_CHECKS}"

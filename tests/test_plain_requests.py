@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,18 @@ import pytest
 import torch
 
 from shmserve.channel import ClientChannel, Lane
-from shmserve.client import plain_exchange
 from shmserve.codec import Decoder, Encoder
 from shmserve.compiled import COMPILED
 from shmserve.daemon.engine.mapped_channel import MappedChannel
 from shmserve.daemon.engine.plain_serving import PlainServing
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.stats import Counter, Stage, Stats, create_stats_memory
-from shmserve.errors import InferenceFailed, RequestRejected
+from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead
 from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
-from tests.daemon_process import Daemon
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
@@ -290,66 +287,3 @@ def test_a_channel_that_is_closed_is_unmapped(engine: Engine) -> None:
     engine.tenancy.close()
 
     assert before - mappings() == 2
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Whether each call of `infer` went the short way through the client."""
-    ways: list[bool] = []
-    ask = plain_exchange.PlainExchange.ask
-
-    def noted(*arguments: Any) -> bool:
-        ways.append(False)
-        ways[-1] = ask(*arguments)
-        return ways[-1]
-
-    monkeypatch.setattr(plain_exchange.PlainExchange, "ask", noted)
-    yield ways
-
-
-def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client() as client:
-        for number in range(20):
-            sent = {"state": np.full(3, number), "step": number}
-            echoed = client.infer(sent)
-            np.testing.assert_equal(echoed, sent)
-            assert echoed["state"].flags.owndata and echoed["state"].flags.writeable
-            assert client.last_reply is not None and client.last_reply.number == number + 1
-
-        # The first to know the result's structure, then once for each slot's metadata.
-        assert short[:1] == [False] and short[5:] == [True] * 15
-        pending = client.submit({"state": np.zeros(3), "step": 1})
-        assert client.infer({"state": np.zeros(3), "step": 2})["step"] == 2
-        assert not short[-1]
-        assert pending.result()["step"] == 1
-        assert client.infer({"state": np.zeros(3), "step": 1 << 70})["step"] == 1 << 70
-        assert not short[-1]
-
-
-def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client() as client:
-        trees: list[Any] = [{"a": np.arange(3)}, {"a": np.arange(4)}, {"b": "text" * 100}, {"a": object.__doc__}, 5]
-        for tree in trees * 4:
-            np.testing.assert_equal(client.infer(tree), tree)
-
-
-def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[bool]) -> None:
-    with Daemon("obedient") as daemon, daemon.client() as client:
-        for _ in range(6):
-            client.infer({"do": "echo", "value": 1})
-        with pytest.raises(InferenceFailed):
-            client.infer({"do": "raise", "text": "no"})
-        client.infer({"do": "echo", "value": 1})
-
-
-def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client(slots=4) as client:
-
-        def ask(number: int) -> bool:
-            sent = {"state": np.full(100, number), "step": number}
-            return bool(client.infer(sent)["step"] == number)
-
-        for number in range(6):
-            assert ask(number)
-        with ThreadPoolExecutor(4) as threads:
-            assert all(threads.map(ask, range(2000)))

@@ -1,0 +1,80 @@
+"""Clients take the short way of plain requests when they can, and notice nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import plain_exchange
+from shmserve.compiled import COMPILED
+from shmserve.errors import InferenceFailed
+from tests.daemon_process import Daemon
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """Whether each call of `infer` went the short way through the client."""
+    ways: list[bool] = []
+    ask = plain_exchange.PlainExchange.ask
+
+    def noted(*arguments: Any) -> bool:
+        ways.append(False)
+        ways[-1] = ask(*arguments)
+        return ways[-1]
+
+    monkeypatch.setattr(plain_exchange.PlainExchange, "ask", noted)
+    yield ways
+
+
+def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short: list[bool]) -> None:
+    with Daemon("echo") as daemon, daemon.client() as client:
+        for number in range(20):
+            sent = {"state": np.full(3, number), "step": number}
+            echoed = client.infer(sent)
+            np.testing.assert_equal(echoed, sent)
+            assert echoed["state"].flags.owndata and echoed["state"].flags.writeable
+            assert client.last_reply is not None and client.last_reply.number == number + 1
+
+        # The first to know the result's structure, then once for each slot's metadata.
+        assert short[:1] == [False] and short[5:] == [True] * 15
+        pending = client.submit({"state": np.zeros(3), "step": 1})
+        assert client.infer({"state": np.zeros(3), "step": 2})["step"] == 2
+        assert not short[-1]
+        assert pending.result()["step"] == 1
+        assert client.infer({"state": np.zeros(3), "step": 1 << 70})["step"] == 1 << 70
+        assert not short[-1]
+
+
+def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool]) -> None:
+    with Daemon("echo") as daemon, daemon.client() as client:
+        trees: list[Any] = [{"a": np.arange(3)}, {"a": np.arange(4)}, {"b": "text" * 100}, {"a": object.__doc__}, 5]
+        for tree in trees * 4:
+            np.testing.assert_equal(client.infer(tree), tree)
+
+
+def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[bool]) -> None:
+    with Daemon("obedient") as daemon, daemon.client() as client:
+        for _ in range(6):
+            client.infer({"do": "echo", "value": 1})
+        with pytest.raises(InferenceFailed):
+            client.infer({"do": "raise", "text": "no"})
+        client.infer({"do": "echo", "value": 1})
+
+
+def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool]) -> None:
+    with Daemon("echo") as daemon, daemon.client(slots=4) as client:
+
+        def ask(number: int) -> bool:
+            sent = {"state": np.full(100, number), "step": number}
+            return bool(client.infer(sent)["step"] == number)
+
+        for number in range(6):
+            assert ask(number)
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(ask, range(2000)))
