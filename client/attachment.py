@@ -88,9 +88,9 @@ class Attachment:
             bool(reply.parameters["trusted"]) and _peer_uid(connection) in _trusted_uids() and _is_ours(self.channel)
         )
         self.decoder = Decoder(allow_pickle=self.trusted)
-        #: The structure of the latest result that came the long way, and what reads results like it (plain_exchange.py).
-        self.reply_schema = 0
-        self.reply_receiver: steps.Receiver | None = None
+        #: The structure of the latest result that came the long way, and what reads results like it (plain_exchange.py);
+        #: together, for other threads read them meanwhile.
+        self.plain_reply: tuple[int, steps.Receiver] | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.

@@ -34,10 +34,11 @@ class PlainExchange(Exchange):
         try:
             with self._lock:
                 attachment = self._publish_plain(pending, observation, me)
-            if attachment is None:
-                return False
-            channel = attachment.channel
-            self._news.wait(channel, attachment.answered, pending.deadline_ns, True)
+                if attachment is None:
+                    return False
+                # Under the lock: another thread may collect as soon as it is free, and note a later count.
+                channel, answered = attachment.channel, attachment.answered
+            self._news.wait(channel, answered, pending.deadline_ns, True)
             with self._lock:
                 settled = self._settle_plain(attachment, pending)
         finally:
@@ -58,14 +59,14 @@ class PlainExchange(Exchange):
         attachment = self._held[0]
         schema = attachment.decoder.known(head.schema)
         if schema is not None and schema.receiver is not None and schema.only_arrays:
-            attachment.reply_schema, attachment.reply_receiver = head.schema, schema.receiver
+            attachment.plain_reply = head.schema, schema.receiver
 
     def _publish_plain(self, pending: Pending, observation: Any, me: int) -> Attachment | None:
         """As `try_publish`, and become the one that waits at the doorbell; None: nothing has happened."""
         if self._closed or self._forked or not self._held:
             return None
         attachment, known = self._held[0], self._encoder.latest
-        if attachment.reply_receiver is None or attachment.in_flight or attachment.lent or attachment.closed:
+        if attachment.plain_reply is None or attachment.in_flight or attachment.lent or attachment.closed:
             return None
         if attachment.moving or self._loaned is not None or self._waiter or self._left:
             return None
@@ -98,7 +99,7 @@ class PlainExchange(Exchange):
                 known.metadata_bytes,
             )
         if found != _PUBLISHED:
-            del attachment.in_flight[sequence]
+            attachment.in_flight.pop(sequence, None)
             return None
         attachment.channel.request_bell.ring()
         self._waiter = me
@@ -107,13 +108,14 @@ class PlainExchange(Exchange):
     def _settle_plain(self, attachment: Attachment, pending: Pending) -> bool:
         """Settle it with its reply; False if that is not there, or not plain, or another thread was faster."""
         replies, sequence = attachment.channel.replies, pending.sequence
-        receiver, slots, memories = attachment.reply_receiver, replies.compiled, replies.memories
+        plain, slots, memories = attachment.plain_reply, replies.compiled, replies.memories
         if attachment.in_flight.get(sequence) is not pending or pending._settled_ns or not memories:
             return False
-        if receiver is None or slots is None:
+        if plain is None or slots is None:
             return False
+        schema, receiver = plain
         payload = memories[sequence & SLOT_MASK].payload
-        found = steps.receive(receiver, ReplyHead, slots, sequence, payload, attachment.reply_schema)
+        found = steps.receive(receiver, ReplyHead, slots, sequence, payload, schema)
         if found is None:
             return False
         tree, head = found

@@ -58,6 +58,43 @@ def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool])
             np.testing.assert_equal(client.infer(tree), tree)
 
 
+def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Daemon("echo") as daemon, daemon.client() as client:
+        exchange = client._exchange
+        for number in range(6):
+            client.infer({"step": number})
+        lock, attachment = exchange._lock, exchange._held[0]
+        replies = attachment.channel.replies
+        waited: list[int] = []
+
+        class Collecting:
+            """Free for a moment only: what came meanwhile is collected, as by another thread."""
+
+            def __enter__(self) -> None:
+                lock.acquire()
+
+            def __exit__(self, *error: object) -> None:
+                if attachment.in_flight and not waited:
+                    while replies.words[replies.counter] == attachment.answered:
+                        pass
+                    exchange._collect(attachment)
+                lock.release()
+
+        wait = exchange._news.wait
+
+        def noted(channel: Any, answered: int, *until: Any) -> None:
+            waited.append(answered)
+            wait(channel, answered, *until)
+
+        monkeypatch.setattr(exchange, "_lock", Collecting())
+        monkeypatch.setattr(exchange._news, "wait", noted)
+
+        assert client.infer({"step": 7}) == {"step": 7}
+
+        # Whoever waits for a count to move that is there already waits for a reply that never comes.
+        assert [count != replies.words[replies.counter] for count in waited] == [True]
+
+
 def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[bool]) -> None:
     with Daemon("obedient") as daemon, daemon.client() as client:
         for _ in range(6):
