@@ -88,9 +88,8 @@ class Attachment:
             bool(reply.parameters["trusted"]) and _peer_uid(connection) in _trusted_uids() and _is_ours(self.channel)
         )
         self.decoder = Decoder(allow_pickle=self.trusted)
-        #: The structure of the latest result that came the long way, and what reads results like it (plain_exchange.py);
-        #: together, for other threads read them meanwhile.
-        self.plain_reply: tuple[int, steps.Receiver] | None = None
+        #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
+        self.asking: steps.Asking | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered GROW: delivered once the channel has been resized.
@@ -179,6 +178,7 @@ class Attachment:
     def move(self, channel: ClientChannel, carried: list[int]) -> ClientChannel:
         """Go on in the next generation; returns the one that is left."""
         old, self.channel = self.channel, channel
+        self.asking = None
         # Requests that nobody waits for stayed in the old generation; they will not be answered.
         self.in_flight = {sequence: self.in_flight[sequence] for sequence in carried}
         self.carried = []
@@ -258,6 +258,7 @@ class Attachment:
         """Hang up, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
         self.hang_up()
         self._connection.close()
+        self.asking = None  # it views the memory
         self.channel.close()
 
 

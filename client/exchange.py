@@ -262,10 +262,11 @@ class Exchange(DaemonCalls):
                     answered = replies.words[replies.counter]
                     if answered != attachment.answered and self._collect(attachment):
                         return
+                    replies.watch.seen = answered  # the waiting thread's own note: others may collect meanwhile
             if not waits:
                 self._followers.follow(until_ns)
                 return
-            self._news.wait(attachment.channel, answered, until_ns, spin)
+            self._news.wait(attachment.channel, until_ns, spin)
             with self._lock:
                 if not self._collect(attachment) and attachment.lost():
                     self._lose(attachment)

@@ -3,9 +3,7 @@
 #ifndef SHMSERVE_ASKING_H
 #define SHMSERVE_ASKING_H
 
-#include "compiled.h"
-
-PyObject *send_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
-PyObject *receive_plain(PyObject *module, PyObject *const *args, Py_ssize_t count);
+/* Once, before the first of its type is made; -1 with an exception. */
+int asking_names(void);
 
 #endif

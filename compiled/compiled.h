@@ -28,7 +28,7 @@ _Static_assert(sizeof(void *) == 8, "the compiled steps are for processors of 64
 enum { WRITING = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
 extern PyType_Spec sender_spec, receiver_spec, slots_spec, histograms_spec, watch_spec, stager_spec,
-    intake_spec;
+    intake_spec, asking_spec;
 
 /* The processor that this thread runs on, and 1; 0 where nobody knows. */
 static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }

@@ -3,7 +3,7 @@
  * Each does what a class of Python here does, in the same order and with the same checks: Sender what Matcher
  * (description.py) and Encoder do, Receiver what Schema.build does, Slots what the ends in ring.py do, Watch and
  * Histograms what loop.py and stats.py do. Where this module was not built, those do it. Stager alone has no Python
- * beside it: there nothing is copied before its request has come. Intake, send and receive put several of these steps
+ * beside it: there nothing is copied before its request has come. Intake and Asking put several of these steps
  * together for a plain request, which otherwise goes the long way.
  */
 
@@ -17,10 +17,10 @@ static PyMethodDef functions[] = {
     {"all_moved", all_moved, METH_O, "The places of all watches whose counter has moved."},
     {"beside", beside, METH_O, "The places of the watches whose writer was last seen on this processor."},
     {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As moved, again and again until this time (ns)."},
+    {"spin_apart", (PyCFunction)(void (*)(void))spin_apart, METH_FASTCALL,
+     "When one has moved; 0 if none has until this time (ns), or its writer is on this processor."},
     {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
     {"give_up", give_up, METH_O, "No longer wait for what the clients of these stagers are writing."},
-    {"send", (PyCFunction)(void (*)(void))send_plain, METH_FASTCALL, "Write a tree and publish it as a plain request."},
-    {"receive", (PyCFunction)(void (*)(void))receive_plain, METH_FASTCALL, "The result of a plain request, and its head."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -37,11 +37,13 @@ static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
 static int module_exec(PyObject *module)
 {
     import_array1(-1);
+    if (asking_names() < 0)
+        return -1;
     if (add_type(module, "Sender", &sender_spec) < 0 || add_type(module, "Receiver", &receiver_spec) < 0 ||
         add_type(module, "Histograms", &histograms_spec) < 0)
         return -1;
     if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Stager", &stager_spec) < 0 ||
-        add_type(module, "Intake", &intake_spec) < 0)
+        add_type(module, "Intake", &intake_spec) < 0 || add_type(module, "Asking", &asking_spec) < 0)
         return -1;
     return add_type(module, "Watch", &watch_spec);
 }

@@ -3,6 +3,7 @@
  * While one thread looks here for long the others run: the interpreter is not held.
  */
 
+#include "slots.h"
 #include "stager.h"
 #include "watch.h"
 
@@ -11,6 +12,10 @@
 /* Watches of a list that are looked at together; a service has no more clients. */
 #define MOST 256
 #define LOOKS_PER_CLOCK 16
+/* Of looking, between two questions whether the writer has come to this processor, and whether there was a signal. */
+#define LOOKING_NS 50000
+
+enum { NONE = -1, FAILED = -2 };
 
 typedef struct {
     PyObject_HEAD
@@ -83,6 +88,10 @@ static void watch_dealloc(PyObject *object)
     free_instance(object);
 }
 
+int is_watch(PyObject *object) { return Py_TYPE(object)->tp_dealloc == watch_dealloc; }
+
+void watch_note(PyObject *object, uint64_t seen) { ((Watch *)object)->seen = seen; }
+
 static PyObject *watch_now(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -108,7 +117,7 @@ static int watches_of(PyObject *given, Watch **watches)
     int count = (int)PyList_GET_SIZE(given);
     for (int index = 0; index < count; index++) {
         Watch *watch = (Watch *)PyList_GET_ITEM(given, index);
-        if (Py_TYPE(watch)->tp_dealloc != watch_dealloc) {
+        if (!is_watch((PyObject *)watch)) {
             PyErr_SetString(PyExc_TypeError, "a list of watches holds something else");
             return -1;
         }
@@ -121,18 +130,23 @@ static int watches_of(PyObject *given, Watch **watches)
     return count;
 }
 
+/* The place of the first watch that has moved by now; their number to `count`, and FAILED with an exception. */
+static int first_moved(PyObject *given, Watch **watches, int *count)
+{
+    *count = watches_of(given, watches);
+    for (int index = 0; index < *count; index++)
+        if (has_moved(watches[index]))
+            return index;
+    return *count < 0 ? FAILED : NONE;
+}
+
 /* moved(watches): the place of the first whose counter is not what was seen; -1 if there is none */
 PyObject *moved(PyObject *module, PyObject *given)
 {
     (void)module;
     Watch *watches[MOST];
-    int count = watches_of(given, watches);
-    if (count < 0)
-        return NULL;
-    for (int index = 0; index < count; index++)
-        if (has_moved(watches[index]))
-            return PyLong_FromLong(index);
-    return PyLong_FromLong(-1);
+    int count, found = first_moved(given, watches, &count);
+    return found == FAILED ? NULL : PyLong_FromLong(found);
 }
 
 /* all_moved(watches): the places of all of them */
@@ -196,7 +210,43 @@ static int look_until(const Looked *at, uint64_t until_ns)
             relax();
         }
     } while (monotonic_ns() < until_ns);
-    return -1;
+    return NONE;
+}
+
+/* Whether a writer was last seen on this very processor. */
+static int is_beside(const Looked *at)
+{
+    uint64_t here = processor();
+    for (int index = 0; index < at->count; index++)
+        if (here && __atomic_load_n(&at->counters[index][PROCESSOR], __ATOMIC_RELAXED) == here)
+            return 1;
+    return 0;
+}
+
+/* What is looked at stays where it is until it is left, whatever its owner does. */
+static void enter(Looked *at, Watch **watches, int count)
+{
+    /* Private copies: the owner of a watch may note something else meanwhile. */
+    at->count = count;
+    for (int index = 0; index < count; index++) {
+        at->counters[index] = watches[index]->counter;
+        at->seen[index] = watches[index]->seen;
+        watches[index]->lookers++;
+        Py_INCREF(watches[index]);
+    }
+    for (int index = 0; index < at->stagers_count; index++)
+        stager_enter(at->stagers[index]);
+}
+
+static void leave(Looked *at, Watch **watches)
+{
+    for (int index = 0; index < at->stagers_count; index++)
+        stager_leave(at->stagers[index]);
+    for (int index = 0; index < at->count; index++) {
+        watches[index]->lookers--;
+        let_go(watches[index]);
+        Py_DECREF(watches[index]);
+    }
 }
 
 /* spin(watches, until_ns, stagers): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
@@ -208,22 +258,20 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
     Watch *watches[MOST];
+    int count;
     if (given < 2 || given > 3 || (given == 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST))) {
         PyErr_SetString(PyExc_TypeError, "spin(watches, until_ns, stagers)");
         return NULL;
     }
-    uint64_t until_ns = PyLong_AsUnsignedLongLong(args[1]);
-    if (until_ns == (uint64_t)-1 && PyErr_Occurred())
+    uint64_t until_ns;
+    if (to_word(args[1], &until_ns) < 0)
         return NULL;
-    int count = watches_of(args[0], watches);
-    if (count < 0)
+    int found = first_moved(args[0], watches, &count);
+    if (found == FAILED)
         return NULL;
-    for (int index = 0; index < count; index++)
-        if (has_moved(watches[index]))
-            return PyLong_FromLong(index);
-    /* Private copies: the owner of a watch may note something else meanwhile. */
+    if (found != NONE)
+        return PyLong_FromLong(found);
     Looked at;
-    at.count = count;
     at.stagers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
     for (int index = 0; index < at.stagers_count; index++) {
         at.stagers[index] = (Stager *)PyList_GET_ITEM(args[2], index);
@@ -232,26 +280,50 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
             return NULL;
         }
     }
-    for (int index = 0; index < count; index++) {
-        at.counters[index] = watches[index]->counter;
-        at.seen[index] = watches[index]->seen;
-        watches[index]->lookers++;
-        Py_INCREF(watches[index]);
-    }
-    for (int index = 0; index < at.stagers_count; index++)
-        stager_enter(at.stagers[index]);
-    int found;
+    enter(&at, watches, count);
     Py_BEGIN_ALLOW_THREADS
     found = look_until(&at, until_ns);
     Py_END_ALLOW_THREADS
-    for (int index = 0; index < at.stagers_count; index++)
-        stager_leave(at.stagers[index]);
-    for (int index = 0; index < count; index++) {
-        watches[index]->lookers--;
-        let_go(watches[index]);
-        Py_DECREF(watches[index]);
-    }
+    leave(&at, watches);
     return PyLong_FromLong(found);
+}
+
+/* spin_apart(watches, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
+ * writer comes to this very processor, where it cannot run while this thread looks
+ *
+ * Signals are heard meanwhile, and may end it with an exception.
+ */
+PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t given)
+{
+    (void)module;
+    Watch *watches[MOST];
+    int count, failed = 0;
+    uint64_t until_ns, now_ns = monotonic_ns();
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "spin_apart(watches, until_ns)");
+        return NULL;
+    }
+    if (to_word(args[1], &until_ns) < 0)
+        return NULL;
+    int found = first_moved(args[0], watches, &count);
+    if (found == FAILED)
+        return NULL;
+    if (found == NONE && now_ns < until_ns) {
+        Looked at;
+        at.stagers_count = 0;
+        enter(&at, watches, count);
+        while (found == NONE && now_ns < until_ns && !is_beside(&at)) {
+            uint64_t pause_ns = now_ns + LOOKING_NS < until_ns ? now_ns + LOOKING_NS : until_ns;
+            Py_BEGIN_ALLOW_THREADS
+            found = look_until(&at, pause_ns);
+            now_ns = monotonic_ns();
+            Py_END_ALLOW_THREADS
+            if (found == NONE && (failed = PyErr_CheckSignals()) < 0)
+                break;
+        }
+        leave(&at, watches);
+    }
+    return failed < 0 ? NULL : PyLong_FromUnsignedLongLong(found == NONE ? 0 : now_ns);
 }
 
 static PyMethodDef watch_methods[] = {

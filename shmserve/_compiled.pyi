@@ -4,6 +4,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .codec import SlotMemory
+
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Head = TypeVar("_Head", bound=tuple[int, ...])
 
@@ -98,29 +100,32 @@ class Intake:
         /,
     ) -> int: ...
 
+class Asking:
+    sequence: Final[int]
+    def __init__(
+        self,
+        requests: Slots,
+        request_memories: list[SlotMemory],
+        turning: int,
+        replies: Slots,
+        reply_memories: list[SlotMemory],
+        watch: Watch,
+    ) -> None: ...
+    def learn(
+        self, sender: Sender, schema: int, metadata_bytes: int, receiver: Receiver, reply_schema: int, /
+    ) -> None: ...
+    def send(self, tree: Any, deadline_ns: int, in_flight: dict[int, Any], pending: Any, /) -> bool: ...
+    def receive(self, kind: type[_Head], /) -> tuple[Any, _Head, int] | None: ...
+
 class Histograms:
     def __init__(self, memory: Any, place: int) -> None: ...
     def record(self, queued_ns: int, staged_ns: int, infer_ns: int, copied_ns: int) -> None: ...
     def close(self) -> None: ...
 
-def send(
-    sender: Sender,
-    tree: Any,
-    payload: _Bytes,
-    slots: Slots,
-    ring: Callable[[], object] | None,
-    sequence: int,
-    deadline_ns: int,
-    schema: int,
-    metadata_bytes: int,
-    /,
-) -> int: ...
-def receive(
-    receiver: Receiver, kind: type[_Head], slots: Slots, sequence: int, payload: _Bytes, schema: int, /
-) -> tuple[Any, _Head] | None: ...
 def written(stagers: list[Stager], /) -> int: ...
 def give_up(stagers: list[Stager], /) -> None: ...
 def moved(watches: list[Watch], /) -> int: ...
 def all_moved(watches: list[Watch], /) -> list[int]: ...
 def beside(watches: list[Watch], /) -> list[int]: ...
 def spin(watches: list[Watch], until_ns: int, stagers: list[Stager] = ..., /) -> int: ...
+def spin_apart(watches: list[Watch], until_ns: int, /) -> int: ...

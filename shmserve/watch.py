@@ -11,6 +11,8 @@
 >>> watch.seen = watch.now()
 >>> spin([other, watch], 0)             # looks at least once
 -1
+>>> spin_apart([other, watch], 0)
+0
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy.typing as npt
 from .compiled import COMPILED, steps
 from .fence import IN_ORDER, fence
 
-__all__ = ["Watch", "all_moved", "beside", "give_up", "moved", "spin", "written"]
+__all__ = ["Watch", "all_moved", "beside", "give_up", "moved", "spin", "spin_apart", "written"]
 
 _LOOKS_PER_CLOCK = 8
 
@@ -83,6 +85,13 @@ def python_spin(watches: list[PythonWatch], until_ns: int, stagers: Sequence[obj
             time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
 
 
+def python_spin_apart(watches: list[PythonWatch], until_ns: int) -> int:
+    """The time at which one of them was seen to have moved; 0 if none has until then, or its writer is on this processor."""
+    return (
+        time.monotonic_ns() if python_spin(watches, until_ns) >= 0 else 0
+    )  # python_beside says why it is not looked for
+
+
 def python_written(stagers: Sequence[object]) -> int:
     """How far the clients of these stagers are with requests that did not come yet; -1, for there are none."""
     return -1
@@ -104,11 +113,13 @@ def _order() -> None:
 
 
 if TYPE_CHECKING:
-    from ._compiled import Watch, all_moved, beside, give_up, moved, spin, written
+    from ._compiled import Watch, all_moved, beside, give_up, moved, spin, spin_apart, written
 elif COMPILED:
     # These do not hold the interpreter while they look.
     Watch, moved, all_moved, spin = steps.Watch, steps.moved, steps.all_moved, steps.spin
-    written, give_up, beside = steps.written, steps.give_up, steps.beside
+    spin_apart, beside = steps.spin_apart, steps.beside
+    written, give_up = steps.written, steps.give_up
 else:
     Watch, moved, all_moved, spin = PythonWatch, python_moved, python_all_moved, python_spin
-    written, give_up, beside = python_written, python_give_up, python_beside
+    spin_apart, beside = python_spin_apart, python_beside
+    written, give_up = python_written, python_give_up

@@ -153,18 +153,24 @@ def test_plain_steps_keep_nothing() -> None:
     tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
     intakes = [steps.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
     strange: Any = SimpleNamespace()
+    memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
+    memories[0].written_schema = 1 << 40
+    asking = steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0))
+    asking.learn(sender, 1 << 40, 1, receiver, 1)
+    pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
     def ask(intake: steps.Intake) -> None:
         sent[0] += 1
-        sequence = sequence_of(sent[0], 1)
-        steps.send(sender, tree, payload, requests, None, sequence, 0, 1 << 40, 1)
-        observation = intake.take(sequence_of(sent[0] - 1, 1))
+        sequence = sequence_of(sent[0], 0)
+        assert asking.send(tree, 1 << 62, in_flight, pending)
+        assert in_flight.pop(sequence) is pending and pending.sequence == sequence == asking.sequence
+        observation = intake.take(sequence_of(sent[0] - 1, 0))
         intake.head(RequestHead)
         intake.answer(sender, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
-        found = steps.receive(receiver, ReplyHead, replies, sequence, payload, 1)
+        found = asking.receive(ReplyHead)
         assert found is not None and found[0]["step"] == 7
 
-    watched = (tree, tree["state"], payload, arena, views, views[0], sender, receiver, requests, replies)
+    watched = (tree, tree["state"], payload, arena, views, views[0], sender, receiver, requests, replies, memories)
     for intake in intakes:
         intake.learn(1 << 40, receiver, [payload, payload], arena, views)
         _assert_keeps_nothing(lambda intake=intake: ask(intake), *watched)  # type: ignore[misc]
@@ -179,8 +185,17 @@ def test_plain_steps_keep_nothing() -> None:
         )
     _assert_keeps_nothing(lambda: steps.Intake(requests, replies, None, None), requests, replies)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Intake(strange, replies, None, None)), strange)
-    _assert_keeps_nothing(lambda: steps.receive(receiver, ReplyHead, replies, 64, payload, 1), receiver, replies)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.send(strange, *range(8))), strange)
+    _assert_keeps_nothing(lambda: asking.learn(sender, 1 << 40, 1, receiver, 1), *watched)
+    _assert_keeps_nothing(lambda: asking.send(strange, 0, in_flight, pending), strange, *watched)
+    _assert_keeps_nothing(lambda: asking.send(tree, 0, {1: strange}, pending), strange, pending, *watched)
+    _assert_keeps_nothing(lambda: _raises(AttributeError, lambda: asking.send(tree, 0, in_flight, object())), *watched)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.send(tree, strange, in_flight, pending)), strange)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.receive(strange)), strange, *watched)
+    _assert_keeps_nothing(
+        lambda: steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0)), *watched
+    )
+    refused: Any = (requests, memories, 1, replies, memories, strange)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Asking(*refused)), strange, *watched)
 
 
 @pytest.mark.skipif(not COMPILED, reason="installed without a compiler")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from shmserve.codec import Decoder, Encoder, SlotMemory
 from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.stats import CHANNEL_LIMIT, Stage, Stats, create_stats_memory
 from shmserve.description import describe
-from shmserve.layout import REPLY, REQUEST
+from shmserve.layout import COUNTER_LINE, REPLY, REQUEST
 from shmserve.ring import ReplyHead, RequestHead
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
@@ -57,7 +60,7 @@ def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> steps.Sender:
     return steps.Sender((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
 
 
-@pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms", "Stager", "Intake"])
+@pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms", "Stager", "Intake", "Asking"])
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(steps, name)
     made_by: Any = (kind.__new__, object.__new__, lambda kind: kind(place=1))
@@ -198,7 +201,12 @@ def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> No
     words = np.zeros(CHANNEL_LIMIT + 4, np.uint64)
     watches = [steps.Watch(words.view(np.uint8), place) for place in range(CHANNEL_LIMIT + 1)]
     words[CHANNEL_LIMIT - 1 : CHANNEL_LIMIT + 1] = 1
-    for look in (steps.moved, steps.all_moved, lambda watches: steps.spin(watches, 0)):
+    for look in (
+        steps.moved,
+        steps.all_moved,
+        lambda watches: steps.spin(watches, 0),
+        lambda watches: steps.spin_apart(watches, 0),
+    ):
         with pytest.raises(TypeError, match="256 at most"):
             look(watches)
 
@@ -211,7 +219,12 @@ def test_a_list_of_watches_holds_nothing_else() -> None:
     words = np.zeros(200, np.uint64).view(np.uint8)
     others: tuple[Any, ...] = (object(), steps.Slots(words, 8, 16, 56, 2, 63), np.zeros(4, np.uint64), None)
     for other in others:
-        for look in (steps.moved, steps.all_moved, lambda watches: steps.spin(watches, 0)):
+        for look in (
+            steps.moved,
+            steps.all_moved,
+            lambda watches: steps.spin(watches, 0),
+            lambda watches: steps.spin_apart(watches, 0),
+        ):
             with pytest.raises(TypeError, match="something else"):
                 look([steps.Watch(words, 0), other])
 
@@ -337,10 +350,32 @@ def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArra
     return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema
 
 
+def asking_for(
+    sender: steps.Sender, receiver: steps.Receiver, slots: steps.Slots, payload: npt.NDArray[np.uint8]
+) -> steps.Asking:
+    """Asks through two slots, in which the structure was sent before; the memory of requests and replies is the same."""
+    memories = [SlotMemory(np.zeros(8, np.uint8), payload) for _ in range(2)]
+    for memory in memories:
+        memory.written_schema = 1
+    asking = steps.Asking(slots, memories, 2, slots, memories, steps.Watch(np.zeros(64, np.uint8), 0))
+    asking.learn(sender, 1, 1, receiver, 1)
+    return asking
+
+
+class Waiting:
+    sequence = 0
+
+
 def test_plain_steps_refuse_what_is_something_else() -> None:
     slots, sender, receiver, payload, schema = plain_steps()
     tree, strange = {"state": np.arange(3.0)}, object()
     kind: Any = steps
+    asking: Any = asking_for(sender, receiver, slots, payload)
+    small: Any = asking_for(sender, receiver, slots, np.zeros(8, np.uint8))
+    memories, watch = [SlotMemory(np.zeros(8, np.uint8), payload)], steps.Watch(np.zeros(64, np.uint8), 0)
+    no_memory: list[Any] = [strange, strange]
+    without: Any = steps.Asking(slots, no_memory, 2, slots, no_memory, watch)
+    without.learn(sender, 1, 1, receiver, 1)
     intake = steps.Intake(slots, slots, None, None)
     views = [place.view(payload) for place in schema.arrays]
     for call in (
@@ -353,18 +388,57 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
         lambda: intake.answer(receiver, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
         lambda: intake.answer(sender, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
         lambda: intake.head(int),  # type: ignore[type-var]
-        lambda: kind.send(receiver, tree, payload, slots, None, 65, 0, 1, 1),
-        lambda: kind.send(sender, tree, payload, strange, None, 65, 0, 1, 1),
-        lambda: kind.send(sender, tree, strange, slots, None, 65, 0, 1, 1),
-        lambda: kind.send(sender, tree, payload, slots, None, 65, strange, 1, 1),
-        lambda: kind.receive(sender, ReplyHead, slots, 65, payload, 1),
-        lambda: kind.receive(receiver, ReplyHead, strange, 65, payload, 1),
+        lambda: kind.Asking(slots, memories, 1, strange, memories, watch),
+        lambda: kind.Asking(slots, memories, 1, slots, (), watch),
+        lambda: kind.Asking(slots, memories, 1, slots, memories, slots),
+        lambda: asking.learn(receiver, 1, 1, receiver, 1),
+        lambda: asking.learn(sender, 1, 1, sender, 1),
+        lambda: asking.learn(sender, strange, 1, receiver, 1),
+        lambda: asking.send(tree, 0, [], Waiting()),
+        lambda: asking.send(tree, strange, {}, Waiting()),
+        lambda: asking.send(tree, 0, {}),
     ):
         with pytest.raises(TypeError):
             call()
-    with pytest.raises(IndexError):
-        steps.send(sender, tree, payload, slots, None, 66, 0, 1, 1)
-    assert not payload.any()
+    for turning in (0, -1):
+        with pytest.raises(ValueError, match="one slot"):
+            kind.Asking(slots, memories, turning, slots, memories, watch)
+    with pytest.raises(AttributeError):
+        without.send(tree, 0, {}, Waiting())
+    assert not payload.any() and not small.send(tree, 0, {}, Waiting())
+    in_flight: dict[int, Any] = {}
+    with pytest.raises(AttributeError):
+        asking.send(tree, 0, in_flight, strange)
+    assert not in_flight and not asking.sequence
+
+
+def test_a_reply_is_one_to_what_was_sent() -> None:
+    slots, sender, receiver, payload, _ = plain_steps()
+    asking = asking_for(sender, receiver, slots, payload)
+
+    assert asking.receive(ReplyHead) is None  # the memory is all zeros, and so would the reply to sequence 0 be
+
+    unlearnt = steps.Asking(slots, [], 2, slots, [], steps.Watch(np.zeros(64, np.uint8), 0))
+    assert unlearnt.receive(ReplyHead) is None
+    assert not unlearnt.send({"state": np.arange(3.0)}, 0, {}, Waiting())
+
+
+def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() -> None:
+    slots, _, receiver, _, _ = plain_steps()
+    two, payload, in_flight = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8), dict[int, Any]()
+    within: list[bool] = []
+
+    def convert(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if not within:
+            within.append(False)
+            within[0] = asking.send(two, 0, in_flight, Waiting())
+        return array
+
+    asking = asking_for(sender_of_two(convert), receiver, slots, payload)
+
+    assert not asking.send(two, 0, in_flight, Waiting())
+
+    assert within == [True] and list(in_flight) == [65] and asking.sequence == 65
 
 
 def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_written_to() -> None:
@@ -375,8 +449,10 @@ def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_writte
         return array
 
     two, payload = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8)
+    receiver, in_flight = plain_steps()[2], dict[int, Any]()
     with pytest.raises(TypeError, match="open slots"):
-        steps.send(sender_of_two(convert), two, payload, slots, None, 65, 0, 1, 1)
+        asking_for(sender_of_two(convert), receiver, slots, payload).send(two, 0, in_flight, Waiting())
+    assert not in_flight
     with pytest.raises(TypeError, match="open slots"):
         steps.Intake(slots, slots, None, None).answer(sender_of_two(None), two, payload, 1, 1, 0, 1, 1)
 
@@ -395,7 +471,7 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
 
     intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63), None, wrap)
     intake.learn(1, receiver, payloads, arena, views)
-    assert steps.send(sender, {"state": np.arange(3.0)}, payload, slots, None, 65, 0, 1, 1) == 1
+    assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
     observation = intake.take(0)
 
@@ -410,10 +486,49 @@ def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None
     views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
     intake = steps.Intake(slots, replies, None, None)
     intake.learn(1, receiver, [payload, payload], None, views)
-    assert steps.send(sender, {"state": np.arange(3.0)}, payload, slots, None, 65, 0, 1, 1) == 1
+    assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
     del views[1]
 
     with pytest.raises(ValueError, match="views"):
         intake.take(0)
 
     assert intake.sequence == 65
+
+
+def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None:
+    words = np.zeros(8, np.uint64)
+    watch = steps.Watch(words.view(np.uint8), 0)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(InterruptedError):
+            steps.spin_apart([watch], 1 << 62)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+    assert sys.getrefcount(watch) == 2
+    watch.close()
+    words.resize(16)  # nothing views it any more
+
+
+def test_who_looks_for_long_leaves_the_processor_to_the_writer_that_comes_to_it() -> None:
+    words = np.zeros(8, np.uint64)
+    watch = steps.Watch(words.view(np.uint8), 0)
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    os.sched_setaffinity(0, {here})
+    try:
+        words[COUNTER_LINE.offset("processor") // 8] = here + 1
+
+        assert steps.spin_apart([watch], 1 << 62) == 0
+
+        words[0] = 1
+        began_ns = time.monotonic_ns()
+        assert began_ns <= steps.spin_apart([watch], 1 << 62) <= time.monotonic_ns()
+        assert began_ns <= steps.spin_apart([watch], 0)
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -82,9 +82,9 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(monkeypa
 
         wait = exchange._news.wait
 
-        def noted(channel: Any, answered: int, *until: Any) -> None:
-            waited.append(answered)
-            wait(channel, answered, *until)
+        def noted(*arguments: Any) -> None:
+            waited.append(replies.watch.seen)
+            wait(*arguments)
 
         monkeypatch.setattr(exchange, "_lock", Collecting())
         monkeypatch.setattr(exchange._news, "wait", noted)
