@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,21 @@ def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool]) 
             assert ask(number)
         with ThreadPoolExecutor(4) as threads:
             assert all(threads.map(ask, range(2000)))
+
+
+def test_a_channel_that_was_asked_through_is_unmapped_when_it_is_left(short: list[bool]) -> None:
+    def mapped() -> int:
+        """Segments of both transports in this process's memory."""
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return sum("memfd:shmserve" in line or "/dev/shm/shmserve" in line for line in lines)
+
+    before = mapped()
+    with Daemon("echo") as daemon:
+        client = daemon.client()
+        for side in (3, 300, 600):  # each needs a larger channel
+            for number in range(8):
+                assert client.infer({"image": np.full((side, side), number)})["image"][0, 0] == number
+            assert short[-1]
+            assert mapped() - before == 2
+        client.close()
+        assert mapped() == before

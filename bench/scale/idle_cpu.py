@@ -13,7 +13,8 @@ from bench.peers.shmserve_peer import Shmserve
 from .figure import Figure, main
 
 TITLE = "Attached and silent"
-SETTLE_S = 1.0
+#: Longer than an engine counts a client among those that may ask at any moment (`_COLD_AFTER_NS` in its loop.py).
+SETTLE_S = 2.0
 
 
 def measure(seconds: float) -> list[Figure]:
