@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fuzz.echo_model import EchoModel
 from fuzz.observations import TREES
 from fuzz.target import Target
 from shmserve.channel import ClientChannel, Lane
@@ -45,23 +46,6 @@ _OPERATION_LIMIT = 64
 #: Write one word anywhere; write bytes anywhere; publish a request; let the engine run; move the counter by a little;
 #: ask as the honest client.
 _WORD, _BYTES, _PUBLISH, _STEP, _COUNT, _NEIGHBOUR = range(6)
-
-
-class _Echo:
-    batches = False
-    takes_numpy = False
-
-    def infer(self, observations: list[Any]) -> list[Any]:
-        return list(observations)
-
-    def reset(self, client_id: int) -> None:
-        pass
-
-    def example_observation(self) -> Any:
-        return None
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
 
 
 class _Bell:
@@ -144,7 +128,9 @@ class _Engine:
         logging.disable()
         torch.set_num_threads(1)
         self.stats = Stats(create_stats_memory())
-        serving = PlainServing(_Echo(), self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={})
+        serving = PlainServing(
+            EchoModel(), self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={}
+        )
         bell = _Bell()
         self.bell = bell
         self.broken: list[str] = []

@@ -12,6 +12,7 @@ from typing import Any, final
 import pytest
 import torch
 
+from fuzz.echo_model import EchoModel
 from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
 from shmserve.codec import Encoder
 from shmserve.compiled import COMPILED, steps
@@ -35,11 +36,8 @@ from shmserve.watch import beside
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
 
-class Model:
-    """Answers with what it was asked, and tells `asked` of it first."""
-
-    batches = False
-    takes_numpy = False
+class Model(EchoModel):
+    """Tells `asked` of what it was asked first."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -48,16 +46,7 @@ class Model:
     def infer(self, observations: list[Any]) -> list[Any]:
         self.order.append(observations[0])
         self.asked(observations[0])
-        return list(observations)
-
-    def reset(self, client_id: int) -> None:
-        pass
-
-    def example_observation(self) -> Any:
-        return None
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
+        return super().infer(observations)
 
 
 @final

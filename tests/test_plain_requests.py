@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from fuzz.echo_model import EchoModel
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
 from shmserve.compiled import COMPILED
@@ -31,10 +32,9 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compil
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
 
-class Model:
+class Model(EchoModel):
     """Answers with twice the state; does something else if a test says so."""
 
-    batches = False
     takes_numpy = True
 
     def __init__(self) -> None:
@@ -44,15 +44,6 @@ class Model:
     def infer(self, observations: list[Any]) -> list[Any]:
         self.calls += 1
         return [self.answer(observation) for observation in observations]
-
-    def reset(self, client_id: int) -> None:
-        pass
-
-    def example_observation(self) -> Any:
-        return None
-
-    def metadata(self) -> dict[str, Any]:
-        return {}
 
 
 class Engine:
