@@ -22,9 +22,9 @@ from .serving import Serving
 from .tenancy import BrokenChannel, Tenancy
 from .watched import Watched
 
-#: No wait is longer, whatever bells were lost; twice as long where nobody has asked for a second.
+#: No wait is longer, whatever bells were lost; four times as long where nobody has asked for a second.
 LONGEST_WAIT_NS = 50_000_000
-_LONGEST_COLD_WAIT_NS = 100_000_000
+_LONGEST_COLD_WAIT_NS = 200_000_000
 #: A channel that was silent this long is looked at only when a token or the clock says so.
 _COLD_AFTER_NS = 1_000_000_000
 #: Requests served between two looks at the tokens, which tell of requests in cold channels; sooner if they take long.
