@@ -33,8 +33,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     yield ways
 
 
-def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client() as client:
+def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short: list[bool], echo: Daemon) -> None:
+    with echo.client() as client:
         for number in range(20):
             sent = {"state": np.full(3, number), "step": number}
             echoed = client.infer(sent)
@@ -52,15 +52,17 @@ def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short:
         assert not short[-1]
 
 
-def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client() as client:
+def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool], echo: Daemon) -> None:
+    with echo.client() as client:
         trees: list[Any] = [{"a": np.arange(3)}, {"a": np.arange(4)}, {"b": "text" * 100}, {"a": object.__doc__}, 5]
         for tree in trees * 4:
             np.testing.assert_equal(client.infer(tree), tree)
 
 
-def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Daemon("echo") as daemon, daemon.client() as client:
+def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, echo: Daemon
+) -> None:
+    with echo.client() as client:
         exchange = client._exchange
         for number in range(6):
             client.infer({"step": number})
@@ -96,8 +98,8 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(monkeypa
         assert [count != replies.words[replies.counter] for count in waited] == [True]
 
 
-def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[bool]) -> None:
-    with Daemon("obedient") as daemon, daemon.client() as client:
+def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[bool], obedient: Daemon) -> None:
+    with obedient.client() as client:
         for _ in range(6):
             client.infer({"do": "echo", "value": 1})
         with pytest.raises(InferenceFailed):
@@ -105,8 +107,8 @@ def test_an_engine_that_fails_is_a_typed_error_by_the_short_way_too(short: list[
         client.infer({"do": "echo", "value": 1})
 
 
-def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool]) -> None:
-    with Daemon("echo") as daemon, daemon.client(slots=4) as client:
+def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool], echo: Daemon) -> None:
+    with echo.client(slots=4) as client:
 
         def ask(number: int) -> bool:
             sent = {"state": np.full(100, number), "step": number}
@@ -118,19 +120,18 @@ def test_clients_of_many_threads_and_both_ways_get_their_own(short: list[bool]) 
             assert all(threads.map(ask, range(2000)))
 
 
-def test_a_channel_that_was_asked_through_is_unmapped_when_it_is_left(short: list[bool]) -> None:
+def test_a_channel_that_was_asked_through_is_unmapped_when_it_is_left(short: list[bool], echo: Daemon) -> None:
     def mapped() -> int:
         """Segments of both transports in this process's memory."""
         lines = Path("/proc/self/maps").read_text().splitlines()
         return sum("memfd:shmserve" in line or "/dev/shm/shmserve" in line for line in lines)
 
     before = mapped()
-    with Daemon("echo") as daemon:
-        client = daemon.client()
-        for side in (3, 300, 600):  # each needs a larger channel
-            for number in range(8):
-                assert client.infer({"image": np.full((side, side), number)})["image"][0, 0] == number
-            assert short[-1]
-            assert mapped() - before == 2
-        client.close()
-        assert mapped() == before
+    client = echo.client()
+    for side in (3, 300, 600):  # each needs a larger channel
+        for number in range(8):
+            assert client.infer({"image": np.full((side, side), number)})["image"][0, 0] == number
+        assert short[-1]
+        assert mapped() - before == 2
+    client.close()
+    assert mapped() == before
