@@ -74,9 +74,9 @@ def _expect_daemon(target: Target) -> None:
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
 
     from .status_view import micro
+    from .tables import bare_table
 
     mode = f"{result['rate_hz']:g} a second each" if result["rate_hz"] else "one after the other"
     print(
@@ -87,7 +87,7 @@ def _show(result: dict[str, Any]) -> None:
         print(f"of one client: {result['fewest_by_a_client']} to {result['most_by_a_client']}")
     for name, count in result["errors"].items():
         print(f"{count} x {name}")
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = bare_table()
     table.add_column("")
     names = ("mean", "p50", "p90", "p99", "p99.9", "max")
     for name in names:

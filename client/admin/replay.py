@@ -104,10 +104,10 @@ def _candidate(stack: ExitStack, model: Path, device: str | None, load_timeout: 
 
 
 def _show(recording: Recording, result: dict[str, Any]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from .status_view import micro
+    from .tables import bare_table
 
     model = recording.about.get("model") or {}
     print(
@@ -118,7 +118,7 @@ def _show(recording: Recording, result: dict[str, Any]) -> None:
         print(f"{result['skipped']} that were not answered then are not asked of a serving model")
     for kind, number in result["errors"].items():
         print(f"{number} x {kind}, first {result['error_examples'][kind]}")
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = bare_table()
     for column in ("action", "compared", "differ", "max abs", "max rel", "first"):
         table.add_column(column, justify="left" if column in ("action", "first") else "right")
     for name, found in result["fields"].items():
@@ -132,7 +132,7 @@ def _show(recording: Recording, result: dict[str, Any]) -> None:
             Text(first.strip()),
         )
     show(table)
-    times = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    times = bare_table()
     times.add_column("time")
     for column in ("p50", "p90", "p99", "max"):
         times.add_column(column, justify="right")

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .fitting import Fitting, without
+from .tables import bare_table
 from .value_words import words
 
 
@@ -35,7 +36,7 @@ def _cells(setting: dict[str, Any]) -> dict[str, Text]:
 
 
 def _table(names: Sequence[str], rows: Sequence[dict[str, Text]], text_width: int | None) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = bare_table()
     for name in names:
         text = name in ("value", "from")
         table.add_column(name, no_wrap=not text, overflow="fold", max_width=text_width if text else None)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .advice import advice
 from .fitting import Fitting, without
+from .tables import rows_table
 
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
@@ -134,17 +135,7 @@ def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
 
 def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
     """These columns of the rows; numbers to the right."""
-    table = Table(title=title, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in names:
-        left = name in ("id", "program", "pid", "uid", "stage")
-        text = name == "program"
-        table.add_column(
-            name,
-            justify="left" if left else "right",
-            no_wrap=not text,
-            overflow="fold",
-            max_width=text_width if text else None,
-        )
+    table = rows_table(title, names, ("id", "program", "pid", "uid", "stage"), text_width)
     for row in rows:
         table.add_row(*(row[name] for name in names), style="bold" if row.get("stage") == "total" else "")
     return table

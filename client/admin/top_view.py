@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .fitting import Fitting, without
 from .status_view import duration, micro
+from .tables import rows_table
 
 _HISTORY = 40
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -146,17 +147,7 @@ def _table(
     names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], history: str, bars: int, text_width: int | None
 ) -> Table:
     """These columns of the rows, and of the `history` the latest `bars`."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
-    for name in names:
-        left = name in ("stage", "client", "program", "uid", history)
-        text = name == "program"
-        table.add_column(
-            name,
-            justify="left" if left else "right",
-            no_wrap=not text,
-            overflow="fold",
-            max_width=text_width if text else None,
-        )
+    table = rows_table(None, names, ("stage", "client", "program", "uid", history), text_width)
     for row in rows:
         cells = (row.get(name, "") for name in names)
         shown = (cell[-bars:] if name == history else cell for name, cell in zip(names, cells, strict=True))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .fitting import Fitting, without
+from .tables import bare_table
 
 
 def render(versions: list[dict[str, Any]]) -> RenderableType:
@@ -46,7 +47,7 @@ def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
 
 
 def _table(names: Sequence[str], rows: Sequence[dict[str, str | Text]], text_width: int | None) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table = bare_table()
     for name in names:
         number, text = name in ("release", "size", "served"), name in ("source", "note")
         table.add_column(
