@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,3 +111,16 @@ def test_a_daemon_whose_package_was_upgraded_ends_when_its_engine_dies_for_whoev
         assert f"shmserved: start failed: ReleaseMismatch: {said}" in daemon.log
         daemon.start()
         assert client.infer(_X)["k"] == 2
+
+
+def test_what_is_installed_is_said_to_nobody_who_was_killed_meanwhile() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        told = subprocess.run(
+            [sys.executable, "-m", "shmserve.daemon.release"], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+
+    assert (told.returncode, told.stderr) == (0, b"")
