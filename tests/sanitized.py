@@ -20,6 +20,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TESTS = (
     "compiled",
     "compiled_misused",
+    "compiled_plain",
     "compiled_leaks",
     "plain_requests",
     "codec",
