@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 
-from chaos.service import Service, wait_served
+from chaos.service import Service, naming, wait_served
 from chaos.tally import Word
 from tests.daemon_process import wait_until
+
+_DEATH_LIMIT_S = 10.0
 
 
 def fork_clients(service: Service, kills: int) -> str:
@@ -20,9 +21,10 @@ def fork_clients(service: Service, kills: int) -> str:
         parent = service.robot(window=3, forks=True)
         wait_until("two children were refused", lambda parent=parent: parent.tally[Word.CHILDREN] > 1, 60.0)
         time.sleep(service.random.uniform(0, 0.02))
-        parent.send(signal.SIGKILL)
+        parent.kill(_DEATH_LIMIT_S)
         began_s = time.monotonic()
-        wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
+        with naming(parent.pid, service.daemon.pid):
+            wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
         reclaimed_ms.append((time.monotonic() - began_s) * 1000)
         children += parent.tally[Word.CHILDREN]
         service.settle(parent, killed=True)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from chaos.service import Service, wait_served
+from chaos.service import RobotProcess, Service, naming, wait_served
 from chaos.steps import steps
 from tests.daemon_process import wait_until
 
@@ -47,10 +47,11 @@ def kill_clients(service: Service, kills: int) -> str:
             unreached.add(step)
         if not victim.ended:
             held = service.objects() > baseline
-            victim.send(signal.SIGKILL)
+            victim.kill(_RECLAIM_LIMIT_S)
             if held:
-                reclaimed_ms.append(_until_reclaimed(service, baseline) * 1000)
-        wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
+                reclaimed_ms.append(_until_reclaimed(service, victim, baseline) * 1000)
+        with naming(victim.pid, supervisor, engine):
+            wait_until("the channel is reclaimed", lambda: service.objects() <= baseline)
         service.settle(victim, killed=True)
     wait_served(honest, 3)
     assert (service.daemon.pid, service.daemon.engine_pid) == (supervisor, engine), "the service did not survive"
@@ -63,12 +64,13 @@ def kill_clients(service: Service, kills: int) -> str:
     )
 
 
-def _until_reclaimed(service: Service, baseline: int) -> float:
-    """Seconds from now, just after the kill, until its channel's memory is given up."""
+def _until_reclaimed(service: Service, victim: RobotProcess, baseline: int) -> float:
+    """Return the seconds from now, when the client is dead, until its channel's memory is given up."""
     began_s = time.monotonic()
-    while service.objects() > baseline:
-        assert time.monotonic() - began_s < _RECLAIM_LIMIT_S, "the channel of a dead client is not reclaimed"
-        time.sleep(0.0002)
+    with naming(victim.pid, service.daemon.pid):
+        while service.objects() > baseline:
+            assert time.monotonic() - began_s < _RECLAIM_LIMIT_S, "the channel of a dead client is not reclaimed"
+            time.sleep(0.0002)
     return time.monotonic() - began_s
 
 

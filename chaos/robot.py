@@ -37,7 +37,7 @@ class Robot:
     """Asks y = k * x until it is told to end, with up to `window` requests out."""
 
     def __init__(self, name: str, runtime_dir: str, gains: Path, order: dict[str, Any]) -> None:
-        self._tally = Tally(Path(order["tally"]))
+        self._tally = Tally.open(Path(order["tally"]))
         self._random = random.Random(order["seed"])
         self._gains_file = gains
         self._gains: dict[str, float] = json.loads(gains.read_text())

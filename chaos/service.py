@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import final
 
 import numpy as np
 
+from chaos.process_state import describe, wait_dead
 from chaos.tally import Account, Tally, Word
 from shmserve.client import ShmServeError
 from tests import watchdog
@@ -43,6 +45,12 @@ class RobotProcess:
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self, limit_s: float) -> None:
+        """Send SIGKILL and wait until it is dead; raises AssertionError that names its state if it is not by then."""
+        self.send(signal.SIGKILL)
+        if self._pidfd is not None:
+            wait_dead(self.pid, self._pidfd, limit_s)
 
     def close(self) -> None:
         if self._pidfd is not None:
@@ -150,10 +158,9 @@ class Service:
     ) -> RobotProcess:
         """Start a robot. It asks at once, without a pause."""
         self._count += 1
-        path = self.folder / f"tally-{self._count}"
-        tally = Tally(path)
+        tally = Tally.create()
         order = {
-            "tally": str(path),
+            "tally": str(tally.path),
             "seed": self._count,
             "window": window,
             "timeout": timeout_s,
@@ -173,12 +180,14 @@ class Service:
         """Robots that have had their first answer."""
         robots = [self.robot(window=1 + number % window) for number in range(count)]
         for robot in robots:
-            wait_until("the robot had an answer", lambda robot=robot: robot.tally[Word.ATTACHED_NS], 60.0)
+            with naming(robot.pid, self.daemon.pid):
+                wait_until("the robot had an answer", lambda robot=robot: robot.tally[Word.ATTACHED_NS], 60.0)
         return robots
 
     def settle(self, robot: RobotProcess, *, killed: bool) -> None:
         """Close the account of a robot that has ended."""
-        wait_until("the robot has ended", lambda: robot.ended, 90.0)
+        with naming(robot.pid):
+            wait_until("the robot has ended", lambda: robot.ended, 90.0)
         robot.close()
         self._robots.remove(robot)
         self.account.close(robot.tally, killed=killed, window=robot.window)
@@ -208,6 +217,15 @@ class Service:
                 self._folder.cleanup()
 
 
+@contextlib.contextmanager
+def naming(*pids: int) -> Iterator[None]:
+    """Let a failed assertion say in which state these processes were."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError("\n".join([str(error), *map(describe, pids)])) from error
+
+
 def _memory_descriptors(pid: int) -> int:
     found = 0
     for entry in os.scandir(f"/proc/{pid}/fd"):
@@ -226,5 +244,6 @@ def wait_served(robots: list[RobotProcess], more: int = 1, limit_s: float = 90.0
     def served() -> bool:
         return all(robot.tally[Word.RESULTS] >= count + more for robot, count in zip(robots, before, strict=True))
 
-    wait_until("every robot is served", served, limit_s)
+    with naming(*(robot.pid for robot in robots)):
+        wait_until("every robot is served", served, limit_s)
     return time.monotonic() - began_s

@@ -1,8 +1,9 @@
-"""What one robot asked and got, counted in a file, so that it can be read after the robot was killed."""
+"""Counts of one robot's requests and results, in shared memory, so that they can be read after the robot was killed."""
 
 from __future__ import annotations
 
 import mmap
+import os
 from enum import IntEnum
 from pathlib import Path
 
@@ -30,14 +31,33 @@ class Word(IntEnum):
 
 
 class Tally:
-    """The words of one robot. It writes, the run reads."""
+    """The words of one robot. It writes, the run reads.
 
-    def __init__(self, path: Path) -> None:
-        if not path.exists():
-            path.write_bytes(bytes(WORD * len(Word)))
-        with path.open("r+b") as file:
-            self._mapped = mmap.mmap(file.fileno(), WORD * len(Word))
+    They lie in a memfd and not in a file of a disk: a store to a page that the kernel has just written back waits for the
+    file system, and a process that waits there does not die of SIGKILL.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._mapped = mmap.mmap(descriptor, WORD * len(Word))
         self.words = memoryview(self._mapped).cast("Q")
+
+    @classmethod
+    def create(cls) -> Tally:
+        """Make one whose words are all 0; another process opens it by `path`."""
+        descriptor = os.memfd_create("chaos-tally")
+        os.ftruncate(descriptor, WORD * len(Word))
+        return cls(descriptor)
+
+    @classmethod
+    def open(cls, path: Path) -> Tally:
+        """Open the tally that another process of this user has created, and still has."""
+        return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    @property
+    def path(self) -> Path:
+        """The place under which any process of this user finds it, until it is closed."""
+        return Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
 
     def add(self, word: Word) -> None:
         self.words[word] += 1
@@ -48,6 +68,7 @@ class Tally:
     def close(self) -> None:
         self.words.release()
         self._mapped.close()
+        os.close(self._descriptor)
 
 
 class Account:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import signal
+import subprocess
 
 import pytest
 
 from chaos.forks import fork_clients
 from chaos.kills import kill_clients, kill_supervisors
-from chaos.service import Service
+from chaos.process_state import describe, wait_dead
+from chaos.service import Service, naming
 from chaos.shortages import no_descriptors
 from chaos.stalls import never_read, stop_and_go
 from chaos.storms import signal_storm
@@ -36,32 +39,60 @@ def test_every_request_is_accounted_for_whoever_is_killed_or_stopped(transport: 
     print(service.account)
 
 
-def _tally(path: Path, **words: int) -> Tally:
-    tally = Tally(path)
+def _tally(**words: int) -> Tally:
+    tally = Tally.create()
     for name, value in words.items():
         tally.words[Word[name]] = value
     return tally
 
 
-def test_a_request_without_an_end_is_found(tmp_path: Path) -> None:
+def test_a_request_without_an_end_is_found() -> None:
     account = Account()
 
     with pytest.raises(AssertionError, match="1 requests have neither a result nor an error"):
-        account.close(_tally(tmp_path / "t", SUBMITTED=3, RESULTS=1, ERRORS=1), killed=False, window=2)
+        account.close(_tally(SUBMITTED=3, RESULTS=1, ERRORS=1), killed=False, window=2)
 
 
 @pytest.mark.parametrize("word", ["WRONG", "UNTYPED", "LATE"])
-def test_a_wrong_a_late_and_an_untyped_end_are_found(tmp_path: Path, word: str) -> None:
+def test_a_wrong_a_late_and_an_untyped_end_are_found(word: str) -> None:
     account = Account()
-    account.close(_tally(tmp_path / "t", SUBMITTED=1, RESULTS=1, **{word: 1}), killed=False, window=1)
+    account.close(_tally(SUBMITTED=1, RESULTS=1, **{word: 1}), killed=False, window=1)
 
     with pytest.raises(AssertionError, match="1 requests ended"):
         account.check()
 
 
-def test_what_was_out_when_its_robot_was_killed_is_part_of_the_account(tmp_path: Path) -> None:
+def test_what_was_out_when_its_robot_was_killed_is_part_of_the_account() -> None:
     account = Account()
-    account.close(_tally(tmp_path / "t", SUBMITTED=5, RESULTS=2, ERRORS=1), killed=True, window=3)
+    account.close(_tally(SUBMITTED=5, RESULTS=2, ERRORS=1), killed=True, window=3)
 
     account.check()
     assert str(account).startswith("submitted 5 = results 2 + typed errors 1 + out when their robot was killed 2")
+
+
+def test_a_tally_waits_for_no_disk() -> None:
+    tally = _tally(RESULTS=7)
+    other = Tally.open(tally.path)
+
+    assert other[Word.RESULTS] == 7
+    assert os.readlink(tally.path).startswith("/memfd:")
+    for each in (other, tally):
+        each.close()
+
+
+def test_a_failure_says_in_which_state_the_process_is_that_it_names() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        sleeper.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED)
+        pidfd = os.pidfd_open(sleeper.pid)
+
+        stopped = rf"^not served\nprocess {sleeper.pid}: State T \(stopped\);.* waits in "
+        with pytest.raises(AssertionError, match=stopped), naming(sleeper.pid):
+            raise AssertionError("not served")
+        with pytest.raises(AssertionError, match=r"^SIGKILL has not ended it within 0 s: process .*State T"):
+            wait_dead(sleeper.pid, pidfd, 0)
+        sleeper.kill()
+        wait_dead(sleeper.pid, pidfd, 60)
+        os.close(pidfd)
+
+    assert describe(sleeper.pid) == f"process {sleeper.pid} does not exist any more"
