@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 import sys
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder
 from shmserve.compiled import steps
-from shmserve.directories import CLIENT_SOCKET
+from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
     ClientSentAway,
+    ForeignService,
     ObservationTooLarge,
     ProtocolMismatch,
     ServiceRestarted,
@@ -27,6 +27,7 @@ from shmserve.errors import (
 )
 from shmserve.layout import SLOT_BITS, number_of, sequence_of, slot_of
 from shmserve.protocol import WIRE_VERSION
+from shmserve.service_owner import connect_to_service
 from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 
@@ -74,18 +75,26 @@ class Attachment:
     """Holds the channel until `hang_up`; the connection's end gives it back."""
 
     def __init__(
-        self, connection: VarlinkConnection, service: str, directory: Path, granted: Wanted, reply: Reply
+        self,
+        connection: VarlinkConnection,
+        service: str,
+        directory: Path,
+        granted: Wanted,
+        reply: Reply,
+        owners: Collection[int] | None = None,
     ) -> None:
         #: What the channel was last made for.
         self.granted = granted
         self._connection = connection
         self._service = service
         self._directory = directory
-        self.channel = ClientChannel(Lane.from_json(reply.parameters["lane"]), reply.fds)
+        #: The users to whom named memory may belong; None: anybody.
+        self._owners = owners
+        self.channel = ClientChannel(Lane.from_json(reply.parameters["lane"]), reply.fds, owners=owners)
         #: Whether pickles may cross in both directions. By socket activation whoever connected before the daemon had
         #: started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
         self.trusted = (
-            bool(reply.parameters["trusted"]) and _peer_uid(connection) in _trusted_uids() and _is_ours(self.channel)
+            bool(reply.parameters["trusted"]) and connection.peer_uid() in _trusted_uids() and _is_ours(self.channel)
         )
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
@@ -109,19 +118,23 @@ class Attachment:
     def open(
         cls,
         service: str,
-        directory: Path,
+        place: ServicePlace | Path,
         wanted: Wanted,
         timeout_s: float,
         connected: Callable[[VarlinkConnection], None] = lambda connection: None,
     ) -> Attachment:
-        """Attach to the service; raises ServiceUnavailable, ProtocolMismatch or ObservationTooLarge.
+        """Attach to the service; raises ServiceUnavailable, ForeignService, ProtocolMismatch or ObservationTooLarge.
 
-        `connected` gets the connection before the daemon is asked, so that another thread can end the wait.
+        A `place` that is a path counts as named by the caller. `connected` gets the connection before the daemon is asked,
+        so that another thread can end the wait.
         """
-        path = directory / CLIENT_SOCKET
+        place = place if isinstance(place, ServicePlace) else ServicePlace(place, named=True)
+        path = place.directory / CLIENT_SOCKET
         deadline = time.monotonic() + timeout_s
         try:
-            connection = VarlinkConnection.connect(path, timeout_s, accept_fds=_LANE_FDS)
+            connection, owners = connect_to_service(place, CLIENT_SOCKET, timeout_s, accept_fds=_LANE_FDS)
+        except ForeignService:
+            raise
         except (FileNotFoundError, ConnectionError) as error:
             raise ServiceUnavailable(
                 f"no daemon serves {service!r} at {path}: start one (shmserved --model-path DIR --name {service}), "
@@ -141,7 +154,7 @@ class Attachment:
                 "program": Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python",
             }
             reply = _call(connection, service, "Attach", parameters, deadline - time.monotonic())
-            return cls(connection, service, directory, wanted.copy(), reply)
+            return cls(connection, service, place.directory, wanted.copy(), reply, owners)
         except BaseException:
             connection.close()
             raise
@@ -166,7 +179,7 @@ class Attachment:
             raise
         self.granted = wanted.copy()
         lane = Lane.from_json(reply.parameters["lane"])
-        channel = ClientChannel(lane, reply.fds, before=self.channel)
+        channel = ClientChannel(lane, reply.fds, before=self.channel, owners=self._owners)
         if self.trusted and not _is_ours(channel):
             channel.close()
             raise ServiceUnavailable(
@@ -317,10 +330,3 @@ def end_calls(connection: VarlinkConnection) -> None:
     if connection.fileno() >= 0:
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as sock:
             sock.shutdown(socket.SHUT_RDWR)
-
-
-def _peer_uid(connection: VarlinkConnection) -> int:
-    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    uid: int = struct.unpack("=iII", credentials)[1]
-    return uid

@@ -88,7 +88,7 @@ class DaemonCalls(Hold):
                 self.check_usable()
                 self._connecting = connection
 
-        return Attachment.open(self.name, self._directory, self._wanted, _remaining_s(deadline_ns), connected)
+        return Attachment.open(self.name, self._place, self._wanted, _remaining_s(deadline_ns), connected)
 
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """What the daemon says of itself and its model."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from pathlib import Path
 from typing import Any, NoReturn
 
 from shmserve.channel import ClientChannel
 from shmserve.codec import Encoder
+from shmserve.directories import ServicePlace
 from shmserve.errors import ClientClosed, ClientForked
 from shmserve.protocol import Flag, Status
 from shmserve.ring import ReplyHead
@@ -36,7 +36,7 @@ class Hold:
     def __init__(
         self,
         name: str,
-        directory: Path,
+        place: ServicePlace,
         wanted: Wanted,
         budget: SpinBudget,
         max_retries: int,
@@ -53,7 +53,7 @@ class Hold:
         self.late_replies = 0
         #: Who wants to know when another model version answers; asked by `Pending.result`, outside the lock.
         self.model_watch: ModelWatch | None = None
-        self._directory = directory
+        self._place = place
         self._wanted = wanted
         self._news = News(budget)
         self._encoder = Encoder()

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Literal, final, overload
 
-from shmserve.directories import service_directory
+from shmserve.directories import service_place
 from shmserve.errors import RequestRejected, ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.protocol import Flag, Kind
 from shmserve.spin import SpinBudget, SpinSetting
@@ -58,10 +58,9 @@ class ShmClient:
             raise ValueError(f"max_retries = {max_retries}, retry_delay = {retry_delay}: neither may be negative")
         if not 1 <= slots <= 64:
             raise ValueError(f"slots = {slots}: 1 to 64")
-        directory = service_directory(name, runtime_dir)
         self._exchange = PlainExchange(
             name,
-            directory,
+            service_place(name, runtime_dir),
             Wanted(slots),
             SpinBudget(spin_us),
             max_retries,

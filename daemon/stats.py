@@ -11,13 +11,14 @@ True
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 from dataclasses import dataclass
 from enum import IntEnum
 
 from shmserve.compiled import COMPILED, steps
+from shmserve.errors import ProtocolMismatch
+from shmserve.sealed_memory import seal, unsafe_to_map
 
 WORD = 8
 #: Channels have a line each; a service has no more clients than this.
@@ -138,7 +139,7 @@ def create_stats_memory() -> int:
     """A memfd for one engine's stats, sealed so that neither side can pull it from under the other."""
     descriptor = os.memfd_create("shmserve-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.posix_fallocate(descriptor, 0, STATS_BYTES)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    seal(descriptor)
     return descriptor
 
 
@@ -146,6 +147,12 @@ class Stats:
     """The mapped words; the engine writes with `words[Counter.X] += 1` and `record`, the supervisor reads."""
 
     def __init__(self, descriptor: int) -> None:
+        """The descriptor stays the caller's. Raises ProtocolMismatch for what `create_stats_memory` did not make."""
+        problem = unsafe_to_map(descriptor, writable=True)
+        if problem is None and os.fstat(descriptor).st_size < STATS_BYTES:
+            problem = f"has {os.fstat(descriptor).st_size} of {STATS_BYTES} bytes"
+        if problem is not None:
+            raise ProtocolMismatch(f"the memory for an engine's stats {problem}")
         self._mapped = mmap.mmap(descriptor, STATS_BYTES, flags=mmap.MAP_SHARED)
         self.words = memoryview(self._mapped).cast("Q")
         self._histograms = steps.Histograms(self._mapped, _HISTOGRAMS_AT) if COMPILED else None

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .doorbell import Listener, NamedDoorbell, Ringer, create_doorbell, unlink_doorbell
 from .errors import ProtocolMismatch
 from .layout import Geometry
-from .pipe_doorbell import PipeListener, PipeRinger
+from .pipe_doorbell import PipeListener, PipeRinger, check_pipe
 from .ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from .segment import Identity, Segment, create_segment, unlink_segment
 
@@ -84,25 +84,41 @@ def unlink_lane(lane: Lane) -> None:
 class ClientChannel:
     """The client's ends. `descriptors`, of transport `sealed`, are as `SealedLane.create` gives them."""
 
-    def __init__(self, lane: Lane, descriptors: Sequence[int] = (), before: ClientChannel | None = None) -> None:
-        """Takes `descriptors` over. A later generation of a sealed channel keeps the doorbells of the one `before`."""
+    def __init__(
+        self,
+        lane: Lane,
+        descriptors: Sequence[int] = (),
+        before: ClientChannel | None = None,
+        *,
+        owners: Container[int] | None = None,
+    ) -> None:
+        """Takes `descriptors` over. A later generation of a sealed channel keeps the doorbells of the one `before`.
+
+        Raises ServiceUnavailable if what the lane names is gone, ForeignService if it is not of one of these `owners`
+        (None: anybody), ProtocolMismatch if what came with it cannot be mapped without danger.
+        """
         #: The doorbells are a later generation's now, and not closed with this one.
         self.lends_bells = False
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
-            requests, replies = _open_segments(undo, lane, rest, writable=("requests",))
+            _check_count(lane, rest, 2 if before is not None else 4)
+            requests, replies = _open_segments(undo, lane, rest, writable=("requests",), owners=owners)
             self.request_bell: Ringer
             self.reply_bell: Listener
             if lane.names is not None:
-                self.request_bell = bell = NamedDoorbell(lane.names.request_bell)
+                self.request_bell = bell = NamedDoorbell(lane.names.request_bell, owners)
                 undo.callback(bell.close)
-                self.reply_bell = NamedDoorbell(lane.names.reply_bell)
+                self.reply_bell = NamedDoorbell(lane.names.reply_bell, owners)
             elif before is not None:
                 self.request_bell, self.reply_bell = before.request_bell, before.reply_bell
                 before.lends_bells = True
             else:
-                self.request_bell, self.reply_bell = PipeRinger(rest.pop(0)), PipeListener(rest.pop(0))
+                self.request_bell = ringer = PipeRinger(rest[0])
+                undo.callback(ringer.close)
+                del rest[0]
+                self.reply_bell = PipeListener(rest[0])
+                del rest[0]
             _close_all(rest)
             undo.pop_all()
         self.requests = RequestWriter(requests)
@@ -130,6 +146,7 @@ class EngineChannel:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
             writable = ("requests", "replies") if writable_requests else ("replies",)
+            _check_count(lane, rest, 4)
             requests, replies = _open_segments(undo, lane, rest, writable=writable, populate=False)
             self.reply_bell: Ringer
             #: The pipe that this client rings; named channels share one request bell, which is the service's.
@@ -137,8 +154,10 @@ class EngineChannel:
             if lane.names is not None:
                 self.reply_bell = NamedDoorbell(lane.names.reply_bell)
             else:
-                self.request_pipe = rest.pop(0)
-                self.reply_bell = PipeRinger(rest.pop(0))
+                check_pipe(rest[0], os.O_RDONLY)
+                self.reply_bell = PipeRinger(rest[1])
+                self.request_pipe = rest[0]
+                del rest[:2]
             _close_all(rest)
             undo.pop_all()
         self.requests = RequestReader(requests)
@@ -163,18 +182,36 @@ class EngineChannel:
             os.close(pipe)
 
 
+def _check_count(lane: Lane, descriptors: Sequence[int], expected: int) -> None:
+    # Fewer came than were sent if this process has no room for more.
+    if lane.names is None and len(descriptors) != expected:
+        raise ProtocolMismatch(
+            f"{len(descriptors)} descriptors came with a channel of transport 'sealed', not {expected}"
+        )
+
+
 def _open_segments(
-    undo: contextlib.ExitStack, lane: Lane, descriptors: list[int], *, writable: Sequence[str], populate: bool = True
+    undo: contextlib.ExitStack,
+    lane: Lane,
+    descriptors: list[int],
+    *,
+    writable: Sequence[str],
+    populate: bool = True,
+    owners: Container[int] | None = None,
 ) -> tuple[Segment, Segment]:
     """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
     segments = []
     for direction in ("requests", "replies"):
         if lane.names is not None:
-            segment = Segment.open(getattr(lane.names, direction), writable=direction in writable, populate=populate)
+            segment = Segment.open(
+                getattr(lane.names, direction), writable=direction in writable, populate=populate, owners=owners
+            )
         else:
             descriptor = descriptors.pop(0)
             try:
-                segment = Segment.from_descriptor(descriptor, writable=direction in writable, populate=populate)
+                segment = Segment.from_descriptor(
+                    descriptor, writable=direction in writable, populate=populate, sealed=True
+                )
             finally:
                 os.close(descriptor)
         undo.callback(segment.close)

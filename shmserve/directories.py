@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 CLIENT_SOCKET = "client.sock"
@@ -39,16 +40,34 @@ def daemon_state_directory(flag: str | os.PathLike[str] | None = None) -> Path:
     return _private_temporary()
 
 
-def service_directory(name: str, flag: str | os.PathLike[str] | None = None) -> Path:
+@dataclass(frozen=True)
+class ServicePlace:
+    """The directory of one service's sockets, and who chose it: that decides whose daemon may answer (service_owner.py)."""
+
+    directory: Path
+    #: The caller or SHMSERVE_RUNTIME_DIR named the runtime directory.
+    named: bool = False
+    #: It is under /run/shmserve, where only root makes directories.
+    system: bool = False
+
+
+def service_place(name: str, flag: str | os.PathLike[str] | None = None) -> ServicePlace:
     """Where a client or an operator finds the sockets of service `name`.
 
     As the daemon's rule, but with the system's services (/run/shmserve) before the user's own.
     """
     check_service_name(name)
     chosen = _chosen(flag, "SHMSERVE_RUNTIME_DIR", None)
-    if chosen is None:
-        chosen = _SYSTEM_RUNTIME if (_SYSTEM_RUNTIME / name).is_dir() else _user_runtime()
-    return chosen / name
+    if chosen is not None:
+        return ServicePlace(chosen / name, named=True)
+    if (_SYSTEM_RUNTIME / name).is_dir():
+        return ServicePlace(_SYSTEM_RUNTIME / name, system=True)
+    return ServicePlace(_user_runtime() / name)
+
+
+def service_directory(name: str, flag: str | os.PathLike[str] | None = None) -> Path:
+    """The directory of `service_place`."""
+    return service_place(name, flag).directory
 
 
 def _chosen(flag: str | os.PathLike[str] | None, own: str, systemd: str | None) -> Path | None:
@@ -69,5 +88,6 @@ def _user_runtime() -> Path:
 
 
 def _private_temporary() -> Path:
-    # Others can make this name first; whoever makes or uses the directory checks its owner and mode.
+    # Another user can make this name first. The daemon checks owner and mode of what it finds there (service_lock.py),
+    # clients and operators check the owners and the daemon's uid (service_owner.py).
     return Path(tempfile.gettempdir()) / f"shmserve-{os.getuid()}"

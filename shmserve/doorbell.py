@@ -12,11 +12,12 @@ import ctypes
 import errno
 import os
 import time
+from collections.abc import Container
 from typing import Protocol
 
 import posix_ipc
 
-from .errors import ServiceUnavailable
+from .errors import ForeignService, ServiceUnavailable
 
 _CLOCK_MONOTONIC = 1
 
@@ -114,14 +115,35 @@ def unlink_doorbell(name: str) -> None:
         posix_ipc.unlink_semaphore(name)
 
 
+def _check_owner(name: str, owners: Container[int] | None) -> None:
+    # Of the name, for posix_ipc gives no descriptor; after it was opened and before anything is read. Names are random,
+    # and nobody but the owner can remove one that another could make again.
+    if owners is None:
+        return
+    try:
+        uid = os.stat(_file(name), follow_symlinks=False).st_uid
+    except FileNotFoundError as error:
+        raise ServiceUnavailable(f"semaphore {name} is gone: the daemon stopped") from error
+    if uid not in owners:
+        raise ForeignService(f"semaphore {name} belongs to uid {uid}, whose daemon this is not: not used")
+
+
 class NamedDoorbell:
     """A POSIX named semaphore, opened by either end."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owners: Container[int] | None = None) -> None:
+        """Raises ServiceUnavailable if the name is gone, and ForeignService if it is not of one of these `owners`, who can
+        shrink it; None: anybody.
+        """
         try:
             self._semaphore = posix_ipc.Semaphore(name)
         except posix_ipc.ExistentialError as error:
             raise ServiceUnavailable(f"semaphore {name} is gone: the daemon stopped") from error
+        try:
+            _check_owner(name, owners)
+        except BaseException:
+            self._semaphore.close()
+            raise
         self._closed = False
         self._acquire = self._semaphore.acquire
         self._release = self._semaphore.release

@@ -5,6 +5,7 @@
         ClientSentAway                         this client broke its channel, or crashed the engine again and again
         ServiceRestarted                       the daemon went away while the request was out
         ServiceStopping                        the daemon is going away and did not start the request
+      ForeignService (PermissionError)         another user's daemon or directory, which the caller did not name
       ProtocolMismatch                         the other side speaks another wire version
       RequestTimeout (TimeoutError)            the deadline passed
       RequestRejected (ValueError)             the request itself cannot be served
@@ -59,6 +60,10 @@ class ServiceStopping(ServiceUnavailable):
 
 class ClientSentAway(ServiceUnavailable):
     """The daemon closed this client's channel, and lets its process back in after a while only; the message says why."""
+
+
+class ForeignService(ShmServeError, PermissionError):
+    """Another user owns the daemon or its directory, and the caller did not name that directory; nothing was sent."""
 
 
 class ProtocolMismatch(ShmServeError):

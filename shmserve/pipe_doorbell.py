@@ -8,8 +8,12 @@ memory can be scribbled on or truncated, a pipe's state is the kernel's.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
+import stat
+
+from .errors import ProtocolMismatch
 
 _TOKEN = b"\0"
 _ALL_TOKENS = 65536
@@ -20,10 +24,20 @@ def create_pipe() -> tuple[int, int]:
     return os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
 
+def check_pipe(descriptor: int, mode: int) -> None:
+    """Raises ProtocolMismatch unless the other process sent this end of a pipe (O_RDONLY, O_WRONLY); it blocks no more."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode) or flags & os.O_ACCMODE != mode:
+        raise ProtocolMismatch(f"a doorbell is the {'writing' if mode == os.O_WRONLY else 'reading'} end of a pipe")
+    if not flags & os.O_NONBLOCK:
+        os.set_blocking(descriptor, False)
+
+
 class PipeRinger:
-    """The writing end; takes the descriptor over."""
+    """The writing end; takes the descriptor over, unless it is something else (ProtocolMismatch)."""
 
     def __init__(self, descriptor: int) -> None:
+        check_pipe(descriptor, os.O_WRONLY)
         self._descriptor = descriptor
 
     def ring(self) -> None:
@@ -38,9 +52,10 @@ class PipeRinger:
 
 
 class PipeListener:
-    """The reading end; takes the descriptor over."""
+    """The reading end; takes the descriptor over, unless it is something else (ProtocolMismatch)."""
 
     def __init__(self, descriptor: int) -> None:
+        check_pipe(descriptor, os.O_RDONLY)
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)

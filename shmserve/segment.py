@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import stat
@@ -20,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import posix_ipc
 
-from .errors import ProtocolMismatch, ServiceUnavailable
+from .errors import ForeignService, ProtocolMismatch, ServiceUnavailable
 from .layout import COUNTER_OFFSET, HEADER, WORD, Geometry, header_bytes
 from .protocol import MAGIC, WIRE_VERSION
+from .sealed_memory import seal, unsafe_to_map
 
 #: Of a mapping's pages at each step; how long the kernel takes to clear so many: `python -m bench.channel_memory`.
 _PIECE_BYTES = 128 << 10
@@ -73,7 +73,7 @@ def create_sealed_segment(geometry: Geometry, identity: Identity, mode: int = 0o
         os.fchmod(descriptor, mode)
         os.posix_fallocate(descriptor, 0, geometry.segment_bytes)
         _write_header(descriptor, geometry, identity, counter)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        seal(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
@@ -114,10 +114,11 @@ class Segment:
         self.bytes = np.frombuffer(mapped, np.uint8)
 
     @classmethod
-    def open(cls, name: str, *, writable: bool, populate: bool = True) -> Segment:
+    def open(cls, name: str, *, writable: bool, populate: bool = True, owners: Container[int] | None = None) -> Segment:
         """Map the named segment; the caller closes it. `populate` is as `from_descriptor` takes it.
 
-        Raises ServiceUnavailable if the name is gone (the daemon removed it meanwhile).
+        Raises ServiceUnavailable if the name is gone (the daemon removed it meanwhile), and ForeignService if it is not of
+        one of these `owners` (None: anybody), who can shrink it as long as it is mapped.
         """
         try:
             # No size= on an existing name: posix_ipc would resize the live segment to it.
@@ -128,18 +129,25 @@ class Segment:
                 "(in a container share the host's, or use transport 'sealed')"
             ) from error
         try:
+            if owners is not None and (uid := os.fstat(shared.fd).st_uid) not in owners:
+                raise ForeignService(f"shared memory {name} belongs to uid {uid}, whose daemon this is not: not mapped")
             return cls.from_descriptor(shared.fd, writable=writable, populate=populate)
         finally:
             shared.close_fd()
 
     @classmethod
-    def from_descriptor(cls, descriptor: int, *, writable: bool, populate: bool = True) -> Segment:
+    def from_descriptor(
+        cls, descriptor: int, *, writable: bool, populate: bool = True, sealed: bool = False
+    ) -> Segment:
         """Map the segment behind an open file descriptor; the descriptor stays the caller's.
 
-        Without `populate` the mapping has no pages yet, see the method of that name.
+        Without `populate` the mapping has no pages yet, see the method of that name. `sealed`: another process sent the
+        descriptor, so the memory must be sealed.
 
-        Raises ProtocolMismatch for a header of another wire version, or one that contradicts the file.
+        Raises ProtocolMismatch for a header of another wire version, or one that contradicts the file, or without seals.
         """
+        if sealed and (problem := unsafe_to_map(descriptor, writable=writable)) is not None:
+            raise ProtocolMismatch(f"the memory of a channel {problem}; it was not mapped")
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_size < HEADER.size:
             raise ProtocolMismatch(f"not a segment: {found.st_size} bytes, a header alone has {HEADER.size}")

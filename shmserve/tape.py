@@ -28,7 +28,6 @@ True
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import struct
@@ -42,6 +41,7 @@ import numpy.typing as npt
 from .errors import ShmServeError
 from .fence import fence
 from .layout import CACHE_LINE, WORD, Words, aligned
+from .sealed_memory import seal, unsafe_to_map
 
 #: First word of every tape: the bytes ``shmstape`` read as a little-endian number.
 _MAGIC = int.from_bytes(b"shmstape", "little")
@@ -58,7 +58,6 @@ _ENTRY = Words(
 _ENTRY_BYTES = aligned(_ENTRY.size)
 _PAD = struct.Struct("@QQ")
 _LEAST_CAPACITY, _MOST_CAPACITY = 4096, 1 << 36
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,12 +89,8 @@ class TapeEntry:
 
 def check_tape(descriptor: int) -> int:
     """The capacity of the tape behind the descriptor; raises TapeBroken if an engine could be hurt by it."""
-    try:
-        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-    except OSError as error:
-        raise TapeBroken("a tape is a memfd: this descriptor is something else") from error
-    if not seals & fcntl.F_SEAL_SHRINK:
-        raise TapeBroken("the tape is not sealed against shrinking: whoever writes to it could be killed by that")
+    if (problem := unsafe_to_map(descriptor, writable=True)) is not None:
+        raise TapeBroken(f"the tape {problem}")
     size = os.fstat(descriptor).st_size
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size:
@@ -190,7 +185,7 @@ class TapeReader(_Tape):
             # All of it now, by the recorder: an engine that met a full memory here would die of SIGBUS.
             os.posix_fallocate(self.descriptor, 0, _ENTRIES_AT + capacity)
             os.pwrite(self.descriptor, _HEADER.packed.pack(_MAGIC, _VERSION, capacity), 0)
-            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            seal(self.descriptor)
             super().__init__(self.descriptor)
         except BaseException:
             os.close(self.descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from shmserve.varlink import Reply, VarlinkError, VarlinkProtocolError, decode_r
 from shmserve.varlink_socket import MessageReader, close_fds, send_part, socket_path
 
 _BACKLOG_RETRY_S = 0.01
+_UCRED = struct.Struct("=iII")  # pid, uid, gid
 _POLL_S = 3600.0  # poll(2) counts milliseconds in an int
 
 
@@ -103,6 +105,11 @@ class VarlinkConnection:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def peer_uid(self) -> int:
+        """The user of the process that listens, as it was when that called listen(2)."""
+        uid: int = _UCRED.unpack(self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        return uid
 
     def peer_closed(self) -> bool:
         """True once the service has closed the connection; what it said before that can still be read. Never waits."""

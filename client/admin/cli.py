@@ -85,7 +85,7 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
         watch_status(target, as_json=target.as_json or as_json)
         return
     with target.connection() as connection:
-        found = connection.call("Status")["status"]
+        found = connection.status()
     if target.as_json or as_json:
         print_json(found)
         return

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shmserve.directories import ADMIN_SOCKET, service_directory
+from shmserve.directories import ADMIN_SOCKET, check_service_name, service_place
+from shmserve.service_owner import foreign_place
 
 from .exits import with_exit_status
 
@@ -39,13 +40,23 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 def complete_services(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The services of this host whose names begin so."""
+    """The services of this host whose names begin so, without those that this user would be refused."""
     from click.shell_completion import CompletionItem
 
     found: set[str] = set()
     runtime_dir = context.params.get("runtime_dir")
     # Where the service called "default" would be, its neighbours are.
-    for place in {service_directory("default", runtime_dir).parent, Path("/run/shmserve")}:
+    for place in {service_place("default", runtime_dir).directory.parent, Path("/run/shmserve")}:
         with contextlib.suppress(OSError):
             found |= {path.parent.name for path in place.glob(f"*/{ADMIN_SOCKET}")}
-    return [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]
+    names = sorted(name for name in found if name.startswith(incomplete) and _is_ours(name, runtime_dir))
+    return [CompletionItem(name) for name in names]
+
+
+def _is_ours(name: str, runtime_dir: str | None) -> bool:
+    try:
+        check_service_name(name)
+    except ValueError:  # a stranger's folder may be called anything
+        return False
+    place = service_place(name, runtime_dir)
+    return place.named or not foreign_place(place)

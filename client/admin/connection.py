@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
-from shmserve.directories import ADMIN_SOCKET, service_directory
-from shmserve.errors import ServiceUnavailable
+from shmserve.directories import ADMIN_SOCKET, service_place
+from shmserve.errors import ForeignService, ServiceUnavailable
+from shmserve.service_owner import connect_to_service, user_name
 from shmserve.varlink_connection import VarlinkConnection
 
 INTERFACE = "io.shmserve.Admin"
@@ -31,16 +32,22 @@ class Told:
 
 @final
 class AdminConnection:
-    """Calls io.shmserve.Admin of one service. Raises ServiceUnavailable when there is no daemon."""
+    """Calls io.shmserve.Admin of one service.
+
+    Raises ServiceUnavailable when there is no daemon, ForeignService when it is another user's and was not named.
+    """
 
     def __init__(self, name: str, runtime_dir: str | os.PathLike[str] | None) -> None:
         self.name = name
-        self.path: Path = service_directory(name, runtime_dir) / ADMIN_SOCKET
+        self._place = service_place(name, runtime_dir)
+        self.path: Path = self._place.directory / ADMIN_SOCKET
         self._connection: VarlinkConnection | None = None
 
     def open(self, timeout_s: float = 5.0) -> AdminConnection:
         try:
-            self._connection = VarlinkConnection.connect(self.path, timeout_s)
+            self._connection, _ = connect_to_service(self._place, ADMIN_SOCKET, timeout_s, how="--runtime-dir")
+        except ForeignService:
+            raise
         except (FileNotFoundError, ConnectionError) as error:
             raise ServiceUnavailable(
                 f"no daemon serves {self.name!r} at {self.path}: start one (shmserved --model-path DIR --name "
@@ -82,6 +89,24 @@ class AdminConnection:
                 f"the daemon of {self.name!r} closed the connection: it ended, and its log says why; what it serves once "
                 f"it is back: shmserve-admin --name {self.name} status"
             ) from error
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself, and what the kernel says of whose it is.
+
+        `uid` and `user` are of the process that listens: by socket activation that is root's until the daemon has started.
+        """
+        assert self._connection is not None
+        status: dict[str, Any] = self.call("Status")["status"]
+        uid, runtime_dir = self._connection.peer_uid(), self.path.parent.parent
+        owner = runtime_dir.stat().st_uid
+        return {
+            **status,
+            "uid": uid,
+            "user": user_name(uid),
+            "runtime_dir": str(runtime_dir),
+            "runtime_dir_uid": owner,
+            "runtime_dir_user": user_name(owner),
+        }
 
     def told(self, replies: Iterator[dict[str, Any]]) -> Told:
         """These replies as they come, for select(2)."""

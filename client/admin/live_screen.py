@@ -23,9 +23,9 @@ from .top_view import Look, TopView
 def watch_status(target: Target, *, as_json: bool) -> None:
     """`shmserve-admin status --watch`."""
     if as_json:
-        _watch_printed(target, 1.0, lambda connection: print_json(connection.call("Status")["status"]))
+        _watch_printed(target, 1.0, lambda connection: print_json(connection.status()))
     else:
-        _watch(target, 1.0, lambda connection: render(connection.call("Status")["status"]))
+        _watch(target, 1.0, lambda connection: render(connection.status()))
 
 
 def watch_rates(target: Target, interval_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -93,7 +94,13 @@ def _summary(status: dict[str, Any]) -> Table:
         )
         if not engine.get("compiled", True):
             table.add_row("request path", "Python (not compiled): see docs/performance.md")
-    table.add_row("daemon", f"pid {status['pid']}, up {duration(status['uptime_s'])}, transport {status['transport']}")
+    daemon = Text(f"pid {status['pid']}")
+    if "uid" in status:
+        daemon.append(f" of {_user(status['uid'], status['user'])}", style=_style(status["uid"]))
+    table.add_row("daemon", daemon + f", up {duration(status['uptime_s'])}, transport {status['transport']}")
+    if "runtime_dir" in status:
+        owner = Text(_user(status["runtime_dir_uid"], status["runtime_dir_user"]), _style(status["runtime_dir_uid"]))
+        table.add_row("runtime dir", Text(f"{status['runtime_dir']} of ") + owner)
     if status["recording"]:
         table.add_row("recording", Text("somebody keeps what clients ask and get", style="yellow"))
     requests = status["requests"]
@@ -107,6 +114,14 @@ def _summary(status: dict[str, Any]) -> Table:
     table.add_row("requests", counts)
     table.add_row("logs", Text(status["logs"]))
     return table
+
+
+def _user(uid: int, name: str | None) -> str:
+    return f"uid {uid}" if name is None else f"uid {uid} ({name})"
+
+
+def _style(uid: int) -> str:
+    return "" if uid in (0, os.geteuid()) else "yellow"  # another user's, which the operator named
 
 
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
