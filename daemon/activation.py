@@ -29,12 +29,12 @@ def inherited_sockets(environment: MutableMapping[str, str], directory: Path) ->
     for_pid = environment.pop("LISTEN_PID", None)
     count = environment.pop("LISTEN_FDS", "")
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    environment.pop("LISTEN_PIDFDID", None)
     if for_pid != str(os.getpid()) or not count.isdigit():
         return {}
     found: dict[str, socket.socket] = {}
     for index in range(int(count)):
         descriptor = _FIRST + index
-        os.set_inheritable(descriptor, False)
         given = names[index] if index < len(names) else ""
         sock, path = _listening(descriptor, given)
         # systemd-socket-activate and units without FileDescriptorName= leave only the path to go by.
@@ -56,6 +56,7 @@ def group_may_connect(sock: socket.socket) -> bool:
 
 def _listening(descriptor: int, given: str) -> tuple[socket.socket, Path]:
     try:
+        os.set_inheritable(descriptor, False)
         sock = socket.socket(fileno=descriptor)
         name = sock.getsockname()
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

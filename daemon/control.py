@@ -22,7 +22,10 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from collections import deque
 from typing import Any
+
+from shmserve.varlink_socket import receive_with_fds
 
 MESSAGE_LIMIT = 1 << 20
 #: Ends an engine's sleep, so that it looks for messages; harmless at any other time.
@@ -37,7 +40,7 @@ class ControlSocket:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._received = bytearray()
-        self._descriptors: list[int] = []
+        self._descriptors: deque[list[int]] = deque()  # of each message that has some
         #: The supervisor is gone.
         self.closed = False
 
@@ -54,13 +57,15 @@ class ControlSocket:
     def receive(self, timeout_s: float = 0.0) -> list[dict[str, Any]]:
         """The messages that have arrived; waits up to `timeout_s` for the first.
 
-        `fds` of a message is a list of the descriptors that came with it, now the caller's.
+        `fds` of a message is a list of the descriptors that came with it, now the caller's; none if this process had no
+        room for all of them.
         """
         self._socket.settimeout(timeout_s)
         try:
             while True:
-                data, descriptors, _, _ = socket.recv_fds(self._socket, 65536, FDS_LIMIT)
-                self._descriptors += descriptors
+                data, descriptors, whole = receive_with_fds(self._socket, 65536, FDS_LIMIT)
+                if descriptors or not whole:
+                    self._descriptors.append(descriptors)
                 if not data:
                     self.closed = True
                     break
@@ -74,9 +79,9 @@ class ControlSocket:
             self._socket.settimeout(None)
         messages = take_messages(self._received)
         for message in messages:
-            # Descriptors arrive in the order of the messages, none later than the end of its own.
-            count = message.get("fds", 0)
-            message["fds"], self._descriptors = self._descriptors[:count], self._descriptors[count:]
+            # The kernel gives those of one message with a read of their own, in the order of the messages and with the
+            # beginning of theirs.
+            message["fds"] = self._descriptors.popleft() if message.get("fds", 0) and self._descriptors else []
         return messages
 
 

@@ -40,6 +40,7 @@ from .heartbeat_watch import HeartbeatWatch
 from .logs import configure_logging
 from .model_package import ModelPackage
 from .notify import Notifier
+from .own_descriptors import keep_from_children
 from .served import EngineFailed
 from .service_lock import AlreadyRunning
 from .service_report import ServiceReport
@@ -179,6 +180,7 @@ def main(
     shmserved --model-path models/arm --name arm --device cuda:0
     shmserved --config arm.toml --check-config
     """
+    keep_from_children()
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)
     try:

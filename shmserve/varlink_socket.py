@@ -78,7 +78,17 @@ def receive_part(sock: socket.socket, accept_fds: int) -> tuple[bytes, list[int]
     waiting = sock.recv(READ_BYTES, socket.MSG_PEEK)
     if not waiting:
         return b"", []
-    size = waiting.find(b"\0") + 1 or len(waiting)
+    data, fds, whole = receive_with_fds(sock, waiting.find(b"\0") + 1 or len(waiting), accept_fds)
+    if not whole:
+        raise VarlinkProtocolError(_too_many(accept_fds))
+    return data, fds
+
+
+def receive_with_fds(sock: socket.socket, size: int, accept_fds: int) -> tuple[bytes, list[int], bool]:
+    """One recvmsg(2): bytes, descriptors (close-on-exec), and whether these are all that were sent.
+
+    If not, because they are more than `accept_fds` or this process has no room for more, none are given.
+    """
     # Not socket.recv_fds(), which forgets its flags in several versions of Python: children would inherit what comes.
     # CMSG_LEN, not CMSG_SPACE: the padding would hold one descriptor more.
     room = socket.CMSG_LEN(accept_fds * array.array("i").itemsize)
@@ -89,8 +99,8 @@ def receive_part(sock: socket.socket, accept_fds: int) -> tuple[bytes, list[int]
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
         close_fds(fds)
-        raise VarlinkProtocolError(_too_many(accept_fds))
-    return data, list(fds)
+        return data, [], False
+    return data, list(fds), True
 
 
 def send_part(sock: socket.socket, data: memoryview, fds: Sequence[int]) -> int:

@@ -19,6 +19,7 @@ from shmserve.client import ShmClient
 from shmserve.daemon.activation import ActivationError, inherited_sockets
 from tests import watchdog
 from tests.daemon_process import SHMSERVED, Daemon, environment
+from tests.descriptors import inheritable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 UNITS = REPOSITORY / "systemd"
@@ -280,6 +281,8 @@ def test_a_client_that_started_first_waits_for_the_daemon(
 
     thread.join()
     assert answers == [{"first": 1}]
+    assert (inheritable(daemon.pid), inheritable(daemon.engine_pid)) == ({}, {})
+    assert b"LISTEN_" not in Path(f"/proc/{daemon.engine_pid}/environ").read_bytes()
 
 
 @pytest.mark.long

@@ -33,6 +33,7 @@ from ..control import WAKE_SIGNAL, ControlSocket, encode
 from ..failpoints import failpoint
 from ..logs import configure_logging
 from ..model_package import ModelPackage
+from ..own_descriptors import keep_from_children
 from ..release import RELEASE_MISMATCH, mismatch
 from ..stats import Stats
 from .bells import Bells, SharedBell
@@ -270,6 +271,8 @@ class Engine:
         assert self._serving is not None
         self._end_recording(loop)
         try:
+            if not fds:
+                raise TapeBroken("the tape did not come: this process has no room for more descriptors")
             self._tape = TapeWriter(fds[0])
         except (TapeBroken, OSError) as error:  # the supervisor has looked at it: memory is short
             log.error("nothing is recorded: %s", error)
@@ -339,6 +342,7 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve as told on the control socket; 0 after an orderly stop, 1 if the model cannot be served."""
+    keep_from_children()  # what the policy starts could speak to the supervisor as this engine
     faulthandler.enable()
     # A terminal's Ctrl-C and systemd's SIGTERM reach every process of the service; the supervisor
     # alone decides when an engine stops, after what is under way.
@@ -358,6 +362,7 @@ def main() -> int:
         control.send("failed", stage="start", error=RELEASE_MISMATCH, message=said)
         return 1
     stats = Stats(int(sys.argv[2]))
+    os.close(int(sys.argv[2]))
     while not control.closed:
         for message in control.receive(1.0):
             if message["event"] == "load":

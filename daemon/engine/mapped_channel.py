@@ -28,7 +28,11 @@ class MappedChannel:
         self.lane = lane
         self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
         #: For the registrar's own mapping, until that is made.
-        self._requests = open_requests(lane, descriptors) if self._registrar is not None else None
+        self._requests = None
+        if self._registrar is not None and (
+            lane.names is not None or descriptors
+        ):  # without any, EngineChannel says so
+            self._requests = open_requests(lane, descriptors)
         try:
             self.channel = EngineChannel(lane, descriptors, writable_requests=writable_requests)
         except BaseException:
