@@ -25,7 +25,7 @@ from shmserve.errors import (
     ServiceUnavailable,
     ShmServeError,
 )
-from shmserve.layout import SLOT_BITS, number_of, sequence_of, slot_of
+from shmserve.layout import number_of, sequence_of, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.service_owner import connect_to_service
 from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
@@ -202,10 +202,10 @@ class Attachment:
         """What the next request is called, in the slot whose turn it is or else another one; 0 while none is free."""
         requests = self.channel.requests
         published = requests.words[requests.counter]
-        number = (published >> SLOT_BITS) + 1
+        number = number_of(published) + 1
         turn = number % requests.turning
         if not self.in_flight and not self.lent:
-            return number << SLOT_BITS | turn
+            return sequence_of(number, turn)
         self._forget_unpublished(published)
         used = {slot_of(sequence) for sequence in self.in_flight}
         used.update(slot_of(sequence) for sequence in tuple(self.lent) if self.lent_reply(sequence) is not None)

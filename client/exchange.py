@@ -10,7 +10,7 @@ from typing import Any
 
 from shmserve.codec import DoesNotFit, Encoded
 from shmserve.errors import RequestRejected, RequestTimeout, RingFull, ServiceUnavailable
-from shmserve.layout import SLOT_MASK
+from shmserve.layout import slot_of
 from shmserve.protocol import Flag, Kind
 
 from .attachment import Attachment
@@ -49,7 +49,7 @@ class Exchange(DaemonCalls):
             if sequence <= _WAIT:
                 return sequence
             attachment = self._held[0]
-            memory = attachment.channel.requests.memories[sequence & SLOT_MASK]
+            memory = attachment.channel.requests.memories[slot_of(sequence)]
             try:
                 encoded = self._encoder.encode(observation, memory)
             except DoesNotFit as needed:
@@ -141,7 +141,7 @@ class Exchange(DaemonCalls):
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
-                requests.memories[sequence & SLOT_MASK].writing,
+                requests.memories[slot_of(sequence)].writing,
             )
         )
         channel.request_bell.ring()

@@ -6,7 +6,7 @@ import weakref
 
 from shmserve.codec import LeafReader
 from shmserve.errors import InferenceFailed, ProtocolMismatch
-from shmserve.layout import SLOT_MASK
+from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Status
 from shmserve.ring import ReplyHead
@@ -22,7 +22,7 @@ _OK, _PICKLED = int(Status.OK), int(Flag.PICKLED)
 
 def settle(service: str, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
     """End `pending` with the reply that `head` tells of; any status but GROW."""
-    memory = attachment.channel.replies.memories[head.sequence & SLOT_MASK]
+    memory = attachment.channel.replies.memories[slot_of(head.sequence)]
     in_slot = head.schema, head.metadata_bytes, head.payload_bytes, head.flags & _PICKLED != 0
     lends = pending._lend and head.status == _OK
     read_leaf: LeafReader | None = None

@@ -150,8 +150,8 @@ static uint64_t next_sequence(const Asking *self)
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
         return 0;
     }
-    uint64_t number = (load(self->requests->counter) >> SLOT_BITS) + 1;
-    return number << SLOT_BITS | number % (uint64_t)self->turning;
+    uint64_t number = number_of(load(self->requests->counter)) + 1;
+    return sequence_of(number, number % (uint64_t)self->turning);
 }
 
 /* send(tree, deadline_ns, in_flight, pending): write the tree and publish it as the next request for the model, which
@@ -168,7 +168,7 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
         return NULL;
     if (self->sender == NULL || PyDict_GET_SIZE(args[2]))
         Py_RETURN_FALSE;
-    uint64_t sequence = next_sequence(self), slot = sequence & self->requests->mask, bytes = sender_bytes(self->sender);
+    uint64_t sequence = next_sequence(self), slot = slot_of(sequence), bytes = sender_bytes(self->sender);
     PyObject *memory = sequence ? memory_of(self->request_memories, slot) : NULL;
     int found = memory == NULL ? -1 : is_described(self, memory);
     if (found == 1)
@@ -205,7 +205,7 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
 static PyObject *asking_receive(PyObject *object, PyObject *type)
 {
     Asking *self = (Asking *)object;
-    uint64_t words[REPLY_WORDS], slot = self->sequence & self->replies->mask, *head;
+    uint64_t words[REPLY_WORDS], slot = slot_of(self->sequence), *head;
     if (self->receiver == NULL || !self->sequence)
         Py_RETURN_NONE;
     if ((head = head_of(self->replies, self->sequence)) == NULL)

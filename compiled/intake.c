@@ -103,8 +103,8 @@ static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
         return -1;
     }
-    uint64_t sequence = load(self->requests->counter), slot = sequence & self->requests->mask, *words = self->words;
-    if ((sequence >> SLOT_BITS) != (seen >> SLOT_BITS) + 1 || slot >= (uint64_t)self->requests->slots ||
+    uint64_t sequence = load(self->requests->counter), slot = slot_of(sequence), *words = self->words;
+    if (number_of(sequence) != number_of(seen) + 1 || slot >= (uint64_t)self->requests->slots ||
         slot >= (uint64_t)self->replies->slots || slot >= (uint64_t)PyList_GET_SIZE(self->payloads))
         return 0;
     copy_request(head_of(self->requests, sequence), words);
@@ -120,7 +120,7 @@ static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
 /* The observation of the request that `is_plain` has found, in its slot. */
 static PyObject *observation_of(Intake *self)
 {
-    Py_ssize_t slot = (Py_ssize_t)(self->words[SEQUENCE] & self->requests->mask);
+    Py_ssize_t slot = (Py_ssize_t)slot_of(self->words[SEQUENCE]);
     /* What is learnt may be forgotten by what a wrapper runs. */
     PyObject *receiver = Py_NewRef(self->receiver), *arena = Py_NewRef(self->arena), *tree = NULL;
     PyObject *payload = Py_NewRef(PyList_GET_ITEM(self->payloads, slot)), *views = Py_NewRef(self->views);

@@ -484,7 +484,7 @@ static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t
 /* Begin a write that no other had the number of, into this slot. */
 static uint64_t announce(uint64_t *counter, uint64_t slot)
 {
-    uint64_t writing = ((counter[WRITING] >> SLOT_BITS) + 1) << SLOT_BITS | slot;
+    uint64_t writing = sequence_of(number_of(counter[WRITING]) + 1, slot);
     /* ORDER: no bytes before the write; pairs with stager_advance. */
     __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
@@ -606,7 +606,7 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
     unsigned long slot = 0;
     if (count == 5 && args[2] != Py_None) {
         slot = PyLong_AsUnsignedLong(args[3]);
-        if (slot >= 1 << SLOT_BITS) {
+        if (slot >= MAX_SLOTS) {
             if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_ValueError, "no such slot");
             return NULL;

@@ -6,19 +6,17 @@
 #include "slots.h"
 #include "stager.h"
 
-/* Slots(memory, counter, first, stride, slots, mask): the places in words of 8 bytes. */
+/* Slots(memory, counter, first, stride, slots): the places in words of 8 bytes. */
 static PyObject *slots_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *memory;
     Py_ssize_t counter, first;
-    unsigned long long mask;
     Slots *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OnnnnK", &memory, &counter, &first, &self->stride, &self->slots, &mask) ||
+    if (!PyArg_ParseTuple(args, "Onnnn", &memory, &counter, &first, &self->stride, &self->slots) ||
         PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
         goto failed;
-    self->mask = mask;
     Py_ssize_t words = self->view.len / (Py_ssize_t)sizeof(uint64_t);
     if (counter < 0 || counter + PROCESSOR >= words || first < 0 || self->slots < 1 || self->stride < REPLY_WORDS ||
         self->slots > 1 << 16 || self->stride > (words - first) / self->slots ||
@@ -61,7 +59,7 @@ uint64_t *head_of(Slots *self, uint64_t sequence)
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
         return NULL;
     }
-    uint64_t slot = sequence & self->mask;
+    uint64_t slot = slot_of(sequence);
     if (slot >= (uint64_t)self->slots) {
         PyErr_Format(PyExc_IndexError, "slot %llu of %zd", (unsigned long long)slot, self->slots);
         return NULL;
@@ -141,7 +139,7 @@ static PyObject *slots_request(PyObject *object, PyObject *const *args, Py_ssize
     }
     if (to_word(args[1], &sequence) < 0)
         return NULL;
-    if (self->words != NULL && (sequence & self->mask) >= (uint64_t)self->slots)
+    if (self->words != NULL && slot_of(sequence) >= (uint64_t)self->slots)
         Py_RETURN_NONE;
     uint64_t *head = head_of(self, sequence);
     if (head == NULL)

@@ -4,6 +4,7 @@
 #define SHMSERVE_SLOTS_H
 
 #include "compiled.h"
+#include "sequence.h"
 
 typedef struct {
     PyObject_HEAD
@@ -12,7 +13,6 @@ typedef struct {
     uint64_t *counter;
     uint64_t *first; /* the first slot's head */
     Py_ssize_t slots, stride; /* in words */
-    uint64_t mask;
 } Slots;
 
 /* The words of a request's head, and of a reply's (REQUEST and REPLY in shmserve/layout.py). */

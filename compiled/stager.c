@@ -8,17 +8,15 @@
 
 #include "stager.h"
 
-/* Stager(memory, counter, payload, stride, slots, mask, room): places in bytes; `payload` is that of the first slot. */
+/* Stager(memory, counter, payload, stride, slots, room): places in bytes; `payload` is that of the first slot. */
 static PyObject *stager_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *memory;
     Py_ssize_t counter, payload;
-    unsigned long long mask;
     Stager *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OnnnnKn", &memory, &counter, &payload, &self->stride, &self->slots, &mask,
-                          &self->room) ||
+    if (!PyArg_ParseTuple(args, "Onnnnn", &memory, &counter, &payload, &self->stride, &self->slots, &self->room) ||
         PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
         goto failed;
     Py_ssize_t size = self->view.len;
@@ -30,7 +28,6 @@ static PyObject *stager_new(PyTypeObject *type, PyObject *args, PyObject *keywor
         PyErr_SetString(PyExc_ValueError, "these slots are not in this memory");
         goto failed;
     }
-    self->mask = mask;
     self->words = (uint64_t *)((char *)self->view.buf + counter);
     self->payloads = (char *)self->view.buf + payload;
     return (PyObject *)self;
@@ -107,7 +104,7 @@ int stager_advance(Stager *self)
         return 0;
     /* ORDER: the write before its bytes, and these before what they tell of; pairs with announce and copy_plain. */
     uint64_t writing = __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE);
-    if (writing == self->came || (writing & self->mask) >= (uint64_t)self->slots)
+    if (writing == self->came || slot_of(writing) >= (uint64_t)self->slots)
         return 0;
     if (writing != self->writing) {
         self->writing = writing;
@@ -119,7 +116,7 @@ int stager_advance(Stager *self)
     if (there <= self->done)
         return 0;
     Py_ssize_t size = there - self->done < ANNOUNCED_PIECE ? there - self->done : ANNOUNCED_PIECE;
-    const char *payload = self->payloads + (Py_ssize_t)(writing & self->mask) * self->stride;
+    const char *payload = self->payloads + (Py_ssize_t)slot_of(writing) * self->stride;
     memcpy(PyArray_BYTES(self->arena) + self->done, payload + self->done, (size_t)size);
     /* The client may have begun another write meanwhile, into the same slot. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);

@@ -4,14 +4,13 @@
 #define SHMSERVE_STAGER_H
 
 #include "compiled.h"
+#include "sequence.h"
 
 /* Payloads of fewer bytes are written before another processor has heard of it. */
 #define ANNOUNCED_BYTES (64 << 10)
 #define ANNOUNCED_PIECE (32 << 10)
 /* From here on the engine is rung for when the write begins, so that it wakes up while it goes on. */
 #define RUNG_BYTES (256 << 10)
-/* The bits of a write's number that name its slot, as of a sequence. */
-#define SLOT_BITS 6
 
 typedef struct {
     PyObject_HEAD
@@ -19,7 +18,6 @@ typedef struct {
     uint64_t *words; /* the counter's line; NULL once closed and nobody looks */
     char *payloads;
     Py_ssize_t stride, slots, room;
-    uint64_t mask;
     PyArrayObject *arena; /* NULL: nowhere to copy to */
     uint64_t writing, came; /* the write that is being copied, and the last one whose request came, or never will */
     Py_ssize_t done;

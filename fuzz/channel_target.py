@@ -29,10 +29,10 @@ from shmserve.layout import (
     COUNTER_LINE,
     COUNTER_OFFSET,
     REQUEST,
-    SLOT_MASK,
     Geometry,
     number_of,
     sequence_of,
+    slot_of,
 )
 from shmserve.protocol import Kind, Status
 from shmserve.ring import RequestHead
@@ -218,7 +218,7 @@ def _perform(engine: _Engine, hostile: _Client, data: bytes) -> None:
             counter = segment.counter_index
             number, slot = data[at : at + 1], data[at + 1 : at + 2]
             moved = number_of(segment.words[counter]) + int.from_bytes(number, "little") - 128
-            segment.words[counter] = sequence_of(moved, int.from_bytes(slot, "little") & SLOT_MASK) % (1 << 64)
+            segment.words[counter] = sequence_of(moved, slot_of(int.from_bytes(slot, "little"))) % (1 << 64)
             at += 2
         else:
             engine.ask_as_neighbour(at)

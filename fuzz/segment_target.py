@@ -15,12 +15,12 @@ from shmserve.layout import (
     COUNTER_OFFSET,
     HEADER,
     SLOT_HEAD_BYTES,
-    SLOT_MASK,
     SLOTS_OFFSET,
     WORD,
     Geometry,
     header_bytes,
     number_of,
+    sequence_of,
 )
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Segment
@@ -48,7 +48,7 @@ def run(data: bytes) -> None:
         head = requests.head(near)
         assert head is None or head.sequence == near
         assert head == RequestReader.head(requests, near)
-        own = near & ~SLOT_MASK  # a client asks for sequences that it made itself
+        own = sequence_of(number_of(near), 0)  # a client asks for sequences that it made itself
         reply = replies.try_head(own)
         assert reply is None or reply.sequence == own
         assert reply == ReplyReader.try_head(replies, own)
@@ -64,7 +64,7 @@ def _write_as_python_does(segment: Segment, requests: RequestReader, replies: Re
     written = segment.bytes[COUNTER_OFFSET : SLOTS_OFFSET + SLOT_HEAD_BYTES]
     before = written.copy()
     numbers = HEADER.packed.unpack_from(segment.memory) * 2
-    sequence = numbers[2] & ~SLOT_MASK
+    sequence = sequence_of(number_of(numbers[2]), 0)
     client, engine = RequestWriter(segment), ReplyWriter(segment)
     client.publish((sequence, *numbers[:11]))
     assert requests.head(sequence) == RequestReader.head(requests, sequence) == (sequence, *numbers[:11])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .codec import SlotMemory
 from .compiled import COMPILED, steps
 from .fence import IN_ORDER, fence
-from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOT_MASK, SLOTS_OFFSET, WORD, number_of
+from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .segment import Segment
 from .watch import Watch
 
@@ -84,7 +84,6 @@ class _Ring:
                 SLOTS_OFFSET // WORD,
                 geometry.stride // WORD,
                 geometry.slots,
-                SLOT_MASK,
             )
             if COMPILED
             else None
@@ -103,7 +102,7 @@ class _Ring:
 
     def memory(self, sequence: int) -> SlotMemory:
         """The metadata and payload of the slot that `sequence` names; it was found to be one of this segment's."""
-        return self.memories[sequence & SLOT_MASK]
+        return self.memories[slot_of(sequence)]
 
     def close(self) -> None:
         """Unmap, unless arrays still view the memory."""
@@ -143,7 +142,7 @@ class RequestWriter(_Ring):
     def publish(self, head: tuple[int, ...]) -> None:
         """Make the request whose payload and metadata are in place visible to the engine."""
         sequence = head[0]
-        _pack_request(self._memory, self._heads[sequence & SLOT_MASK], *head)
+        _pack_request(self._memory, self._heads[slot_of(sequence)], *head)
         # ORDER: payload and head before the counter; pairs with RequestReader.head.
         if not IN_ORDER:
             fence()
@@ -151,7 +150,7 @@ class RequestWriter(_Ring):
 
     def cancel(self, sequence: int) -> None:
         """Ask the engine not to start this request; the engine may have started it already."""
-        self.words[self._head_words[sequence & SLOT_MASK] + self._cancelled] = sequence
+        self.words[self._head_words[slot_of(sequence)] + self._cancelled] = sequence
 
 
 class RequestReader(_Ring):
@@ -187,28 +186,28 @@ class RequestReader(_Ring):
         words, first, last = self.words, number_of(seen), number_of(published)
         claims = [words[head] for head in self._head_words]
         return sorted(
-            claim for slot, claim in enumerate(claims) if claim & SLOT_MASK == slot and first < number_of(claim) <= last
+            claim for slot, claim in enumerate(claims) if slot_of(claim) == slot and first < number_of(claim) <= last
         )
 
     def head(self, sequence: int) -> RequestHead | None:
         """A copy of the head of `sequence`; None if there is no such slot, or it holds another request."""
-        if sequence & SLOT_MASK >= self.slots:
+        if slot_of(sequence) >= self.slots:
             return None
         # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
         if not IN_ORDER:
             fence()
-        head = _new(RequestHead, _unpack_request(self._memory, self._heads[sequence & SLOT_MASK]))
+        head = _new(RequestHead, _unpack_request(self._memory, self._heads[slot_of(sequence)]))
         return head if head[0] == sequence else None
 
     def cancelled(self, sequence: int) -> bool:
         """Whether the client has withdrawn this request."""
-        return self.words[self._head_words[sequence & SLOT_MASK] + self._cancelled] == sequence
+        return self.words[self._head_words[slot_of(sequence)] + self._cancelled] == sequence
 
 
 def _stager(segment: Segment) -> steps.Stager:
     geometry = segment.geometry
     places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
-    return steps.Stager(segment.bytes, *places, geometry.slots, SLOT_MASK, geometry.payload_bytes)
+    return steps.Stager(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
 
 
 class ReplyWriter(_Ring):
@@ -227,21 +226,21 @@ class ReplyWriter(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
-        return self.words[self._head_words[sequence & SLOT_MASK]] >= sequence
+        return self.words[self._head_words[slot_of(sequence)]] >= sequence
 
     def head(self, sequence: int) -> ReplyHead:
         """What was written last in the slot of `sequence`."""
-        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[sequence % self.slots]))
+        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[slot_of(sequence)]))
 
     def attempts(self, sequence: int) -> int:
         """How often an engine has begun to run `sequence`."""
-        head = self._head_words[sequence & SLOT_MASK]
+        head = self._head_words[slot_of(sequence)]
         return self.words[head + self._attempts] if self.words[head + self._taken] == sequence else 0
 
     def take(self, sequence: int) -> int:
         """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
         words = self.words
-        head = self._head_words[sequence & SLOT_MASK]
+        head = self._head_words[slot_of(sequence)]
         attempts = words[head + self._attempts] + 1 if words[head + self._taken] == sequence else 1
         words[head + self._attempts] = attempts
         words[head + self._taken] = sequence
@@ -252,7 +251,7 @@ class ReplyWriter(_Ring):
 
         `head` is what `ReplyHead` names from `status` to `copied_ns`.
         """
-        slot = sequence & SLOT_MASK
+        slot = slot_of(sequence)
         # The slot still names an earlier sequence until all else is written.
         self._before_sequence.pack_into(self._memory, self._heads[slot] + WORD, *head)
         # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
@@ -277,11 +276,11 @@ class ReplyReader(_Ring):
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""
-        return self.words[self._head_words[sequence & SLOT_MASK]] == sequence
+        return self.words[self._head_words[slot_of(sequence)]] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
         """A copy of the head of the reply to `sequence`; None while it is not there."""
-        slot = sequence & SLOT_MASK
+        slot = slot_of(sequence)
         if self.words[self._head_words[slot]] != sequence:
             return None
         # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.

@@ -260,7 +260,7 @@ def test_memory_is_kept_under_a_thread_that_looks() -> None:
 @compiled_only
 def test_slots_that_are_not_in_the_memory_are_refused() -> None:
     memory = np.zeros(1024, np.uint8)
-    steps.Slots(memory, 8, 16, 56, 2, 63).close()
+    steps.Slots(memory, 8, 16, 56, 2).close()
     for counter, first, stride, slots in (
         (128, 16, 16, 1),
         (8, -1, 16, 1),
@@ -269,12 +269,12 @@ def test_slots_that_are_not_in_the_memory_are_refused() -> None:
         (8, 16, 16, 0),
     ):
         with pytest.raises(ValueError):
-            steps.Slots(memory, counter, first, stride, slots, 63)
+            steps.Slots(memory, counter, first, stride, slots)
 
 
 @compiled_only
 def test_closed_slots_are_not_touched() -> None:
-    slots = steps.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2, 63)
+    slots = steps.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2)
     slots.close()
     slots.close()
 
@@ -294,7 +294,7 @@ def test_closed_slots_are_not_touched() -> None:
 def test_memory_for_reading_is_not_written() -> None:
     memory = np.zeros(1024, np.uint8)
     memory.flags.writeable = False
-    slots = steps.Slots(memory, 8, 16, 56, 2, 63)
+    slots = steps.Slots(memory, 8, 16, 56, 2)
 
     for call in (lambda: slots.publish((64, *[0] * 11)), lambda: slots.take(64), lambda: slots.complete(64, *[0] * 10)):
         with pytest.raises(TypeError, match="reading"):

@@ -149,7 +149,7 @@ def test_plain_steps_keep_nothing() -> None:
     assert receiver is not None
     payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
     views = [place.view(arena) for place in schema.arrays]
-    requests, replies = (steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63) for _ in range(2))
+    requests, replies = (steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
     tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
     intakes = [steps.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
     strange: Any = SimpleNamespace()
@@ -213,7 +213,7 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     parts: tuple[Any, ...] = (tuple(schema._compiled.steps()), "qdq", None, (), False, schema.payload_bytes)
     received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
     memory = np.zeros(2048, np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2, 63)
+    slots = steps.Slots(memory, 8, 16, 56, 2)
     slots.publish((64, *range(1 << 40, (1 << 40) + 11)))
     slots.complete(64, *range(1 << 40, (1 << 40) + 10))
     refused = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
@@ -242,7 +242,7 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
         lambda: slots.reply(ReplyHead, 128),
         lambda: slots.take(64),
         lambda: slots.complete(64, *range(10)),
-        lambda: steps.Slots(memory, 8, 16, 56, 2, 63),
+        lambda: steps.Slots(memory, 8, 16, 56, 2),
         lambda: sender_with(lambda value: None).write(two, payload),
     )
     failing = (
@@ -269,7 +269,7 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
         lambda: slots.request(strange, 64),
         lambda: slots.take(-1),
         lambda: slots.take(66),
-        lambda: steps.Slots(memory, 8, 16, 57, 20, 63),
+        lambda: steps.Slots(memory, 8, 16, 57, 20),
         lambda: steps.Watch(memory, 1 << 40),
         lambda: steps.Histograms(memory, 0),
         lambda: steps.moved([strange]),

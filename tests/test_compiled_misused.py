@@ -217,7 +217,7 @@ def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> No
 
 def test_a_list_of_watches_holds_nothing_else() -> None:
     words = np.zeros(200, np.uint64).view(np.uint8)
-    others: tuple[Any, ...] = (object(), steps.Slots(words, 8, 16, 56, 2, 63), np.zeros(4, np.uint64), None)
+    others: tuple[Any, ...] = (object(), steps.Slots(words, 8, 16, 56, 2), np.zeros(4, np.uint64), None)
     for other in others:
         for look in (
             steps.moved,
@@ -232,10 +232,10 @@ def test_a_list_of_watches_holds_nothing_else() -> None:
 def test_memory_that_words_cannot_lie_in_is_refused() -> None:
     memory = np.zeros(16384, np.uint8)
     for make in (
-        lambda memory: steps.Slots(memory, 8, 16, 56, 2, 63),
+        lambda memory: steps.Slots(memory, 8, 16, 56, 2),
         lambda memory: steps.Watch(memory, 0),
         lambda memory: steps.Histograms(memory, 0),
-        lambda memory: steps.Stager(memory, 64, 256, 512, 2, 63, 100),
+        lambda memory: steps.Stager(memory, 64, 256, 512, 2, 100),
     ):
         make(memory).close()
         for other in (memory[1:], memory[::2]):
@@ -260,7 +260,7 @@ def test_durations_that_are_too_long_together_count_as_the_longest() -> None:
 
 
 def test_a_head_is_a_tuple_like_any_other() -> None:
-    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2, 63)
+    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
     slots.publish((65, *range(1, len(REQUEST.names))))
     request = slots.request(RequestHead, 65)
     slots.complete(64, *range(1, 11))
@@ -274,7 +274,7 @@ def test_a_head_is_a_tuple_like_any_other() -> None:
 
 
 def test_a_slot_that_the_segment_does_not_have_is_not_touched() -> None:
-    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2, 63)
+    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
 
     assert slots.request(RequestHead, 66) is None
     for call in (
@@ -305,19 +305,19 @@ def test_a_structure_with_as_many_leaves_as_metadata_has_room_for_is_carried() -
 
 def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
     memory = np.zeros(2048, np.uint8)
-    steps.Stager(memory, 64, 256, 896, 2, 63, 896).close()
+    steps.Stager(memory, 64, 256, 896, 2, 896).close()
     for places in (
-        (-8, 256, 896, 2, 63, 896),
-        (60, 256, 896, 2, 63, 896),
-        (2040, 256, 896, 2, 63, 896),
-        (64, -1, 896, 2, 63, 896),
-        (64, 257, 896, 2, 63, 896),
-        (64, 256, 897, 2, 63, 896),
-        (64, 256, 895, 2, 63, 896),
-        (64, 256, 896, 3, 63, 896),
-        (64, 256, 896, 0, 63, 896),
-        (64, 256, sys.maxsize, 2, 63, 896),
-        (64, 256, 896, 2, 63, -1),
+        (-8, 256, 896, 2, 896),
+        (60, 256, 896, 2, 896),
+        (2040, 256, 896, 2, 896),
+        (64, -1, 896, 2, 896),
+        (64, 257, 896, 2, 896),
+        (64, 256, 897, 2, 896),
+        (64, 256, 895, 2, 896),
+        (64, 256, 896, 3, 896),
+        (64, 256, 896, 0, 896),
+        (64, 256, sys.maxsize, 2, 896),
+        (64, 256, 896, 2, -1),
     ):
         with pytest.raises(ValueError):
             steps.Stager(memory, *places)
@@ -331,7 +331,7 @@ def test_stagers_are_told_from_what_is_none() -> None:
     for call in (steps.written, steps.give_up):
         with pytest.raises(TypeError):
             call(None)  # type: ignore[arg-type]
-    stager = steps.Stager(np.zeros(2048, np.uint8), 64, 256, 896, 2, 63, 896)
+    stager = steps.Stager(np.zeros(2048, np.uint8), 64, 256, 896, 2, 896)
     locked = np.zeros(10, np.uint8)
     locked.flags.writeable = False
     for arena in (locked, np.zeros((2, 5), np.uint8), b"0" * 10):

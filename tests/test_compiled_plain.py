@@ -24,7 +24,7 @@ def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArra
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     sender = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
     memory = np.zeros(1024, np.uint64).view(np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2, 63)
+    slots = steps.Slots(memory, 8, 16, 56, 2)
     return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema
 
 
@@ -147,7 +147,7 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
         views.clear()
         return view.copy()
 
-    intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63), None, wrap)
+    intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
     intake.learn(1, receiver, payloads, arena, views)
     assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
@@ -160,7 +160,7 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
 
 def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None:
     slots, sender, receiver, payload, schema = plain_steps()
-    replies = steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2, 63)
+    replies = steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
     views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
     intake = steps.Intake(slots, replies, None, None)
     intake.learn(1, receiver, [payload, payload], None, views)

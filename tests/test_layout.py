@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ from shmserve.layout import (
 )
 from shmserve.protocol import MAGIC, WIRE_VERSION, Flag, Kind, Status
 
+_TEXTS = (".py", ".c", ".h", ".md")
 geometries = st.builds(
     Geometry,
     st.integers(1, MAX_SLOTS),
@@ -92,3 +95,15 @@ def test_nothing_overlaps_and_payloads_begin_on_a_cache_line(geometry: Geometry)
 def test_a_geometry_that_makes_no_sense_is_refused_with_its_number(geometry: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Geometry(*geometry)
+
+
+def test_nothing_else_takes_a_sequence_apart() -> None:
+    """`sequence_of`, `number_of` and `slot_of` alone do, here and in compiled/sequence.h."""
+    arithmetic = re.compile(r"\bSLOT_(BITS|MASK)\b|\bsequence\w* *(%|&(?!&)|>>)|% *(self\.|geometry\.)?slots\b")
+    checkout = Path(__file__).parents[1]
+    allowed = {checkout / "shmserve" / "layout.py", checkout / "compiled" / "sequence.h", Path(__file__)}
+    folders = ("shmserve", "client", "daemon", "compiled", "tests", "fuzz", "bench", "docs", "chaos")
+    files = {file for folder in folders for file in (checkout / folder).rglob("*.*") if file.suffix in _TEXTS}
+
+    assert len(files) > 300
+    assert [f"{file}: {found[0]}" for file in files - allowed if (found := arithmetic.search(file.read_text()))] == []

@@ -115,6 +115,28 @@ def test_clients_are_told_apart_and_one_can_be_chosen(obedient: Daemon, tmp_path
     assert sorted(request.facts.lease for request in everyone) == [1, 2]
 
 
+def test_an_action_is_recorded_with_its_own_observation_whatever_the_slots_of_its_client(
+    echo: Daemon, tmp_path: Path
+) -> None:
+    """The channel's slots are those of the sequence, also where their number does not divide 64."""
+    several = (1, 3, 5, 6, 7, 64)
+    with recording(echo, tmp_path / "a.rec"):
+        for slots in several:
+            with echo.client(slots=slots) as client:
+                for number in range(2 * slots + 3):
+                    assert client.infer({"n": number, "slots": slots}) == {"n": number, "slots": slots}
+                pending = [client.submit({"n": -number, "slots": slots}) for number in range(1, slots + 1)]
+                assert [one.result()["n"] for one in pending] == [-number for number in range(1, slots + 1)]
+
+    found = requests_of(tmp_path / "a.rec")
+    assert [one.action for one in found] == [one.observation for one in found]
+    asked = [(one.observation["slots"], one.observation["n"]) for one in found]
+    expected = [(slots, n) for slots in several for n in (*range(2 * slots + 3), *range(-1, -slots - 1, -1))]
+    assert asked == expected
+    replayed = admin_json(echo, "replay", tmp_path / "a.rec")
+    assert replayed["same"] and replayed["compared"] == len(expected) and replayed["errors"] == {}
+
+
 def test_a_new_client_on_the_same_channel_is_another_lease(obedient: Daemon, tmp_path: Path) -> None:
     with recording(obedient, tmp_path / "a.rec"):
         for _ in range(2):

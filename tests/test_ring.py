@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -26,9 +27,15 @@ class Ends(NamedTuple):
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
+    with opened_ends(GEOMETRY) as ends:
+        yield ends
+
+
+@contextlib.contextmanager
+def opened_ends(geometry: Geometry) -> Iterator[Ends]:
     names = [f"/shmserve-test.{secrets.token_hex(8)}" for _ in range(2)]
     for name in names:
-        create_segment(name, GEOMETRY, Identity(1, 2, 3))
+        create_segment(name, geometry, Identity(1, 2, 3))
     requests, replies = names
     ends = Ends(
         RequestWriter(Segment.open(requests, writable=True)),
@@ -80,6 +87,31 @@ def test_a_request_is_in_the_slot_that_its_sequence_names(ends: Ends) -> None:
 
     assert ends.reader.head(FIRST) is None
     assert ends.reader.head(FIRST_AGAIN) is not None
+
+
+@pytest.mark.parametrize("slots", [1, 3, 5, 6, 7, 64])
+def test_every_end_finds_a_request_and_its_reply_in_the_same_slot_however_many_there_are(slots: int) -> None:
+    with opened_ends(Geometry(slots=slots, metadata_bytes=64, payload_bytes=8)) as ends:
+        for number in range(1, 3 * slots + 2):
+            for slot in range(slots):
+                sequence = sequence_of(number, slot)
+                offset = ends.answers.segment.geometry.slot_offset(slot)
+                ends.writer.publish(request(sequence))
+                ends.answers.take(sequence)
+                answer(ends, sequence)
+
+                head = ends.answered.try_head(sequence)
+                assert head is not None and head.sequence == sequence == ends.answers.head(sequence).sequence
+                assert head == ends.answers.head(sequence)
+                assert ends.answers.segment.words[offset // 8] == sequence
+                assert ends.answers.answered(sequence) and ends.answered.answered(sequence)
+                assert ends.answers.attempts(sequence) == 1
+                taken = ends.reader.head(sequence)
+                assert taken is not None and tuple(taken) == request(sequence)
+                for end in ends:
+                    assert end.memory(sequence) is end.memories[slot]
+        last = [sequence_of(3 * slots + 1, slot) for slot in range(slots)]
+        assert [ends.answers.head(sequence).sequence for sequence in last] == last
 
 
 def test_several_requests_are_found_in_their_order_whatever_their_slots(ends: Ends) -> None:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from shmserve.compiled import steps
-from shmserve.layout import SLOT_MASK
+from shmserve.layout import slot_of
 from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
 
@@ -79,7 +79,7 @@ class PlainServing(Serving):
         words = self._words
         words[_BATCHES] += 1
         known, copied_ns = tenancy.encoder.latest, -1
-        memory = tenancy.channel.replies.memories[sequence & SLOT_MASK]
+        memory = tenancy.channel.replies.memories[slot_of(sequence)]
         if known is not None and known.sender is not None and memory.written_schema == known.schema_id:
             # As in Encoder.encode: the long way tells what is the matter.
             with contextlib.suppress(struct.error, ValueError, OverflowError, TypeError):

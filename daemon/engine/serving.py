@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shmserve.errors import NumbersRefused, RequestRejected
-from shmserve.layout import SLOT_MASK
+from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
@@ -153,7 +153,7 @@ class Serving:
         if head.kind != _INFER:
             self._reset(tenancy, head, queued_ns)
             return None
-        slot = channel.requests.memories[head.sequence & SLOT_MASK]
+        slot = channel.requests.memories[slot_of(head.sequence)]
         staging = tenancy.staging(index)
         in_place = self._in_place
         try:

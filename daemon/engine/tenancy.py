@@ -12,7 +12,7 @@ import torch
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.compiled import steps
-from shmserve.layout import SLOT_BITS, SLOT_MASK, number_of, slot_of
+from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Array, Schema
@@ -135,7 +135,7 @@ class Tenancy:
         published, seen = self.words[self.counter], self.watch.seen
         if published == seen:
             return False
-        count = (published >> SLOT_BITS) - (seen >> SLOT_BITS)
+        count = number_of(published) - number_of(seen)
         if count == 1:
             self._admit(published)
         else:
@@ -217,7 +217,7 @@ class Tenancy:
         started_ns = time.monotonic_ns()
         replies = self.channel.replies
         try:
-            memory = replies.memories[sequence & SLOT_MASK]
+            memory = replies.memories[slot_of(sequence)]
             schema, metadata_bytes, payload_bytes, pickled = self.encoder.encode(tree, memory)
             if pickled:
                 flags |= Flag.PICKLED
