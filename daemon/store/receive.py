@@ -109,7 +109,7 @@ async def _start(source: int, target: int, limits: Limits) -> asyncio.subprocess
         pass_fds=(source, target),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"},
         cwd="/",  # before Python 3.11 the working directory leads sys.path
     )
 

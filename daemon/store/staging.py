@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from shmserve.package_files import PackageFile, shown
 
 from ..failpoints import failpoint
 from .errors import ArchiveRefused
 from .limits import Limits
+from .overlapped_copy import OVERLAPPED_BYTES, copy_and_hash, write_all
 
 
 class Staging:
@@ -56,17 +57,13 @@ class Staging:
             )
         finally:
             os.close(parent)
-        digest, written = hashlib.sha256(), 0
+        before = self._total
         try:
-            for chunk in chunks:
-                self._count(name, len(chunk))
-                digest.update(chunk)
-                _write_all(descriptor, chunk)
-                written += len(chunk)
-                failpoint("intake.in_file")
+            copy = copy_and_hash if size >= OVERLAPPED_BYTES else _copy_small
+            digest = copy(descriptor, self._counted(name, chunks), lambda: failpoint("intake.in_file"))
         finally:
             os.close(descriptor)
-        self.files[name] = file = PackageFile(name, written, digest.hexdigest())
+        self.files[name] = file = PackageFile(name, self._total - before, digest)
         return file
 
     def sync(self, movable: str) -> None:
@@ -95,11 +92,13 @@ class Staging:
         if free < size + self._limits.spare_bytes:
             raise OSError(errno.ENOSPC, f"{shown(name)} has {size} bytes and the state directory {free} free")
 
-    def _count(self, name: str, count: int) -> None:
-        self._total += count
-        if self._total > self._limits.total_bytes:  # a file that grows while it is read
-            raise ArchiveRefused(f"with {shown(name)} the package has more than {self._limits.total_bytes} bytes")
-        self._on_bytes(count)
+    def _counted(self, name: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for chunk in chunks:
+            self._total += len(chunk)
+            if self._total > self._limits.total_bytes:  # a file that grows while it is read
+                raise ArchiveRefused(f"with {shown(name)} the package has more than {self._limits.total_bytes} bytes")
+            self._on_bytes(len(chunk))
+            yield chunk
 
     def _make_parents(self, name: str) -> int:
         """A descriptor of the directory in which the file belongs."""
@@ -138,7 +137,11 @@ def _directories_of(name: str) -> list[str]:
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _write_all(descriptor: int, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def _copy_small(descriptor: int, chunks: Iterable[bytes | memoryview], written: Callable[[], None]) -> str:
+    """As `copy_and_hash`, without threads."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        write_all(descriptor, chunk)
+        written()
+    return digest.hexdigest()
