@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ class ModelPackage:
     """A directory with a model, and what its `model.toml` says of it."""
 
     path: Path
-    version: str  # its content address (shmserve.package_files)
     name: str
     format: str
     release: int = 0  # grows with each release, so that nobody brings an old one back
@@ -46,6 +46,11 @@ class ModelPackage:
     checks: dict[str, dict[str, NumberCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
 
+    @cached_property
+    def version(self) -> str:
+        """Its content address (shmserve.package_files): its files are read for it."""
+        return content_version(self.path, exact=True)
+
     @classmethod
     def read(cls, path: Path, *, allow_code: bool = True) -> ModelPackage:
         """Read and check the package at `path`; raises ModelPackageError naming file, key and remedy.
@@ -62,4 +67,4 @@ class ModelPackage:
                 f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is "
                 f"false; it serves packages of format {safe} (docs/model-packages.md, Packages that bring no code)"
             )
-        return cls(path=path, version=content_version(path), **settings)
+        return cls(path=path, **settings)

@@ -1,22 +1,28 @@
 """Which files a model package consists of, what they may be called, and the content address over them.
 
-A package is a tree of regular files. Empty directories and `__pycache__` are no part of it, and its signature
-(`model.sig`) says something about it without being it: the same files signed again are the same version.
+A package is a tree of regular files. Empty directories, `__pycache__` and what macOS adds to folders and archives are
+not part of it, and its signature (`model.sig`) says something about it without being it: the same files signed again
+are the same version.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import ModelPackageError
 
 SIGNATURE = "model.sig"
 CACHE = "__pycache__"
+#: Written by macOS: the Finder's view of a folder; the folder of a zip file with the attributes of its files.
+_OF_MACOS = (".DS_Store", "__MACOSX")
+#: Where a file system or tar has no place for them, macOS writes the attributes of `x` to `._x`, in this format.
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
 #: Digits of the content address by which people and replies name a version.
 VERSION_DIGITS = 16
 
@@ -76,6 +82,25 @@ def name_fault(name: str) -> str | None:
     return None
 
 
+def is_left_out(name: str) -> bool:
+    """Whether a file of this name is never part of a package.
+
+    >>> is_left_out("sub/__pycache__/policy.pyc"), is_left_out(".DS_Store"), is_left_out("sub/policy.py")
+    (True, True, False)
+    """
+    return any(part == CACHE or part in _OF_MACOS for part in name.split("/"))
+
+
+def may_be_apple_double(name: str) -> bool:
+    """Whether the content of a file of this name has to be looked at: see `is_apple_double`."""
+    return name.rpartition("/")[2].startswith("._")
+
+
+def is_apple_double(start: bytes) -> bool:
+    """Whether a file that begins with these bytes holds the attributes of another file on macOS, and no content."""
+    return start.startswith(_APPLE_DOUBLE)
+
+
 def shown(name: str) -> str:
     r"""`name` for a message: quoted, nothing in it that a terminal would act on, 64 characters at most.
 
@@ -95,9 +120,10 @@ class OpenFile:
     found: os.stat_result
 
 
-def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFile]:
+def open_files(directory: int, *, entries: int | None = None, exact: bool = False) -> Iterator[OpenFile]:
     """Every file below the open `directory`, in the order of their names, reached without following any link.
 
+    What macOS adds is left out, unless `exact`.
     Raises ModelPackageError for anything but regular files and directories, for names that cannot be, and for more
     than `entries` entries.
     """
@@ -117,7 +143,7 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
             raise _unreadable(prefix, error) from error
         for part in sorted(names):
             name = prefix + part
-            if part == CACHE:
+            if part == CACHE or (part in _OF_MACOS and not exact):
                 continue
             if fault := name_fault(name):
                 raise ModelPackageError(f"the name {shown(name)} {fault}")
@@ -134,6 +160,8 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
                 if stat.S_ISDIR(found.st_mode):
                     yield from below(descriptor, name + "/")
                 elif stat.S_ISREG(found.st_mode):
+                    if not exact and may_be_apple_double(part) and is_apple_double(_start(descriptor, name)):
+                        continue
                     yield OpenFile(name, descriptor, found)
                 else:  # exchanged since it was looked at
                     raise ModelPackageError(f"{shown(name)} is {_kind(found.st_mode)}")
@@ -151,6 +179,13 @@ def open_files(directory: int, *, entries: int | None = None) -> Iterator[OpenFi
 def _open(part: str, parent: int, name: str) -> int:
     try:
         return os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=parent)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+
+
+def _start(descriptor: int, name: str) -> bytes:
+    try:
+        return os.pread(descriptor, len(_APPLE_DOUBLE), 0)
     except OSError as error:
         raise _unreadable(name, error) from error
 
@@ -173,38 +208,59 @@ def _kind(mode: int) -> str:
     return "no regular file"
 
 
-def read_chunks(file: OpenFile) -> Iterator[memoryview]:
-    """What an open file holds; a chunk is valid until the next one is asked for."""
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+def read_chunks(file: OpenFile) -> Iterator[bytes]:
+    """What an open file holds."""
+    with contextlib.suppress(OSError):  # a hint: the kernel reads further ahead
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     while True:
         try:
-            count = os.readv(file.descriptor, [buffer])
+            chunk = os.read(file.descriptor, CHUNK_BYTES)
         except OSError as error:
             raise _unreadable(file.name, error) from error
-        if not count:
+        if not chunk:
             return
-        yield buffer[:count]
+        yield chunk
 
 
-def package_files(path: str | os.PathLike[str]) -> list[PackageFile]:
-    """The files of the package in directory `path`, hashed; raises ModelPackageError for what no package holds."""
+def package_files(
+    path: str | os.PathLike[str], *, exact: bool = False, read: Callable[[int], None] = lambda count: None
+) -> list[PackageFile]:
+    """The files of the package in directory `path`, hashed; raises ModelPackageError for what no package holds.
+
+    `exact`: with what macOS adds, as nothing adds anything to a kept version. `read` is called with each count of bytes.
+    """
     files = []
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ModelPackageError(f"model package {os.fspath(path)} cannot be read: {error.strerror}") from error
     try:
-        for file in open_files(directory):
+        for file in open_files(directory, exact=exact):
             digest, size = hashlib.sha256(), 0
             for chunk in read_chunks(file):
                 digest.update(chunk)
                 size += len(chunk)
+                read(len(chunk))
             files.append(PackageFile(file.name, size, digest.hexdigest()))
     except ModelPackageError as error:
         raise ModelPackageError(f"model package {os.fspath(path)}: {error}") from error
     finally:
         os.close(directory)
     return files
+
+
+def package_bytes(path: str | os.PathLike[str]) -> int:
+    """The size of the package in directory `path`, whose files are opened and not read; raises as `package_files`."""
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ModelPackageError(f"model package {os.fspath(path)} cannot be read: {error.strerror}") from error
+    try:
+        return sum(file.found.st_size for file in open_files(directory))
+    except ModelPackageError as error:
+        raise ModelPackageError(f"model package {os.fspath(path)}: {error}") from error
+    finally:
+        os.close(directory)
 
 
 def content_digest(files: Iterable[PackageFile]) -> str:
@@ -222,6 +278,6 @@ def content_digest(files: Iterable[PackageFile]) -> str:
     return digest.hexdigest()
 
 
-def content_version(path: str | os.PathLike[str]) -> str:
+def content_version(path: str | os.PathLike[str], *, exact: bool = False) -> str:
     """How the package in directory `path` is named everywhere: the first 16 digits of its content address."""
-    return content_digest(package_files(path))[:VERSION_DIGITS]
+    return content_digest(package_files(path, exact=exact))[:VERSION_DIGITS]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,15 +14,17 @@ from typing import Literal
 
 import pytest
 
-from shmserve.daemon.store import Progress
+from shmserve.daemon.store import ArchiveRefused, Progress
 from shmserve.daemon.store.receive import Received, receive
-from shmserve.package_files import content_digest, package_files
+from shmserve.package_files import content_digest, content_version, package_files
 from tests.archives.packages import FILES, content_of, opened, write_package
 from tests.archives.taking import Take
 from tests.archives.tar_bytes import (
     BASE,
     directory,
     member,
+    pax,
+    record,
     tar,
 )
 
@@ -115,6 +120,92 @@ def test_caches_and_empty_directories_are_left_out(take: Take, tmp_path: Path) -
 
     assert _same(received)
     assert received.digest == content_digest(package_files(model))
+
+
+#: A file in the format that macOS keeps attributes in: magic, version, "Mac OS X".
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(140)
+OF_MACOS = {
+    "._model.toml": APPLE_DOUBLE,
+    "weights/._actor.bin": APPLE_DOUBLE + bytes(1 << 20),
+    ".DS_Store": b"\x00\x00\x00\x01Bud1",
+    "weights/.DS_Store": b"",
+    "__MACOSX/weights/._actor.bin": APPLE_DOUBLE,
+}
+
+
+@pytest.mark.parametrize("packing", [[], ["--gzip"]], ids=["plain", "gzip"])
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_a_tar_of_a_folder_made_on_macos_is_that_folder(
+    prefix: str, packing: list[str], take: Take, tmp_path: Path
+) -> None:
+    model = write_package(tmp_path / "work" / "model", {**FILES, **OF_MACOS})
+    (model.parent / "._model").write_bytes(APPLE_DOUBLE)
+    order = [prefix + "._model", prefix + "model"]
+    subprocess.run(["tar", *packing, "-C", model.parent, "-cf", tmp_path / "m.tar", *order], check=True)
+
+    received = take(tmp_path / "m.tar")
+
+    assert _same(received) and received.path == tmp_path / "staging" / "model"
+    assert received.digest == content_digest(package_files(model))
+
+
+def test_what_bsdtar_says_of_attributes_changes_nothing(take: Take) -> None:
+    attributes = record("LIBARCHIVE.xattr.com.apple.provenance", b"AQAA"), record("SCHILY.xattr.user.x", b"\n\x00=")
+    global_header = pax(record("comment", "made by a Mac"), kind=b"g")
+    received = take(
+        tar(global_header, pax(*attributes), member(b"m/._a", APPLE_DOUBLE), pax(*attributes), member(b"m/a"))
+    )
+
+    assert [file.name for file in received.files] == ["a"]
+
+
+def test_a_folder_made_on_macos_is_taken_without_what_macos_added(take: Take, tmp_path: Path) -> None:
+    received = take(write_package(tmp_path / "model", {**FILES, **OF_MACOS}))
+
+    assert _same(received)
+    assert content_digest(package_files(tmp_path / "model")) == received.digest
+    assert content_version(tmp_path / "model") != content_version(tmp_path / "model", exact=True)
+
+
+@pytest.mark.parametrize("how", ["directory", "tar", "gzip"])
+def test_a_file_of_the_package_that_only_looks_like_one_of_macos_stays(how: str, take: Take, tmp_path: Path) -> None:
+    files = {**FILES, "._settings": b"ours", "._": b"", "weights/._short": b"\x00\x05\x16", "DS_Store": b"x"}
+    model = write_package(tmp_path / "model", files)
+    subprocess.run(["tar", *(["-z"] * (how == "gzip")), "-C", model, "-cf", tmp_path / "m.tar", "."], check=True)
+
+    assert _same(take(model if how == "directory" else tmp_path / "m.tar"), files)
+
+
+@pytest.mark.parametrize("kind", ["hard link", "symbolic link", "symbolic link to another file of the package"])
+def test_the_advice_for_links_leads_to_a_tar_that_is_taken(kind: str, take: Take, tmp_path: Path) -> None:
+    model = write_package(tmp_path / "model")
+    (tmp_path / "elsewhere").write_bytes(b"far")
+    if kind == "hard link":
+        os.link(model / "policy.py", model / "again.py")
+    else:
+        (model / "again.py").symlink_to(model / "policy.py" if "another" in kind else tmp_path / "elsewhere")
+    command = ["tar", "-C", str(model), "-cf", str(tmp_path / "m.tar"), "."]
+    subprocess.run(command, check=True)
+    with pytest.raises(ArchiveRefused, match="pack the files themselves: tar --") as refused:
+        take(tmp_path / "m.tar")
+    advice = re.findall("--[a-z-]+", str(refused.value))
+
+    subprocess.run(["tar", *advice, *command[1:]], check=True)
+
+    assert _same(take(tmp_path / "m.tar"), {**FILES, "again.py": (model / "again.py").read_bytes()})
+
+
+def test_a_large_file_is_hashed_and_written_whole_and_in_order(take: Take, tmp_path: Path) -> None:
+    content = random.Random(1).randbytes(36 << 20) + b"end"
+    model = write_package(tmp_path / "model", {"policy.py": b"", "weights.bin": content})
+    subprocess.run(["tar", "-C", model, "-czf", tmp_path / "m.tar", "."], check=True)
+
+    for source in (model, tmp_path / "m.tar"):
+        received = take(source)
+        by_name = {file.name: file for file in received.files}
+        assert by_name["weights.bin"].sha256 == hashlib.sha256(content).hexdigest()
+        assert _same(received, {"policy.py": b"", "weights.bin": content})
+        subprocess.run(["rm", "-rf", tmp_path / "staging"], check=True)
 
 
 def test_received_files_belong_to_the_daemon_alone(take: Take, tmp_path: Path) -> None:

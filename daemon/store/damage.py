@@ -21,7 +21,7 @@ def check_files(version: StoredVersion) -> list[PackageFile]:
     """The files of a version as they are now; raises VersionDamaged unless they are what its name says."""
     _remove_caches(version.path)
     try:
-        found = package_files(version.path)
+        found = package_files(version.path, exact=True)
     except ModelPackageError as error:
         raise VersionDamaged(f"version {version.version} is damaged: {error}") from error
     if content_digest(found) != version.digest:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -24,11 +25,12 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from shmserve.errors import ModelPackageError
-from shmserve.package_files import CACHE, OpenFile, open_files, read_chunks
+from shmserve.package_files import OpenFile, is_apple_double, is_left_out, may_be_apple_double, open_files, read_chunks
 
 from .byte_source import FileSource, open_archive
 from .errors import ArchiveRefused
@@ -40,6 +42,8 @@ _REPORT_S = 0.1
 #: A package larger than this is copied with a lower priority, so that it takes no processor from the robots' requests.
 _LARGE_BYTES = 64 << 20
 _DESCRIPTORS = 64
+#: Of a file, to see what it is; gzip may give them one by one.
+_START_BYTES = 8
 
 
 class Intake:
@@ -86,12 +90,17 @@ class Intake:
         self._total = source.size
         reader = TarReader(open_archive(source, self._limits), members=self._limits.members)
         for header in reader:
-            if CACHE in header.name.split("/"):
+            if is_left_out(header.name):
                 continue
             if header.is_directory:
                 self._staging.expect_directory(header.name)
-            else:
-                self._staging.add(header.name, header.size, reader.chunks())
+                continue
+            chunks: Iterable[bytes] = reader.chunks()
+            if may_be_apple_double(header.name):
+                start, chunks = _with_start(chunks)
+                if is_apple_double(start):
+                    continue  # the reader passes over the rest
+            self._staging.add(header.name, header.size, chunks)
         source.check_unchanged()
 
     def _folder(self) -> str:
@@ -116,6 +125,14 @@ class Intake:
         if now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
             _say("progress", read=self._read, total=self._total, files=len(self._staging.files))
+
+
+def _with_start(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:
+    """The first bytes, and all of them again."""
+    rest, start = iter(chunks), b""
+    while len(start) < _START_BYTES and (chunk := next(rest, b"")):
+        start += chunk
+    return start, itertools.chain((start,), rest)
 
 
 def _identity(file: OpenFile) -> tuple[str, int, int, int]:

@@ -34,6 +34,8 @@ _DIRECTORY = b"5"
 _GNU_LONG_NAME = b"L"
 _PAX = b"x"
 _PAX_GLOBAL = b"g"
+#: With --dereference alone, GNU tar writes the second of two names of one file as a hard link.
+_WITHOUT_LINKS = "pack the files themselves: tar --dereference --hard-dereference -cf"
 _REFUSED_TYPES = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -48,6 +50,12 @@ _REFUSED_TYPES = {
     b"D": "an incremental dump",
     b"N": "a list of renamed files",
     b"X": "an old Solaris header",
+}
+_REMEDIES = {
+    b"1": _WITHOUT_LINKS,
+    b"2": _WITHOUT_LINKS,
+    b"K": _WITHOUT_LINKS,
+    b"S": "pack it without tar's option --sparse",
 }
 #: What pax may say of a file without changing its name or its bytes.
 _HARMLESS = ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment")
@@ -174,7 +182,8 @@ class TarReader:
             name = raw.decode("utf-8", "surrogateescape")
         self._at = f"member {self._count}, {shown(name)},"
         if kind in _REFUSED_TYPES:
-            raise ArchiveRefused(f"{self._at} is {_REFUSED_TYPES[kind]}; a package holds regular files only")
+            remedy = f"; {_REMEDIES[kind]}" if kind in _REMEDIES else ""
+            raise ArchiveRefused(f"{self._at} is {_REFUSED_TYPES[kind]}; a package holds regular files only{remedy}")
         if kind not in (*_FILE_TYPES, _DIRECTORY):
             raise ArchiveRefused(f"{self._at} is of an unknown type {kind!r}")
         is_directory = kind == _DIRECTORY
