@@ -5,7 +5,8 @@ CUDA allow:
 
 - a copy `ahead` is made when the compute stream holds for an event behind it, or that event passes;
 - a copy out is made when an event behind it passes; until then its target holds nonsense;
-- an event passes when it is waited for, or has been asked for `lateness` times.
+- an event passes when it is waited for, or has been asked for `lateness` times;
+- memory that was freed is handed out again at once, and holds nonsense.
 
 And what CUDA would let happen to a program's data is an error here (`Hazard`): host memory written to under a copy,
 device memory copied to while a model may still read it, memory unmapped while it is registered.
@@ -14,6 +15,7 @@ device memory copied to while a model may still read it, memory unmapped while i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from shmserve.daemon.engine.device.interface import Event, PinFailed
+from shmserve.daemon.engine.device.interface import Event, PinFailed, sharing
 
 _NONSENSE = 0xAB
 
@@ -74,6 +76,38 @@ class _Copy:
             raise Hazard("host memory was written to while it was copied to the device")
 
 
+class _Allocator:
+    """Hands freed memory out again, the newest first; a copy under way keeps nothing from that."""
+
+    def __init__(self) -> None:
+        self._blocks: list[tuple[torch.Tensor, Any]] = []
+
+    def take(self, size: int) -> torch.Tensor:
+        for block, unused in reversed(self._blocks):
+            if block.numel() == size and sharing(block) == unused:
+                return block.fill_(_NONSENSE).detach()
+        with torch.inference_mode(False):
+            block = torch.full((size,), _NONSENSE, dtype=torch.uint8)
+        self._blocks.append((block, sharing(block)))
+        return block.detach()
+
+    @property
+    def used(self) -> int:
+        return sum(block.numel() for block, unused in self._blocks if sharing(block) != unused)
+
+    def bytes_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor's bytes, without keeping the block from being freed; of other memory a view."""
+        size = tensor.numel() * tensor.element_size()
+        if not size or not tensor.is_contiguous() or not self._has(tensor):
+            return tensor
+        memory = (ctypes.c_uint8 * size).from_address(tensor.data_ptr())
+        return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
+
+    def _has(self, tensor: torch.Tensor) -> bool:
+        start = tensor.untyped_storage().data_ptr()
+        return any(block.data_ptr() == start for block, _ in self._blocks)
+
+
 class FakeDevice:
     def __init__(
         self,
@@ -81,23 +115,38 @@ class FakeDevice:
         lateness: int = 3,
         pin_limit: int | None = None,
         memory_limit: int = 1 << 40,
+        memory_total: int = 1 << 40,
         registers: bool = True,
         total_bytes: int = 16 << 30,
         free_bytes: int = 8 << 30,
         model_bytes: int = 0,
     ) -> None:
-        """`pin_limit`: bytes that may be page-locked in all; `memory_limit`: the largest piece of device memory."""
+        """`pin_limit`: bytes that may be page-locked in all; `memory_limit`: the largest piece of device memory.
+
+        `memory_total`: what all pieces that are in use may have together.
+        """
         self.torch_device = torch.device("cpu")
         self.lateness = lateness
         self.may_pass: Callable[[], bool] = lambda: True
         self._pin_limit = pin_limit
         self._memory_limit = memory_limit
+        self.memory_total = memory_total
+        self._host_memory, self._memory = _Allocator(), _Allocator()
+        #: What is raised where there is no memory; torch has several ways to say so.
+        self.out_of_memory: Callable[[str], Exception] = torch.OutOfMemoryError
+        #: What tensors at these addresses hold: the memory of another GPU.
+        self.elsewhere: dict[int, torch.Tensor] = {}
+        #: A model has changed the stream that calls use: what they copy is not in the order of its work.
+        self.strayed = False
         self._registers = registers
         self._total_bytes, self._free_bytes, self._model_bytes = total_bytes, free_bytes, model_bytes
         self._streams: dict[bool, deque[_Copy | FakeEvent | int]] = {False: deque(), True: deque()}
         self._holds: dict[bool, int] = {False: 0, True: 0}
         #: By storage: the last event on the compute stream between a copy there and the next copy elsewhere.
         self._readers: dict[int, tuple[FakeEvent, int]] = {}
+        #: By storage: what was recorded before a model began to read it.
+        self._read: dict[int, int] = {}
+        self._passed = 0
         self._copied_to = 0
         self._count = 0
         self.pinned_bytes = 0
@@ -117,7 +166,7 @@ class FakeDevice:
 
     def pinned(self, size: int) -> torch.Tensor:
         self._lock(size)
-        return torch.full((size,), _NONSENSE, dtype=torch.uint8)
+        return self._host_memory.take(size)
 
     def _lock(self, size: int) -> None:
         if self._pin_limit is not None and self.pinned_bytes + size > self._pin_limit:
@@ -125,13 +174,20 @@ class FakeDevice:
         self.pinned_bytes += size
 
     def memory(self, size: int) -> torch.Tensor:
-        if size > self._memory_limit:
-            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes.")
-        with torch.inference_mode(False):
-            return torch.full((size,), _NONSENSE, dtype=torch.uint8)
+        self.check()
+        if size > self._memory_limit or self._memory.used + size > self.memory_total:
+            raise self.out_of_memory(f"CUDA out of memory. Tried to allocate {size} bytes.")
+        return self._memory.take(size)
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        return True
+        return tensor.data_ptr() not in self.elsewhere
+
+    def bring(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        return self.elsewhere[tensor.data_ptr()].clone()
+
+    def reads(self, tensor: torch.Tensor) -> None:
+        """A model has begun to read this memory, and is at it until an event that is recorded later has passed."""
+        self._read[tensor.untyped_storage().data_ptr()] = self._count
 
     def register(self, address: int, size: int) -> None:
         if not self._registers:
@@ -160,9 +216,11 @@ class FakeDevice:
         reader, recorded = self._readers.get(storage, (None, 0))
         if ahead and reader is not None and not reader.passed and self._holds[True] < recorded:
             raise Hazard("device memory is copied to while a model may still read it")
+        if ahead and max(self._holds[True], self._passed) <= self._read.get(storage, -1):
+            raise Hazard("device memory is copied to while a model that began to read it is not waited for")
         self._copied_to = storage
         self.copies_in.append((target.numel(), ahead))
-        copy = _Copy(target, source, inwards=True)
+        copy = _Copy(self._memory.bytes_of(target), self._host_memory.bytes_of(source), inwards=True)
         self._streams[ahead].append(copy)
         if not ahead:
             self._run_held()
@@ -171,7 +229,10 @@ class FakeDevice:
     def copy_out(self, target: torch.Tensor, source: torch.Tensor) -> None:
         self.check()
         self.copies_out += 1
-        copy = _Copy(target, source, inwards=False)
+        assert self.holds(source), "copied from another GPU, on whose stream nobody waits"
+        copy = _Copy(self._host_memory.bytes_of(target), source, inwards=False)
+        if self.strayed:
+            copy.content.view(-1).view(torch.uint8).fill_(_NONSENSE)
         target.view(-1).view(torch.uint8).fill_(_NONSENSE) if target.numel() else None
         self._streams[False].append(copy)
 
@@ -213,19 +274,26 @@ class FakeDevice:
     def run_until(self, event: FakeEvent) -> None:
         """The device has come past this event."""
         self._run_held()
-        stream = self._streams[event.ahead]
-        while stream:
+        if not event.ahead:
+            # The compute stream had waited for these before it came to the event.
+            held = [item for item in self._streams[True] if isinstance(item, int) and item <= self._holds[False]]
+            self._run_past(True, max((item for item in held if item <= event.recorded), default=0))
+            self._passed = max(self._passed, event.recorded)
+        self._run_past(event.ahead, event.recorded)
+        event.passed = True
+
+    def _run_past(self, ahead: bool, number: int) -> None:
+        stream = self._streams[ahead]
+        while number in stream:
             item = stream.popleft()
             if isinstance(item, _Copy):
                 item.end()
-            elif isinstance(item, int) and item == event.recorded:
-                break
-            elif isinstance(item, FakeEvent) and item is not event and stream and stream[0] == item.recorded:
+            elif isinstance(item, FakeEvent) and stream and stream[0] == item.recorded:
                 item.passed = True
-        event.passed = True
 
     def synchronize(self) -> None:
         self.check()
+        self._passed = self._count
         self._run_held()
         for stream in self._streams.values():
             while stream:
@@ -234,6 +302,9 @@ class FakeDevice:
                     item.end()
                 elif isinstance(item, FakeEvent):
                     item.passed = True
+
+    def rejoin(self) -> None:
+        self.strayed = False
 
     # Graphs
 
@@ -262,6 +333,7 @@ class FakeDevice:
         self.given_back += 1
 
     def free_memory(self) -> tuple[int, int]:
+        self.check()
         return self._free_bytes, self._total_bytes
 
     def used_memory(self) -> int:

@@ -15,6 +15,7 @@ from shmserve.daemon.engine.device.results import Results, private
 from shmserve.daemon.engine.models.rows import stacked
 from shmserve.schema import Schema
 from tests.fake_device import FakeDevice, Hazard
+from tests.keeping import WAYS_OF_KEEPING, WAYS_OF_NOT_KEEPING, state_in
 
 ROW = {"image": np.arange(192, dtype=np.uint8).reshape(8, 8, 3), "state": np.arange(7, dtype=np.float32), "step": 5}
 
@@ -202,24 +203,38 @@ def test_two_arenas_in_turn_have_no_race(device: FakeDevice) -> None:
         arena.done()
 
 
-@pytest.mark.parametrize("part", ["whole", "view", "row", "none"])
-def test_what_a_policy_keeps_is_not_written_to_again(arena: Arena, part: str) -> None:
-    where = arena.memory.data_ptr()
-    observation = place(arena, changed(3))
-    arena.send(ahead=False)
-    state = observation["state"]
-    kept = {"whole": state, "view": state.view(7, 1), "row": state[2:], "none": None}[part]
-    del observation, state
-    finish(arena)
-
-    for row in range(4, 7):
-        place(arena, changed(row))
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("way", WAYS_OF_KEEPING)
+def test_what_a_policy_keeps_is_not_written_to_again(arena: Arena, way: str, mode: Any) -> None:
+    with mode():
+        where = arena.memory.data_ptr()
+        observation = place(arena, changed(3))
         arena.send(ahead=False)
+        kept = WAYS_OF_KEEPING[way](observation["state"])
+        del observation
         finish(arena)
+        device_memory = arena.memory.data_ptr()
 
-    assert (arena.memory.data_ptr() == where) == (part == "none")
-    if kept is not None:
-        np.testing.assert_array_equal(kept.numpy().ravel(), changed(3)["state"][2 if part == "row" else 0 :])
+        for row in range(4, 7):
+            place(arena, changed(row))
+            arena.send(ahead=False)
+            finish(arena)
+
+        assert device_memory != where, "the arena has let go of it"
+        np.testing.assert_array_equal(state_in(kept), changed(3)["state"])
+
+
+@pytest.mark.parametrize("way", WAYS_OF_NOT_KEEPING)
+def test_what_a_policy_does_not_keep_is_used_again(arena: Arena, way: str) -> None:
+    where = arena.memory.data_ptr()
+    for row in range(4):
+        observation = place(arena, changed(row))
+        arena.send(ahead=False)
+        left = WAYS_OF_NOT_KEEPING[way](observation["state"])
+        del observation
+        finish(arena)
+        assert arena.memory.data_ptr() == where
+    del left
 
 
 def test_many_structures_do_not_look_like_a_policy_that_keeps_them(arena: Arena) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shmserve.daemon.engine.device.errors import DeviceLost, Guarded
+from shmserve.daemon.engine.device.errors import DeviceLost, Guarded, guarded
 from shmserve.daemon.engine.device.memory import (
     Beside,
     DeviceMemoryShort,
@@ -18,6 +18,7 @@ from shmserve.daemon.engine.device.memory import (
 )
 from shmserve.daemon.engine.device.threshold import SIZES, least_size, measured_threshold
 from shmserve.daemon.engine.device.waiting import DeviceWait
+from shmserve.daemon.engine.models.model import PerClient
 from shmserve.spin import SpinBudget
 from tests.fake_device import FakeDevice
 
@@ -166,3 +167,23 @@ def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
 
     with pytest.raises(DeviceLost, match="device-side assert"):
         Guarded(_Raises(RuntimeError("CUDA error: ...")), device).infer([])
+
+
+class _PerClient(_Raises):
+    def infer_for(self, observations: list[Any], client_ids: Any) -> list[Any]:
+        return list(client_ids)
+
+    def client_left(self, client_id: int) -> None:
+        raise self._error
+
+
+def test_a_numpy_policy_on_a_device_is_told_whose_request_it_is() -> None:
+    device = FakeDevice()
+    model = guarded(_PerClient(RuntimeError("CUDA error: ...")), device)
+    assert isinstance(model, PerClient)
+    assert model.infer_for([{}, {}], [3, 5]) == [3, 5]
+    assert not isinstance(guarded(_Raises(ValueError()), device), PerClient)
+    device.poison = "device-side assert triggered"
+
+    with pytest.raises(DeviceLost, match="device-side assert"):
+        model.client_left(3)

@@ -100,6 +100,21 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
     assert "the device is lost to this engine" in daemon.log
 
 
+@pytest.mark.long
+def test_a_device_that_is_lost_while_nobody_asks_is_noticed_and_the_next_engine_answers(start: Start) -> None:
+    daemon = start("fake")
+    with daemon.client(slots=2, timeout=100) as client:
+        before = daemon.engine_pid
+        client.infer({"x": np.ones(4), "do": "lose_later"})
+
+        wait_until("the engine is another one", lambda: daemon.engine_pid != before)
+
+        for _ in range(3):
+            np.testing.assert_array_equal(client.infer({"x": np.ones(4)})["y"], np.full(4, 2.0))
+    assert "the device is lost to this engine" in daemon.log
+    assert "status 75" in daemon.log
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.long
 def test_of_a_batch_that_loses_the_device_only_the_culprit_is_not_answered(device: str, start: Start) -> None:
@@ -175,11 +190,14 @@ def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so
 def test_a_client_whose_requests_do_not_fit_the_device_is_sent_away(start: Start) -> None:
     daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
     with daemon.client() as client, daemon.client(max_retries=0) as greedy:
-        client.infer({"x": np.ones(10)})
+        for _ in range(2):
+            client.infer({"x": np.ones(10)})
         with pytest.raises(ConnectionError):
             greedy.infer({"x": np.ones(3_000_000)}, timeout=5)
 
-        np.testing.assert_array_equal(client.infer({"x": np.ones(10)})["y"], np.full(10, 2.0))
+        for size in range(10, 16):
+            np.testing.assert_array_equal(client.infer({"x": np.ones(size)})["y"], np.full(size, 2.0))
+    assert daemon.status()["engine"]["restarts"] == 0
 
 
 @pytest.mark.long

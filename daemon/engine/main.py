@@ -41,8 +41,8 @@ from .channels import Channels
 from .device import cuda
 from .device.chosen import DeviceMissing
 from .device.determinism import deterministic, require_determinism
-from .device.errors import EXIT_STATUS, DeviceLost, Guarded
-from .device.loop import DeviceLoop
+from .device.errors import EXIT_STATUS, DeviceLost, guarded
+from .device.loop import DeviceLoop, GuardedLoop
 from .device.serving import DeviceServing
 from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
@@ -112,7 +112,7 @@ class Engine:
                 model = deterministic(model)
             self._tensors_on = None if model.takes_numpy else self._device
             if model.takes_numpy and self._side is not None:
-                model = Guarded(model, self._side.device)
+                model = guarded(model, self._side.device)
             stage = "warm up"
             self._control.send("warming")
             self._failpoint("loaded")
@@ -150,7 +150,8 @@ class Engine:
         hears = (self._handle_messages, self._report_broken)
         if device_arrays is None:
             serving = PlainServing(model, self._stats, in_place=self._in_place, **settings)
-            self._loop = EngineLoop(bell, self._stats, serving, budget, *hears)
+            wiring = (bell, self._stats, serving, budget, *hears)
+            self._loop = EngineLoop(*wiring) if self._side is None else GuardedLoop(*wiring, side=self._side)
         else:
             wait = DeviceWait(SpinBudget(order["spin_us"]))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)

@@ -12,7 +12,6 @@ Rows of one structure have one distance, so that a tensor over all rows needs no
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,9 @@ from shmserve.codec import plain_leaf
 from shmserve.layout import CACHE_LINE, aligned
 from shmserve.schema import BFLOAT16, ArrayPlace, Schema
 
+from .errors import with_memory_given_back
 from .host_memory import HostMemory
-from .interface import Device, use_count
+from .interface import Device, sharing
 
 #: Rows (by place and structure) whose tensors are remembered.
 _REMEMBERED = 256
@@ -39,19 +39,23 @@ class Arena:
         self.host = torch.empty(0, dtype=torch.uint8)
         self._bytes: npt.NDArray[np.uint8] = self.host.numpy()
         self.memory = torch.empty(0, dtype=torch.uint8)
-        #: By place and structure: the tensors of a row, None for what is no array and stays on the host.
+        #: By place and structure: the tensors of a row, None for what is no array and stays on the host. A policy gets
+        #: others over the same memory, whose shape it may change, and which tell by their existence that it keeps them.
         self._tensors: dict[tuple[int, bytes], list[torch.Tensor | None]] = {}
-        self._handed_out: list[list[torch.Tensor | None]] = []
+        #: Rows of the present batch; the first lies at the start, whatever becomes of its request.
+        self.rows = 0
         self._end = 0
         #: Host bytes, from and to, that are not on their way yet.
         self._unsent: tuple[int, int] | None = None
         self._directly = 0
+        #: Whether a row of the present batch comes from its client's memory.
+        self._reads_clients = False
         #: Behind the copies to the device: the host's part may be written again.
         self._copied = device.event()
         #: Behind the model and what is copied back: the device's part may be written again.
         self.finished = device.event()
-        #: What shares the device's part when no policy does: itself, and the remembered tensors.
-        self._own_uses: int | None = None
+        #: What shares the device's part when no policy does: itself, and the remembered tensors. None: nobody can tell.
+        self._own: tuple[int, int] | None = None
         #: Tensors of this arena are part of a recorded graph: its memory stays where it is.
         self.fixed = False
 
@@ -60,19 +64,30 @@ class Arena:
         return int(self.host.numel())
 
     def reserve(self, size: int) -> None:
-        """Have at least so many bytes; only between batches."""
-        if size <= self.size:
-            return
-        assert not self.fixed and not self._handed_out
-        self._copied.synchronize()  # or the old memory could be given away under a copy
-        self.host = self._source.take(aligned(size))
-        self._bytes = self.host.numpy()
-        self._renew()
+        """Have at least so many bytes; only between batches. Raises torch.OutOfMemoryError, and keeps what it had."""
+        if size > self.size:
+            self.adopt(*self.larger(size))
 
-    def _renew(self) -> None:
+    def larger(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory for so many bytes, of the host and of the device; raises torch.OutOfMemoryError."""
+        assert not self.fixed and not self.rows
+        memory = self._new_memory(aligned(size))  # first: what is locked for the other part stays locked
+        return self._source.take(aligned(size)), memory
+
+    def adopt(self, host: torch.Tensor, memory: torch.Tensor) -> None:
+        """Use what `larger` gave from now on."""
+        self._copied.synchronize()  # or the old memory could be given away under a copy
+        self.host = host
+        self._bytes = host.numpy()
+        self._use(memory)
+
+    def _new_memory(self, size: int) -> torch.Tensor:
+        return with_memory_given_back(self._device, lambda: self._device.memory(size))
+
+    def _use(self, memory: torch.Tensor) -> None:
         self._tensors.clear()
-        self.memory = self._device.memory(self.size)
-        self._own_uses = use_count(self.memory)
+        self.memory = memory
+        self._own = sharing(memory)
         # What it was before may still be in use on the compute stream.
         self._device.record(self.finished)
 
@@ -83,6 +98,9 @@ class Arena:
         self._end = 0
         self._unsent = None
         self._directly = 0
+        self._reads_clients = False
+        if self.memory.numel() < self.size:  # the policy has kept the last one
+            self._use(self._new_memory(self.size))
 
     def has_room(self, payload_bytes: int) -> bool:
         """Whether so large a request may be placed beside those that are."""
@@ -96,44 +114,57 @@ class Arena:
         `directly` is the same payload as page-locked memory that stays until the row is answered: it then reaches the
         device without a copy on the host. The tensors hold what was placed once it was sent.
         """
-        if not self._handed_out:
+        if not self.rows:
             self._begin()
         start, size = self._end, schema.payload_bytes
         end = start + size
-        self._end = aligned(end, CACHE_LINE)
+        row = payload
         if directly is None:
             # The one copy on the host: what the client writes from now on is not seen.
             row = self._bytes[start:end]
             np.copyto(row, payload[:size])
-            if self._unsent is not None and self._unsent[1] != start:
-                self.send(ahead=ahead)
-            self._unsent = (start if self._unsent is None else self._unsent[0], self._end)
-        else:
-            row = payload
+        leaves = [
+            plain_leaf(place, place.view(row)) if tensor is None else tensor.detach()
+            for place, tensor in zip(schema.arrays, self._tensors_at(start, schema), strict=True)
+        ]
+        observation = schema.build(schema.numbers.unpack_from(row.data, 0), leaves)
+        # What cannot be read has raised by now, and has no row.
+        if directly is not None:
             self._hold(ahead)
             self._device.copy_in(self.memory[start:end], directly[:size], ahead=ahead)
             self._directly += 1
-        tensors = self._tensors_at(start, schema)
-        self._handed_out.append(tensors)
-        leaves = [
-            plain_leaf(place, place.view(row)) if tensor is None else tensor
-            for place, tensor in zip(schema.arrays, tensors, strict=True)
-        ]
-        return schema.build(schema.numbers.unpack_from(row.data, 0), leaves)
+            self._reads_clients = True
+        elif self._unsent is None or self._unsent[1] == start:
+            self._unsent = (start if self._unsent is None else self._unsent[0], aligned(end, CACHE_LINE))
+        else:
+            self.send(ahead=ahead)
+            self._unsent = (start, aligned(end, CACHE_LINE))
+        self._end = aligned(end, CACHE_LINE)
+        self.rows += 1
+        return observation
 
     def send(self, *, ahead: bool) -> None:
-        """Begin to copy what was placed since the last time; `ahead`: beside the work of the batch before."""
-        unsent, self._unsent = self._unsent, None
-        if unsent is not None:
-            start, end = unsent
+        """Begin to copy what was placed since the last time; `ahead`: beside the work of the batch before.
+
+        What the device raises changes nothing: the next time copies it again.
+        """
+        if self._unsent is not None:
+            start, end = self._unsent
             self._hold(ahead)
             self._device.copy_in(self.memory[start:end], self.host[start:end], ahead=ahead)
         elif not self._directly:
             return
-        self._directly = 0
         self._device.record(self._copied, ahead=ahead)
         if ahead:
             self._device.hold(self._copied)
+        self._unsent = None
+        self._directly = 0
+
+    def arrived(self) -> None:
+        """Until nothing is copied from clients' memory any more, which they then may write to again."""
+        if self._reads_clients:
+            self.send(ahead=False)
+            self._copied.synchronize()
 
     def _hold(self, ahead: bool) -> None:
         if ahead:  # the compute stream keeps its own order
@@ -145,32 +176,25 @@ class Arena:
 
     def done(self) -> None:
         """The rows are answered: keep the device's part for the next batch, unless the policy still holds some of it."""
-        if not self.fixed and self._is_kept():
-            self._renew()
-        self._handed_out.clear()
+        if not self.fixed and (self._own is None or self._own != sharing(self.memory)):
+            # The next batch takes new memory, and its first request fails if there is none.
+            self._tensors.clear()
+            self.memory = torch.empty(0, dtype=torch.uint8)
+        self.rows = 0
         self._end = 0
-
-    def _is_kept(self) -> bool:
-        if self._own_uses is None or use_count(self.memory) != self._own_uses:
-            return True  # views of the policy's own making, or nobody can tell
-        for tensors in self._handed_out:
-            for tensor in tensors:
-                # Unheld there are three: the list, this loop's variable and getrefcount's own argument.
-                if tensor is not None and sys.getrefcount(tensor) > 3:
-                    return True
-        return False
 
     def _tensors_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
         key = (start, schema.metadata)
         tensors = self._tensors.get(key)
         if tensors is None:
-            before = use_count(self.memory) or 0
-            if len(self._tensors) >= _REMEMBERED and not self.fixed:
+            before = sharing(self.memory)
+            if len(self._tensors) >= _REMEMBERED:
                 self._tensors.clear()
             tensors = self._tensors[key] = self._made_at(start, schema)
-            if self._own_uses is not None:
+            after = sharing(self.memory)
+            if self._own is not None and before is not None and after is not None:
                 # Measured and not counted: outside of inference mode a tensor may share the memory twice.
-                self._own_uses += (use_count(self.memory) or 0) - before
+                self._own = self._own[0] + after[0] - before[0], self._own[1] + after[1] - before[1]
         return tensors
 
     def _made_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:

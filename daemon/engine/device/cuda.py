@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from typing import Any
 import torch
 
 from .chosen import check_there
+from .errors import is_out_of_memory
 from .interface import Event, PinFailed
 from .memory import available_bytes
+
+log = logging.getLogger(__name__)
 
 #: Calls before a graph is recorded: libraries make handles and workspaces, and choose kernels.
 _PREPARING_CALLS = 3
@@ -26,8 +30,9 @@ class CudaDevice:
         torch.cuda.set_device(device.index or 0)
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self._index = torch.cuda.current_device()
-        self._compute = torch.cuda.current_stream()
-        self._copies = torch.cuda.Stream()
+        self._compute = torch.cuda.current_stream(self._index)
+        self._copies = torch.cuda.Stream(self._index)
+        self._said_rejoined = False
         self._runtime = torch.cuda.cudart()
         self._graphs: Any = None
 
@@ -43,7 +48,11 @@ class CudaDevice:
             return torch.empty(size, dtype=torch.uint8, device=self.torch_device)
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        return bool(tensor.is_cuda)
+        return bool(tensor.device == self.torch_device)
+
+    def bring(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        # The copy between two GPUs is behind both their streams' work, one to the host behind its own GPU's alone.
+        return tensor.to(self.torch_device) if tensor.is_cuda else None
 
     def copy_in(self, target: torch.Tensor, source: torch.Tensor, *, ahead: bool) -> None:
         if not ahead:
@@ -84,14 +93,29 @@ class CudaDevice:
         with contextlib.suppress(RuntimeError):  # this launch is
             torch.zeros(1, device=self.torch_device)
 
+    def rejoin(self) -> None:
+        if torch.cuda.current_device() != self._index:
+            torch.cuda.set_device(self._index)
+        now = torch.cuda.current_stream(self._index)
+        if now == self._compute:
+            return
+        self._compute.wait_stream(now)
+        torch.cuda.set_stream(self._compute)
+        if not self._said_rejoined:
+            self._said_rejoined = True
+            log.warning(
+                "the policy has called torch.cuda.set_stream() and not set it back: its actions wait for that stream; use "
+                "`with torch.cuda.stream(...)`"
+            )
+
     def prepare_capture(self, call: Callable[[], Any]) -> None:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream(self._index)
         side.wait_stream(self._compute)
         with torch.cuda.stream(side):
             for _ in range(_PREPARING_CALLS):
                 call()
         self._compute.wait_stream(side)
-        torch.cuda.synchronize()
+        self.synchronize()
 
     def capture(self, call: Callable[[], Any]) -> CudaCaptured:
         if self._graphs is None:
@@ -104,17 +128,19 @@ class CudaDevice:
         return CudaCaptured(graph, output)
 
     def synchronize(self) -> None:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._index)
 
     def poisoned(self) -> str | None:
-        # An error of the kind that ends a context is returned by every call from then on, whatever its text.
+        # An error of the kind that ends a context is returned by every call from then on, whatever its text. One that
+        # is only the next call's to tell, left by a library's own call that nobody looked at, is gone the second time.
+        return self._trouble() and self._trouble()
+
+    def _trouble(self) -> str | None:
         try:
-            torch.cuda.synchronize()
+            self.synchronize()
             torch.zeros(1, device=self.torch_device).cpu()
-        except torch.OutOfMemoryError:
-            return None
         except RuntimeError as error:
-            return _first_line(error)
+            return None if is_out_of_memory(error) else _first_line(error)
         return None
 
     def give_back(self) -> None:

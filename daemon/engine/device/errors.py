@@ -8,15 +8,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-from ..models.model import Model
+from ..models.model import Model, PerClient
 from .interface import Device
 
 #: EX_TEMPFAIL: nothing is wrong with the model or its settings.
 EXIT_STATUS = 75
+#: How CUDA, its libraries, Triton and XLA say that there is no memory.
+_OUT_OF_MEMORY = re.compile(
+    r"CUDA(?: error|\])?: out of memory|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|"
+    r"\bCU[A-Z]+_[A-Z_]*ALLOC(?:ATION)?_FAILED\b|\bRESOURCE_EXHAUSTED\b"
+)
+#: cudaErrorMemoryAllocation.
+_OUT_OF_MEMORY_CODE = 2
+
+T = TypeVar("T")
 
 
 class DeviceError(RuntimeError):
@@ -28,6 +39,57 @@ class DeviceLost(BaseException):
 
     No Exception: it is not for whoever answers one request and goes on with the next.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that the device, or what CUDA locks of the host, has no memory left.
+
+    torch.OutOfMemoryError comes from torch's own allocator alone.
+
+    >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    True
+    >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("no such joint"))
+    (True, False)
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, (RuntimeError, MemoryError)):
+        return False
+    return getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
+    """The error as torch's own of this kind; None for one of another kind."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return error
+    if not is_out_of_memory(error):
+        return None
+    short = torch.OutOfMemoryError(str(error))
+    short.__cause__ = error
+    return short
+
+
+def with_memory_given_back(device: Device, take: Callable[[], T]) -> T:
+    """What `take` takes of the device; where there is no memory, once more without what is kept for later tensors.
+
+    Raises torch.OutOfMemoryError.
+    """
+    try:
+        return take()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    device.give_back()
+    try:
+        return take()
+    except RuntimeError as error:
+        raise as_out_of_memory(error) or error from None
+
+
+def raise_if_lost(device: Device, error: BaseException) -> None:
+    """Raises DeviceLost if no call of this process will succeed any more, as `error`, which it raised, may say."""
+    if (reason := device.poisoned()) is not None:
+        raise DeviceLost(reason) from error
 
 
 class Guarded:
@@ -44,20 +106,41 @@ class Guarded:
         self.batches = model.batches
 
     def infer(self, observations: list[Any]) -> list[Any]:
+        return self._asked(lambda: self._model.infer(observations))
+
+    def _asked(self, call: Callable[[], T]) -> T:
         try:
-            return self._model.infer(observations)
+            return call()
         except Exception as error:
-            if (reason := self._device.poisoned()) is not None:
-                raise DeviceLost(reason) from error
-            if isinstance(error, torch.OutOfMemoryError):
+            raise_if_lost(self._device, error)
+            if is_out_of_memory(error):
                 self._device.give_back()
             raise
 
     def reset(self, client_id: int) -> None:
-        self._model.reset(client_id)
+        self._asked(lambda: self._model.reset(client_id))
 
     def example_observation(self) -> Any:
         return self._model.example_observation()
 
     def metadata(self) -> dict[str, Any]:
         return self._model.metadata()
+
+
+class GuardedPerClient(Guarded):
+    """As Guarded, for a model that keeps the state of each client apart."""
+
+    def __init__(self, model: Any, device: Device) -> None:
+        super().__init__(model, device)
+        self._per_client: PerClient = model
+
+    def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
+        return self._asked(lambda: self._per_client.infer_for(observations, client_ids))
+
+    def client_left(self, client_id: int) -> None:
+        self._asked(lambda: self._per_client.client_left(client_id))
+
+
+def guarded(model: Model, device: Device) -> Guarded:
+    """`model`, so that it tells when it has lost its device."""
+    return GuardedPerClient(model, device) if isinstance(model, PerClient) else Guarded(model, device)

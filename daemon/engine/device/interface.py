@@ -7,6 +7,7 @@ after the one that the device works on. Work on one stream is done in its order;
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -50,7 +51,10 @@ class Device(Protocol):
         """So many bytes of the device; raises torch.OutOfMemoryError. What holds them may do so for ever."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor is in the device's memory."""
+        """Whether the tensor is in this device's memory; another GPU's is not."""
+
+    def bring(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The tensor in this device's memory, if it is in another GPU's; None for the host's. What holds it is asked."""
 
     def copy_in(self, target: torch.Tensor, source: torch.Tensor, *, ahead: bool) -> None:
         """Begin to copy bytes of the host to the device; both must stay until an event after it has passed."""
@@ -72,6 +76,9 @@ class Device(Protocol):
 
     def unregister(self, address: int) -> None:
         """Before it is unmapped, after every copy from it."""
+
+    def rejoin(self) -> None:
+        """Have calls use the compute stream, as they did before a model changed that; its work comes before theirs."""
 
     def capture(self, call: Callable[[], Any]) -> Captured:
         """Record what `call` launches; raises what the device says of a call that cannot be recorded."""
@@ -102,3 +109,16 @@ def use_count(tensor: torch.Tensor) -> int | None:
     """How many tensors and views share its memory; None where this torch cannot tell."""
     count = getattr(torch._C, "_storage_Use_Count", None)
     return None if count is None else int(count(tensor.untyped_storage()._cdata))
+
+
+def sharing(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """How many tensors share its memory, and how many references there are to the memory's own Python object.
+
+    Only to be compared with what this has said before: it counts itself. Whatever a policy keeps (a tensor, a view, a
+    capsule of DLPack, the storage) is more of the one or of the other. None where this torch cannot tell.
+    """
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None:
+        return None
+    storage = tensor.untyped_storage()
+    return int(count(storage._cdata)), sys.getrefcount(storage)

@@ -10,26 +10,60 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from ...stats import Counter
 from ..loop import EngineLoop
 from ..mapped_channel import MappedChannel
 from ..schedule import next_of
 from ..tenancy import BrokenChannel, Tenancy
+from .errors import raise_if_lost
+from .interface import Device
 from .serving import DeviceServing
 from .side import DeviceSide
 
+#: An idle engine asks its device no more often whether it is still there.
+_ASKED_AFTER_NS = 2_000_000_000
 #: Batches between two looks at the tokens, which tell of requests in channels that were silent.
 _BATCHES_PER_TAKE = 4
 
 
-class DeviceLoop(EngineLoop):
-    """An `EngineLoop` that does not wait idly for the device."""
+class IdleDevice:
+    """Finds out, while nobody asks for anything, that the device is lost: before a robot does."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._event = device.event()
+        self._asked_ns = time.monotonic_ns()
+
+    def look(self, now_ns: int) -> None:
+        """Ask if it was not asked for some seconds; raises DeviceLost."""
+        if now_ns - self._asked_ns < _ASKED_AFTER_NS:
+            return
+        self._asked_ns = now_ns
+        try:
+            self._event.query()  # of the last time
+            self._device.record(self._event)
+        except RuntimeError as error:
+            raise_if_lost(self._device, error)
+
+
+class GuardedLoop(EngineLoop):
+    """An `EngineLoop` for a model that uses a device by itself."""
 
     def __init__(self, *wiring: Any, side: DeviceSide) -> None:
         super().__init__(*wiring)
         self._side = side
+        self._idle_device = IdleDevice(side.device)
+
+    def _idle(self, began_ns: int) -> None:
+        self._idle_device.look(began_ns)
+        super()._idle(began_ns)
+
+
+class DeviceLoop(GuardedLoop):
+    """An `EngineLoop` that does not wait idly for the device."""
+
+    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
+        super().__init__(*wiring, side=side)
         assert isinstance(self._serving, DeviceServing)
         self._device_serving = self._serving
         self._busy = False
@@ -50,8 +84,8 @@ class DeviceLoop(EngineLoop):
     def _make_room(self, tenancy: Tenancy) -> None:
         try:
             self._side.make_room(tenancy.channel.requests.segment.geometry.payload_bytes)
-        except torch.OutOfMemoryError as error:
-            self._side.device.give_back()
+        except RuntimeError as error:
+            raise_if_lost(self._side.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
 
     def _serve_next(self) -> None:

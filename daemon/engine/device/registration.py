@@ -55,7 +55,7 @@ class Registrar:
 
 
 class RegisteredRequests:
-    """One generation of one client's request segment. `close` only when no copy from it is under way."""
+    """One generation of one client's request segment."""
 
     def __init__(self, requests: int, geometry: Geometry, device: Device, registrar: Registrar) -> None:
         self._mapped: mmap.mmap | None = mmap.mmap(
@@ -67,6 +67,7 @@ class RegisteredRequests:
         memory = torch.from_numpy(np.frombuffer(self._mapped, np.uint8))
         self._address = memory.data_ptr()
         self._registered = False
+        self._copied_from = False
         self._payloads = [
             memory[start : start + geometry.payload_bytes]
             for start in (geometry.payload_offset(slot) for slot in range(geometry.slots))
@@ -81,13 +82,16 @@ class RegisteredRequests:
 
     def payload(self, sequence: int) -> torch.Tensor:
         """The payload bytes of the slot that `sequence` uses."""
+        self._copied_from = True
         return self._payloads[slot_of(sequence)]
 
     def close(self) -> None:
-        """Unregister, then unmap; may be called twice."""
+        """Wait for what is copied from it, unregister, then unmap; may be called twice."""
         if self._registered:
-            # ORDER: before the memory goes, or the driver keeps pages that are no longer this address's.
+            # ORDER: before the memory goes, or the driver keeps pages that are no longer this address's; and after the
+            # copies, which are waited for where a request is answered, but not where its client has gone.
             self._registered = False
+            self._wait_for_copies()
             self._device.unregister(self._address)
             self._registrar.channels -= 1
             self._registrar.bytes -= self._geometry.segment_bytes
@@ -96,6 +100,15 @@ class RegisteredRequests:
         if mapped is not None:
             with contextlib.suppress(BufferError):  # a tensor still looks at it, and unmaps it when it goes
                 mapped.close()
+
+    def _wait_for_copies(self) -> None:
+        if not self._copied_from:
+            return
+        with contextlib.suppress(RuntimeError):  # of a device that is lost, and copies nothing
+            for ahead in (False, True):
+                event = self._device.event()
+                self._device.record(event, ahead=ahead)
+                event.synchronize()
 
 
 def open_requests(lane: Lane, descriptors: Sequence[int]) -> int:

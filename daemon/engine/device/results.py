@@ -42,7 +42,8 @@ class Results:
     def fetch(self, tree: Any) -> Any:
         """The same tree with tensors of the host where it has those of the device; they are being filled."""
         if isinstance(tree, torch.Tensor):
-            return self._copied(tree) if self._device.holds(tree) else tree
+            near = tree if self._device.holds(tree) else self._device.bring(tree)
+            return tree if near is None else self._copied(near)
         kind = type(tree)
         if kind is dict:
             return {key: self.fetch(value) for key, value in tree.items()}

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from shmserve.errors import NumbersRefused, RequestRejected
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
@@ -29,9 +27,10 @@ from ..checked_numbers import CheckedNumbers
 from ..failure_text import logged
 from ..models.model import Model
 from ..serving import Serving, Taken
+from ..staging import Staging
 from ..tenancy import Tenancy
 from .arena import Arena
-from .errors import DeviceError, DeviceLost
+from .errors import DeviceError, DeviceLost, as_out_of_memory, raise_if_lost
 from .graphs import Graphs
 from .results import private
 from .side import DeviceSide
@@ -45,7 +44,7 @@ _ERROR_TEXT = 300
 class _Row:
     """One request, staged."""
 
-    __slots__ = ("ahead", "clamped", "head", "observation", "queued_ns", "retried", "staged_ns", "tenancy")
+    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "tenancy")
 
     def __init__(self, tenancy: Tenancy, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
         self.tenancy = tenancy
@@ -54,6 +53,8 @@ class _Row:
         self.ahead = ahead
         self.retried = retried
         self.observation: Any = None
+        #: Among the rows of its arena. What leaves a staged batch leaves its place empty.
+        self.place = 0
         self.staged_ns = 0
         self.clamped = False
 
@@ -155,34 +156,46 @@ class DeviceServing(Serving):
 
     def send_ahead(self) -> None:
         """Begin to copy what was staged, beside the work that is under way."""
-        self._arena.send(ahead=True)
+        try:
+            self._arena.send(ahead=True)
+        except RuntimeError as error:  # launch() sends it again
+            raise_if_lost(self._device, error)
+            log.warning("what was staged could not be copied ahead: %s", logged(error))
 
     def _is_too_late(self, row: _Row, now_ns: int) -> bool:
         """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
         refusal = self._refusal(row.tenancy, row.head, now_ns)
         if refusal is None:
             return False
+        self._arena.arrived()
         self._finish(row.tenancy, row.head, refusal, None, 0, row.queued_ns)
         return True
 
     def _observe(self, row: _Row) -> bool:
         tenancy, head = row.tenancy, row.head
         slot = tenancy.channel.requests.memory(head.sequence)
+        pickled = bool(head.flags & Flag.PICKLED)
         try:
-            pickled = bool(head.flags & Flag.PICKLED)
             if pickled and not tenancy.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
             schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
-                row.observation = tenancy.staging(0).observation(schema, slot, in_place=False, pickled=True)
+                # Memory of its own: there may be several of one client in a batch, and what was unpickled may be kept.
+                staging = Staging(self._device.torch_device)
+                row.observation = staging.observation(schema, slot, in_place=False, pickled=True)
             else:
                 row.observation = self._placed(row, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, row.queued_ns)
             return False
         except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
+            raise_if_lost(self._device, error)
+            short = as_out_of_memory(error)
+            if short is not None or (isinstance(error, RuntimeError) and not pickled):  # nothing that its client did
+                self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
+                return False
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, head, error, row.queued_ns)
             return False
@@ -193,6 +206,7 @@ class DeviceServing(Serving):
         directly = None
         if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
             directly = registered.payload(row.head.sequence)
+        row.place = self._arena.rows
         return self._arena.place(schema, payload, directly=directly, ahead=row.ahead)
 
     # Running
@@ -200,32 +214,49 @@ class DeviceServing(Serving):
     def launch(self) -> bool:
         """Start the model on what is staged; False if nothing of that may run any more."""
         now_ns = time.monotonic_ns()
-        rows = [row for row in self._staged if self._may_run(row, now_ns)]
         arena = self._arena
+        try:
+            rows = [row for row in self._staged if self._may_run(row, now_ns)]
+            if rows:
+                arena.send(ahead=False)
+        except RuntimeError as error:
+            raise_if_lost(self._device, error)
+            self._fail_staged(error)
+            rows = []
         self._staged = []
-        if not rows:
-            arena.done()
-            return False
-        arena.send(ahead=False)
         if self._observations is not None:
             rows = [row for row in rows if self._is_in_range(row, self._observations)]
-            if not rows:
+        if not rows:
+            if arena.rows:
                 arena.computed()
-                arena.done()
-                return False
+            arena.done()
+            return False
         self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1 if len(rows) == 1 else SEVERAL
         self._flying, self._flown = rows, arena
         self._filling ^= 1
         self._launched_ns = time.monotonic_ns()
-        self._results.begin()
         try:
-            actions = self._graphs.run(self._filling ^ 1, len(rows)) if self._graphs is not None else self._asked(rows)
-            self._results_of = self._results.fetch(list(actions))
+            self._results_of = self._begun(rows, graphs=self._graphs)
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
             self._failure = error
-            return True
-        arena.computed()
         return True
+
+    def _begun(self, rows: list[_Row], *, graphs: Graphs | None) -> list[Any]:
+        """Start the model on these rows; their actions, which are on their way to the host."""
+        self._results.begin()
+        try:
+            if graphs is None:
+                actions = list(self._asked(rows))
+            else:
+                # A graph reads every place up to its number, those that are empty by now as well.
+                found = graphs.run(self._filling ^ 1, self._flown.rows)
+                actions = [found[row.place] for row in rows]
+            self._device.rejoin()
+            return list(self._results.fetch(actions))
+        finally:
+            # Also if it raised: what it had launched by then reads the arena.
+            self._device.rejoin()
+            self._flown.computed()
 
     def _is_in_range(self, row: _Row, checked: CheckedNumbers) -> bool:
         """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
@@ -234,6 +265,11 @@ class DeviceServing(Serving):
         except NumbersRefused as error:
             self._words[Counter.OUT_OF_RANGE] += 1
             self._reject(row.tenancy, row.head, error, row.queued_ns)
+            row.observation = None
+            return False
+        except RuntimeError as error:  # of the device, which compares
+            raise_if_lost(self._device, error)
+            self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
             row.observation = None
             return False
         return True
@@ -249,18 +285,22 @@ class DeviceServing(Serving):
             return False
         if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.head):
             return True
+        self._arena.arrived()
         error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
         self._finish(row.tenancy, row.head, Status.ENGINE_LOST, error, 0, row.queued_ns)
         return False
 
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
-        """Until the actions have arrived, see `DeviceWait.until`; an action of the host's is there already."""
-        if self._failure is not None or not self._results.pending:
-            return
+        """Until the actions have arrived, see `DeviceWait.until`; an action of the host's is there already.
+
+        And until the clients' memory is not read any more: an answer gives it back to them.
+        """
         try:
-            self._wait.until(self._flown.finished, look, sleep)
+            if self._failure is None and self._results.pending:
+                self._wait.until(self._flown.finished, look, sleep)
+            self._flown.arrived()
         except RuntimeError as error:
-            self._failure = error
+            self._failure = self._failure or error
 
     def finish(self) -> None:
         """Answer what was launched. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
@@ -307,8 +347,10 @@ class DeviceServing(Serving):
                 lost.__cause__ = error
                 self._fail(rows[0].tenancy, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
             raise DeviceLost(reason) from error
-        if isinstance(error, torch.OutOfMemoryError):
+        short = as_out_of_memory(error)
+        if short is not None:
             error.__traceback__ = None  # whose frames hold what the model had made by then
+            error = short
             self._device.give_back()
         if len(rows) > 1:
             # One bad row must not fail its neighbours: each alone.
@@ -322,13 +364,17 @@ class DeviceServing(Serving):
         else:
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
 
+    def _fail_staged(self, error: RuntimeError) -> None:
+        """The device did not take the rows over: those that are not answered fail."""
+        for row in self._staged:
+            if not row.tenancy.channel.replies.answered(row.head.sequence):
+                self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
+
     def _run_alone(self, row: _Row) -> None:
         began_ns = time.monotonic_ns()
         self._words[Counter.CHANNEL] = row.tenancy.number + 1
-        self._results.begin()
         try:
-            actions = self._results.fetch(list(self._asked([row])))
-            self._flown.computed()
+            actions = self._begun([row], graphs=None)
             self._flown.finished.synchronize()
         except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code
             self._recover([row], error, time.monotonic_ns() - began_ns)

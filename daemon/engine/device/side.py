@@ -12,6 +12,7 @@ from shmserve.schema import Schema
 
 from ...model_package import ModelPackage
 from .arena import Arena
+from .errors import raise_if_lost
 from .host_memory import HostMemory
 from .interface import Device
 from .memory import Beside, check_room, needed_bytes, package_bytes
@@ -38,15 +39,26 @@ class DeviceSide:
         self.graphs = 0
 
     def make_room(self, payload_bytes: int) -> None:
-        """Have arenas for batches of such requests; nothing may be staged. Raises torch.OutOfMemoryError."""
+        """Have arenas for batches of such requests; nothing may be staged.
+
+        Raises torch.OutOfMemoryError, and then all is as it was before.
+        """
         row = aligned(payload_bytes, CACHE_LINE)
         size = max(row, min(row * self.max_batch, _BATCH_BYTES))
-        for arena in self.arenas:
-            if not arena.fixed:
-                arena.reserve(size)
+        small = [arena for arena in self.arenas if not arena.fixed and arena.size < size]
+        larger = [arena.larger(size) for arena in small]
+        for arena, (host, memory) in zip(small, larger, strict=True):
+            arena.adopt(host, memory)
 
     def report(self) -> dict[str, Any]:
-        """What status shows."""
+        """What status shows. Raises DeviceLost."""
+        try:
+            return self._report()
+        except RuntimeError as error:
+            raise_if_lost(self.device, error)
+            raise
+
+    def _report(self) -> dict[str, Any]:
         free, total = self.device.free_memory()
         return {
             **self.device.facts(),
@@ -104,6 +116,7 @@ class WarmUpStaging:
 
     def settle(self, action: Any) -> Any:
         """The action on the host, once the device has done with it."""
+        self._side.device.rejoin()
         self._side.results.begin()
         found = self._side.results.fetch(action)
         for arena in self._side.arenas:

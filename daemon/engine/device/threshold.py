@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
+from .errors import is_out_of_memory
 from .interface import Device, PinFailed
 
 #: Sizes that are tried. Registering takes about a millisecond for each MiB when a client attaches, and a page-locked
@@ -38,7 +39,11 @@ def measured_threshold(device: Device) -> int | None:
         finally:
             device.synchronize()
             device.unregister(client.data_ptr())
-    except (PinFailed, torch.OutOfMemoryError):
+    except PinFailed:
+        return None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return None
     return least_size(staged, direct)
 

@@ -21,6 +21,7 @@ def warm_up_device(model: Model, side: DeviceSide, package: ModelPackage) -> tup
 
 
 def _warm_up(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
+    side.device.rejoin()  # whatever its constructor did
     staging = WarmUpStaging(side)
     warmth = warm_up(model, side.device.torch_device, package, staging=staging)
     staging.give_back()

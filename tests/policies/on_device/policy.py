@@ -1,5 +1,6 @@
 """Computes on its device, and brings it down when asked; on a `FakeDevice` as on a GPU."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,7 @@ class Policy:
         else:
             # Nothing of it is seen here: it happens on the device, later.
             torch.zeros(4, device=self._device)[torch.tensor([9], device=self._device)]
+
+    def _lose_later(self) -> None:
+        assert self._fake is not None
+        threading.Timer(0.2, setattr, (self._fake, "poison", "unspecified launch failure")).start()
