@@ -15,7 +15,7 @@ from torch.utils import dlpack
 from torch.utils.data import default_collate
 
 
-class Mine(torch.Tensor):
+class Mine(torch.Tensor):  # type: ignore[misc]
     """A policy's own kind of tensor."""
 
 
@@ -102,7 +102,7 @@ WAYS_OF_KEEPING_ARRAYS: dict[str, Callable[[npt.NDArray[Any]], Any]] = {
     "own kind of array": lambda array: array.view(np.recarray),
     "tensor": torch.from_numpy,
     "dlpack": np.from_dlpack,
-    "memoryview": memoryview,
+    "memoryview": memoryview,  # type: ignore[dict-item]
     "ctypes": np.ctypeslib.as_ctypes,
     "closure": lambda array: lambda: array,
 }

@@ -6,10 +6,12 @@ does not fit, what it should be and what it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from shmserve.contract import described, entry_text, name_within
@@ -228,7 +230,11 @@ def signature_of(value: Any) -> Any:
         return tuple((key, signature_of(entry)) for key, entry in value.items())
     if kind in (list, tuple):
         return tuple(map(signature_of, value))
-    return kind, value if kind in (bool, int, float, str, bytes) else None
+    if kind is float:
+        return kind, value, math.copysign(1.0, value)  # -0.0 is equal to 0.0, and another number to a module
+    if kind in (bool, int, str, bytes) or isinstance(value, np.generic):
+        return kind, value
+    return kind, id(value)  # a module is told one for all rows of a call: only the very same may be in one
 
 
 def _shown(value: Any) -> str:
