@@ -47,9 +47,12 @@ def _as_one(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def split(action: Any, count: int) -> list[Any]:
-    """The `count` rows of an action; raises ValueError for a tensor without a first dimension of that length."""
-    host = _checked(action, count)
-    return [_row(host, index) for index in range(count)]
+    """The `count` rows of an action, in its memory; raises ValueError for a tensor without a first dimension of that length.
+
+    A device's rows stay there: who replies copies them to the host, and waits for all at once.
+    """
+    checked = _checked(action, count)
+    return [_row(checked, index) for index in range(count)]
 
 
 def _checked(tree: Any, count: int, name: str = "") -> Any:
@@ -59,7 +62,7 @@ def _checked(tree: Any, count: int, name: str = "") -> Any:
                 f"the module gave {name or 'a tensor'} of shape {list(tree.shape)} for {count} row{'s' * (count > 1)}: "
                 f"with batch_dim = true its first dimension must be {count}"
             )
-        return tree.cpu()  # one copy off the device for all rows
+        return tree
     if isinstance(tree, dict):
         return {key: _checked(value, count, f"{name}.{key}" if name else str(key)) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
