@@ -1,23 +1,33 @@
-r"""What is said of a failed request: to its client nothing of the daemon, to the log nothing raw of the client.
+r"""What is said of a failed request: to its client nothing of the daemon, to the log nothing that could pass for a line of it.
+
+An exception of a policy is the policy's code as well: its text, its type's name and its causes are asked for here alone.
 
 >>> told(ValueError("no joint 7 in /srv/models/arm/joints.json, see <object at 0x7f2b1c0d4e50>"))
 ('ValueError', 'no joint 7 in <path>, see <object at <address>>')
 >>> told(ValueError("3 and/or 4 m/s; one\x1b[31m line\nanother"))
 ('ValueError', '3 and/or 4 m/s; one [31m line another')
->>> logged(ValueError("a line\n12:00:00 and one that looks like the daemon's")), len(logged(KeyError("x" * 9000)))
-("ValueError: a line\\n12:00:00 and one that looks like the daemon's", 1035)
+>>> print(logged(ValueError("a line\n12:00:00 and one that looks like the daemon's")))
+ValueError: a line
+    | 12:00:00 and one that looks like the daemon's
+>>> len(logged(KeyError("x" * 9000)))
+2037
 """
 
 from __future__ import annotations
 
+import builtins
 import re
 import traceback
+from typing import Any
 
 import torch
 
+from shmserve.errors import RequestRejected
+
 #: Characters of an exception's text that a client sees, and that the log keeps.
 _TOLD = 400
-_LOGGED = 1000
+_LOGGED = 2000
+_NAME = 100
 _FRAMES = 16
 _CHAIN = 4
 #: A path of more than one step; what only divides two words is none.
@@ -28,38 +38,89 @@ _STACK = re.compile(
     r"Traceback \(most recent|Exception raised from|frame #0|File \"[^\"]*\", line|/?shmserve\.[0-9a-f]{12}\."
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+#: How torch begins the text of whatever a TorchScript module raises, and what ends each step of the stack that follows.
+_SCRIPT, _SCRIPT_STEP = "The following operation failed in the TorchScript interpreter.", "<--- HERE"
+_group: Any = getattr(builtins, "BaseExceptionGroup", ())  # since Python 3.11
+
+
+class PolicyRaised(RequestRejected):
+    """The policy's code raised its `__cause__` while the action was read: a mapping that is evaluated late, `__array__`."""
 
 
 def told(error: BaseException) -> tuple[str, str]:
     """An exception's type and the start of its text as its client may see them: no path, address or stack."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    error = _raised(error)
+    if issubclass(type(error), torch.cuda.OutOfMemoryError):
         return "OutOfMemoryError", "the device has not enough free memory for this request"
-    text = _text(error)[: 4 * _TOLD]
+    text = text_of(error)[: 4 * _TOLD]
     stack = _STACK.search(text)
     if stack is not None:
         text = text[: stack.start()]
     text = _ADDRESS.sub("<address>", _PATH.sub("<path>", _CONTROL.sub(" ", text)))
-    return type(error).__name__, text[:_TOLD].rstrip()
+    return name_of(error), text[:_TOLD].rstrip()
 
 
-def logged(error: BaseException) -> str:
+def logged(error: BaseException, frames: int = _FRAMES) -> str:
     """An exception and where it came from, for the log: the code's own lines, and texts that cannot pass for lines."""
+    error = _raised(error)
+    try:
+        return "\nwhich came after\n".join(_chain(error, frames))
+    except BaseException:  # noqa: BLE001  sources are read by the loaders of the policy's modules
+        return f"{name_of(error)}: {_bounded(_text(error))}"
+
+
+def name_of(error: BaseException) -> str:
+    """The name of an exception's type, on one line."""
+    # Not type(error).__name__, which a metaclass may make something else of.
+    name = type.__dict__["__name__"].__get__(type(error))
+    return _CONTROL.sub(" ", str.__str__(name))[:_NAME]
+
+
+def text_of(error: BaseException) -> str:
+    """An exception's text; of what a TorchScript module raised the cause, which torch puts behind its own stack."""
+    text = _text(error)
+    if not text.startswith(_SCRIPT):
+        return text
+    lines = text.rstrip().split("\n")
+    behind = max((place for place, line in enumerate(lines) if line.endswith(_SCRIPT_STEP)), default=len(lines)) + 1
+    return "\n".join(lines[behind:]).strip() or lines[-1].strip()
+
+
+def _raised(error: BaseException) -> BaseException:
+    """The policy's own exception."""
+    return error.__cause__ or error if type(error) is PolicyRaised else error
+
+
+def _chain(error: BaseException, frames: int) -> list[str]:
     parts: list[str] = []
-    seen: BaseException | None = error
+    seen: Any = error
+    # BaseException's own attributes: a class of the policy may have others of the same names.
+    own = BaseException.__dict__
     while seen is not None and len(parts) < _CHAIN:
-        stack = "".join(traceback.format_tb(seen.__traceback__, -_FRAMES))
-        parts.append(f"{stack}{type(seen).__name__}: {_bounded(_text(seen))}")
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return "\nwhich came after\n".join(parts)
+        stack = "".join(traceback.format_tb(own["__traceback__"].__get__(seen), -frames))
+        parts.append(f"{stack}{name_of(seen)}: {_bounded(_text(seen))}{_members(seen)}")
+        context = None if own["__suppress_context__"].__get__(seen) else own["__context__"].__get__(seen)
+        seen = own["__cause__"].__get__(seen) or context
+    return parts
+
+
+def _members(error: BaseException) -> str:
+    """What a group of exceptions consists of."""
+    if not issubclass(type(error), _group):
+        return ""
+    members = _group.exceptions.__get__(error)[:_CHAIN]
+    return "".join(f"\n    of it {name_of(member)}: {_bounded(_text(member))}" for member in members)
 
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)
-    except Exception:  # noqa: BLE001  a model's own exception class
+        return str.__str__(str(error))  # of no class of the policy's own
+    except BaseException:  # noqa: BLE001  a policy's own exception class
         return "(its text cannot be had)"
 
 
 def _bounded(text: str) -> str:
-    shown = repr(text[:_LOGGED])[1:-1]
-    return shown if len(text) <= _LOGGED else f"{shown} ({len(text)} characters in all)"
+    if len(text) > _LOGGED:  # what an error is about stands at its start, or, after a stack, at its end
+        half = _LOGGED // 2
+        text = f"{text[:half]} ... ({len(text) - _LOGGED} characters) ... {text[-half:]}"
+    return text.rstrip("\n").replace("\n", "\n    | ")

@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +46,7 @@ from .device.serving import DeviceServing
 from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
+from .failure_text import logged, name_of, text_of
 from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .models import load_model
@@ -63,6 +63,8 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _ERROR_TEXT = 2000
+#: Frames of a model that cannot be loaded: deeper than a request's, because libraries load one another.
+_LOAD_FRAMES = 64
 #: What is known of a model travels in messages of 64 KiB, beside the clients.
 _READY_BYTES = 32 << 10
 
@@ -124,13 +126,13 @@ class Engine:
                 warmth, graphs = warm_up_device(model, device_arrays, package)
             metadata = _plain(model.metadata())
             _check_size(warmth.contract, metadata)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code may raise anything
-            if not isinstance(error, DeviceMissing):  # no line of ours or the model's explains that one better
-                log.error("the model cannot be served: %s failed\n%s", stage, traceback.format_exc())
-            message = str(error)[:_ERROR_TEXT]
+        except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
+            if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
+                log.error("the model cannot be served: %s failed\n%s", stage, logged(error, _LOAD_FRAMES))
+            message = text_of(error)[:_ERROR_TEXT]
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"
-            self._control.send("failed", stage=stage, error=type(error).__name__, message=message)
+            self._control.send("failed", stage=stage, error=name_of(error), message=message)
             return False
         self._failpoint("warm")
         self._in_place = package.read_in_place and device_arrays is None and order["trusted_transport"]
@@ -309,7 +311,7 @@ def _configure_torch(package: ModelPackage, threads: int | None) -> None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     # torch raises a RuntimeError for what is a MemoryError anywhere else.
-    return isinstance(error, MemoryError) or "allocate memory" in str(error)
+    return issubclass(type(error), MemoryError) or "allocate memory" in text_of(error)
 
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import struct
 import time
 from typing import Any
 
@@ -14,6 +12,7 @@ from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
 
 from ..stats import ChannelWord, Counter
+from .device.errors import DeviceLost
 from .failure_text import logged
 from .serving import Row, Serving
 from .tenancy import Tenancy
@@ -71,7 +70,9 @@ class PlainServing(Serving):
         began_ns = time.monotonic_ns()
         try:
             results: Any = self._model.infer([observation])
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             row, observation = self._row(tenancy, intake, observation), None
             self._failed([row], error, began_ns)
             return
@@ -81,8 +82,7 @@ class PlainServing(Serving):
         known, copied_ns = tenancy.encoder.latest, -1
         memory = tenancy.channel.replies.memories[slot_of(sequence)]
         if known is not None and known.sender is not None and memory.written_schema == known.schema_id:
-            # As in Encoder.encode: the long way tells what is the matter.
-            with contextlib.suppress(struct.error, ValueError, OverflowError, TypeError):
+            try:
                 copied_ns = intake.answer(
                     known.sender,
                     results[0],
@@ -93,6 +93,8 @@ class PlainServing(Serving):
                     self._version,
                     infer_ns,
                 )
+            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
+                copied_ns = -1
         if copied_ns < 0:
             row, observation = self._row(tenancy, intake, observation), None
             self._reply(row, results, 0, infer_ns)

@@ -17,7 +17,8 @@ from shmserve.schema import Schema
 from ..number_checks import NumberCheck
 from ..stats import SEVERAL, ChannelWord, Counter, Stats
 from .checked_numbers import CheckedNumbers
-from .failure_text import logged, told
+from .device.errors import DeviceLost
+from .failure_text import PolicyRaised, logged, told
 from .models.model import Model, PerClient
 from .staging import Staging
 from .tenancy import Tenancy
@@ -173,7 +174,7 @@ class Serving:
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, queued_ns)
             return None
-        except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
+        except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, head, error, queued_ns)
             return None
@@ -183,6 +184,9 @@ class Serving:
                 observation, clamped = self._observations.hold(observation)
             except NumbersRefused as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
+                self._reject(tenancy, head, error, queued_ns)
+                return None
+            except BaseException as error:  # noqa: BLE001  as above: an object may be asked for its entries
                 self._reject(tenancy, head, error, queued_ns)
                 return None
         staged_ns = time.monotonic_ns() - taken_ns
@@ -223,7 +227,9 @@ class Serving:
         began_ns = time.monotonic_ns()
         try:
             self._model.reset(tenancy.number)
-        except Exception as error:  # noqa: BLE001  the model's own code
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001  the model's own code
             self._fail(tenancy, head, error, queued_ns, 0, 0)
             return
         self._words[Counter.RESETS] += 1
@@ -235,8 +241,10 @@ class Serving:
             return
         try:
             self._per_client.client_left(client_id)
-        except Exception:  # the model's own code: the others' requests go on
-            log.exception("the model failed when client %d left", client_id)
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001  the model's own code: the others' requests go on
+            log.error("the model failed when client %d left\n%s", client_id, logged(error))
 
     def _infer(self, rows: list[Row]) -> None:
         began_ns = time.monotonic_ns()
@@ -250,7 +258,9 @@ class Serving:
                 results = self._model.infer(observations)
             else:
                 results = self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             self._failed(rows, error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
@@ -268,9 +278,10 @@ class Serving:
                 self._infer([row])
             return
         row = rows[0]
-        if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
+        # Not isinstance, which asks an object for its class.
+        if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
             self._reject(row.tenancy, row.head, error, row.queued_ns)
-            error.__traceback__ = None  # as in _fail
+            _forget_traceback(error)
         else:
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
         self._release(row)
@@ -296,6 +307,8 @@ class Serving:
             except NumbersRefused:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise
+            except BaseException as error:  # an action may be asked for its entries
+                raise PolicyRaised("the action cannot be read") from error
             clamped |= held
         if clamped:
             self._words[Counter.CLAMPED] += 1
@@ -306,7 +319,7 @@ class Serving:
         if not row.in_place:
             row.staging.give_back(row.schema)
 
-    def _reject(self, tenancy: Tenancy, head: RequestHead, error: Exception, queued_ns: int) -> None:
+    def _reject(self, tenancy: Tenancy, head: RequestHead, error: BaseException, queued_ns: int) -> None:
         self._finish(tenancy, head, Status.REJECTED, told(error), 0, queued_ns)
 
     def _fail(
@@ -319,8 +332,7 @@ class Serving:
         infer_ns: int,
     ) -> None:
         log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
-        # The traceback holds the observation: without this the arena would look as if the policy kept it.
-        error.__traceback__ = None
+        _forget_traceback(error)
         self._finish(tenancy, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
 
     def _finish(
@@ -350,3 +362,11 @@ class Serving:
         else:
             words[line + ChannelWord.ERRORS] += 1
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
+
+
+def _forget_traceback(error: BaseException) -> None:
+    """A traceback holds the observation: with it the arena would look as if the policy kept it."""
+    # BaseException's own: an exception of the policy may have attributes and methods of its own.
+    BaseException.with_traceback(error, None)
+    if type(error) is PolicyRaised and error.__cause__ is not None:
+        BaseException.with_traceback(error.__cause__, None)

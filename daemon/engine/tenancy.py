@@ -12,12 +12,14 @@ import torch
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.compiled import steps
+from shmserve.errors import RequestRejected
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Array, Schema
 
 from ..stats import ChannelWord, Counter, Stats
+from .failure_text import PolicyRaised, told
 from .mapped_channel import MappedChannel
 from .rates import Rate
 from .staging import Staging
@@ -212,7 +214,8 @@ class Tenancy:
         """Complete `sequence` with a result, or with an error as (type, text), and ring.
 
         Returns how long encoding took (ns); `durations_ns` is (queued, staged, infer). A result that does not fit is
-        held, and the client told to make room; `move` completes it.
+        held, and the client told to make room; `move` completes it. Raises RequestRejected for a result that cannot be
+        carried, PolicyRaised for one whose own code fails: nothing was answered then.
         """
         started_ns = time.monotonic_ns()
         replies = self.channel.replies
@@ -225,6 +228,10 @@ class Tenancy:
             self.held[sequence] = ((status, flags, version, *durations_ns), tree)
             status, schema = Status.GROW, 0
             metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
+        except RequestRejected:
+            raise
+        except BaseException as error:  # reading a result may run code of its own type
+            raise PolicyRaised("the action cannot be read") from error
         copied_ns = time.monotonic_ns() - started_ns
         replies.complete(
             sequence,
@@ -275,7 +282,10 @@ class Tenancy:
             if sequence in held and not self.channel.replies.answered(sequence):
                 (status, flags, version, *durations), tree = held[sequence]
                 queued, staged, infer = durations
-                self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
+                try:
+                    self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
+                except RequestRejected as error:  # it is another one when it is read again
+                    self.answer(sequence, Status.FAILED, told(error), flags, version, (queued, staged, infer))
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """`let_go` closes the channel, at once or later."""

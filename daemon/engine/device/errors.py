@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..failure_text import text_of
 from ..models.model import Model, PerClient
 from .interface import Device
 
@@ -55,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, (RuntimeError, MemoryError)):
         return False
-    return getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(str(error)) is not None
+    return getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(text_of(error)) is not None
 
 
 def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
@@ -64,7 +65,7 @@ def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
         return error
     if not is_out_of_memory(error):
         return None
-    short = torch.OutOfMemoryError(str(error))
+    short = torch.OutOfMemoryError(text_of(error))
     short.__cause__ = error
     return short
 
@@ -111,7 +112,7 @@ class Guarded:
     def _asked(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except Exception as error:
+        except BaseException as error:
             raise_if_lost(self._device, error)
             if is_out_of_memory(error):
                 self._device.give_back()

@@ -190,7 +190,7 @@ class DeviceServing(Serving):
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, row.queued_ns)
             return False
-        except Exception as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
+        except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
             if short is not None or (isinstance(error, RuntimeError) and not pickled):  # nothing that its client did
@@ -237,7 +237,7 @@ class DeviceServing(Serving):
         self._launched_ns = time.monotonic_ns()
         try:
             self._results_of = self._begun(rows, graphs=self._graphs)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code: the next request works
+        except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             self._failure = error
         return True
 
@@ -376,7 +376,7 @@ class DeviceServing(Serving):
         try:
             actions = self._begun([row], graphs=None)
             self._flown.finished.synchronize()
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the model's own code
+        except BaseException as error:  # noqa: BLE001  the model's own code
             self._recover([row], error, time.monotonic_ns() - began_ns)
             return
         self._words[Counter.BATCHES] += 1
