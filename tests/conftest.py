@@ -60,9 +60,12 @@ def watched() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def own_imports() -> Iterator[None]:
     """What a test imports from a folder of its own is gone after it: an engine serves one package, a worker many."""
-    path, modules, no_bytecode = [*sys.path], {*sys.modules}, sys.dont_write_bytecode
+    path, modules, no_bytecode, arguments = [*sys.path], {*sys.modules}, sys.dont_write_bytecode, sys.argv
+    finders = [*sys.meta_path]
     yield
     sys.path[:] = path
+    sys.argv = arguments
+    sys.meta_path[:] = finders
     sys.dont_write_bytecode = no_bytecode
     for name in {*sys.modules} - modules:
         file = getattr(sys.modules[name], "__file__", None) or ""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from pathlib import Path
+import difflib
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 from shmserve.errors import ModelPackageError
 
 from ...model_package import ModelPackage
+from .package_modules import import_entry
 from .per_client import PerClientPolicy, wants_client_id
 from .policy_object import PythonPolicy
 from .policy_styles import styled_policy
@@ -22,10 +20,11 @@ from .policy_styles import styled_policy
 def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
     """Import the package's entry and make its policy."""
     module_name, _, class_name = package.entry.partition(":")
-    module = _import(package.path, module_name)
+    module = import_entry(package.path, module_name)
     policy_class = getattr(module, class_name, None)
     if policy_class is None:
-        raise ModelPackageError(f"{package.entry}: {module.__name__} has no {class_name}")
+        hint = _meant(module, module_name, class_name)
+        raise ModelPackageError(f"{package.entry}: {module_name} has no {class_name}{hint}")
     return make_policy(policy_class, package, device)
 
 
@@ -36,11 +35,14 @@ def make_policy(policy_class: Any, package: ModelPackage, device: torch.device) 
     return kind(policy, package)
 
 
-def _import(path: Path, module_name: str) -> ModuleType:
-    # This process serves one package and ends with it, so the directory may lead sys.path: the policy
-    # imports its neighbours by their plain names, and a later version meets none of them.
-    if not any((path / Path(*module_name.split("."))).with_suffix(ending).exists() for ending in (".py", "")):
-        raise ModelPackageError(f"{path} has no module {module_name} ({module_name.replace('.', '/')}.py)")
-    sys.path.insert(0, str(path))
-    sys.dont_write_bytecode = True  # the package is content addressed
-    return importlib.import_module(module_name)
+def _meant(module: ModuleType, module_name: str, class_name: str) -> str:
+    """Which class of the module may be meant."""
+    own = [name for name, value in vars(module).items() if isinstance(value, type) and _is_policy(value, module)]
+    near = difflib.get_close_matches(class_name, own, 1) or own
+    if len(near) != 1:
+        return f" (policies in it are {', '.join(near)})" if near else ""
+    return f'; did you mean {near[0]}? Then write entry = "{module_name}:{near[0]}" under [model] in model.toml'
+
+
+def _is_policy(value: type, module: ModuleType) -> bool:
+    return value.__module__ == module.__name__ and (hasattr(value, "infer") or hasattr(value, "get_action"))
