@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import descriptor_limit
 from .control import encode, take_messages
 from .release import OWN
 from .stats import Counter, Stats, create_stats_memory
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from .served import Served
 
 log = logging.getLogger(__name__)
+
+#: A numpy.py in the working directory is not ours. No variable says so: the programs that a policy starts would inherit it.
+SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
 
 
 class EngineEnded(Exception):
@@ -72,6 +76,7 @@ class EngineProcess:
             self.stats = Stats(stats_fd)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                *SAFE_PATH,
                 "-m",
                 "shmserve.daemon.engine.main",
                 str(theirs.fileno()),
@@ -80,7 +85,6 @@ class EngineProcess:
                 str(os.getpid()),
                 pass_fds=(theirs.fileno(), stats_fd),
                 stdin=asyncio.subprocess.DEVNULL,
-                env={**os.environ, "PYTHONSAFEPATH": "1"},  # a numpy.py in the working directory is not ours
                 start_new_session=True,  # so that what the model starts is known by its group, and ends with it
             )
         except BaseException:
@@ -89,6 +93,7 @@ class EngineProcess:
         finally:
             theirs.close()
             os.close(stats_fd)
+        descriptor_limit.give_back(self._process.pid)
         ours.setblocking(False)
         self._socket = ours
         self._loop.add_reader(ours, self._readable)

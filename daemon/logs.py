@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -9,12 +10,14 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 _JOURNAL = Path("/run/systemd/journal/socket")
 # syslog(3)'s priorities.
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+_LEVELS = {logging.getLevelName(name): name for name in _PRIORITY}
 #: Lines of one kind at once, and how many a second after that.
 _BURST = 20
 _A_SECOND = 1.0
@@ -60,12 +63,13 @@ class PlainFormatter(logging.Formatter):
 class JournalHandler(logging.Handler):
     """One entry for each record, a traceback included, with fields to search by (systemd's native protocol)."""
 
-    def __init__(self, process: str, address: Path = _JOURNAL) -> None:
+    def __init__(self, process: str, address: Path = _JOURNAL, stream: TextIO | None = None) -> None:
+        """`stream`: for what the journal does not take; None: standard error."""
         super().__init__()
         self._process = process
         self._address = str(address)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)  # a journal that does not read must not hold the service up
+        self._stream = stream
+        self._socket = _journal_socket()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -82,16 +86,28 @@ class JournalHandler(logging.Handler):
             message_id = getattr(record, "message_id", None)
             if message_id is not None:
                 fields["MESSAGE_ID"] = message_id
+            if self._socket.fileno() < 0:  # a policy has had logging close all handlers, as dictConfig does
+                self._socket = _journal_socket()
             try:
                 self._socket.sendto(b"".join(map(_field, fields.items())), self._address)
             except OSError:  # too long for a datagram, or nobody reads: as a line on the stream that journald reads too
-                print(_with_priority(record, text), file=sys.stderr)
+                print(_with_priority(record, text), file=self._stream or sys.stderr)
         except Exception:  # noqa: BLE001  logging's own way with what cannot be logged
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if self._stream is None:
+            super().handleError(record)
 
     def close(self) -> None:
         self._socket.close()
         super().close()
+
+
+def _journal_socket() -> socket.socket:
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    found.setblocking(False)  # a journal that does not read must not hold the service up
+    return found
 
 
 class _StreamFormatter(PlainFormatter):
@@ -103,16 +119,80 @@ class _StreamFormatter(PlainFormatter):
 
 def configure_logging(process: str) -> None:
     """Log to where standard error goes; `process` names the supervisor or the engine in every line."""
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    logging.basicConfig(level=_level(), handlers=[_handler(process)], force=True)
+
+
+def configure_engine_logging() -> TextIO:
+    """As `configure_logging`, for a process that runs a policy; returns the stream that is the service's own.
+
+    What the policy and its libraries log goes to standard error, and they may set logging up as they like (dictConfig, disable,
+    handlers of the root logger, another standard error). None of it reaches the service's loggers, which exist by now:
+    they leave the hierarchy that `logging` knows, and write to a descriptor of their own.
+    """
+    configure_logging("engine")
+    try:
+        descriptor = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError:  # standard error is closed
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+    stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  for ever
+    root = logging.RootLogger(_level())
+    root.addHandler(_handler("engine", stream))
+    manager = logging.Manager(root)
+    theirs = logging.root.manager.loggerDict
+    for name in [name for name in theirs if name.partition(".")[0] in ("shmserve", "__main__")]:
+        logger = theirs.pop(name)
+        if isinstance(logger, logging.Logger):
+            logger.__class__ = _OwnLogger
+            logger.manager, logger.parent = manager, root
+            manager.loggerDict[name] = logger
+            logger.setLevel(logging.NOTSET)  # which also forgets what it knew of levels
+    os.environ.pop("SHMSERVE_LOG_LEVEL", None)  # the supervisor's word to this process, not to the policy's
+    return stream
+
+
+class _OwnLogger(logging.Logger):
+    """Makes its records by itself: a policy may have set another factory, and other names for the levels."""
+
+    def makeRecord(
+        self,
+        name: str,
+        level: int,
+        fn: str,
+        lno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        extra: Mapping[str, object] | None = None,
+        sinfo: str | None = None,
+    ) -> logging.LogRecord:
+        record = logging.LogRecord(name, level, fn, lno, msg, args, exc_info, func, sinfo)
+        record.levelname = _LEVELS.get(level, record.levelname)
+        vars(record).update(extra or {})
+        return record
+
+
+class _OwnStreamHandler(logging.StreamHandler):  # type: ignore[type-arg]  # it has none before Python 3.11
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the place to say it is standard error, which is the policy's."""
+
+
+def _level() -> str:
+    return os.environ.get("SHMSERVE_LOG_LEVEL", "INFO").upper()
+
+
+def _handler(process: str, stream: TextIO | None = None) -> logging.Handler:
+    """For lines of `process`; `stream`: a descriptor of its own for what goes to standard error."""
+    handler: logging.Handler = logging.StreamHandler(sys.stderr) if stream is None else _OwnStreamHandler(stream)
     if _to_journal() and _JOURNAL.is_socket():
-        handler = JournalHandler(process, _JOURNAL)
+        handler = JournalHandler(process, _JOURNAL, stream)
         handler.setFormatter(PlainFormatter())
     elif _to_journal():
         handler.setFormatter(_StreamFormatter(f"{process}: %(message)s"))
     else:
         handler.setFormatter(PlainFormatter(f"%(asctime)s %(levelname)-7s {process}: %(message)s", "%H:%M:%S"))
     handler.addFilter(RateLimit())
-    logging.basicConfig(level=os.environ.get("SHMSERVE_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True)
+    return handler
 
 
 def how_to_read() -> str:

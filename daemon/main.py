@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -30,6 +29,7 @@ from shmserve.directories import (
 from shmserve.errors import ModelPackageError
 from shmserve.toml_value import toml_value
 
+from . import descriptor_limit
 from .activation import ActivationError, group_may_connect, inherited_sockets
 from .admin_service import AdminService
 from .changes import ModelChanges
@@ -55,8 +55,6 @@ log = logging.getLogger(__name__)
 #: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
 FAILED = 1
 MISCONFIGURED = 78
-#: As many as a full service needs several times over; some systems allow a thousand million.
-_DESCRIPTORS = 16384
 
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
@@ -71,7 +69,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     watch = HeartbeatWatch(supervisor)
     report = ServiceReport(supervisor, notifier, watch)
     loop = asyncio.get_running_loop()
-    _allow_descriptors()
+    descriptor_limit.raise_own()
     background = [asyncio.create_task(task) for task in (watch.run(), report.run())]
     for task in background:
         task.add_done_callback(_tell_failure)
@@ -123,12 +121,6 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             task.cancel()
         store.close()
         supervisor.close()
-
-
-def _allow_descriptors() -> None:
-    """A channel of transport `sealed` takes six, and the usual limit of 1024 is only there for select(2)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
 
 
 def _tell_failure(task: asyncio.Task[None]) -> None:

@@ -28,9 +28,10 @@ from shmserve.errors import ModelPackageError
 from shmserve.spin import SpinBudget
 from shmserve.tape import TapeBroken, TapeWriter
 
-from ..control import WAKE_SIGNAL, ControlSocket, encode
+from .. import descriptor_limit
+from ..control import ControlSocket, encode
 from ..failpoints import failpoint
-from ..logs import configure_logging
+from ..logs import configure_engine_logging
 from ..model_package import ModelPackage
 from ..own_descriptors import keep_from_children
 from ..release import RELEASE_MISMATCH, mismatch
@@ -55,7 +56,8 @@ from .plain_serving import PlainServing
 from .rates import Rates
 from .recording import RecordedServing
 from .serving import Serving
-from .short_turns import ask_for_short_turns
+from .short_turns import ask_for_short_turns, ask_for_short_turns_of_every_thread
+from .signals import handle_signals
 from .tenancy import Tenancy
 from .warmup import warm_up
 
@@ -253,6 +255,7 @@ class Engine:
                 loop.stopped = True
 
     def _map(self, lane: Lane, fds: Sequence[int]) -> MappedChannel:
+        descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._side.registrar if self._side is not None else None
@@ -346,17 +349,13 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Serve as told on the control socket; 0 after an orderly stop, 1 if the model cannot be served."""
     keep_from_children()  # what the policy starts could speak to the supervisor as this engine
-    faulthandler.enable()
-    # A terminal's Ctrl-C and systemd's SIGTERM reach every process of the service; the supervisor
-    # alone decides when an engine stops, after what is under way.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(WAKE_SIGNAL, lambda number, frame: None)  # a handler, because an ignored signal ends no wait
+    handle_signals()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     *release, supervisor = sys.argv[3:]
     if os.getppid() != int(supervisor):
         return 0  # it died before that
-    configure_logging("engine")
+    # faulthandler, too: standard error is the policy's, which may close it.
+    faulthandler.enable(configure_engine_logging())
     ask_for_short_turns()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
     # Before anything else that both sides must see alike: the layout of stats, the messages.
@@ -372,6 +371,7 @@ def main() -> int:
                 engine = Engine(control, stats, message)
                 if not engine.load():
                     return 1
+                ask_for_short_turns_of_every_thread()
                 engine.run()
                 return 0
             if message["event"] == "stop":
