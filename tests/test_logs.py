@@ -205,3 +205,51 @@ def test_serving_writes_nothing(start_daemon: Callable[..., Daemon]) -> None:
             client.infer({"a": number})
 
         assert daemon.log == before
+
+
+#: As tests/policies/silencing has them; what ends the policy's own standard error comes last.
+_WAYS = (
+    "dictConfig",
+    "fileConfig",
+    "disable",
+    "basicConfig",
+    "no handlers",
+    "shutdown",
+    "logger class",
+    "record factory",
+    "level names",
+    "quiet",
+    "warnings",
+    "much output",
+    "standard error closed",
+    "descriptor closed",
+)
+
+
+def test_however_a_policy_sets_logging_up_the_traceback_is_in_the_daemons_log(
+    start_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = start_daemon("silencing")
+    with daemon.client() as client:
+        for way in _WAYS:
+            with pytest.raises(InferenceFailed, match=f"after {way}.*in the daemon's log"):
+                client.infer({"way": way})
+
+            lines = daemon.log.splitlines()
+            place = lines.index(f"ValueError: after {way}")
+            assert 'policy.py", line' in "".join(lines[place - 2 : place])
+            assert lines[place + 1] == "    | 12:00:00 ERROR   shmserved: not a line of the log"
+            begins = max(number for number, line in enumerate(lines) if "the model failed on a request" in line)
+            assert 0 < place - begins < 12 and " ERROR   engine: " in lines[begins], "\n".join(
+                lines[begins : place + 1]
+            )
+    assert "the policy's own line" in daemon.log
+    assert daemon.status()["engine"]["restarts"] == 0
+
+
+def test_a_journal_that_logging_has_closed_is_opened_again(log: logging.Logger, journal: socket.socket) -> None:
+    log.handlers[0].close()  # as logging.config.dictConfig does to every handler that it can find
+
+    log.warning("still here")
+
+    assert entry(journal.recv(65536))["MESSAGE"] == b"engine: still here"
