@@ -38,6 +38,7 @@ _MODEL: dict[str, type] = {
     "read_in_place": bool,
     "stateful": bool,
     "deterministic": bool,
+    "grad": bool,
     "cuda_graph": bool,
     "device_bytes": int,
 }
@@ -71,6 +72,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     _check_types(manifest, warmup, _WARMUP, "key of [warmup]")
     settings: dict[str, Any] = {"name": directory.resolve().name, "metadata": document.get("metadata", {}), **model}
     settings["format"] = _format(manifest, model)
+    # A class may steer by a gradient; a saved module is a network, which torch runs a little faster without.
+    settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
     for key in ("inputs", "outputs"):
         if key in settings:
             settings[key] = _names(manifest, key, settings[key])

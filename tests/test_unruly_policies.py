@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +105,14 @@ def test_an_action_whose_own_code_fails_while_it_is_read_fails_its_request(unrul
     assert found["mapping"].startswith("PanicException: index out of bounds")
     assert found["tensor"].startswith("KeyboardInterrupt: the tensor is not computed yet")
     assert found["object"].startswith("SystemExit: no pickle of it")
+
+
+def test_a_default_device_that_a_policy_sets_is_not_the_engines(unruly: Daemon) -> None:
+    engine = unruly.engine_pid
+    with unruly.client() as client:
+        client.infer({"do": "default device", "what": ""})
+
+        assert client.infer({"do": "", "what": "", "large": np.ones(100_000)}) == {"engine": engine}
 
 
 class Exiting:

@@ -78,12 +78,13 @@ class _Bounds:
             held = self._tensor(tensor)
             return value if held is tensor else value.dtype.type(held.item()) if value.ndim == 0 else held.numpy()
         if type(value) in (int, float):
-            tensor = torch.tensor(value, dtype=torch.float64 if type(value) is float else torch.int64)
+            kind = torch.float64 if type(value) is float else torch.int64
+            tensor = torch.tensor(value, dtype=kind, device="cpu")  # a policy may have set another default
             held = self._tensor(tensor)
             return value if held is tensor else held.item()
         if isinstance(value, (list, tuple)) and value and all(type(each) in (int, float) for each in value):
             kind = torch.float64 if any(type(each) is float for each in value) else torch.int64
-            tensor = torch.tensor(value, dtype=kind)
+            tensor = torch.tensor(value, dtype=kind, device="cpu")
             held = self._tensor(tensor)
             return value if held is tensor else type(value)(held.tolist())
         raise NumbersRefused(f"{self.name} holds no numbers that can be checked ({type(value).__name__})")

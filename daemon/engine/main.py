@@ -122,7 +122,7 @@ class Engine:
             self._failpoint("loaded")
             device_arrays = self._side if not model.takes_numpy else None
             if device_arrays is None:
-                with torch.inference_mode():
+                with torch.no_grad():
                     warmth, graphs = warm_up(model, self._device, package), None
             else:
                 warmth, graphs = warm_up_device(model, device_arrays, package)
@@ -193,7 +193,9 @@ class Engine:
         """Serve until the supervisor says stop or goes away."""
         assert self._loop is not None
         try:
-            with torch.inference_mode():  # once, not for every request
+            # Once, not for every request. A tensor of inference mode could not be changed by the policy's other
+            # threads, nor take part in a gradient: those models that want it enter it themselves.
+            with torch.no_grad():
                 self._loop.run()
         except DeviceLost as lost:
             log.error("the device is lost to this engine, the next one answers what waits: %s", lost)

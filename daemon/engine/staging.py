@@ -24,7 +24,7 @@ _unheld = [0, 0]
 
 def aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
     """`size` bytes that begin on a cache line; a kernel copy to a 16-byte aligned one is ten times slower."""
-    tensor = torch.empty(size + CACHE_LINE, dtype=torch.uint8)
+    tensor = torch.empty(size + CACHE_LINE, dtype=torch.uint8, device="cpu")  # a policy may have set another default
     start = -tensor.data_ptr() % CACHE_LINE
     array: npt.NDArray[np.uint8] = tensor.numpy()[start : start + size]
     return array

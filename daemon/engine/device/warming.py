@@ -16,7 +16,7 @@ from .side import DeviceSide, WarmUpStaging
 
 def warm_up_device(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
     """As `warm_up`, with the memory and the streams that requests will use. Raises what that raises."""
-    with torch.inference_mode():  # as when it serves
+    with torch.no_grad():  # as when it serves
         return _warm_up(model, side, package)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from ...model_package import ModelPackage
 from .policy_styles import made_for_numpy
 
 
 class PythonPolicy:
-    """Asks the policy's own methods, those that it has. The engine calls it in inference mode."""
+    """Asks the policy's own methods, those that it has. The engine calls it under torch.no_grad."""
 
     def __init__(self, policy: Any, package: ModelPackage) -> None:
         self._policy = policy
         self._package = package
-        self._infer = policy.infer
-        self._infer_batch = getattr(policy, "infer_batch", None)
+        self._infer = policy.infer if package.grad else _in_inference_mode(policy.infer)
+        infer_batch = getattr(policy, "infer_batch", None)
+        self._infer_batch = infer_batch if infer_batch is None or package.grad else _in_inference_mode(infer_batch)
         self._reset = getattr(policy, "reset", None)
         self.batches = self._infer_batch is not None
         self.takes_numpy = package.arrays == "numpy" or made_for_numpy(policy)
@@ -44,3 +49,14 @@ class PythonPolicy:
     def metadata(self) -> dict[str, Any]:
         metadata = getattr(self._policy, "metadata", None)
         return {**self._package.metadata, **(metadata() if metadata is not None else {})}
+
+
+def _in_inference_mode(method: Callable[..., Any]) -> Callable[..., Any]:
+    mode = torch.inference_mode()
+
+    @functools.wraps(method)
+    def call(*observations: Any, **client_ids: Any) -> Any:
+        with mode:
+            return method(*observations, **client_ids)
+
+    return call

@@ -34,7 +34,7 @@ class SavedModule:
         self._actions = ActionNames(package)
         self._reset = reset
         self._example = example
-        self._mode = torch.inference_mode()
+        self._mode = torch.no_grad() if package.grad else torch.inference_mode()
         self.batches = package.batch_dim and package.max_batch > 1
 
     def infer(self, observations: list[Any]) -> list[Any]:

@@ -160,6 +160,9 @@ class Policy:
             }[what]
         elif do == "collect":
             Collected()
+        elif do == "default device":
+            torch.set_default_device("meta")
+            torch.set_default_dtype(torch.float64)
         return {"engine": os.getpid()}
 
     def reset(self, client_id: int) -> None:
