@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,11 +49,12 @@ class EngineProcess:
         #: The task that stops it, once it is no longer wanted.
         self.retiring: asyncio.Task[None] | None = None
         self._on_message = on_message
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = bytearray()
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
         self.stats: Stats | None = None
         #: What it is at until it is warm, for people.
         self.stage = "load"
@@ -74,21 +78,15 @@ class EngineProcess:
         stats_fd = create_stats_memory()
         try:
             self.stats = Stats(stats_fd)
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *SAFE_PATH,
-                "-m",
-                "shmserve.daemon.engine.main",
-                str(theirs.fileno()),
-                str(stats_fd),
-                *OWN,
-                str(os.getpid()),
-                pass_fds=(theirs.fileno(), stats_fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,  # so that what the model starts is known by its group, and ends with it
-            )
-        except BaseException:
+            self._process = _spawn(theirs.fileno(), stats_fd)
+            threading.Thread(target=self._await_end, name=f"engine-{self.pid}", daemon=True).start()
+        except BaseException as error:
             ours.close()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            if isinstance(error, RuntimeError):
+                raise OSError(errno.EAGAIN, f"no thread can be started to wait for an engine: {error}") from error
             raise
         finally:
             theirs.close()
@@ -171,12 +169,23 @@ class EngineProcess:
             self._awaited[event] = future
         return future
 
+    def _await_end(self) -> None:
+        """In a thread of its own: wait for the end of the process, which stays a zombie."""
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process ends as well
+            self._loop.call_soon_threadsafe(self._reap)
+
+    def _reap(self) -> None:
+        """End what the model has started, and let the process go."""
+        assert self._process is not None
+        # ORDER: the group before the reaping, after which its number can be that of another.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._ended.set_result(self._process.wait())
+
     async def wait(self) -> int:
         """Until the process has ended; its exit status (negative: the signal that ended it)."""
-        assert self._process is not None
-        status = await self._process.wait()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # what the model has started
+        status = await asyncio.shield(self._ended)
         if self._socket is not None:
             self._readable()  # its last words
         for future in self._awaited.values():
@@ -189,7 +198,7 @@ class EngineProcess:
         """Send it a signal; one that has ended already is no error."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+                os.kill(self.pid, number)  # not by Popen, which would look whether it has ended, and reap it
 
     async def stop(self, timeout_s: float) -> None:
         """Ask it to stop after what is under way, then insist."""
@@ -214,6 +223,17 @@ class EngineProcess:
         if self.stats is not None:
             self.stats.close()
             self.stats = None
+
+
+def _spawn(control: int, stats: int) -> subprocess.Popen[bytes]:
+    # Not by asyncio, which reaps it by itself: see `EngineProcess._reap`.
+    command = [sys.executable, *SAFE_PATH, "-m", "shmserve.daemon.engine.main"]
+    return subprocess.Popen(
+        [*command, str(control), str(stats), *OWN, str(os.getpid())],
+        pass_fds=(control, stats),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # so that what the model starts is known by its group, and ends with it
+    )
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

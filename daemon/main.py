@@ -173,6 +173,9 @@ def main(
     shmserved --config arm.toml --check-config
     """
     keep_from_children()
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # ignored, as some starters have it, the kernel would reap our engines
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)
     try:

@@ -33,9 +33,15 @@ def reap(process: subprocess.Popen[Any]) -> None:
     """Kill `process` and its session unless they have ended, and forget it. May be called twice."""
     with _lock:
         _children.discard(process)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_session(process)
     process.wait()
+
+
+def _kill_session(process: subprocess.Popen[Any]) -> None:
+    # Once it was waited for its number may be another's; as long as no process has it, only what it started is called so.
+    if process.returncode is None or not Path(f"/proc/{process.pid}").exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def reap_all() -> None:
@@ -57,8 +63,7 @@ def limit(seconds: float) -> Iterator[None]:
 
     def bite(number: int, frame: object) -> None:
         for process in list(_children):  # no lock: this may have interrupted its holder
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_session(process)
         raise TestTookTooLong(f"more than {seconds:g} s: its processes were killed")
 
     before = signal.signal(signal.SIGALRM, bite)
