@@ -12,6 +12,7 @@ from typing import Any
 
 from shmserve import __version__
 from shmserve.errors import ModelPackageError
+from shmserve.shortened import shortened
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
 from . import admin_recording, admin_settings, admin_sight
@@ -48,7 +49,8 @@ interface io.shmserve.Admin
 method Status() -> (status: object)
 
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
-method WaitReady(timeout_s: ?float) -> (state: string, error: ?string)
+# `intake`: what is taken in at the moment, by step, source, bytes and of.
+method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, intake: ?object)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
 # one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
@@ -104,10 +106,10 @@ class AdminService:
             in_place=optional(parameters, "in_place", bool) or False,
             allow_contract_change=optional(parameters, "allow_contract_change", bool) or False,
             allow_downgrade=optional(parameters, "allow_downgrade", bool) or False,
-            note=(optional(parameters, "note", str) or "")[:NOTE_LIMIT],
+            note=shortened(optional(parameters, "note", str) or "", NOTE_LIMIT),
         )
         uid = connection.peer.uid
-        name = (optional(parameters, "name", str) or "package")[:NOTE_LIMIT]
+        name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
         log.info("update asked for by %s", connection.peer)
         async with aclosing(_told(lambda told: self._changes.update(fds[0], name, uid, wish, told))) as replies:
             async for reply in replies:
@@ -142,9 +144,16 @@ class AdminService:
             ):
                 await supervisor.wait_change()
 
+        is_settled = False
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(settled(), timeout_s)
-        return {"state": supervisor.state, "error": supervisor.error}
+            is_settled = True
+        return {
+            "state": supervisor.state,
+            "error": supervisor.error,
+            "settled": is_settled,
+            "intake": supervisor.intake.to_json(),
+        }
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._supervisor.stop()
@@ -170,7 +179,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
     except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineFailed) as error:
         log.warning("the model stays: %s", error)
         raise VarlinkError(
-            f"{NAME}.Refused", {"reason": _reason(error), "message": str(error)[:MESSAGE_TEXT]}
+            f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
         ) from error
     finally:
         task.cancel()
@@ -233,6 +242,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "service": supervisor.config.name,
         "state": supervisor.state,
         "error": supervisor.error,
+        "intake": supervisor.intake.to_json(),
         "transport": supervisor.config.transport,
         "release": __version__,
         "pid": os.getpid(),

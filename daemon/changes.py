@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmserve.contract import contract_differences
+from shmserve.shortened import shortened
 
 from .config import check_device
 from .engine_process import EngineProcess
@@ -84,22 +85,24 @@ class ModelChanges:
         if wish.device is not None:
             check_device(wish.device)
         with self._alone():
-
-            def receiving(received: Received) -> None:
-                progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
-
             # Before the old engine is stopped for it (--in-place), or another release takes the package in.
             await self._supervisor.engines.check_release()
             progress("receive", {})
-            stored = await self._store.add(
-                fd,
-                name,
-                uid=uid,
-                note=wish.note,
-                allow_downgrade=wish.allow_downgrade,
-                progress=receiving,
-                received=lambda: progress("check", {}),
-            )
+            with self._supervisor.intake.of(name, "receive") as report:
+
+                def receiving(received: Received) -> None:
+                    report(received.read_bytes, received.total_bytes)
+                    progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
+
+                stored = await self._store.add(
+                    fd,
+                    name,
+                    uid=uid,
+                    note=wish.note,
+                    allow_downgrade=wish.allow_downgrade,
+                    progress=receiving,
+                    received=lambda: progress("check", {}),
+                )
             failpoint("update.received")
             return await self._change(stored, wish.device or self._device(), wish, progress)
 
@@ -176,7 +179,7 @@ class ModelChanges:
             return await change(served, wish, progress)
         except (EngineFailed, ChangeRefused) as error:
             if _is_about_the_version(error):
-                self.notes.note(stored.version, {"refused": str(error)[:_REASON_TEXT]})
+                self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
             raise
         finally:
             supervisor.end_update()

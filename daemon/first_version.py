@@ -9,10 +9,11 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shmserve.package_files import content_digest, package_files
+from shmserve.package_files import content_digest, package_bytes, package_files
 from shmserve.package_signature import PublicKey
 
 from .config import Config, ConfigError
+from .intake_progress import IntakeProgress
 from .model_package import ModelPackage
 from .served import Served
 from .store.durable import write_json
@@ -75,7 +76,7 @@ class FirstVersion:
             log.error("a restart may begin with another version than %s: %s", self.served.version, error)
 
 
-async def first_version(config: Config, store: Store) -> FirstVersion:
+async def first_version(config: Config, store: Store, intake: IntakeProgress) -> FirstVersion:
     """The version to begin with.
 
     What --model-path holds, if that is not what it held when the daemon last served; else the version
@@ -97,17 +98,27 @@ async def first_version(config: Config, store: Store) -> FirstVersion:
                 f"no model was served before in {store.directory}: give --model-path DIR, or model_path in the "
                 "configuration file"
             )
+        log.info("no --model-path: version %s of %s is served, which was served last", stored.version, store.directory)
         return first(stored, before.digest)
-    digest = content_digest(await asyncio.to_thread(package_files, config.model_path))
-    if digest == before.digest:
-        stored = await store.last_good()
-        if stored is not None:
-            if stored.digest != digest:
-                log.info("--model-path holds what it held before; since then version %s was served", stored.version)
-            return first(stored, digest)
+    if before.digest is not None:  # without it there is nothing to compare with, and one pass over the files is enough
+        digest = await _digest(config.model_path, intake)
+        if digest == before.digest:
+            stored = await store.last_good()
+            if stored is not None:
+                if stored.digest != digest:
+                    log.info("--model-path holds what it held before; since then version %s was served", stored.version)
+                return first(stored, digest)
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
+    source = str(config.model_path)
     try:
-        stored = await store.add(descriptor, str(config.model_path), uid=os.getuid(), note="--model-path")
+        with intake.of(source, "receive") as report:
+            stored = await store.add(
+                descriptor,
+                source,
+                uid=os.getuid(),
+                note="--model-path",
+                progress=lambda received: report(received.read_bytes, received.total_bytes),
+            )
     except DowngradeRefused as error:
         raise DowngradeRefused(
             f"{config.model_path}: {error}, once the daemon runs: without --model-path it serves what it served last"
@@ -115,3 +126,17 @@ async def first_version(config: Config, store: Store) -> FirstVersion:
     finally:
         os.close(descriptor)
     return first(stored, stored.digest)
+
+
+async def _digest(path: Path, intake: IntakeProgress) -> str:
+    """The content address of what is at `path`, read in a thread."""
+    total = await asyncio.to_thread(package_bytes, path)
+    with intake.of(str(path), "compare", total) as report:
+        done = 0
+
+        def count(read: int) -> None:
+            nonlocal done
+            done += read
+            report(done, total)
+
+        return content_digest(await asyncio.to_thread(package_files, path, read=count))

@@ -27,6 +27,9 @@ from shmserve.directories import (
     daemon_state_directory,
 )
 from shmserve.errors import ModelPackageError
+from shmserve.package_files import package_bytes
+from shmserve.shortened import shortened
+from shmserve.standard_streams import open_standard_streams
 from shmserve.toml_value import toml_value
 
 from . import descriptor_limit
@@ -55,6 +58,9 @@ log = logging.getLogger(__name__)
 #: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
 FAILED = 1
 MISCONFIGURED = 78
+
+#: Whoever waits for the service is told that it has failed before the sockets are closed.
+_ANSWERED_S = 0.3
 
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
@@ -102,9 +108,13 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            first = await first_version(config, store)
+            first = await first_version(config, store, supervisor.intake)
             if not supervisor.stopping:
                 await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))
+        except Exception as error:
+            supervisor.fail(str(error))
+            await asyncio.sleep(_ANSWERED_S)
+            raise
         finally:
             report.stopping()
             clients.close()
@@ -172,10 +182,10 @@ def main(
     shmserved --model-path models/arm --name arm --device cuda:0
     shmserved --config arm.toml --check-config
     """
+    open_standard_streams()  # before anything else is opened, which would take the number of one that is closed
     keep_from_children()
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # ignored, as some starters have it, the kernel would reap our engines
+    # Ignored, as some starters have it, the kernel would reap our engines.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)
     try:
@@ -203,9 +213,10 @@ def main(
         if config.model_path is not None:
             # Before anything is created: the commonest mistake.
             ModelPackage.read(config.model_path, allow_code=config.allow_code)
+            package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
-        notifier.tell(STATUS=f"failed: {error}"[:500])
+        notifier.tell(STATUS=shortened(f"failed: {error}", 500))
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shmserve.errors import ModelPackageError
+from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
 from .number_checks import read_checks
@@ -93,7 +94,7 @@ def _document(manifest: Path) -> dict[str, Any]:
     try:
         if (size := manifest.stat().st_size) > _MANIFEST_BYTES:
             raise ModelPackageError(f"{manifest} has {size} bytes, more than {_MANIFEST_BYTES}")
-        document: dict[str, Any] = tomllib.loads(manifest.read_text("utf-8"))
+        document: dict[str, Any] = tomllib.loads(text_of(manifest.read_bytes()))
     except ModelPackageError:
         raise
     except OSError as error:

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import time
 
+from shmserve.shortened import shortened
+
 from .heartbeat_watch import HeartbeatWatch
 from .notify import Notifier
 from .supervisor import Supervisor
 
 _LOOK_S = 0.5
+#: Characters of what systemd shows as the unit's status.
+_STATUS_TEXT = 500
 #: While the first model loads: again so often, for so long each time.
 _EXTEND_EVERY_S = 5.0
 _EXTENSION_S = 30.0
@@ -68,7 +72,7 @@ class ServiceReport:
 
     def failed(self, reason: str) -> None:
         """The daemon ends because of this."""
-        self._notifier.tell(STATUS=f"failed: {reason}"[:500])
+        self._notifier.tell(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
 
     def _interval_s(self) -> float:
         watchdog_s = self._notifier.watchdog_s
@@ -82,4 +86,4 @@ class ServiceReport:
             text += f": {model['name']} version {model['version']} on {model['device']}"
         if supervisor.error:
             text += f": {supervisor.error}"
-        return text[:500]
+        return shortened(text, _STATUS_TEXT)

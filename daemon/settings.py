@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shmserve.text_file import text_of
+
 from .config import SETTINGS, Config, ConfigError, checked
 
 if sys.version_info >= (3, 11):
@@ -133,10 +135,10 @@ class Settings:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text("utf-8"))
+        document: dict[str, Any] = tomllib.loads(text_of(path.read_bytes()))
     except OSError as error:
         raise ConfigError(f"configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or nested too deeply
         raise ConfigError(f"configuration {path} is not TOML: {error}") from error
     for key in document:
         if key not in SETTINGS:

@@ -17,6 +17,7 @@ from .admission import Admission
 from .config import Config
 from .engine_process import EngineProcess, exit_reason
 from .engines import Engines
+from .intake_progress import IntakeProgress
 from .leases import Lease, Leases
 from .message_ids import ENGINE_DIED, SERVING
 from .names import Names
@@ -46,6 +47,7 @@ class Supervisor:
         self.state = "starting"
         self.error: str | None = None
         self.restarts = 0
+        self.intake = IntakeProgress()
         #: What is to be served; an update moves it once the new model serves.
         self.served: Served | None = None
         #: Set once the first model serves.
@@ -161,6 +163,11 @@ class Supervisor:
             self._enter_unless_serving("failed")
             raise
         await self.engines.discard(engine)
+
+    def fail(self, error: str) -> None:
+        """There is nothing to serve, because of this."""
+        self.error = error
+        self.enter("failed")
 
     def begin_update(self) -> None:
         """A new model is on its way, beside the one that serves."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ModelPackageError, ShmServeError
 from .package_files import SIGNATURE, PackageFile, package_files
+from .text_file import without_byte_order_mark
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -191,7 +192,9 @@ def _from_base64(text: str) -> PublicKey | None:
 
 def _from_file(path: Path) -> PublicKey:
     try:
-        content = path.read_bytes()
+        content = without_byte_order_mark(path.read_bytes())
+    except ValueError as error:
+        raise KeyUnusable(f"public key {path} cannot be read: {error}") from error
     except OSError as error:
         raise KeyUnusable(
             f"public key {str(path)!r} is neither 32 bytes in base64 nor a file that can be read: {error.strerror}"
@@ -219,7 +222,7 @@ def _read_private_key(path: Path, password: bytes | None) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(path.read_bytes(), password)
+        key = load_pem_private_key(without_byte_order_mark(path.read_bytes()), password)
     except OSError as error:
         raise KeyUnusable(f"private key {path} cannot be read: {error.strerror}") from error
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:  # TypeError: a password too many or missing

@@ -72,6 +72,8 @@ class Daemon:
         self.package: Path | None = POLICIES / policy
         #: What its environment has beside this process's own.
         self.environment: dict[str, str] = {}
+        #: What a shell does to its standard streams, as in "2>&-"; the test may read the log no more.
+        self.redirections = ""
         self.runtime_dir = self.folder / "r"
         self.state_dir = self.folder / "s"
         self.service_dir = self.runtime_dir / name
@@ -102,6 +104,8 @@ class Daemon:
         command += ["--name", self.name]
         command += ["--model-path", str(self.package)] if self.package is not None else []
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir), *self._arguments]
+        if self.redirections:
+            command = ["sh", "-c", f'exec "$0" "$@" {self.redirections}', *command]
         with open(self.folder / "log", "ab") as log:
             process = subprocess.Popen(
                 # Asked, not killed: its names in /dev/shm go with it.

@@ -266,7 +266,7 @@ def test_long_work_shows_how_far_it_is_and_a_pipe_does_not_see_it(
     loading.wait_for("asking")
     assert loading.end() == 0, loading.drawn
     receiving = on_screen(daemon, "update-model", str(package))
-    receiving.wait_for("MiB")
+    receiving.wait_for("of 67 MB")
     assert receiving.end() == 0, receiving.drawn
     waiting = on_screen(make_daemon("echo"), "wait-ready", "--timeout", "2")
     waiting.wait_for("waiting for service 't'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ except ModuleNotFoundError:  # the client alone is installed
 
 from shmserve import __version__
 from shmserve.directories import check_service_name
+from shmserve.standard_streams import open_standard_streams
 from shmserve.varlink import VarlinkError
 
 from .bench import bench
@@ -53,6 +55,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
     shmserve-admin --name arm --json status
     shmserve-admin update-model models/new
     """
+    open_standard_streams()
     try:
         check_service_name(name)
     except ValueError as error:
@@ -107,16 +110,19 @@ def wait_ready(target: Target, timeout: float) -> None:
     shmserve-admin wait-ready --timeout 120
     """
     from .progress import progress_line
-    from .waiting import wait_until_ready
+    from .waiting import answers, state_words, wait_until_ready
 
+    began_s = time.monotonic()
     with progress_line(str) as tell:
-        tell(f"waiting for service {target.name!r}")
-        found = wait_until_ready(target.connection, timeout)
+        waiting = f"waiting for service {target.name!r}"
+        tell(waiting)
+        found = wait_until_ready(target.connection, timeout, lambda state: tell(f"{waiting}: {state_words(state)}"))
     if target.as_json:
         print_json(found)
-    if found["state"] not in ("ready", "updating"):  # while a new model is on its way the old one answers
+    if not answers(found):
         reason = f": {found['error']}" if found["error"] else ""
-        fail(f"service {target.name!r} is {found['state']} after {timeout:g} s{reason}", REFUSED)
+        passed_s = time.monotonic() - began_s
+        fail(f"service {target.name!r} is {state_words(found)} after {passed_s:.1f} s{reason}", REFUSED)
 
 
 @main.command("update-model")

@@ -8,6 +8,7 @@ import click
 
 from shmserve.package_files import content_version
 from shmserve.package_signature import make_key_pair, sign_package
+from shmserve.text_file import without_byte_order_mark
 
 from .exits import with_exit_status
 from .target import Target, print_json
@@ -76,4 +77,8 @@ def sign(target: Target, directory: Path, key: Path, add: bool, password_file: P
 def _password(file: Path | None) -> bytes | None:
     if file is None:
         return None
-    return file.read_bytes().partition(b"\n")[0].removesuffix(b"\r")
+    try:
+        content = without_byte_order_mark(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"password file {file}: {error}") from error
+    return content.partition(b"\n")[0].removesuffix(b"\r")

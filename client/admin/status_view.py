@@ -14,6 +14,7 @@ from rich.text import Text
 from .advice import advice
 from .fitting import Fitting, without
 from .tables import rows_table
+from .waiting import amount
 
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
@@ -74,6 +75,8 @@ def _summary(status: dict[str, Any]) -> Table:
     table.add_row("service", Text(f"{status['service']}  ", style="bold") + state)
     if (to_do := advice(status)) is not None:
         table.add_row("do", Text(to_do, style="yellow"))
+    if intake := status.get("intake"):
+        table.add_row("taking in", Text(f"{intake['source']}: {amount(intake['bytes'], intake['of'])}"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_MIB = 1 << 20
+from .waiting import amount
+
+#: Between two numbers in what is no terminal.
+_TELL_S = 5.0
 
 
 def open_package(path: Path) -> int:
@@ -60,6 +64,7 @@ class _Steps:
         self._step: str | None = None
         self._began_s = 0.0
         self._told = False
+        self._told_s = time.monotonic()
 
     def go_on(self, step: str, elapsed_s: float) -> None:
         if step == self._step:
@@ -70,12 +75,17 @@ class _Steps:
             print(f"  {step:<10}", end="", flush=True)
 
     def tell(self, detail: dict[str, Any]) -> None:
-        """How much of the package has come, on a terminal."""
-        if self._step is None or self._quiet or not sys.stdout.isatty() or not detail.get("bytes"):
+        """How much of the package has come: anew on a terminal, elsewhere a number now and then."""
+        done, of = detail.get("bytes"), detail.get("of")
+        if self._step is None or self._quiet or not done:
             return
-        share = f" of {detail['of'] / _MIB:.0f}" if detail.get("of") else ""
-        print(f"\r  {self._step:<10}{detail['bytes'] / _MIB:8.0f}{share} MiB", end="\x1b[K", flush=True)
-        self._told = True
+        percent = f" {min(100, 100 * done // of)} %" if of else ""
+        if sys.stdout.isatty():
+            print(f"\r  {self._step:<10}{amount(done, of)}{percent}", end="\x1b[K", flush=True)
+            self._told = True
+        elif percent and time.monotonic() - self._told_s >= _TELL_S:
+            print(percent, end="", flush=True)
+            self._told_s = time.monotonic()
 
     def end(self, elapsed_s: float) -> None:
         if self._told and self._step is not None:

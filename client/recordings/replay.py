@@ -13,6 +13,7 @@ import numpy as np
 
 from shmserve.client import ShmClient
 from shmserve.errors import ServiceUnavailable, ShmServeError
+from shmserve.shortened import shortened
 
 from .comparison import Comparison
 from .recording import RecordedRequest
@@ -68,7 +69,7 @@ class Replay:
                     if facts.status != "ok":
                         continue  # as it was
                     errors[type(error).__name__] += 1
-                    examples.setdefault(type(error).__name__, f"request {facts.number}: {error}"[:500])
+                    examples.setdefault(type(error).__name__, shortened(f"request {facts.number}: {error}", 500))
                     continue
                 finally:
                     progress(asked)

@@ -55,6 +55,7 @@ class Intake:
         self._staging = Staging(target, limits, self._on_bytes)
         self._read = 0
         self._total: int | None = None
+        self._reads_archive = False
         self._reported_s = 0.0
         self._is_nice = False
 
@@ -77,6 +78,8 @@ class Intake:
         _say("done", root=root)
 
     def _copy_directory(self) -> None:
+        self._total = sum(file.found.st_size for file in open_files(self._source, entries=self._limits.members))
+        self._report()
         before = []
         for file in open_files(self._source, entries=self._limits.members):
             self._staging.add(file.name, file.found.st_size, read_chunks(file))
@@ -87,7 +90,8 @@ class Intake:
 
     def _copy_archive(self) -> None:
         source = FileSource(self._source, self._on_position)
-        self._total = source.size
+        self._total, self._reads_archive = source.size, True
+        self._report()
         reader = TarReader(open_archive(source, self._limits), members=self._limits.members)
         for header in reader:
             if is_left_out(header.name):
@@ -113,7 +117,7 @@ class Intake:
         self._report()
 
     def _on_bytes(self, count: int) -> None:
-        if self._total is None:
+        if not self._reads_archive:
             self._read += count
             self._report()
         if not self._is_nice and self._read > _LARGE_BYTES:
