@@ -149,7 +149,9 @@ def _spin(value: str | None) -> int | str | None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--model-path", type=click.Path(readable=False), help="The model package to serve: a directory with model.toml."
+    "--model-path",
+    type=click.Path(readable=False),
+    help="The model package to serve: a directory with policy.py, model.pt2 or model.pt. Without it, the last one served.",
 )
 @click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")

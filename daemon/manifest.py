@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shmserve.errors import ModelPackageError
+from shmserve.package_advice import advice_for_directory
 from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
@@ -119,7 +120,8 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
     if found is None:
         files = ", ".join(form.file for form in FORMATS.values() if form.file)
         what = "a model.toml that names no format" if manifest.is_file() else f"no {MANIFEST}"
-        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; see docs/model-packages.md")
+        advice = advice_for_directory(manifest.parent)
+        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; {advice}")
     return found
 
 

@@ -8,11 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from shmserve.errors import ModelPackageError
+from shmserve.package_advice import PACKAGE, advice_for_file, advice_for_url, is_url, looks_like_tar
 from shmserve.package_files import content_version
 
 from .formats import FORMATS
-from .manifest import MANIFEST, read_manifest
+from .manifest import read_manifest
 from .number_checks import NumberCheck
+
+
+def _no_directory(path: Path) -> str:
+    """What is at this path instead, and what to do."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512) if path.is_file() else b"?"
+    except OSError:  # not there, or nothing that can be read
+        start = b"?"
+    if not path.exists():
+        return f"does not exist; {advice_for_url() if is_url(path) else f'it must be {PACKAGE}'}"
+    if looks_like_tar(start):
+        return "is a tar: unpack it (tar -xf), and give the directory; a running service takes it with update-model"
+    kind = advice_for_file(path.name, start)
+    return f"is not a directory: it is {kind}" if kind else f"is not a directory; it must be {PACKAGE}"
 
 
 @dataclass(frozen=True)
@@ -59,8 +75,7 @@ class ModelPackage:
         Without `allow_code` a format that can run code from the package is refused.
         """
         if not path.is_dir():
-            state = "is not a directory" if path.exists() else "does not exist"
-            raise ModelPackageError(f"model path {path} {state}; it must be a directory with a {MANIFEST}")
+            raise ModelPackageError(f"model path {path} {_no_directory(path)}")
         settings = read_manifest(path)
         if FORMATS[settings["format"]].runs_code and not allow_code:
             safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)

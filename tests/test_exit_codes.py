@@ -158,6 +158,22 @@ def test_numbers_and_names_that_are_none_exit_with_2(words: list[str], capsys: p
     assert ended(capsys, *words)[0] == 2
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_the_service_and_the_form_of_the_answer_may_stand_after_the_command(
+    name: str, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = ["--name", "other", "--runtime-dir", str(tmp_path), "--json"]
+    words = [word.format_map({**place.files, "tmp": tmp_path}) for word in asked_of_nobody(name)]
+
+    status, said = ended(capsys, name, *after, "--no-such-option")
+    assert (status, "No such option '--no-such-option'" in said) == (2, True), said
+    for bad in ("a/b", ""):
+        assert ended(capsys, name, "--name", bad)[0] == 2
+    if CASES[name].asks and name != "wait-ready":
+        status, said = ended(capsys, name, *words, *after)
+        assert (status, "no daemon serves 'other'" in said) == (3, True), said
+
+
 # 3: no daemon
 
 

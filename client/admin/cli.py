@@ -48,19 +48,17 @@ from .target import Target, print_json, show
 def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bool) -> None:
     """Look after a running shmserve service.
 
+    --name, --runtime-dir and --json may also stand after the command.
+
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if nobody reads on.
 
     \b
     shmserve-admin status
-    shmserve-admin --name arm --json status
+    shmserve-admin status --name arm --json
     shmserve-admin update-model models/new
     """
     open_standard_streams()
-    try:
-        check_service_name(name)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--name") from error
-    context.obj = Target(name, runtime_dir, as_json)
+    context.obj = Target(_checked_name(name), runtime_dir, as_json)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -294,7 +292,38 @@ def install_service(
         print("Robots of other users may attach as members of the group: usermod -aG shmserve USER")
 
 
+def _checked_name(name: str) -> str:
+    try:
+        return check_service_name(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from error
+
+
+def _put(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """An option after the command goes where the same one before it went."""
+    target = context.find_object(Target)
+    if value not in (None, False) and target is not None:  # None: the shell asks what could follow
+        setattr(target, str(parameter.name), _checked_name(value) if parameter.name == "name" else value)
+
+
+def _after_the_command() -> list[click.Option]:
+    """The options of shmserve-admin itself, as every command takes them, too; its own help names them once."""
+    return [
+        click.Option(["--name"], callback=_put, expose_value=False, hidden=True, shell_complete=complete_services),
+        click.Option(
+            ["--runtime-dir"],
+            type=click.Path(readable=False),
+            callback=_put,
+            expose_value=False,
+            hidden=True,
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, callback=_put, expose_value=False, hidden=True),
+    ]
+
+
 for command in main.commands.values():
+    known = {name for parameter in command.params for name in parameter.opts}
+    command.params += [option for option in _after_the_command() if known.isdisjoint(option.opts)]
     # In the list of commands and in apropos(1) its first sentence, where click would cut it short.
     command.short_help = (command.help or "").partition("\n\n")[0]
 

@@ -10,9 +10,9 @@ from typing import Any
 from .connection import AdminConnection
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
-    """What shmserve-admin's own options say, before the command."""
+    """What shmserve-admin's own options say, before the command or after it."""
 
     name: str
     runtime_dir: str | None

@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shmserve.package_advice import advice_for_file, advice_for_url, is_url, looks_like_tar
+
 from .waiting import amount
 
+#: What zip, xz, zstd and bzip2 begin with: the daemon names them.
+_PACKED = (b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
 #: Between two numbers in what is no terminal.
 _TELL_S = 5.0
 
@@ -24,14 +28,27 @@ def open_package(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"model package {path} does not exist") from error
+        advice = f": {advice_for_url()}" if is_url(path) else ""
+        raise FileNotFoundError(f"model package {path} does not exist{advice}") from error
     except PermissionError as error:
         raise PermissionError(f"model package {path} may not be read by uid {os.getuid()}") from error
     kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISDIR(kind) and not stat.S_ISREG(kind):
+    fault = None if stat.S_ISDIR(kind) else _file_fault(path, descriptor if stat.S_ISREG(kind) else None)
+    if fault is not None:
         os.close(descriptor)
-        raise ValueError(f"model package {path} is neither a directory nor a tar file")
+        raise ValueError(f"model package {path} {fault}")
     return descriptor
+
+
+def _file_fault(path: Path, descriptor: int | None) -> str | None:
+    """Why this is not a tar as far as its first bytes tell; None: the daemon looks at it more closely."""
+    advice = None
+    if descriptor is not None:
+        start = os.pread(descriptor, 512, 0)
+        advice = advice_for_file(path.name, start)
+        if looks_like_tar(start) or path.suffix == ".tar" or (advice is None and start.startswith(_PACKED)):
+            return None
+    return f"is neither a directory nor a tar file{f': it is {advice}' if advice else ''}"
 
 
 def name_of(path: Path) -> str:

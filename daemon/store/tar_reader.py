@@ -26,6 +26,7 @@ PADDING_BYTES = 1 << 20
 #: Its own, one extension header, and sometimes a global one.
 _HEADERS_OF_A_MEMBER = 3
 
+_NO_TAR = "the file is no tar: send a directory, or a tar of one, plain or gzip"
 _ZEROS = bytes(BLOCK)
 _POSIX_MAGIC = b"ustar\x0000"
 _GNU_MAGIC = b"ustar  \x00"
@@ -154,7 +155,7 @@ class TarReader:
         claimed = _OCTAL.fullmatch(block[148:156])
         if claimed is None or int(claimed[1], 8) != total:
             if self._headers == 1:
-                raise ArchiveRefused("the file is no tar: send a directory, or a tar of one, plain or gzip")
+                raise ArchiveRefused(_NO_TAR)
             raise ArchiveRefused(f"the header of {self._at} is damaged: its checksum does not fit")
         if block[257:265] not in (_POSIX_MAGIC, _GNU_MAGIC):
             raise ArchiveRefused(f"the header of {self._at} is neither POSIX (ustar, pax) nor GNU")
@@ -262,6 +263,8 @@ class TarReader:
         while count:
             data = self._source.read(count)
             if not data:
+                if not self._headers:
+                    raise ArchiveRefused(_NO_TAR)
                 raise ArchiveRefused(f"the archive is cut off in or after {self._at}; a tar ends with 1024 zero bytes")
             pieces.append(data)
             count -= len(data)

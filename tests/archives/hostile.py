@@ -211,7 +211,7 @@ _HEADERS = [
 _FORMATS = [
     Hostile("empty file", lambda: b"", "the archive is empty"),
     Hostile("no tar", lambda: b"hello\n" * 1000, "is no tar"),
-    Hostile("short text", lambda: b"hello\n", "cut off"),
+    Hostile("short text", lambda: b"hello\n", "is no tar"),
     Hostile("pickle", lambda: pickle.dumps({"weights": [0.5] * 1000}), "is no tar"),
     Hostile("zip", _zip, "a zip file"),
     Hostile("xz", lambda: lzma.compress(tar(BASE)), "compressed with xz"),
@@ -233,7 +233,7 @@ _GZIP = [
     Hostile("gzip followed by gzip", lambda: packed(tar(BASE)) + packed(b"more"), "followed by other bytes"),
     Hostile("gzip in two streams", lambda: packed(BASE) + packed(END), "followed by other bytes"),
     Hostile("gzip in gzip", lambda: packed(packed(tar(BASE) + padded(b"") * 10)), "is no tar|cut off"),
-    Hostile("gzip of nothing", lambda: packed(b""), "cut off"),
+    Hostile("gzip of nothing", lambda: packed(b""), "is no tar"),
 ]
 
 HOSTILE = [

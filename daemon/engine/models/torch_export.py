@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,24 @@ def _read(file: Path) -> ExportedProgram:
     try:
         return torch.export.load(file)
     except Exception as error:  # whatever the archive makes torch's readers raise; the log has what they said before
+        if _is_compiled(file):
+            raise ModelPackageError(
+                f"{file} is compiled for one machine by AOTInductor: save the program itself, "
+                "torch.export.save(program, 'model.pt2'), or call torch._inductor.aoti_load_package in a policy.py"
+            ) from error
         raise ModelPackageError(
             f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {error}; a program must be "
             "exported with the same or an earlier version of torch, and use no operator that is not torch's own"
         ) from error
+
+
+def _is_compiled(file: Path) -> bool:
+    """Whether torch._inductor.aoti_compile_and_package made this archive."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any("aotinductor" in name.split("/") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def _tensors(program: ExportedProgram) -> list[torch.Tensor]:
