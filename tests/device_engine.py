@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from pathlib import Path
@@ -17,8 +18,8 @@ from shmserve.daemon.engine.device.side import DeviceSide
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device.warming import warm_up_device
 from shmserve.daemon.engine.mapped_channel import MappedChannel
-from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.engine.models.model import Model
+from shmserve.daemon.engine.models.python_class import make_policy
 from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.daemon.model_package import ModelPackage
 from shmserve.daemon.stats import Stats, create_stats_memory
@@ -88,6 +89,15 @@ class Client:
         self._sealed.close()
 
 
+def _loaded(package: ModelPackage, device: torch.device) -> Model:
+    """The policy of a package, whose module is nobody else's afterwards."""
+    spec = importlib.util.spec_from_file_location(f"policy_{id(package)}", package.path / "policy.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return make_policy(module.Policy, package, device)
+
+
 class DeviceEngine:
     """`stage` what clients have published, `launch`, `wait`, `finish`; or `run` all of it."""
 
@@ -108,7 +118,7 @@ class DeviceEngine:
         graphs: Graphs | None = None
         if isinstance(model, Path):
             package = ModelPackage.read(model)
-            model = load_model(package, self.device.torch_device)
+            model = _loaded(package, self.device.torch_device)
             _, graphs = warm_up_device(model, self.side, package)
         self.side.make_room(payload_bytes)
         self.serving = DeviceServing(

@@ -313,11 +313,18 @@ class FakeDevice:
 
     def capture(self, call: Callable[[], Any]) -> FakeCaptured:
         recording = _Recording()
+        broken = []
 
         def refuse(*arguments: Any) -> Any:
+            broken.append(True)
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-        with recording, contextlib.ExitStack() as undo:
+        def end(*error: Any) -> None:
+            if broken:  # as torch does, in the place of the error that was the reason
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+        with contextlib.ExitStack() as undo, recording:
+            undo.push(end)
             for name in ("item", "tolist", "numpy", "cpu", "__bool__"):
                 undo.callback(setattr, torch.Tensor, name, getattr(torch.Tensor, name))
                 setattr(torch.Tensor, name, refuse)

@@ -183,7 +183,7 @@ def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so
 
         found = gpu(daemon)
         assert found["staging"] == "pageable"
-        assert "LimitMEMLOCK" in found["warnings"][0]
+        assert "free memory of the host" in found["warnings"][0]
 
 
 @pytest.mark.long

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,18 @@ def seed() -> None:
     torch.manual_seed(SEED)  # of every device
     random.seed(SEED)
     np.random.seed(SEED)
+
+
+@contextlib.contextmanager
+def generators_apart(device: torch.device) -> Iterator[None]:
+    """What is drawn and seeded inside changes nothing of what is drawn afterwards."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 class Deterministic:

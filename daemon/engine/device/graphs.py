@@ -23,7 +23,7 @@ from ...model_package import ModelPackage
 from ..judgement import deviations
 from ..models.model import Model
 from .arena import torch_dtype
-from .determinism import seed
+from .determinism import generators_apart, seed
 from .interface import Captured
 from .side import DeviceSide
 
@@ -93,9 +93,10 @@ class Graphs:
                     self._side.device.prepare_capture(call)
                     self._graphs[index, rows] = self._side.device.capture(call)
                 except Exception as error:  # whatever the policy's libraries make of it
+                    own, place = _own_line(error, package.path)
                     raise ModelPackageError(
-                        f"cuda_graph = true, but this policy's work cannot be recorded{_place(error, package.path)}: "
-                        f"{_first_line(error)}; {_ADVICE}"
+                        f"cuda_graph = true, but this policy's work cannot be recorded{place}: {_first_line(own)}; "
+                        f"{_ADVICE}"
                     ) from error
                 arena.computed()
                 self._side.device.synchronize()
@@ -117,10 +118,13 @@ class Graphs:
 
         observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
         arena.send(ahead=False)
-        if self._seeded:
+        with generators_apart(device.torch_device):
+            # Whoever draws noise on the device draws the same for both; what was drawn on the host is in the graph for
+            # ever, and was drawn before.
             seed()
-        eager = run(lambda: model.infer(observations))
-        graph = run(lambda: self.run(index, rows))
+            eager = run(lambda: model.infer(observations))
+            seed()
+            graph = run(lambda: self.run(index, rows))
         arena.done()
         for have, want in zip(graph, eager, strict=True):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):
@@ -166,6 +170,19 @@ def _owned(action: Any) -> list[tuple[str, Any]]:
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _own_line(error: BaseException, package: Path) -> tuple[BaseException, str]:
+    """The error that was raised in the policy, and the policy's own line that was last on the way to it.
+
+    torch ends a recording that failed with an error of its own, which says nothing of the one before it.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if place := _place(each, package):
+            return each, place
+        each = each.__cause__ or each.__context__
+    return error, ""
 
 
 def _place(error: BaseException, package: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 
 import torch
 
@@ -11,9 +10,10 @@ from .interface import Device, PinFailed
 
 log = logging.getLogger(__name__)
 
+#: NVIDIA's driver pins pages itself and counts nothing against RLIMIT_MEMLOCK (kernel-open/nvidia/os-mlock.c).
 REMEDY = (
-    "raise the limit of locked memory (LimitMEMLOCK=infinity in the unit, `ulimit -l unlimited`, docker's "
-    "--ulimit memlock=-1) or free memory of the host"
+    "free memory of the host; in a sandbox (gVisor), with an IOMMU that is short of room, or on a board without that call "
+    "there is nothing to free: `dmesg` shows what the driver says (NVRM)"
 )
 
 
@@ -34,8 +34,8 @@ class HostMemory:
         except PinFailed as error:
             self.pageable_bytes += size
             self.warn(
-                f"{size} bytes of staging memory cannot be page-locked ({error}; {limits()}): copies to the "
-                f"device take a detour through the driver; {REMEDY}"
+                f"{size} bytes of staging memory cannot be page-locked ({error}): copies to the device take a detour "
+                f"through the driver; {REMEDY}"
             )
             return torch.empty(size, dtype=torch.uint8)
         self.pinned_bytes += size
@@ -46,13 +46,3 @@ class HostMemory:
         if text not in self.warnings:
             log.warning("%s", text)
             self.warnings.append(text)
-
-
-def limits() -> str:
-    """What this process may lock."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return f"RLIMIT_MEMLOCK is {_size(soft)}, at most {_size(hard)}"
-
-
-def _size(limit: int) -> str:
-    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit} bytes"

@@ -18,7 +18,7 @@ import torch
 from shmserve.channel import Lane
 from shmserve.layout import Geometry, slot_of
 
-from .host_memory import REMEDY, HostMemory, limits
+from .host_memory import REMEDY, HostMemory
 from .interface import Device, PinFailed
 
 
@@ -47,8 +47,8 @@ class Registrar:
             # A machine that refuses one refuses all; a limit that is reached stays reached.
             self.threshold = None
             self._host.warn(
-                f"the requests of a client ({geometry.segment_bytes} bytes) cannot be registered with the device ({error}; "
-                f"{limits()}): large observations are copied once more on the host; {REMEDY}"
+                f"the requests of a client ({geometry.segment_bytes} bytes) cannot be registered with the device ({error}): "
+                f"large observations are copied once more on the host; {REMEDY}"
             )
             return None
         return registered
