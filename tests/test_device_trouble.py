@@ -13,8 +13,11 @@ import torch
 from fuzz.echo_model import EchoModel
 from shmserve.daemon.engine.device import loop
 from shmserve.daemon.engine.device.errors import DeviceLost
-from shmserve.daemon.engine.device.loop import IdleDevice
+from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
+from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.protocol import Status
+from shmserve.spin import SpinBudget
+from tests.daemon_process import POLICIES
 from tests.device_engine import DeviceEngine
 from tests.fake_device import FakeDevice
 
@@ -445,3 +448,97 @@ def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
 
     for client, sequence, value in ((first, a, 2.0), (second, b, 4.0), (third, c, 6.0)):
         np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, value))
+
+
+def test_memory_whose_tensors_nobody_keeps_is_used_again(engine: DeviceEngine) -> None:
+    def fails(observations: list[Any]) -> list[Any]:
+        raise failures.pop()
+
+    failures: list[BaseException] = [LookupError("no"), *(make() for make in SHORT.values()), SystemExit(3)]
+    before = [arena.memory.data_ptr() for arena in engine.side.arenas]
+    while failures:
+        model(engine).answer = fails
+        engine.clients[0].submit(x(1))
+        engine.run()
+        model(engine).answer = Model.double
+        assert_serves(engine)
+        assert [arena.memory.data_ptr() for arena in engine.side.arenas] == before
+
+
+def test_a_recorded_policy_uses_the_same_memory_for_ever() -> None:
+    engine = DeviceEngine(POLICIES / "recordable")
+    before = [arena.memory.data_ptr() for arena in engine.side.arenas]
+    for turn in range(4):
+        sent = [client.submit({"x": np.full((3, 8), turn, np.float32)}) for client in engine.clients]
+        engine.run()
+        for client, sequence in zip(engine.clients, sent, strict=True):
+            assert client.reply(sequence)["y"][1] == 24 * turn
+
+    assert [arena.memory.data_ptr() for arena in engine.side.arenas] == before
+    engine.close()
+
+
+class _Bell:
+    """Nobody rings; the loop ends when it would wait."""
+
+    tells_who = False
+
+    def __init__(self) -> None:
+        self.loop: DeviceLoop | None = None
+
+    def watch(self, tenancy: Tenancy) -> None:
+        pass
+
+    forget = watch
+
+    def pardon(self, now_ns: int) -> None:
+        pass
+
+    def tokens(self) -> int:
+        return 0
+
+    def take(self) -> None:
+        pass
+
+    def wait(self, timeout_ns: int) -> bool:
+        assert self.loop is not None
+        self.loop.stopped = True
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_after_that(direct: DeviceEngine) -> None:
+    bell, broken = _Bell(), []
+    bell.loop = made = DeviceLoop(
+        bell,
+        direct.stats,
+        direct.serving,
+        SpinBudget(0),
+        lambda timeout_s: False,
+        lambda lane, reason: broken.append(lane.identity.channel),
+        side=direct.side,
+    )
+    villain, honest, _ = direct.clients
+    model(direct).answer = Model.double
+    for client in direct.clients:
+        made.add(client.tenancy)
+    sent = villain.submit(x(1)), honest.submit(x(2))
+    made.serve()
+
+    def answer(observations: list[Any]) -> list[Any]:
+        villain.channel.requests.words[villain.tenancy.counter] += 1 << 20
+        return Model.double(observations)
+
+    model(direct).answer = answer
+    with torch.inference_mode():
+        made.run()
+
+    assert broken == [0]
+    assert [float(client.reply(sequence)["y"][0]) for client, sequence in zip(direct.clients, sent, strict=False)] == [
+        2,
+        4,
+    ]
+    assert len(direct.device.registered) == 2
+    assert list(made.tenancies) == [1, 2]

@@ -12,6 +12,7 @@ Rows of one structure have one distance, so that a tensor over all rows needs no
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ class Arena:
         self._unsent = None
         self._directly = 0
         self._reads_clients = False
-        if self.memory.numel() < self.size:  # the policy has kept the last one
+        if self.memory.numel() < self.size:  # the policy has kept the last one, and there was no more
             self._use(self._new_memory(self.size))
 
     def has_room(self, payload_bytes: int) -> bool:
@@ -177,9 +178,10 @@ class Arena:
     def done(self) -> None:
         """The rows are answered: keep the device's part for the next batch, unless the policy still holds some of it."""
         if not self.fixed and (self._own is None or self._own != sharing(self.memory)):
-            # The next batch takes new memory, and its first request fails if there is none.
             self._tensors.clear()
             self.memory = torch.empty(0, dtype=torch.uint8)
+            with contextlib.suppress(RuntimeError):  # then the next batch asks again, and its first request fails
+                self._use(self._new_memory(self.size))
         self.rows = 0
         self._end = 0
 

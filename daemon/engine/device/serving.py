@@ -227,8 +227,6 @@ class DeviceServing(Serving):
         if self._observations is not None:
             rows = [row for row in rows if self._is_in_range(row, self._observations)]
         if not rows:
-            if arena.rows:
-                arena.computed()
             arena.done()
             return False
         self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1 if len(rows) == 1 else SEVERAL
@@ -245,18 +243,28 @@ class DeviceServing(Serving):
         """Start the model on these rows; their actions, which are on their way to the host."""
         self._results.begin()
         try:
-            if graphs is None:
-                actions = list(self._asked(rows))
-            else:
-                # A graph reads every place up to its number, those that are empty by now as well.
-                found = graphs.run(self._filling ^ 1, self._flown.rows)
-                actions = [found[row.place] for row in rows]
-            self._device.rejoin()
+            try:
+                if graphs is None:
+                    actions = list(self._asked(rows))
+                else:
+                    # A graph reads every place up to its number, those that are empty by now as well.
+                    found = graphs.run(self._filling ^ 1, self._flown.rows)
+                    actions = [found[row.place] for row in rows]
+            finally:
+                self._device.rejoin()
             return list(self._results.fetch(actions))
         finally:
             # Also if it raised: what it had launched by then reads the arena.
-            self._device.rejoin()
             self._flown.computed()
+
+    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
+        super()._reset(tenancy, head, queued_ns)
+        self._device.rejoin()
+
+    def client_left(self, client_id: int) -> None:
+        super().client_left(client_id)
+        if self._per_client is not None:
+            self._device.rejoin()
 
     def _is_in_range(self, row: _Row, checked: CheckedNumbers) -> bool:
         """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
