@@ -26,6 +26,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead
 from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
+from tests.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, state_in
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
@@ -50,6 +51,7 @@ class Engine:
     """One client's channel and what serves it, without the loop; the client writes what the test says."""
 
     def __init__(self, tensors_on: torch.device | None, in_place: bool) -> None:
+        self.tensors = tensors_on is not None
         self.stats = Stats(create_stats_memory())
         self.model = Model()
         self.serving = PlainServing(
@@ -245,20 +247,23 @@ def test_a_model_that_raises_is_an_answer_and_the_next_request_works(
 def test_what_the_policy_keeps_of_an_observation_stays_as_it_is(engine: Engine) -> None:
     if engine.serving._in_place:
         pytest.skip("read in place an observation is valid while the policy runs, and no longer")
+    ways = WAYS_OF_KEEPING if engine.tensors else WAYS_OF_KEEPING_ARRAYS
     kept: list[Any] = []
+    turns = iter(ways.values())
 
     def keeping(observation: Any) -> Any:
-        kept.append(observation["state"])
+        kept.append(next(turns)(observation["state"]))
         return {"action": observation["state"] * 2}
 
     engine.model.answer = keeping
-    for number in range(12):
-        sequence = engine.publish(engine.head([number, number]))
+    for number in range(len(ways)):
+        sequence = engine.publish(engine.head(np.array([number, number], np.float32)))
         if not engine.serve_plain():
             engine.serve_long()
         assert engine.action(sequence) == [2.0 * number] * 2
 
-    assert [state.tolist() for state in kept] == [[number] * 2 for number in range(12)]
+    for number, (way, each) in enumerate(zip(ways, kept, strict=True)):
+        assert state_in(each).view(np.float32).tolist() == [number] * 2, way
 
 
 def test_memory_that_nobody_keeps_is_used_again(engine: Engine) -> None:
