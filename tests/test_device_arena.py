@@ -247,6 +247,21 @@ def test_many_structures_do_not_look_like_a_policy_that_keeps_them(arena: Arena)
     assert arena.memory.data_ptr() == where
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: FakeDevice, ahead: bool) -> None:
+    place(arena, changed(1), ahead=ahead)
+    arena.send(ahead=ahead)
+    arena.computed()
+    arena.done()
+    where = arena.host.data_ptr()
+    arena.reserve(1 << 15)
+
+    given = device.pinned(4096).fill_(1)
+
+    assert given.data_ptr() == where, "freed memory is handed out again"
+    device.synchronize()
+
+
 def test_growing_keeps_nothing_under_a_copy(arena: Arena) -> None:
     place(arena, changed(1))
     arena.send(ahead=False)

@@ -298,8 +298,14 @@ class Engine:
             tape.close()
 
     def _report_gpu(self) -> None:
-        if self._side is not None:
-            self._control.send("gpu", gpu=self._side.report())
+        if self._side is None:
+            return
+        try:
+            report = self._side.report()
+        except RuntimeError as error:  # status keeps what it had
+            log.warning("the device does not say how much memory it has: %s", error)
+            return
+        self._control.send("gpu", gpu=report)
 
     def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
         """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""

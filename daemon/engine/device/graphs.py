@@ -111,7 +111,9 @@ class Graphs:
 
         def run(how: Any) -> list[Any]:
             results.begin()
-            found = results.fetch(list(how()))
+            actions = list(how())
+            device.rejoin()
+            found = results.fetch(actions)
             arena.computed()
             device.synchronize()
             return [dict(_owned(action)) for action in found]
