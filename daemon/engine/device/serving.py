@@ -191,7 +191,8 @@ class DeviceServing(Serving):
             self._reject(tenancy, head, error, row.queued_ns)
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            raise_if_lost(self._device, error)
+            if isinstance(error, RuntimeError):  # as all errors of a device are
+                raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
             if short is not None or (isinstance(error, RuntimeError) and not pickled):  # nothing that its client did
                 self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
