@@ -315,6 +315,19 @@ def test_actions_of_any_number_and_size_come_back(device: FakeDevice) -> None:
             assert torch.equal(have, want)
 
 
+def test_actions_of_any_number_of_batches_use_the_same_memory(device: FakeDevice) -> None:
+    results = Results(device, HostMemory(device))
+    sizes = set()
+    for turn in range(50):
+        results.begin()
+        found = results.fetch([torch.full((3000,), turn), torch.full((700,), -turn)])
+        device.synchronize()
+        assert [int(tensor[0]) for tensor in found] == [turn, -turn]
+        sizes.add(results.size)
+
+    assert len(sizes) == 1
+
+
 def test_an_action_of_the_hosts_own_is_not_waited_for(device: FakeDevice) -> None:
     results = Results(device, HostMemory(device))
     results.begin()

@@ -376,6 +376,20 @@ def test_an_answered_request_is_not_read_any_more(direct: DeviceEngine) -> None:
     assert [float(tensor[7]) for tensor in kept] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
+def test_what_is_smaller_than_is_worth_it_is_not_read_from_its_client(make: Made) -> None:
+    engine = make(register_bytes=2000)
+    client = engine.clients[0]
+    sequence = client.submit(x(3))
+    engine.stage()
+    client.channel.requests.memory(sequence).payload[:] = 0xEE
+
+    engine.launch()
+    engine.finish()
+
+    assert engine.device.registered
+    np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, 6.0))
+
+
 def test_a_failed_request_is_not_read_any_more(direct: DeviceEngine) -> None:
     def fails(observations: list[Any]) -> list[Any]:
         raise LookupError("asked to")
