@@ -17,6 +17,7 @@ from shmserve.errors import (
     ShmServeError,
     Stale,
     TooManyRequests,
+    UnsupportedType,
 )
 from shmserve.layout import number_of
 from shmserve.protocol import Status
@@ -34,6 +35,8 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
             return NumbersRefused(f"{what} was not run: {text}")
         case Status.REJECTED if kind == "TooManyRequests":
             return TooManyRequests(f"{what} was not run: {text}; send fewer, or ask the operator for more")
+        case Status.REJECTED if kind == "UnsupportedType":
+            return UnsupportedType(f"{what} was rejected: {text}")
         case Status.REJECTED:
             return RequestRejected(f"{what} was rejected: {text}")
         case Status.EXPIRED:

@@ -14,7 +14,8 @@ enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
 
 typedef struct {
     Py_ssize_t position;
-    PyObject *value;
+    PyObject *value; /* of a base type */
+    PyObject *convert; /* to that; None for what is of it */
 } Constant;
 
 typedef struct {
@@ -30,6 +31,7 @@ typedef struct Container Container;
 typedef struct {
     Py_ssize_t position;
     Container *container;
+    PyObject *convert; /* to the container's kind; None for what is of it */
 } Nested;
 
 struct Container {
@@ -84,15 +86,19 @@ static void free_container(Container *container)
         if (container->types != NULL)
             Py_XDECREF(container->types[index]);
     }
-    for (Py_ssize_t index = 0; container->constants != NULL && index < container->constants_count; index++)
+    for (Py_ssize_t index = 0; container->constants != NULL && index < container->constants_count; index++) {
         Py_XDECREF(container->constants[index].value);
+        Py_XDECREF(container->constants[index].convert);
+    }
     for (Py_ssize_t index = 0; container->arrays != NULL && index < container->arrays_count; index++) {
         Py_XDECREF(container->arrays[index].dtype);
         Py_XDECREF(container->arrays[index].convert);
         PyMem_Free(container->arrays[index].shape);
     }
-    for (Py_ssize_t index = 0; container->nested != NULL && index < container->nested_count; index++)
+    for (Py_ssize_t index = 0; container->nested != NULL && index < container->nested_count; index++) {
         free_container(container->nested[index].container);
+        Py_XDECREF(container->nested[index].convert);
+    }
     Py_XDECREF(container->kind);
     PyMem_Free(container->keys);
     PyMem_Free(container->types);
@@ -186,19 +192,20 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
         goto failed;
     for (; container->constants_count < PyTuple_GET_SIZE(constants); container->constants_count++) {
         Constant *constant = &container->constants[container->constants_count];
-        PyObject *value;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(constants, container->constants_count), "nO", &constant->position,
-                              &value) ||
+        PyObject *value, *convert;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(constants, container->constants_count), "nOO", &constant->position,
+                              &value, &convert) ||
             !is_position(container, constant->position))
             goto failed;
         constant->value = Py_NewRef(value);
+        constant->convert = Py_NewRef(convert);
     }
     for (; container->numbers_count < PyTuple_GET_SIZE(numbers); container->numbers_count++) {
         Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(numbers, container->numbers_count));
         if (!is_position(container, position))
             goto failed;
         PyTypeObject *type = container->types[position];
-        if (type != &PyLong_Type && type != &PyFloat_Type && type != &PyBool_Type) {
+        if (!PyType_IsSubtype(type, &PyLong_Type) && !PyType_IsSubtype(type, &PyFloat_Type)) {
             PyErr_SetString(PyExc_TypeError, "a pattern's numbers are int, float or bool");
             goto failed;
         }
@@ -213,14 +220,16 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
     sender->arrays_count += container->arrays_count;
     for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
         Nested *inner = &container->nested[container->nested_count];
-        PyObject *pattern;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nO", &inner->position, &pattern) ||
+        PyObject *pattern, *convert;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &pattern,
+                              &convert) ||
             !is_position(container, inner->position))
             goto failed;
         inner->container = container_of(pattern, sender, depth + 1);
         if (inner->container == NULL)
             goto failed;
-        if (container->types[inner->position] != inner->container->kind) {
+        inner->convert = Py_NewRef(convert);
+        if (convert == Py_None && container->types[inner->position] != inner->container->kind) {
             container->nested_count++;
             PyErr_SetString(PyExc_TypeError, "what is nested is of another type than its place");
             goto failed;
@@ -347,7 +356,7 @@ static int collect_array(Sender *self, ArrayLeaf *leaf, PyObject *value, Leaves 
 static int collect_number(PyObject *value, Leaves *leaves)
 {
     uint64_t *word = &leaves->numbers[leaves->numbers_found++];
-    if (PyFloat_CheckExact(value)) {
+    if (PyFloat_Check(value)) {
         double number = PyFloat_AS_DOUBLE(value);
         memcpy(word, &number, sizeof number);
         return 1;
@@ -394,6 +403,12 @@ static int values_of(Container *container, PyObject *tree, PyObject **values)
     return 0;
 }
 
+/* The value as its base type, owned; NULL with an exception. */
+static PyObject *as_base(PyObject *value, PyObject *convert)
+{
+    return convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(convert, value);
+}
+
 static int collect(Sender *self, Container *container, PyObject *tree, Leaves *leaves)
 {
     PyObject *few[LEAST_ROOM], **values = few;
@@ -403,16 +418,23 @@ static int collect(Sender *self, Container *container, PyObject *tree, Leaves *l
     if (same == 1) {
         for (Py_ssize_t index = 0; same == 1 && index < container->constants_count; index++) {
             Constant *constant = &container->constants[index];
-            PyObject *value = values[constant->position];
-            if (value != constant->value)
+            PyObject *value = as_base(values[constant->position], constant->convert);
+            if (value == NULL)
+                same = -1;
+            else if (value != constant->value)
                 same = PyObject_RichCompareBool(value, constant->value, Py_EQ);
+            Py_XDECREF(value);
         }
         for (Py_ssize_t index = 0; same == 1 && index < container->numbers_count; index++)
             same = collect_number(values[container->numbers[index]], leaves);
         for (Py_ssize_t index = 0; same == 1 && index < container->arrays_count; index++)
             same = collect_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
-        for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++)
-            same = collect(self, container->nested[index].container, values[container->nested[index].position], leaves);
+        for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++) {
+            Nested *nested = &container->nested[index];
+            PyObject *inner = as_base(values[nested->position], nested->convert);
+            same = inner == NULL ? -1 : collect(self, nested->container, inner, leaves);
+            Py_XDECREF(inner);
+        }
         for (Py_ssize_t index = 0; index < container->size; index++)
             Py_DECREF(values[index]);
     }

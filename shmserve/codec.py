@@ -17,9 +17,6 @@ its own request, so a new engine needs nothing from the old one to read it.
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,10 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .base_values import error_text, plain_tree
 from .compiled import COMPILED, steps
-from .description import Matcher, Pattern, describe, is_tensor, tensor_bytes
+from .description import Matcher, Pattern, describe
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
+from .objects import pickled, unpickled
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
 _copy = np.ndarray.copy
@@ -122,7 +121,7 @@ class Known(Matcher):
         self.write: Callable[..., int] | None = None
         if COMPILED:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-            self.sender = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
+            self.sender = steps.Sender(pattern.spec(), self.wrapped, places, schema.payload_bytes)
             self.write = self.sender.write
 
 
@@ -144,11 +143,18 @@ class Encoder:
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         self._matchers: list[Known] = []
+        #: Looks at the first tree of each structure, as its receiver will see it, before any of it is written; what it
+        #: raises, `encode` raises.
+        self.examine: Callable[[Any], object] | None = None
 
     @property
     def latest(self) -> Known | None:
-        """The structure that was described last; None before the first."""
+        """The structure that was written last; None before the first, and where that is not remembered."""
         return self._matchers[0] if self._matchers else None
+
+    def forget(self) -> None:
+        """Describe, and examine, every structure anew."""
+        self._matchers = []
 
     def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
         """Write `tree` into `slot` with one copy of its arrays.
@@ -158,36 +164,62 @@ class Encoder:
         UnsupportedType or RequestRejected.
         """
         slot.writing = 0
-        for matcher in self._matchers:
+        for place, matcher in enumerate(self._matchers):
             try:
                 if matcher.write is None or lent:
                     leaves = matcher.collect(tree)
                     if leaves is not None:
+                        if place:
+                            self._to_front(matcher)
                         return self._write(matcher, leaves, slot, lent=lent)
                 elif found := matcher.write(tree, slot.payload, slot.announcing, slot.number, slot.ring):
                     if found == _TOO_LARGE or slot.written_schema != matcher.schema_id:
                         self._write_metadata(matcher, slot)
                     if found > _TOO_LARGE:
                         slot.writing = found
+                    if place:
+                        self._to_front(matcher)
                     return matcher.encoded
-            except (struct.error, ValueError, OverflowError, TypeError):
+            except DoesNotFit:
+                raise
+            except Exception:  # noqa: BLE001, S112
                 continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew
         return self._describe_and_write(tree, slot, lent=lent)
 
+    def encode_apart(self, tree: Any, slot: SlotMemory) -> Encoded:
+        """As `encode`, for a tree that is no observation: it is not examined, and not remembered."""
+        slot.writing = 0
+        matcher = self._known(*describe(tree, self._name))
+        return self._write(matcher, self._leaves(matcher, tree), slot)
+
     def _describe_and_write(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         try:
-            matcher = self._matcher(tree)
+            schema, pattern = describe(tree, self._name)
         except RequestRejected:
             if not self.allow_pickle:
                 raise
             return self._pickle(tree, slot, lent=lent)
-        leaves = matcher.collect(tree)
-        if leaves is None:
-            raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
+        if self.examine is not None:
+            self.examine(plain_tree(tree, self._name))
+        matcher = self._known(schema, pattern)
+        leaves = self._leaves(matcher, tree)
+        self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
         return self._write(matcher, leaves, slot, lent=lent)
 
-    def _matcher(self, tree: Any) -> Known:
-        schema, pattern = describe(tree, self._name)
+    def _leaves(self, matcher: Known, tree: Any) -> tuple[list[Any], list[Array]]:
+        try:
+            leaves = matcher.collect(tree)
+        except (RequestRejected, MemoryError):
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError) and not isinstance(error, NotImplementedError):
+                raise  # the device's, which is not the tree's fault
+            raise UnsupportedType(f"{self._name}: a value cannot be carried ({error_text(error)})") from error
+        if leaves is None:
+            raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
+        return leaves
+
+    def _known(self, schema: Schema, pattern: Pattern) -> Known:
         schema_id = self._ids.get(schema.metadata)
         if schema_id is None:
             schema_id = self._next_schema
@@ -195,9 +227,10 @@ class Encoder:
             self._ids[schema.metadata] = schema_id
             if len(self._ids) > SCHEMA_MEMORY:
                 self._ids.popitem(last=False)
-        matcher = Known(schema, schema_id, pattern)
-        self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
-        return matcher
+        return Known(schema, schema_id, pattern)
+
+    def _to_front(self, matcher: Known) -> None:
+        self._matchers = [matcher, *(other for other in self._matchers if other is not matcher)]
 
     def _write(
         self, matcher: Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
@@ -249,21 +282,13 @@ class Encoder:
 
     def _pickle(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
-        buffers: list[pickle.PickleBuffer] = []
-        file = io.BytesIO()
-        pickler = _ArrayPickler if self._tensors_as_arrays else pickle.Pickler
-        try:
-            pickler(file, 5, buffer_callback=buffers.append).dump(tree)
-        except Exception as error:  # whatever a stranger's __reduce__ raises
-            raise UnsupportedType(f"{self._name} cannot be pickled: {type(error).__name__}: {error}") from error
-        parts = (
-            np.frombuffer(file.getbuffer(), np.uint8),
-            [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers],
-        )
-        matcher = self._matcher(parts)
-        leaves = matcher.collect(parts)
-        assert leaves is not None
-        encoded = self._write(matcher, leaves, slot, lent=lent)
+        tree = plain_tree(tree, self._name)  # the same types as in the safe form, for everything that it has words for
+        if self.examine is not None:
+            self.examine(tree)
+        data, buffers = pickled(tree, self._name, tensors_as_arrays=self._tensors_as_arrays)
+        parts = (np.frombuffer(data, np.uint8), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
+        matcher = self._known(*describe(parts, self._name))
+        encoded = self._write(matcher, self._leaves(matcher, parts), slot, lent=lent)
         return Encoded(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, pickled=True)
 
 
@@ -278,21 +303,13 @@ def _apart(array: Array, view: Array, slot: SlotMemory) -> Array:
     return private
 
 
-class _ArrayPickler(pickle.Pickler):
-    """Writes tensors as arrays, so that whoever reads them needs no torch."""
+def unpickle_parts(parts: Any, name: str = "observation") -> Any:
+    """The object behind the two parts that `Encoder` makes of it; only ever for a trusted sender.
 
-    def reducer_override(self, obj: Any) -> Any:
-        if not is_tensor(obj):
-            return NotImplemented
-        if obj.dtype is sys.modules["torch"].bfloat16:
-            obj = obj.float()  # as `named_dtype` without ml_dtypes
-        return tensor_bytes(obj).__reduce_ex__(5)
-
-
-def unpickle_parts(parts: Any) -> Any:
-    """The object behind the two parts that `Encoder` makes of it; only ever for a trusted sender."""
+    Raises UnsupportedType for a class that cannot be imported here, and whatever the code of its own types raises.
+    """
     data, buffers = parts
-    return pickle.loads(data.tobytes(), buffers=[np.asarray(buffer) for buffer in buffers])
+    return unpickled(data.tobytes(), [np.asarray(buffer) for buffer in buffers], name)
 
 
 class Schemas:
@@ -362,9 +379,10 @@ def owned_array(place: ArrayPlace, view: Array) -> Any:
 class Decoder:
     """Reads trees out of slots; one for each direction of a channel, across its generations."""
 
-    def __init__(self, *, allow_pickle: bool = False) -> None:
+    def __init__(self, *, allow_pickle: bool = False, name: str = "action") -> None:
         self._schemas = Schemas()
         self._allow_pickle = allow_pickle
+        self._name = name
 
     def known(self, schema_id: int) -> Schema | None:
         """A structure that was read before, by the other side's number for it."""
@@ -401,4 +419,4 @@ class Decoder:
             return tree
         if not self._allow_pickle:
             raise MetadataError("a pickled object from a peer that is not trusted")
-        return unpickle_parts(tree)
+        return unpickle_parts(tree, self._name)

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .base_values import Convert, as_base, circle_error, is_tensor, refusal, shown, type_name
 from .errors import RequestRejected, UnsupportedType
-from .metadata import DTYPES, Leaf, MetadataError, dump
+from .metadata import DEPTH_LIMIT, DTYPES, OPERATION_LIMIT, Leaf, MetadataError, dump
 from .schema import BFLOAT16, Array, Schema
 
 #: A longer string is carried as payload bytes, so that it does not fill the metadata.
@@ -23,12 +24,7 @@ _INLINE_BYTES = 32
 #: A list of at least so many numbers of one type is carried as one array.
 _LIST_AS_ARRAY = 8
 _INT64 = range(-(1 << 63), 1 << 63)
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether `value` is a torch tensor; torch is never imported for the question."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+_NO_VALUES = "a tensor of the meta device has no values to carry; make it on a device that has memory"
 
 
 def _tensor_dtype(tensor: Any) -> str:
@@ -47,6 +43,8 @@ def tensor_bytes(tensor: Any) -> Array:
     try:
         return tensor.numpy()  # type: ignore[no-any-return]
     except (RuntimeError, TypeError):  # on a device, wanted for a gradient, or conjugated
+        if tensor.is_meta:
+            raise UnsupportedType(_NO_VALUES) from None
         return tensor.detach().cpu().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
 
 
@@ -57,7 +55,7 @@ def _bfloat16_tensor(tensor: Any) -> Array:
 
 
 def _text_bytes(text: str) -> Array:
-    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    return np.frombuffer(str.encode(text, "utf-8", "surrogatepass"), np.uint8)
 
 
 def _raw_bytes(data: bytes) -> Array:
@@ -90,6 +88,13 @@ def _list_as_array(values: list[Any]) -> tuple[str, Callable[[Any], Array]] | No
     return None
 
 
+def _both(first: Convert | None, then: Convert | None) -> Convert | None:
+    """One conversion of two."""
+    if first is None or then is None:
+        return first or then
+    return lambda value: then(first(value))
+
+
 def _native(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("="))
 
@@ -105,6 +110,8 @@ def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | N
             raise UnsupportedType(f"{path}: a tensor of {value.dtype} cannot be carried; use one of {_dtype_names()}")
         if value.layout is not sys.modules["torch"].strided:
             raise UnsupportedType(f"{path}: a tensor of layout {value.layout} cannot be carried; use to_dense()")
+        if value.is_meta:
+            raise UnsupportedType(f"{path}: {_NO_VALUES}")
         dtype = _tensor_dtype(value)
         return Leaf("array", dtype, tuple(value.shape)), _bfloat16_tensor if dtype == BFLOAT16 else tensor_bytes
     kind = "array" if type(value) is np.ndarray else "scalar"
@@ -122,23 +129,27 @@ def _dtype_names() -> str:
 
 
 class Pattern:
-    """One container as the sender holds it: the types, constants, dtypes and shapes to compare with."""
+    """One container, as its base type: the types, constants, dtypes and shapes to compare with."""
 
-    __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types")
+    __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types", "wrapped")
 
     def __init__(self, kind: type, keys: tuple[str, ...] | None, types: tuple[type, ...]) -> None:
         self.kind = kind
         self.keys = keys
         self.types = types
+        #: Whether this is a tuple around a tree that is no container, or no plain one.
+        self.wrapped = False
         self.numbers: list[int] = []
-        self.constants: list[tuple[int, Any]] = []
+        # (position, value as its base type, the conversion to that or None)
+        self.constants: list[tuple[int, Any, Convert | None]] = []
         # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
         self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
-        self.nested: list[tuple[int, Pattern]] = []
+        # (position, what is there as its base type, the conversion to that or None)
+        self.nested: list[tuple[int, Pattern, Convert | None]] = []
 
     def spec(self) -> tuple[Any, ...]:
         """The same in tuples, for the compiled steps."""
-        nested = tuple((position, pattern.spec()) for position, pattern in self.nested)
+        nested = tuple((position, pattern.spec(), convert) for position, pattern, convert in self.nested)
         constants, numbers, arrays = tuple(self.constants), tuple(self.numbers), tuple(self.arrays)
         return self.kind, self.keys, self.types, constants, numbers, arrays, nested
 
@@ -146,19 +157,34 @@ class Pattern:
 class _Description:
     """Walks a tree once, in the order of `Schema`, and makes its pattern and its leaves."""
 
-    def __init__(self) -> None:
-        self.open: set[int] = set()
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._open: set[int] = set()
+        self._entries = 0
 
-    def container(self, tree: Any, path: str) -> tuple[Pattern, Any]:
-        if id(tree) in self.open:
-            raise UnsupportedType(f"{path}: the {type(tree).__name__} contains itself")
-        self.open.add(id(tree))
+    def describe(self, tree: Any) -> tuple[Pattern, Any]:
+        """The pattern of a tuple with the tree in it, and the tree's leaves."""
+        wrapped = Pattern(tuple, None, (type(tree),))
+        return wrapped, self.value(wrapped, 0, tree, self._name)
+
+    def container(self, tree: Any, given: Any, path: str) -> tuple[Pattern, Any]:
+        """`tree` is the container `given` as its base type."""
+        if id(given) in self._open:
+            raise circle_error(path, given)
+        if len(self._open) > DEPTH_LIMIT:
+            raise UnsupportedType(f"{path}: a {type(given).__name__} within more than {DEPTH_LIMIT} containers")
+        self._entries += len(tree)
+        if self._entries > OPERATION_LIMIT:  # before the whole of it is walked: it may be met again and again
+            raise RequestRejected(f"{path}: makes it more than {OPERATION_LIMIT} entries; send long lists as one array")
+        self._open.add(id(given))
         keys: tuple[str, ...] | None = None
         if type(tree) is dict:
             keys = tuple(tree)
             for key in keys:
                 if type(key) is not str:
-                    raise UnsupportedType(f"{path}: key {key!r} is {_type_name(key)}; the keys of a dict must be str")
+                    raise UnsupportedType(
+                        f"{path}: key {shown(key)} is {type_name(key)}; the keys of a dict must be str"
+                    )
             values: Sequence[Any] = tuple(tree.values())
         else:
             values = tree
@@ -167,47 +193,51 @@ class _Description:
             self.value(pattern, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
             for position, value in enumerate(values)
         ]
-        self.open.discard(id(tree))
+        self._open.discard(id(given))
         if keys is not None:
             return pattern, dict(zip(keys, described, strict=True))
         return pattern, tuple(described) if type(tree) is tuple else described
 
-    def value(self, pattern: Pattern, position: int, value: Any, path: str) -> Any:
+    def value(self, pattern: Pattern, position: int, given: Any, path: str) -> Any:
+        try:
+            value, convert = as_base(given)
+        except Exception as error:
+            raise refusal(path, given, error) from error
         kind = type(value)
         if kind is list and (packed := _list_as_array(value)) is not None:
-            return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), packed[1])
+            return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), _both(convert, packed[1]))
         if kind in (dict, list, tuple):
-            child, described = self.container(value, path)
-            pattern.nested.append((position, child))
+            child, described = self.container(value, given, path)
+            pattern.nested.append((position, child, convert))
             return described
-        if kind is bool or kind is float or (kind is int and value in _INT64):
+        if (kind is bool or kind is float or (kind is int and value in _INT64)) and isinstance(given, (int, float)):
             pattern.numbers.append(position)
             return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
-        if kind is np.ndarray or isinstance(value, np.generic) or is_tensor(value):
-            leaf, convert = _array_leaf(value, path)
-            pattern.arrays.append((position, value.dtype, leaf.shape, convert))
+        if kind is np.ndarray or issubclass(kind, np.generic) or is_tensor(value):
+            leaf, native = _array_leaf(value, path)
+            # numpy takes its own subclasses as they are.
+            convert = None if convert is np.asarray else convert
+            pattern.arrays.append((position, value.dtype, leaf.shape, _both(convert, native)))
             return leaf
         if kind is str and len(value) > _INLINE_TEXT:
-            return self._data(pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _text_bytes)
+            return self._data(
+                pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _both(convert, _text_bytes)
+            )
         if kind is bytes and len(value) > _INLINE_BYTES:
-            return self._data(pattern, position, Leaf("bytes", "|u1", (len(value),)), _raw_bytes)
-        if kind in (str, bytes, int) or value is None:
-            pattern.constants.append((position, value))
+            return self._data(pattern, position, Leaf("bytes", "|u1", (len(value),)), _both(convert, _raw_bytes))
+        if kind in (str, bytes, int, float, bool) or value is None:
+            pattern.constants.append((position, value, convert))
             return value
         raise UnsupportedType(
-            f"{path}: an object of type {_type_name(value)} cannot be carried; what can be are dict, list, tuple, "
+            f"{path}: an object of type {type_name(value)} cannot be carried; what can be are dict, list, tuple, "
             "str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between a client and "
             "a daemon of the same user, or one in the daemon's trusted_uids)"
         )
 
     @staticmethod
-    def _data(pattern: Pattern, position: int, leaf: Leaf, convert: Callable[[Any], Array]) -> Leaf:
+    def _data(pattern: Pattern, position: int, leaf: Leaf, convert: Convert | None) -> Leaf:
         pattern.arrays.append((position, None, leaf.shape, convert))
         return leaf
-
-
-def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 class Matcher:
@@ -217,11 +247,12 @@ class Matcher:
         self.schema = schema
         self.schema_id = schema_id
         self._root = pattern
-        self._bare = schema.bare
+        #: Whether the pattern is of a tuple around the tree: one that is in no container, or has to be made one.
+        self.wrapped = pattern.wrapped
 
     def collect(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
         """The tree's numbers and arrays in the order of their places; None for another structure."""
-        if self._bare:
+        if self.wrapped:
             tree = (tree,)
         elif type(tree) is not self._root.kind:
             return None
@@ -239,8 +270,8 @@ def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array
         values = tree
     if tuple(map(type, values)) != pattern.types:
         return False
-    for position, constant in pattern.constants:
-        if values[position] != constant:
+    for position, constant, convert in pattern.constants:
+        if (values[position] if convert is None else convert(values[position])) != constant:
             return False
     for position in pattern.numbers:
         numbers.append(values[position])
@@ -254,9 +285,9 @@ def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array
         if array.shape != shape:
             return False
         arrays.append(array)
-    # A loop, not all(): a generator costs a microsecond here even when there is nothing nested.
-    for position, child in pattern.nested:  # noqa: SIM110
-        if not _collect(child, values[position], numbers, arrays):
+    for position, child, convert in pattern.nested:
+        inner = values[position] if convert is None else convert(values[position])
+        if type(inner) is not child.kind or not _collect(child, inner, numbers, arrays):
             return False
     return True
 
@@ -267,11 +298,12 @@ def describe(tree: Any, name: str = "observation") -> tuple[Schema, Pattern]:
     Raises UnsupportedType naming the place and the type of what cannot be carried, and
     RequestRejected for a tree that is too deep, too large or has too many entries.
     """
-    description = _Description()
-    bare = type(tree) not in (dict, list, tuple)
     try:
-        pattern, described = description.container((tree,) if bare else tree, "" if bare else name)
-        described = described[0] if bare else described
-        return Schema(described, dump(described)), pattern
+        wrapped, described = _Description(name).describe(tree)
+        schema = Schema(described, dump(described))
     except (MetadataError, RecursionError) as error:
         raise RequestRejected(f"{name}: {error}") from error
+    if len(wrapped.nested) == 1 and wrapped.nested[0][2] is None:
+        return schema, wrapped.nested[0][1]
+    wrapped.wrapped = True
+    return schema, wrapped

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,35 @@ from shmserve.daemon.stats import Stage, Stats, bucket_of, create_stats_memory, 
 from shmserve.description import Matcher, describe
 from shmserve.schema import Schema
 from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin
+from tests.trees import Colour, Items, Mode, Pair, Pixels, Real, Task, Text, Whole
 
 compiled_only = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
+_pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+_subclassed = st.sampled_from(
+    [
+        Mode.HOLD,
+        Mode.MOVE,
+        *Colour,
+        Task.FOLD,
+        np.str_("fold"),
+        np.str_("x" * 300),
+        np.bytes_(b"raw"),
+        Whole(5),
+        Whole(6),
+        Real(0.5),
+        Text("fold"),
+        np.array(["a", "b"]),
+        np.array(["a", "c"]),
+        np.array("text"),
+        np.array([b"a"]),
+        _pixels.view(Pixels),
+        _pixels.T.view(Pixels),
+        _pixels.view(np.recarray),
+        torch.nn.Parameter(torch.ones(2)),
+        torch.Size([1, 2]),
+    ]
+)
 _numbers = st.integers(-(1 << 63), (1 << 63) - 1) | st.floats(allow_nan=False) | st.booleans()
 _texts = st.text(max_size=8) | st.text(min_size=257, max_size=300) | st.binary(max_size=40)
 _arrays = st.sampled_from(
@@ -39,13 +66,16 @@ _arrays = st.sampled_from(
     ]
 )
 _lists = st.lists(st.floats(allow_nan=False), min_size=8, max_size=10)
-_leaves = _numbers | _texts | _arrays | _lists | st.none()
+_leaves = _numbers | _texts | _arrays | _lists | _subclassed | st.none()
 _trees = st.recursive(
     _leaves,
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.lists(inner, max_size=3).map(tuple)
         | st.dictionaries(st.text(max_size=4), inner)
+        | st.dictionaries(st.text(max_size=4), inner).map(OrderedDict)
+        | st.lists(inner, max_size=3).map(Items)
+        | st.builds(Pair, inner, inner)
     ),
     max_leaves=12,
 )
@@ -54,7 +84,11 @@ _trees = st.recursive(
 def sender_of(tree: Any) -> tuple[Schema, Matcher, steps.Sender]:
     schema, pattern = describe(tree)
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    return schema, Matcher(schema, 1, pattern), steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
+    return (
+        schema,
+        Matcher(schema, 1, pattern),
+        steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
+    )
 
 
 def written_by_python(schema: Schema, matcher: Matcher, tree: Any) -> bytes:

@@ -247,9 +247,11 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     )
     failing = (
         lambda: steps.Sender(spec, False, places[:1], schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((9, spec),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((0, spec),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender((*spec[:3], ((0, "constant"), (9, 1)), *spec[4:]), False, places, schema.payload_bytes),
+        lambda: steps.Sender((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
+        lambda: steps.Sender((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
+        lambda: steps.Sender(
+            (*spec[:3], ((0, "constant", None), (9, 1, None)), *spec[4:]), False, places, schema.payload_bytes
+        ),
         lambda: steps.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
         lambda: steps.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
         lambda: steps.Sender(spec, True, places, schema.payload_bytes),

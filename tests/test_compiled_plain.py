@@ -22,7 +22,7 @@ def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArra
     schema, pattern = describe({"state": np.arange(3.0)})
     assert schema.receiver is not None
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender = steps.Sender(pattern.spec(), schema.bare, places, schema.payload_bytes)
+    sender = steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes)
     memory = np.zeros(1024, np.uint64).view(np.uint8)
     slots = steps.Slots(memory, 8, 16, 56, 2)
     return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import itertools
 import math
 import struct
-from typing import Any
+from collections import Counter, OrderedDict, defaultdict
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -50,6 +52,70 @@ SHAPES: list[tuple[int, ...]] = [
     (2, 1, 3, 2),
     (33, 65),
 ]
+
+
+class Mode(enum.IntEnum):
+    """A number with a name."""
+
+    HOLD = 3
+    MOVE = -1
+
+
+class Task(str, enum.Enum):
+    """A text with a name."""
+
+    FOLD = "fold"
+    LONG = "put the white mug on the left plate " * 10
+
+
+class Colour(enum.Enum):
+    """Names of values of other types."""
+
+    RED = 1
+    NAMED = "red"
+    MIXED = (0.5, ["a", 2])
+    NONE = None
+
+
+class Pair(NamedTuple):
+    """A tuple with names."""
+
+    first: Any
+    second: Any
+
+
+class Text(str):
+    """As a program's own classes are: with room for attributes."""
+
+
+class Whole(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+class Raw(bytes):
+    pass
+
+
+class Items(list[Any]):
+    pass
+
+
+class Entries(dict[str, Any]):
+    pass
+
+
+class Pixels(np.ndarray[Any, Any]):
+    pass
+
+
+class Weights(torch.Tensor):  # type: ignore[misc]
+    pass
+
+
 LAYOUTS = ("C", "Fortran", "transposed", "backwards", "every other", "broadcast", "read-only", "other byte order")
 
 
@@ -142,32 +208,93 @@ def values() -> st.SearchStrategy[Any]:
     )
 
 
+def subclassed() -> st.SearchStrategy[Any]:
+    """Values of subclasses, which come back as their bases."""
+    texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=40)
+    return st.one_of(
+        st.sampled_from([*Mode, *Task, *Colour]),
+        st.one_of(texts, texts.map(lambda text: text * 20)).map(np.str_),
+        st.text(max_size=8).map(Text),
+        st.binary(max_size=60).map(np.bytes_),
+        st.binary(max_size=60).map(Raw),
+        st.integers(-(1 << 80), 1 << 80).map(Whole),
+        st.floats().map(Real),
+        st.lists(texts, max_size=5).map(lambda texts: np.array(texts, "U")),
+        st.lists(texts, min_size=4, max_size=4).map(lambda texts: np.array(texts, "U").reshape(2, 2)),
+        st.binary(max_size=5).map(lambda raw: np.array(raw, "S")),
+        st.lists(st.floats(), min_size=8, max_size=12).map(Items),
+        arrays().map(lambda array: array.view(Pixels)),
+        arrays().map(lambda array: array.view(np.recarray)),
+        tensors().map(lambda tensor: tensor.as_subclass(Weights)),
+        st.sampled_from([torch.Size([2, 3]), torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]),
+    )
+
+
+def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Containers of subclasses."""
+    entries = st.dictionaries(st.one_of(keys(), st.sampled_from([Task.FOLD, Text("x")])), inner, max_size=4)
+    return st.one_of(
+        entries.map(OrderedDict),
+        entries.map(_turned),
+        entries.map(Entries),
+        entries.map(Counter),
+        entries.map(lambda entries: defaultdict(list, entries)),
+        st.lists(inner, max_size=4).map(Items),
+        st.builds(Pair, inner, inner),
+    )
+
+
+def _turned(entries: dict[str, Any]) -> OrderedDict[str, Any]:
+    """In another order than that in which they came."""
+    ordered = OrderedDict(entries)
+    if ordered:
+        ordered.move_to_end(next(iter(ordered)))
+    return ordered
+
+
 def trees() -> st.SearchStrategy[Any]:
     """Any observation: nested containers, or a bare value."""
-    leaves = st.one_of(arrays(), values(), tensors())
+    leaves = st.one_of(arrays(), values(), tensors(), subclassed())
     return st.recursive(
         leaves,
         lambda inner: st.one_of(
             st.dictionaries(keys(), inner, max_size=4),
             st.lists(inner, max_size=4),
             st.lists(inner, max_size=4).map(tuple),
+            containers(inner),
         ),
         max_leaves=8,
     )
 
 
 def expected(sent: Any) -> Any:
-    """`sent` as it has to come back: tensors as arrays, arrays in the machine's byte order."""
+    """`sent` as it has to come back: as its base type, tensors as arrays, arrays in the machine's byte order."""
+    if isinstance(sent, str):
+        return str.__str__(sent)
+    if isinstance(sent, bytes):
+        return b"".join([sent])
+    if isinstance(sent, int):
+        return sent if isinstance(sent, bool) else int.__int__(sent)
+    if isinstance(sent, float) and not isinstance(sent, np.generic):
+        return float.__float__(sent)
+    if isinstance(sent, enum.Enum):
+        return expected(sent.value)
     if isinstance(sent, torch.Tensor):
+        sent = sent.detach().as_subclass(torch.Tensor)
         if sent.dtype == torch.bfloat16:
             return sent.view(torch.int16).numpy().view(BFLOAT16)
         return sent.numpy()
-    if isinstance(sent, (np.ndarray, np.generic)):
+    if isinstance(sent, np.ndarray):
+        plain = np.asarray(sent)
+        return plain.tolist() if plain.dtype.kind in "US" else plain.astype(plain.dtype.newbyteorder("="))
+    if isinstance(sent, np.generic):
         return sent.astype(sent.dtype.newbyteorder("="))
     if isinstance(sent, dict):
-        return {key: expected(value) for key, value in sent.items()}
-    if isinstance(sent, (list, tuple)):
-        return type(sent)(expected(value) for value in sent)
+        return {str.__str__(key): expected(value) for key, value in sent.items()}
+    if isinstance(sent, list):
+        return [expected(value) for value in sent]
+    if isinstance(sent, tuple):
+        return tuple(expected(value) for value in sent)
     return sent
 
 

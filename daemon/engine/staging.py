@@ -86,7 +86,7 @@ class Staging:
             return receiver.build(source.payload, [_from_numpy(view) for view in views])
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
-            tree = unpickle_parts(schema.build(numbers, views))
+            tree = unpickle_parts(schema.build(numbers, views), "observation")
             return tree if self._device is None else self._tensors(tree)
         if not schema.only_arrays or not self._on_host:
             leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]

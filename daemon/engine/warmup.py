@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shmserve.base_values import plain_tree
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.contract import Entries, contract_differences, contract_of
 from shmserve.description import describe
@@ -80,6 +81,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
     if example is None:
         log.warning("the model has no example observation: the first request pays for the warm-up")
         return Warmth(0, 0, None, {"observation": None, "action": None})
+    example = plain_tree(example, "example observation")
     schema, _ = describe(example, "example observation")
     staging = staging or HostStaging(None if model.takes_numpy else device)
     slot = _slot_with(example, schema)
@@ -92,6 +94,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
         (action,) = model.infer([observation])
         action = staging.settle(action)
         infer_ns = time.monotonic_ns() - began_ns
+        action = plain_tree(action, "action")
         if number == 0:
             _judge(action, package)
             _check_numbers(example, action, package)
@@ -152,7 +155,8 @@ def _check_batch(
     model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Entries | None], count: int
 ) -> None:
     """The largest batch runs, and a row of it has what a single request has."""
-    for action in staging.settle(list(model.infer([observation] * count))):
+    for given in staging.settle(list(model.infer([observation] * count))):
+        action = plain_tree(given, "action")
         differences = contract_differences({"action": contract["action"]}, contract_of(None, action))
         if differences:
             raise ModelPackageError(f"alone -> in a batch of {count}: {'; '.join(differences)}")

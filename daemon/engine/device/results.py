@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 
+from shmserve.base_values import as_base, plain_tree
 from shmserve.layout import CACHE_LINE, aligned
 
 from .host_memory import HostMemory
@@ -41,14 +43,23 @@ class Results:
 
     def fetch(self, tree: Any) -> Any:
         """The same tree with tensors of the host where it has those of the device; they are being filled."""
+        try:
+            return self._fetch(tree)
+        except RecursionError:
+            return plain_tree(tree, "action")  # which says where the circle is
+
+    def _fetch(self, tree: Any) -> Any:
         if isinstance(tree, torch.Tensor):
             near = tree if self._device.holds(tree) else self._device.bring(tree)
             return tree if near is None else self._copied(near)
         kind = type(tree)
         if kind is dict:
-            return {key: self.fetch(value) for key, value in tree.items()}
+            return {key: self._fetch(value) for key, value in tree.items()}
         if kind in (list, tuple):
-            return kind(self.fetch(value) for value in tree)
+            return kind(self._fetch(value) for value in tree)
+        if issubclass(kind, (dict, list, tuple)):  # as the codec carries it, which says what cannot be
+            with contextlib.suppress(ValueError):
+                return self._fetch(as_base(tree)[0])
         return tree
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:

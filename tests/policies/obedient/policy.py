@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import enum
 import os
 import signal
 import socket
@@ -9,13 +10,27 @@ import sys
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 
 class NotForClients:
     """A type that only this file knows."""
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Mode(enum.IntEnum):
+    HOLD = 3
+
+
+class Task(str, enum.Enum):
+    FOLD = "fold"
 
 
 class Policy:
@@ -81,6 +96,30 @@ class Policy:
             "ordered": OrderedDict(x=observation["x"], deep=[torch.zeros(2, requires_grad=False)]),
             "date": datetime.date(2026, 11, 22),
         }
+
+    def _subclassed(self, observation: dict[str, Any]) -> Any:
+        return {
+            "ordered": OrderedDict(tensor=torch.arange(3), deep=[np.float32(1)]),
+            "text": np.str_("fold"),
+            "texts": np.array(["left", "right"]),
+            "pair": Pair(torch.zeros(2), 1),
+            "mode": Mode.HOLD,
+            "task": Task.FOLD,
+            "frame": np.zeros((2, 2), np.uint8).view(np.recarray),
+            "weights": torch.nn.Parameter(torch.ones(2)),
+            "shape": torch.zeros(2, 3).shape,
+        }
+
+    def _masked(self, observation: dict[str, Any]) -> Any:
+        return {"depth": [np.ma.masked_less([1.0, 2.0], 1.5)]}
+
+    def _circle(self, observation: dict[str, Any]) -> Any:
+        circle: list[Any] = []
+        circle.append(circle)
+        return {"circle": circle}
+
+    def _meta(self, observation: dict[str, Any]) -> Any:
+        return {"ghost": torch.ones(2, device="meta")}
 
     def _unsupported(self, observation: dict[str, Any]) -> Any:
         return {"things": [NotForClients()]}
