@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 import weakref
 from typing import Any
 
 from shmserve.codec import DoesNotFit, Encoded
-from shmserve.errors import RequestRejected, RequestTimeout, RingFull, ServiceUnavailable
+from shmserve.errors import ContractMismatch, RequestRejected, RequestTimeout, RingFull, ServiceUnavailable
 from shmserve.layout import slot_of
 from shmserve.protocol import Flag, Kind
 
 from .attachment import Attachment
-from .contract_check import check_observation
+from .contract_check import check_structure
 from .daemon_calls import DaemonCalls
 from .lending import LentSlot
 from .news import LONGEST_WAIT_NS
@@ -51,10 +52,17 @@ class Exchange(DaemonCalls):
             attachment = self._held[0]
             memory = attachment.channel.requests.memories[slot_of(sequence)]
             try:
-                encoded = self._encoder.encode(observation, memory)
+                if terms.kind == Kind.INFER:
+                    encoded = self._encoder.encode(observation, memory)
+                else:
+                    encoded = self._encoder.encode_apart(observation, memory)
             except DoesNotFit as needed:
                 self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
                 return Step.GROW
+            except ContractMismatch:
+                if self._may_have_another_model(attachment):
+                    return Step.CONNECT
+                raise
             self._send(attachment, pending, sequence, encoded, terms)
             return _DONE
 
@@ -74,9 +82,10 @@ class Exchange(DaemonCalls):
         if not self._held or (attachment := self._held[0]).closed:
             return Step.CONNECT
         if attachment is not self._checked and self._check_contract and kind == Kind.INFER:
-            # The first observation of an attachment; once there is a model.
+            # Once there is a model, the first observation of each structure is compared with what it takes.
             if attachment.model is not None:
-                check_observation(self.name, attachment.model, observation)
+                self._encoder.forget()
+                self._encoder.examine = functools.partial(check_structure, self.name, attachment)
                 self._checked = attachment
             elif time.monotonic_ns() - attachment.asked_ns > _ASK_AGAIN_NS:
                 return Step.CONNECT
@@ -88,6 +97,13 @@ class Exchange(DaemonCalls):
             return Step.WAIT
         sequence = 0 if attachment.carried else attachment.next_sequence()
         return sequence or self._claim_after_a_look(attachment)
+
+    def _may_have_another_model(self, attachment: Attachment) -> bool:
+        """Whether the model is to be asked for again, because it may have been updated since."""
+        if time.monotonic_ns() - attachment.asked_ns <= _ASK_AGAIN_NS:
+            return False
+        attachment.model = None
+        return True
 
     def _claim_after_a_look(self, attachment: Attachment) -> int:
         self._collect(attachment)
@@ -167,6 +183,10 @@ class Exchange(DaemonCalls):
                     except DoesNotFit as needed:
                         self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
                         step = Step.GROW
+                    except ContractMismatch:
+                        if not self._may_have_another_model(attachment):
+                            raise
+                        step = Step.CONNECT
             self._take(step, deadline_ns)
 
     def send_borrowed(self, pending: Pending, loan: LentSlot, observation: Any, terms: Terms) -> None:

@@ -35,7 +35,7 @@ class ShmClient:
     `timeout` (seconds) is for a whole call, retries included. A service that is not there is tried
     again `max_retries` times, `retry_delay` seconds apart. `slots` is how many requests can be out at
     a time. `spin_us` is how long to look for a reply before sleeping (microseconds, or "adaptive").
-    With `check_contract` the first observation is compared with what the model was declared to take.
+    With `check_contract` the first observation of each structure is compared with what the model was declared to take.
 
     It attaches with the first request, or with `connect`, or on entering a `with` block, and again
     when the daemon was restarted.
@@ -106,7 +106,7 @@ class ShmClient:
         """Ask the model; returns what it returned, arrays owned and writable.
 
         An observation is a tree of dict, list, tuple, str, bytes, int, float, bool, None, numpy arrays
-        and tensors. With `max_age_s`, one that is older when its turn comes is answered Stale and not
+        and tensors; instances of their subclasses are carried by value. With `max_age_s`, one that is older when its turn comes is answered Stale and not
         inferred; its age counts from `capture_time` (time.monotonic() seconds; default: now).
         `repeatable` lets a stateful policy run the request again if an engine or daemon dies under it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.client import ContractMismatch, RequestRejected, ShmClient
+from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
+from shmserve.client.contract_check import check_observation
+from shmserve.contract import described as described_entries
 from tests.daemon_process import POLICIES, Daemon
+from tests.trees import Mode, Pixels, Task
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +132,94 @@ def test_tensors_are_compared_like_arrays(described: Daemon) -> None:
         assert "action" in client.infer(tensors)
 
 
-def test_only_the_first_observation_is_compared(described: Daemon) -> None:
+@pytest.mark.parametrize("wrong", _WRONG)
+def test_a_later_observation_of_another_structure_is_compared_as_the_first_was(described: Daemon, wrong: str) -> None:
+    observation, lines = _WRONG[wrong]
+    before = runs(described)
     with described.client() as client:
         client.infer(right())
+        for _ in range(2):
+            with pytest.raises(ContractMismatch) as refused:
+                client.infer(observation())
 
-        assert "action" in client.infer({"anything": 1})
+            assert all(line in str(refused.value) for line in lines)
+        client.reset()
+        assert "action" in client.infer(right())
+        assert "action" in client.infer({**right(), "more": 1})
+        with pytest.raises(ContractMismatch):
+            client.infer(None)
+    assert runs(described) == before + 4
+
+
+def test_an_observation_that_cannot_be_carried_is_named_before_it_is_compared(described: Daemon) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    with described.client() as client:
+        for ask in (client.infer, client.check):
+            with pytest.raises(UnsupportedType, match=r"observation\['state'\]\[0\]: the list contains itself"):
+                ask({**right(), "state": circle})
+
+
+def test_values_of_subclasses_are_compared_as_their_bases(described: Daemon) -> None:
+    with described.client() as client:
+        for text in (np.str_("place"), Task.FOLD):
+            observation = OrderedDict({**right(), "instruction": text, "state": right()["state"].view(Pixels)})
+            client.check(observation)
+
+            assert "action" in client.infer(observation)
+        with pytest.raises(ContractMismatch, match=r"instruction: str -> list\[str\] of 1"):
+            client.infer({**right(), "instruction": np.array(["place"])})
+
+
+_NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {
+    "float": (
+        [
+            0.5,
+            1,
+            np.float32(0.5),
+            np.float64(0.5),
+            np.int64(2),
+            np.array(0.5),
+            np.array(1),
+            torch.tensor(0.5),
+            Mode.HOLD,
+        ],
+        [True, "open", np.bool_(True), [0.5], np.array([0.5]), 1j, None],
+    ),
+    "int": (
+        [3, np.int64(3), np.uint8(3), np.array(3), np.array(3, np.int32), torch.tensor(3), Mode.HOLD],
+        [3.0, np.float64(3), np.array(3.0), True, "3", [3]],
+    ),
+    "bool": ([True, np.bool_(False), np.array(True), torch.tensor(True)], [1, 0.0, "yes", np.array(1)]),
+}
+
+
+@pytest.mark.parametrize("kind", _NUMBERS)
+@pytest.mark.parametrize("declared", ["Python's", "numpy's", "an array's"])
+def test_a_declared_number_takes_any_number_of_its_kind_and_no_other(kind: str, declared: str) -> None:
+    fitting, others = _NUMBERS[kind]
+    example: Any = fitting[0] if declared == "Python's" else np.asarray(fitting[0])
+    model = {
+        "name": "m",
+        "version": "0",
+        "contract": {"observation": described_entries({"x": example}), "action": None},
+    }
+
+    for number in fitting:
+        check_observation("arm", model, {"x": number})
+    for other in others:
+        with pytest.raises(ContractMismatch, match=r"observation\.x: "):
+            check_observation("arm", model, {"x": other})
+
+
+def test_a_call_of_an_endpoint_is_compared_by_the_observation_in_it() -> None:
+    entries = described_entries({"state": np.zeros(2)})
+    model = {"name": "m", "version": "0", "metadata": {"style": "gr00t"}, "contract": {"observation": entries}}
+
+    check_observation("arm", model, {"endpoint": "reset", "data": {"options": None}})
+    check_observation("arm", model, {"endpoint": "get_action", "data": {"observation": {"state": np.ones(2)}}})
+    with pytest.raises(ContractMismatch, match="state: float64"):
+        check_observation("arm", model, {"endpoint": "get_action", "data": {"observation": {"state": np.ones(3)}}})
 
 
 def test_the_comparison_can_be_left_out(described: Daemon) -> None:
