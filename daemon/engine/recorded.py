@@ -13,7 +13,10 @@ from shmserve.errors import ModelPackageError
 
 
 def read_recorded(file: Path) -> dict[str, Any]:
-    """The arrays of `file` by their names, text as str; raises ModelPackageError for what is no such file."""
+    """The arrays of `file` by their names, plain text and numbers as they were put in.
+
+    Raises ModelPackageError for what is no such file.
+    """
     try:
         # Opened here: numpy leaves open what turns out to be no archive.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -22,6 +25,12 @@ def read_recorded(file: Path) -> dict[str, Any]:
         raise ModelPackageError(f"{file} cannot be read: {error}; write it with numpy.savez(file, **arrays)") from error
 
 
+#: What numpy makes of Python's own int, float and bool.
+_PYTHON_NUMBERS = (np.dtype(np.int64), np.dtype(np.float64), np.dtype(np.bool_))
+
+
 def _value(array: Any) -> Any:
     # An observation has no arrays of text: what numpy made of a str or a list of them is that again.
-    return array.tolist() if array.dtype.kind in "US" else array
+    if array.dtype.kind in "US" or (array.ndim == 0 and array.dtype in _PYTHON_NUMBERS):
+        return array.tolist()
+    return array

@@ -1,7 +1,7 @@
 """What a saved module takes: which entry of the observation is which argument, and whether it fits.
 
-Nothing is converted: a module that was exported for uint8 gets uint8 or the request is refused, with every entry that
-does not fit, what it should be and what it is.
+Arrays are not converted: a module that was exported for uint8 gets uint8 or the request is refused, with every entry that
+does not fit, what it should be and what it is. A single number may come as Python's, as numpy's or as a tensor.
 """
 
 from __future__ import annotations
@@ -167,6 +167,7 @@ class Arguments:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
+        self._numbers = [(index, field.wanted) for index, field in enumerate(fields) if _may_be_number(field.wanted)]
         self._fitting: set[tuple[Any, ...]] = set()
 
     def of(self, observation: Any) -> list[Any]:
@@ -178,6 +179,8 @@ class Arguments:
                     values[index] = field.wanted.value
                 elif isinstance(field.wanted, AnyField):
                     values[index] = field.wanted.default
+        for index, wanted in self._numbers:
+            values[index] = _as_number(wanted, values[index])
         signature = signature_of(values)
         if signature not in self._fitting:
             self._check(values, observation)
@@ -212,6 +215,43 @@ class Arguments:
                 node = node.setdefault(step, {})
             node[path[-1]] = value
         return _with_lists(root)
+
+
+def _may_be_number(wanted: object) -> bool:
+    if isinstance(wanted, TensorField):
+        return wanted.dtype is not None and (wanted.rank == 0 or wanted.lengths == ())
+    return not isinstance(wanted, ConstantField) or type(wanted.value) in (bool, int, float)
+
+
+def _as_number(wanted: object, value: Any) -> Any:
+    """A single number as the module takes it; anything else, and a number of another kind, as it is."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    is_tensor = isinstance(value, torch.Tensor)
+    if isinstance(wanted, AnyField) or (value.dim() if is_tensor else type(value) not in (bool, int, float)):
+        return value
+    if isinstance(wanted, TensorField):
+        assert wanted.dtype is not None
+        if is_tensor and value.dtype == wanted.dtype:
+            return value
+        fits = _kind_of(value) in _FITTING[_kind_of(torch.empty((), dtype=wanted.dtype))]
+        return torch.as_tensor(value, dtype=wanted.dtype) if fits else value
+    kind = wanted.kind if isinstance(wanted, NumberField) else type(wanted.value)  # type: ignore[attr-defined]
+    if type(value) is kind or _kind_of(value) not in _FITTING.get(kind, ()):
+        return value
+    return kind(value.item() if is_tensor else value)
+
+
+#: The kinds of number that fit a kind, as in a contract.
+_FITTING: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), complex: ()}
+
+
+def _kind_of(value: Any) -> type:
+    if not isinstance(value, torch.Tensor):
+        return type(value)
+    if value.is_floating_point():
+        return float
+    return complex if value.is_complex() else bool if value.dtype == torch.bool else int
 
 
 def _with_lists(tree: Any) -> Any:

@@ -77,6 +77,8 @@ def _field(name: str, argument: Any, example: dict[str, Any] | None) -> Field:
 
 
 def _like(recorded: Any) -> TensorField:
+    if isinstance(recorded, (bool, int, float)):
+        recorded = np.asarray(recorded)
     if not isinstance(recorded, np.ndarray):
         return TensorField(None, None)
     # The lengths may well vary from request to request; the kind of number and what the dimensions mean may not.
