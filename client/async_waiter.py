@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from shmserve.errors import ClientClosed, ServiceRestarted, ServiceStopping, ServiceUnavailable, ShmServeError
 
 from .exchange import Exchange
+from .forks import note_owned
 from .pending import Pending
+from .retry_policy import RetryPolicy
 from .terms import Step, Terms
+
+log = logging.getLogger(__name__)
 
 #: The thread stays so long for the next request of a control loop.
 _LINGER_S = 0.5
+#: Between two looks after one that failed in a way that is not known.
+_PAUSE_S = 0.05
+
+_T = TypeVar("_T")
 
 
 class AsyncWaiter:
@@ -24,16 +33,26 @@ class AsyncWaiter:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._lock = threading.Lock()
-        self._wanted = threading.Condition(self._lock)
+        self._renew_lock()
         self._awaited = 0
         self._thread: threading.Thread | None = None
         #: Who waits for a slot, in the order they came.
         self._queue: list[_News] = []
+        note_owned(self)
+
+    def _renew_lock(self) -> None:
+        # Reentrant: a coroutine that is collected as garbage leaves its blocks in whatever this thread is doing.
+        self._lock = threading.RLock()
+        self._wanted = threading.Condition(self._lock)
+
+    def after_fork_in_child(self) -> None:
+        """The lock's holder is not here to release it, and coroutines that were copied end here as well."""
+        self._renew_lock()
 
     async def infer(self, observation: Any, terms: Terms, started_ns: int, deadline_ns: int) -> Any:
         """Publish and await the result; a cancelled wait abandons the request."""
         self._exchange.check_usable()
+        retry = self._exchange.retry
         attempts = 0
         while True:
             pending = Pending(self._exchange, started_ns, deadline_ns)
@@ -42,15 +61,15 @@ class AsyncWaiter:
             except ServiceRestarted:
                 attempts += 1
                 if self._exchange.stateful() is None:
-                    await self._connect(deadline_ns)
-                if not self._exchange.may_ask_again(attempts, terms):
+                    await self._connect(deadline_ns, retry)
+                if not self._exchange.may_ask_again(attempts, terms, retry):
                     raise
             except ServiceStopping as stopping:
                 attempts += 1
-                if not self._exchange.may_retry(stopping, attempts, deadline_ns):
+                if not self._exchange.may_retry(stopping, attempts, deadline_ns, retry):
                     raise
-                await asyncio.sleep(self._exchange.retry_delay_s)
-                await self._connect(deadline_ns)
+                await self._pause(retry)
+                await self._connect(deadline_ns, retry)
 
     async def _ask(self, pending: Pending, observation: Any, terms: Terms) -> Any:
         news = _News(asyncio.get_running_loop())
@@ -65,7 +84,7 @@ class AsyncWaiter:
             raise
         if not pending._settled_ns:
             self._exchange.abandon(pending)
-            raise self._exchange.timeout_error(pending)
+            raise await _apart(lambda: self._exchange.timeout_error(pending))
         return pending.result()
 
     async def _publish(self, pending: Pending, observation: Any, terms: Terms, news: _News) -> None:
@@ -79,9 +98,9 @@ class AsyncWaiter:
                     if step == Step.DONE:
                         return
                     if step == Step.CONNECT:
-                        await self._connect(pending.deadline_ns)
+                        await self._connect(pending.deadline_ns, self._exchange.retry)
                         continue
-                    if step == Step.GROW and await asyncio.to_thread(self._exchange.make_room, pending.deadline_ns):
+                    if step == Step.GROW and await _apart(lambda: self._exchange.make_room(pending.deadline_ns)):
                         continue
                 if not await news.come(pending.deadline_ns):
                     raise self._exchange.full_error()
@@ -90,30 +109,45 @@ class AsyncWaiter:
                 self._queue.remove(news)
             self._tell_first()
 
-    async def _connect(self, deadline_ns: int) -> None:
+    async def _connect(self, deadline_ns: int, retry: RetryPolicy) -> None:
         attempts = 0
         while True:
             try:
-                return await asyncio.to_thread(self._exchange.try_connect, deadline_ns)
+                return await _apart(lambda: self._exchange.try_connect(deadline_ns))
             except ServiceUnavailable as error:
                 attempts += 1
-                if not self._exchange.may_retry(error, attempts, deadline_ns):
+                if not self._exchange.may_retry(error, attempts, deadline_ns, retry):
                     raise
-                await asyncio.sleep(self._exchange.retry_delay_s)
+                await self._pause(retry)
+
+    async def _pause(self, retry: RetryPolicy) -> None:
+        """As `DaemonCalls.pause`."""
+        until = time.monotonic() + retry.delay_s
+        while (remaining_s := until - time.monotonic()) > 0:
+            self._exchange.check_usable()
+            await asyncio.sleep(min(remaining_s, _PAUSE_S))
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
         with self._lock:
             self._awaited += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shmserve-waiter", daemon=True)
-                self._thread.start()
-            self._wanted.notify()
         try:
+            with self._lock:
+                if self._thread is None:
+                    self._start()
+                self._wanted.notify()
             yield
         finally:
             with self._lock:
                 self._awaited -= 1
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="shmserve-waiter", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._thread = None
+            raise _no_thread(error) from error
 
     def _run(self) -> None:
         while True:
@@ -130,13 +164,33 @@ class AsyncWaiter:
                 return
             except (ShmServeError, OSError):
                 pass  # the channel was lost, and whoever had a request in it has been told
+            except Exception:
+                log.exception("replies could not be looked for; they are again in a moment")
+                time.sleep(_PAUSE_S)
             self._tell_first()
 
     def _tell_first(self) -> None:
         """A slot may be free for whoever waits longest."""
         with self._lock:
-            while self._queue and not self._queue[0].tell():
-                del self._queue[0]  # its loop was closed under it
+            while self._queue and not (first := self._queue[0]).tell():
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(first)  # its loop was closed under it
+
+
+async def _apart(call: Callable[[], _T]) -> _T:
+    """Run what may wait in a thread of the loop's."""
+    try:
+        future = asyncio.get_running_loop().run_in_executor(None, call)
+    except RuntimeError as error:
+        raise _no_thread(error) from error
+    return await future
+
+
+def _no_thread(error: RuntimeError) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        f"infer_async needs a thread beside the event loop, and there is none to be had ({error}): end threads, raise "
+        "the limit (ulimit -u, TasksMax=), or ask before the interpreter ends"
+    )
 
 
 class _News:

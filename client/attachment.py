@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import socket
+import re
 import sys
 import time
 import weakref
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+
+import posix_ipc
 
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder
@@ -19,7 +21,9 @@ from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
     ClientSentAway,
     ForeignService,
+    InvalidArgument,
     ObservationTooLarge,
+    OutOfMemory,
     ProtocolMismatch,
     ServiceRestarted,
     ServiceUnavailable,
@@ -28,8 +32,9 @@ from shmserve.errors import (
 from shmserve.layout import number_of, sequence_of, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.service_owner import connect_to_service
-from shmserve.varlink import PERMISSION_DENIED, Reply, VarlinkError
+from shmserve.varlink import PERMISSION_DENIED, DescriptorsLost, Reply, VarlinkError, VarlinkProtocolError
 from shmserve.varlink_connection import VarlinkConnection
+from shmserve.varlink_socket import close_fds
 
 from .lending import LentTree
 from .pending import Pending
@@ -90,12 +95,18 @@ class Attachment:
         self._directory = directory
         #: The users to whom named memory may belong; None: anybody.
         self._owners = owners
-        self.channel = ClientChannel(Lane.from_json(reply.parameters["lane"]), reply.fds, owners=owners)
+        self.channel = ClientChannel(_lane(service, reply), reply.fds, owners=owners)
         #: Whether pickles may cross in both directions. By socket activation whoever connected before the daemon had
         #: started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
-        self.trusted = (
-            bool(reply.parameters["trusted"]) and connection.peer_uid() in _trusted_uids() and _is_ours(self.channel)
-        )
+        try:
+            self.trusted = (
+                reply.parameters.get("trusted") is True
+                and connection.peer_uid() in _trusted_uids()
+                and _is_ours(self.channel)
+            )
+        except BaseException:
+            self.channel.close()
+            raise
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
         self.asking: steps.Asking | None = None
@@ -130,6 +141,23 @@ class Attachment:
         """
         place = place if isinstance(place, ServicePlace) else ServicePlace(place, named=True)
         path = place.directory / CLIENT_SOCKET
+        try:
+            return cls._open(service, place, path, wanted, timeout_s, connected)
+        except ShmServeError:
+            raise
+        except _UNTYPED as error:
+            raise attach_error(service, path, error) from error
+
+    @classmethod
+    def _open(
+        cls,
+        service: str,
+        place: ServicePlace,
+        path: Path,
+        wanted: Wanted,
+        timeout_s: float,
+        connected: Callable[[VarlinkConnection], None],
+    ) -> Attachment:
         deadline = time.monotonic() + timeout_s
         try:
             connection, owners = connect_to_service(place, CLIENT_SOCKET, timeout_s, accept_fds=_LANE_FDS)
@@ -178,8 +206,13 @@ class Attachment:
                 raise ChannelRefused(error) from error
             raise
         self.granted = wanted.copy()
-        lane = Lane.from_json(reply.parameters["lane"])
-        channel = ClientChannel(lane, reply.fds, before=self.channel, owners=self._owners)
+        try:
+            lane = _lane(self._service, reply)
+            channel = ClientChannel(lane, reply.fds, before=self.channel, owners=self._owners)
+        except ShmServeError:
+            raise
+        except _UNTYPED as error:
+            raise attach_error(self._service, self._directory / CLIENT_SOCKET, error) from error
         if self.trusted and not _is_ours(channel):
             channel.close()
             raise ServiceUnavailable(
@@ -224,7 +257,8 @@ class Attachment:
         """Whether requests or loans are out that live in this generation."""
         self._forget_unpublished(self.channel.requests.published())
         return any(map(self.lent_reply, tuple(self.lent))) or any(
-            pending is not None and sequence not in self.carried for sequence, pending in self.in_flight.items()
+            pending is not None and not pending._settled_ns and sequence not in self.carried
+            for sequence, pending in self.in_flight.items()
         )
 
     def lent_reply(self, sequence: int) -> LentTree | None:
@@ -241,8 +275,12 @@ class Attachment:
         self.asked_ns = time.monotonic_ns()
 
     def describe(self, timeout_s: float) -> dict[str, Any]:
-        """The service, its state and its model."""
-        return _call(self._connection, self._service, "Describe", {}, timeout_s).parameters
+        """The service, its state and its model; raises ProtocolMismatch for an answer that is none."""
+        found = _call(self._connection, self._service, "Describe", {}, timeout_s).parameters
+        model = found.get("model")
+        if type(found.get("state")) is not str or not (model is None or _is_model(model)):
+            raise _nonsense(self._service, "Describe", "it holds no state, or a model without name, version and kind")
+        return {**found, "model": model}
 
     def lost(self) -> bool:
         """Whether the daemon has gone away; one system call."""
@@ -265,7 +303,7 @@ class Attachment:
     def hang_up(self) -> None:
         """Give the channel back. All of it stays open until `close`: another thread may be looking at it."""
         self.closed = True
-        end_calls(self._connection)
+        self._connection.shut_down()
 
     def close(self) -> None:
         """Hang up, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
@@ -275,6 +313,36 @@ class Attachment:
         self.channel.close()
 
 
+#: What the system, and the memory of this process, keep a client from.
+_UNTYPED = (OSError, posix_ipc.Error, MemoryError, ValueError, OverflowError, IndexError)
+
+
+def attach_error(service: str, path: Path, error: Exception) -> ShmServeError:
+    """Why this process cannot have a channel of a daemon that is there, and what to do."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        return _no_descriptors(service, error)
+    if number == errno.ENAMETOOLONG:
+        return InvalidArgument(f"{path} cannot be the socket of {service!r}: {error}")
+    if number == errno.ENOMEM or isinstance(error, MemoryError):
+        return OutOfMemory(
+            f"no channel of {service!r}: this process has no memory to map it ({error}): fewer slots, smaller "
+            "observations, or more memory (ulimit -v, MemoryMax=)"
+        )
+    if number in (errno.EACCES, errno.EPERM) or isinstance(error, posix_ipc.PermissionsError):
+        return ServiceUnavailable(
+            f"no channel of {service!r}: uid {os.geteuid()} may not open it ({error}): join the daemon's group and set "
+            "group_clients, or use transport 'sealed'"
+        )
+    if number in (errno.ENOTDIR, errno.ELOOP):
+        return ServiceUnavailable(
+            f"no daemon serves {service!r} at {path} ({error}): say where it is (runtime_dir= or SHMSERVE_RUNTIME_DIR)"
+        )
+    if isinstance(error, (OSError, posix_ipc.Error)):
+        return ServiceUnavailable(f"no channel of {service!r} at {path}: {error}")
+    return _nonsense(service, "Attach", f"{type(error).__name__}: {error}")
+
+
 def _call(
     connection: VarlinkConnection, service: str, method: str, parameters: dict[str, Any], timeout_s: float
 ) -> Reply:
@@ -282,10 +350,58 @@ def _call(
         return connection.call(f"{_INTERFACE}.{method}", parameters, timeout_s=max(timeout_s, 0.001))
     except VarlinkError as error:
         raise _typed(service, error) from error
+    except DescriptorsLost as error:
+        raise _no_descriptors(service, error) from error
+    except VarlinkProtocolError as error:
+        raise _nonsense(service, method, str(error)) from error
     except TimeoutError as error:
         raise ServiceUnavailable(f"the daemon of {service!r} did not answer {method} in time") from error
     except ConnectionError as error:
         raise ServiceUnavailable(f"the daemon of {service!r} closed the connection") from error
+    except OSError as error:
+        raise ServiceUnavailable(f"the daemon of {service!r} could not be asked: {error}") from error
+
+
+def _no_descriptors(service: str, error: Exception) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        f"no channel of {service!r}: this process may open no more files ({error}): close clients and files that are "
+        "not needed, or raise the limit (ulimit -n, LimitNOFILE=)"
+    )
+
+
+def _nonsense(service: str, method: str, what: str) -> ProtocolMismatch:
+    return ProtocolMismatch(
+        f"the daemon of {service!r} gave {method} an answer that cannot be read ({what}): install the same shmserve on "
+        "both sides, and see whose daemon it is"
+    )
+
+
+def _lane(service: str, reply: Reply) -> Lane:
+    """The channel of which a reply tells; a sealed one comes with descriptors."""
+    fields = reply.parameters.get("lane")
+    try:
+        lane = Lane.from_json(fields)  # type: ignore[arg-type]
+        numbers = vars(lane.identity).values()
+        names = () if lane.names is None else vars(lane.names).values()
+    except (KeyError, TypeError, AttributeError) as error:
+        close_fds(reply.fds)
+        raise _nonsense(service, "Attach", f"its channel: {type(error).__name__}: {error}") from error
+    if not all(type(number) is int for number in numbers) or not all(type(name) is str for name in names):
+        close_fds(reply.fds)
+        raise _nonsense(service, "Attach", "its channel is not described by numbers and names")
+    return lane
+
+
+def _is_model(model: Any) -> bool:
+    """Whether a daemon's model says what this client asks of it."""
+    if type(model) is not dict or type(model.get("stateful")) is not bool:
+        return False
+    version, contract = model.get("version"), model.get("contract")
+    return (
+        type(version) is str
+        and re.fullmatch("[0-9a-f]{1,16}", version) is not None
+        and (contract is None or type(contract) is dict)
+    )
 
 
 def _typed(service: str, error: VarlinkError) -> ShmServeError:
@@ -299,7 +415,9 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
     if name == "Refused" and parameters.get("reason") == "sent_away":
         return _sent_away(service, parameters)
     if name == "Refused" and parameters.get("reason") == "too_large":
-        return ObservationTooLarge(f"the daemon of {service!r} refuses a channel of this size: {parameters['message']}")
+        return ObservationTooLarge(
+            f"the daemon of {service!r} refuses a channel of this size: {parameters.get('message')}"
+        )
     if name == "Refused":
         return ServiceUnavailable(f"the daemon of {service!r} gives no channel: {parameters.get('message')}")
     if name == "Stopping":
@@ -323,10 +441,3 @@ def _trusted_uids() -> tuple[int, int]:
 
 def _is_ours(channel: ClientChannel) -> bool:
     return channel.replies.segment.written_only_by(_trusted_uids())
-
-
-def end_calls(connection: VarlinkConnection) -> None:
-    """Wake a thread that waits for the daemon's answer; it sleeps on through a mere close."""
-    if connection.fileno() >= 0:
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as sock:
-            sock.shutdown(socket.SHUT_RDWR)

@@ -18,6 +18,7 @@ import numpy as np
 
 from shmserve.errors import (
     ClientClosed,
+    InvalidArgument,
     NoFreshAction,
     NotAChunk,
     RequestRejected,
@@ -26,6 +27,8 @@ from shmserve.errors import (
     ShmServeError,
 )
 
+from .arguments import capture_seconds, seconds, whole
+from .followers import Followers
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -141,19 +144,17 @@ class ActionChunks:
         actions: str | Callable[[Any], Any] = "actions",
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        if steps < 1 or not 0 <= prefetch < steps or spare_steps < 0:
-            raise ValueError(
-                f"steps = {steps}, prefetch = {prefetch}, spare_steps = {spare_steps}: at least one step, prefetch "
-                "less than that, and neither below 0"
-            )
-        if period_s is not None and not 1e-6 <= period_s <= 3600:
-            raise ValueError(f"period_s = {period_s}: 0.000001 to 3600 seconds, or None to count calls")
-        if not 0 <= wait_s <= 86_400:
-            raise ValueError(f"wait_s = {wait_s}: 0 to 86400 seconds")
+        steps, prefetch = whole("steps", steps, 1), whole("prefetch", prefetch, 0)
+        spare_steps = whole("spare_steps", spare_steps, 0)
+        if prefetch >= steps:
+            raise InvalidArgument(f"steps = {steps}, prefetch = {prefetch}: prefetch must be less than steps")
+        period_s = None if period_s is None else seconds("period_s", period_s, 1e-6, 3600.0)
+        wait_s = seconds("wait_s", wait_s)
         if fallback not in get_args(Fallback):
-            raise ValueError(f"fallback = {fallback!r} is none of {', '.join(get_args(Fallback))}")
-        if (fallback == "repeat_last") != (max_age_s is not None) or (max_age_s is not None and not max_age_s >= 0):
-            raise ValueError(
+            raise InvalidArgument(f"fallback = {fallback!r} is none of {', '.join(get_args(Fallback))}")
+        max_age_s = None if max_age_s is None else seconds("max_age_s", max_age_s)
+        if (fallback == "repeat_last") != (max_age_s is not None):
+            raise InvalidArgument(
                 f"fallback = {fallback!r}, max_age_s = {max_age_s}: repeat_last, and only it, needs an age"
             )
         self._client = client
@@ -187,8 +188,8 @@ class ActionChunks:
         it only then. `capture_time` (seconds of the clock; default: now) is when it was captured. `wait_s` is for this
         step. Raises NoFreshAction by the rule, RequestRejected for an observation that cannot be sent, ClientClosed.
         """
-        until_ns = time.monotonic_ns() + round((self._wait_s if wait_s is None else wait_s) * 1e9)
-        capture_ns = self._clock() if capture_time is None else round(capture_time * 1e9)
+        until_ns = time.monotonic_ns() + round((self._wait_s if wait_s is None else seconds("wait_s", wait_s)) * 1e9)
+        capture_ns = self._clock() if capture_time is None else self._capture_ns(capture_time)
         self._tick += 1
         failed_before = self._stats.errors
         while True:
@@ -201,6 +202,11 @@ class ActionChunks:
                 return self._take(*found)
             if not self._wait(until_ns):
                 return self._stand_in(self._clock())
+
+    def _capture_ns(self, capture_time: float) -> int:
+        if self._clock is time.monotonic_ns:
+            return round(capture_seconds(capture_time) * 1e9)
+        return round(seconds("capture_time", capture_time, -1e9, 1e9) * 1e9)  # a simulator's clock may show anything
 
     def reset(self, *, timeout: float | None = None) -> None:
         """Begin a new episode: forget every chunk and the last action, and tell the policy.
@@ -259,7 +265,7 @@ class ActionChunks:
                 capture_time=None if self._useful_s is None else capture_ns / 1e9,
                 max_age_s=self._useful_s,
             )
-        except (RequestRejected, ClientClosed):
+        except (RequestRejected, InvalidArgument, ClientClosed):
             raise  # this very observation, or this client: the caller's to put right
         except ShmServeError as error:
             self._fail(error)
@@ -269,7 +275,7 @@ class ActionChunks:
     def _wait(self, until_ns: int) -> bool:
         """Until what is out has come to something (True) or the time is over (False)."""
         if self._attaching is not None:
-            return self._attaching.ended.wait(max(0.0, (until_ns - time.monotonic_ns()) / 1e9))
+            return self._attaching.wait(until_ns)
         pending = self._disowned if self._asked is None else self._asked.pending
         if pending is None:
             return False
@@ -285,7 +291,7 @@ class ActionChunks:
 
     def _collect(self) -> None:
         """Take note of whatever has ended."""
-        if self._attaching is not None and self._attaching.ended.is_set():
+        if self._attaching is not None and self._attaching.ended:
             attaching, self._attaching = self._attaching, None
             self._attached = attaching.error is None
             if attaching.error is not None:
@@ -430,31 +436,52 @@ class _Attaching:
     def __init__(self, client: AsksModel, pause_s: float) -> None:
         self._client = client
         self._pause_s = pause_s
-        self._stopped = threading.Event()
-        self.ended = threading.Event()
+        self._stopped = False
+        # Not threading.Event, whose lock a signal handler would find held by the call that it interrupts.
+        self._followers = Followers()
+        self.ended = False
         #: What ended the search, None if the client is attached.
         self.error: ShmServeError | None = None
         #: What the latest attempt ran into.
         self.unreachable: ServiceUnavailable | None = None
-        threading.Thread(target=self._run, name="shmserve-attach", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="shmserve-attach", daemon=True).start()
+        except RuntimeError as error:
+            self.error = ServiceUnavailable(
+                f"ActionChunks look for the service in a thread, and there is none to be had ({error}): end threads, or "
+                "raise the limit (ulimit -u, TasksMax=)"
+            )
+            self.ended = True
+
+    def wait(self, until_ns: int) -> bool:
+        """Whether the search has ended, by then at the latest."""
+        while not self.ended and time.monotonic_ns() < until_ns:
+            self._followers.follow(until_ns)
+        return self.ended
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stopped = True
+        self._followers.wake()
 
     def _run(self) -> None:
-        pause_s = self._pause_s
+        until_ns = time.monotonic_ns() + round(self._pause_s * 1e9)
         try:
-            while not self._stopped.wait(pause_s):
-                pause_s = _PAUSE_S
+            while True:
+                while not self._stopped and time.monotonic_ns() < until_ns:
+                    self._followers.follow(until_ns)
+                if self._stopped:
+                    return
                 try:
                     self._client.connect(timeout=_ATTACH_S)
                     return
                 except ServiceUnavailable as error:
                     self.unreachable = error
+                until_ns = time.monotonic_ns() + round(_PAUSE_S * 1e9)
         except ShmServeError as error:  # not one that passes: another wire version, a closed client
             self.error = error
         finally:
-            self.ended.set()
+            self.ended = True
+            self._followers.wake()
 
 
 def _rows(answer: Any, actions: str | Callable[[Any], Any], steps: int) -> tuple[Any, int]:

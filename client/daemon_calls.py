@@ -5,20 +5,31 @@ One thread at a time talks to the daemon, and not under the lock, for it may be 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from shmserve.errors import ClientSentAway, InferenceFailed, ObservationTooLarge, RingFull, ServiceUnavailable
+from shmserve.errors import (
+    ClientSentAway,
+    InferenceFailed,
+    ObservationTooLarge,
+    RingFull,
+    ServiceUnavailable,
+    ShmServeError,
+)
 from shmserve.layout import number_of
 from shmserve.varlink_connection import VarlinkConnection
 
 from .attachment import Attachment, ChannelRefused, Wanted
 from .hold import Hold
+from .retry_policy import RetryPolicy
 
 #: A resize that has begun is given so long, however little time its request has left.
 _LEAST_RESIZE_S = 1.0
+#: States in which the daemon answers no request, whatever model it had.
+_WITHOUT_MODEL = ("starting", "warming", "failed", "draining")
 
 _T = TypeVar("_T")
 
@@ -26,41 +37,51 @@ _T = TypeVar("_T")
 class DaemonCalls(Hold):
     """Gets and keeps the attachment that it holds."""
 
-    def connect(self, deadline_ns: int) -> None:
+    def connect(self, deadline_ns: int, retry: RetryPolicy | None = None) -> None:
         """Attach, unless that is done and the daemon still there; raises ServiceUnavailable after the retries."""
+        retry = retry or self.retry
         attempts = 0
         while True:
             try:
                 return self.try_connect(deadline_ns)
             except ServiceUnavailable as error:
                 attempts += 1
-                if not self.may_retry(error, attempts, deadline_ns):
+                if not self.may_retry(error, attempts, deadline_ns, retry):
                     raise
-                time.sleep(self.retry_delay_s)
+                self.pause(retry)
 
-    def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int) -> bool:
-        """Whether a service that is not there is tried again, after `retry_delay_s`.
+    def pause(self, retry: RetryPolicy) -> None:
+        """Wait before the next attempt; closing the client ends the wait."""
+        until_ns = time.monotonic_ns() + int(retry.delay_s * 1e9)
+        while time.monotonic_ns() < until_ns:
+            self.check_usable()
+            self._followers.follow(until_ns)
+
+    def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
+        """Whether a service that is not there is tried again, after the policy's delay.
 
         Not one that has sent this process away: it said why, and who does the same again is kept out for longer.
         """
         self.check_usable()
         if isinstance(error, ClientSentAway):
             return False
-        return attempts <= self.max_retries and time.monotonic_ns() + self.retry_delay_s * 1e9 < deadline_ns
+        return attempts <= retry.max_retries and time.monotonic_ns() + retry.delay_s * 1e9 < deadline_ns
 
     def try_connect(self, deadline_ns: int) -> None:
         """As `connect`, one attempt."""
+        self.check_not_inside()
         with self._lock:
             self.check_usable()
-            if self._attached() and self._held[0].lost():
-                self._lose(self._held[0])
+            attachment = self._usable()
+            if attachment is not None and attachment.lost():
+                self._lose(attachment)
         self._call(deadline_ns, lambda: self._attach(deadline_ns))
 
     def _attach(self, deadline_ns: int) -> None:
-        if self._attached():  # by another thread meanwhile
-            attachment = self._held[0]
-            if attachment.model is None:
-                attachment.learn(_remaining_s(deadline_ns))
+        held = self._usable()
+        if held is not None:  # by another thread meanwhile
+            if held.model is None:
+                held.learn(_remaining_s(deadline_ns))
             return
         try:
             attachment = self._open(deadline_ns)
@@ -96,13 +117,33 @@ class DaemonCalls(Hold):
         return self._call(deadline_ns, lambda: self._describe(deadline_ns))
 
     def _describe(self, deadline_ns: int) -> dict[str, Any]:
-        if not self._attached():
+        attachment = self._usable()
+        if attachment is None:
             raise ServiceUnavailable(f"the daemon of {self.name!r} went away")
-        return self._held[0].describe(_remaining_s(deadline_ns))
+        return attachment.describe(_remaining_s(deadline_ns))
+
+    def reason_without_model(self, limit_ns: int) -> str:
+        """Why no reply comes, if the service has no model ready; asks the daemon for `limit_ns`, if nobody else does."""
+        attachment = self._usable()
+        if attachment is None:
+            return ""
+        found: dict[str, Any] = {"state": "loading", "model": attachment.model}
+        if not self._caller and not self._is_inside():
+            deadline_ns = time.monotonic_ns() + limit_ns
+            with contextlib.suppress(ShmServeError):
+                found = self._call(deadline_ns, lambda: attachment.describe(_remaining_s(deadline_ns)))
+        if found["model"] is not None and found["state"] not in _WITHOUT_MODEL:
+            return ""
+        if found["state"] in ("failed", "draining"):
+            return f"the service is {found['state']}, shmserve-admin status tells why"
+        return f"the service is loading its model (state {found['state']!r}), shmserve-admin wait-ready waits for it"
 
     def _call(self, deadline_ns: int, call: Callable[[], _T]) -> _T:
         """Run `call`, which talks to the daemon, when no other thread does."""
         me = threading.get_ident()
+        self.check_not_inside()
+        if self._caller == me:
+            raise self.reentrant_error()  # the connection is in the middle of another call
         try:
             while not self._claim_call(me):
                 self._followers.follow(deadline_ns)
@@ -120,7 +161,7 @@ class DaemonCalls(Hold):
 
     def _claim_call(self, me: int) -> bool:
         with self._lock:
-            if self._caller not in (0, me):
+            if self._caller:
                 return False
             self._caller = me
             return True
@@ -131,22 +172,26 @@ class DaemonCalls(Hold):
         Raises RingFull if that is a loan of the calling thread, and ObservationTooLarge.
         """
         me = threading.get_ident()
+        interrupts = self._caller == me  # another call of this thread, by a signal handler or a finalizer
         attachment: Attachment | None = None
         try:
             with self._lock:
                 self.check_usable()
-                if not self._attached():
+                held = self._usable()
+                if held is None:
                     return True
-                if not self._may_move(self._held[0]) or not self._claim_call(me):
+                if interrupts:
+                    raise self.reentrant_error()
+                if not self._may_move(held) or not self._claim_call(me):
                     return False
-                attachment = self._held[0]
+                attachment = held
                 attachment.moving = True
             self._resize(attachment, deadline_ns)
             return True
         finally:
             if attachment is not None:
                 attachment.moving = False
-            if self._caller == me:
+            if self._caller == me and not interrupts:
                 self._caller = 0
                 self._followers.wake()
 

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from shmserve.channel import ClientChannel
 from shmserve.codec import Encoder
 from shmserve.directories import ServicePlace
-from shmserve.errors import ClientClosed, ClientForked
+from shmserve.errors import ClientClosed, ClientForked, InvalidArgument, ReentrantCall, RequestCancelled
+from shmserve.fence import fence
 from shmserve.protocol import Flag, Status
 from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
 from shmserve.varlink_connection import VarlinkConnection
 
-from .attachment import Attachment, Wanted, end_calls
+from .attachment import Attachment, Wanted
 from .followers import Followers
 from .forks import note_owned
 from .lending import LentSlot
 from .model_watch import ModelWatch
 from .news import LONGEST_WAIT_NS, News
 from .pending import Pending
+from .reply_errors import cancelled_error
+from .retry_policy import RetryPolicy
 from .settling import settle
 from .terms import Terms
 
 #: A plain number, as in settling.py.
 _GROW = int(Status.GROW)
+#: `close` waits so long for other threads to leave the channel, and lets a thread of its own wait longer.
+_CLOSE_NS = 250_000_000
+_TAKEN_S = 0.0001
 
 
 class Hold:
@@ -39,14 +48,13 @@ class Hold:
         place: ServicePlace,
         wanted: Wanted,
         budget: SpinBudget,
-        max_retries: int,
-        retry_delay_s: float,
+        retry: RetryPolicy,
         *,
         check_contract: bool = True,
     ) -> None:
         self.name = name
-        self.max_retries = max_retries
-        self.retry_delay_s = retry_delay_s
+        #: Of calls that bring none of their own.
+        self.retry = retry
         #: The head of the latest reply, and the request's round trip (ns).
         self.last: tuple[ReplyHead, int] | None = None
         #: Replies that came after their deadline and were thrown away.
@@ -57,7 +65,7 @@ class Hold:
         self._wanted = wanted
         self._news = News(budget)
         self._encoder = Encoder()
-        self._lock = threading.RLock()
+        self._renew_lock()
         self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
         self._followers = Followers()  # the threads behind it, or behind the one that talks to the daemon
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
@@ -75,8 +83,16 @@ class Hold:
         weakref.finalize(self, _close_all, self._held, self._left).atexit = False
         note_owned(self)
 
-    def _attached(self) -> bool:
-        return bool(self._held) and not self._held[0].closed
+    def _renew_lock(self) -> None:
+        self._lock = threading.RLock()
+        #: Whether this thread holds the lock: then a signal handler, a finalizer or an object of the observation has
+        #: interrupted a call of the client, whose steps must not be mixed with those of another call.
+        self._is_inside: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+
+    def _usable(self) -> Attachment | None:
+        """The attachment that is held, if the daemon has not left it; another thread may lose it at any time."""
+        held = tuple(self._held)
+        return held[0] if held and not held[0].closed else None
 
     # Collecting, under the lock
 
@@ -106,16 +122,33 @@ class Hold:
         return found
 
     def cancel(self, pending: Pending) -> bool:
-        """Ask the engine not to start it; False if it is settled or was never out."""
+        """Withdraw a request that no engine has taken; False, and nothing changes, if one has, or if it has ended."""
         if not pending._settled_ns:
             self.check_owner()
+        interrupts = self._is_inside()
         with self._lock:
-            if pending._settled_ns or not self._held:
+            attachment = self._held[0] if self._held else None
+            if attachment is not None and not (pending._settled_ns or interrupts or self._closed):
+                self._collect(attachment)
+                if attachment.lost():
+                    self._lose(attachment)
+            if pending._settled_ns:
+                return type(pending._error) is RequestCancelled  # by an earlier call
+            if attachment is None or self._closed or attachment.in_flight.get(pending.sequence) is not pending:
                 return False
-            attachment = self._held[0]
-            if attachment.in_flight.get(pending.sequence) is not pending:
+            channel, sequence = attachment.channel, pending.sequence
+            if channel.replies.taken(sequence):
                 return False
-            attachment.channel.requests.cancel(pending.sequence)
+            channel.requests.cancel(sequence)
+            # ORDER: the withdrawal before the look. An engine that looked for it just before takes the request now.
+            fence()
+            time.sleep(_TAKEN_S)
+            if channel.replies.taken(sequence):
+                channel.requests.keep(sequence)
+                return False
+            # Its slot is free again once the engine has answered it.
+            pending._settle(None, cancelled_error(self.name, sequence), None)
+        self._followers.wake()
         return True
 
     def abandon(self, pending: Pending) -> None:
@@ -153,20 +186,41 @@ class Hold:
             return bool(self.last[0].flags & Flag.STATEFUL)
         return self._stateful
 
-    def may_ask_again(self, attempts: int, terms: Terms) -> bool:
+    def may_ask_again(self, attempts: int, terms: Terms, retry: RetryPolicy) -> bool:
         """Whether a request that was out when the daemon went away is sent to its successor.
 
         It may have been run. Without state in the policy that is harmless.
         """
-        return attempts <= self.max_retries and (bool(terms.flags & Flag.REPEATABLE) or self.stateful() is False)
+        return attempts <= retry.max_retries and (bool(terms.flags & Flag.REPEATABLE) or self.stateful() is False)
 
     # The end
+
+    @property
+    def closed(self) -> bool:
+        """Whether every request has ended, or does at the next look."""
+        return self._closed
 
     def check_usable(self) -> None:
         """Raise ClientClosed or ClientForked if that is what this client is."""
         self.check_owner()
         if self._closed:
-            raise ClientClosed(f"this client of {self.name!r} was closed: make a new one")
+            raise self._closed_error()
+
+    def check_not_inside(self) -> None:
+        """Raise ReentrantCall where this thread was interrupted inside the client."""
+        if self._is_inside():
+            raise self.reentrant_error()
+
+    def reentrant_error(self) -> ReentrantCall:
+        """For a call out of a signal handler, a finalizer or an object of the observation."""
+        return ReentrantCall(
+            f"this thread is inside a call of its client of {self.name!r}, which a signal handler, a finalizer or an "
+            "object of the observation has interrupted: only close() and cancel() may be called there; use another "
+            "client, or note what is to be done and do it after the call"
+        )
+
+    def _closed_error(self) -> ClientClosed:
+        return ClientClosed(f"this client of {self.name!r} was closed: make a new one")
 
     def check_owner(self) -> None:
         """Raise ClientForked in a forked child, whose copy must touch nothing that it shares with the parent."""
@@ -188,38 +242,66 @@ class Hold:
             self._held.remove(attachment)
         self._followers.wake()
 
-    def _close_left(self, me: int) -> None:
+    def _close_left(self) -> None:
         """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
-        if self._caller in (0, me):
+        if not self._caller:
             _close_all(self._left)
 
     def close(self) -> None:
-        """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
+        """Give the channel back; requests that are out end with ClientClosed. May be called twice.
+
+        It may be called wherever a signal handler or a finalizer may: it waits for nothing that its own thread keeps
+        from happening, and for other threads only a moment. What they still use is closed by a thread of its own then.
+        """
         self._closed = True
-        if self._forked:
+        if self._forked or self._end(time.monotonic_ns() + _CLOSE_NS):
             return
+        # Not threading.Thread, whose start takes locks that the interrupted call may hold.
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: then the end of the process closes it
+            _thread.start_new_thread(self._end, (None,))
+
+    def _end(self, until_ns: int | None) -> bool:
+        """End requests and close the channel; False if a call is in the way that cannot end now, or not in time."""
         me = threading.get_ident()
         while True:
-            with self._lock:
-                for attachment in self._held:
-                    attachment.hang_up()
-                    for pending in attachment.in_flight.values():
-                        if pending is not None and not pending._settled_ns:
-                            pending._settle(None, ClientClosed(f"this client of {self.name!r} was closed"), None)
-                if self._connecting is not None:
-                    end_calls(self._connecting)
-                # A doorbell must not be closed under a thread that waits at it (glibc crashes), nor a connection:
-                # a thread leaves the one within one wait, the other at once.
-                if self._waiter in (0, me) and self._caller in (0, me):
-                    _close_all(self._held, self._left)
-                    break
+            inside = self._is_inside()
+            blocked = inside
+            try:
+                if inside or self._lock.acquire(timeout=LONGEST_WAIT_NS / 1e9):
+                    self._end_in_flight()
+                    # A doorbell must not be closed under a thread that waits at it (glibc crashes), nor a connection:
+                    # a thread leaves the one within one wait, the other at once.
+                    if not inside and not self._waiter and not self._caller:
+                        _close_all(self._held, self._left)
+                        return True
+                    blocked = inside or me in (self._waiter, self._caller)
+            finally:
+                if not inside:
+                    # No call before it: Python looks for signals at calls.
+                    try:  # noqa: SIM105
+                        self._lock.release()
+                    except RuntimeError:  # another thread has it
+                        pass
+                self._followers.wake()
+            if blocked or (until_ns is not None and time.monotonic_ns() >= until_ns):
+                return False
             self._followers.follow(time.monotonic_ns() + LONGEST_WAIT_NS)
-        self._followers.wake()
+
+    def _end_in_flight(self) -> None:
+        for attachment in tuple(self._held):
+            attachment.hang_up()
+            for pending in tuple(attachment.in_flight.values()):
+                if pending is not None and not pending._settled_ns:
+                    pending._settle(None, self._closed_error(), None)
+        if self._connecting is not None:
+            self._connecting.shut_down()
 
     def after_fork_in_child(self) -> None:
         """This copy is not the channel's owner: let go of its connection, or the daemon misses the owner's end."""
         self._forked = True
-        self._lock = threading.RLock()  # its holder at the moment of the fork is not here to release it
+        self._renew_lock()  # its holder at the moment of the fork is not here to release it
+        if self.model_watch is not None:
+            self.model_watch.renew_lock()
         if self._loaned is not None and (loan := self._loaned()) is not None:
             loan.end()
         for attachment in self._held:
@@ -231,10 +313,14 @@ class Hold:
         self._held.clear()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a client, and what is out or on loan from it, stays in its process: make a ShmClient in each")
+        raise InvalidArgument(
+            "a client, and what is out or on loan from it, stays in its process: make a ShmClient in each"
+        )
 
 
 def _close_all(*held: list[Any]) -> None:
     for one in held:
         while one:
-            one.pop().close()
+            with contextlib.suppress(OSError):  # somebody has closed its descriptors
+                one[-1].close()
+            one.pop()  # last: after an interrupt it is closed again

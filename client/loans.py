@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.errors import LoanKept
+from shmserve.errors import LoanEnded, LoanKept
 
 from .exchange import Exchange
 from .lending import LentSlot
@@ -30,16 +30,17 @@ class LoanedObservation(dict[str, Any]):
         self._terms = terms
         self._timeout_ns = timeout_ns
         self._sent = False
+        self._left = False
 
     def send(self) -> Pending:
         """Publish the observation; its deadline counts from now.
 
-        Raises ValueError if it was sent or given back before, RequestRejected (UnsupportedType) for entries
+        Raises LoanEnded if it was sent or given back before, RequestRejected (UnsupportedType) for entries
         that cannot be carried or have outgrown the slot, ServiceUnavailable if the daemon went away
         meanwhile, ClientClosed.
         """
         if self._sent:
-            raise ValueError("this loan was sent already: borrow another")
+            raise LoanEnded("this loan was sent already: borrow another")
         now_ns = time.monotonic_ns()
         pending = Pending(self._exchange, now_ns, now_ns + self._timeout_ns)
         self._exchange.send_borrowed(pending, self._slot, dict(self), self._terms)
@@ -48,11 +49,14 @@ class LoanedObservation(dict[str, Any]):
 
     def __enter__(self) -> LoanedObservation:
         self._exchange.check_owner()
+        if self._left:
+            raise LoanEnded("the block of this loan was left: borrow another")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left = True
         if not self._sent:
             self._exchange.give_back(self._slot)
         self.clear()
@@ -66,9 +70,13 @@ class LentReply:
         self._sequence = pending.sequence
         self._tree, self._loan = pending.result()
         pending._result = None
+        self._entered = False
 
     def __enter__(self) -> Any:
         self._exchange.check_owner()
+        if self._entered:
+            raise LoanEnded("the block of this reply was entered before, and is entered once: infer again")
+        self._entered = True
         return self._tree
 
     def __exit__(

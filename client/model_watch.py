@@ -19,7 +19,12 @@ class ModelWatch:
         """`version`: the one known so far; None: the first reply's is no change."""
         self._version = version
         self._callbacks: list[OnModelChange] = []
-        self._lock = threading.Lock()
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        """At first, and in a forked child, where its holder may not be."""
+        # A finalizer or a signal handler may ask and get a reply while its own thread is in here.
+        self._lock = threading.RLock()
 
     def add(self, callback: OnModelChange) -> None:
         with self._lock:

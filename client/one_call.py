@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import threading
 from typing import Any
 
-from shmserve.errors import ShmServeError
+from shmserve.errors import InvalidArgument, ShmServeError
 
+from .retry_policy import RetryPolicy
 from .shm_client import ShmClient
 
-_lock = threading.Lock()
 _clients: dict[str, ShmClient] = {}
 
 
@@ -24,24 +23,24 @@ def send_inference_request(
 ) -> dict[str, Any]:
     """Ask service `name`; returns `{"status": "ok", "output": what the model returned}`.
 
-    The client behind it is kept for the next call. Raises RuntimeError when the retries are used up
-    or the request failed; its `__cause__` is the typed error.
+    The client behind it is kept for the next call, of any thread; the settings are this call's alone. Raises
+    RuntimeError when the retries are used up or the request failed; its `__cause__` is the typed error. InvalidArgument
+    (a ValueError) says that an argument has no meaning.
     """
+    retry = RetryPolicy.of(max_retries, retry_delay)
     try:
-        client = _client(name)
-        client._exchange.max_retries = max_retries
-        client._exchange.retry_delay_s = retry_delay
-        return {"status": "ok", "output": client.infer(data_dict, timeout=timeout)}
+        return {"status": "ok", "output": _client(name)._infer(data_dict, timeout, retry)}
+    except InvalidArgument:
+        raise
     except ShmServeError as error:
         raise RuntimeError(f"inference request to {name!r} failed: {error}") from error
 
 
 def _client(name: str) -> ShmClient:
-    with _lock:
-        client = _clients.get(name)
-        if client is None:
-            client = _clients[name] = ShmClient(name)
-        return client
+    client = _clients.get(name) if isinstance(name, str) else None
+    # No lock, which a finalizer or a signal handler would find held by the call that it interrupts. A client that
+    # another thread was faster with is none yet: it attaches with its first request.
+    return client or _clients.setdefault(name, ShmClient(name))
 
 
 def _close_all() -> None:
@@ -51,9 +50,7 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The clients are the parent's, and a thread that held the lock is not here to release it."""
-    global _lock
-    _lock = threading.Lock()
+    """The clients are the parent's."""
     _clients.clear()
 
 

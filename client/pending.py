@@ -11,6 +11,7 @@ from shmserve.errors import ShmServeError
 from shmserve.layout import number_of
 from shmserve.ring import ReplyHead
 
+from .arguments import seconds
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -50,16 +51,18 @@ class Pending:
         """Whether `result` would return or raise at once."""
         if not self._settled_ns:
             self._exchange.look()
-        return self._settled_ns != 0
+        return self._settled_ns != 0 or self._exchange.closed
 
     def result(self, timeout: float | None = None) -> Any:
-        """What the model returned; arrays are the caller's own.
+        """Return what the model returned; arrays are the caller's own.
 
-        `timeout` (seconds) ends this wait, not the request: its own deadline was fixed by `submit`.
+        `timeout` (seconds) ends this wait, not the request, whose deadline was fixed by `submit`: a RequestTimeout that
+        says so may be followed by another call of `result`. One that comes at the deadline ends the request.
         Raises RequestTimeout, or what the request ended with: InferenceFailed, RequestRejected, ...
         """
+        timeout_s = None if timeout is None else seconds("timeout", timeout)
         if not self._settled_ns:
-            until_ns = self.deadline_ns if timeout is None else time.monotonic_ns() + int(timeout * 1e9)
+            until_ns = self.deadline_ns if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
             self._exchange.wait(self, min(until_ns, self.deadline_ns))
         if (watch := self._exchange.model_watch) is not None and self._head is not None:
             watch.saw(self._head.version)
@@ -68,9 +71,11 @@ class Pending:
         return self._result
 
     def cancel(self) -> bool:
-        """Ask the engine not to start it; True if it has not been answered yet.
+        """Withdraw the request, as `concurrent.futures.Future.cancel`.
 
-        A request that has begun runs to its end; its result is then discarded.
+        True: no engine had taken it, and `result` raises RequestCancelled, now and later; so again for a request that
+        was withdrawn before. False, and nothing has changed: it runs already, and `result` returns its result; or it
+        has ended, with a result or an error; or it was lost, with its daemon or to its deadline.
         """
         return self._exchange.cancel(self)
 
@@ -85,10 +90,11 @@ class Pending:
         return number_of(self.sequence)
 
     def _settle(self, result: Any, error: ShmServeError | None, head: ReplyHead | None) -> None:
-        self._result = result
-        self._error = error
-        self._head = head
-        self._settled_ns = time.monotonic_ns()
+        if not self._settled_ns:  # or it was cancelled, or its client closed, while it was decoded
+            self._result = result
+            self._error = error
+            self._head = head
+            self._settled_ns = time.monotonic_ns()
         if self._on_settled is not None:
             self._on_settled()
 

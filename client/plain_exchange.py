@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 from typing import Any
 
@@ -13,6 +12,7 @@ from shmserve.ring import ReplyHead
 from .attachment import Attachment
 from .exchange import Exchange
 from .pending import Pending
+from .settling import READ_ERRORS
 
 
 class PlainExchange(Exchange):
@@ -25,7 +25,9 @@ class PlainExchange(Exchange):
 
     def ask(self, pending: Pending, observation: Any) -> bool:
         """Publish, and wait until `pending` is settled; raises as `Pending.result`. False: nothing was done."""
-        me = threading.get_ident()
+        if self._is_inside():
+            return False  # the long way tells what is the matter
+        me, waits = threading.get_ident(), False
         try:
             with self._lock:
                 attachment = self._attachment_for_plain()
@@ -34,17 +36,18 @@ class PlainExchange(Exchange):
                 try:
                     if not asking.send(observation, pending.deadline_ns, attachment.in_flight, pending):
                         return False
-                except (struct.error, ValueError, OverflowError, TypeError):
+                except READ_ERRORS:
                     return False  # as in Encoder.encode: the long way tells what is the matter
                 channel = attachment.channel
                 channel.request_bell.ring()
                 self._waiter = me
+                waits = True
             self._news.wait(channel, pending.deadline_ns, True)
             with self._lock:
                 settled = self._settle_plain(attachment, asking, pending)
         finally:
             # No call before the store, as in _wait_for_reply.
-            if self._waiter == me:
+            if waits and self._waiter == me:
                 self._waiter = 0
                 self._followers.wake()
         if not settled or self.model_watch is not None:

@@ -44,7 +44,7 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
         case Status.STALE:
             return Stale(f"{what}: the observation was too old when its turn came; the model did not run")
         case Status.CANCELLED:
-            return RequestCancelled(f"{what} was cancelled before it ran")
+            return cancelled_error(service, head.sequence)
         case Status.SUPERSEDED:
             return RequestSuperseded(f"{what} was replaced by a newer one before it ran")
         case Status.ENGINE_LOST:
@@ -52,3 +52,8 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
         case Status.STOPPING:
             return ServiceStopping(f"{what} was not started: the daemon is stopping; its successor can be asked")
     return ProtocolMismatch(f"{what} ended with status {head.status}, which this client does not know")
+
+
+def cancelled_error(service: str, sequence: int) -> RequestCancelled:
+    """What a request that its client withdrew ends with."""
+    return RequestCancelled(f"request {number_of(sequence)} to {service!r} was cancelled before it ran")

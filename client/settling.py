@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 import weakref
 
 from shmserve.codec import LeafReader
-from shmserve.errors import InferenceFailed, ProtocolMismatch
-from shmserve.layout import slot_of
+from shmserve.errors import InferenceFailed, OutOfMemory, ProtocolMismatch
+from shmserve.layout import number_of, slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Status
 from shmserve.ring import ReplyHead
@@ -18,6 +19,21 @@ from .reply_errors import reply_error
 
 #: Plain numbers: looking a member up for each request costs 0.1 us, and comparing with one as much again.
 _OK, _PICKLED = int(Status.OK), int(Flag.PICKLED)
+
+#: What is raised where an observation or a reply is read. Not every exception, and no OSError: a signal handler of the
+#: caller's may raise its own there, and that is the caller's to have.
+READ_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    BufferError,
+    MemoryError,
+    struct.error,
+)
 
 
 def settle(service: str, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
@@ -35,7 +51,17 @@ def settle(service: str, attachment: Attachment, pending: Pending, head: ReplyHe
     except MetadataError as error:
         pending._settle(None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error}"), head)
         return
-    except Exception as error:  # noqa: BLE001  unpickling runs the code of the object's own type
+    except MemoryError as error:
+        number = number_of(head.sequence)
+        text = f"this process has no memory for the result of request {number} to {service!r}: {error}"
+        pending._settle(None, OutOfMemory(text), head)
+        return
+    except Exception as error:  # unpickling runs the code of the object's own type
+        if not in_slot[-1]:
+            if not isinstance(error, READ_ERRORS):
+                raise  # a signal handler's: the reply stays where it is
+            pending._settle(None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error!r}"), head)
+            return
         why = f"{type(error).__name__}: {error}"
         text = f"the model returned an object that this process cannot unpickle: {why}"
         pending._settle(None, InferenceFailed(text), head)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from types import TracebackType
 from typing import Any, Literal, final, overload
 
-from shmserve.directories import service_place
-from shmserve.errors import RequestRejected, ServiceRestarted, ServiceStopping, ServiceUnavailable
+from shmserve.errors import InvalidArgument, RequestRejected, ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.protocol import Flag, Kind
 from shmserve.spin import SpinBudget, SpinSetting
 
+from .arguments import capture_seconds, place_of, seconds, whole
 from .async_waiter import AsyncWaiter
 from .attachment import Wanted
 from .contract_check import check_observation
@@ -21,11 +20,8 @@ from .model_watch import OnModelChange
 from .pending import Pending
 from .plain_exchange import PlainExchange
 from .reply import Reply
+from .retry_policy import RetryPolicy
 from .terms import Terms
-
-_LONGEST_TIMEOUT_S = 86_400.0
-#: A camera may date a frame a little ahead; what is further ahead is another clock's.
-_LONGEST_LEAD_S = 60.0
 
 
 @final
@@ -53,18 +49,17 @@ class ShmClient:
         spin_us: SpinSetting = "adaptive",
         check_contract: bool = True,
     ) -> None:
-        self._timeout_ns = int(_checked_timeout(timeout) * 1e9)
-        if max_retries < 0 or not 0 <= retry_delay < math.inf:
-            raise ValueError(f"max_retries = {max_retries}, retry_delay = {retry_delay}: neither may be negative")
-        if not 1 <= slots <= 64:
-            raise ValueError(f"slots = {slots}: 1 to 64")
+        self._timeout_ns = int(seconds("timeout", timeout) * 1e9)
+        try:
+            budget = SpinBudget(spin_us)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from error
         self._exchange = PlainExchange(
             name,
-            service_place(name, runtime_dir),
-            Wanted(slots),
-            SpinBudget(spin_us),
-            max_retries,
-            retry_delay,
+            place_of(name, runtime_dir),
+            Wanted(whole("slots", slots, 1, 64)),
+            budget,
+            RetryPolicy.of(max_retries, retry_delay),
             check_contract=check_contract,
         )
         self._async_waiter = AsyncWaiter(self._exchange)
@@ -205,8 +200,7 @@ class ShmClient:
             raise ServiceUnavailable(
                 f"service {self._exchange.name!r} has no model ready; shmserve-admin status tells why"
             )
-        assert isinstance(model, dict)
-        return model
+        return model  # type: ignore[no-any-return]
 
     def on_model_change(self, callback: OnModelChange) -> OnModelChange:
         """Call `callback(before, after)` when a reply is the first one of another model version; returns `callback`.
@@ -216,6 +210,10 @@ class ShmClient:
         exception of the callback is logged. What the client did not see is no change: of two updates between two
         replies there is one call, of an update that was taken back before the next reply none.
         """
+        if not callable(callback):
+            raise InvalidArgument(
+                f"on_model_change({callback!r}): a function of the versions before and after is needed"
+            )
         self._exchange.watch_model().add(callback)
         return callback
 
@@ -231,7 +229,11 @@ class ShmClient:
         return self._exchange.late_replies
 
     def close(self) -> None:
-        """Give the channel back; requests that are out end with ClientClosed. May be called twice."""
+        """Give the channel back; requests that are out end with ClientClosed. May be called twice.
+
+        It may be called by any thread, by a signal handler and by a finalizer, whatever they interrupt. What an
+        interrupted call or another thread still uses is closed when that has ended.
+        """
         self._exchange.close()
 
     def __enter__(self) -> ShmClient:
@@ -242,7 +244,18 @@ class ShmClient:
     ) -> None:
         self.close()
 
-    def _ask(self, observation: Any, terms: Terms, timeout: float | None, lend: bool = False) -> Pending:
+    def _infer(self, observation: Any, timeout: float | None, retry: RetryPolicy) -> Any:
+        """As `infer`, with a retry policy of this call's own."""
+        return self._ask(observation, _INFER, timeout, retry=retry)._result
+
+    def _ask(
+        self,
+        observation: Any,
+        terms: Terms,
+        timeout: float | None,
+        lend: bool = False,
+        retry: RetryPolicy | None = None,
+    ) -> Pending:
         """Publish and wait; a request that a restart of the daemon cut off is sent again where that is harmless."""
         exchange = self._exchange
         started_ns = time.monotonic_ns()
@@ -252,28 +265,28 @@ class ShmClient:
             pending = Pending(exchange, started_ns, deadline_ns, lend)
             try:
                 if terms is not _INFER or lend or not exchange.ask(pending, observation):
-                    exchange.publish(pending, observation, terms)
+                    exchange.publish(pending, observation, terms, retry)
                     pending.result()
                     exchange.learn(pending)
                 return pending
             except ServiceRestarted:
                 attempts += 1
-                if self._exchange.stateful() is None:
-                    self._exchange.connect(deadline_ns)
-                if not self._exchange.may_ask_again(attempts, terms):
+                if exchange.stateful() is None:
+                    exchange.connect(deadline_ns, retry)
+                if not exchange.may_ask_again(attempts, terms, retry or exchange.retry):
                     raise
             except ServiceStopping as stopping:
                 attempts += 1
-                if not exchange.may_retry(stopping, attempts, deadline_ns):
+                if not exchange.may_retry(stopping, attempts, deadline_ns, retry or exchange.retry):
                     raise
-                time.sleep(exchange.retry_delay_s)
-                exchange.connect(deadline_ns)
+                exchange.pause(retry or exchange.retry)
+                exchange.connect(deadline_ns, retry)
             except BaseException:
                 self._exchange.abandon(pending)  # Ctrl-C, a timeout: nobody waits for this reply any more
                 raise
 
     def _deadline_ns(self, now_ns: int, timeout: float | None) -> int:
-        return now_ns + (self._timeout_ns if timeout is None else int(_checked_timeout(timeout) * 1e9))
+        return now_ns + (self._timeout_ns if timeout is None else int(seconds("timeout", timeout) * 1e9))
 
 
 _INFER = Terms()
@@ -282,27 +295,8 @@ _INFER = Terms()
 def _terms(capture_time: float | None, max_age_s: float | None, flags: int) -> Terms:
     if capture_time is None and max_age_s is None:
         return Terms(flags=flags) if flags else _INFER
-    capture_ns = time.monotonic_ns() if capture_time is None else _checked_capture_ns(capture_time)
+    capture_ns = time.monotonic_ns() if capture_time is None else int(capture_seconds(capture_time) * 1e9)
     if max_age_s is None:
         return Terms(flags=flags, capture_ns=capture_ns)
     # An age of nothing still has to travel as a number above 0, which stands for "any age".
-    return Terms(flags=flags, capture_ns=capture_ns, max_age_ns=max(1, int(_checked_timeout(max_age_s) * 1e9)))
-
-
-def _checked_capture_ns(capture_time: float) -> int:
-    ahead_s = capture_time - time.monotonic()
-    if not ahead_s <= _LONGEST_LEAD_S:
-        raise ValueError(
-            f"capture_time = {capture_time!r} is {ahead_s:.6g} s in the future: it is time.monotonic() when the "
-            "observation was captured, not time.time()"
-        )
-    if capture_time < 0:
-        raise ValueError(f"capture_time = {capture_time!r}: time.monotonic() is never negative")
-    return int(capture_time * 1e9)
-
-
-def _checked_timeout(timeout: float) -> float:
-    # NaN fails both comparisons; infinity would overflow a deadline.
-    if not 0 <= timeout <= _LONGEST_TIMEOUT_S:
-        raise ValueError(f"{timeout!r} seconds: a time here is 0 to {_LONGEST_TIMEOUT_S:g} seconds")
-    return float(timeout)
+    return Terms(flags=flags, capture_ns=capture_ns, max_age_ns=max(1, int(seconds("max_age_s", max_age_s) * 1e9)))

@@ -63,8 +63,8 @@ class ControlSocket:
         self._socket.settimeout(timeout_s)
         try:
             while True:
-                data, descriptors, whole = receive_with_fds(self._socket, 65536, FDS_LIMIT)
-                if descriptors or not whole:
+                data, descriptors, of_more = receive_with_fds(self._socket, 65536, FDS_LIMIT)
+                if descriptors or of_more is not None:
                     self._descriptors.append(descriptors)
                 if not data:
                     self.closed = True

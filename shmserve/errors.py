@@ -21,8 +21,12 @@
       InferenceFailed (RuntimeError)           the model raised; its type and message
       EngineLost (RuntimeError)                the engine died while running the request
       LoanKept (RuntimeError)                  an array of a lent reply outlived its block
+      LoanEnded (ValueError)                   a loan was used again after it was sent or given back
       ClientClosed                             this client was closed
         ClientForked                           this client belongs to the parent process
+      ReentrantCall (RuntimeError)             a signal handler or a finalizer asked this client inside its own call
+      InvalidArgument (ValueError, TypeError)  an argument of a call or a constructor has no meaning
+      OutOfMemory (MemoryError)                this process has no memory for an observation or a result
       NoFreshAction                            no action chunk has an action for this step, and the rule gives none
       NotAChunk (ValueError)                   the model's answer has no chunk of actions in it
       ModelPackageError (ValueError)           the model package cannot be served; what and why
@@ -140,12 +144,28 @@ class LoanKept(ShmServeError, RuntimeError):
     """An array of a reply that was lent out is still held; its memory is the next reply's now."""
 
 
+class LoanEnded(ShmServeError, ValueError):
+    """This loan was sent or given back before; borrow again."""
+
+
 class ClientClosed(ShmServeError):
     """This client was closed; make a new one."""
 
 
 class ClientForked(ClientClosed):
     """This client belongs to the parent process; a forked child makes its own."""
+
+
+class ReentrantCall(ShmServeError, RuntimeError):
+    """A signal handler, a finalizer or an object of the observation used the client whose call it interrupted."""
+
+
+class InvalidArgument(ShmServeError, ValueError, TypeError):
+    """An argument of a call or of a constructor has no meaning; the message gives its value and what is allowed."""
+
+
+class OutOfMemory(ShmServeError, MemoryError):
+    """This process has no memory for the observation or the result; the service is not affected."""
 
 
 class NoFreshAction(ShmServeError):

@@ -57,11 +57,18 @@ class PipeListener:
     def __init__(self, descriptor: int) -> None:
         check_pipe(descriptor, os.O_RDONLY)
         self._descriptor = descriptor
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
+        #: None while it is used: a signal handler or a finalizer that interrupts a wait takes one of its own.
+        self._poll: select.poll | None = None
+
+    def _take_poll(self) -> select.poll:
+        poll, self._poll = self._poll, None
+        if poll is None:
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLIN)
+        return poll
 
     def tokens(self) -> int:
-        return len(self._poll.poll(0))
+        return len(self._take_poll().poll(0))
 
     def try_take(self) -> bool:
         try:
@@ -71,12 +78,13 @@ class PipeListener:
 
     def wait(self, timeout_ns: int) -> bool:
         # poll counts whole milliseconds of the monotonic clock; rounded up, or a short wait would not wait.
-        if not self._poll.poll(-(-timeout_ns // 1_000_000)):
-            return False
-        return self.try_take()
+        poll = self._take_poll()
+        ready = poll.poll(-(-timeout_ns // 1_000_000))
+        self._poll = poll
+        return bool(ready) and self.try_take()
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
-            self._poll.unregister(descriptor)
+            self._poll = None
             os.close(descriptor)

@@ -152,6 +152,10 @@ class RequestWriter(_Ring):
         """Ask the engine not to start this request; the engine may have started it already."""
         self.words[self._head_words[slot_of(sequence)] + self._cancelled] = sequence
 
+    def keep(self, sequence: int) -> None:
+        """Take `cancel` back: the engine has started this request."""
+        self.words[self._head_words[slot_of(sequence)] + self._cancelled] = 0
+
 
 class RequestReader(_Ring):
     """The engine's end of the requests."""
@@ -269,6 +273,8 @@ class ReplyWriter(_Ring):
 class ReplyReader(_Ring):
     """The client's end of the replies."""
 
+    _taken = REPLY.offset("taken") // WORD
+
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
         if self.compiled is not None:
@@ -277,6 +283,10 @@ class ReplyReader(_Ring):
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""
         return self.words[self._head_words[slot_of(sequence)]] == sequence
+
+    def taken(self, sequence: int) -> bool:
+        """Whether an engine has begun to run `sequence`; it may have answered it since, or have died."""
+        return self.words[self._head_words[slot_of(sequence)] + self._taken] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
         """A copy of the head of the reply to `sequence`; None while it is not there."""

@@ -38,6 +38,10 @@ class VarlinkProtocolError(ValueError):
     """Bytes that are no varlink message. The text holds nothing that the peer sent, so it may be logged and shown."""
 
 
+class DescriptorsLost(VarlinkProtocolError):
+    """File descriptors that came with a message found no room in this process, and the kernel has dropped them."""
+
+
 class VarlinkError(Exception):
     """A method's typed error: raised by whoever answers a call, and again by whoever made it."""
 

@@ -134,6 +134,11 @@ class VarlinkConnection:
                             self._last_word = VarlinkError(reply.error, reply.parameters)
         return self._last_word
 
+    def shut_down(self) -> None:
+        """End the call that another thread has under way, which would sleep on through a mere close()."""
+        with suppress(OSError):  # it was closed, or the service has
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """May be called twice."""
         self._sock.close()

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 
-from shmserve.varlink import Framer, VarlinkProtocolError
+from shmserve.varlink import DescriptorsLost, Framer, VarlinkProtocolError
 
 READ_BYTES = 64 * 1024
 PATH_LIMIT = 107  # sockaddr_un.sun_path is 108 bytes, the last of them NUL (unix(7))
@@ -78,16 +78,19 @@ def receive_part(sock: socket.socket, accept_fds: int) -> tuple[bytes, list[int]
     waiting = sock.recv(READ_BYTES, socket.MSG_PEEK)
     if not waiting:
         return b"", []
-    data, fds, whole = receive_with_fds(sock, waiting.find(b"\0") + 1 or len(waiting), accept_fds)
-    if not whole:
+    data, fds, of_more = receive_with_fds(sock, waiting.find(b"\0") + 1 or len(waiting), accept_fds)
+    if of_more is not None:
+        if of_more < accept_fds:  # not for want of room in the message
+            raise DescriptorsLost("file descriptors came with a message, and this process may have no more")
         raise VarlinkProtocolError(_too_many(accept_fds))
     return data, fds
 
 
-def receive_with_fds(sock: socket.socket, size: int, accept_fds: int) -> tuple[bytes, list[int], bool]:
-    """One recvmsg(2): bytes, descriptors (close-on-exec), and whether these are all that were sent.
+def receive_with_fds(sock: socket.socket, size: int, accept_fds: int) -> tuple[bytes, list[int], int | None]:
+    """One recvmsg(2): bytes, descriptors (close-on-exec), and None if these are all that were sent.
 
-    If not, because they are more than `accept_fds` or this process has no room for more, none are given.
+    If not, because they are more than `accept_fds` or this process has no room for more, none are given, and the last is
+    the number of those that had arrived.
     """
     # Not socket.recv_fds(), which forgets its flags in several versions of Python: children would inherit what comes.
     # CMSG_LEN, not CMSG_SPACE: the padding would hold one descriptor more.
@@ -99,8 +102,8 @@ def receive_with_fds(sock: socket.socket, size: int, accept_fds: int) -> tuple[b
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     if flags & socket.MSG_CTRUNC:
         close_fds(fds)
-        return data, [], False
-    return data, list(fds), True
+        return data, [], len(fds)
+    return data, list(fds), None
 
 
 def send_part(sock: socket.socket, data: memoryview, fds: Sequence[int]) -> int:

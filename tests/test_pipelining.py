@@ -116,7 +116,7 @@ def test_a_request_that_has_begun_runs_to_its_end(client: ShmClient, gate: Gate)
     held = client.submit(gate.observation)
     gate.wait_entered()
 
-    assert held.cancel()
+    assert not held.cancel()
     gate.open()
 
     assert held.result()["waited"]

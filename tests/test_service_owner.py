@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,8 +37,10 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where everybody's programs put their runtime directories, for want of a better place; as /tmp is."""
     for name in ("XDG_RUNTIME_DIR", "SHMSERVE_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    usual = Path(tempfile.gettempdir())
+    for folder in (tmp_path, *tmp_path.parents):
+        if usual in folder.parents:
+            folder.chmod(0o755)
     (tmp_path / "tmp").mkdir()
     (tmp_path / "tmp").chmod(0o1777)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from shmserve.errors import InvalidArgument
+
 log = logging.getLogger(__name__)
 
 _SHM, _UNIX = "shm://", "unix:"
@@ -35,16 +37,18 @@ def address_of(host: str, port: int | None) -> Address:
     >>> address_of("0.0.0.0", 8000)
     Address(service='default', runtime_dir=None)
     """
+    if not isinstance(host, str):
+        raise InvalidArgument(f"host = {host!r}: a str is needed, as 'shm://default'")
     if host.startswith(_SHM):
         name = host[len(_SHM) :].rstrip("/")
         if not name or "/" in name:
-            raise ValueError(f"host = {host!r}: shm://NAME names a service of this host, as in shm://default")
+            raise InvalidArgument(f"host = {host!r}: shm://NAME names a service of this host, as in shm://default")
         return Address(name)
     if host.startswith(_UNIX):
         path = Path(re.sub("/+", "/", host[len(_UNIX) :]))
         folder = path.parent if path.suffix == ".sock" else path
         if not folder.is_absolute() or not folder.name:
-            raise ValueError(f"host = {host!r}: unix:DIRECTORY/NAME, as in unix:/run/shmserve/default")
+            raise InvalidArgument(f"host = {host!r}: unix:DIRECTORY/NAME, as in unix:/run/shmserve/default")
         return Address(folder.name, folder.parent)
     if not _LOCAL.fullmatch(host):
         where = host if port is None else f"{host}:{port}"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shmserve.errors import RequestTimeout, ServiceUnavailable, ShmServeError
+from shmserve.errors import ContractMismatch, RequestTimeout, ServiceUnavailable, ShmServeError
 
+from ..arguments import number, seconds
 from ..shm_client import ShmClient
 from .address import address_of
 
@@ -59,7 +60,7 @@ class _EndpointClient:
         self.timeout_ms = timeout_ms
         self.api_token = api_token  # not used: who may ask is a matter of the socket's permissions
         self._address = address_of(host, port)
-        timeout_s = timeout_ms / 1e3
+        timeout_s = seconds("timeout_ms / 1000", number("timeout_ms", timeout_ms) / 1e3)
         self._client = ShmClient(
             self._address.service,
             runtime_dir=self._address.runtime_dir or runtime_dir,
@@ -214,7 +215,7 @@ class PolicyClient(_EndpointClient):
             for key in config.modality_keys:
                 wrong += _differences(f"{modality}.{key}", modality, given.get(key), len(config.delta_indices))
         if wrong:
-            raise ValueError(f"the observation is not what {self._address} takes: {'; '.join(wrong)}")
+            raise ContractMismatch(f"the observation is not what {self._address} takes: {'; '.join(wrong)}")
 
     def check_action(self, action: dict[str, Any]) -> None:
         """Compare with the policy's modality config; raises ValueError with every difference."""
@@ -225,7 +226,7 @@ class PolicyClient(_EndpointClient):
         for key in config.modality_keys:
             wrong += _differences(f"action.{key}", "action", action.get(key), len(config.delta_indices))
         if wrong:
-            raise ValueError(f"the action is not what {self._address} promised: {'; '.join(wrong)}")
+            raise ContractMismatch(f"the action is not what {self._address} promised: {'; '.join(wrong)}")
 
 
 class ExternalRobotInferenceClient(_EndpointClient):

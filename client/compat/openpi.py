@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import ServiceUnavailable, ShmServeError
 
+from ..arguments import seconds
 from ..shm_client import ShmClient
 from .address import address_of
 
@@ -59,6 +60,9 @@ class WebsocketClientPolicy(_BasePolicy):
         runtime_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._address = address_of(host, port)
+        timeout = seconds("timeout", timeout)
+        if connect_timeout is not None:
+            connect_timeout = seconds("connect_timeout", connect_timeout)
         self._client = ShmClient(
             self._address.service,
             runtime_dir=self._address.runtime_dir or runtime_dir,

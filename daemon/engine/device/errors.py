@@ -56,7 +56,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, (RuntimeError, MemoryError)):
         return False
-    return getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(text_of(error)) is not None
+    return (
+        getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(text_of(error)) is not None
+    )
 
 
 def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:

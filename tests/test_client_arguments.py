@@ -1,0 +1,186 @@
+"""Arguments that have no meaning: each is refused where it is given, with one type and with what is allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import InvalidArgument, ShmClient, ShmServeError, send_inference_request
+from shmserve.client.arguments import seconds
+from shmserve.client.chunks import ActionChunks
+from shmserve.client.compat.gr00t import PolicyClient
+from shmserve.client.compat.openpi import WebsocketClientPolicy
+from shmserve.client.exchange import Exchange
+from shmserve.client.pending import Pending
+
+NO_TIMES: list[Any] = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1.0,
+    -1e-9,
+    1e9,
+    "3",
+    b"3",
+    [],
+    None,
+    1j,
+    True,
+    np.nan,
+    np.arange(3),
+]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> ShmClient:
+    """Of a service that is not there: what is refused is refused before that is found out."""
+    return ShmClient("arm", runtime_dir=tmp_path, max_retries=0)
+
+
+@pytest.fixture
+def pending(client: ShmClient) -> Pending:
+    exchange: Exchange = client._exchange
+    return Pending(exchange, 0, 0)
+
+
+def chunks(client: ShmClient, **settings: Any) -> ActionChunks:
+    defaults: dict[str, Any] = {"steps": 2, "period_s": 0.02, "wait_s": 0.0, "fallback": "hold"}
+    return ActionChunks(client, **{**defaults, **settings})
+
+
+#: Each takes a client and a time. None means "the client's own" where a call takes a timeout.
+OPTIONAL: dict[str, Callable[[ShmClient, Any], Any]] = {
+    "infer": lambda client, time: client.infer({}, timeout=time),
+    "infer, its age": lambda client, time: client.infer({}, max_age_s=time),
+    "infer_async": lambda client, time: asyncio.run(client.infer_async({}, timeout=time)),
+    "infer_async, its age": lambda client, time: asyncio.run(client.infer_async({}, max_age_s=time)),
+    "submit": lambda client, time: client.submit({}, timeout=time),
+    "submit, its age": lambda client, time: client.submit({}, max_age_s=time),
+    "loan": lambda client, time: client.loan({}, timeout=time),
+    "loan, its age": lambda client, time: client.loan({}, max_age_s=time),
+    "reset": lambda client, time: client.reset(timeout=time),
+    "connect": lambda client, time: client.connect(timeout=time),
+    "the one function": lambda client, time: send_inference_request({}, "arm", timeout=time),
+    "a step's wait": lambda client, time: chunks(client).step({}, wait_s=time),
+    "connect_timeout": lambda client, time: WebsocketClientPolicy("shm://arm", connect_timeout=time),
+}
+REQUIRED: dict[str, Callable[[ShmClient, Any], Any]] = {
+    "ShmClient": lambda client, time: ShmClient("arm", timeout=time),
+    "retry_delay": lambda client, time: ShmClient("arm", retry_delay=time),
+    "the one function's delay": lambda client, time: send_inference_request({}, "arm", retry_delay=time),
+    "wait_s": lambda client, time: chunks(client, wait_s=time),
+    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age_s=time),
+    "openpi": lambda client, time: WebsocketClientPolicy("shm://arm", timeout=time),
+    "GR00T": lambda client, time: PolicyClient("shm://arm", timeout_ms=time),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "time"),
+    [(call, time) for call in (*OPTIONAL, *REQUIRED) for time in NO_TIMES if time is not None or call in REQUIRED],
+    ids=repr,
+)
+def test_what_is_no_time_is_refused_wherever_one_is_given(client: ShmClient, call: str, time: Any) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        {**OPTIONAL, **REQUIRED}[call](client, time)
+
+    assert isinstance(raised.value, (ShmServeError, ValueError, TypeError))
+
+
+@pytest.mark.parametrize("time", [value for value in NO_TIMES if value is not None], ids=repr)
+def test_what_is_no_time_is_refused_by_a_wait_for_a_result(pending: Pending, time: Any) -> None:
+    with pytest.raises(InvalidArgument, match="timeout = "):
+        pending.result(time)
+
+
+@pytest.mark.parametrize("time", [math.nan, math.inf, -1.0, 1e12, "3", [], True], ids=repr)
+@pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer_async", "step"])
+def test_what_is_no_time_of_capture_is_refused(client: ShmClient, way: str, time: Any) -> None:
+    calls: dict[str, Callable[[], Any]] = {
+        "infer": lambda: client.infer({}, capture_time=time),
+        "submit": lambda: client.submit({}, capture_time=time),
+        "loan": lambda: client.loan({}, capture_time=time),
+        "infer_async": lambda: asyncio.run(client.infer_async({}, capture_time=time)),
+        "step": lambda: chunks(client).step({}, capture_time=time),
+    }
+    with pytest.raises(InvalidArgument, match="capture_time"):
+        calls[way]()
+
+
+@pytest.mark.parametrize("time", [3, 3.0, np.float32(3), np.int64(3), np.array(3.0), Fraction(3)], ids=repr)
+def test_a_time_may_be_a_number_of_any_type(time: Any) -> None:
+    assert seconds("timeout", time) == 3.0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"slots": 0},
+        {"slots": "4"},
+        {"slots": 2.5},
+        {"slots": None},
+        {"max_retries": -1},
+        {"max_retries": 1.5},
+        {"max_retries": "3"},
+        {"spin_us": "often"},
+        {"spin_us": None},
+        {"spin_us": math.nan},
+        {"runtime_dir": 3},
+        {"name": 3},
+        {"name": None},
+        {"name": ""},
+        {"name": "../arm"},
+    ],
+    ids=str,
+)
+def test_a_setting_without_a_meaning_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        ShmClient(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("http://localhost:5000/inference", "a URL"),
+        ("ws://0.0.0.0:8000", "a URL"),
+        ("shm://arm", "a URL"),
+        ("localhost:5000", "a host and port"),
+        ("192.168.1.20:8000", "a host and port"),
+        ("/run/shmserve/arm", "a path"),
+        ("./arm", "a path"),
+    ],
+)
+def test_a_name_that_is_an_address_is_told_what_a_name_is(name: str, kind: str) -> None:
+    for make in (lambda: ShmClient(name), lambda: send_inference_request({}, name)):
+        with pytest.raises(InvalidArgument, match=f"is {kind}: give the name of a service of this host, .*'default'"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"steps": "8"}, {"prefetch": 2}, {"spare_steps": -1}, {"period_s": 0}, {"period_s": "1"},
+                 {"period_s": math.nan}, {"fallback": "stop"}, {"max_age_s": 1.0}], ids=str,
+)  # fmt: skip
+def test_settings_of_chunks_without_a_meaning_are_refused(client: ShmClient, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        chunks(client, **settings)
+
+
+def test_other_arguments_without_a_meaning_are_refused(client: ShmClient, pending: Pending) -> None:
+    for call in (
+        lambda: client.on_model_change(None),  # type: ignore[arg-type]
+        lambda: pickle.dumps(client),
+        lambda: pickle.dumps(pending),
+        lambda: PolicyClient(None),  # type: ignore[arg-type]
+        lambda: PolicyClient("shm://"),
+        lambda: WebsocketClientPolicy("unix:relative"),
+    ):
+        with pytest.raises(InvalidArgument):
+            call()
