@@ -13,8 +13,9 @@ serve                                         serving
 pause                                         paused    nothing of the engine's is under way
                                               broken    channel, generation, reason, blame, detail
                                               gpu       what status shows of the GPU, after a change
-drain   (answers what was published)          (exits)
-stop                                          (exits)
+drain   (answers what was published)          draining  waiting
+                                              drained   (and exits)
+stop                                          drained   (and exits)
 """
 
 from __future__ import annotations

@@ -191,17 +191,9 @@ class Engines:
             raise EngineFailed("swap", "the engine died", "as soon as it served")
 
     def _ring(self) -> None:
-        """Wake the serving engine if it sleeps: it looks for messages when it wakes.
-
-        Not by the requests' doorbell: a client can truncate or scribble on that semaphore, and whoever
-        has it mapped dies of it. That must never be the supervisor. A signal ends the engine's wait;
-        it is not sent into an inference, whose libraries may not like it.
-        """
-        engine = self.serving
-        if engine is None or engine.ready is None or engine.stats is None:
-            return
-        if not engine.stats.words[Counter.CHANNEL]:
-            engine.kill(WAKE_SIGNAL)
+        """Wake the serving engine if it sleeps: it looks for messages when it wakes."""
+        if self.serving is not None:
+            _wake(self.serving)
 
     async def _kill(self, engine: EngineProcess) -> None:
         engine.kill()
@@ -257,8 +249,13 @@ class Engines:
         engine, self.serving = self.serving, None
         if engine is not None:
             engine.send("drain")
-            done, _ = await asyncio.wait((self._watchers[engine],), timeout=timeout_s)
-            if not done:
+            watcher = self._watchers[engine]
+            draining, drained = engine.expect("draining"), engine.expect("drained")
+            _wake(engine)
+            await asyncio.wait((drained, watcher), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if drained.done():
+                await asyncio.wait((watcher,), timeout=_STOP_LIMIT_S)  # it leaves
+            elif _is_in_hand(engine) or (draining.done() and draining.result()["waiting"]):
                 log.warning("%g s were not enough to answer what waited: stopping anyway", timeout_s)
         await self.kill()
 
@@ -311,7 +308,7 @@ class Engines:
             case "gpu":
                 if engine.ready is not None:
                     engine.ready["gpu"] = message["gpu"]
-            case "ready" | "serving" | "paused" | "failed":
+            case "ready" | "serving" | "paused" | "failed" | "draining" | "drained":
                 pass  # somebody waits for these with expect()
             case other:
                 log.warning("the engine said %.64r, which this supervisor does not know", other)
@@ -346,3 +343,18 @@ class Engines:
         if self.serving is None or self.serving.stats is None:
             return 0, 0, 0
         return self.serving.stats.channel(channel)
+
+
+def _wake(engine: EngineProcess) -> None:
+    """End an engine's sleep.
+
+    Not by the requests' doorbell: a client can truncate or scribble on that semaphore, and whoever
+    has it mapped dies of it. That must never be the supervisor. A signal ends the engine's wait;
+    it is not sent into an inference, whose libraries may not like it.
+    """
+    if engine.ready is not None and engine.stats is not None and not _is_in_hand(engine):
+        engine.kill(WAKE_SIGNAL)
+
+
+def _is_in_hand(engine: EngineProcess) -> bool:
+    return engine.stats is not None and engine.stats.words[Counter.CHANNEL] != 0

@@ -135,6 +135,53 @@ def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goe
         assert (asked.result(), asked_async.result()) == ("patient", "async")
 
 
+_LEAVES_A_MARK = """
+import atexit, subprocess, sys, threading, time
+class Policy:
+    def __init__(self, path, device):
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    def infer(self, observation):
+        atexit.register(self.leave, observation["mark"])
+        return self.child.pid
+    def leave(self, mark):
+        with open(mark, "w") as file:
+            file.write("flushed")
+"""
+
+
+def test_an_idle_daemon_stops_without_a_word_of_requests_that_waited(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    (tmp_path / "policy.py").write_text(_LEAVES_A_MARK)
+    daemon = start_daemon(tmp_path, config="drain_s = 2\n")
+    mark = tmp_path / "mark"
+    with daemon.client() as client:
+        child = client.infer({"mark": str(mark)})
+        assert is_running(child)
+
+        daemon.stop()
+
+    assert "not enough" not in daemon.log, daemon.log
+    assert "did not stop" not in daemon.log, "a thread of the policy's holds nothing up"
+    assert not is_running(child)
+    assert mark.read_text() == "flushed", "atexit functions of the policy run"
+
+
+@pytest.mark.long
+def test_a_daemon_that_stops_before_all_is_answered_says_so(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
+    daemon = start_daemon("obedient", config="drain_s = 0.2\n")
+    with daemon.client(max_retries=0) as client:
+        held = client.submit(gate.observation)
+        gate.wait_entered()
+
+        daemon.stop()
+
+        assert "0.2 s were not enough to answer what waited: stopping anyway" in daemon.log
+        with pytest.raises(ServiceRestarted):
+            held.result()
+
+
 def test_a_result_that_needs_more_room_is_delivered_while_draining(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:

@@ -132,11 +132,14 @@ class EngineLoop:
         self._waiting.clear()
         self._hot.keep([])
 
-    def drain(self) -> None:
-        """Answer what has been published until now, then stop; later requests are refused."""
+    def drain(self) -> int:
+        """Answer what has been published until now, then stop; later requests are refused.
+
+        Returns how many requests there are to answer, and results for which a client has yet to make room.
+        """
         if not self.serving:
             self.stopped = True
-            return
+            return 0
         now_ns = time.monotonic_ns()
         for tenancy in list(self.tenancies.values()):
             self._look(tenancy, now_ns)
@@ -146,6 +149,7 @@ class EngineLoop:
         """Serve until stopped."""
         words = self._words
         untaken = 0  # requests served since the tokens were last looked at
+        return sum(len(tenancy.waiting) + len(tenancy.held) for tenancy in self.tenancies.values())
         while not self.stopped:
             now_ns = time.monotonic_ns()
             words[_HEARTBEAT_NS] = now_ns

@@ -48,6 +48,7 @@ from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
 from .failure_text import logged, name_of, text_of
+from .leaving import leave
 from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .models import load_model
@@ -199,6 +200,7 @@ class Engine:
                 self._loop.run()
         except DeviceLost as lost:
             log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
+            self._control.send("drained")
             logging.shutdown()
             os._exit(EXIT_STATUS)  # destructors would call the device
 
@@ -252,7 +254,7 @@ class Engine:
             case "record_end":
                 self._end_recording(loop)
             case "drain":
-                loop.drain()
+                self._control.send("draining", waiting=loop.drain())
             case "stop":
                 loop.stopped = True
 
@@ -388,4 +390,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
