@@ -36,6 +36,13 @@ class EngineChannels:
         for engine in self._warm:
             self._send_lease(engine, lease)
 
+    def suspect(self, lease: Lease) -> None:
+        """Tell every warm engine how long this client is suspected of what an engine died of."""
+        suspicion = self._leases.suspicion(lease)
+        if suspicion is not None:
+            for engine in self._warm:
+                engine.send("suspect", channel=lease.channel, **vars(suspicion))
+
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone."""
         for engine in self._warm:
@@ -55,8 +62,15 @@ class EngineChannels:
         others = {warm.serial for warm in self._warm if warm is not engine}
         carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
         fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
+        suspicion = self._leases.suspicion(lease)
         engine.send(
-            "attach", fds=fds, lane=lease.lane.to_json(), trusted=lease.trusted, uid=lease.peer.uid, carried=carried
+            "attach",
+            fds=fds,
+            lane=lease.lane.to_json(),
+            trusted=lease.trusted,
+            uid=lease.peer.uid,
+            carried=carried,
+            suspicion=vars(suspicion) if suspicion is not None else None,
         )
 
     # Recording

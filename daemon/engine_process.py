@@ -56,6 +56,8 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self.stats: Stats | None = None
+        #: The supervisor ended it for a reason of its own: its death is no client's doing.
+        self.ended_on_purpose = False
         #: What it is at until it is warm, for people.
         self.stage = "load"
         #: What the engine said when it was warm; None until then.
@@ -146,6 +148,7 @@ class EngineProcess:
         except (ValueError, KeyError, TypeError) as error:  # no message, or not with what belongs to its event
             log.error("engine %d says what is no message (%s: %s): killing it", self.pid, type(error).__name__, error)
             self._received.clear()
+            self.ended_on_purpose = True
             self.kill()
 
     def _take(self, message: dict[str, Any]) -> None:

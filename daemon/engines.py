@@ -196,6 +196,7 @@ class Engines:
             _wake(self.serving)
 
     async def _kill(self, engine: EngineProcess) -> None:
+        engine.ended_on_purpose = True
         engine.kill()
         if engine in self._watchers:
             await asyncio.wait((self._watchers[engine],))
@@ -248,9 +249,9 @@ class Engines:
         """Let the serving engine answer what clients have sent, then end it and all others."""
         engine, self.serving = self.serving, None
         if engine is not None:
-            engine.send("drain")
             watcher = self._watchers[engine]
             draining, drained = engine.expect("draining"), engine.expect("drained")
+            engine.send("drain")
             _wake(engine)
             await asyncio.wait((drained, watcher), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if drained.done():
@@ -265,6 +266,7 @@ class Engines:
         self.serving = None
         watchers = dict(self._watchers)
         for engine in watchers:
+            engine.ended_on_purpose = True
             engine.kill()
         if watchers:
             await asyncio.wait(watchers.values())
@@ -272,6 +274,7 @@ class Engines:
     def end_all(self) -> None:
         """Kill every engine; what is to be served is started again as after any death."""
         for engine in self._watchers:
+            engine.ended_on_purpose = True
             engine.kill()
 
     async def _watch(self, engine: EngineProcess) -> None:

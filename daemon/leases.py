@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +15,7 @@ from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
 
 from .config import Config
+from .deaths import Deaths, Suspicion
 from .memory_group import without_room
 from .names import Names
 from .offenders import Offenders
@@ -20,6 +23,8 @@ from .peer import Peer
 
 _PAGE = 4096
 _LEAST_METADATA = 4096
+#: Generations that are gone and whose clients are remembered: an engine may have a request of one in hand.
+_GONE = 1024
 _LEAST_PAYLOAD = 64 * 1024
 _REMOVED = (
     "somebody has removed the service's objects from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
@@ -54,8 +59,6 @@ class Lease:
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
     sealed: SealedLane | None = None
-    #: Engines that died of its requests, one after the other without an answer between.
-    crashes: int = 0
     #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
     holders: dict[int, int] = field(default_factory=dict)
 
@@ -87,6 +90,8 @@ class Leases:
         #: Called when the request bell's name is gone and nobody is attached.
         self.on_removed: Callable[[], None] = lambda: None
         self.offenders = Offenders()
+        self.deaths = Deaths(own_uids=(0, os.getuid()))
+        self._gone: OrderedDict[int, Lease] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._held.values()))
@@ -96,6 +101,17 @@ class Leases:
 
     def get(self, channel: int) -> Lease | None:
         return self._held.get(channel)
+
+    def of_generation(self, channel: int, generation: int) -> Lease | None:
+        """The lease that this generation of a channel is or was of, also where its client has grown or left since."""
+        lease = self._held.get(channel)
+        if lease is not None and lease.lane.identity.generation == generation:
+            return lease
+        return self._gone.get(generation)
+
+    def suspicion(self, lease: Lease) -> Suspicion | None:
+        """What deaths of engines are held against this client now."""
+        return self.deaths.suspicion(lease.peer, lease.attached_ns / 1e9, time.monotonic())
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
@@ -129,6 +145,7 @@ class Leases:
         """Give the lease a new generation of its channel; returns the descriptors to give the client."""
         lane, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
         old = lease.lane
+        self._note_gone(lease)
         lease.lane, lease.wanted, lease.carried, lease.bytes = lane, wanted, tuple(carried), size
         lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
         if old.names is not None:
@@ -138,11 +155,18 @@ class Leases:
     def release(self, channel: int) -> Lease | None:
         """The client is gone: remove its names."""
         lease = self._held.pop(channel, None)
+        if lease is not None:
+            self._note_gone(lease)
         if lease is not None and lease.lane.names is not None:
             unlink_lane(lease.lane)
         if lease is not None and lease.sealed is not None:
             lease.sealed.close()
         return lease
+
+    def _note_gone(self, lease: Lease) -> None:
+        self._gone[lease.lane.identity.generation] = lease
+        if len(self._gone) > _GONE:
+            self._gone.popitem(last=False)
 
     def _create(
         self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedLane | None, *, published: int

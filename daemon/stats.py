@@ -67,7 +67,8 @@ class ChannelWord(IntEnum):
     SERVED = 0
     ERRORS = 1
     LAST_NS = 2
-    SPARE = 3
+    GENERATION = 3  # of the channel that the engine serves: whose requests these are, also when the client has left
+    IN_HAND = 4  # 1 while a batch of several clients is run that has a request of this one
 
 
 # Log-linear buckets: eight for each doubling, from 1 us (2**10 ns) to 17 minutes.
@@ -191,6 +192,20 @@ class Stats:
         """(served, errors, monotonic ns of the last one) of a channel."""
         at = self.channel_index(channel)
         return self.words[at], self.words[at + 1], self.words[at + 2]
+
+    def in_hand(self) -> list[tuple[int, int]]:
+        """(channel, generation) of the clients whose requests the engine reads or runs: several for a batch."""
+        channel = self.words[Counter.CHANNEL]
+        if channel == SEVERAL:
+            lines = ((number, self.channel_index(number)) for number in range(CHANNEL_LIMIT))
+            return [
+                (number, self.words[at + ChannelWord.GENERATION])
+                for number, at in lines
+                if self.words[at + ChannelWord.IN_HAND]
+            ]
+        if not 0 < channel <= CHANNEL_LIMIT:
+            return []
+        return [(channel - 1, self.words[self.channel_index(channel - 1) + ChannelWord.GENERATION])]
 
     def distribution(self, stage: Stage) -> Distribution:
         at = _HISTOGRAMS_AT + stage * _BUCKETS

@@ -14,7 +14,9 @@ from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
 from .admission import Admission
+from .backoff import Backoff
 from .config import Config
+from .deaths import CLEAR_S
 from .engine_process import EngineProcess, exit_reason
 from .engines import Engines
 from .intake_progress import IntakeProgress
@@ -28,12 +30,6 @@ from .stats import Counter
 from .tampering import Tampering
 
 log = logging.getLogger(__name__)
-
-#: A crash this long after the last one begins a new series: the first restart is at once again.
-_QUIET_S = 10.0
-#: So many engines that die of one client's requests without an answer to it between, and it has to go.
-_CRASHES_OF_A_CLIENT = 3
-_BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 
 
 class Supervisor:
@@ -57,6 +53,8 @@ class Supervisor:
         self.on_detach: Callable[[Lease], None] = lambda lease: None
         #: Called when the serving engine has died, before it is restarted.
         self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
+        #: Whether it is the model of this engine that has yet to show what it is worth, rather than its clients.
+        self.is_on_probation: Callable[[EngineProcess], bool] = lambda engine: False
         #: Called when any engine has ended.
         self.on_ended: Callable[[EngineProcess], None] = lambda engine: None
         #: Held by whoever changes which engine serves: a restart, an update, a rollback.
@@ -79,6 +77,8 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._crashed = asyncio.Event()
+        #: The engine that died last had a client's request in hand.
+        self._of_client = False
 
     # Life
 
@@ -203,16 +203,13 @@ class Supervisor:
         self.enter("updating" if self._updating else "ready")
 
     async def _keep_serving(self) -> None:
-        crashes, last_crash, crashed = 0, -_QUIET_S, self.served
+        backoff = Backoff()
         while True:
             await self._crashed.wait()
             self._crashed.clear()
             while self.engines.serving is None:
-                now = time.monotonic()
-                # Another model than the one that crashed last begins a series of its own.
-                crashes = crashes + 1 if now - last_crash < _QUIET_S and self.served == crashed else 0
-                last_crash, crashed = now, self.served
-                delay_s = _BACKOFF_S[min(crashes, len(_BACKOFF_S) - 1)]
+                delay_s = backoff.delay_s(self.served, time.monotonic(), of_client=self._of_client)
+                self._of_client = False  # that the next one cannot be started is no client's doing
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
                     await asyncio.sleep(delay_s)
@@ -235,16 +232,37 @@ class Supervisor:
 
     def _examine(self, engine: EngineProcess, status: int) -> None:
         """An engine has died: was it a client's doing?"""
+        self._of_client = False
+        if engine.ended_on_purpose or self.is_on_probation(engine):
+            return
         if self.config.transport == "named" and self._find_tampering():
+            self._of_client = True
             return
         assert engine.stats is not None
-        lease = self.leases.get(engine.stats.words[Counter.CHANNEL] - 1)
-        if lease is None:
+        found = (self.leases.of_generation(*channel) for channel in engine.stats.in_hand())
+        blamed = [lease for lease in found if lease is not None]
+        if not blamed:
             return
-        served, _, _ = engine.stats.channel(lease.channel)
-        lease.crashes = 1 if served else lease.crashes + 1
-        if lease.crashes >= _CRASHES_OF_A_CLIENT:
-            self.on_evict(lease, f"its requests crashed the engine {lease.crashes} times in a row")
+        self._of_client = True
+        now_s = time.monotonic()
+        self.leases.deaths.note([(lease.peer, lease.attached_ns / 1e9) for lease in blamed], now_s)
+        log.warning(
+            "engine %d ended with a request in hand of client %s, which runs alone and behind the others for %g s",
+            engine.pid,
+            " or ".join(f"{lease.channel} ({lease.peer})" for lease in blamed),
+            CLEAR_S,
+        )
+        for lease in blamed:
+            verdict = self.leases.deaths.verdict(lease.peer, now_s)
+            if verdict is None or not self.config.sent_away_s:
+                continue
+            attached = self.leases.get(lease.channel) is lease
+            if verdict.whole_user or not attached:
+                self.leases.offenders.note(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
+            if attached:
+                self.on_evict(lease, verdict.reason)
+        for lease in self.leases:
+            self.engines.channels.suspect(lease)
 
     def _find_tampering(self) -> bool:
         """Whether an engine had reason to die of what clients may write to; whoever shows is sent away."""

@@ -41,11 +41,15 @@ class Model(EchoModel):
 
     def __init__(self) -> None:
         self.order: list[str] = []
+        self.batches_of: list[int] = []
         self.asked: Callable[[str], None] = lambda who: None
 
     def infer(self, observations: list[Any]) -> list[Any]:
-        self.order.append(observations[0])
-        self.asked(observations[0])
+        who = [each if isinstance(each, str) else each["name"] for each in observations]
+        self.order += who
+        self.batches_of.append(len(who))
+        for each in who:
+            self.asked(each)
         return super().infer(observations)
 
 
@@ -53,9 +57,10 @@ class Model(EchoModel):
 class Engine:
     """The loop as the engine wires it, with a bell of either transport and clients that do as they are told."""
 
-    def __init__(self, transport: str) -> None:
+    def __init__(self, transport: str, max_batch: int = 1) -> None:
         self.stats = Stats(create_stats_memory())
         self.model = Model()
+        self.model.batches = max_batch > 1
         self.news: list[str] = []
         self._names: list[LaneNames] = []
         self._sealed: list[SealedLane] = []
@@ -71,7 +76,7 @@ class Engine:
             bell = PipeBells(control.fileno())
         self.bell = bell
         serving = PlainServing(
-            self.model, self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={}
+            self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
             bell, self.stats, serving, SpinBudget(1000), self._hear, lambda lane, why: pytest.fail(why)
@@ -151,11 +156,11 @@ class Client:
         self.channel = channel
         self._encoder = Encoder()
 
-    def publish(self) -> None:
+    def publish(self, observation: Any = None) -> None:
         requests = self.channel.requests
         number = number_of(requests.published()) + 1
         sequence = sequence_of(number, number % requests.slots)
-        encoded = self._encoder.encode(self.name, requests.memory(sequence))
+        encoded = self._encoder.encode(observation or self.name, requests.memory(sequence))
         requests.publish(tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0)))
 
     def ring(self, times: int = 1) -> None:
@@ -289,6 +294,91 @@ def test_who_waits_is_served_between_two_pieces_of_the_supervisor_s_news(engine:
 
     # It was found after the first one, and is not kept waiting for all of them.
     assert order == ["a channel", "another channel", "robot", "a third channel", "robot", "a fourth channel", "robot"]
+
+
+def test_a_client_that_brings_a_new_structure_each_time_has_a_small_part_of_the_time(engine: Engine) -> None:
+    robot, hostile = engine.client("robot"), engine.client("hostile")
+    structures = 0
+
+    def asked(who: str) -> None:
+        nonlocal structures
+        engine.loop.stopped = engine.model.order.count("robot") == 300
+        if who == "robot":
+            robot.publish()
+            robot.ring()
+        else:
+            structures += 1
+            hostile.publish({"name": "hostile", **{f"{structures} {leaf}": leaf for leaf in range(150)}})
+            hostile.ring()
+
+    engine.model.asked = asked
+    for each in (robot, hostile):
+        each.publish()
+        each.ring()
+    order = engine.run()
+
+    # Each takes twenty times as long to read as the robot's to answer; by turns there would be as many of them.
+    assert 0 < order.count("hostile") < 100, f"{order.count('hostile')} beside 300"
+
+    engine.loop.remove(0)
+    engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+    assert engine.run() == ["hostile"], "alone it need not wait"
+
+
+def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
+    engine = Engine("sealed", max_batch=4)
+    try:
+        suspect, first, second = (engine.client(name) for name in ("suspect", "first", "second"))
+        engine.loop.tenancies[0].suspect(left_s=3600, blamed=True)
+        for each in (suspect, first, second, suspect):
+            each.publish()
+            each.ring()
+
+        engine.model.asked = lambda who: setattr(engine.loop, "stopped", engine.model.order.count("suspect") == 2)
+
+        assert engine.run() == ["first", "second", "suspect", "suspect"]
+        assert engine.model.batches_of == [2, 1, 1]
+    finally:
+        engine.close()
+
+
+def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(engine: Engine) -> None:
+    killer, robot = engine.client("killer"), engine.client("robot")
+    killer.publish()
+    tenancy = engine.loop.tenancies[0]
+    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1  # as by an engine that died of it
+    tenancy.suspect(left_s=3600, blamed=True)
+    killer.publish()
+    killer.ring()
+
+    def asked(who: str) -> None:
+        engine.loop.stopped = who == "killer"
+        robot.publish()
+        robot.ring()
+
+    engine.model.asked = asked
+    robot.publish()
+    robot.ring()
+    order = engine.run()
+
+    assert order.count("killer") == 1, "the request after it is run"
+    assert engine.stats.words[Counter.LOST] == 1
+
+
+def test_a_request_that_an_engine_died_of_is_tried_again_once_nobody_else_asks(engine: Engine) -> None:
+    killer, robot = engine.client("killer"), engine.client("robot")
+    killer.publish()
+    tenancy = engine.loop.tenancies[0]
+    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1
+    tenancy.suspect(left_s=3600, blamed=True)
+    killer.ring()
+    robot.publish()
+    robot.ring()
+
+    engine.model.asked = lambda who: setattr(engine.loop, "stopped", who == "killer")
+
+    assert engine.run() == ["robot", "killer"]
+    assert engine.stats.words[Counter.LOST] == 0
 
 
 def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:

@@ -1,8 +1,9 @@
-"""Requests that kill the engine: who hears of it, and who has to go."""
+"""Requests that kill the engine: who hears of it, who pays for it, and who has to go."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,24 +11,24 @@ import pytest
 from shmserve.client import ClientSentAway, EngineLost
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
+from tests.robot_process import Robot
 
 
-def test_a_client_whose_requests_crash_the_engine_three_times_in_a_row_is_sent_away(
+def test_a_client_that_crashes_the_engine_three_times_is_sent_away_whatever_was_answered_between(
     start_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = start_daemon("stateful", config="sent_away_s = 4\n")
     # Who is sent away does not come back by itself: a retry would come after a quarter of an hour.
     with daemon.client(timeout=100) as other, daemon.client(timeout=5000, retry_delay=1000) as client:
         assert other.infer({"add": 1}) == {"total": 1}
-        with pytest.raises(EngineLost):
-            client.infer({"die": True})
-        assert client.infer({"add": 1}) == {"total": 1}, "its crashes are counted from the beginning"
         for _ in range(2):
             with pytest.raises(EngineLost):
                 client.infer({"die": True})
+            assert client.infer({"add": 1}) == {"total": 1}, "an answer does not begin the count again"
 
         with pytest.raises(
-            ClientSentAway, match="serves this process no more: its requests crashed the engine 3 times"
+            ClientSentAway,
+            match="serves this process no more: its requests crashed the engine 3 times within 10 minutes",
         ):
             client.infer({"die": True})
 
@@ -42,8 +43,47 @@ def test_a_client_whose_requests_crash_the_engine_three_times_in_a_row_is_sent_a
                 return False
 
         wait_until("it is let back in", served)
-    assert daemon.status()["engine"]["restarts"] == 4
-    assert "client 1 is sent away: its requests crashed the engine 3 times in a row" in daemon.log
+    assert daemon.status()["engine"]["restarts"] == 3
+    assert "client 1 is sent away: its requests crashed the engine 3 times" in daemon.log
+    assert "the engine is started again in" not in daemon.log, "the others wait for no client's doing"
+
+
+def test_a_robot_is_served_beside_another_process_that_kills_the_engine_with_every_other_request(
+    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
+) -> None:
+    daemon = start_daemon("obedient")
+    with daemon.client(timeout=100) as robot, ThreadPoolExecutor(1) as pool:
+        robot.infer({"do": "echo", "value": -1})
+        poisonous = pool.submit(start_robot("poisonous", daemon).finish)
+        served = 0
+        while not poisonous.done():
+            assert robot.infer({"do": "echo", "value": served}) == served
+            served += 1
+
+        # None is tried a second time: this robot would wait for one engine more.
+        assert poisonous.result() == ["EngineLost", "answered", "EngineLost", "answered", "ClientSentAway"]
+        assert daemon.status()["engine"]["restarts"] == 3
+        assert robot.infer({"do": "echo", "value": "still"}) == "still"
+    assert "the engine is started again in" not in daemon.log
+
+
+@pytest.mark.long
+def test_processes_that_kill_an_engine_one_after_the_other_are_sent_away_as_their_user(
+    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
+) -> None:
+    daemon = start_daemon("obedient")
+    with daemon.client(timeout=100) as robot, ThreadPoolExecutor(1) as pool:
+        endings = []
+        while "ClientSentAway" not in endings and len(endings) < 10:
+            ended = pool.submit(start_robot("poisonous", daemon, "once").finish)
+            while not ended.done():
+                assert robot.infer({"do": "echo", "value": 1}) == 1
+            endings += ended.result()
+
+        # The first came after nobody's death; the three after it did, as a program does that is started again.
+        assert endings == ["EngineLost", "answered"] * 3 + ["ClientSentAway"]
+        assert start_robot("poisonous", daemon, "once").finish() == ["ClientSentAway"]
+        assert robot.infer({"do": "echo", "value": "still"}) == "still", "it was there before"
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ from typing import Any
 from shmserve.channel import EngineChannel, Lane
 from shmserve.errors import ShmServeError
 
-from ..stats import Stats
+from ..stats import ChannelWord, Stats
 from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .tenancy import BrokenChannel, Tenancy
@@ -97,6 +97,7 @@ class Channels:
                 tenancy = self._tenancy(mapped, message)
                 mapped = None
                 loop.add(tenancy)
+            self._stats.words[self._stats.channel_index(number) + ChannelWord.GENERATION] = lane.identity.generation
             self._attached()
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor

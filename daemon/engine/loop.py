@@ -17,8 +17,8 @@ from ..stats import Counter, Stats
 from .bells import Bells
 from .mapped_channel import MappedChannel
 from .recording import RecordedServing
-from .schedule import next_of
-from .serving import Serving
+from .schedule import charge, next_of
+from .serving import Serving, Taken
 from .tenancy import BrokenChannel, Tenancy
 from .watched import Watched
 
@@ -38,6 +38,8 @@ _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 _ABOUT_NS = 2_000_000
 #: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
 _LOOKING_NS = 5_000
+#: A request that was in hand when an engine died is tried again once nobody else has asked for this long.
+_QUIET_NS = 500_000_000
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
 
@@ -71,6 +73,8 @@ class EngineLoop:
         self.let_go: Callable[[EngineChannel], None] = EngineChannel.close
         self._hot = Watched()
         self._waiting: list[Tenancy] = []
+        #: Those whose requests wait for a time rather than for their turn, and until when.
+        self._resting: dict[Tenancy, int] = {}
         self._scanned_ns = 0
         self._taken_ns = 0
         self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
@@ -130,6 +134,7 @@ class EngineLoop:
         for tenancy in self.tenancies.values():
             tenancy.waiting.clear()
         self._waiting.clear()
+        self._resting.clear()
         self._hot.keep([])
 
     def drain(self) -> int:
@@ -144,12 +149,13 @@ class EngineLoop:
         for tenancy in list(self.tenancies.values()):
             self._look(tenancy, now_ns)
         self._draining = True
+        self._end_rests(now_ns)
+        return sum(len(tenancy.waiting) + len(tenancy.held) for tenancy in self.tenancies.values())
 
     def run(self) -> None:
         """Serve until stopped."""
         words = self._words
         untaken = 0  # requests served since the tokens were last looked at
-        return sum(len(tenancy.waiting) + len(tenancy.held) for tenancy in self.tenancies.values())
         while not self.stopped:
             now_ns = time.monotonic_ns()
             words[_HEARTBEAT_NS] = now_ns
@@ -166,6 +172,8 @@ class EngineLoop:
                 if not self._more_control or not self.serving or self._draining or self.stopped:
                     continue
             self._look_at_hot(now_ns)
+            if self._resting:
+                self._end_rests(now_ns)
             if self._waiting:
                 self._serve_next()
                 # Off the path of the request just answered, which is what the client waits for.
@@ -214,6 +222,7 @@ class EngineLoop:
     def _forget(self, tenancy: Tenancy) -> None:
         self._everyone.remove(tenancy)
         self._hot.remove(tenancy)
+        self._resting.pop(tenancy, None)
         if tenancy in self._waiting:
             self._waiting.remove(tenancy)
 
@@ -275,21 +284,69 @@ class EngineLoop:
 
     def _serve_next(self) -> None:
         waiting = self._waiting
-        batch = []
+        batch: list[Taken] = []
+        began_ns = 0
         for _ in range(self._serving.max_batch):
-            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
+            tenancy = self._next()
+            if tenancy is None or (batch and (tenancy.behind_ns or batch[0][0].behind_ns)):
+                break  # nobody shares a batch with a client that is suspected
             batch.append((tenancy, tenancy.waiting.popleft()))
             if not tenancy.waiting:
                 waiting.remove(tenancy)
                 if not waiting:
                     break
-            tenancy.last_served_ns = time.monotonic_ns()
+            tenancy.last_served_ns = began_ns = time.monotonic_ns()
+        if not batch:
+            return
         self._serving.serve(batch)
         if waiting:
             # From the end of its turn: a client with one request out can send its next only now.
             now_ns = time.monotonic_ns()
+            # A request of a batch took its part of the time.
+            began_ns = now_ns - (now_ns - began_ns) // len(batch)
             for tenancy, _ in batch:
-                tenancy.last_served_ns = now_ns
+                charge(tenancy, began_ns, now_ns, others=len(waiting) - bool(tenancy.waiting))
+
+    def _next(self) -> Tenancy | None:
+        """The client whose turn it is; None if those that wait have to rest."""
+        waiting = self._waiting
+        while waiting:
+            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
+            if not (tenancy.overhead.until_ns or tenancy.behind_ns) or not self._rests(tenancy):
+                return tenancy
+            waiting.remove(tenancy)
+        return None
+
+    def _rests(self, tenancy: Tenancy) -> bool:
+        """Whether this client's request is to wait for the sake of the others that use the service now, and note it."""
+        now_ns = time.monotonic_ns()
+        suspect = tenancy.is_suspect(now_ns)
+        tenancy.may_try_again = True
+        if self._draining or not self._is_beside_others(tenancy):
+            return False
+        until_ns = tenancy.overhead.until_ns
+        if suspect and tenancy.blamed and tenancy.channel.replies.attempts(tenancy.waiting[0].sequence):
+            if not tenancy.quiet_since_ns:
+                tenancy.quiet_since_ns = now_ns
+                until_ns = max(until_ns, now_ns + _QUIET_NS)
+            else:
+                others = (each.active_ns for each in self._hot.tenancies if each is not tenancy)
+                tenancy.may_try_again = max(others) <= tenancy.quiet_since_ns
+        if until_ns <= now_ns:
+            tenancy.overhead.until_ns = 0
+            return False
+        self._resting[tenancy] = until_ns
+        return True
+
+    def _is_beside_others(self, tenancy: Tenancy) -> bool:
+        """Whether others have used the service within the last second."""
+        return len(self._hot) > (tenancy in self._hot)
+
+    def _end_rests(self, now_ns: int) -> None:
+        for tenancy, until_ns in list(self._resting.items()):
+            if until_ns <= now_ns or self._draining or not self._is_beside_others(tenancy):
+                del self._resting[tenancy]
+                self._waiting.append(tenancy)
 
     def _idle(self, began_ns: int) -> None:
         """Look for as long as news is likely soon, then sleep."""
@@ -303,10 +360,12 @@ class EngineLoop:
             return
         self._words[Counter.WAKES] += 1
         longest_ns = LONGEST_WAIT_NS if self._hot else _LONGEST_COLD_WAIT_NS
+        if self._resting:
+            longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
             self._rung = not self._bell.tells_who  # the token that ended the wait is gone
             self._budget.waited(time.monotonic_ns() - began_ns)
-        elif not self._waiting:
+        elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)
 
     def _spin(self, began_ns: int) -> bool:

@@ -52,6 +52,7 @@ from .leaving import leave
 from .loop import EngineLoop
 from .mapped_channel import MappedChannel
 from .models import load_model
+from .overhead import Overheads
 from .pipe_bells import PipeBells
 from .plain_serving import PlainServing
 from .rates import Rates
@@ -90,6 +91,7 @@ class Engine:
         self._loop: EngineLoop | None = None
         self._channels: Channels | None = None
         self._rates = Rates(None)
+        self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
         self._tape: TapeWriter | None = None
 
@@ -198,9 +200,9 @@ class Engine:
             # threads, nor take part in a gradient: those models that want it enter it themselves.
             with torch.no_grad():
                 self._loop.run()
+            self._control.send("drained")
         except DeviceLost as lost:
             log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
-            self._control.send("drained")
             logging.shutdown()
             os._exit(EXIT_STATUS)  # destructors would call the device
 
@@ -227,6 +229,9 @@ class Engine:
         match message["event"]:
             case "attach":
                 channels.attach(message)
+            case "suspect":
+                if (tenancy := loop.tenancies.get(message["channel"])) is not None:
+                    tenancy.suspect(message["left_s"], message["blamed"])
             case "rate":
                 self._rates.change(message["max_rate_per_user"])
                 for each in loop.tenancies.values():
@@ -271,6 +276,8 @@ class Engine:
             trusted=message["trusted"],
             uid=message["uid"],
             rate=self._rates.of(message["uid"]),
+            overhead=self._overheads.of(message["uid"]),
+            suspicion=message.get("suspicion"),
             tensors_on=self._tensors_on,
             serial=self._serial,
             carried=message["carried"],

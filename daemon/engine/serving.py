@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shmserve.errors import NumbersRefused, RequestRejected
@@ -41,6 +41,7 @@ _OK, _INFER = int(Status.OK), int(Kind.INFER)
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
 _STAGED_AHEAD = int(Counter.STAGED_AHEAD)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
+_IN_HAND = int(ChannelWord.IN_HAND)
 
 Taken = tuple[Tenancy, RequestHead]
 
@@ -48,7 +49,18 @@ Taken = tuple[Tenancy, RequestHead]
 class Row:
     """One request of a batch, staged."""
 
-    __slots__ = ("clamped", "head", "in_place", "observation", "queued_ns", "schema", "staged_ns", "staging", "tenancy")
+    __slots__ = (
+        "clamped",
+        "head",
+        "in_place",
+        "is_new",
+        "observation",
+        "queued_ns",
+        "schema",
+        "staged_ns",
+        "staging",
+        "tenancy",
+    )
 
     def __init__(
         self,
@@ -70,6 +82,8 @@ class Row:
         self.queued_ns = queued_ns
         self.staged_ns = staged_ns
         self.clamped = False
+        #: Its structure was read for it, which is charged to its client; so is what its reply takes.
+        self.is_new = False
 
 
 class Serving:
@@ -129,6 +143,8 @@ class Serving:
             self._infer(rows)
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
+        if len(batch) > 1:
+            self._note_answered(tenancy for tenancy, _ in batch)
         for taken in alone:
             self.serve([taken])
 
@@ -147,7 +163,7 @@ class Serving:
         ) and self._refused(tenancy, head, taken_ns, queued_ns):
             return None
         attempts = channel.replies.take(head.sequence)
-        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(head):
+        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(tenancy, head):
             error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
             self._finish(tenancy, head, Status.ENGINE_LOST, error, 0, queued_ns)
             return None
@@ -157,6 +173,7 @@ class Serving:
         slot = channel.requests.memories[slot_of(head.sequence)]
         staging = tenancy.staging(index)
         in_place = self._in_place
+        is_new = False
         try:
             pickled = head.flags & Flag.PICKLED != 0
             if pickled and not tenancy.trusted:
@@ -164,6 +181,7 @@ class Serving:
             schemas = tenancy.schemas
             schema = schemas.known.get(head.schema)
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
+                is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
             if self._plain and not index and not pickled:
@@ -172,11 +190,11 @@ class Serving:
                 self._words[_STAGED_AHEAD] += 1
                 staging.ahead_bytes = 0
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, queued_ns)
+            self._reject(tenancy, head, error, queued_ns, taken_ns)
             return None
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, queued_ns)
+            self._reject(tenancy, head, error, queued_ns, taken_ns)
             return None
         clamped = False
         if self._observations is not None:
@@ -184,14 +202,18 @@ class Serving:
                 observation, clamped = self._observations.hold(observation)
             except NumbersRefused as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
-                self._reject(tenancy, head, error, queued_ns)
+                self._reject(tenancy, head, error, queued_ns, taken_ns)
                 return None
             except BaseException as error:  # noqa: BLE001  as above: an object may be asked for its entries
-                self._reject(tenancy, head, error, queued_ns)
+                self._reject(tenancy, head, error, queued_ns, taken_ns)
                 return None
-        staged_ns = time.monotonic_ns() - taken_ns
+        now_ns = time.monotonic_ns()
+        staged_ns = now_ns - taken_ns
+        if is_new:
+            tenancy.overhead.add(staged_ns, now_ns)
         row = Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
         row.clamped = clamped
+        row.is_new = is_new
         return row
 
     def _refused(self, tenancy: Tenancy, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
@@ -218,7 +240,9 @@ class Serving:
             return Status.REJECTED
         return None
 
-    def _attempts_allowed(self, head: RequestHead) -> int:
+    def _attempts_allowed(self, tenancy: Tenancy, head: RequestHead) -> int:
+        if not tenancy.may_try_again:
+            return 1  # an engine died of it alone, and others would wait for the next one
         if self._stateful and head.kind == Kind.INFER and not head.flags & Flag.REPEATABLE:
             return 1
         return 2
@@ -252,7 +276,7 @@ class Serving:
             if len(rows) == 1:
                 observations = [rows[0].observation]
             else:
-                self._words[_CHANNEL] = SEVERAL
+                self._note_in_hand([row.tenancy for row in rows])
                 observations = [row.observation for row in rows]
             if self._per_client is None:
                 results = self._model.infer(observations)
@@ -268,6 +292,16 @@ class Serving:
         self._words[_BATCHES] += 1
         for index, row in enumerate(rows):
             self._reply(row, results, index, infer_ns)
+
+    def _note_in_hand(self, clients: Iterable[Tenancy]) -> None:
+        """Whom to ask if the engine dies of a batch of theirs; `_note_answered` ends it."""
+        for tenancy in clients:
+            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 1
+        self._words[_CHANNEL] = SEVERAL
+
+    def _note_answered(self, clients: Iterable[Tenancy]) -> None:
+        for tenancy in clients:
+            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 0
 
     def _failed(self, rows: list[Row], error: BaseException, began_ns: int) -> None:
         """The model raised."""
@@ -293,7 +327,9 @@ class Serving:
             if row.clamped or self._actions is not None:
                 result, held = self._held(result, clamped=row.clamped)
                 flags |= held
-            self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
+            copied_ns = self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
+            if row.is_new:
+                row.tenancy.overhead.add(copied_ns, time.monotonic_ns())
         except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
         result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
@@ -319,8 +355,14 @@ class Serving:
         if not row.in_place:
             row.staging.give_back(row.schema)
 
-    def _reject(self, tenancy: Tenancy, head: RequestHead, error: BaseException, queued_ns: int) -> None:
+    def _reject(
+        self, tenancy: Tenancy, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
+    ) -> None:
+        """Refuse a request; the time since `began_ns`, or that of the refusal, is charged to its client."""
+        began_ns = began_ns or time.monotonic_ns()
         self._finish(tenancy, head, Status.REJECTED, told(error), 0, queued_ns)
+        now_ns = time.monotonic_ns()
+        tenancy.overhead.add(now_ns - began_ns, now_ns)
 
     def _fail(
         self,
@@ -331,9 +373,12 @@ class Serving:
         staged_ns: int,
         infer_ns: int,
     ) -> None:
+        failed_ns = time.monotonic_ns()
         log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
         _forget_traceback(error)
         self._finish(tenancy, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
+        now_ns = time.monotonic_ns()
+        tenancy.overhead.add(now_ns - failed_ns, now_ns)
 
     def _finish(
         self,
@@ -345,8 +390,11 @@ class Serving:
         queued_ns: int,
         staged_ns: int = 0,
         infer_ns: int = 0,
-    ) -> None:
-        """Answer with a result, or with an error as (type, text), and count it; the client waits for the first alone."""
+    ) -> int:
+        """Answer with a result, or with an error as (type, text), and count it; the client waits for the first alone.
+
+        Returns how long encoding took (ns).
+        """
         if self._stateful:
             flags |= Flag.STATEFUL
         copied_ns = tenancy.answer(head.sequence, status, tree, flags, self._version, (queued_ns, staged_ns, infer_ns))
@@ -362,6 +410,7 @@ class Serving:
         else:
             words[line + ChannelWord.ERRORS] += 1
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
+        return copied_ns
 
 
 def _forget_traceback(error: BaseException) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from shmserve.schema import Array, Schema
 from ..stats import ChannelWord, Counter, Stats
 from .failure_text import PolicyRaised, told
 from .mapped_channel import MappedChannel
+from .overhead import Overhead
 from .rates import Rate
+from .schedule import BEHIND_NS
 from .staging import Staging
 
 
@@ -39,6 +41,8 @@ class Tenancy:
         trusted: bool,
         uid: int,
         rate: Rate | None,
+        overhead: Overhead | None = None,
+        suspicion: Mapping[str, Any] | None = None,
         tensors_on: torch.device | None,
         serial: int,
         carried: Sequence[int],
@@ -60,8 +64,19 @@ class Tenancy:
         self.encoder = Encoder(
             first_schema=(serial << 32) + 1, allow_pickle=trusted, tensors_as_arrays=True, name="action"
         )
+        #: Of the engine's time beside the model: what new structures, refused and failed requests of this client took.
+        self.overhead = overhead if overhead is not None else Overhead()
         self.waiting: deque[RequestHead] = deque()
+        #: When its last turn ended, and later by what the others are owed for it (schedule.py).
         self.last_served_ns = 0
+        #: Not 0 while an engine's death is held against this client: it runs alone, and behind the others.
+        self.behind_ns = 0
+        self._suspect_until_ns = 0
+        #: One such death was its own: a request that was tried is tried again only if nobody else pays for it.
+        self.blamed = False
+        self.may_try_again = True
+        #: Since when such a request waits for the others to be quiet.
+        self.quiet_since_ns = 0
         self.active_ns = 0
         self._tensors_on = tensors_on
         self._staging: list[Staging] = []
@@ -76,6 +91,20 @@ class Tenancy:
         self.intake = self._new_intake()
         self.plain_schema: Schema | None = None
         self.plain_views: list[Array] = []
+        if suspicion is not None:
+            self.suspect(**suspicion)
+
+    def suspect(self, left_s: float, blamed: bool) -> None:
+        """Run its requests alone and behind the others' for this long."""
+        self.behind_ns = BEHIND_NS
+        self._suspect_until_ns = time.monotonic_ns() + int(left_s * 1e9)
+        self.blamed = blamed
+
+    def is_suspect(self, now_ns: int) -> bool:
+        """Whether it still is; from then on it is a client as any other."""
+        if self.behind_ns and now_ns >= self._suspect_until_ns:
+            self.behind_ns, self.blamed = 0, False
+        return self.behind_ns > 0
 
     def _new_intake(self) -> steps.Intake | None:
         """What takes plain requests in one step; None where that was not built, or is not for this client or device."""

@@ -13,7 +13,6 @@ from typing import Any
 from ...stats import Counter
 from ..loop import EngineLoop
 from ..mapped_channel import MappedChannel
-from ..schedule import next_of
 from ..tenancy import BrokenChannel, Tenancy
 from .errors import raise_if_lost
 from .interface import Device
@@ -99,10 +98,12 @@ class DeviceLoop(GuardedLoop):
             self._fill(ahead=False)
             while serving.staged:
                 # Once a batch and not while the device works: a device that hangs must be seen to hang.
-                words[Counter.HEARTBEAT_NS] = time.monotonic_ns()
+                words[Counter.HEARTBEAT_NS] = now_ns = time.monotonic_ns()
+                if self._resting:
+                    self._end_rests(now_ns)
                 if serving.launch():
                     serving.wait(self._look_meanwhile, self._sleep)
-                    serving.finish()
+                    serving.finish(self._waiting)
                 batches += 1
                 if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.tokens() > 0):
                     self._take_tokens(time.monotonic_ns())
@@ -123,7 +124,9 @@ class DeviceLoop(GuardedLoop):
         """Stage those whose turn it is, until the batch is full."""
         serving = self._device_serving
         while self._waiting:
-            tenancy = next_of(self._waiting)
+            tenancy = self._next()
+            if tenancy is None or (ahead and tenancy.behind_ns):
+                return  # a suspected client's is staged when nothing else is
             head = tenancy.waiting[0]
             if not serving.admits(head, tenancy):
                 return
@@ -142,7 +145,8 @@ class DeviceLoop(GuardedLoop):
         if not self._listens():
             return
         self._look_at_hot(time.monotonic_ns())
-        if self._waiting and self._listens():
+        # Nobody's is touched beside a request that may end the engine.
+        if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged
             self._fill(ahead=True)
             if self._device_serving.staged > staged:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from shmserve.errors import NumbersRefused, RequestRejected
@@ -22,10 +22,11 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ...number_checks import NumberCheck
-from ...stats import SEVERAL, Counter, Stats
+from ...stats import Counter, Stats
 from ..checked_numbers import CheckedNumbers
 from ..failure_text import logged
 from ..models.model import Model
+from ..schedule import charge
 from ..serving import Serving, Taken
 from ..staging import Staging
 from ..tenancy import Tenancy
@@ -121,7 +122,14 @@ class DeviceServing(Serving):
         # Whoever was being run when an engine died runs alone: only one of them is to blame.
         if len(rows) >= self.max_batch or rows[0].retried or tenancy.channel.replies.attempts(head.sequence):
             return False
+        if rows[0].tenancy.behind_ns or tenancy.behind_ns:
+            return False
         return self._arena.has_room(head.payload_bytes)
+
+    @property
+    def flies_suspect(self) -> bool:
+        """Whether a request is on the device of a client that is suspected of killing engines."""
+        return any(row.tenancy.behind_ns for row in self._flying)
 
     def flies(self, tenancy: Tenancy) -> bool:
         """Whether a request of this client is on the device."""
@@ -173,6 +181,8 @@ class DeviceServing(Serving):
 
     def _observe(self, row: _Row) -> bool:
         tenancy, head = row.tenancy, row.head
+        began_ns = time.monotonic_ns()
+        is_new = head.schema not in tenancy.schemas.known
         slot = tenancy.channel.requests.memory(head.sequence)
         pickled = bool(head.flags & Flag.PICKLED)
         try:
@@ -188,7 +198,7 @@ class DeviceServing(Serving):
             else:
                 row.observation = self._placed(row, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, row.queued_ns)
+            self._reject(tenancy, head, error, row.queued_ns, began_ns)
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             if isinstance(error, RuntimeError):  # as all errors of a device are
@@ -198,8 +208,11 @@ class DeviceServing(Serving):
                 self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
                 return False
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, row.queued_ns)
+            self._reject(tenancy, head, error, row.queued_ns, began_ns)
             return False
+        if is_new:
+            now_ns = time.monotonic_ns()
+            tenancy.overhead.add(now_ns - began_ns, now_ns)
         return True
 
     def _placed(self, row: _Row, schema: Schema, payload: Any) -> Any:
@@ -230,7 +243,10 @@ class DeviceServing(Serving):
         if not rows:
             arena.done()
             return False
-        self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1 if len(rows) == 1 else SEVERAL
+        if len(rows) == 1:
+            self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1
+        else:
+            self._note_in_hand(row.tenancy for row in rows)
         self._flying, self._flown = rows, arena
         self._filling ^= 1
         self._launched_ns = time.monotonic_ns()
@@ -292,7 +308,7 @@ class DeviceServing(Serving):
     def _may_run(self, row: _Row, now_ns: int) -> bool:
         if row.ahead and self._is_too_late(row, now_ns):
             return False
-        if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.head):
+        if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.tenancy, row.head):
             return True
         self._arena.arrived()
         error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
@@ -311,8 +327,8 @@ class DeviceServing(Serving):
         except RuntimeError as error:
             self._failure = self._failure or error
 
-    def finish(self) -> None:
-        """Answer what was launched. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
+    def finish(self, waiting: Collection[Tenancy] = ()) -> None:
+        """Answer what was launched, while these wait for their turn. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
         rows, self._flying = self._flying, []
         failure, self._failure = self._failure, None
         ended_ns = time.monotonic_ns()
@@ -324,9 +340,11 @@ class DeviceServing(Serving):
             self._answer(rows, self._results_of, infer_ns)
         del failure
         self._results_of = []
+        self._note_answered(row.tenancy for row in rows)
         for row in rows:
-            # From the end of its turn: a client with one request out can send its next only now.
-            row.tenancy.last_served_ns = ended_ns
+            # From the end of its turn: a client with one request out can send its next only now. Its part of the time.
+            others = len(waiting) - (row.tenancy in waiting)
+            charge(row.tenancy, ended_ns - infer_ns // len(rows), ended_ns, others=others)
         rows.clear()
         self._flown.done()
         self._words[Counter.CHANNEL] = 0
