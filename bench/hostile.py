@@ -22,7 +22,7 @@ from shmserve.daemon.engine.short_turns import ask_for_short_turns
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "tests" / "policies" / "obedient" / "policy.py"
-ATTACKS = ("burn", "mutate", "cut_off", "ring", "pass_descriptors", "crowd", "babble", "resize", "flood")
+ATTACKS = ("burn", "mutate", "cut_off", "ring", "pass_descriptors", "crowd", "babble", "resize", "flood", "churn")
 UID = 61_234
 PERIOD_S = 0.02
 SERVICE_S = 0.002

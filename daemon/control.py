@@ -16,7 +16,7 @@ pause                                         paused    nothing of the engine's 
                                               gpu       what status shows of the GPU, after a change
 drain   (answers what was published)          draining  waiting
                                               drained   (and exits)
-stop                                          drained   (and exits)
+stop                                          (exits)
 """
 
 from __future__ import annotations

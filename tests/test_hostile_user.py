@@ -16,7 +16,7 @@ from tests.daemon_process import Daemon, wait_until
 from tests.stranger_process import UID, Stranger, let_in, needs_root
 
 SECONDS = float(os.environ.get("SHMSERVE_HOSTILE_SECONDS", "1"))
-ATTACKS = ("mutate", "cut_off", "ring", "pass_descriptors", "crowd", "babble", "resize", "flood")
+ATTACKS = ("mutate", "cut_off", "ring", "pass_descriptors", "crowd", "babble", "resize", "flood", "churn")
 _CONFIG = f"""
 allow_uids = [{UID}]
 max_clients = 16

@@ -94,6 +94,7 @@ class Engine:
         self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
         self._tape: TapeWriter | None = None
+        self._drains = False
 
     def load(self) -> bool:
         """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
@@ -200,7 +201,8 @@ class Engine:
             # threads, nor take part in a gradient: those models that want it enter it themselves.
             with torch.no_grad():
                 self._loop.run()
-            self._control.send("drained")
+            if self._drains:
+                self._control.send("drained")
         except DeviceLost as lost:
             log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
             logging.shutdown()
@@ -259,6 +261,7 @@ class Engine:
             case "record_end":
                 self._end_recording(loop)
             case "drain":
+                self._drains = True
                 self._control.send("draining", waiting=loop.drain())
             case "stop":
                 loop.stopped = True

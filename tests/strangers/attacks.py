@@ -24,8 +24,10 @@ from shmserve.client.attachment import Attachment, Wanted
 from shmserve.codec import Encoder
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.layout import sequence_of
+from shmserve.metadata import Leaf, dump
 from shmserve.protocol import WIRE_VERSION, Kind
 from shmserve.ring import RequestHead
+from shmserve.schema import Schema
 from shmserve.varlink import VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 from tests.stranger_process import UID, become
@@ -279,6 +281,42 @@ def flood(target: Target) -> str:
                 answered += 1
             out.append(client.submit({"do": "echo", "value": answered}))
     return f"{answered} answers"
+
+
+def churn(target: Target) -> str:
+    """Publish requests of ever new structures, as large as the metadata of a slot allows, one after the other."""
+    attachment = target.attach()
+    requests = attachment.channel.requests
+    geometry = requests.segment.geometry
+    leaves = 16
+    while True:
+        found = dump([Leaf("array", "|u1", ()) for _ in range(2 * leaves)])
+        if len(found) > geometry.metadata_bytes or leaves > 1000:
+            break
+        leaves *= 2
+    metadata = dump([Leaf("array", "|u1", ()) for _ in range(leaves)])
+    payload_bytes = Schema([Leaf("array", "|u1", ()) for _ in range(leaves)], b"").payload_bytes
+    number = 0
+    while target.goes_on() and not attachment.lost():
+        number += 1
+        slot = number % geometry.slots
+        sequence = sequence_of(number, slot)
+        requests.memory(sequence).metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
+        lengths = (1000 + number, len(metadata), payload_bytes)
+        requests.publish(
+            tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *lengths, cancelled=0))
+        )
+        attachment.channel.request_bell.ring()
+        # Its slots are to be answered before they are used again, or it would be sent away.
+        oldest = number - geometry.slots + 1
+        while oldest > 0 and target.goes_on() and not attachment.lost():
+            if attachment.channel.replies.answered(sequence_of(oldest, oldest % geometry.slots)):
+                break
+            time.sleep(0.0002)
+    lost = attachment.lost()
+    attachment.close()
+    assert not lost, "it kept to the protocol and was sent away"
+    return f"{number} structures of {leaves} leaves"
 
 
 def burn(target: Target) -> str:
