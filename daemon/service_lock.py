@@ -25,6 +25,8 @@ class ServiceLock:
 
         Raises AlreadyRunning naming the other daemon, or OSError.
         """
+        if self._directory.parent.exists():
+            check_unchangeable(self._directory.parent)  # before anything is made where it may lead
         make_directories(self._directory)
         found = self._directory.stat()
         if found.st_uid != os.getuid():

@@ -6,9 +6,13 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from shmserve.daemon.service_lock import ServiceLock
+from shmserve.daemon.store.directory import StoreDirectory
+from shmserve.daemon.store.errors import StoreUnavailable
 from tests.daemon_process import Daemon, wait_until
 from tests.stranger_process import UID, Stranger, let_in, needs_root
 
@@ -211,3 +215,20 @@ def test_a_state_directory_that_others_may_write_to_is_refused(make_daemon: Call
     assert daemon.run_to_end() == 1
 
     assert "has mode 0777: others could replace what this daemon keeps in it" in daemon.log
+
+
+@needs_root
+def test_a_directory_or_a_link_of_a_stranger_is_refused_before_anything_is_made_there(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    for path in (tmp_path / "theirs", tmp_path / "link"):
+        os.chown(path, UID, UID, follow_symlinks=False)
+
+        with pytest.raises(PermissionError, match=f"{path} belongs to uid {UID}"):
+            ServiceLock(path / "t").acquire(0o700)
+        assert not (path / "t").exists()
+        with pytest.raises(StoreUnavailable, match=f"{path} belongs to uid {UID}"):
+            StoreDirectory(path / "t" / "models", print).acquire()
+
+        assert not (path / "t" / "models" / "lock").exists()

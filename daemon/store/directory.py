@@ -61,6 +61,12 @@ class StoreDirectory:
             check_unchangeable(self.path.parent)
         except PermissionError as error:
             raise StoreUnavailable(str(error)) from error
+        above = self.path.parent.parent.lstat()
+        if above.st_uid not in (0, os.getuid()):  # who owns it can rename the directory that was just looked at
+            raise StoreUnavailable(
+                f"{self.path.parent.parent} belongs to uid {above.st_uid}, this daemon runs as {os.getuid()}: "
+                "choose another --state-dir"
+            )
         for directory in (self.path, self._versions):
             found = directory.stat()
             if found.st_uid != os.getuid():
