@@ -41,6 +41,7 @@ _MODEL: dict[str, type] = {
     "stateful": bool,
     "deterministic": bool,
     "grad": bool,
+    "sampling": bool,
     "cuda_graph": bool,
     "device_bytes": int,
 }

@@ -51,6 +51,7 @@ class ModelPackage:
     read_in_place: bool = False  # the policy never keeps nor changes an observation: on the CPU it may read the slot
     stateful: bool = False  # running a request twice is not the same as running it once
     deterministic: bool = False
+    sampling: bool = False  # actions are drawn: the same observation gives another one each time
     grad: bool = True  # under torch.no_grad, where gradients can be asked for; else in inference mode
     cuda_graph: bool = False  # on CUDA: recorded once, launched as a whole
     device_bytes: int | None = None  # what it needs of the device at most; None: estimated

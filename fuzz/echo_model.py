@@ -10,6 +10,7 @@ class EchoModel:
 
     batches = False
     takes_numpy = False
+    resets = False
 
     def infer(self, observations: list[Any]) -> list[Any]:
         return list(observations)

@@ -141,6 +141,7 @@ def test_memory_that_the_kernel_would_give_up_is_free() -> None:
 class _Raises:
     batches = False
     takes_numpy = True
+    resets = False
 
     def __init__(self, error: Exception) -> None:
         self._error = error

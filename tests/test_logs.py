@@ -231,6 +231,8 @@ def test_however_a_policy_sets_logging_up_the_traceback_is_in_the_daemons_log(
 ) -> None:
     daemon = start_daemon("silencing")
     with daemon.client() as client:
+        for _ in range(3):
+            client.reset()
         for way in _WAYS:
             with pytest.raises(InferenceFailed, match=f"after {way}.*in the daemon's log"):
                 client.infer({"way": way})
@@ -244,6 +246,7 @@ def test_however_a_policy_sets_logging_up_the_traceback_is_in_the_daemons_log(
                 lines[begins : place + 1]
             )
     assert "the policy's own line" in daemon.log
+    assert daemon.log.count("asked for a reset, which changes nothing: the model has no reset") == 1
     assert daemon.status()["engine"]["restarts"] == 0
 
 

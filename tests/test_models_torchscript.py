@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from shmserve.daemon.engine.failure_text import logged, told
 from shmserve.daemon.engine.warmup import warm_up
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.packages import networks
@@ -17,6 +18,7 @@ from tests.packages.networks import IMAGE_SHAPE, seeded
 from tests.packages.saving import CPU, loaded, package
 
 IN_ROWS = "[model]\nbatch_dim = true\nmax_batch = 8\n"
+STATEFUL = "[model]\nstateful = true\n"
 EXAMPLE = '[warmup]\nexample = "example.npz"\n'
 IMAGE, STATE = np.full(IMAGE_SHAPE, 200, np.uint8), np.array([0.25, 0.5], np.float32)
 
@@ -104,7 +106,7 @@ def test_the_wrong_number_of_inputs_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_argument_with_a_default_may_be_left_out(tmp_path: Path) -> None:
-    model, _ = loaded(package(tmp_path, "model.pt", "resettable"))
+    model, _ = loaded(package(tmp_path, "model.pt", "resettable", STATEFUL))
     state = torch.tensor([1.0, 2.0])
 
     assert model.infer([{"state": state}])[0]["action"].tolist() == [3.0, 5.0]  # gain 2, first call
@@ -137,6 +139,62 @@ def test_an_exported_reset_is_called(tmp_path: Path) -> None:
 
     assert calls == [1.0, 2.0]
     assert model.infer([{"state": state}])[0]["action"][0].item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("resettable", "calls"), ("accumulating", "total"), ("listing", r"inner\.seen"), ("counted", "mean, var")],
+)
+def test_a_module_that_keeps_something_and_does_not_say_so_is_refused(tmp_path: Path, name: str, kept: str) -> None:
+    directory = package(tmp_path, "model.pt", name, EXAMPLE, state=STATE)
+
+    with pytest.raises(ModelPackageError, match=rf"keeps something .*\({kept}\).*stateful = true"):
+        loaded(directory)
+
+
+@pytest.mark.parametrize("name", ["drawn", "normalised", "doubled"])
+def test_a_module_that_keeps_nothing_is_served(tmp_path: Path, name: str) -> None:
+    model, found = loaded(package(tmp_path, "model.pt", name, EXAMPLE, state=STATE))
+
+    assert warm_up(model, CPU, found).infer_ms is not None
+    assert not model.resets
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ["accumulating", "listing", "counted", "resettable"])
+def test_state_that_is_declared_is_as_in_the_file_after_the_warm_up_and_after_a_reset(
+    tmp_path: Path, name: str
+) -> None:
+    directory = package(tmp_path, "model.pt", name, STATEFUL + EXAMPLE, state=STATE)
+    model, found = loaded(directory)
+    fresh = torch.jit.load(directory / "model.pt").eval()
+    wanted = [fresh(torch.from_numpy(STATE)).tolist() for _ in range(3)]
+
+    warm_up(model, CPU, found)
+    rounds = []
+    for _ in range(2):
+        rounds.append([model.infer([{"state": torch.from_numpy(STATE)}])[0]["action"].tolist() for _ in range(3)])
+        model.reset(3)
+
+    assert rounds == [wanted, wanted] and model.resets
+    assert name == "counted" or wanted[0] != wanted[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ([1.0], "builtins.ValueError: Input audio chunk is too short"),
+        ([1.0, 2.0], "RuntimeError: inconsistent tensor size"),
+    ],
+)
+def test_what_a_module_raises_is_told_by_its_cause(tmp_path: Path, state: list[float], cause: str) -> None:
+    model, _ = loaded(package(tmp_path, "model.pt", "failing"))
+
+    with pytest.raises(Exception, match="TorchScript interpreter") as raised:
+        model.infer([{"state": torch.tensor(state)}])
+
+    assert told(raised.value)[1].startswith(cause), told(raised.value)
+    assert f"\n    | {cause}" in logged(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from shmserve.daemon.engine.judgement import deviations, not_finite
 from shmserve.daemon.engine.recorded import read_recorded
 from shmserve.daemon.engine.warmup import warm_up
-from shmserve.errors import ModelPackageError
+from shmserve.errors import ModelPackageError, UnsupportedType
 from tests.packages.saving import CPU, loaded, package
 
 EXAMPLE = '[warmup]\nexample = "example.npz"\n'
@@ -198,3 +199,65 @@ def test_nested_entries_are_compared_by_their_names_in_a_contract() -> None:
     )
     (wrong,) = deviations(action, {"poses[0]": np.ones(1, np.float32)}, atol=0.5, rtol=0)
     assert wrong.startswith("poses[0]: 1 of 1 values differ, by 1 at most")
+
+
+_UNLIKE = """
+import itertools, random
+import numpy as np
+import torch
+class Policy:
+    def __init__(self, path, device):
+        self.calls = itertools.count()
+        self.dropout = torch.nn.Dropout()
+        self.action = torch.zeros(4)
+    def example_observation(self): return {"state": np.ones(64, np.float32)}
+    def infer(self, o): return {"same": 1.0, "pose": %s}
+    def reset(self, client_id): self.calls = itertools.count()
+"""
+
+
+@pytest.mark.parametrize(
+    ("pose", "says"),
+    [
+        ("next(self.calls)", "keeps something from one request for the next"),
+        ("self.action.add_(1)", "keeps something"),  # the same memory each time
+        ("str(next(self.calls))", "keeps something"),
+        ("self.dropout(o['state'])", "draws random numbers. If that is meant (sampled noise), say sampling = true"),
+        ("torch.randn(4)", "draws random numbers"),
+        ("np.random.rand(4)", "draws random numbers"),
+        ("random.random()", "draws random numbers"),
+    ],
+)
+def test_a_class_whose_actions_for_one_example_differ_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pose: str, says: str
+) -> None:
+    (tmp_path / "policy.py").write_text(_UNLIKE % pose)
+    before = torch.random.get_rng_state()
+
+    warmed(tmp_path)
+
+    (record,) = caplog.records
+    assert "gives different actions (pose: " in record.getMessage() and says in record.getMessage()
+    assert "drop" in pose or "torch" in pose or torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("pose", "declared"),
+    [
+        ("next(self.calls)", "stateful = true"),
+        ("torch.randn(4)", "sampling = true"),
+        ("float('nan')", "[warmup]\nallow_nonfinite = true"),
+        ("object", ""),
+        ("o['state'] * 2", ""),
+    ],
+)
+def test_of_a_class_that_says_so_or_answers_alike_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pose: str, declared: str
+) -> None:
+    (tmp_path / "policy.py").write_text(_UNLIKE % pose)
+    (tmp_path / "model.toml").write_text(f"[model]\n{declared}\n")
+
+    with contextlib.suppress(UnsupportedType):  # only now: an action that cannot be carried
+        warmed(tmp_path)
+
+    assert not caplog.records

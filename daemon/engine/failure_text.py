@@ -82,8 +82,10 @@ def text_of(error: BaseException) -> str:
     if not text.startswith(_SCRIPT):
         return text
     lines = text.rstrip().split("\n")
-    behind = max((place for place, line in enumerate(lines) if line.endswith(_SCRIPT_STEP)), default=len(lines)) + 1
-    return "\n".join(lines[behind:]).strip() or lines[-1].strip()
+    last = max((place for place, line in enumerate(lines) if line.endswith(_SCRIPT_STEP)), default=len(lines))
+    # Further lines of the source, which are indented, come before the cause.
+    behind = next((place for place in range(last + 1, len(lines)) if not lines[place].startswith(" ")), -1)
+    return "\n".join(lines[behind:]).strip()
 
 
 def _raised(error: BaseException) -> BaseException:

@@ -111,6 +111,8 @@ class Serving:
         #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
         self._observations = CheckedNumbers("observation", checks["observation"]) if "observation" in checks else None
         self._actions = CheckedNumbers("action", checks["action"]) if "action" in checks else None
+        #: Whether it was said that a reset reaches nothing of the model.
+        self._told_of_reset = False
         #: Whether there is a short way for plain requests (plain_serving.py).
         self._plain = False
         #: Requests that one call of the model takes at most.
@@ -256,6 +258,15 @@ class Serving:
         except BaseException as error:  # noqa: BLE001  the model's own code
             self._fail(tenancy, head, error, queued_ns, 0, 0)
             return
+        if not self._model.resets and not self._told_of_reset:
+            self._told_of_reset = True
+            keeps = "although it is stateful" if self._stateful else "and does not say that it keeps anything"
+            log.log(
+                logging.WARNING if self._stateful else logging.INFO,
+                "client %d asked for a reset, which changes nothing: the model has no reset, %s",
+                tenancy.number,
+                keeps,
+            )
         self._words[Counter.RESETS] += 1
         self._finish(tenancy, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ from .checked_numbers import CheckedNumbers
 from .judgement import deviations, not_finite
 from .models.model import Model, PerClient
 from .recorded import read_recorded
+from .repeated import Leaves, leaves_of, unlike, warning
 from .staging import Staging, aligned_bytes
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
     staging = staging or HostStaging(None if model.takes_numpy else device)
     slot = _slot_with(example, schema)
     action: Any = None
+    answers: list[Leaves] = []
     infer_ns = 0
     for number in range(_ROUNDS):
         _forget(model, package)
@@ -98,6 +102,15 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
         if number == 0:
             _judge(action, package)
             _check_numbers(example, action, package)
+        with contextlib.suppress(Exception):  # of types that cannot be copied nothing is said
+            answers.append(leaves_of(action))
+
+    def again() -> Leaves:
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        return leaves_of(staging.settle(model.infer([observation])[0]))
+
+    if not package.stateful and not package.sampling and not isinstance(model, PerClient):
+        _warn_of_state(answers, again, package)
     contract = contract_of(example, action)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
@@ -118,6 +131,12 @@ def _example(model: Model, package: ModelPackage) -> Any:
             "add [warmup] example"
         )
     return example
+
+
+def _warn_of_state(answers: list[Leaves], again: Callable[[], Leaves], package: ModelPackage) -> None:
+    with contextlib.suppress(Exception):  # of types that cannot be compared nothing is said
+        if found := unlike(answers, package):
+            log.warning("%s", warning(found, again, package))
 
 
 def _forget(model: Model, package: ModelPackage) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import List, NamedTuple  # noqa: UP035
 
 import torch
 from torch import Tensor, nn
@@ -135,3 +135,86 @@ def seeded(network: type[nn.Module], *arguments: object) -> nn.Module:
     """A network with the same weights in every run."""
     torch.manual_seed(7)
     return network(*arguments).eval()
+
+
+class Accumulating(nn.Module):  # type: ignore[misc]
+    """Adds up what it was given, in the memory of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(2))
+
+    def forward(self, state: Tensor) -> Tensor:
+        self.total[:1].add_(state[:1])
+        return self.total.clone()
+
+    @torch.jit.export  # type: ignore[untyped-decorator]
+    def reset_states(self) -> None:
+        self.total.zero_()
+
+
+class Listing(nn.Module):  # type: ignore[misc]
+    """Keeps a list, in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Listed()
+
+    def forward(self, state: Tensor) -> Tensor:
+        return self.inner(state)
+
+
+class Listed(nn.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.jit.Attribute([], List[float])  # noqa: UP006  as TorchScript wants it
+
+    def forward(self, state: Tensor) -> Tensor:
+        if state.sum() > 0:
+            self.seen.append(1.0)
+        return state + len(self.seen)
+
+
+class Counted(nn.Module):  # type: ignore[misc]
+    """Batch statistics that are kept although the module is not in training mode: no operator in its graph says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("var", torch.ones(2))
+
+    def forward(self, state: Tensor) -> Tensor:
+        rows = torch.stack([state, state + 1])
+        return nn.functional.batch_norm(rows, self.mean, self.var, training=True)[0]
+
+
+class Drawn(nn.Module):  # type: ignore[misc]
+    """Adds noise."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        return state + torch.rand_like(state)
+
+
+class Normalised(nn.Module):  # type: ignore[misc]
+    """Counts its batches in training mode, and changes copies of what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mask", torch.ones(2))
+
+    def forward(self, state: Tensor) -> Tensor:
+        mask = self.mask.to(torch.float64)
+        mask.mul_(2.0)
+        moved = self.norm(state[None])[0]
+        moved += 1
+        return moved * mask
+
+
+class Failing(nn.Module):  # type: ignore[misc]
+    """Refuses short observations, and multiplies the others by what does not fit."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        if state.numel() < 2:
+            raise ValueError("Input audio chunk is too short")
+        return state @ torch.zeros(7)

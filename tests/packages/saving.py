@@ -106,6 +106,12 @@ _SCRIPTS: dict[str, Callable[[], Any]] = {
     "named_tupled": lambda: torch.jit.script(networks.NamedTupled()),
     "resettable": lambda: torch.jit.script(networks.Resettable()),
     "root": lambda: torch.jit.script(networks.Root()),
+    "accumulating": lambda: torch.jit.script(networks.Accumulating()),
+    "listing": lambda: torch.jit.script(networks.Listing()),
+    "counted": lambda: torch.jit.script(networks.Counted()),
+    "drawn": lambda: torch.jit.script(networks.Drawn()),
+    "normalised": lambda: torch.jit.script(seeded(networks.Normalised).train()),
+    "failing": lambda: torch.jit.script(networks.Failing()),
 }
 
 

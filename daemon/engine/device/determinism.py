@@ -70,6 +70,7 @@ class Deterministic:
         #: The same model, as it is.
         self.inner = model
         self.takes_numpy = model.takes_numpy
+        self.resets = model.resets
 
     def infer(self, observations: list[Any]) -> list[Any]:
         actions = []

@@ -107,6 +107,7 @@ class Guarded:
         self._model = model
         self._device = device
         self.batches = model.batches
+        self.resets = model.resets
 
     def infer(self, observations: list[Any]) -> list[Any]:
         return self._asked(lambda: self._model.infer(observations))

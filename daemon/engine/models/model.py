@@ -13,6 +13,8 @@ class Model(Protocol):
     batches: bool
     #: Observations are to hold numpy arrays, whatever the device: the policy was written for them.
     takes_numpy: bool
+    #: Whether `reset` reaches anything of the model's.
+    resets: bool
 
     def infer(self, observations: list[Any]) -> list[Any]:
         """One result for each observation, in their order."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...model_package import ModelPackage
-from .policy_styles import made_for_numpy
+from .policy_styles import has_reset, made_for_numpy
 
 
 class PythonPolicy:
@@ -22,6 +22,7 @@ class PythonPolicy:
         infer_batch = getattr(policy, "infer_batch", None)
         self._infer_batch = infer_batch if infer_batch is None or package.grad else _in_inference_mode(infer_batch)
         self._reset = getattr(policy, "reset", None)
+        self.resets = has_reset(policy)
         self.batches = self._infer_batch is not None
         self.takes_numpy = package.arrays == "numpy" or made_for_numpy(policy)
 

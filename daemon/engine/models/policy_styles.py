@@ -54,6 +54,11 @@ def made_for_numpy(policy: Any) -> bool:
     return isinstance(policy, _Styled)
 
 
+def has_reset(policy: Any) -> bool:
+    """Whether a reset reaches the policy that was written."""
+    return callable(getattr(policy.policy if isinstance(policy, _Styled) else policy, "reset", None))
+
+
 def _recognised(
     policy_class: Callable[..., Any], package: ModelPackage, device: torch.device, arguments: Mapping[str, Any]
 ) -> str:
@@ -110,14 +115,14 @@ class _Styled:
     """What both styles have in common."""
 
     def __init__(self, policy: Any) -> None:
-        self._policy = policy
+        self.policy = policy
         for name in _OPTIONAL:
             if callable(getattr(policy, name, None)):
                 setattr(self, name, getattr(policy, name))
 
     def metadata(self) -> dict[str, Any]:
         """The policy's own `metadata`, which openpi has as a property."""
-        found = getattr(self._policy, "metadata", None)
+        found = getattr(self.policy, "metadata", None)
         return dict((found() if callable(found) else found) or {})
 
 
@@ -125,10 +130,10 @@ class OpenpiStyle(_Styled):
     """A policy written for openpi's `BasePolicy`."""
 
     def infer(self, observation: Any) -> Any:
-        return self._policy.infer(observation)
+        return self.policy.infer(observation)
 
     def reset(self, client_id: int) -> None:
-        reset = getattr(self._policy, "reset", None)
+        reset = getattr(self.policy, "reset", None)
         if reset is not None:
             reset()
 
@@ -168,20 +173,20 @@ class Gr00tStyle(_Styled):
 
     def _get_action(self, observation: Any, options: Any = None) -> Any:
         if self._takes_options:
-            return self._policy.get_action(observation, options=options)
+            return self.policy.get_action(observation, options=options)
         if options is not None:
-            raise ValueError(f"{type(self._policy).__name__}.get_action takes no options")
-        return self._policy.get_action(observation)
+            raise ValueError(f"{type(self.policy).__name__}.get_action takes no options")
+        return self.policy.get_action(observation)
 
     def _reset(self, options: Any = None) -> Any:
-        reset = getattr(self._policy, "reset", None)
+        reset = getattr(self.policy, "reset", None)
         if reset is None:
             return {}
         takes_options = "options" in inspect.signature(reset).parameters
         return (reset(options=options) if takes_options else reset()) or {}
 
     def _modality_config(self) -> dict[str, Any]:
-        get = getattr(self._policy, "get_modality_config", None)
+        get = getattr(self.policy, "get_modality_config", None)
         return {} if get is None else {str(name): _plain(config) for name, config in get().items()}
 
 

@@ -33,6 +33,7 @@ class SavedModule:
         self._call = call
         self._actions = ActionNames(package)
         self._reset = reset
+        self.resets = reset is not None
         self._example = example
         self._mode = torch.no_grad() if package.grad else torch.inference_mode()
         self.batches = package.batch_dim and package.max_batch > 1

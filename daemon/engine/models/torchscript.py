@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +19,75 @@ from ..recorded import read_recorded
 from .actions import ActionNames
 from .arguments import MISSING, AnyField, Arguments, Field, TensorField
 from .saved_module import SavedModule
+from .script_state import KeptModule, changed_by, written
 
 
 def load(package: ModelPackage, device: torch.device) -> SavedModule:
     """Load the module to `device`; raises ModelPackageError where manifest and module disagree."""
-    module = _read(package.path / (FORMATS[package.format].file or ""), device)
-    module.eval()
+    file = package.path / (FORMATS[package.format].file or "")
+    module = _read(file, device)
     taken = module.forward.schema.arguments[1:]  # without self
     _check_result(package, module)
     example = read_recorded(package.path / package.example) if package.example is not None else None
+    kept = KeptModule(module, lambda: _read(file, device)) if package.stateful else None
+    call: Callable[..., Any] = kept or module
+    reset = _reset(module) if kept is None else lambda client_id: _reset_kept(kept, client_id)
     if package.inputs is None and len(taken) == 1 and str(taken[0].type).startswith("Dict["):
-        return _of_whole_observations(package, module, example)
-    names = _names(package, taken)
-    arguments = Arguments([_field(name, argument, example) for name, argument in zip(names, taken, strict=False)])
-    return SavedModule(package, arguments, lambda values: module(*values), reset=_reset(module))
+        model = _of_whole_observations(package, call, example, reset)
+    else:
+        names = _names(package, taken)
+        arguments = Arguments([_field(name, argument, example) for name, argument in zip(names, taken, strict=False)])
+        model = SavedModule(package, arguments, lambda values: call(*values), reset=reset)
+    if not package.stateful:
+        _check_stateless(package, module, model, example, device)
+    return model
 
 
 def _read(file: Path, device: torch.device) -> Any:
     try:
-        with warnings.catch_warnings():
-            # The author chose this format, and whoever operates the daemon cannot change that: said in the documents.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.load(file, map_location=device)
+        module = _loaded(file, device)
+        module.eval()
+        return module
     except Exception as error:  # whatever the archive makes torch's reader raise
         raise ModelPackageError(
             f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {error}; it must be a "
             "module saved with torch.jit.save (a plain torch.save of weights is not a model)"
         ) from error
+
+
+def _loaded(file: Path, device: torch.device) -> Any:
+    with warnings.catch_warnings():
+        # The author chose this format, and whoever operates the daemon cannot change that: said in the documents.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(file, map_location=device)
+
+
+def _check_stateless(
+    package: ModelPackage, module: Any, model: SavedModule, example: dict[str, Any] | None, device: torch.device
+) -> None:
+    """Refuse a module that keeps something and does not say so."""
+    found = written(module)
+    if not found and example is not None:
+        seen = {
+            name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
+            for name, value in example.items()
+        }
+
+        def run() -> Any:
+            return model.infer([{name: _own(value) for name, value in seen.items()}])[0]
+
+        with torch.no_grad(), contextlib.suppress(Exception):  # the warm-up tells of what cannot run
+            found = changed_by(module, run, atol=package.atol, rtol=package.rtol)
+    if found:
+        raise ModelPackageError(
+            f"{package.path}: the module keeps something from one call for the next ({', '.join(found)}), so that one "
+            "client's requests change another's actions: take the state as an argument and return it, or say stateful = "
+            "true under [model] if there is one client only (a reset then puts back what the file holds)"
+        )
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _check_result(package: ModelPackage, module: Any) -> None:
@@ -85,9 +129,10 @@ def _like(recorded: Any) -> TensorField:
     return TensorField(torch.from_numpy(recorded).dtype, None, recorded.ndim)
 
 
-def _of_whole_observations(package: ModelPackage, module: Any, example: dict[str, Any] | None) -> SavedModule:
+def _of_whole_observations(
+    package: ModelPackage, module: Callable[..., Any], example: dict[str, Any] | None, reset: Any
+) -> SavedModule:
     """A module of one dict: what the example has of an observation, without an example all of it."""
-    reset = _reset(module)
     if example is None:
         return SavedModule(
             package, Arguments([Field(None, (), AnyField())]), lambda values: module(values[0]), reset=reset
@@ -103,3 +148,12 @@ def _reset(module: Any) -> Any:
     if method is None:
         return None
     return method if len(method.schema.arguments) > 1 else lambda client_id: method()
+
+
+def _reset_kept(kept: KeptModule, client_id: int) -> None:
+    """The module's own way for a client, where it has one; the warm-up leaves nothing, whatever that way forgets."""
+    own = _reset(kept.module) if client_id >= 0 else None
+    if own is None:
+        kept.restore()
+    else:
+        own(client_id)
