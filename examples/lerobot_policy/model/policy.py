@@ -37,6 +37,7 @@ class Policy:
         self.before, self.after = make_pre_post_processors(
             config, pretrained_path=where, preprocessor_overrides=moved, postprocessor_overrides=moved
         )
+        _check_statistics(where, self.before, self.after)
         self.device = device
         self.joints = joints
         self.answer = answer
@@ -69,6 +70,29 @@ class Policy:
         state = torch.tensor([[float(observation[joint]) for joint in self.joints]], device=self.device)
         batch: dict[str, Any] = {"observation.state": state, "task": observation.get("task", ""), "robot_type": ""}
         for name, camera in self.cameras.items():
-            frame = observation[camera].to(torch.float32) / 255
+            frame = observation[camera]
+            frame = frame.to(torch.float32) / 255 if frame.dtype == torch.uint8 else frame.to(torch.float32)
             batch[name] = frame.permute(2, 0, 1).contiguous()[None]
         return batch
+
+
+def _check_statistics(where: str, *pipelines: Any) -> None:
+    """Refuse a checkpoint that lacks statistics: LeRobot would pass such features on as they are, without a word.
+
+    Raises ValueError naming the feature.
+    """
+    for step in [step for pipeline in pipelines for step in pipeline.steps]:
+        modes = getattr(step, "norm_map", None) or {}  # of the steps that normalise, and of no other
+        chosen = getattr(step, "normalize_observation_keys", None)
+        for name, feature in step.features.items() if modes else ():
+            kind, mode = (
+                getattr(value, "value", value) for value in (feature.type, modes.get(feature.type, "IDENTITY"))
+            )
+            if mode == "IDENTITY" or (kind != "ACTION" and chosen is not None and name not in chosen):
+                continue
+            if ("action" if kind == "ACTION" else name) not in (step.stats or {}):
+                raise ValueError(
+                    f"{where}: {name} is normalised ({mode}), and the checkpoint has no statistics for it: the robot would "
+                    "move by numbers of another scale. Save the checkpoint with its processors, or migrate it with "
+                    "lerobot.processor.migrate_policy_normalization"
+                )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .configs import PreTrainedConfig
-
-#: What the processors of the checkpoint say: state and action are kept in units of this.
-SCALE = 10.0
+from .configs import PolicyFeature, PreTrainedConfig
 
 
 class ACTPolicy(torch.nn.Module):  # type: ignore[misc]
@@ -55,12 +55,38 @@ def get_policy_class(name: str) -> type[ACTPolicy]:
     return ACTPolicy
 
 
+class NormalizationMode(str, Enum):
+    IDENTITY = "IDENTITY"
+    MEAN_STD = "MEAN_STD"
+
+
+@dataclass
+class _Normalizer:
+    """Passes a feature on as it is if there are no statistics for it."""
+
+    features: dict[str, PolicyFeature]
+    norm_map: dict[str, NormalizationMode]
+    stats: dict[str, dict[str, list[float]]]
+
+    def scale(self, name: str) -> torch.Tensor:
+        return torch.tensor(self.stats.get(name, {"std": [1.0]})["std"])
+
+
+_MODES = {
+    "STATE": NormalizationMode.MEAN_STD,
+    "ACTION": NormalizationMode.MEAN_STD,
+    "VISUAL": NormalizationMode.IDENTITY,
+}
+
+
 class _Before:
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, normalizer: _Normalizer) -> None:
         self._device = device
+        self.steps = [object(), normalizer]
+        self._normalizer = normalizer
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        state = batch["observation.state"].to(self._device) / SCALE
+        state = batch["observation.state"].to(self._device) / self._normalizer.scale("observation.state")
         return {**batch, "observation.state": state, "task": [batch["task"]]}
 
     def reset(self) -> None:
@@ -68,9 +94,13 @@ class _Before:
 
 
 class _After:
+    def __init__(self, normalizer: _Normalizer) -> None:
+        self.steps = [normalizer, object()]
+        self._normalizer = normalizer
+
     def __call__(self, action: torch.Tensor) -> torch.Tensor:
         assert action.ndim == 2  # [batch, joints]
-        return action * SCALE
+        return action * self._normalizer.scale("action")
 
     def reset(self) -> None:
         pass
@@ -83,5 +113,8 @@ def make_pre_post_processors(
     preprocessor_overrides: dict[str, Any],
     postprocessor_overrides: dict[str, Any],
 ) -> tuple[_Before, _After]:
-    assert pretrained_path is not None and (Path(pretrained_path) / "policy_preprocessor.json").is_file()
-    return _Before(preprocessor_overrides["device_processor"]["device"]), _After()
+    assert pretrained_path is not None
+    stats = json.loads((Path(pretrained_path) / "policy_preprocessor.json").read_text())
+    features = {**policy_cfg.input_features, **policy_cfg.output_features}
+    before = _Before(preprocessor_overrides["device_processor"]["device"], _Normalizer(features, _MODES, stats))
+    return before, _After(_Normalizer(policy_cfg.output_features, _MODES, stats))
