@@ -42,6 +42,8 @@ from .pending import Pending
 _INTERFACE = "io.shmserve.Client"
 #: Descriptors of a channel of transport `sealed`.
 _LANE_FDS = 4
+#: Of an object in /dev/shm, shm_overview(7).
+_OBJECT_NAME = re.compile(r"/[A-Za-z0-9_.-]{1,200}")
 
 
 class Wanted:
@@ -320,7 +322,7 @@ _UNTYPED = (OSError, posix_ipc.Error, MemoryError, ValueError, OverflowError, In
 def attach_error(service: str, path: Path, error: Exception) -> ShmServeError:
     """Why this process cannot have a channel of a daemon that is there, and what to do."""
     number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ENFILE):
+    if number in (errno.EMFILE, errno.ENFILE) or (number is None and re.search("files open|open files", str(error))):
         return _no_descriptors(service, error)
     if number == errno.ENAMETOOLONG:
         return InvalidArgument(f"{path} cannot be the socket of {service!r}: {error}")
@@ -386,7 +388,10 @@ def _lane(service: str, reply: Reply) -> Lane:
     except (KeyError, TypeError, AttributeError) as error:
         close_fds(reply.fds)
         raise _nonsense(service, "Attach", f"its channel: {type(error).__name__}: {error}") from error
-    if not all(type(number) is int for number in numbers) or not all(type(name) is str for name in names):
+    # posix_ipc crashes on some of what cannot be a name.
+    if not all(type(number) is int for number in numbers) or not all(
+        type(name) is str and _OBJECT_NAME.fullmatch(name) for name in names
+    ):
         close_fds(reply.fds)
         raise _nonsense(service, "Attach", "its channel is not described by numbers and names")
     return lane

@@ -447,7 +447,8 @@ class _Attaching:
         try:
             threading.Thread(target=self._run, name="shmserve-attach", daemon=True).start()
         except RuntimeError as error:
-            self.error = ServiceUnavailable(
+            # Not ServiceUnavailable, after which a step looks again at once.
+            self.error = ShmServeError(
                 f"ActionChunks look for the service in a thread, and there is none to be had ({error}): end threads, or "
                 "raise the limit (ulimit -u, TasksMax=)"
             )

@@ -421,7 +421,7 @@ def test_a_fallback_must_be_chosen() -> None:
         ({"fallback": "nothing"}, "none of hold, repeat_last, zero, raise"),
         ({"fallback": "repeat_last"}, "needs an age"),
         ({"fallback": "hold", "max_age_s": 1}, "needs an age"),
-        ({"fallback": "repeat_last", "max_age_s": float("nan")}, "needs an age"),
+        ({"fallback": "repeat_last", "max_age_s": float("nan")}, "0 to 86400 seconds"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from shmserve.client import (
     ClientClosed,
+    LoanEnded,
     RequestRejected,
     RequestTimeout,
     RingFull,
@@ -399,7 +400,7 @@ def test_a_thread_that_waits_for_anothers_loan_has_its_timeout(obedient: Daemon)
 def test_a_loan_is_sent_once(robot: ShmClient) -> None:
     with robot.loan({"x": np.zeros(3)}) as observation:
         pending = observation.send()
-        with pytest.raises(ValueError, match="sent already"):
+        with pytest.raises(LoanEnded, match="sent already"):
             observation.send()
 
     assert pending.result()["x"].tolist() == [0, 0, 0]
@@ -409,11 +410,14 @@ def test_a_loan_is_not_sent_after_its_block(robot: ShmClient) -> None:
     with robot.loan({"x": np.zeros(3)}) as observation:
         pass
 
-    with pytest.raises(ValueError, match="has ended"):
+    with pytest.raises(LoanEnded, match="has ended"):
         observation.send()
+    with pytest.raises(LoanEnded, match="was left"), observation:
+        pass
     with robot.loan({"x": np.ones(3)}) as other:
-        with pytest.raises(ValueError, match="has ended"):
+        with pytest.raises(LoanEnded, match="has ended") as raised:
             observation.send()
+        assert isinstance(raised.value, ValueError)
         pending = other.send()
     assert pending.result()["x"].tolist() == [1, 1, 1]
 

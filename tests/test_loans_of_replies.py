@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.client import InferenceFailed, LoanKept, RequestTimeout, RingFull, ShmClient
+from shmserve.client import InferenceFailed, LoanEnded, LoanKept, RequestTimeout, RingFull, ShmClient
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.other_process import overwrite
@@ -124,6 +124,19 @@ def test_an_error_inside_the_block_is_not_replaced_by_another(robot: ShmClient) 
         _ = 1 / 0
 
     del kept
+
+
+def test_the_block_of_a_lent_reply_is_entered_once(robot: ShmClient) -> None:
+    lent = robot.infer({"x": np.arange(3)}, copy=False)
+    with lent as found:
+        with pytest.raises(LoanEnded, match="entered once"):
+            lent.__enter__()
+        assert found["x"].tolist() == [0, 1, 2]
+        found = None
+    with pytest.raises(LoanEnded, match="entered once"), lent:
+        pass
+
+    assert robot.infer({"x": 1}) == {"x": 1}
 
 
 def test_a_slot_is_not_used_again_while_its_reply_is_lent(echo: Daemon) -> None:

@@ -13,6 +13,7 @@ from shmserve.client import (
     RequestSuperseded,
     RequestTimeout,
     RingFull,
+    ServiceRestarted,
     ShmClient,
 )
 from tests.daemon_process import Daemon, wait_until
@@ -85,13 +86,25 @@ def test_done_tells_without_waiting(client: ShmClient, gate: Gate) -> None:
     assert pending.result(timeout=0)["waited"]
 
 
-def test_a_wait_can_be_shorter_than_the_request_lives(client: ShmClient, gate: Gate) -> None:
-    pending = client.submit(gate.observation)
-    with pytest.raises(RequestTimeout):
-        pending.result(timeout=0.05)
+def test_a_wait_can_be_shorter_than_the_request_lives_and_says_so(client: ShmClient, gate: Gate) -> None:
+    pending = client.submit(gate.observation, timeout=1000)
+    for _ in range(2):
+        with pytest.raises(
+            RequestTimeout, match=r"of this wait: the request goes on .* call result\(\) again"
+        ) as raised:
+            pending.result(timeout=0.02)
+        assert "discarded" not in str(raised.value)
     gate.open()
 
     assert pending.result()["waited"]
+
+
+def test_a_wait_that_outlasts_the_request_says_that_it_is_over(client: ShmClient, gate: Gate) -> None:
+    pending = client.submit(gate.observation, timeout=0.1)
+
+    with pytest.raises(RequestTimeout, match=r"no reply from 't' .* \(a late one is discarded\)"):
+        pending.result(timeout=1000)
+    gate.open()
 
 
 def test_a_request_that_has_not_begun_can_be_cancelled(client: ShmClient, gate: Gate) -> None:
@@ -112,7 +125,7 @@ def test_a_request_that_has_not_begun_can_be_cancelled(client: ShmClient, gate: 
     assert client.infer({"do": "tags"}) == [2]
 
 
-def test_a_request_that_has_begun_runs_to_its_end(client: ShmClient, gate: Gate) -> None:
+def test_a_request_that_has_begun_is_not_cancelled_and_gives_its_result(client: ShmClient, gate: Gate) -> None:
     held = client.submit(gate.observation)
     gate.wait_entered()
 
@@ -120,6 +133,63 @@ def test_a_request_that_has_begun_runs_to_its_end(client: ShmClient, gate: Gate)
     gate.open()
 
     assert held.result()["waited"]
+    assert not held.cancel()
+    assert held.result()["waited"]
+
+
+def test_a_cancelled_request_has_ended_at_once_and_stays_cancelled(obedient: Daemon, gate: Gate) -> None:
+    with obedient.client(slots=2) as client:
+        held = client.submit(gate.observation)
+        gate.wait_entered()
+        cancelled = client.submit({"do": "count", "tag": 1})
+
+        assert (cancelled.cancel(), cancelled.done(), cancelled.cancel()) == (True, True, True)
+        for _ in range(2):  # before the engine answers it, and after
+            with pytest.raises(RequestCancelled, match=r"request \d+ to 't' was cancelled before it ran"):
+                cancelled.result()
+            gate.open()
+            assert held.result()["waited"]
+            assert client.infer({"do": "echo", "value": 1}) == 1  # its slot is free again
+        assert cancelled.cancel()
+        assert client.late_replies == 0
+
+
+def test_cancelling_tells_the_truth_at_any_moment(client: ShmClient) -> None:
+    client.infer({"do": "tags"})
+    ends: dict[int, tuple[bool, str]] = {}
+    for number in range(400):
+        pending = client.submit({"do": "count", "tag": number})
+        for _ in range(number % 40 * 20):
+            pass
+        cancelled = pending.cancel()
+        try:
+            pending.result()
+            ends[number] = cancelled, "result"
+        except RequestCancelled:
+            ends[number] = cancelled, "cancelled"
+
+    assert set(ends.values()) <= {(True, "cancelled"), (False, "result")}
+    run = client.infer({"do": "tags"})
+    assert run == [number for number, (cancelled, _) in ends.items() if not cancelled]
+
+
+def test_a_request_that_was_lost_is_not_cancelled(start_daemon: Any, gate: Gate) -> None:
+    daemon = start_daemon("obedient")
+    client = daemon.client().connect()
+    late = client.submit({"do": "sleep", "s": 1.0}, timeout=0.1)
+    with pytest.raises(RequestTimeout):
+        late.result()
+    assert not late.cancel()
+    running = client.submit(gate.observation)
+    gate.wait_entered()
+    waiting = client.submit({"do": "count"})
+    daemon.kill9()
+
+    assert not waiting.cancel()
+    for lost in (running, waiting):
+        with pytest.raises(ServiceRestarted):
+            lost.result()
+        assert not lost.cancel()
 
 
 def test_a_newer_request_replaces_those_that_have_not_begun(obedient: Daemon, gate: Gate) -> None:

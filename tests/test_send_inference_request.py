@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +95,40 @@ def test_without_a_service_it_is_a_runtime_error_after_the_retries(
         send_inference_request({"x": 1}, name="arm", max_retries=2, retry_delay=0.01)
 
     assert isinstance(raised.value.__cause__, ServiceUnavailable)
+
+
+def test_the_retries_of_one_call_are_no_other_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[socket.socket] = []
+    first = threading.Event()
+
+    def turn_away() -> None:
+        with contextlib.suppress(OSError):  # the test is over
+            while True:
+                connection, _ = listener.accept()
+                asked.append(connection)
+                connection.close()
+                first.set()
+
+    def call(max_retries: int, retry_delay: float) -> None:
+        with pytest.raises(RuntimeError, match="closed the connection"):
+            send_inference_request({"x": 1}, "arm", 60, max_retries, retry_delay)
+
+    with tempfile.TemporaryDirectory(prefix="shmserve-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        monkeypatch.setenv("SHMSERVE_RUNTIME_DIR", folder)
+        (Path(folder) / "arm").mkdir()
+        listener.bind(f"{folder}/arm/client.sock")
+        listener.listen()
+        threads = [threading.Thread(target=turn_away), threading.Thread(target=call, args=(6, 0.05))]
+        for thread in threads:
+            thread.start()
+        first.wait()
+        for _ in range(3):
+            call(0, 0.0)
+        threads[1].join()
+        listener.shutdown(socket.SHUT_RDWR)
+        threads[0].join()
+
+    assert len(asked) == 7 + 3
 
 
 @pytest.mark.parametrize(
