@@ -168,7 +168,7 @@ class ShmClient:
 
         Its arrays are slot memory: a camera driver writes into them, `send()` publishes without a copy.
         """
-        if type(example) is not dict:
+        if not issubclass(type(example), dict):
             raise RequestRejected(f"a loan is made for a dict, not for {type(example).__name__}")
         timeout_ns = self._deadline_ns(0, timeout)
         terms = _terms(capture_time, max_age_s, 0)

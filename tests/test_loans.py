@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ from shmserve.client import (
 from tests.daemon_process import Daemon
 from tests.gate import Gate
 from tests.other_process import overwrite
-from tests.trees import assert_same
+from tests.trees import Mode, assert_same
 
 _PATTERN = bytes(range(7, 71))
 _INSTEAD = bytes(range(107, 171))
@@ -69,6 +70,17 @@ def test_what_is_written_into_a_loan_is_what_the_model_sees(robot: ShmClient) ->
         wanted["images"]["right"][5:, ::2] = 100 + step
         wanted["state"][:] = np.arange(7) * step
         assert_same(found, wanted)
+
+
+def test_a_loan_is_made_for_a_dict_of_any_class_and_values_of_subclasses(robot: ShmClient) -> None:
+    for step in range(3):
+        with robot.loan(OrderedDict({**example(), "instruction": np.str_("wash"), "mode": Mode.HOLD})) as observation:
+            observation["state"][:] = step
+            pending = observation.send()
+
+        wanted = {**example(), "instruction": "wash", "mode": 3}
+        wanted["state"][:] = step
+        assert_same(pending.result(), wanted)
 
 
 def test_the_values_of_the_example_are_the_first_ones(robot: ShmClient) -> None:
