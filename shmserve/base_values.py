@@ -34,6 +34,8 @@ OBJECT_DEPTH_LIMIT = 200
 
 _EXACT = frozenset({str, bytes, int, float, bool, type(None), list, tuple})
 _ENUM_VALUES = _EXACT | {dict}
+#: The kinds of an array of text: U, S, and numpy 2's StringDType.
+_TEXTS = "UST"
 #: Subclasses of numpy's own that hold nothing beside the array.
 _PLAIN_ARRAYS = (np.memmap, np.matrix, np.recarray)
 
@@ -82,7 +84,7 @@ def _conversion(kind: type, value: Any) -> Convert | None:
 
 
 def _array_conversion(kind: type, value: Any) -> Convert | None:
-    if value.dtype.kind in "US":
+    if value.dtype.kind in _TEXTS:
         return _texts
     return None if kind is np.ndarray else np.asarray if kind in _PLAIN_ARRAYS else _array
 
@@ -124,7 +126,7 @@ _exact_tuple = ().__add__
 
 def _texts(array: Any) -> Any:
     """A list of str or bytes, nested as the array has dimensions; the torch that most policies use has no array of texts."""
-    if array.dtype.kind not in "US":
+    if array.dtype.kind not in _TEXTS:
         raise ValueError("an array of another kind")
     return _array(array).tolist()
 

@@ -164,12 +164,12 @@ class Encoder:
         UnsupportedType or RequestRejected.
         """
         slot.writing = 0
-        for place, matcher in enumerate(self._matchers):
+        for matcher in self._matchers:
             try:
                 if matcher.write is None or lent:
                     leaves = matcher.collect(tree)
                     if leaves is not None:
-                        if place:
+                        if matcher is not self._matchers[0]:
                             self._to_front(matcher)
                         return self._write(matcher, leaves, slot, lent=lent)
                 elif found := matcher.write(tree, slot.payload, slot.announcing, slot.number, slot.ring):
@@ -177,7 +177,7 @@ class Encoder:
                         self._write_metadata(matcher, slot)
                     if found > _TOO_LARGE:
                         slot.writing = found
-                    if place:
+                    if matcher is not self._matchers[0]:
                         self._to_front(matcher)
                     return matcher.encoded
             except DoesNotFit:
@@ -306,7 +306,7 @@ def _apart(array: Array, view: Array, slot: SlotMemory) -> Array:
 def unpickle_parts(parts: Any, name: str = "observation") -> Any:
     """The object behind the two parts that `Encoder` makes of it; only ever for a trusted sender.
 
-    Raises UnsupportedType for a class that cannot be imported here, and whatever the code of its own types raises.
+    Raises UnsupportedType for a class that cannot be imported here, or whose own code raises.
     """
     data, buffers = parts
     return unpickled(data.tobytes(), [np.asarray(buffer) for buffer in buffers], name)

@@ -27,9 +27,16 @@ def pickled(tree: Any, name: str, *, tensors_as_arrays: bool) -> tuple[memoryvie
 
 
 def unpickled(data: bytes, buffers: list[Any], name: str) -> Any:
-    """The object again; raises UnsupportedType where a class of it cannot be imported, else what its own code raises."""
+    """The object again; raises UnsupportedType where a class of it cannot be imported, or its own code raises."""
     unpickler = _Unpickler(io.BytesIO(data), buffers=buffers)
-    tree = unpickler.load()
+    try:
+        tree = unpickler.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnsupportedType(
+            f"{name}: an object in it cannot be unpickled by the process that gets it ({error_text(error)}); {_ADVICE}"
+        ) from error
     for absent in unpickler.absent:
         place = next((place for place, value in _leaves(tree) if _is_of(value, absent)), None)
         raise UnsupportedType(

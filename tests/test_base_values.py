@@ -120,6 +120,10 @@ KEPT: dict[str, tuple[Any, Any]] = {
     "matrix": (np.ones((2, 3), np.float32).view(np.matrix), np.ones((2, 3), np.float32)),
     "named result": (torch.max(torch.tensor([[1.0, 2.0]]), 1), (np.array([2.0], np.float32), np.array([1]))),
     "text array": (np.array([["a", "bc"], ["", "d"]]), [["a", "bc"], ["", "d"]]),
+    "texts of any length": (
+        np.array(["a", "bc" * 200], getattr(np.dtypes, "StringDType", lambda: "U400")()),
+        ["a", "bc" * 200],
+    ),
     "text without dimensions": (np.array("fold"), "fold"),
     "raw texts": (np.array([b"a", b"bc"]), [b"a", b"bc"]),
 }

@@ -330,6 +330,18 @@ def test_a_tree_that_is_too_deep_is_refused(depth: int) -> None:
         Encoder().encode(tree, slot())
 
 
+def test_the_latest_structure_is_the_one_that_was_written_last() -> None:
+    encoder, memory = Encoder(), slot()
+    for tree in ({"x": 1}, {"x": 2.0}, {"x": 3}):
+        encoder.encode(tree, memory)
+    first = encoder.latest
+    encoder.encode_apart(None, memory)
+
+    assert first is not None and first.schema_id == 1
+    assert encoder.latest is first
+    assert_same(Decoder().decode(memory, *encoder.encode({"x": 4}, memory)), {"x": 4})
+
+
 def test_a_tree_with_too_many_entries_is_refused_with_advice() -> None:
     with pytest.raises(RequestRejected, match="one array"):
         Encoder().encode([{"a": number} for number in range(3000)], slot())

@@ -151,6 +151,20 @@ def test_a_later_observation_of_another_structure_is_compared_as_the_first_was(d
     assert runs(described) == before + 4
 
 
+def test_a_mismatch_is_one_with_the_model_that_serves_now(described: Daemon) -> None:
+    with described.client() as client:
+        client.infer(right())
+        # As if the model had been updated since this client attached.
+        (attachment,) = client._exchange._held
+        assert attachment.model is not None
+        attachment.model["contract"] = {"observation": {"joints": {"type": "int"}}, "action": None}
+        attachment.asked_ns = 0
+
+        assert "action" in client.infer({**right(), "more": 1})
+        with pytest.raises(ContractMismatch, match=r"observation\.instruction: str -> absent"):
+            client.infer({"more": 1})
+
+
 def test_an_observation_that_cannot_be_carried_is_named_before_it_is_compared(described: Daemon) -> None:
     circle: list[Any] = []
     circle.append(circle)

@@ -196,12 +196,3 @@ def test_changing_structures_do_not_see_each_other(robot: ShmClient) -> None:
         tree = structures[n * n % 11 % len(structures)](n)
 
         assert_same(robot.infer(tree), tree)
-
-
-def test_a_subclass_of_an_array_or_a_container_keeps_its_type_for_a_client_of_the_same_user(robot: ShmClient) -> None:
-    masked = np.ma.masked_array([1.0, 2.0], [True, False])
-
-    found = robot.infer({"masked": masked})["masked"]
-
-    assert isinstance(found, np.ma.MaskedArray)
-    assert found.mask.tolist() == [True, False] and found.data.tolist() == [1.0, 2.0]
