@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 
 help:
 	@echo "make demo   start the daemon with the example policy and let a robot balance a pole through it"
-	@echo "make test   all checks and tests"
+	@echo "make test   all checks and tests; make check is the same"
 	@echo "make test-updates  the long form of the tests of updates: 1,000 under load, a kill at every step (half an hour)"
 	@echo "make test-long  the tests that make test leaves out for their time"
 	@echo "make test-sealed  all tests again, their daemons by transport sealed"
@@ -47,6 +47,8 @@ lint: $(VENV)/installed
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > /tmp/lint-imports.$$$$ 2>&1 || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+
+check: test
 
 # The checks beside the tests: mypy alone would take a processor for a minute and leave the others idle.
 test: $(VENV)/installed

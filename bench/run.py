@@ -22,7 +22,7 @@ from bench.peers.all_peers import all_peers
 from bench.peers.crowd import measure_crowd
 from bench.peers.leftovers import sweep
 from bench.peers.machine import Bystanders, facts
-from bench.peers.peer import Peer, terminate_by_exception
+from bench.peers.peer import HOW_TO_GET, Peer, is_installed, terminate_by_exception
 from bench.peers.rows import crowd_table, table
 from bench.peers.side_by_side import measure
 from bench.scale.all_scales import SCALES
@@ -161,6 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scales", type=of(SCALES), default=list(SCALES), help=f"of {', '.join(SCALES)}; default all")
     parser.add_argument("--no-floors", action="store_true", help="without the programs that show what can be reached")
     options = parser.parse_args(arguments)
+
+    if options.report and not is_installed("matplotlib"):
+        parser.error(f"--report draws with matplotlib, which is not installed: {HOW_TO_GET}")
 
     terminate_by_exception()
     sweep()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from bench.peers.asking import Asking
 from bench.peers.crowd import measure_crowd
 from bench.peers.in_process import InProcess
 from bench.peers.leftovers import PREFIX, sweep
-from bench.peers.peer import Infer
+from bench.peers.peer import HOW_TO_GET, Infer
 from bench.peers.policy import Policy
 from bench.peers.shmserve_peer import POLICY
 from bench.peers.side_by_side import measure
@@ -49,6 +51,30 @@ def test_what_a_benchmarks_docstring_shows_is_so(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
 
     assert found.failed == 0
+
+
+def test_a_package_that_is_missing_is_said_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+
+    def only_ours(name: str, package: str | None = None) -> ModuleSpec | None:
+        if name.partition(".")[0] in ("torch", "posix_ipc", "numpy"):
+            return find_spec(name, package)
+        if "." in name:  # as it does where the package around it is missing
+            raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}")
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", only_ours)
+    said = {peer.name: peer.available() for peer in all_peers()}
+
+    assert said["lerobot-grpc"] == f"not installed: grpc, google.protobuf ({HOW_TO_GET})"
+    assert said["shmserve"] is None and all(
+        HOW_TO_GET in str(said[name]) for name in ("openpi-websocket", "gr00t-zmq-tcp")
+    )
+    with pytest.raises(SystemExit) as refused:
+        run.main(["--report"])
+    assert refused.value.code == 2 and "matplotlib, which is not installed" in capsys.readouterr().err
 
 
 # Requests and their answers

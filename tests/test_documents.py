@@ -134,3 +134,13 @@ def test_a_command_that_does_not_exist_is_noticed() -> None:
     assert unknown(["update-model", "--inplace", "x"], shmserve_admin) == ["--inplace"]
     assert unknown(["--model-dir", "x"], shmserved) == ["--model-dir"]
     assert unknown(["[--name", "NAME]", "--json", "COMMAND"], shmserve_admin) == []
+
+
+def test_every_target_that_the_makefile_names_is_one() -> None:
+    """A name in .PHONY without a rule would be answered with "nothing to be done"."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    phony = re.findall(r"^\.PHONY:(.*)", makefile, re.MULTILINE)
+    rules = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
+
+    assert {name for line in phony for name in line.split()} - rules == set()
+    assert set(re.findall(r'@echo "make ([\w-]+)', makefile)) - rules == set()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+
+import pytest
 
 from tests.followed_page import REPOSITORY, Snippet, empty_folder, run, snippets
 
@@ -21,10 +26,34 @@ def test_the_policy_the_robot_and_the_update_on_the_page_work() -> None:
 
     with empty_folder() as folder:
         output = run(script + "wait\n", folder)
+        log = (folder / "shmserved.log").read_text()
 
-    actions = re.findall(r"^\[(0\.\d+) .*\] \d+\.\d+$", output, re.MULTILINE)
+    actions = re.findall(r"^\[(0\.\d+) .*\] median round trip \d+ us$", output, re.MULTILINE)
     assert actions == ["0.5", "0.25"], output
     assert "serving version" in output
+    assert "serving my_policy version" in log and "WARNING" not in log
+    # What the daemon logs does not stand between the lines of the commands.
+    assert "shmserved: state" not in output
+
+
+@pytest.mark.long
+def test_the_robot_on_the_page_passes_the_strictest_type_check() -> None:
+    [robot] = [snippet.text for snippet in followed() if "cat > robot.py" in snippet.text]
+    program = robot.partition("<<'PY'\n")[2].partition("PY\n")[0]
+
+    with empty_folder() as folder:
+        (folder / "robot.py").write_text(program)
+        options = ["--strict", "--follow-imports=silent", "--cache-dir", str(folder / "cache")]
+        done = subprocess.run(
+            [sys.executable, "-m", "mypy", *options, str(folder / "robot.py")],
+            cwd=folder,
+            env={**os.environ, "MYPYPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def figures(text: str) -> list[str]:

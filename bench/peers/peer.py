@@ -17,6 +17,9 @@ from typing import Any, Protocol
 
 from .leftovers import my_prefix
 
+#: How the packages of the peers are had, from a checkout.
+HOW_TO_GET = "make bench installs all, or pip install '.[bench]'"
+
 Infer = Callable[[dict[str, Any]], dict[str, Any]]
 Ready = Callable[[str], None]
 
@@ -46,6 +49,18 @@ class Peer(Protocol):
         """The processes that, with all their descendants, are the server; empty when there is none."""
 
 
+def is_installed(package: str) -> bool:
+    """Whether it can be imported; for a part of a package that is not there, find_spec raises.
+
+    >>> is_installed("numpy"), is_installed("no_such_package"), is_installed("no_such_package.part")
+    (True, False, False)
+    """
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 class ServedPeer:
     """A peer whose server is `serve` below, run in a fresh interpreter; it offers `Peer` but for `connect`."""
 
@@ -66,8 +81,8 @@ class ServedPeer:
         raise NotImplementedError
 
     def available(self) -> str | None:
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
-        return f"not installed: {', '.join(missing)} (pip install 'shmserve[bench]')" if missing else None
+        missing = [package for package in self.packages if not is_installed(package)]
+        return f"not installed: {', '.join(missing)} ({HOW_TO_GET})" if missing else None
 
     def start(self) -> None:
         # A short path: a Unix socket's name has 107 bytes.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.service import Service
 
-from .peer import Infer
+from .peer import Infer, is_installed
 
 POLICY = Path(__file__).with_name("policy.py")
 
@@ -26,7 +25,7 @@ class Shmserve:
         self._service: Service | None = None
 
     def available(self) -> str | None:
-        missing = [package for package in ("torch", "posix_ipc") if importlib.util.find_spec(package) is None]
+        missing = [package for package in ("torch", "posix_ipc") if not is_installed(package)]
         return f"not installed: {', '.join(missing)} (pip install 'shmserve[daemon]')" if missing else None
 
     def start(self) -> None:
