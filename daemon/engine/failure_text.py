@@ -23,9 +23,12 @@ from typing import Any
 import torch
 
 from shmserve.errors import RequestRejected
+from shmserve.shortened import shortened
 
 #: Characters of an exception's text that a client sees, and that the log keeps.
 _TOLD = 400
+#: Characters of a text that are looked at at all; a stack among them ends what its client may see.
+_SEARCHED = 1 << 16
 _LOGGED = 2000
 _NAME = 100
 _FRAMES = 16
@@ -48,16 +51,17 @@ class PolicyRaised(RequestRejected):
 
 
 def told(error: BaseException) -> tuple[str, str]:
-    """An exception's type and the start of its text as its client may see them: no path, address or stack."""
+    """An exception's type and its text as its client may see them: no path, address or stack; both ends of a long one."""
     error = _raised(error)
     if issubclass(type(error), torch.cuda.OutOfMemoryError):
         return "OutOfMemoryError", "the device has not enough free memory for this request"
-    text = text_of(error)[: 4 * _TOLD]
+    text = shortened(text_of(error), _SEARCHED)
     stack = _STACK.search(text)
     if stack is not None:
         text = text[: stack.start()]
+    text = shortened(text, 4 * _TOLD)
     text = _ADDRESS.sub("<address>", _PATH.sub("<path>", _CONTROL.sub(" ", text)))
-    return name_of(error), text[:_TOLD].rstrip()
+    return name_of(error), shortened(text.rstrip(), _TOLD)
 
 
 def logged(error: BaseException, frames: int = _FRAMES) -> str:

@@ -25,6 +25,7 @@ from shmserve.channel import Lane
 from shmserve.compiled import COMPILED
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
+from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
 from shmserve.tape import TapeBroken, TapeWriter
 
@@ -135,7 +136,7 @@ class Engine:
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
             if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
                 log.error("the model cannot be served: %s failed\n%s", stage, logged(error, _LOAD_FRAMES))
-            message = text_of(error)[:_ERROR_TEXT]
+            message = shortened(text_of(error), _ERROR_TEXT)
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"
             self._control.send("failed", stage=stage, error=name_of(error), message=message)

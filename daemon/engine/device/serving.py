@@ -20,6 +20,7 @@ from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
+from shmserve.shortened import shortened
 
 from ...number_checks import NumberCheck
 from ...stats import Counter, Stats
@@ -370,7 +371,7 @@ class DeviceServing(Serving):
         reason = self._device.poisoned()
         if reason is not None:
             if len(rows) == 1:
-                lost = DeviceError(f"{reason[:_ERROR_TEXT]} (the engine is restarted)")
+                lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
                 lost.__cause__ = error
                 self._fail(rows[0].tenancy, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
             raise DeviceLost(reason) from error
