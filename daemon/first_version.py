@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_digest, package_bytes, package_files
 from shmserve.package_signature import PublicKey
 
@@ -132,11 +133,17 @@ async def _digest(path: Path, intake: IntakeProgress) -> str:
     """The content address of what is at `path`, read in a thread."""
     total = await asyncio.to_thread(package_bytes, path)
     with intake.of(str(path), "compare", total) as report:
-        done = 0
+        done, is_cancelled = 0, False
 
         def count(read: int) -> None:
             nonlocal done
             done += read
+            if is_cancelled:  # nobody can end a thread: it ends by itself
+                raise ModelPackageError("the service was stopped while it read the package")
             report(done, total)
 
-        return content_digest(await asyncio.to_thread(package_files, path, read=count))
+        try:
+            return content_digest(await asyncio.to_thread(package_files, path, read=count))
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise

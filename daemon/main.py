@@ -108,8 +108,9 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            first = await first_version(config, store, supervisor.intake)
-            if not supervisor.stopping:
+            taking = asyncio.create_task(first_version(config, store, supervisor.intake))
+            first = await supervisor.unless_stopped(taking)
+            if first is not None:
                 await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))
         except Exception as error:
             supervisor.fail(str(error))

@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
@@ -30,6 +30,8 @@ from .stats import Counter
 from .tampering import Tampering
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class Supervisor:
@@ -106,6 +108,20 @@ class Supervisor:
     @property
     def stopping(self) -> bool:
         return self._stopping.is_set()
+
+    async def unless_stopped(self, task: asyncio.Task[_T]) -> _T | None:
+        """What the task returns; None, with the task cancelled, once the service is told to stop."""
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not self.stopping:
+                return task.result()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # it may have failed at the same moment
+                await task
+            return None
+        finally:
+            stop.cancel()
 
     async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
         """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.

@@ -114,6 +114,9 @@ def _raise(what: str) -> None:
 class LateMapping(OrderedDict[str, Any]):
     """Evaluates its entries when they are asked for."""
 
+    def keys(self) -> Any:
+        _panic()
+
     def items(self) -> Any:
         _panic()
 
