@@ -163,7 +163,10 @@ def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
         Guarded(_Raises(ValueError("wrong")), device).infer([])
     with pytest.raises(torch.OutOfMemoryError):
         Guarded(_Raises(torch.OutOfMemoryError("CUDA out of memory")), device).infer([])
-    assert device.given_back == 1
+    for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "RESOURCE_EXHAUSTED: 4 GiB"):
+        with pytest.raises(torch.OutOfMemoryError, match=text):
+            Guarded(_Raises(RuntimeError(text)), device).infer([])
+    assert device.given_back == 4
     device.poison = "device-side assert triggered"
 
     with pytest.raises(DeviceLost, match="device-side assert"):

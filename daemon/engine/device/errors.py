@@ -117,9 +117,12 @@ class Guarded:
             return call()
         except BaseException as error:
             raise_if_lost(self._device, error)
-            if is_out_of_memory(error):
+            short = as_out_of_memory(error)
+            if short is not None:
                 self._device.give_back()
-            raise
+            if short is None or short is error:
+                raise
+            raise short from error
 
     def reset(self, client_id: int) -> None:
         self._asked(lambda: self._model.reset(client_id))
