@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.protocol import Status
+from shmserve.protocol import Flag, Status
 from tests.daemon_process import POLICIES
 from tests.device_engine import Client, DeviceEngine
 
@@ -95,6 +95,28 @@ def test_a_request_that_leaves_a_staged_batch_does_not_shift_the_others(
         if row != place:
             assert_answered(client, staged[row], 7 + row)
     assert_answered(clients[0], joining, 50)
+
+
+def test_a_newer_request_takes_the_place_of_one_that_waits_and_of_none_that_is_staged(engine: DeviceEngine) -> None:
+    first, second, third = engine.clients
+    running = first.submit(observation(1))
+    engine.stage()
+    assert engine.launch()
+    staged = [second.submit(observation(2)), third.submit(observation(3))]
+    engine.stage(ahead=True)
+    older = second.submit(observation(100))
+    second.tenancy.look(time.monotonic_ns())
+    newer = second.submit(observation(4), flags=Flag.SUPERSEDE)
+    engine.finish()
+    engine.stage()
+    assert engine.launch()
+    engine.finish()
+
+    assert second.status(older) == Status.SUPERSEDED
+    assert_answered(first, running, 1)
+    assert_answered(second, staged[0], 2)
+    assert_answered(third, staged[1], 3)
+    assert_answered(second, newer, 4)
 
 
 def test_of_a_staged_batch_all_may_leave(engine: DeviceEngine) -> None:
