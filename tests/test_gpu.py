@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.device.cuda import CudaDevice
-from shmserve.daemon.engine.device.interface import PinFailed, use_count
+from shmserve.daemon.engine.device.interface import PinFailed, sharing
 from shmserve.daemon.engine.device.threshold import SIZES, measured_threshold
 
 pytestmark = pytest.mark.gpu
@@ -93,12 +93,13 @@ def test_the_threshold_is_measured(device: CudaDevice) -> None:
 
 def test_who_shares_device_memory_is_counted(device: CudaDevice) -> None:
     memory = device.memory(1024)
-    before = use_count(memory)
+    before = sharing(memory)
     assert before is not None, "this torch cannot tell: every batch will take new device memory"
-    view = memory[8:16].view(torch.float32)
-    assert (use_count(memory) or 0) > before
-    del view
-    assert use_count(memory) == before
+    for keep in (lambda: memory[8:16].view(torch.float32), memory.detach, memory.untyped_storage):
+        kept = keep()
+        assert sharing(memory) != before
+        del kept
+        assert sharing(memory) == before
 
 
 def test_a_recorded_call_reads_and_writes_the_same_memory_again(device: CudaDevice) -> None:

@@ -105,12 +105,6 @@ class Device(Protocol):
         """What it is, for people: name, memory, integrated ..."""
 
 
-def use_count(tensor: torch.Tensor) -> int | None:
-    """How many tensors and views share its memory; None where this torch cannot tell."""
-    count = getattr(torch._C, "_storage_Use_Count", None)
-    return None if count is None else int(count(tensor.untyped_storage()._cdata))
-
-
 def sharing(tensor: torch.Tensor) -> tuple[int, int] | None:
     """How many tensors share its memory, and how many references there are to the memory's own Python object.
 
