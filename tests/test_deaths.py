@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +39,7 @@ OWN_A, OWN_B, OWN_C, OWN_D = (Process(OWN, pid) for pid in (1, 2, 3, 4))
 class Case:
     """Deaths as (second, who had a request in hand, when that attached); what is found of `of` at `at`."""
 
-    deaths: list[tuple[float, tuple[Process, ...], float]]
+    deaths: Sequence[tuple[float, tuple[Process, ...], float]]
     of: Process
     at: float
     sent_away: str | None = None

@@ -73,7 +73,7 @@ def test_processes_that_kill_an_engine_one_after_the_other_are_sent_away_as_thei
 ) -> None:
     daemon = start_daemon("obedient")
     with daemon.client(timeout=100) as robot, ThreadPoolExecutor(1) as pool:
-        endings = []
+        endings: list[str] = []
         while "ClientSentAway" not in endings and len(endings) < 10:
             ended = pool.submit(start_robot("poisonous", daemon, "once").finish)
             while not ended.done():

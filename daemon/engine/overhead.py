@@ -9,6 +9,9 @@ algorithm, with time spent for cells).
 (None, 0)
 >>> spent.add(4_000_000, now_ns=6_000_000), spent.until_ns   # 6 ms within the first 6 ms
 (None, 16000000)
+>>> overheads = Overheads(own_uid=1000)
+>>> overheads.of(1001) is overheads.of(1001), overheads.of(1000) is overheads.of(1000)
+(True, False)
 """
 
 from __future__ import annotations
