@@ -287,8 +287,13 @@ class EngineLoop:
         batch: list[Taken] = []
         began_ns = 0
         for _ in range(self._serving.max_batch):
-            tenancy = self._next()
-            if tenancy is None or (batch and (tenancy.behind_ns or batch[0][0].behind_ns)):
+            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
+            if tenancy.overhead.until_ns or tenancy.behind_ns:  # as `_next`, without the call for most
+                found = self._next()
+                if found is None or (batch and found.behind_ns):
+                    break
+                tenancy = found
+            if batch and batch[0][0].behind_ns:
                 break  # nobody shares a batch with a client that is suspected
             batch.append((tenancy, tenancy.waiting.popleft()))
             if not tenancy.waiting:
