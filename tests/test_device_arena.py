@@ -78,6 +78,29 @@ def test_a_batch_reaches_the_device_in_one_copy(arena: Arena, device: FakeDevice
     assert size == 4 * 320  # numbers 64, image 192, state 28, and to the next line
 
 
+def test_what_was_sent_is_not_copied_again(arena: Arena, device: FakeDevice) -> None:
+    place(arena, changed(1), ahead=True)
+    arena.send(ahead=True)
+    arena.send(ahead=False)
+    arena.arrived()
+
+    assert len(device.copies_in) == 1
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_policy_may_change_its_tensors_and_ask_for_gradients(arena: Arena, mode: Any) -> None:
+    with mode():
+        state = place(arena, changed(1))["state"]
+        arena.send(ahead=False)
+
+    with torch.enable_grad():
+        state.mul_(2.0)
+        state.requires_grad_()
+        (state * state).sum().backward()
+
+    np.testing.assert_array_equal(state.grad.numpy(), 4 * changed(1)["state"])
+
+
 def test_what_is_no_array_stays_on_the_host(arena: Arena) -> None:
     tree = {"text": "x" * 300, "raw": b"y" * 40, "many": list(range(20)), "one": np.float32(2.5), "a": np.ones(3)}
     observation = place(arena, tree)

@@ -200,8 +200,9 @@ class Arena:
         return tensors
 
     def _made_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
-        row = self.memory[start : start + schema.payload_bytes]
-        return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
+        with torch.inference_mode(False), torch.no_grad():  # a policy may ask for gradients, or change them in a thread
+            row = self.memory[start : start + schema.payload_bytes]
+            return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
 
 
 def device_tensor(place: ArrayPlace, row: torch.Tensor) -> torch.Tensor:
