@@ -63,6 +63,15 @@ def test_a_status_has_whole_figures_at_any_width(width: int) -> None:
     assert ("attached" in text) == ("1 h 1 min" in text) == (width >= 120)
 
 
+def test_a_status_says_whose_the_daemon_and_its_directory_are() -> None:
+    whose = {"uid": 61_234, "user": None, "runtime_dir": "/srv/run", "runtime_dir_uid": 0, "runtime_dir_user": "root"}
+
+    lines = drawn(status_view.render({**status(), **whose}), 160)
+
+    assert any("daemon" in line and "pid 1234566 of uid 61234, up " in line for line in lines)
+    assert any("runtime dir" in line and "/srv/run of uid 0 (root)" in line for line in lines)
+
+
 @pytest.mark.parametrize("width", _WIDTHS)
 def test_the_rates_have_whole_figures_at_any_width_and_as_much_history_as_there_is_room_for(width: int) -> None:
     view = TopView()

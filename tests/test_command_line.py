@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import pty
+import pwd
 import re
 import shlex
 import subprocess
@@ -124,3 +126,14 @@ def test_colours_are_for_a_terminal_that_wants_them(echo: Daemon) -> None:
     assert _COLOUR.search(on_a_terminal(*status))
     assert not _COLOUR.search(on_a_terminal(*status, NO_COLOR="1"))
     assert b"\x1b" not in run(*status).stdout.encode()
+
+
+def test_a_status_says_whose_daemon_it_is(echo: Daemon) -> None:
+    where = ("--name", echo.name, "--runtime-dir", echo.runtime_dir)
+    uid, owner = os.getuid(), echo.runtime_dir.stat().st_uid
+
+    found = json.loads(run(*where, "status", "--json").stdout)
+
+    assert (found["uid"], found["runtime_dir_uid"]) == (uid, owner)
+    assert found["user"] == pwd.getpwuid(uid).pw_name
+    assert f"pid {echo.pid} of uid {uid} ({found['user']}), up " in run(*where, "status").stdout

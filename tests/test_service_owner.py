@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,20 +33,25 @@ _ATTACHED = ["io.shmserve.Client.Attach", "io.shmserve.Client.Describe"]
 Squat = Callable[..., Stranger]
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Not pytest's tmp_path, which lies in a folder that other users may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="shmserve-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def temporary(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """Where everybody's programs put their runtime directories, for want of a better place; as /tmp is."""
     for name in ("XDG_RUNTIME_DIR", "SHMSERVE_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
-    usual = Path(tempfile.gettempdir())
-    for folder in (tmp_path, *tmp_path.parents):
-        if usual in folder.parents:
-            folder.chmod(0o755)
-    (tmp_path / "tmp").mkdir()
-    (tmp_path / "tmp").chmod(0o1777)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    monkeypatch.setattr(directories, "_SYSTEM_RUNTIME", tmp_path / "run" / "shmserve")
-    return tmp_path / "tmp"
+    (folder / "tmp").mkdir()
+    (folder / "tmp").chmod(0o1777)
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "tmp"))
+    monkeypatch.setattr(directories, "_SYSTEM_RUNTIME", folder / "run" / "shmserve")
+    return folder / "tmp"
 
 
 @pytest.fixture
@@ -178,18 +184,15 @@ def test_a_socket_or_a_service_s_directory_of_a_stranger_is_refused(squat: Squat
     assert f"the directory {runtime_dir}/t belongs to uid {UID}" in refused()
 
 
-@pytest.mark.parametrize("which", ["runtime directory", "service's directory"])
-def test_a_directory_that_others_may_write_to_is_refused_unless_it_is_sticky(
-    squat: Squat, temporary: Path, which: str
-) -> None:
+def test_a_directory_that_others_may_write_to_is_refused_unless_it_is_sticky(squat: Squat, temporary: Path) -> None:
     directory = temporary / "shmserve-0" / "t"
     squat(0, directory)
-    changed = directory if which == "service's directory" else directory.parent
 
-    changed.chmod(0o777)
-    assert f"{changed} has mode 0777, so that other users can replace what is in it: chmod go-w it" in refused()
-    changed.chmod(0o1777)
-    ShmClient("t", timeout=30).connect().close()
+    for changed in (directory, directory.parent):
+        changed.chmod(0o777)
+        assert f"{changed} has mode 0777, so that other users can replace what is in it: chmod go-w it" in refused()
+        changed.chmod(0o1777)
+        ShmClient("t", timeout=30).connect().close()
 
 
 def test_a_directory_that_cannot_be_looked_into_is_another_user_s(
@@ -211,8 +214,8 @@ def test_a_directory_that_cannot_be_looked_into_is_another_user_s(
     assert said.startswith(f"the directory {temporary}/theirs belongs to uid {UID}, expected uid {OTHER_UID} or uid 0")
 
 
-def test_the_group_s_service_is_the_one_whose_directory_root_has_made(squat: Squat, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_the_group_s_service_is_the_one_whose_directory_root_has_made(squat: Squat, folder: Path) -> None:
+    run = folder / "run"
     service = run / "shmserve" / "t"
     service.mkdir(parents=True)
     os.chown(service, UID, UID)
