@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from shmserve.client import plain_exchange
 from shmserve.compiled import COMPILED
 from shmserve.errors import InferenceFailed
 from tests.daemon_process import Daemon
+from tests.trees import Mode, Pixels
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
 
@@ -50,6 +52,27 @@ def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short:
         assert pending.result()["step"] == 1
         assert client.infer({"state": np.zeros(3), "step": 1 << 70})["step"] == 1 << 70
         assert not short[-1]
+
+
+def test_a_client_goes_back_to_the_short_way_after_a_reset(short: list[bool], echo: Daemon) -> None:
+    with echo.client() as client:
+        sent = {"state": np.zeros(3), "step": 1}
+        for _ in range(10):
+            client.infer(sent)
+        client.reset()
+        for _ in range(12):
+            client.infer(sent)
+
+        assert short[-6:] == [True] * 6
+
+
+def test_values_of_subclasses_take_the_short_way(short: list[bool], echo: Daemon) -> None:
+    with echo.client() as client:
+        for number in range(12):
+            sent = OrderedDict(state=np.full(3, number).view(Pixels), task=np.str_("fold"), mode=list(Mode)[number % 2])
+            assert client.infer(sent)["mode"] == sent["mode"]
+
+        assert short[-6:] == [True] * 6
 
 
 def test_a_client_that_gets_another_structure_back_reads_that(short: list[bool], echo: Daemon) -> None:
