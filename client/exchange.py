@@ -116,6 +116,7 @@ class Exchange(DaemonCalls):
             return Step.CONNECT
         if attachment is not self._checked and self._check_contract and kind == Kind.INFER:
             # Once there is a model, the first observation of each structure is compared with what it takes.
+            self._encoder.examine = None  # it may know an earlier attachment's model
             if attachment.model is not None:
                 self._encoder.forget()
                 self._encoder.examine = functools.partial(check_structure, self.name, attachment)
