@@ -5,6 +5,7 @@ One thread at a time talks to the daemon, and not under the lock, for it may be 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 import time
@@ -127,16 +128,37 @@ class DaemonCalls(Hold):
         attachment = self._usable()
         if attachment is None:
             return ""
-        found: dict[str, Any] = {"state": "loading", "model": attachment.model}
-        if not self._caller and not self._is_inside():
-            deadline_ns = time.monotonic_ns() + limit_ns
-            with contextlib.suppress(ShmServeError):
-                found = self._call(deadline_ns, lambda: attachment.describe(_remaining_s(deadline_ns)))
+        found = self._state_of(attachment, limit_ns) or {"state": "loading", "model": attachment.model}
         if found["model"] is not None and found["state"] not in _WITHOUT_MODEL:
             return ""
         if found["state"] in ("failed", "draining"):
             return f"the service is {found['state']}, shmserve-admin status tells why"
         return f"the service is loading its model (state {found['state']!r}), shmserve-admin wait-ready waits for it"
+
+    def _state_of(self, attachment: Attachment, limit_ns: int) -> dict[str, Any] | None:
+        """What the daemon says of itself, if it does within `limit_ns`.
+
+        A thread asks: Ctrl-C in the middle of a call closes the connection, and requests of other threads end with it.
+        """
+        if self._caller or self._is_inside():
+            return None
+        deadline_ns = time.monotonic_ns() + limit_ns
+        answers: list[dict[str, Any] | None] = []
+
+        def ask() -> None:
+            answer = None
+            try:
+                with contextlib.suppress(ShmServeError):
+                    answer = self._call(deadline_ns, lambda: attachment.describe(_remaining_s(deadline_ns)))
+            finally:
+                answers.append(answer)
+                self._followers.wake()
+
+        with contextlib.suppress(RuntimeError):  # no thread is to be had
+            _thread.start_new_thread(ask, ())
+            while not answers and time.monotonic_ns() < deadline_ns:
+                self._followers.follow(deadline_ns)
+        return answers[0] if answers else None
 
     def _call(self, deadline_ns: int, call: Callable[[], _T]) -> _T:
         """Run `call`, which talks to the daemon, when no other thread does."""

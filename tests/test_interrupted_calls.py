@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from shmserve.client import ClientClosed, ReentrantCall, ShmClient, ShmServeError, one_call, send_inference_request
+from shmserve.client import (
+    ClientClosed,
+    ClientForked,
+    ReentrantCall,
+    ShmClient,
+    ShmServeError,
+    one_call,
+    send_inference_request,
+)
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
 from tests.robot_process import Robot
@@ -181,6 +189,22 @@ def test_closing_does_not_wait_for_a_thread_that_waits_for_the_closing_one(obedi
     assert [one.end() for one in closing] == [None, None]
     assert isinstance(blocked.end(), ClientClosed)
     wait_until("its channel was given back", lambda: obedient.status()["clients"] == [])
+
+
+def test_an_object_that_forks_while_it_is_read_leaves_the_request_to_the_parent(client: ShmClient) -> None:
+    forked: list[int] = []
+    try:
+        answer = client.infer({"do": "echo", "value": Acting(lambda: forked.append(os.fork()))})
+    except ClientForked:
+        os._exit(7)
+    except BaseException:
+        if forked == [0]:
+            os._exit(1)
+        raise
+
+    assert answer == "acted"
+    assert os.waitstatus_to_exitcode(os.waitpid(forked[0], 0)[1]) == 7
+    assert client.infer({"do": "echo", "value": 1}) == 1
 
 
 def test_closing_ends_the_pause_between_two_attempts(tmp_path: Any) -> None:
