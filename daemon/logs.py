@@ -135,7 +135,7 @@ def configure_engine_logging() -> TextIO:
     except OSError:  # standard error is closed
         descriptor = os.open(os.devnull, os.O_WRONLY)
     stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  for ever
-    root = logging.RootLogger(_level())
+    root = logging.RootLogger(logging.getLogger().level)
     root.addHandler(_handler("engine", stream))
     manager = logging.Manager(root)
     theirs = logging.root.manager.loggerDict

@@ -98,7 +98,7 @@ def differences(found: Any, wanted: Any) -> dict[str, Any]:
 def test_an_engine_raises_its_limit_of_descriptors_when_it_comes_near_to_it() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 512), hard))
-    held = []
+    held: list[int] = []
     try:
         keep_room()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, 512)

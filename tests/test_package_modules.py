@@ -82,7 +82,8 @@ class Policy:
     )
 
     assert model.infer([{}]) == [[1, 1, 2, 2, 3, 5, 6, 8]]
-    assert queue.Queue and logging.getLogger
+    assert (queue.__name__, logging.__name__) == ("queue", "logging")
+    assert not hasattr(queue, "VALUE")
     for name in ("tabnanny", "statistics"):
         assert str(importlib.import_module(name).__file__).startswith(sys.base_prefix)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,6 +42,9 @@ RAISED = {
     "thread": "PanicException: index out of bounds",
     "c++": "RuntimeError: inconsistent tensor size",
 }
+
+
+_ON_THE_HOST = pytest.mark.skipif("SHMSERVE_TEST_DEVICE" in os.environ, reason="tensors are fetched from a device")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +96,7 @@ def test_whatever_a_reset_raises_fails_that_reset_alone(unruly: Daemon) -> None:
     assert unruly.engine_pid == engine
 
 
+@_ON_THE_HOST
 def test_an_action_whose_own_code_fails_while_it_is_read_fails_its_request(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     found = {}
@@ -107,6 +112,7 @@ def test_an_action_whose_own_code_fails_while_it_is_read_fails_its_request(unrul
     assert found["object"].startswith("SystemExit: no pickle of it")
 
 
+@_ON_THE_HOST
 def test_a_default_device_that_a_policy_sets_is_not_the_engines(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     with unruly.client() as client:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 from ..control import WAKE_SIGNAL
 
 #: By signal: what a program has for it that Python has just started.
-_FOR_PROGRAMS = {
+_FOR_PROGRAMS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
     WAKE_SIGNAL: signal.SIG_DFL,

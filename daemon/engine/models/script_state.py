@@ -51,6 +51,8 @@ class KeptModule:
         self.module = module
 
     def __call__(self, *arguments: Any) -> Any:
+        if self.module is None:  # there was no memory when it was restored
+            self.restore()
         return self.module(*arguments)
 
     def restore(self) -> None:

@@ -67,7 +67,7 @@ class Policy:
         os.kill(spawned, signal.SIGTERM)
         found["posix_spawn"] = os.waitstatus_to_exitcode(os.waitpid(spawned, 0)[1])
         for method in ("fork", "spawn"):
-            context = multiprocessing.get_context(method)
+            context: Any = multiprocessing.get_context(method)
             found[method] = _terminated(context.Process(target=time.sleep, args=(_LONG_S,)))
         with multiprocessing.get_context("fork").Pool(2) as pool:
             found["pool"] = pool.map(square, range(3))
@@ -89,7 +89,7 @@ class Policy:
     def _fork(self) -> Any:
         """What a forked child says of itself."""
         sys.path.insert(0, str(self._path))
-        from surroundings import surroundings
+        from surroundings import surroundings  # type: ignore[import-not-found]
 
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as executor:
             return executor.submit(surroundings).result()

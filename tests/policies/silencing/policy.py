@@ -38,7 +38,7 @@ def _file() -> None:
 
 def _closed() -> None:
     sys.stderr.close()
-    sys.stderr = sys.__stderr__ = sys.stdout = io.StringIO()
+    sys.stderr = sys.stdout = io.StringIO()
 
 
 WAYS: dict[str, Any] = {

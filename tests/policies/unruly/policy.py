@@ -50,8 +50,8 @@ class PartsExit(Exception):
     def __cause__(self) -> Any:  # type: ignore[override]
         raise SystemExit("from its cause")
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         raise SystemExit("from its class")
 
     def __setattr__(self, name: str, value: Any) -> None:
