@@ -15,7 +15,7 @@ import pytest
 from shmserve.client.admin import update, waiting
 from shmserve.daemon import intake_progress
 from shmserve.daemon.intake_progress import IntakeProgress
-from tests.admin_command import admin, end_admin, staged, start_admin
+from tests.admin_command import admin, end_admin, served, staged, start_admin
 from tests.daemon_process import POLICIES, Daemon, wait_until
 
 _NO_ARM = """
@@ -75,6 +75,12 @@ def test_what_is_taken_in_is_told_to_those_who_wait_in_the_status_and_in_the_log
     daemon.wait_ready()
     assert daemon.status()["intake"] is None
     assert f"taking in {tmp_path}/large: 80 MB" in daemon.log
+
+    daemon.stop()
+    daemon.package = None
+    daemon.start()
+
+    assert f"no --model-path: version {served(daemon)} of {daemon.state_dir}" in daemon.log
 
 
 def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_nothing(
