@@ -96,6 +96,8 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
         class Collecting:
             """Free for a moment only: what came meanwhile is collected, as by another thread."""
 
+            acquire, release = lock.acquire, lock.release
+
             def __enter__(self) -> None:
                 lock.acquire()
 
