@@ -79,7 +79,9 @@ MODELS = [
     BadModel("ends at once", ("load failed: the engine died: exit status 7; ", "log"), init="os._exit(7)"),
     BadModel("takes all memory", ("load failed: ", "allocate", _LIMIT), init="self.x = torch.ones(1 << 32)"),
     BadModel(
-        "says what no engine says", ("killed by SIGKILL",), init=r"os.write(int(sys.argv[1]), b'{]\0'); time.sleep(60)"
+        "says what no engine says",
+        ("killed by SIGKILL",),
+        init=r"os.write(int(sys.orig_argv[-5]), b'{]\0'); time.sleep(60)",
     ),
     BadModel("gives NaN", ("warm up failed: ", "y: 3 of 3 values are NaN", "allow_nonfinite"), infer="self.k = np.nan"),
 ]
