@@ -27,7 +27,7 @@ class Thing:
 
 def module() -> SavedModule:
     """Multiplies `x`, a tensor, by `by`, which is none."""
-    package: Any = SimpleNamespace(batch_dim=True, max_batch=4, outputs=None, path=Path("p"), metadata={})
+    package: Any = SimpleNamespace(batch_dim=True, max_batch=4, outputs=None, path=Path("p"), metadata={}, grad=False)
     fields = [Field(name, (), AnyField()) for name in ("x", "by")]
     return SavedModule(package, Arguments(fields), lambda values: values[0] * values[1])
 
