@@ -87,7 +87,7 @@ class _Allocator:
             if block.numel() == size and sharing(block) == unused:
                 return block.fill_(_NONSENSE).detach()
         with torch.inference_mode(False):
-            block = torch.full((size,), _NONSENSE, dtype=torch.uint8)
+            block = torch.full((size,), _NONSENSE, dtype=torch.uint8, device="cpu")
         self._blocks.append((block, sharing(block)))
         return block.detach()
 

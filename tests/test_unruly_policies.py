@@ -112,7 +112,6 @@ def test_an_action_whose_own_code_fails_while_it_is_read_fails_its_request(unrul
     assert found["object"].startswith("SystemExit: no pickle of it")
 
 
-@_ON_THE_HOST
 def test_a_default_device_that_a_policy_sets_is_not_the_engines(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     with unruly.client() as client:

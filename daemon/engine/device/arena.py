@@ -37,9 +37,9 @@ class Arena:
     def __init__(self, device: Device, host: HostMemory) -> None:
         self._device = device
         self._source = host
-        self.host = torch.empty(0, dtype=torch.uint8)
+        self.host = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._bytes: npt.NDArray[np.uint8] = self.host.numpy()
-        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         #: By place and structure: the tensors of a row, None for what is no array and stays on the host. A policy gets
         #: others over the same memory, whose shape it may change, and which tell by their existence that it keeps them.
         self._tensors: dict[tuple[int, bytes], list[torch.Tensor | None]] = {}
@@ -179,7 +179,7 @@ class Arena:
         """The rows are answered: keep the device's part for the next batch, unless the policy still holds some of it."""
         if not self.fixed and (self._own is None or self._own != sharing(self.memory)):
             self._tensors.clear()
-            self.memory = torch.empty(0, dtype=torch.uint8)
+            self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
             with contextlib.suppress(RuntimeError):  # then the next batch asks again, and its first request fails
                 self._use(self._new_memory(self.size))
         self.rows = 0

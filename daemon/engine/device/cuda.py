@@ -39,7 +39,7 @@ class CudaDevice:
     def pinned(self, size: int) -> torch.Tensor:
         try:
             with torch.inference_mode(False):
-                return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+                return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError as error:
             raise PinFailed(_first_line(error)) from error
 

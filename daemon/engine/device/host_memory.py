@@ -37,7 +37,7 @@ class HostMemory:
                 f"{size} bytes of staging memory cannot be page-locked ({error}): copies to the device take a detour "
                 f"through the driver; {REMEDY}"
             )
-            return torch.empty(size, dtype=torch.uint8)
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
         self.pinned_bytes += size
         return memory
 

@@ -24,7 +24,7 @@ class Results:
     def __init__(self, device: Device, host: HostMemory) -> None:
         self._device = device
         self._source = host
-        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._places: dict[tuple[int, torch.dtype, torch.Size], torch.Tensor] = {}
         self._end = 0
 

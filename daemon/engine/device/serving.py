@@ -298,6 +298,10 @@ class DeviceServing(Serving):
             self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
             row.observation = None
             return False
+        except BaseException as error:  # noqa: BLE001  an unpickled object may be asked for its entries
+            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            row.observation = None
+            return False
         return True
 
     def _asked(self, rows: list[_Row]) -> list[Any]:
