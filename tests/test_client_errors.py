@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import mmap
@@ -42,6 +43,13 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="shmserve-") as name:
         (Path(name) / "arm").mkdir()
         yield Path(name)
+
+
+@pytest.fixture
+def lone(echo: Daemon) -> Iterator[ShmClient]:
+    """A client that has not attached yet, and tries once."""
+    with contextlib.closing(echo.client(max_retries=0)) as client:
+        yield client
 
 
 def client_of(folder: Path, **settings: Any) -> ShmClient:
@@ -139,9 +147,8 @@ def test_a_refusal_that_says_less_than_it_should_is_a_typed_error(folder: Path, 
     ["model", {}, {"version": "abc", "stateful": "no"}, {"version": "no hex", "stateful": False},
      {"version": "a", "stateful": False, "contract": "x"}], ids=str,
 )  # fmt: skip
-def test_a_daemon_that_describes_no_model_is_a_typed_error(obedient: Daemon, model: Any) -> None:
-    client = obedient.client(max_retries=0).connect()
-    attachment = client._exchange._held[0]
+def test_a_daemon_that_describes_no_model_is_a_typed_error(lone: ShmClient, model: Any) -> None:
+    attachment = lone.connect()._exchange._held[0]
 
     def describe(*arguments: object, **settings: object) -> Any:
         from shmserve.varlink import Reply as VarlinkReply
@@ -150,7 +157,7 @@ def test_a_daemon_that_describes_no_model_is_a_typed_error(obedient: Daemon, mod
 
     attachment._connection.call = describe  # type: ignore[method-assign]
     with pytest.raises(ProtocolMismatch, match="an answer that cannot be read"):
-        _ = client.metadata
+        _ = lone.metadata
 
 
 # The path
@@ -222,13 +229,12 @@ def test_a_client_without_descriptors_says_so_and_leaves_none_behind(echo: Daemo
     echo.forget_clients()
 
 
-def test_a_client_without_descriptors_for_a_larger_channel_says_so_and_works_again(echo: Daemon) -> None:
-    client = echo.client(max_retries=0)
-    client.infer({"x": 1})
+def test_a_client_without_descriptors_for_a_larger_channel_says_so_and_works_again(lone: ShmClient) -> None:
+    lone.infer({"x": 1})
     with descriptors_left(0), pytest.raises(ServiceUnavailable):
-        client.infer({"x": np.zeros(1_000_000)})
+        lone.infer({"x": np.zeros(1_000_000)})
 
-    assert client.infer({"x": np.zeros(1_000_000)})["x"].size == 1_000_000
+    assert lone.infer({"x": np.zeros(1_000_000)})["x"].size == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -243,35 +249,35 @@ def test_a_client_without_descriptors_for_a_larger_channel_says_so_and_works_aga
     ids=repr,
 )
 def test_memory_that_cannot_be_mapped_is_a_typed_error(
-    echo: Daemon, monkeypatch: pytest.MonkeyPatch, error: Exception, typed: type[ShmServeError]
+    lone: ShmClient, monkeypatch: pytest.MonkeyPatch, error: Exception, typed: type[ShmServeError]
 ) -> None:
     def fail(*arguments: object, **settings: object) -> None:
         raise error
 
-    client = echo.client(max_retries=0)
     with monkeypatch.context() as patched:
         patched.setattr(mmap, "mmap", fail)
         with pytest.raises(typed, match="'t'"):
-            client.infer({"x": 1})
-    assert client.infer({"x": 1}) == {"x": 1}
+            lone.infer({"x": 1})
+    assert lone.infer({"x": 1}) == {"x": 1}
     with monkeypatch.context() as patched:
         patched.setattr(mmap, "mmap", fail)
         with pytest.raises(ShmServeError, match="'t'"):
-            client.infer({"x": np.zeros(1_000_000)})
-    assert client.infer({"x": 1}) == {"x": 1}
+            lone.infer({"x": np.zeros(1_000_000)})
+    assert lone.infer({"x": 1}) == {"x": 1}
 
 
-def test_shared_memory_that_may_not_be_opened_is_a_typed_error(echo: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_that_may_not_be_opened_is_a_typed_error(
+    lone: ShmClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object, **settings: object) -> None:
         raise posix_ipc.PermissionsError("Permission denied")
 
     monkeypatch.setattr(posix_ipc, "SharedMemory", fail)
     monkeypatch.setattr(posix_ipc, "Semaphore", fail)
-    client = echo.client(max_retries=0)
-    if "--transport" in echo._arguments:
+    if os.environ.get("SHMSERVE_TEST_TRANSPORT") == "sealed":
         pytest.skip("transport sealed has no names")
     with pytest.raises(ServiceUnavailable, match="join the daemon's group"):
-        client.infer({"x": 1})
+        lone.infer({"x": 1})
 
 
 def test_a_process_without_threads_says_so(client: ShmClient, monkeypatch: pytest.MonkeyPatch) -> None:
