@@ -326,7 +326,7 @@ class Serving:
         # Not isinstance, which asks an object for its class.
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
             self._reject(row.tenancy, row.head, error, row.queued_ns)
-            _forget_traceback(error)
+            forget_traceback(error)
         else:
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
         self._release(row)
@@ -386,7 +386,7 @@ class Serving:
     ) -> None:
         failed_ns = time.monotonic_ns()
         log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
-        _forget_traceback(error)
+        forget_traceback(error)
         self._finish(tenancy, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
         now_ns = time.monotonic_ns()
         tenancy.overhead.add(now_ns - failed_ns, now_ns)
@@ -424,7 +424,7 @@ class Serving:
         return copied_ns
 
 
-def _forget_traceback(error: BaseException) -> None:
+def forget_traceback(error: BaseException) -> None:
     """A traceback holds the observation: with it the arena would look as if the policy kept it."""
     # BaseException's own: an exception of the policy may have attributes and methods of its own.
     BaseException.with_traceback(error, None)

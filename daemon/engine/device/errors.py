@@ -27,6 +27,7 @@ _OUT_OF_MEMORY = re.compile(
 )
 #: cudaErrorMemoryAllocation.
 _OUT_OF_MEMORY_CODE = 2
+_ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", None)
 
 T = TypeVar("T")
 
@@ -52,18 +53,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("no such joint"))
     (True, False)
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    # By the type: isinstance and getattr would run code of an exception class of the policy.
+    kind = type(error)
+    if issubclass(kind, torch.OutOfMemoryError):
         return True
-    if not isinstance(error, (RuntimeError, MemoryError)):
+    if not issubclass(kind, (RuntimeError, MemoryError)):
         return False
-    return (
-        getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE or _OUT_OF_MEMORY.search(text_of(error)) is not None
-    )
+    if kind is _ACCELERATOR_ERROR and getattr(error, "error_code", None) == _OUT_OF_MEMORY_CODE:
+        return True
+    return _OUT_OF_MEMORY.search(text_of(error)) is not None
 
 
 def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
     """The error as torch's own of this kind; None for one of another kind."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if issubclass(type(error), torch.OutOfMemoryError):
         return error
     if not is_out_of_memory(error):
         return None

@@ -28,7 +28,7 @@ from ..checked_numbers import CheckedNumbers
 from ..failure_text import logged
 from ..models.model import Model
 from ..schedule import charge
-from ..serving import Serving, Taken
+from ..serving import Serving, Taken, forget_traceback
 from ..staging import Staging
 from ..tenancy import Tenancy
 from .arena import Arena
@@ -202,10 +202,11 @@ class DeviceServing(Serving):
             self._reject(tenancy, head, error, row.queued_ns, began_ns)
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            if isinstance(error, RuntimeError):  # as all errors of a device are
+            of_device = issubclass(type(error), RuntimeError)
+            if of_device:  # as all errors of a device are
                 raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
-            if short is not None or (isinstance(error, RuntimeError) and not pickled):  # nothing that its client did
+            if short is not None or (of_device and not pickled):  # nothing that its client did
                 self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
                 return False
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
@@ -381,7 +382,7 @@ class DeviceServing(Serving):
             raise DeviceLost(reason) from error
         short = as_out_of_memory(error)
         if short is not None:
-            error.__traceback__ = None  # whose frames hold what the model had made by then
+            forget_traceback(error)  # whose frames hold what the model had made by then
             error = short
             self._device.give_back()
         if len(rows) > 1:
@@ -391,7 +392,7 @@ class DeviceServing(Serving):
             return
         row = rows[0]
         row.observation = None
-        if isinstance(error, RequestRejected):  # the model's own check of what it was given: the robot's fault
+        if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
             self._reject(row.tenancy, row.head, error, row.queued_ns)
         else:
             self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
