@@ -97,7 +97,7 @@ class Attachment:
         self._directory = directory
         #: The users to whom named memory may belong; None: anybody.
         self._owners = owners
-        self.channel = ClientChannel(_lane(service, reply), reply.fds, owners=owners)
+        self.channel = _channel(service, reply, owners)
         #: Whether pickles may cross in both directions. By socket activation whoever connected before the daemon had
         #: started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
         try:
@@ -209,8 +209,7 @@ class Attachment:
             raise
         self.granted = wanted.copy()
         try:
-            lane = _lane(self._service, reply)
-            channel = ClientChannel(lane, reply.fds, before=self.channel, owners=self._owners)
+            channel = _channel(self._service, reply, self._owners, before=self.channel)
         except ShmServeError:
             raise
         except _UNTYPED as error:
@@ -395,6 +394,17 @@ def _lane(service: str, reply: Reply) -> Lane:
         close_fds(reply.fds)
         raise _nonsense(service, "Attach", "its channel is not described by numbers and names")
     return lane
+
+
+def _channel(
+    service: str, reply: Reply, owners: Collection[int] | None, before: ClientChannel | None = None
+) -> ClientChannel:
+    """The channel that came with a reply; raises ProtocolMismatch for one that is refused before it is mapped."""
+    lane = _lane(service, reply)
+    try:
+        return ClientChannel(lane, reply.fds, before=before, owners=owners)
+    except ProtocolMismatch as error:
+        raise ProtocolMismatch(f"the channel that the daemon of {service!r} gave is refused: {error}") from error
 
 
 def _is_model(model: Any) -> bool:

@@ -24,7 +24,7 @@ _INLINE_BYTES = 32
 #: A list of at least so many numbers of one type is carried as one array.
 _LIST_AS_ARRAY = 8
 _INT64 = range(-(1 << 63), 1 << 63)
-_NO_VALUES = "a tensor of the meta device has no values to carry; make it on a device that has memory"
+NO_VALUES = "a tensor of the meta device has no values to carry; make it on a device that has memory"
 
 
 def _tensor_dtype(tensor: Any) -> str:
@@ -44,7 +44,7 @@ def tensor_bytes(tensor: Any) -> Array:
         return tensor.numpy()  # type: ignore[no-any-return]
     except (RuntimeError, TypeError):  # on a device, wanted for a gradient, or conjugated
         if tensor.is_meta:
-            raise UnsupportedType(_NO_VALUES) from None
+            raise UnsupportedType(NO_VALUES) from None
         return tensor.detach().cpu().resolve_conj().resolve_neg().numpy()  # type: ignore[no-any-return]
 
 
@@ -111,7 +111,7 @@ def _array_leaf(value: Any, path: str) -> tuple[Leaf, Callable[[Any], Array] | N
         if value.layout is not sys.modules["torch"].strided:
             raise UnsupportedType(f"{path}: a tensor of layout {value.layout} cannot be carried; use to_dense()")
         if value.is_meta:
-            raise UnsupportedType(f"{path}: {_NO_VALUES}")
+            raise UnsupportedType(f"{path}: {NO_VALUES}")
         dtype = _tensor_dtype(value)
         return Leaf("array", dtype, tuple(value.shape)), _bfloat16_tensor if dtype == BFLOAT16 else tensor_bytes
     kind = "array" if type(value) is np.ndarray else "scalar"

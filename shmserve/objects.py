@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .base_values import Place, error_text, is_tensor, spelled, type_name
-from .description import tensor_bytes
+from .description import NO_VALUES, tensor_bytes
 from .errors import UnsupportedType
 
 _ADVICE = "send what is needed of it as dict, list, text, numbers and arrays"
@@ -52,8 +52,11 @@ class _Pickler(pickle.Pickler):
         self._tensors_as_arrays = tensors_as_arrays
 
     def reducer_override(self, obj: Any) -> Any:
-        if self._tensors_as_arrays and is_tensor(obj):
-            return _array_of(obj).__reduce_ex__(5)
+        if is_tensor(obj):
+            if obj.is_meta:
+                raise UnsupportedType(NO_VALUES)
+            if self._tensors_as_arrays:
+                return _array_of(obj).__reduce_ex__(5)
         # A class or function of the program that was started: the other side has another program's __main__.
         if isinstance(obj, (type, type(_pickle))) and obj.__module__ == "__main__":
             kind = "class" if isinstance(obj, type) else "function"

@@ -91,6 +91,10 @@ GIVEN: dict[tuple[int, str], tuple[Callable[[], int], str]] = {
 }
 
 
+#: How a client begins.
+REFUSED = "ProtocolMismatch: the channel that the daemon of 't' gave is refused: "
+
+
 class FakeDaemon:
     """Answers one Attach with these descriptors, in this process, to a client in a child that it forks."""
 
@@ -185,7 +189,7 @@ def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemo
 
     status, said, left = daemon.ended(pid)
     assert (status, left) == (0, "0 left")
-    assert said.startswith("ProtocolMismatch: the memory of a channel is not sealed: its sender could shrink it")
+    assert said.startswith(f"{REFUSED}the memory of a channel is not sealed: its sender could shrink it")
     close_all([*given, replies])
 
 
@@ -199,7 +203,7 @@ def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon
         daemon.attach(given)
         status, found, left = daemon.ended(pid)
 
-        assert (status, left, found.startswith("ProtocolMismatch: ")) == (0, "0 left", True), (place, name, found)
+        assert (status, left, found.startswith(REFUSED)) == (0, "0 left", True), (place, name, found)
         assert said in found, (place, name, found)
         close_all(given)
 
@@ -211,7 +215,7 @@ def test_a_client_that_is_given_too_few_descriptors_says_so(daemon: FakeDaemon, 
 
     daemon.attach(given[:count])
 
-    said = f"ProtocolMismatch: {count} descriptors came with a channel of transport 'sealed', not 4"
+    said = f"{REFUSED}{count} descriptors came with a channel of transport 'sealed', not 4"
     assert daemon.ended(pid) == (0, said, "0 left")
     close_all(given)
 

@@ -131,6 +131,7 @@ def test_every_key_of_a_saved_module_is_read(directory: Path) -> None:
         max_batch=8,
         read_in_place=True,
         deterministic=True,
+        grad=False,
         example="example.npz",
         expected="expected.npz",
         atol=0.5,

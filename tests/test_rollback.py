@@ -30,6 +30,7 @@ def daemon(packages: list[Path]) -> Iterator[Daemon]:
     with Daemon(packages[0]) as daemon:
         update(daemon, packages[1])
         update(daemon, packages[2])
+        wait_until("the first engine has ended", lambda: len(engines_of(daemon.pid)) == 2)
         yield daemon
 
 

@@ -85,7 +85,7 @@ def test_peers_that_are_refused_take_no_connection_from_those_that_are_not(tmp_p
     with Service(tmp_path, limits, lambda peer: "allow_uids" if refused else None) as service, ExitStack() as stack:
         for _ in range(6):
             stack.enter_context(service.raw())
-        eventually(lambda: service.server.stats().accepted == 2)
+        eventually(lambda: service.server.stats().refused == 10)
         refused = False
         for _ in range(3):
             connection = stack.enter_context(service.connect())

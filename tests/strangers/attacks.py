@@ -287,11 +287,11 @@ def churn(target: Target) -> str:
     """Publish requests of ever new structures, as large as the metadata of a slot allows, one after the other."""
     attachment = target.attach()
     requests = attachment.channel.requests
-    geometry = requests.segment.geometry
+    room = requests.segment.geometry.metadata_bytes
     leaves = 16
     while True:
         found = dump([Leaf("array", "|u1", ()) for _ in range(2 * leaves)])
-        if len(found) > geometry.metadata_bytes or leaves > 1000:
+        if len(found) > room or leaves > 1000:
             break
         leaves *= 2
     metadata = dump([Leaf("array", "|u1", ()) for _ in range(leaves)])
@@ -299,8 +299,7 @@ def churn(target: Target) -> str:
     number = 0
     while target.goes_on() and not attachment.lost():
         number += 1
-        slot = number % geometry.slots
-        sequence = sequence_of(number, slot)
+        sequence = sequence_of(number, number % requests.slots)
         requests.memory(sequence).metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
         lengths = (1000 + number, len(metadata), payload_bytes)
         requests.publish(
@@ -308,9 +307,9 @@ def churn(target: Target) -> str:
         )
         attachment.channel.request_bell.ring()
         # Its slots are to be answered before they are used again, or it would be sent away.
-        oldest = number - geometry.slots + 1
+        oldest = number - requests.slots + 1
         while oldest > 0 and target.goes_on() and not attachment.lost():
-            if attachment.channel.replies.answered(sequence_of(oldest, oldest % geometry.slots)):
+            if attachment.channel.replies.answered(sequence_of(oldest, oldest % requests.slots)):
                 break
             time.sleep(0.0002)
     lost = attachment.lost()
