@@ -351,7 +351,12 @@ class Exchange(DaemonCalls):
                 if not self._collect(attachment) and attachment.lost():
                     self._lose(attachment)
             if attachment.carried:
-                self.make_room(until_ns)
+                if pending is not None and pending._settled_ns:
+                    # Its own reply may be lent out now; another thread, or the next request, finds the slots as they are.
+                    with contextlib.suppress(RingFull):
+                        self.make_room(until_ns)
+                else:
+                    self.make_room(until_ns)
             if self._left and not interrupts:
                 with self._lock:
                     self._close_left()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from shmserve.client import InferenceFailed, LoanEnded, LoanKept, RequestTimeout, RingFull, ShmClient
-from tests.daemon_process import Daemon
+from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate
 from tests.other_process import overwrite
 from tests.trees import assert_same
@@ -300,3 +301,23 @@ def test_a_large_result_is_lent_after_the_channel_has_grown_for_it(client: ShmCl
     with client.infer({"do": "echo", "value": {"x": np.arange(500_000)}}, copy=False) as found:
         assert found["x"][-1] == 499_999
         assert not found["x"].flags.writeable
+
+
+def test_a_reply_is_lent_out_beside_an_abandoned_request_whose_result_needs_room(
+    obedient: Daemon, tmp_path: Path
+) -> None:
+    gate = Gate(tmp_path / "gate")
+    with obedient.client(slots=3) as client:
+        client.connect()
+        (attachment,) = client._exchange._held
+        grown = client.submit({"do": "grow", "items": 300_000, "value": 1})
+        wait_until("it was answered", lambda: attachment.channel.replies.answered(grown.sequence))
+        client._exchange.abandon(grown)  # as Ctrl-C does
+        opening = threading.Timer(0.3, gate.open)
+        opening.start()
+
+        # Its own thread finds that the slots must grow when this very reply is there.
+        with client.infer(gate.observation, copy=False) as found:
+            assert found["waited"] is True
+        assert client.infer({"do": "echo", "value": 1}) == 1
+        opening.join()
