@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.service import Service
 from shmserve.client import ShmClient
-from shmserve.daemon.engine.short_turns import ask_for_short_turns
+from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "tests" / "policies" / "obedient" / "policy.py"

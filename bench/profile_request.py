@@ -119,8 +119,8 @@ def _nothing() -> None:
 def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     """A channel with both of its ends in this process, and each step as a call without arguments."""
 
-    from shmserve.daemon.engine.staging import Staging
-    from shmserve.daemon.stats import Stats, create_stats_memory
+    from shmserve.daemon.engine.channel.staging import Staging
+    from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 
     asked = workload(name)
     schema, _ = describe(asked.observation)

@@ -8,7 +8,7 @@ import time
 
 from chaos.service import Service, wait_served
 from chaos.tally import Word
-from shmserve.daemon.control import WAKE_SIGNAL
+from shmserve.daemon.ipc.control import WAKE_SIGNAL
 
 #: What a daemon may be sent by anybody's accident, and by its own terminal, children and debugger.
 _STRAY = (signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG)

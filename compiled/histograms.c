@@ -1,4 +1,4 @@
-/* Counts one request in the histograms of its stages: Stats.record (daemon/stats.py). */
+/* Counts one request in the histograms of its stages: Stats.record (daemon/ipc/stats.py). */
 
 #include "compiled.h"
 
@@ -10,7 +10,7 @@ typedef struct {
     uint64_t *counts; /* NULL once closed */
 } Histograms;
 
-/* bucket_of in daemon/stats.py; a test compares them */
+/* bucket_of in daemon/ipc/stats.py; a test compares them */
 static int bucket_of(uint64_t duration_ns)
 {
     if (duration_ns < (uint64_t)1 << FIRST_BIT)

@@ -32,26 +32,26 @@ from shmserve.shortened import shortened
 from shmserve.standard_streams import open_standard_streams
 from shmserve.toml_value import toml_value
 
-from . import descriptor_limit
-from .activation import ActivationError, group_may_connect, inherited_sockets
-from .admin_service import AdminService
-from .changes import ModelChanges
-from .client_service import ClientService
-from .config import Config, ConfigError
-from .first_version import first_version, open_store
-from .heartbeat_watch import HeartbeatWatch
-from .logs import configure_logging
-from .model_package import ModelPackage
-from .notify import Notifier
-from .own_descriptors import keep_from_children
-from .served import EngineFailed
-from .service_lock import AlreadyRunning
-from .service_report import ServiceReport
-from .settings import Settings
-from .supervisor import Supervisor
-from .varlink_connection import Limits
-from .varlink_interface import ServiceInfo
-from .varlink_server import VarlinkServer, listen_unix
+from .api.admin import AdminService
+from .api.client import ClientService
+from .config.config import Config, ConfigError
+from .config.sources import Settings
+from .host import descriptor_limit
+from .host.logging import configure_logging
+from .host.notify import Notifier
+from .host.own_descriptors import keep_from_children
+from .host.service_lock import AlreadyRunning
+from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
+from .packages.package import ModelPackage
+from .rollout.rollout import ModelChanges
+from .rollout.startup_version import first_version, open_store
+from .supervisor.deployment import EngineFailed
+from .supervisor.engine_watchdog import HeartbeatWatch
+from .supervisor.readiness import ServiceReport
+from .supervisor.supervisor import Supervisor
+from .varlink.connection import Limits
+from .varlink.interface import ServiceInfo
+from .varlink.server import VarlinkServer, listen_unix
 
 log = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from fuzz.observations import TREES
 from fuzz.target import Target
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
-from shmserve.daemon.engine.loop import EngineLoop
-from shmserve.daemon.engine.mapped_channel import MappedChannel
-from shmserve.daemon.engine.plain_serving import PlainServing
-from shmserve.daemon.engine.tenancy import Tenancy
-from shmserve.daemon.stats import Counter, Stats, create_stats_memory
+from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
+from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.loop.loop import EngineLoop
+from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import (
     CACHE_LINE,
     COUNTER_LINE,

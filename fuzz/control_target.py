@@ -14,10 +14,10 @@ from typing import Any, cast
 
 from fuzz.target import Target
 from shmserve.channel import Lane
-from shmserve.daemon.client_service import ClientService
-from shmserve.daemon.leases import Wanted
-from shmserve.daemon.peer import Peer
-from shmserve.daemon.varlink_interface import InterfaceTable, ServiceInfo
+from shmserve.daemon.api.client import ClientService
+from shmserve.daemon.clients.leases import Wanted
+from shmserve.daemon.varlink.interface import InterfaceTable, ServiceInfo
+from shmserve.daemon.varlink.peer import Peer
 from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, MAX_SLOTS
 from shmserve.protocol import WIRE_VERSION
 from shmserve.segment import Identity

@@ -6,7 +6,7 @@ Engines run the model's own code, which can write to any descriptor of its proce
 from __future__ import annotations
 
 from fuzz.target import Target
-from shmserve.daemon.control import encode, take_messages
+from shmserve.daemon.ipc.control import encode, take_messages
 
 
 def run(data: bytes) -> None:

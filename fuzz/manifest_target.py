@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from fuzz.target import Target
-from shmserve.daemon.manifest import MANIFEST, read_manifest
+from shmserve.daemon.packages.manifest import MANIFEST, read_manifest
 from shmserve.errors import ModelPackageError
 
 _folders: list[Path] = []

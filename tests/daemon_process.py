@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
-from shmserve.daemon.names import Names
+from shmserve.daemon.clients.shm_names import Names
 from shmserve.directories import ADMIN_SOCKET, CLIENT_SOCKET
 from shmserve.varlink_connection import VarlinkConnection
 from tests import watchdog

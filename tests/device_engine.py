@@ -12,17 +12,17 @@ import torch
 
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
+from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.device.graphs import Graphs
 from shmserve.daemon.engine.device.serving import DeviceServing
 from shmserve.daemon.engine.device.side import DeviceSide
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device.warming import warm_up_device
-from shmserve.daemon.engine.mapped_channel import MappedChannel
 from shmserve.daemon.engine.models.model import Model
 from shmserve.daemon.engine.models.python_class import make_policy
-from shmserve.daemon.engine.tenancy import Tenancy
-from shmserve.daemon.model_package import ModelPackage
-from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.daemon.ipc.stats import Stats, create_stats_memory
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.daemon.admin_sight import fitted
+from shmserve.daemon.api.admin_monitoring import fitted
 from shmserve.directories import ADMIN_SOCKET
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import MESSAGE_LIMIT

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.models.policy_styles import Gr00tStyle, OpenpiStyle, styled_policy
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 from tests.daemon_process import POLICIES, Daemon
 

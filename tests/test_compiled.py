@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmserve.compiled import COMPILED, steps
-from shmserve.daemon.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
+from shmserve.daemon.ipc.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
 from shmserve.description import Matcher, describe
 from shmserve.schema import Schema
 from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin

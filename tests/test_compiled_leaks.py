@@ -14,7 +14,7 @@ import torch
 
 from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
 from shmserve.compiled import COMPILED, steps
-from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from shmserve.description import describe
 from shmserve.layout import Geometry, sequence_of
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter

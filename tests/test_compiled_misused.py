@@ -16,7 +16,7 @@ import pytest
 
 from shmserve.codec import Decoder, Encoder, SlotMemory
 from shmserve.compiled import COMPILED, steps
-from shmserve.daemon.stats import CHANNEL_LIMIT, Stage, Stats, create_stats_memory
+from shmserve.daemon.ipc.stats import CHANNEL_LIMIT, Stage, Stats, create_stats_memory
 from shmserve.description import describe
 from shmserve.layout import COUNTER_LINE, REPLY, REQUEST
 from shmserve.ring import ReplyHead, RequestHead

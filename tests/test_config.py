@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.config import SETTINGS, Config, ConfigError
-from shmserve.daemon.settings import Settings, read_config_file
+from shmserve.daemon.config.config import SETTINGS, Config, ConfigError
+from shmserve.daemon.config.sources import Settings, read_config_file
 from tests.daemon_process import SHMSERVED, Daemon, environment
 from tests.own_mounts import needs_mounts, seeing
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
-from shmserve.daemon.names import Names
+from shmserve.daemon.clients.shm_names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.daemon_process import Daemon, is_running, wait_until
 from tests.gate import Gate

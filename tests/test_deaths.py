@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from shmserve.channel import Lane
-from shmserve.daemon import supervisor as supervisor_module
-from shmserve.daemon.config import Config
-from shmserve.daemon.deaths import CLEAR_S, WINDOW_S, Deaths
-from shmserve.daemon.leases import Lease, Wanted
-from shmserve.daemon.peer import Peer
-from shmserve.daemon.stats import SEVERAL, ChannelWord, Counter, Stats, create_stats_memory
-from shmserve.daemon.supervisor import Supervisor
+from shmserve.daemon.clients.engine_deaths import CLEAR_S, WINDOW_S, Deaths
+from shmserve.daemon.clients.leases import Lease, Wanted
+from shmserve.daemon.config.config import Config
+from shmserve.daemon.ipc.stats import SEVERAL, ChannelWord, Counter, Stats, create_stats_memory
+from shmserve.daemon.supervisor import supervisor as supervisor_module
+from shmserve.daemon.supervisor.supervisor import Supervisor
+from shmserve.daemon.varlink.peer import Peer
 from shmserve.segment import Identity
 
 OWN = 50

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shmserve.client.admin.connection import AdminConnection
-from shmserve.daemon.control import ControlSocket, encode
-from shmserve.daemon.own_descriptors import keep_from_children
+from shmserve.daemon.host.own_descriptors import keep_from_children
+from shmserve.daemon.ipc.control import ControlSocket, encode
 from shmserve.tape import TapeReader
 from tests.daemon_process import Daemon, wait_until
 from tests.descriptors import inheritable

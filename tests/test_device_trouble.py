@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
+from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.device import loop
 from shmserve.daemon.engine.device.errors import DeviceLost
 from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
-from shmserve.daemon.engine.tenancy import Tenancy
 from shmserve.protocol import Status
 from shmserve.spin import SpinBudget
 from tests.daemon_process import POLICIES

@@ -16,10 +16,10 @@ import torch
 
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Encoder
-from shmserve.daemon.control import ControlSocket, encode
-from shmserve.daemon.engine import channels
+from shmserve.daemon.engine.loop import channel_setup as channels
 from shmserve.daemon.engine.main import Engine
-from shmserve.daemon.stats import Counter, Stats, create_stats_memory
+from shmserve.daemon.ipc.control import ControlSocket, encode
+from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.engine_process import EngineProcess
-from shmserve.daemon.served import Served
+from shmserve.daemon.supervisor.deployment import Served
+from shmserve.daemon.supervisor.engine_process import EngineProcess
 
 _SERVED = Served(Path("/nowhere"), "none", "cpu")
 

@@ -16,14 +16,14 @@ from fuzz.echo_model import EchoModel
 from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
 from shmserve.codec import Encoder
 from shmserve.compiled import COMPILED, steps
-from shmserve.daemon.engine import loop
-from shmserve.daemon.engine.bells import Bells, SharedBell
-from shmserve.daemon.engine.loop import EngineLoop
-from shmserve.daemon.engine.mapped_channel import MappedChannel
-from shmserve.daemon.engine.pipe_bells import PipeBells
-from shmserve.daemon.engine.plain_serving import PlainServing
-from shmserve.daemon.engine.tenancy import Tenancy
-from shmserve.daemon.stats import Counter, Stats, create_stats_memory
+from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
+from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.loop import loop
+from shmserve.daemon.engine.loop.bells import Bells, SharedBell
+from shmserve.daemon.engine.loop.loop import EngineLoop
+from shmserve.daemon.engine.loop.pipe_bells import PipeBells
+from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
 from shmserve.protocol import Kind

@@ -18,7 +18,7 @@ import pytest
 
 from shmserve.channel import EngineChannel, Lane
 from shmserve.client import ShmClient
-from shmserve.daemon.stats import STATS_BYTES, Stats
+from shmserve.daemon.ipc.stats import STATS_BYTES, Stats
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.errors import ProtocolMismatch, ShmServeError
 from shmserve.layout import COUNTER_OFFSET, Geometry, header_bytes

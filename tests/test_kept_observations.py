@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from shmserve.codec import Encoder, SlotMemory
-from shmserve.daemon.engine import staging
-from shmserve.daemon.engine.staging import Staging
+from shmserve.daemon.engine.channel import staging
+from shmserve.daemon.engine.channel.staging import Staging
 from shmserve.schema import Schema
 from tests.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, WAYS_OF_NOT_KEEPING, state_in
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmserve.daemon.logs import JournalHandler, RateLimit
-from shmserve.daemon.message_ids import SERVING
+from shmserve.daemon.host.logging import JournalHandler, RateLimit
+from shmserve.daemon.host.message_ids import SERVING
 from shmserve.errors import InferenceFailed
 from tests.daemon_process import SHMSERVED, Daemon, environment, wait_until
 from tests.own_mounts import needs_mounts, seeing

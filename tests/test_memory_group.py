@@ -7,7 +7,7 @@ from typing import final
 
 import pytest
 
-from shmserve.daemon.memory_group import Room, without_room
+from shmserve.daemon.clients.cgroup_memory import Room, without_room
 
 MIB = 1 << 20
 #: What channels may have of 64 MiB: an eighth is left to the engines.

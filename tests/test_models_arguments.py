@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.models.arguments import AnyField, Arguments, ConstantField, Field, NumberField, TensorField
+from shmserve.daemon.engine.models.example_files import read_recorded
 from shmserve.daemon.engine.models.torchscript import _like
-from shmserve.daemon.engine.recorded import read_recorded
 from shmserve.errors import ContractMismatch
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shmserve.daemon.engine.warmup import warm_up
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.engine.warmup.warmup import warm_up
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 from tests.packages.saving import CPU, loaded
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon import manifest
 from shmserve.daemon.engine.models.installed_class import GROUP
-from shmserve.daemon.engine.warmup import warm_up
-from shmserve.daemon.formats import FORMATS
+from shmserve.daemon.engine.warmup.warmup import warm_up
+from shmserve.daemon.packages import manifest
+from shmserve.daemon.packages.formats import FORMATS
 from tests.followed_page import REPOSITORY, empty_folder, follow, snippets
 from tests.packages.saving import CPU, loaded
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.formats import FORMATS
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.packages.formats import FORMATS
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 
 
@@ -237,7 +237,7 @@ def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory:
 def test_a_package_is_read_without_torch_and_without_its_code(directory: Path) -> None:
     (directory / "policy.py").write_text("raise SystemExit('the code of the package ran')")
     program = (
-        "import sys; from pathlib import Path; from shmserve.daemon.model_package import ModelPackage; "
+        "import sys; from pathlib import Path; from shmserve.daemon.packages.package import ModelPackage; "
         "print(ModelPackage.read(Path(sys.argv[1])).format, 'torch' in sys.modules)"
     )
 

@@ -12,8 +12,8 @@ import torch
 
 from shmserve.contract import described
 from shmserve.daemon.engine.models import load_model
-from shmserve.daemon.engine.warmup import warm_up
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.engine.warmup.warmup import warm_up
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.packages import networks
 from tests.packages.networks import IMAGE_SHAPE, seeded

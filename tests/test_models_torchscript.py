@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.daemon.engine.failure_text import logged, told
-from shmserve.daemon.engine.warmup import warm_up
+from shmserve.daemon.engine.requests.error_text import logged, told
+from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.packages import networks
 from tests.packages.networks import IMAGE_SHAPE, seeded

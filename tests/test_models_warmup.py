@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.daemon.engine.judgement import deviations, not_finite
-from shmserve.daemon.engine.recorded import read_recorded
-from shmserve.daemon.engine.warmup import warm_up
+from shmserve.daemon.engine.models.example_files import read_recorded
+from shmserve.daemon.engine.warmup.validation import deviations, not_finite
+from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ModelPackageError, UnsupportedType
 from tests.packages.saving import CPU, loaded, package
 

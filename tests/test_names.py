@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.names import Names
+from shmserve.daemon.clients.shm_names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from shmserve.layout import Geometry
 from shmserve.segment import Identity, create_segment

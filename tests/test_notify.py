@@ -12,9 +12,9 @@ from typing import cast
 
 import pytest
 
-from shmserve.daemon.heartbeat_watch import HeartbeatWatch
-from shmserve.daemon.notify import Notifier
-from shmserve.daemon.supervisor import Supervisor
+from shmserve.daemon.host.notify import Notifier
+from shmserve.daemon.supervisor.engine_watchdog import HeartbeatWatch
+from shmserve.daemon.supervisor.supervisor import Supervisor
 from shmserve.errors import EngineLost
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate

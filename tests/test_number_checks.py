@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from shmserve.client import InferenceFailed, NumbersRefused, ShmClient
-from shmserve.daemon.engine.checked_numbers import CheckedNumbers
-from shmserve.daemon.model_package import ModelPackage
-from shmserve.daemon.number_checks import NumberCheck, read_checks
+from shmserve.daemon.engine.models.range_checks import CheckedNumbers
+from shmserve.daemon.packages.package import ModelPackage
+from shmserve.daemon.packages.value_ranges import NumberCheck, read_checks
 from shmserve.errors import ModelPackageError
 from tests.daemon_process import Daemon
 

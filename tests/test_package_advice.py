@@ -13,7 +13,7 @@ import torch
 
 from shmserve.client.admin.update import open_package
 from shmserve.daemon.engine.models import load_model
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 
 _FILES = {

@@ -10,7 +10,7 @@ import pytest
 
 from shmserve.daemon.engine.device.determinism import deterministic
 from shmserve.daemon.engine.models.model import PerClient
-from shmserve.daemon.engine.warmup import warm_up
+from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ModelPackageError
 from tests.daemon_process import Daemon, wait_until
 from tests.gate import Gate

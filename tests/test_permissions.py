@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.service_lock import ServiceLock
+from shmserve.daemon.host.service_lock import ServiceLock
 from shmserve.daemon.store.directory import StoreDirectory
 from shmserve.daemon.store.errors import StoreUnavailable
 from tests.daemon_process import Daemon, wait_until

@@ -16,10 +16,10 @@ from fuzz.echo_model import EchoModel
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
 from shmserve.compiled import COMPILED
-from shmserve.daemon.engine.mapped_channel import MappedChannel
-from shmserve.daemon.engine.plain_serving import PlainServing
-from shmserve.daemon.engine.tenancy import Tenancy
-from shmserve.daemon.stats import Counter, Stage, Stats, create_stats_memory
+from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
+from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.ipc.stats import Counter, Stage, Stats, create_stats_memory
 from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status

@@ -118,7 +118,7 @@ def test_what_is_installed_is_said_to_nobody_who_was_killed_meanwhile() -> None:
     os.close(reader)
     try:
         told = subprocess.run(
-            [sys.executable, "-m", "shmserve.daemon.release"], stdout=writer, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-m", "shmserve.daemon.ipc.release"], stdout=writer, stderr=subprocess.PIPE, check=False
         )
     finally:
         os.close(writer)

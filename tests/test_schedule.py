@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.engine.schedule import BEHIND_NS, charge, next_of
+from shmserve.daemon.engine.loop.schedule import BEHIND_NS, charge, next_of
 
 
 def client(number: int, *submitted_ns: int) -> Any:

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from shmserve.daemon.engine.short_turns import TURN_NS
+from shmserve.daemon.engine.loop.time_slice import TURN_NS
 from tests.daemon_process import Daemon
 
 _SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
@@ -42,7 +42,7 @@ def test_an_engine_has_short_turns_and_its_supervisor_those_that_everybody_has(o
 )
 def test_what_the_operator_chose_stays(before: str, turn_ns: int | None) -> None:
     program = (
-        "import os; from shmserve.daemon.engine.short_turns import ask_for_short_turns\n"
+        "import os; from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns\n"
         f"p = os.sched_param(0); {before}; ask_for_short_turns(); print(flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -12,7 +12,7 @@ import pytest
 
 from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.compiled import COMPILED, steps
-from shmserve.daemon.engine.staging import Staging
+from shmserve.daemon.engine.channel.staging import Staging
 from shmserve.layout import COUNTER_LINE, COUNTER_OFFSET, WORD, Geometry, header_bytes, sequence_of, slot_of
 from shmserve.ring import RequestHead, RequestReader, RequestWriter
 from shmserve.segment import Segment

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmserve.daemon.stats import (
+from shmserve.daemon.ipc.stats import (
     CHANNEL_LIMIT,
     STATS_BYTES,
     ChannelWord,

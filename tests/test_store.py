@@ -10,11 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import (
-    ArchiveRefused,
-    Progress,
-    StoredVersion,
-)
+from shmserve.daemon.store import ArchiveRefused, Progress, StoredVersion
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version
 from tests.archives.packages import FILES, content_of, numbered, opened, write_package

@@ -17,7 +17,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from shmserve.daemon import failpoints
-from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable, versions
+from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
+from shmserve.daemon.store import store as versions
 from shmserve.package_files import content_version
 from tests.archives.packages import numbered, opened, write_package
 from tests.archives.store_process import REFUSED

@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import (
-    Store,
-    VersionUnknown,
-)
+from shmserve.daemon.store import Store, VersionUnknown
 from tests.archives.packages import numbered, write_package
 from tests.archives.stores import Open, add, entries, expected_entries
 

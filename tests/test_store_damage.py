@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import (
-    VersionDamaged,
-)
+from shmserve.daemon.store import VersionDamaged
 from tests.archives.packages import FILES, content_of, numbered, write_package
 from tests.archives.stores import Open, add, entries, expected_entries, good
 

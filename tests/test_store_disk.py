@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import (
-    Limits,
-    Store,
-    StoreUnavailable,
-)
+from shmserve.daemon.store import Limits, Store, StoreUnavailable
 from tests.archives.packages import numbered, write_package
 from tests.archives.stores import Open, add, entries, expected_entries, good
 from tests.tiny_disk import tiny_disk

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version, package_files
 from tests.archives.packages import FILES, write_package

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.daemon.activation import ActivationError, inherited_sockets
+from shmserve.daemon.host.socket_activation import ActivationError, inherited_sockets
 from tests import watchdog
 from tests.daemon_process import SHMSERVED, Daemon, environment
 from tests.descriptors import inheritable
@@ -343,7 +343,7 @@ def test_sockets_for_another_process_are_not_taken(tmp_path: Path) -> None:
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
     script = (
         "import os, pathlib\n"
-        "from shmserve.daemon.activation import ActivationError, inherited_sockets\n"
+        "from shmserve.daemon.host.socket_activation import ActivationError, inherited_sockets\n"
         "os.dup2(os.open('/dev/null', os.O_RDWR), 3)\n"
         "try: inherited_sockets({'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}, pathlib.Path('/x'))\n"
         "except ActivationError as error: print(error)\n"

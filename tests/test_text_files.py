@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.config import ConfigError
-from shmserve.daemon.manifest import read_manifest
-from shmserve.daemon.settings import Settings
+from shmserve.daemon.config.config import ConfigError
+from shmserve.daemon.config.sources import Settings
+from shmserve.daemon.packages.manifest import read_manifest
 from shmserve.errors import ModelPackageError
 from shmserve.package_signature import KeyUnusable, PublicKey
 

@@ -32,7 +32,8 @@ from shmserve.client import (
     send_inference_request,
 )
 from shmserve.client.chunks import ActionChunks
-from shmserve.daemon import admin_service, client_service
+from shmserve.daemon.api import admin as admin_service
+from shmserve.daemon.api import client as client_service
 from tests.daemon_process import SHMSERVED, Daemon, environment
 from tests.followed_page import REPOSITORY
 from tests.gate import Gate

@@ -15,10 +15,10 @@ import torch
 
 from fuzz.echo_model import EchoModel
 from shmserve.client import InferenceFailed, RequestRejected
-from shmserve.daemon.control import ControlSocket, take_messages
 from shmserve.daemon.engine.main import Engine
-from shmserve.daemon.engine.serving import Serving
-from shmserve.daemon.stats import Stats, create_stats_memory
+from shmserve.daemon.engine.requests.serving import Serving
+from shmserve.daemon.ipc.control import ControlSocket, take_messages
+from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from tests.admin_command import admin
 from tests.daemon_process import Daemon
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink_connection import Limits
+from shmserve.daemon.varlink.connection import Limits
 from shmserve.varlink_socket import close_fds
 from tests.varlink_service import (
     ERROR,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.varlink_connection import Limits
+from shmserve.daemon.varlink.connection import Limits
 from tests.varlink_service import (
     DESCRIPTION,
     Service,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.peer import Peer
-from shmserve.daemon.varlink_connection import Limits
+from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.peer import Peer
 from shmserve.varlink import VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 from tests.varlink_service import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink_connection import Limits
+from shmserve.daemon.varlink.connection import Limits
 from tests.varlink_service import (
     Service,
     echo_call,

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.provoked_log import ProvokedLog
-from shmserve.daemon.varlink_connection import Connection
-from shmserve.daemon.varlink_interface import Interface, InterfaceTable, ServiceInfo
-from shmserve.daemon.varlink_server import VarlinkServer, listen_unix
+from shmserve.daemon.varlink.connection import Connection
+from shmserve.daemon.varlink.interface import Interface, InterfaceTable, ServiceInfo
+from shmserve.daemon.varlink.log_limit import ProvokedLog
+from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
 from shmserve.varlink_connection import VarlinkConnection
 from tests.varlink_service import (
     DESCRIPTION,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon import peer as peer_module
-from shmserve.daemon.peer import Peer, open_pidfd
-from shmserve.daemon.varlink_server import listen_unix
+from shmserve.daemon.varlink import peer as peer_module
+from shmserve.daemon.varlink.peer import Peer, open_pidfd
+from shmserve.daemon.varlink.server import listen_unix
 from shmserve.varlink_socket import PATH_LIMIT
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from shmserve.client.admin import update, waiting
-from shmserve.daemon import intake_progress
-from shmserve.daemon.intake_progress import IntakeProgress
+from shmserve.daemon.store import intake_progress
+from shmserve.daemon.store.intake_progress import IntakeProgress
 from tests.admin_command import admin, end_admin, served, staged, start_admin
 from tests.daemon_process import POLICIES, Daemon, wait_until
 

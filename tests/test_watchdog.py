@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shmserve.daemon.names import Names
+from shmserve.daemon.clients.shm_names import Names
 from tests import watchdog
 from tests.daemon_process import is_running, wait_until
 

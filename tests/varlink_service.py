@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.daemon.peer import Peer
-from shmserve.daemon.varlink_connection import Connection, Limits
-from shmserve.daemon.varlink_interface import Interface, Method, ServiceInfo
-from shmserve.daemon.varlink_server import VarlinkServer, listen_unix
+from shmserve.daemon.varlink.connection import Connection, Limits
+from shmserve.daemon.varlink.interface import Interface, Method, ServiceInfo
+from shmserve.daemon.varlink.peer import Peer
+from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
 from shmserve.varlink import MESSAGE_LIMIT, Reply, VarlinkError, optional, required
 from shmserve.varlink_connection import VarlinkConnection
 

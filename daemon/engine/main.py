@@ -29,16 +29,18 @@ from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
 from shmserve.tape import TapeBroken, TapeWriter
 
-from .. import descriptor_limit
-from ..control import ControlSocket, encode
 from ..failpoints import failpoint
-from ..logs import configure_engine_logging
-from ..model_package import ModelPackage
-from ..own_descriptors import keep_from_children
-from ..release import RELEASE_MISMATCH, mismatch
-from ..stats import Stats
-from .bells import Bells, SharedBell
-from .channels import Channels
+from ..host import descriptor_limit
+from ..host.logging import configure_engine_logging
+from ..host.own_descriptors import keep_from_children
+from ..ipc.control import ControlSocket, encode
+from ..ipc.release import RELEASE_MISMATCH, mismatch
+from ..ipc.stats import Stats
+from ..packages.package import ModelPackage
+from .channel.mapped_channel import MappedChannel
+from .channel.overhead import Overheads
+from .channel.request_rate_limit import Rates
+from .channel.tenancy import Tenancy
 from .device import cuda
 from .device.chosen import DeviceMissing
 from .device.determinism import deterministic, require_determinism
@@ -48,21 +50,19 @@ from .device.serving import DeviceServing
 from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
-from .failure_text import logged, name_of, text_of
-from .leaving import leave
-from .loop import EngineLoop
-from .mapped_channel import MappedChannel
+from .exit import leave
+from .loop.bells import Bells, SharedBell
+from .loop.channel_setup import Channels
+from .loop.loop import EngineLoop
+from .loop.pipe_bells import PipeBells
+from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
 from .models import load_model
-from .overhead import Overheads
-from .pipe_bells import PipeBells
-from .plain_serving import PlainServing
-from .rates import Rates
-from .recording import RecordedServing
-from .serving import Serving
-from .short_turns import ask_for_short_turns, ask_for_short_turns_of_every_thread
+from .requests.error_text import logged, name_of, text_of
+from .requests.fast_path import PlainServing
+from .requests.recording import RecordedServing
+from .requests.serving import Serving
 from .signals import handle_signals
-from .tenancy import Tenancy
-from .warmup import warm_up
+from .warmup.warmup import warm_up
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-from ..control import WAKE_SIGNAL
+from ..ipc.control import WAKE_SIGNAL
 
 #: By signal: what a program has for it that Python has just started.
 _FOR_PROGRAMS: dict[signal.Signals, Any] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from .errors import ArchiveRefused, DowngradeRefused, StoreUnavailable, VersionDamaged, VersionUnknown
 from .limits import Limits
 from .receive import Progress
+from .signature_policy import Trust
+from .store import LEAST_KEPT, Store
 from .stored_version import StoredVersion
-from .trust import Trust
-from .versions import LEAST_KEPT, Store
 
 __all__ = [
     "LEAST_KEPT",

@@ -29,10 +29,10 @@ from pathlib import Path
 from shmserve.package_files import SIGNATURE, VERSION_DIGITS, shown
 
 from ..failpoints import failpoint
-from ..own_directories import check_unchangeable, make_directories
-from .durable import remove_tree, sync_directory, write_json
+from ..host.directories import check_unchangeable, make_directories
+from .atomic_files import remove_tree, sync_directory, write_json
 from .errors import StoreUnavailable, unavailable
-from .kept import Kept
+from .index import Kept
 from .stored_version import FORMAT, StoredVersion
 
 log = logging.getLogger(__name__)

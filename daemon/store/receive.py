@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from shmserve.package_files import PackageFile, content_digest
 
-from .durable import remove_tree
+from .atomic_files import remove_tree
 from .errors import ArchiveRefused, StoreUnavailable, unavailable
 from .limits import Limits
 

@@ -16,7 +16,7 @@ from torch.export import Dim
 
 from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.engine.models.model import Model
-from shmserve.daemon.model_package import ModelPackage
+from shmserve.daemon.packages.package import ModelPackage
 
 from . import networks
 from .networks import IMAGE_SHAPE, seeded

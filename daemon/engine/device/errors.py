@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..failure_text import text_of
 from ..models.model import Model, PerClient
+from ..requests.error_text import text_of
 from .interface import Device
 
 #: EX_TEMPFAIL: nothing is wrong with the model or its settings.

@@ -19,9 +19,9 @@ from shmserve.contract import Entries, contract_differences, contract_of, named_
 from shmserve.errors import ContractMismatch, ModelPackageError
 from shmserve.schema import Schema
 
-from ...model_package import ModelPackage
-from ..judgement import deviations
+from ...packages.package import ModelPackage
 from ..models.model import Model
+from ..warmup.validation import deviations
 from .arena import torch_dtype
 from .determinism import generators_apart, seed
 from .interface import Captured

@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ...stats import Counter
-from ..loop import EngineLoop
-from ..mapped_channel import MappedChannel
-from ..tenancy import BrokenChannel, Tenancy
+from ...ipc.stats import Counter
+from ..channel.mapped_channel import MappedChannel
+from ..channel.tenancy import BrokenChannel, Tenancy
+from ..loop.loop import EngineLoop
 from .errors import raise_if_lost
 from .interface import Device
 from .serving import DeviceServing

@@ -22,15 +22,15 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 from shmserve.shortened import shortened
 
-from ...number_checks import NumberCheck
-from ...stats import Counter, Stats
-from ..checked_numbers import CheckedNumbers
-from ..failure_text import logged
+from ...ipc.stats import Counter, Stats
+from ...packages.value_ranges import NumberCheck
+from ..channel.staging import Staging
+from ..channel.tenancy import Tenancy
+from ..loop.schedule import charge
 from ..models.model import Model
-from ..schedule import charge
-from ..serving import Serving, Taken, forget_traceback
-from ..staging import Staging
-from ..tenancy import Tenancy
+from ..models.range_checks import CheckedNumbers
+from ..requests.error_text import logged
+from ..requests.serving import Serving, Taken, forget_traceback
 from .arena import Arena
 from .errors import DeviceError, DeviceLost, as_out_of_memory, raise_if_lost
 from .graphs import Graphs

@@ -10,7 +10,7 @@ from shmserve.codec import SlotMemory
 from shmserve.layout import CACHE_LINE, aligned
 from shmserve.schema import Schema
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
 from .host_memory import HostMemory

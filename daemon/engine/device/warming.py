@@ -6,9 +6,9 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from ..models.model import Model
-from ..warmup import Warmth, warm_up
+from ..warmup.warmup import Warmth, warm_up
 from .determinism import Deterministic
 from .graphs import Graphs
 from .side import DeviceSide, WarmUpStaging

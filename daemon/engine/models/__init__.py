@@ -8,8 +8,8 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...formats import FORMATS
-from ...model_package import ModelPackage
+from ...packages.formats import FORMATS
+from ...packages.package import ModelPackage
 from .model import Model
 
 

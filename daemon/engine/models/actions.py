@@ -8,8 +8,8 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...manifest import MANIFEST
-from ...model_package import ModelPackage
+from ...packages.manifest import MANIFEST
+from ...packages.package import ModelPackage
 
 #: What a single tensor is called where nobody gave it a name.
 ACTION = "action"

@@ -8,7 +8,7 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .policy_object import PythonPolicy
 from .python_class import make_policy
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from shmserve.errors import ModelPackageError
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .policy_object import PythonPolicy
 
 #: Whose the warm-up's requests are; clients count from 0.

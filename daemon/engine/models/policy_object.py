@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .policy_styles import has_reset, made_for_numpy
 
 

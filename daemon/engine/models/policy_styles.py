@@ -23,7 +23,7 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 
 #: The methods beside `infer` that a policy of an engine may have.
 _OPTIONAL = ("example_observation",)

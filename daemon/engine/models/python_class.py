@@ -10,7 +10,7 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .package_modules import import_entry
 from .per_client import PerClientPolicy, wants_client_id
 from .policy_object import PythonPolicy

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...model_package import ModelPackage
+from ...packages.package import ModelPackage
 from .actions import ActionNames
 from .arguments import Arguments, signature_of
 from .rows import split, stacked

@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 
 from shmserve.errors import ContractMismatch, ModelPackageError
 
-from ...formats import FORMATS
-from ...model_package import ModelPackage
+from ...packages.formats import FORMATS
+from ...packages.package import ModelPackage
 from .actions import ActionNames
 from .arguments import Arguments, ConstantField, Field, Length, NumberField, TensorField
 from .saved_module import SavedModule

@@ -13,11 +13,11 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ...formats import FORMATS
-from ...model_package import ModelPackage
-from ..recorded import read_recorded
+from ...packages.formats import FORMATS
+from ...packages.package import ModelPackage
 from .actions import ActionNames
 from .arguments import MISSING, AnyField, Arguments, Field, TensorField
+from .example_files import read_recorded
 from .saved_module import SavedModule
 from .script_state import KeptModule, changed_by, written
 

@@ -1,0 +1,1 @@
+"""The two varlink interfaces: what clients ask of the service, and what operators do."""

@@ -1,0 +1,73 @@
+"""Answers the part of io.shmserve.Admin that hands what is served to a recorder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from shmserve.tape import TapeBroken, check_tape
+from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
+
+from ..supervisor.supervisor import Supervisor
+from ..varlink.connection import Connection
+from ..varlink.interface import Answer, Method
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """\
+
+# Put every request and its answer, as they are served, on the tape behind the file descriptor that comes with the call
+# (docs/recording.md), until the caller hangs up; `client`: only of this one. Must be called with 'more': a reply when
+# it has begun, and one whenever another model serves.
+method Record(client: ?int) -> (model: ?object)
+"""
+
+#: What a recording says of the model.
+_OF_THE_MODEL = ("name", "version", "device", "stateful", "contract")
+
+
+class AdminRecording:
+    """The method, for one supervisor and the interface called `interface`."""
+
+    def __init__(self, interface: str, supervisor: Supervisor) -> None:
+        self._interface = interface
+        self._supervisor = supervisor
+
+    def methods(self) -> dict[str, Method]:
+        return {"Record": self.record}
+
+    async def record(
+        self, connection: Connection, parameters: dict[str, Any], fds: list[int]
+    ) -> AsyncGenerator[Answer, None]:
+        if len(fds) != 1:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "the tape's file descriptor"})
+        client = optional(parameters, "client", int)
+        engines = self._supervisor.engines
+        if engines.channels.recording:
+            raise self._refused("busy", "somebody records already: one recording at a time")
+        if client is not None and self._supervisor.leases.get(client) is None:
+            raise self._refused("unknown_client", f"there is no client {client}; shmserve-admin clients lists them")
+        try:
+            capacity = check_tape(fds[0])
+        except TapeBroken as error:
+            raise self._refused("tape", str(error)) from error
+        log.info("recording for %s, through %d bytes", connection.peer, capacity)
+        try:
+            engines.record(fds[0], client)
+            told = None
+            while True:
+                model = engines.model
+                if model is not None and model != told:
+                    told = model
+                    yield Reply({"model": {key: model[key] for key in _OF_THE_MODEL}}, continues=True)
+                elif told is None:
+                    told = {}
+                    yield Reply({"model": None}, continues=True)
+                await self._supervisor.wait_change()
+        finally:
+            engines.end_recording()
+            log.info("recording for %s has ended", connection.peer)
+
+    def _refused(self, reason: str, message: str) -> VarlinkError:
+        return VarlinkError(f"{self._interface}.Refused", {"reason": reason, "message": message})

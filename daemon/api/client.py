@@ -1,0 +1,210 @@
+"""Answers io.shmserve.Client: attach, resize, describe. The connection is the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import time
+from typing import Any
+
+from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
+from shmserve.protocol import WIRE_VERSION
+from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
+
+from ..clients.attach_rate_limit import AttachRates
+from ..clients.leases import Lease, LeaseRefused, Wanted
+from ..supervisor.supervisor import Supervisor
+from ..varlink.connection import Connection
+from ..varlink.interface import Interface
+from ..varlink.peer import Peer
+
+log = logging.getLogger(__name__)
+
+NAME = "io.shmserve.Client"
+#: Whoever comes too often hears of it after a moment: a process that asks all the time must not keep this one busy.
+_SLOW_REFUSAL_S = 0.1
+
+DESCRIPTION = """\
+# What a robot process asks of the service. Requests themselves never cross this socket.
+interface io.shmserve.Client
+
+type Identity (epoch: int, channel: int, generation: int)
+
+# Names of POSIX shared-memory objects and semaphores.
+type LaneNames (requests: string, replies: string, request_bell: string, reply_bell: string)
+
+# Without names (transport `sealed`) file descriptors come with the reply: memory of the requests, memory of
+# the replies (for reading), and with Attach the pipe to ring the service and the pipe that it rings.
+type Lane (identity: Identity, names: ?LaneNames)
+
+# What one slot of each direction must hold, in bytes; 0 for whatever the model's example needs.
+type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metadata: int, reply_bytes: int)
+
+# A channel of this connection's own, for as long as the connection lives.
+method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (lane: Lane, trusted: bool, state: string)
+
+# The same channel with larger slots. `published` is the last sequence used; `carried` are the
+# sequences answered GROW, whose replies the engine delivers in the new generation.
+method Resize(wanted: Wanted, published: int, carried: []int) -> (lane: Lane)
+
+# The service and its model; `model` is null until one is ready.
+method Describe() -> (service: string, state: string, epoch: int, model: ?object)
+
+error ProtocolMismatch (wire_version: int)
+error AlreadyAttached ()
+error NotAttached ()
+# `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
+error Refused (reason: string, message: string)
+error Stopping ()
+
+# Said unasked, before the service closes the connection of a client that broke its channel or crashed the engine
+# again and again.
+error SentAway (message: string)
+"""
+
+
+class ClientService:
+    """The methods, for one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._leases: dict[int, Lease] = {}  # by the connection's number
+        self._connections: dict[int, Connection] = {}
+        self._rates = AttachRates()
+        supervisor.on_evict = self.evict
+        supervisor.on_detach = self.detach
+
+    def interface(self) -> Interface:
+        return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
+
+    async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
+        version = required(parameters, "wire_version", int)
+        if version != WIRE_VERSION:
+            raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
+        if connection.number in self._leases:
+            raise VarlinkError(f"{NAME}.AlreadyAttached")
+        if self._supervisor.state == "draining":
+            raise VarlinkError(f"{NAME}.Stopping")
+        wanted = _wanted(required(parameters, "wanted", dict))
+        program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
+        await self._wait_for_turn(connection.peer)
+        try:
+            lease, given = self._supervisor.leases.grant(connection.peer, program, wanted, time.monotonic_ns())
+        except LeaseRefused as refusal:
+            raise _refused(refusal) from refusal
+        self._charge(lease)
+        self._leases[connection.number] = lease
+        self._connections[connection.number] = connection
+        connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
+        self._supervisor.engines.channels.attach(lease)
+        log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
+        reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+        return Reply(reply, fds=tuple(given))
+
+    async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
+        lease = self._leases.get(connection.number)
+        if lease is None:
+            raise VarlinkError(f"{NAME}.NotAttached")
+        wanted = _wanted(required(parameters, "wanted", dict))
+        published = required(parameters, "published", int)
+        carried = required(parameters, "carried", list)
+        if not 0 <= published < 1 << 62:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "published"})
+        # A carried reply is looked for in the slot that its sequence names, so two must not share one.
+        slots = min(wanted.slots, self._supervisor.config.max_slots)
+        if (
+            len(carried) > 64
+            or not all(type(sequence) is int and 0 < sequence <= published for sequence in carried)
+            or len({slot_of(sequence) for sequence in carried}) != len(carried)
+            or any(slot_of(sequence) >= slots for sequence in carried)
+        ):
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
+        await self._wait_for_turn(connection.peer)
+        try:
+            given = self._supervisor.leases.resize(lease, wanted, published, carried)
+        except LeaseRefused as refusal:
+            raise _refused(refusal) from refusal
+        self._charge(lease)
+        self._supervisor.engines.channels.attach(lease)
+        return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
+
+    async def _wait_for_turn(self, peer: Peer) -> None:
+        """Raises Refused, and not at once, for a user who is given channels again and again.
+
+        Whether it is granted or not, an attempt counts: refusing is work, too.
+        """
+        if _is_exempt(peer):
+            return
+        config = self._supervisor.config
+        burst = 4 * (config.max_clients_per_user or config.max_clients)
+        rate = config.max_attach_rate_per_user
+        wait_s = self._rates.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
+        if wait_s:
+            await asyncio.sleep(_SLOW_REFUSAL_S)
+            raise _refused(
+                LeaseRefused(
+                    "too_often",
+                    f"uid {peer.uid} attaches or grows its channels too often; again in {wait_s:.1f} s "
+                    f"(max_attach_rate_per_user = {rate:g})",
+                )
+            )
+
+    def _charge(self, lease: Lease) -> None:
+        if not _is_exempt(lease.peer):
+            self._rates.charge(lease.peer.uid, lease.bytes)
+
+    async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        supervisor = self._supervisor
+        return {
+            "service": supervisor.config.name,
+            "state": supervisor.state,
+            "epoch": supervisor.epoch,
+            "model": supervisor.engines.model,
+        }
+
+    def evict(self, lease: Lease, reason: str) -> None:
+        """Close the connection of a client that broke its channel."""
+        for number, held in self._leases.items():
+            if held is lease:
+                log.warning("client %d is sent away: %s", lease.channel, reason)
+                self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
+                self._connections[number].say_farewell(f"{NAME}.SentAway", {"message": reason})
+                return
+
+    def detach(self, lease: Lease) -> None:
+        """Close the connection of a client that is to attach again."""
+        for number, held in self._leases.items():
+            if held is lease:
+                self._connections[number].close("it is to attach again")
+                return
+
+    def _ended(self, number: int, _closed: object) -> None:
+        lease = self._leases.pop(number)
+        self._connections.pop(number)
+        self._supervisor.detach(lease.channel)
+        log.info("client %d is gone", lease.channel)
+
+
+def _is_exempt(peer: Peer) -> bool:
+    return peer.uid in (0, os.getuid())
+
+
+def _refused(refusal: LeaseRefused) -> VarlinkError:
+    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)})
+
+
+def _wanted(fields: dict[str, Any]) -> Wanted:
+    limits = {
+        "slots": 64,
+        "request_metadata": MAX_METADATA_BYTES,
+        "request_bytes": MAX_PAYLOAD_BYTES,
+        "reply_metadata": MAX_METADATA_BYTES,
+        "reply_bytes": MAX_PAYLOAD_BYTES,
+    }
+    found = {name: optional(fields, name, int) or 0 for name in limits}
+    for name, limit in limits.items():
+        if not (1 if name == "slots" else 0) <= found[name] <= limit:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": f"wanted.{name}"})
+    return Wanted(**found)

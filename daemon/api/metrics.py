@@ -1,0 +1,159 @@
+"""The service's numbers as OpenMetrics text, for Prometheus and whatever reads its format."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    StateSetMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+from shmserve import __version__
+
+from ..ipc.stats import Distribution, Stage, lower_ns
+
+if TYPE_CHECKING:
+    from ..supervisor.supervisor import Supervisor
+
+STATES = ("starting", "loading", "warming", "ready", "updating", "draining", "failed")
+_ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
+#: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
+_BUCKETS_A_LINE = 8
+
+
+def openmetrics(supervisor: Supervisor) -> str:
+    """Everything, at this moment."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Service(supervisor))
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text.decode()
+
+
+class _Service(Collector):
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._state()
+        yield from self._requests()
+        yield from self._clients()
+        yield self._stages()
+
+    def _state(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        service = {"service": supervisor.config.name}
+        yield InfoMetricFamily(
+            "shmserve", "The daemon.", {**service, "release": __version__, "transport": supervisor.config.transport}
+        )
+        state = StateSetMetricFamily("shmserve_state", "What the service is at; one of them is 1.")
+        state.add_metric([], {name: name == supervisor.state for name in STATES})
+        yield state
+        model = supervisor.engines.model
+        if model is not None:
+            found = {key: str(model[key]) for key in ("name", "version", "device")}
+            yield InfoMetricFamily("shmserve_model", "What is served.", found)
+        uptime_s = (time.monotonic_ns() - supervisor.started_ns) / 1e9
+        yield _gauge("shmserve_start_time_seconds", "When the daemon started, since 1970.", time.time() - uptime_s)
+        age_s = supervisor.heartbeat_age_s()
+        if age_s is not None:
+            yield _gauge("shmserve_engine_heartbeat_age_seconds", "Since the engine's loop went round.", age_s)
+        yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", supervisor.restarts)
+
+    def _requests(self) -> Iterator[Metric]:
+        counted = self._supervisor.engines.counts.counters()
+        requests = CounterMetricFamily("shmserve_requests", "Requests by how they ended.", labels=["result"])
+        for ending in _ENDINGS:
+            requests.add_metric([ending], counted[ending])
+        yield requests
+        yield _counter("shmserve_resets", "Episodes that clients began.", counted["resets"])
+        yield _counter(
+            "shmserve_batches", "Calls of the model; fewer than requests where it batches.", counted["batches"]
+        )
+        yield _counter(
+            "shmserve_requests_in_place", "Requests that the model read without a copy.", counted["in_place"]
+        )
+        yield _counter(
+            "shmserve_requests_staged_ahead",
+            "Requests that were copied in part while their clients were still writing them.",
+            counted["staged_ahead"],
+        )
+        yield _counter(
+            "shmserve_requests_clamped",
+            "Requests with a number that was brought back to its limit.",
+            counted["clamped"],
+        )
+        yield _counter(
+            "shmserve_requests_out_of_range", "Requests that ended because of a number.", counted["out_of_range"]
+        )
+        yield _counter("shmserve_engine_wakes", "Times an idle engine woke up.", counted["wakes"])
+        yield CounterMetricFamily(
+            "shmserve_engine_busy_seconds", "Time spent on requests.", counted["busy_ns"] / 1e9, unit="seconds"
+        )
+
+    def _clients(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        yield _gauge("shmserve_clients", "Clients attached now.", len(supervisor.leases))
+        yield _gauge("shmserve_clients_limit", "Clients that may be (max_clients).", supervisor.config.max_clients)
+        names = ["client", "program", "uid"]
+        served = CounterMetricFamily(
+            "shmserve_client_requests",
+            "Requests answered, of clients attached now, by the serving engine.",
+            labels=names,
+        )
+        errors = CounterMetricFamily("shmserve_client_errors", "Requests that ended otherwise.", labels=names)
+        for lease in supervisor.leases:
+            labels = [str(lease.channel), lease.program, str(lease.peer.uid)]
+            answered, failed, _ = supervisor.engines.channel_counts(lease.channel)
+            served.add_metric(labels, answered)
+            errors.add_metric(labels, failed)
+        yield served
+        yield errors
+
+    def _stages(self) -> Metric:
+        stages = HistogramMetricFamily(
+            "shmserve_stage_seconds",
+            "Time inside the service by stage. The sum is made of the buckets' middles (to 6 %).",
+            labels=["stage"],
+            unit="seconds",
+        )
+        for stage in Stage:
+            distribution = self._supervisor.engines.counts.latency(stage)
+            if distribution is not None:
+                stages.add_metric([stage.name.lower()], _buckets(distribution), _sum_s(distribution))
+        return stages
+
+
+def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
+    """Cumulative counts, as Prometheus has them."""
+    counts, seen, found = distribution.counts, 0, []
+    for first in range(0, len(counts), _BUCKETS_A_LINE):
+        # Bucket 0 is all below 1 us; then eight for each doubling.
+        seen = sum(counts[: first + 1])
+        found.append((f"{lower_ns(first + 1) / 1e9:.9g}", float(seen)))
+    return [*found, ("+Inf", float(distribution.total))]
+
+
+def _sum_s(distribution: Distribution) -> float:
+    pairs = enumerate(distribution.counts)
+    return sum(count * (lower_ns(bucket) + lower_ns(bucket + 1)) / 2e9 for bucket, count in pairs if count)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value)

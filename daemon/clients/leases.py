@@ -1,0 +1,251 @@
+"""Which client holds which channel."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from shmserve.channel import Lane, LaneNames, create_lane, unlink_lane
+from shmserve.doorbell import exists_doorbell
+from shmserve.layout import CACHE_LINE, MAX_METADATA_BYTES, Geometry, aligned
+from shmserve.sealed_lane import SealedLane
+from shmserve.segment import Identity
+
+from ..config.config import Config
+from ..varlink.peer import Peer
+from .bans import Offenders
+from .cgroup_memory import without_room
+from .engine_deaths import Deaths, Suspicion
+from .shm_names import Names
+
+_PAGE = 4096
+_LEAST_METADATA = 4096
+#: Generations that are gone and whose clients are remembered: an engine may have a request of one in hand.
+_GONE = 1024
+_LEAST_PAYLOAD = 64 * 1024
+_REMOVED = (
+    "somebody has removed the service's objects from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
+    "logind.conf); who is attached is served on, but for new channels restart shmserved"
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a client asks a channel to hold (bytes; 0: whatever the model's example needs)."""
+
+    slots: int
+    request_metadata: int = 0
+    request_bytes: int = 0
+    reply_metadata: int = 0
+    reply_bytes: int = 0
+
+
+@dataclass
+class Lease:
+    """A channel held while its connection lives."""
+
+    lane: Lane
+    peer: Peer
+    program: str
+    trusted: bool
+    attached_ns: int
+    wanted: Wanted
+    #: Sequences whose replies did not fit the earlier generation.
+    carried: tuple[int, ...] = ()
+    #: Shared memory that it takes, both directions.
+    bytes: int = 0
+    #: The channel's descriptors, of transport `sealed`.
+    sealed: SealedLane | None = None
+    #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
+    holders: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def channel(self) -> int:
+        return self.lane.identity.channel
+
+
+class LeaseRefused(Exception):
+    """No channel: `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Leases:
+    """Creates, resizes and removes the channels of one daemon run."""
+
+    def __init__(self, config: Config, names: Names, epoch: int) -> None:
+        self._config = config
+        self._names = names
+        self._epoch = epoch
+        #: What every client rings, of transport `named`.
+        self.request_bell = names.fresh()
+        self._generation = 0
+        self._held: dict[int, Lease] = {}
+        self.model_wants = Wanted(0)
+        #: Called when the request bell's name is gone and nobody is attached.
+        self.on_removed: Callable[[], None] = lambda: None
+        self.offenders = Offenders()
+        self.deaths = Deaths(own_uids=(0, os.getuid()))
+        self._gone: OrderedDict[int, Lease] = OrderedDict()
+
+    def __iter__(self) -> Iterator[Lease]:
+        return iter(list(self._held.values()))
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def get(self, channel: int) -> Lease | None:
+        return self._held.get(channel)
+
+    def of_generation(self, channel: int, generation: int) -> Lease | None:
+        """The lease that this generation of a channel is or was of, also where its client has grown or left since."""
+        lease = self._held.get(channel)
+        if lease is not None and lease.lane.identity.generation == generation:
+            return lease
+        return self._gone.get(generation)
+
+    def suspicion(self, lease: Lease) -> Suspicion | None:
+        """What deaths of engines are held against this client now."""
+        return self.deaths.suspicion(lease.peer, lease.attached_ns / 1e9, time.monotonic())
+
+    def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
+        """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
+        refusal = self.offenders.refusal(peer, self._config.sent_away_s, now_ns / 1e9)
+        if refusal is not None:
+            raise LeaseRefused("sent_away", refusal)
+        if len(self._held) >= self._config.max_clients:
+            raise LeaseRefused(
+                "too_many_clients",
+                f"{len(self._held)} clients are attached and max_clients is {self._config.max_clients}",
+            )
+        of_user = sum(lease.peer.uid == peer.uid for lease in self)
+        if of_user >= (self._config.max_clients_per_user or self._config.max_clients):
+            raise LeaseRefused(
+                "too_many_clients",
+                f"uid {peer.uid} has {of_user} clients attached and max_clients_per_user is "
+                f"{self._config.max_clients_per_user}",
+            )
+        if not self._held and self._bell_removed():
+            self.on_removed()
+        channel = next(number for number in range(self._config.max_clients) if number not in self._held)
+        sealed = SealedLane() if self._config.transport == "sealed" else None
+        lane, given, size = self._create(channel, peer, wanted, sealed, published=0)
+        trusted_uids = self._config.trusted_uids
+        trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
+        lease = Lease(lane, peer, program, trusted, now_ns, wanted, bytes=size, sealed=sealed)
+        self._held[channel] = lease
+        return lease, given
+
+    def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
+        """Give the lease a new generation of its channel; returns the descriptors to give the client."""
+        lane, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
+        old = lease.lane
+        self._note_gone(lease)
+        lease.lane, lease.wanted, lease.carried, lease.bytes = lane, wanted, tuple(carried), size
+        lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
+        if old.names is not None:
+            unlink_lane(old)
+        return given
+
+    def release(self, channel: int) -> Lease | None:
+        """The client is gone: remove its names."""
+        lease = self._held.pop(channel, None)
+        if lease is not None:
+            self._note_gone(lease)
+        if lease is not None and lease.lane.names is not None:
+            unlink_lane(lease.lane)
+        if lease is not None and lease.sealed is not None:
+            lease.sealed.close()
+        return lease
+
+    def _note_gone(self, lease: Lease) -> None:
+        self._gone[lease.lane.identity.generation] = lease
+        if len(self._gone) > _GONE:
+            self._gone.popitem(last=False)
+
+    def _create(
+        self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedLane | None, *, published: int
+    ) -> tuple[Lane, list[int], int]:
+        model = self.model_wants
+        slots = min(wanted.slots, self._config.max_slots)
+        requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
+        replies = _geometry(slots, wanted.reply_metadata, max(wanted.reply_bytes, model.reply_bytes))
+        total = requests.segment_bytes + replies.segment_bytes
+        if total > self._config.max_channel_bytes:
+            raise LeaseRefused(
+                "too_large",
+                f"{slots} slots of {requests.payload_bytes} and {replies.payload_bytes} bytes make {total} bytes; "
+                f"max_channel_bytes is {self._config.max_channel_bytes}",
+            )
+        self._check_room(channel, peer, total)
+        self._check_memory(total)
+        if self._bell_removed():
+            raise LeaseRefused("no_shared_memory", _REMOVED)
+        self._generation += 1
+        identity = Identity(self._epoch, channel, self._generation)
+        fresh = self._names.fresh
+        names = None if sealed else LaneNames(fresh(), fresh(), self.request_bell, fresh())
+        lane = Lane(identity, names)
+        try:
+            if sealed is not None:
+                return lane, sealed.create(identity, requests, replies, published=published), total
+            create_lane(lane, requests, replies, published=published, group=self._config.serves_group)
+        except OSError as error:
+            free = os.statvfs("/dev/shm")
+            raise LeaseRefused(
+                "no_shared_memory",
+                f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
+                f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
+            ) from error
+        return lane, [], total
+
+    def _bell_removed(self) -> bool:
+        return self._config.transport == "named" and not exists_doorbell(self.request_bell)
+
+    def _check_memory(self, wanted_bytes: int) -> None:
+        """That the kernel does not kill engines, or this process, for what is about to be allocated."""
+        room = without_room(wanted_bytes)
+        if room is not None:
+            raise LeaseRefused(
+                "no_shared_memory",
+                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {room.limit} bytes, "
+                f"{room.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
+                "fewer slots, or close other clients",
+            )
+
+    def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
+        """That all channels, and this user's, stay within their bytes when `channel` has this many."""
+        others = [lease for lease in self if lease.channel != channel]
+        of_user = sum(lease.bytes for lease in others if lease.peer.uid == peer.uid)
+        limits: tuple[tuple[str, str, int, int | None], ...] = (
+            (f"the channels of uid {peer.uid}", "max_bytes_per_user", of_user, self._config.max_bytes_per_user),
+            (
+                "all channels",
+                "max_shared_bytes",
+                sum(lease.bytes for lease in others),
+                self._config.max_shared_bytes or _half_of_memory(),
+            ),
+        )
+        for whose, setting, taken, limit in limits:
+            if limit is not None and taken + wanted_bytes > limit:
+                raise LeaseRefused(
+                    "too_many_bytes" if taken else "too_large",
+                    f"{whose} have {taken} bytes of shared memory, this one needs {wanted_bytes}; {setting} is {limit}",
+                )
+
+
+def _half_of_memory() -> int:
+    """As much as Linux gives /dev/shm. Nothing else limits the memfds of transport `sealed`."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _geometry(slots: int, metadata_bytes: int, payload_bytes: int) -> Geometry:
+    # A margin of an eighth: an instruction that grows a little must not resize the channel each time.
+    metadata = min(aligned(max(_LEAST_METADATA, metadata_bytes + metadata_bytes // 8), CACHE_LINE), MAX_METADATA_BYTES)
+    payload = aligned(max(_LEAST_PAYLOAD, payload_bytes), _PAGE)
+    return Geometry(slots, metadata, payload)

@@ -1,0 +1,1 @@
+"""One client's channel inside the engine."""

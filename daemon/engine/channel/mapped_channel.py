@@ -1,0 +1,63 @@
+"""One generation of a client's channel as the engine maps it: first without pages, which then come a piece at a time.
+
+All of them at once would keep the clients that are being served waiting for milliseconds: new memory is cleared then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from shmserve.channel import EngineChannel, Lane
+
+from ..device.registration import RegisteredRequests, Registrar, open_requests
+
+
+class MappedChannel:
+    """Mapped by its constructor, for `Tenancy` to serve after `populate`; closed by whoever has it."""
+
+    def __init__(
+        self,
+        lane: Lane,
+        descriptors: Sequence[int] = (),
+        *,
+        writable_requests: bool = False,
+        registrar: Registrar | None = None,
+    ) -> None:
+        """Takes `descriptors` over, see `EngineChannel`. With a `registrar` the device is to read the requests by itself."""
+        self.lane = lane
+        self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
+        #: For the registrar's own mapping, until that is made.
+        self._requests = None
+        if self._registrar is not None and (
+            lane.names is not None or descriptors
+        ):  # without any, EngineChannel says so
+            self._requests = open_requests(lane, descriptors)
+        try:
+            self.channel = EngineChannel(lane, descriptors, writable_requests=writable_requests)
+        except BaseException:
+            self._close_requests()
+            raise
+
+    def populate(self) -> Iterator[None]:
+        """Give the memory its pages, a piece at each step; what is left out comes with the first touch."""
+        return self.channel.populate()
+
+    def register(self) -> RegisteredRequests | None:
+        """The requests as memory that the device reads by itself, the caller's to close; None where it does not."""
+        try:
+            if self._registrar is None or self._requests is None:
+                return None
+            return self._registrar.open(self._requests, self.channel.requests.segment.geometry)
+        finally:
+            self._close_requests()
+
+    def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
+        """What was registered is closed before. `let_go` closes the channel, at once or later; may be called twice."""
+        self._close_requests()
+        let_go(self.channel)
+
+    def _close_requests(self) -> None:
+        requests, self._requests = self._requests, None
+        if requests is not None:
+            os.close(requests)

@@ -1,0 +1,1 @@
+"""The engine's one thread: what wakes it, whose turn it is."""

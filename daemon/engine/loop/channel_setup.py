@@ -1,0 +1,118 @@
+"""The engine's channels as the supervisor orders them, each given its memory and rid of it a piece at a time.
+
+Requests of other clients are served between two pieces. Nothing else that the supervisor says is heard meanwhile, so that
+its messages keep their order.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from shmserve.channel import EngineChannel, Lane
+from shmserve.errors import ShmServeError
+
+from ...ipc.stats import ChannelWord, Stats
+from ..channel.mapped_channel import MappedChannel
+from ..channel.tenancy import BrokenChannel, Tenancy
+from .loop import EngineLoop
+
+#: Of pieces between two requests; what a request may wait for the channel of another client.
+_TURN_NS = 100_000
+
+
+class Channels:
+    """Attaches and detaches; `go_on` does the work, again and again while `busy`."""
+
+    def __init__(
+        self,
+        loop: EngineLoop,
+        stats: Stats,
+        mapped: Callable[[Lane, Sequence[int]], MappedChannel],
+        tenancy: Callable[[MappedChannel, Mapping[str, Any]], Tenancy],
+        broken: Callable[..., None],
+        attached: Callable[[], None],
+    ) -> None:
+        """`mapped` and `tenancy` make what a message asks for.
+
+        `broken` is told of a channel that cannot be served, `attached` that one is.
+        """
+        self._loop = loop
+        self._stats = stats
+        self._mapped = mapped
+        self._tenancy = tenancy
+        self._broken = broken
+        self._attached = attached
+        self._under_way: Iterator[None] | None = None
+        self._left: deque[EngineChannel] = deque()
+        loop.let_go = self._left.append
+
+    def attach(self, message: Mapping[str, Any]) -> None:
+        """A new channel, or the next generation of one: served once its memory is there."""
+        assert self._under_way is None, "one after the other"
+        self._under_way = self._attach(message)
+
+    def detach(self, number: int) -> None:
+        """The client is gone: its channel is not served from now on."""
+        self._loop.client_left(number)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is left to do."""
+        return self._under_way is not None or bool(self._left)
+
+    def go_on(self) -> None:
+        """Do some of what is left, or all of it if no client is served meanwhile."""
+        until_ns = time.monotonic_ns() + _TURN_NS
+        while self.busy:
+            if self._under_way is None:
+                self._under_way = _given_back(self._left.popleft())
+            for _ in self._under_way:
+                if self._loop.serving and time.monotonic_ns() > until_ns:
+                    return
+            self._under_way = None
+
+    def _attach(self, message: Mapping[str, Any]) -> Iterator[None]:
+        loop, lane, fds, carried = self._loop, Lane.from_json(message["lane"]), message["fds"], message["carried"]
+        number = lane.identity.channel
+        mapped: MappedChannel | None = None
+        try:
+            tenancy = loop.tenancies.get(number)
+            if tenancy is not None and tenancy.held and not loop.serving:
+                # It no longer serves, but these replies are this engine's to give.
+                tenancy.move(self._mapped(lane, [os.dup(fd) for fd in fds]), carried, serving=False)
+            mapped = self._mapped(lane, fds)
+            yield from mapped.populate()
+            # Looked for again: it may have been given up meanwhile.
+            tenancy = loop.tenancies.get(number)
+            if tenancy is not None and loop.serving:
+                mine, mapped = mapped, None
+                loop.move(tenancy, mine, carried)
+            else:
+                loop.remove(number)
+                self._stats.clear_channel(number)
+                tenancy = self._tenancy(mapped, message)
+                mapped = None
+                loop.add(tenancy)
+            self._stats.words[self._stats.channel_index(number) + ChannelWord.GENERATION] = lane.identity.generation
+            self._attached()
+        except (ShmServeError, OSError, BrokenChannel) as error:
+            # Gone already (its client left, or moved on to another generation), or not what the supervisor
+            # made: not served, and told; the supervisor knows whether that still matters.
+            loop.remove(number)
+            detail = f"cannot be opened: {error}"
+            if isinstance(error, BrokenChannel):
+                self._broken(lane, str(error), detail=detail)
+            else:  # its names, or what the kernel said, are nothing that a client should read
+                self._broken(lane, "its channel cannot be opened", blame=False, detail=detail)
+        finally:
+            if mapped is not None:
+                mapped.close()
+
+
+def _given_back(channel: EngineChannel) -> Iterator[None]:
+    yield from channel.vacate()
+    channel.close()

@@ -1,0 +1,52 @@
+"""Channels whose counters are looked at together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shmserve.compiled import steps
+from shmserve.watch import Watch, all_moved
+
+if TYPE_CHECKING:
+    from ..channel.tenancy import Tenancy
+
+
+class Watched:
+    """Some of the engine's channels, in the order in which they came, and their watches beside them."""
+
+    def __init__(self) -> None:
+        self.tenancies: list[Tenancy] = []
+        self.watches: list[Watch] = []
+        #: Those of them that copy what a client is still writing.
+        self.stagers: list[steps.Stager] = []
+
+    def __contains__(self, tenancy: Tenancy) -> bool:
+        return tenancy in self.tenancies
+
+    def __len__(self) -> int:
+        return len(self.tenancies)
+
+    def add(self, tenancy: Tenancy) -> None:
+        self.tenancies.append(tenancy)
+        self._beside()
+
+    def remove(self, tenancy: Tenancy) -> None:
+        """If it is among them."""
+        if tenancy in self.tenancies:
+            self.tenancies.remove(tenancy)
+            self._beside()
+
+    def keep(self, tenancies: list[Tenancy]) -> None:
+        """These alone."""
+        if len(tenancies) != len(self.tenancies):
+            self.tenancies = tenancies
+            self._beside()
+
+    def _beside(self) -> None:
+        self.watches = [tenancy.watch for tenancy in self.tenancies]
+        self.stagers = [stager for each in self.tenancies if (stager := each.channel.requests.stager) is not None]
+
+    def moved(self) -> list[Tenancy]:
+        """Those whose client has published."""
+        tenancies = self.tenancies
+        return [tenancies[place] for place in all_moved(self.watches)]

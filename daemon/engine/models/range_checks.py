@@ -1,0 +1,189 @@
+"""Holds the numbers that a model gets and gives to what its package declares: finite, and in range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from shmserve.contract import name_within
+from shmserve.errors import NumbersRefused
+
+from ...packages.value_ranges import Limit, NumberCheck
+
+Steps = tuple[str | int, ...]
+
+
+class CheckedNumbers:
+    """The checks of one side; nothing is looked at that has none.
+
+    >>> checked = CheckedNumbers("action", {"speed": NumberCheck(-1.0, 1.0, clamp=True)})
+    >>> checked.hold({"speed": 0.5}), checked.hold({"speed": 3.0})
+    (({'speed': 0.5}, False), ({'speed': 1.0}, True))
+    >>> checked.hold({"speed": float("nan")})
+    Traceback (most recent call last):
+        ...
+    shmserve.errors.NumbersRefused: action.speed: 1 of 1 numbers are NaN or infinite
+    """
+
+    def __init__(self, side: str, checks: Mapping[str, NumberCheck]) -> None:
+        self._checks = {name: _Bounds(f"{side}.{name}".rstrip("."), check) for name, check in checks.items()}
+        #: Where each entry was last; the next tree mostly has the same structure.
+        self._steps: dict[str, Steps] = {}
+
+    def hold(self, tree: Any) -> tuple[Any, bool]:
+        """The tree, with numbers brought back to the limits where that is declared, and whether any was.
+
+        What is changed is a copy. Raises NumbersRefused.
+        """
+        clamped = False
+        for name, bounds in self._checks.items():
+            value = self._value(tree, name, bounds)
+            held = bounds.hold(value)
+            if held is not value:
+                tree = _replaced(tree, self._steps[name], held)
+                clamped = True
+        return tree, clamped
+
+    def _value(self, tree: Any, name: str, bounds: _Bounds) -> Any:
+        if name in self._steps:
+            try:
+                return _at(tree, self._steps[name])
+            except (LookupError, TypeError):
+                pass
+        steps = _steps_to(tree, name)
+        if steps is None:
+            raise NumbersRefused(f"{bounds.name} is declared in [checks] of model.toml, and is not there")
+        self._steps[name] = steps
+        return _at(tree, steps)
+
+
+class _Bounds:
+    """The limits of one entry, as tensors of the entry's own type and device once one was seen."""
+
+    def __init__(self, name: str, check: NumberCheck) -> None:
+        self.name = name
+        self._check = check
+        self._made: dict[tuple[torch.dtype, torch.device], tuple[Any, Any]] = {}
+
+    def hold(self, value: Any) -> Any:
+        """`value` itself if all its numbers are within the limits, else what they become."""
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if isinstance(value, (np.ndarray, np.generic)):
+            array = np.asarray(value)
+            tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+            held = self._tensor(tensor)
+            return value if held is tensor else value.dtype.type(held.item()) if value.ndim == 0 else held.numpy()
+        if type(value) in (int, float):
+            kind = torch.float64 if type(value) is float else torch.int64
+            tensor = torch.tensor(value, dtype=kind, device="cpu")  # a policy may have set another default
+            held = self._tensor(tensor)
+            return value if held is tensor else held.item()
+        if isinstance(value, (list, tuple)) and value and all(type(each) in (int, float) for each in value):
+            kind = torch.float64 if any(type(each) is float for each in value) else torch.int64
+            tensor = torch.tensor(value, dtype=kind, device="cpu")
+            held = self._tensor(tensor)
+            return value if held is tensor else type(value)(held.tolist())
+        raise NumbersRefused(f"{self.name} holds no numbers that can be checked ({type(value).__name__})")
+
+    def _tensor(self, value: torch.Tensor) -> torch.Tensor:
+        if value.numel() == 0:
+            return value
+        if value.dtype == torch.bool or value.is_complex():
+            raise NumbersRefused(f"{self.name} is {str(value.dtype).removeprefix('torch.')}, which has no range")
+        wanted = self._check.limits
+        if wanted is not None and (value.dim() == 0 or value.shape[-1] != wanted):
+            raise NumbersRefused(f"{self.name} has shape {list(value.shape)}, and {wanted} limits are declared")
+        low, high = self._limits(value)
+        if wanted is None:
+            # One pass; NaN anywhere becomes both, and is never within.
+            least, most = torch.aminmax(value)
+            within = bool((least >= low) & (most <= high))
+        else:
+            within = bool(((value >= low) & (value <= high)).all())
+        return value if within else self._outside(value, low, high)
+
+    def _outside(self, value: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+        finite = torch.isfinite(value)
+        closed = self._check.min is not None and self._check.max is not None
+        # Infinity goes back to a limit where both are declared; NaN has nothing to go back to.
+        hopeless = torch.isnan(value) if closed else ~finite
+        if not self._check.clamp or bool(hopeless.any()):
+            self._refuse(value, finite, low, high)
+        least, most = (torch.as_tensor(limit, dtype=value.dtype, device=value.device) for limit in (low, high))
+        return torch.clamp(value, least, most)
+
+    def _refuse(self, value: torch.Tensor, finite: torch.Tensor, low: Any, high: Any) -> None:
+        unbounded = int((~finite).sum())
+        if unbounded:
+            raise NumbersRefused(f"{self.name}: {unbounded} of {value.numel()} numbers are NaN or infinite")
+        outside = (value < low) | (value > high)
+        place = torch.nonzero(outside.reshape(-1))[0].item()
+        at = [int(index) for index in np.unravel_index(int(place), tuple(value.shape))] if value.dim() else []
+        number = value.reshape(-1)[int(place)].item()
+        raise NumbersRefused(
+            f"{self.name}: {int(outside.sum())} of {value.numel()} numbers are out of range ({_shown(self._check.min)} to "
+            f"{_shown(self._check.max)}), the first is {number:g}{f' at {at}' if at else ''}"
+        )
+
+    def _limits(self, value: torch.Tensor) -> tuple[Any, Any]:
+        """Where none is declared, the largest number that the type has: infinity is outside."""
+        key = (value.dtype, value.device)
+        found = self._made.get(key)
+        if found is None:
+            facts = torch.finfo(value.dtype) if value.is_floating_point() else torch.iinfo(value.dtype)
+            found = self._made[key] = tuple(  # type: ignore[assignment]
+                end
+                if limit is None
+                else limit
+                if isinstance(limit, float)
+                else torch.tensor(limit, device=value.device)
+                for limit, end in ((self._check.min, facts.min), (self._check.max, facts.max))
+            )
+        assert found is not None
+        return found
+
+
+def _shown(limit: Limit) -> str:
+    if limit is None:
+        return "-"
+    return f"{limit:g}" if isinstance(limit, float) else f"[{', '.join(f'{each:g}' for each in limit)}]"
+
+
+def _steps_to(tree: Any, name: str, inside: str = "") -> Steps | None:
+    """The keys and indices that lead to the entry of this name (shmserve.contract); None if there is none."""
+    if inside == name:
+        return ()
+    items: Any = ()
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    for step, value in items:
+        within = name_within(inside, step if isinstance(step, int) else str(step))
+        if name.startswith(within):
+            steps = _steps_to(value, name, within)
+            if steps is not None:
+                return (step, *steps)
+    return None
+
+
+def _at(tree: Any, steps: Steps) -> Any:
+    for step in steps:
+        tree = tree[step]
+    return tree
+
+
+def _replaced(tree: Any, steps: Steps, value: Any) -> Any:
+    """The tree with another value there; containers on the way are copied, because they may be the policy's own."""
+    if not steps:
+        return value
+    inner = _replaced(tree[steps[0]], steps[1:], value)
+    if isinstance(tree, dict):
+        return {**tree, steps[0]: inner}
+    assert isinstance(steps[0], int)
+    items = [*tree[: steps[0]], inner, *tree[steps[0] + 1 :]]
+    return items if isinstance(tree, list) else tuple(items)

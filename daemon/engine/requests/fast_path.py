@@ -1,0 +1,122 @@
+"""Serves plain requests in as few steps as there can be; all else as Serving does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from shmserve.compiled import steps
+from shmserve.layout import slot_of
+from shmserve.protocol import Flag
+from shmserve.ring import RequestHead
+
+from ...ipc.stats import ChannelWord, Counter
+from ..channel.tenancy import Tenancy
+from ..device.errors import DeviceLost
+from .error_text import logged
+from .serving import Row, Serving
+
+log = logging.getLogger(__name__)
+
+# Plain numbers, as in serving.py.
+_CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
+_SERVED, _IN_PLACE, _STAGED_AHEAD = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.STAGED_AHEAD)
+_CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
+
+
+class PlainServing(Serving):
+    """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
+
+    What is compiled (compiled/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
+    goes on by the long way from where it is.
+    """
+
+    def __init__(self, *model: Any, **settings: Any) -> None:
+        super().__init__(*model, **settings)
+        # A model that is told whose request it is, and numbers that have to be looked at, are nothing plain.
+        self._plain = self._per_client is None and self._observations is None and self._actions is None
+        self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
+
+    def serve_plain(self, tenancy: Tenancy) -> bool:
+        intake = tenancy.intake
+        if intake is None or not intake.schema or not self._plain:
+            return False
+        words = self._words
+        words[_CHANNEL] = tenancy.number + 1
+        taken_ns = time.monotonic_ns()
+        self._take_and_answer(tenancy, intake)
+        words[_CHANNEL] = 0
+        if not intake.sequence:
+            return False
+        words[_BUSY_NS] += time.monotonic_ns() - taken_ns
+        return True
+
+    def _take_and_answer(self, tenancy: Tenancy, intake: steps.Intake) -> None:
+        watch = tenancy.watch
+        try:
+            observation = intake.take(watch.seen)
+        except Exception as error:
+            if not intake.sequence:
+                raise
+            watch.seen = intake.sequence
+            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
+            self._reject(tenancy, intake.head(RequestHead), error, intake.queued_ns)
+            return
+        sequence = intake.sequence
+        if not sequence:
+            return
+        watch.seen = sequence
+        began_ns = time.monotonic_ns()
+        try:
+            results: Any = self._model.infer([observation])
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
+            row, observation = self._row(tenancy, intake, observation), None
+            self._failed([row], error, began_ns)
+            return
+        infer_ns = time.monotonic_ns() - began_ns
+        words = self._words
+        words[_BATCHES] += 1
+        known, copied_ns = tenancy.encoder.latest, -1
+        memory = tenancy.channel.replies.memories[slot_of(sequence)]
+        if known is not None and known.sender is not None and memory.written_schema == known.schema_id:
+            try:
+                copied_ns = intake.answer(
+                    known.sender,
+                    results[0],
+                    memory.payload,
+                    known.schema_id,
+                    known.metadata_bytes,
+                    self._plain_flags,
+                    self._version,
+                    infer_ns,
+                )
+            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
+                copied_ns = -1
+        if copied_ns < 0:
+            row, observation = self._row(tenancy, intake, observation), None
+            self._reply(row, results, 0, infer_ns)
+            return
+        tenancy.channel.reply_bell.ring()
+        words[_SERVED] += 1
+        line = self._stats.channel_index(tenancy.number)
+        words[line + _CHANNEL_SERVED] += 1
+        if intake.ahead_bytes:
+            words[_STAGED_AHEAD] += 1
+        self._stats.record(intake.queued_ns, intake.staged_ns, infer_ns, copied_ns)
+        words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
+        results = observation = None  # or the arena would look as if the policy kept it
+        if self._in_place:
+            words[_IN_PLACE] += 1
+        else:
+            tenancy.staging(0).keep_unless_held(tenancy.plain_views)
+
+    def _row(self, tenancy: Tenancy, intake: steps.Intake, observation: Any) -> Row:
+        """The plain request that was taken last, for the long way."""
+        schema = tenancy.plain_schema
+        assert schema is not None
+        head = intake.head(RequestHead)
+        times = intake.queued_ns, intake.staged_ns
+        return Row(tenancy, head, observation, tenancy.staging(0), schema, self._in_place, *times)

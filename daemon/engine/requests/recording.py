@@ -1,0 +1,85 @@
+"""Serves as Serving does, and puts every request and its answer on a recorder's tape."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shmserve.codec import Encoder, SlotMemory
+from shmserve.layout import MAX_PAYLOAD_BYTES
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import ReplyHead, RequestHead
+from shmserve.tape import Entry, TapeWriter
+
+from ..channel.tenancy import Tenancy
+from .serving import Serving, Taken
+
+_NOTHING = np.empty(0, np.uint8)
+#: Of a result that waits for room in its channel, so that it has no bytes in a slot yet.
+_METADATA_BYTES = 1 << 16
+
+
+class RecordedServing:
+    """In the place of Serving while somebody records, so that nobody pays for it otherwise."""
+
+    def __init__(self, serving: Serving, tape: TapeWriter, channel: int | None) -> None:
+        """`channel`: only this one; None: every one."""
+        self._serving = serving
+        self._tape = tape
+        self._channel = channel
+        self.max_batch = serving.max_batch
+
+    def serve(self, batch: list[Taken]) -> None:
+        """Answer as `Serving.serve` does; what is recorded costs its copy."""
+        # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
+        # one leaves it on the tape. The answer after the robot has it.
+        noted = [taken for taken in batch if self._note_request(*taken)]
+        self._serving.serve(batch)
+        for tenancy, head in noted:
+            self._note_reply(tenancy, head.sequence)
+
+    def serve_plain(self, tenancy: Tenancy) -> bool:
+        """Never: whatever is served has to be noted."""
+        return False
+
+    def client_left(self, client_id: int) -> None:
+        """As `Serving.client_left`."""
+        self._serving.client_left(client_id)
+
+    def _note_request(self, tenancy: Tenancy, head: RequestHead) -> bool:
+        if self._channel is not None and tenancy.number != self._channel:
+            return False
+        if head.flags & Flag.PICKLED:
+            self._tape.leave_out()
+            return False
+        metadata = payload = _NOTHING
+        if head.kind == Kind.INFER:
+            # The head's lengths are the client's claims: a slice ends at the slot's own.
+            slot = tenancy.channel.requests.memory(head.sequence)
+            metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
+        return self._tape.write(Entry.REQUEST, tenancy.number, _generation(tenancy), head, metadata, payload)
+
+    def _note_reply(self, tenancy: Tenancy, sequence: int) -> None:
+        head = tenancy.channel.replies.head(sequence)
+        slot = tenancy.channel.replies.memory(sequence)
+        if head.status == Status.GROW and sequence in tenancy.held:
+            (status, flags, version, *durations), tree = tenancy.held[sequence]
+            slot = SlotMemory(
+                np.empty(_METADATA_BYTES, np.uint8), np.empty(min(head.payload_bytes, MAX_PAYLOAD_BYTES), np.uint8)
+            )
+            try:
+                encoded = Encoder(tensors_as_arrays=True, name="action").encode(tree, slot)
+            # It was to be pickled, or its client wrote to what says its size, or its own code fails.
+            except BaseException:  # noqa: BLE001
+                self._tape.leave_out()
+                return
+            lengths = (encoded.schema, encoded.metadata_bytes, encoded.payload_bytes)
+            head = ReplyHead._make((sequence, status, flags, *lengths, version, *durations, 0, sequence, 1))
+        if head.flags & Flag.PICKLED:
+            self._tape.leave_out()
+            return
+        metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
+        self._tape.write(Entry.REPLY, tenancy.number, _generation(tenancy), head, metadata, payload)
+
+
+def _generation(tenancy: Tenancy) -> int:
+    return tenancy.lane.identity.generation

@@ -1,0 +1,1 @@
+"""Runs a model before it serves, and judges what it gives."""

@@ -1,0 +1,187 @@
+"""Runs a model before it serves, as a request would run it, and refuses it if what it gives cannot be right."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shmserve.base_values import plain_tree
+from shmserve.codec import Encoder, SlotMemory
+from shmserve.contract import Entries, contract_differences, contract_of
+from shmserve.description import describe
+from shmserve.errors import ModelPackageError, NumbersRefused
+from shmserve.schema import Schema
+
+from ...packages.package import ModelPackage
+from ..channel.staging import Staging, aligned_bytes
+from ..models.example_files import read_recorded
+from ..models.model import Model, PerClient
+from ..models.range_checks import CheckedNumbers
+from ..models.repeatability import Leaves, leaves_of, unlike, warning
+from .validation import deviations, not_finite
+
+log = logging.getLogger(__name__)
+
+#: The first calls allocate, choose kernels and compile; later ones show what a request will cost.
+_ROUNDS = 3
+#: Whom a stateful model is told to forget between the rounds and before it serves.
+_CLIENT = -1
+
+
+@dataclass(frozen=True)
+class Warmth:
+    """What the warm-up showed."""
+
+    request_bytes: int  # payload of the example; 0 without one
+    reply_bytes: int
+    infer_ms: float | None
+    #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example.
+    contract: dict[str, Entries | None]
+    #: The example as a slot would hold it: its schema, and its payload.
+    example: tuple[Schema, npt.NDArray[np.uint8]] | None = None
+
+    @property
+    def observation(self) -> Entries | None:
+        return self.contract["observation"]
+
+    @property
+    def action(self) -> Entries | None:
+        return self.contract["action"]
+
+
+class _ArraysOf(Protocol):
+    """Where the observations of the warm-up come from, and what is done with its actions."""
+
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+        """The tree in `slot`, as a model takes it."""
+
+    def settle(self, action: Any) -> Any:
+        """The action, once it is there."""
+
+
+class HostStaging(Staging):
+    """Stages for a model that takes its arrays on the host."""
+
+    def settle(self, action: Any) -> Any:
+        return action
+
+
+def warm_up(model: Model, device: torch.device, package: ModelPackage, *, staging: _ArraysOf | None = None) -> Warmth:
+    """Run the package's example, or the model's own, a few times; `staging` is for a device that is no host's.
+
+    Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
+    expected, or is another one in a batch.
+    """
+    example = _example(model, package)
+    if example is None:
+        log.warning("the model has no example observation: the first request pays for the warm-up")
+        return Warmth(0, 0, None, {"observation": None, "action": None})
+    example = plain_tree(example, "example observation")
+    schema, _ = describe(example, "example observation")
+    staging = staging or HostStaging(None if model.takes_numpy else device)
+    slot = _slot_with(example, schema)
+    action: Any = None
+    answers: list[Leaves] = []
+    infer_ns = 0
+    for number in range(_ROUNDS):
+        _forget(model, package)
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        began_ns = time.monotonic_ns()
+        (action,) = model.infer([observation])
+        action = staging.settle(action)
+        infer_ns = time.monotonic_ns() - began_ns
+        action = plain_tree(action, "action")
+        if number == 0:
+            _judge(action, package)
+            _check_numbers(example, action, package)
+        with contextlib.suppress(Exception):  # of types that cannot be copied nothing is said
+            answers.append(leaves_of(action))
+
+    def again() -> Leaves:
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        return leaves_of(staging.settle(model.infer([observation])[0]))
+
+    if not package.stateful and not package.sampling and not isinstance(model, PerClient):
+        _warn_of_state(answers, again, package)
+    contract = contract_of(example, action)
+    if model.batches and package.max_batch > 1:
+        _forget(model, package)
+        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        _check_batch(model, staging, observation, contract, package.max_batch)
+    _forget(model, package)
+    reply, _ = describe(action, "action")
+    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
+
+
+def _example(model: Model, package: ModelPackage) -> Any:
+    if package.example is not None:
+        return read_recorded(package.path / package.example)
+    example = model.example_observation()
+    if example is None and package.expected is not None:
+        raise ModelPackageError(
+            f"{package.path}: expected = {package.expected!r} says what an example must give, but there is no example: "
+            "add [warmup] example"
+        )
+    return example
+
+
+def _warn_of_state(answers: list[Leaves], again: Callable[[], Leaves], package: ModelPackage) -> None:
+    with contextlib.suppress(Exception):  # of types that cannot be compared nothing is said
+        if found := unlike(answers, package):
+            log.warning("%s", warning(found, again, package))
+
+
+def _forget(model: Model, package: ModelPackage) -> None:
+    """Each round starts as a client's first request would, and nothing of the warm-up is left for one."""
+    if package.stateful:
+        model.reset(_CLIENT)
+    if isinstance(model, PerClient):
+        model.client_left(_CLIENT)
+
+
+def _judge(action: Any, package: ModelPackage) -> None:
+    if not package.allow_nonfinite and (wrong := not_finite(action)):
+        raise ModelPackageError(
+            f"the action for the example cannot be used: {'; '.join(wrong)} (if that is meant, say allow_nonfinite = "
+            "true under [warmup])"
+        )
+    if package.expected is not None:
+        expected = read_recorded(package.path / package.expected)
+        if wrong := deviations(action, expected, atol=package.atol, rtol=package.rtol):
+            raise ModelPackageError(
+                f"the action for the example is not the one recorded in {package.expected}: {'; '.join(wrong)}"
+            )
+
+
+def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
+    """What the package declares of numbers holds for its own example, and names entries that there are."""
+    for side, tree in (("observation", example), ("action", action)):
+        try:
+            CheckedNumbers(side, package.checks.get(side, {})).hold(tree)
+        except NumbersRefused as error:
+            raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
+
+
+def _check_batch(
+    model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Entries | None], count: int
+) -> None:
+    """The largest batch runs, and a row of it has what a single request has."""
+    for given in staging.settle(list(model.infer([observation] * count))):
+        action = plain_tree(given, "action")
+        differences = contract_differences({"action": contract["action"]}, contract_of(None, action))
+        if differences:
+            raise ModelPackageError(f"alone -> in a batch of {count}: {'; '.join(differences)}")
+
+
+def _slot_with(example: Any, schema: Schema) -> SlotMemory:
+    slot = SlotMemory(np.zeros(1 << 16, np.uint8), aligned_bytes(schema.payload_bytes))
+    Encoder(name="example observation").encode(example, slot)
+    return slot

@@ -1,0 +1,1 @@
+"""The machine below: systemd, the journal, directories, the service lock."""

@@ -1,0 +1,1 @@
+"""What a supervisor and its engines share: messages, counters, the release check."""

@@ -1,0 +1,65 @@
+"""Whether an engine is of its daemon's release: a package that is upgraded under a running daemon is another.
+
+`python -m shmserve.daemon.ipc.release` says which one is installed now, as an engine would be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from shmserve import __version__
+from shmserve.protocol import WIRE_VERSION
+
+#: The error of an engine that its daemon's release did not start.
+RELEASE_MISMATCH = "ReleaseMismatch"
+#: What a daemon tells the engines that it starts: its version, its wire version.
+OWN = (__version__, str(WIRE_VERSION))
+#: Reading two numbers takes a tenth of a second; what takes longer is stuck.
+_LIMIT_S = 30.0
+
+
+def mismatch(daemon: Sequence[str], engine: Sequence[str] = OWN) -> str | None:
+    """What is wrong with an `engine` under this `daemon`, for the operator; None if they are of one release.
+
+    >>> mismatch(["0.1.0", "3"], ["0.2.0", "4"])
+    'the daemon runs shmserve 0.1.0 (wire version 3), this engine is 0.2.0 (wire version 4): restart the service'
+    """
+    if [*daemon] == [*engine]:
+        return None
+    return f"the daemon runs shmserve {_words(daemon)}, this engine is {_words(engine)}: restart the service"
+
+
+async def installed_mismatch() -> str | None:
+    """The same of an engine that would be started now, without starting one."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shmserve.daemon.ipc.release",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},  # as an engine's
+        cwd="/",  # before Python 3.11 the working directory leads sys.path
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), _LIMIT_S)
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        raise
+    return mismatch(OWN, said.decode("utf-8", "replace").split())
+
+
+def _words(release: Sequence[str]) -> str:
+    if len(release) != 2:
+        return "of a release that does not say which"
+    return f"{release[0]} (wire version {release[1]})"
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):  # the daemon that asked was killed meanwhile, which is no news of ours
+        os.write(sys.stdout.fileno(), " ".join(OWN).encode())

@@ -1,0 +1,1 @@
+"""Model packages: what model.toml may say, read without torch."""

@@ -1,0 +1,235 @@
+"""Reads model.toml: which keys there are, what their values must be, and which go together."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shmserve.errors import ModelPackageError
+from shmserve.package_advice import advice_for_directory
+from shmserve.text_file import text_of
+
+from .formats import FORMATS, recognised
+from .value_ranges import read_checks
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MANIFEST = "model.toml"
+#: What a model says of itself to its clients has to fit 32 KiB in the end; numbers by the megabyte are weights.
+_MANIFEST_BYTES = 1 << 20
+
+_MODEL: dict[str, type] = {
+    "name": str,
+    "release": int,
+    "format": str,
+    "entry": str,
+    "style": str,
+    "arrays": str,
+    "arguments": dict,
+    "inputs": list,
+    "outputs": list,
+    "batch_dim": bool,
+    "max_batch": int,
+    "weights": str,
+    "read_in_place": bool,
+    "stateful": bool,
+    "deterministic": bool,
+    "grad": bool,
+    "sampling": bool,
+    "cuda_graph": bool,
+    "device_bytes": int,
+}
+_WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool}
+_TOLERANCE = ("atol", "rtol")
+_TABLES = ("model", "warmup", "checks", "metadata")
+#: Keys that only a saved module has a use for, and those that it has none for.
+_SAVED_MODULE = ("inputs", "outputs", "batch_dim")
+_CLASS = ("entry", "weights", "style", "arguments", "arrays")
+#: How a policy class is constructed and asked (engine/models/policy_styles.py).
+_STYLES = ("shmserve", "openpi", "gr00t")
+#: What a policy of style shmserve gets for an array.
+_ARRAYS = ("torch", "numpy")
+_GRAPH_BATCH = 32
+_SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What the package in `directory` says of itself, or what its content shows, by the fields of `ModelPackage`.
+
+    Raises ModelPackageError naming file, key and remedy.
+    """
+    manifest = directory / MANIFEST
+    document = _document(manifest) if manifest.is_file() else {}
+    _refuse_unknown(manifest, document, _TABLES, "table")
+    for table in _TABLES:
+        if not isinstance(document.get(table, {}), dict):
+            raise ModelPackageError(f"{manifest}: {table} must be a table ([{table}])")
+    model, warmup = document.get("model", {}), document.get("warmup", {})
+    _check_types(manifest, model, _MODEL, "key of [model]")
+    _check_types(manifest, warmup, _WARMUP, "key of [warmup]")
+    settings: dict[str, Any] = {"name": directory.resolve().name, "metadata": document.get("metadata", {}), **model}
+    settings["format"] = _format(manifest, model)
+    # A class may steer by a gradient; a saved module is a network, which torch runs a little faster without.
+    settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
+    for key in ("inputs", "outputs"):
+        if key in settings:
+            settings[key] = _names(manifest, key, settings[key])
+    _check_format(manifest, settings)
+    for key in ("example", "expected", "allow_nonfinite"):
+        if key in warmup:
+            settings[key] = warmup[key]
+    settings |= _tolerance(manifest, warmup.get("tolerance", {}))
+    settings["checks"] = read_checks(manifest, document.get("checks", {}))
+    for key in ("weights", "example", "expected"):
+        if key in settings:
+            _check_file(manifest, key, settings[key])
+    return settings
+
+
+def _document(manifest: Path) -> dict[str, Any]:
+    try:
+        if (size := manifest.stat().st_size) > _MANIFEST_BYTES:
+            raise ModelPackageError(f"{manifest} has {size} bytes, more than {_MANIFEST_BYTES}")
+        document: dict[str, Any] = tomllib.loads(text_of(manifest.read_bytes()))
+    except ModelPackageError:
+        raise
+    except OSError as error:
+        raise ModelPackageError(f"{manifest} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8, not TOML, or an integer of thousands of digits
+        raise ModelPackageError(f"{manifest} is not TOML: {error}") from error
+    except RecursionError:
+        raise ModelPackageError(f"{manifest} cannot be read: it is nested too deeply") from None
+    return document
+
+
+def _format(manifest: Path, model: dict[str, Any]) -> str:
+    """The format that the manifest names, or else what the directory holds."""
+    if "format" in model:
+        given: str = model["format"]
+        if given not in FORMATS:
+            raise ModelPackageError(f"{manifest}: format = {_shown(given)} is none of {', '.join(FORMATS)}")
+        return given
+    if "entry" in model:
+        return "python"
+    found = recognised(manifest.parent)
+    if found is None:
+        files = ", ".join(form.file for form in FORMATS.values() if form.file)
+        what = "a model.toml that names no format" if manifest.is_file() else f"no {MANIFEST}"
+        advice = advice_for_directory(manifest.parent)
+        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; {advice}")
+    return found
+
+
+def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
+    """What the keys ask for is something that the format has."""
+    name = settings["format"]
+    form = FORMATS[name]
+    for key in _CLASS if form.saved_module else _SAVED_MODULE:
+        if key in settings:
+            formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
+            raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
+    if settings.get("style", _STYLES[0]) not in _STYLES:
+        raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} is none of {', '.join(_STYLES)}")
+    if settings.get("release", 0) < 0:
+        raise ModelPackageError(f"{manifest}: release = {settings['release']} must be 0 or more")
+    if settings.get("arrays", _ARRAYS[0]) not in _ARRAYS:
+        raise ModelPackageError(f"{manifest}: arrays = {_shown(settings['arrays'])} is none of {', '.join(_ARRAYS)}")
+    if settings.get("max_batch", 1) < 1:
+        raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
+    if settings.get("device_bytes", 1) < 1:
+        raise ModelPackageError(f"{manifest}: device_bytes = {settings['device_bytes']} must be 1 or more")
+    if settings.get("cuda_graph", False):
+        _check_graph(manifest, settings)
+    if form.saved_module:
+        assert form.file is not None
+        if not (manifest.parent / form.file).is_file():
+            raise ModelPackageError(f"{manifest.parent} holds no {form.file}, which format {name!r} needs")
+        if settings.get("max_batch", 1) > 1 and not settings.get("batch_dim", False):
+            raise ModelPackageError(
+                f"{manifest}: max_batch = {settings['max_batch']} needs batch_dim = true: requests are put into one "
+                "call along a first dimension that the module has and an observation has not"
+            )
+        if settings.get("max_batch", 1) > 1 and settings.get("stateful", False):
+            raise ModelPackageError(f"{manifest}: a stateful module takes one request at a time: max_batch = 1")
+    elif name == "python":
+        entry = settings.setdefault("entry", "policy:Policy")
+        if not _is_class(entry):
+            raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
+    elif not settings.get("entry"):
+        raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
+
+
+def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
+    """A recorded policy runs no Python and keeps nothing."""
+    if settings.get("stateful", False):
+        raise ModelPackageError(f"{manifest}: cuda_graph = true, but stateful = true: a recorded policy keeps no state")
+    if settings.get("style", _STYLES[0]) != _STYLES[0]:
+        raise ModelPackageError(
+            f"{manifest}: cuda_graph = true, but style = {settings['style']!r}: such a policy works on the host's arrays"
+        )
+    if settings.get("max_batch", 1) > _GRAPH_BATCH:
+        raise ModelPackageError(
+            f"{manifest}: cuda_graph = true with max_batch = {settings['max_batch']}: a graph is recorded for every number "
+            f"of requests up to it, {_GRAPH_BATCH} at most"
+        )
+
+
+def _is_class(entry: str) -> bool:
+    module, _, name = entry.partition(":")
+    return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def _names(manifest: Path, key: str, value: list[Any]) -> tuple[str, ...]:
+    if not value or not all(isinstance(name, str) and name for name in value) or len(set(value)) < len(value):
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(value)} must be a list of different names")
+    return tuple(value)
+
+
+def _tolerance(manifest: Path, table: dict[str, Any]) -> dict[str, float]:
+    _refuse_unknown(manifest, table, _TOLERANCE, "key of tolerance")
+    for key, value in table.items():
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise ModelPackageError(f"{manifest}: tolerance {key} = {_shown(value)} must be a number, 0 or more")
+    return {key: float(value) for key, value in table.items()}
+
+
+def _check_file(manifest: Path, key: str, name: str) -> None:
+    """`name` is a file of the package, and in it."""
+    plain = PurePosixPath(name)
+    if plain.is_absolute() or ".." in plain.parts:
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(name)} must be the name of a file in the package")
+    try:
+        found = (manifest.parent / plain).is_file()
+    except OSError:  # ENAMETOOLONG
+        found = False
+    if not found:
+        raise ModelPackageError(f"{manifest}: {key} = {_shown(name)}: the package holds no such file")
+
+
+def _check_types(manifest: Path, table: dict[str, Any], keys: dict[str, type], what: str) -> None:
+    _refuse_unknown(manifest, table, tuple(keys), what)
+    for key, value in table.items():
+        if type(value) is not keys[key]:
+            raise ModelPackageError(f"{manifest}: {key} = {_shown(value)} must be {_SHOWN[keys[key]]}")
+
+
+def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...], what: str) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+            raise ModelPackageError(f"{manifest}: {_shown(key)} is no {what}{hint}")
+
+
+def _shown(value: object) -> str:
+    """What an error shows of a value that somebody wrote: the start of a long one."""
+    if type(value) is int and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"  # of which Python may refuse to write the digits
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."

@@ -1,0 +1,1 @@
+"""Which model version serves: the first, the next, and back."""

@@ -1,0 +1,149 @@
+"""Which version a daemon begins with: the one it was given, or the one that was served last."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shmserve.errors import ModelPackageError
+from shmserve.package_files import content_digest, package_bytes, package_files
+from shmserve.package_signature import PublicKey
+
+from ..config.config import Config, ConfigError
+from ..packages.package import ModelPackage
+from ..store.atomic_files import write_json
+from ..store.errors import DowngradeRefused
+from ..store.intake_progress import IntakeProgress
+from ..store.limits import Limits
+from ..store.signature_policy import Trust
+from ..store.store import Store
+from ..store.stored_version import StoredVersion
+from ..supervisor.deployment import Served
+
+log = logging.getLogger(__name__)
+
+
+def open_store(config: Config) -> Store:
+    """The service's store, not yet opened."""
+
+    def examine(path: Path) -> int:
+        return ModelPackage.read(path, allow_code=config.allow_code).release
+
+    return Store(
+        config.state_dir / config.name / "models",
+        keep_versions=config.keep_versions,
+        limits=Limits(total_bytes=config.max_package_bytes),
+        trust=Trust(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
+        examine=examine,
+    )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the operator gave when the daemon last served: a change of it counts, an unchanged one undoes no update."""
+
+    digest: str | None = None  # of what --model-path held
+    device: str | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> Given:
+        try:
+            document = json.loads(file.read_bytes())
+            return cls(document["digest"], document["device"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+
+@dataclass(frozen=True)
+class FirstVersion:
+    """What a daemon begins with; `remember` once it serves."""
+
+    served: Served
+    _store: Store
+    _given: Given
+    _given_file: Path
+
+    def remember(self) -> None:
+        """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
+        try:
+            self._store.make_current(self.served.version, device=self.served.device, taken_back=None, refused=None)
+            if self._given != Given.read(self._given_file):
+                write_json(self._given_file, asdict(self._given), steps="given")
+        except OSError as error:
+            log.error("a restart may begin with another version than %s: %s", self.served.version, error)
+
+
+async def first_version(config: Config, store: Store, intake: IntakeProgress) -> FirstVersion:
+    """The version to begin with.
+
+    What --model-path holds, if that is not what it held when the daemon last served; else the version
+    that was served last, which an update may have brought since. Raises ModelPackageError.
+    """
+    # Beside the versions and not with one: the version that was given is removed some day, after updates.
+    file = config.state_dir / config.name / "given"
+    before = Given.read(file)
+
+    def first(stored: StoredVersion, digest: str | None) -> FirstVersion:
+        device = stored.facts.get("device") if config.device == before.device else None
+        served = Served(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
+        return FirstVersion(served, store, Given(digest, config.device), file)
+
+    if config.model_path is None:
+        stored = await store.last_good()
+        if stored is None:
+            raise ConfigError(
+                f"no model was served before in {store.directory}: give --model-path DIR, or model_path in the "
+                "configuration file"
+            )
+        log.info("no --model-path: version %s of %s is served, which was served last", stored.version, store.directory)
+        return first(stored, before.digest)
+    if before.digest is not None:  # without it there is nothing to compare with, and one pass over the files is enough
+        digest = await _digest(config.model_path, intake)
+        if digest == before.digest:
+            stored = await store.last_good()
+            if stored is not None:
+                if stored.digest != digest:
+                    log.info("--model-path holds what it held before; since then version %s was served", stored.version)
+                return first(stored, digest)
+    descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
+    source = str(config.model_path)
+    try:
+        with intake.of(source, "receive") as report:
+            stored = await store.add(
+                descriptor,
+                source,
+                uid=os.getuid(),
+                note="--model-path",
+                progress=lambda received: report(received.read_bytes, received.total_bytes),
+            )
+    except DowngradeRefused as error:
+        raise DowngradeRefused(
+            f"{config.model_path}: {error}, once the daemon runs: without --model-path it serves what it served last"
+        ) from error
+    finally:
+        os.close(descriptor)
+    return first(stored, stored.digest)
+
+
+async def _digest(path: Path, intake: IntakeProgress) -> str:
+    """The content address of what is at `path`, read in a thread."""
+    total = await asyncio.to_thread(package_bytes, path)
+    with intake.of(str(path), "compare", total) as report:
+        done, is_cancelled = 0, False
+
+        def count(read: int) -> None:
+            nonlocal done
+            done += read
+            if is_cancelled:  # nobody can end a thread: it ends by itself
+                raise ModelPackageError("the service was stopped while it read the package")
+            report(done, total)
+
+        try:
+            return content_digest(await asyncio.to_thread(package_files, path, read=count))
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise

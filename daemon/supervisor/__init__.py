@@ -1,0 +1,1 @@
+"""Keeps one engine serving: starts, swaps, watches and replaces engine processes."""

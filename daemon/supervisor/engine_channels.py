@@ -1,0 +1,127 @@
+"""Which engines know of the clients' channels, and which engine holds a result that waits for room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..clients.leases import Lease, Leases
+from ..config.config import Config
+from .engine_process import EngineProcess
+
+
+class EngineChannels:
+    """Tells every engine in `warm` of every channel."""
+
+    def __init__(self, config: Config, leases: Leases) -> None:
+        self._config = config
+        self._leases = leases
+        self._warm: list[EngineProcess] = []
+        self._tape: tuple[int, int | None] | None = None  # descriptor, and the one channel that is recorded
+
+    def open(self, engine: EngineProcess) -> None:
+        """Tell an engine of every channel, and from now on of every change of them."""
+        self._warm.append(engine)
+        self._send_rate(engine)
+        for lease in self._leases:
+            self._send_lease(engine, lease)
+        self._send_tape(engine)
+
+    def close(self, engine: EngineProcess) -> None:
+        """Tell it nothing more; may be called twice."""
+        if engine in self._warm:
+            self._warm.remove(engine)
+
+    def attach(self, lease: Lease) -> None:
+        """Tell every warm engine of a new lease, or of a lease's new generation."""
+        for engine in self._warm:
+            self._send_lease(engine, lease)
+
+    def suspect(self, lease: Lease) -> None:
+        """Tell every warm engine how long this client is suspected of what an engine died of."""
+        suspicion = self._leases.suspicion(lease)
+        if suspicion is not None:
+            for engine in self._warm:
+                engine.send("suspect", channel=lease.channel, **vars(suspicion))
+
+    def detach(self, channel: int) -> None:
+        """The client of `channel` is gone."""
+        for engine in self._warm:
+            engine.send("detach", channel=channel)
+
+    def limit_rates(self) -> None:
+        """`max_rate_per_user` has changed."""
+        for engine in self._warm:
+            self._send_rate(engine)
+
+    def _send_rate(self, engine: EngineProcess) -> None:
+        engine.send("rate", max_rate_per_user=self._config.max_rate_per_user)
+
+    def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
+        # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
+        # known, it is for whoever serves to deliver them or to say that they are lost.
+        others = {warm.serial for warm in self._warm if warm is not engine}
+        carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
+        fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
+        suspicion = self._leases.suspicion(lease)
+        engine.send(
+            "attach",
+            fds=fds,
+            lane=lease.lane.to_json(),
+            trusted=lease.trusted,
+            uid=lease.peer.uid,
+            carried=carried,
+            suspicion=vars(suspicion) if suspicion is not None else None,
+        )
+
+    # Recording
+
+    @property
+    def recording(self) -> bool:
+        """Whether somebody keeps what is served."""
+        return self._tape is not None
+
+    def record(self, tape: int, channel: int | None) -> None:
+        """Tell every engine of a recorder's tape; the descriptor stays the caller's, until `end_recording`."""
+        self._tape = tape, channel
+        for engine in self._warm:
+            self._send_tape(engine)
+
+    def end_recording(self) -> None:
+        """Nobody records any more."""
+        self._tape = None
+        for engine in self._warm:
+            engine.send("record_end")
+
+    def _send_tape(self, engine: EngineProcess) -> None:
+        if self._tape is not None:
+            engine.send("record", fds=self._tape[:1], channel=self._tape[1])
+
+    # Results that wait
+
+    def note_held(self, engine: EngineProcess, held: list[Any]) -> None:
+        """An engine has paused and holds these (channel, sequence): a result that did not fit its reply slot waits in
+        it for the client to make room."""
+        for channel, sequence in held:
+            lease = self._leases.get(channel)
+            if lease is not None:
+                lease.holders[sequence] = engine.serial
+
+    def owes(self, engine: EngineProcess) -> bool:
+        """Whether a client has yet to make room for a result that this engine holds."""
+        return any(
+            serial == engine.serial and sequence not in lease.carried
+            for lease in self._leases
+            for sequence, serial in lease.holders.items()
+        )
+
+    def disown(self, engine: EngineProcess) -> None:
+        """An engine has ended: what it held and clients have made room for is lost, unless it was delivered."""
+        for lease in self._leases:
+            held = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
+            for sequence in held:
+                del lease.holders[sequence]
+            carried = [sequence for sequence in held if sequence in lease.carried]
+            if carried:
+                identity = lease.lane.identity
+                for warm in self._warm:
+                    warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)

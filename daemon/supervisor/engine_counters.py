@@ -1,0 +1,53 @@
+"""What all engines of this run have counted: those that live, and those that have ended."""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Collection
+
+from ..ipc.stats import Distribution, Stage
+from .engine_process import EngineProcess
+
+
+class EngineCounts:
+    """Sums over `living`, which the owner keeps true, and what `keep` took over from engines that ended."""
+
+    def __init__(self, living: Collection[EngineProcess]) -> None:
+        self._living = living
+        self._totals: Tally[str] = Tally()
+        self._served_by: Tally[str] = Tally()
+        self._past_latency: dict[Stage, Distribution] = {}
+
+    def keep(self, engine: EngineProcess) -> None:
+        """Take over what an engine that has ended counted; it is to leave `living`, and its stats are to be closed."""
+        assert engine.stats is not None
+        counters = engine.stats.counters()
+        self._totals.update(counters)
+        self._served_by[engine.served.version] += counters["served"]
+        for stage in Stage:
+            latency, past = engine.stats.distribution(stage), self._past_latency.get(stage)
+            self._past_latency[stage] = latency if past is None else past + latency
+
+    def served_by_version(self, version: str) -> int:
+        """Requests that this version answered in this run of the daemon."""
+        living = (engine for engine in self._living if engine.served.version == version and engine.stats is not None)
+        return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
+
+    def counters(self) -> Tally[str]:
+        """What all engines of this run counted."""
+        total = self._totals.copy()
+        for engine in self._living:
+            if engine.stats is not None:
+                total.update(engine.stats.counters())
+        for word in ("heartbeat_ns", "channel"):
+            total.pop(word, None)
+        return total
+
+    def latency(self, stage: Stage = Stage.TOTAL) -> Distribution | None:
+        """Durations inside the service, over all engines of this run."""
+        total = self._past_latency.get(stage)
+        for engine in self._living:
+            if engine.stats is not None:
+                now = engine.stats.distribution(stage)
+                total = now if total is None else total + now
+        return total

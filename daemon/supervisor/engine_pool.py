@@ -1,0 +1,363 @@
+"""The engines of a service: the one that serves, one kept warm behind it, and one on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..clients.leases import Lease, Leases, Wanted
+from ..config.config import Config
+from ..failpoints import failpoint
+from ..ipc.control import WAKE_SIGNAL
+from ..ipc.release import RELEASE_MISMATCH, installed_mismatch
+from ..ipc.stats import Counter
+from .deployment import EngineFailed, Served
+from .engine_channels import EngineChannels
+from .engine_counters import EngineCounts
+from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .standby import Standby
+
+log = logging.getLogger(__name__)
+
+#: A swap waits so long for the inference in hand; a model that takes longer is not waited for.
+_PAUSE_LIMIT_S = 60.0
+#: An engine that is warm answers "serve" at once; one that does not in this time is not fit to serve.
+_SERVE_LIMIT_S = 5.0
+_STOP_LIMIT_S = 5.0
+#: An engine that is to end waits so long for clients to make room for results of theirs that it holds.
+_DELIVERY_LIMIT_S = 2.0
+_DELIVERY_LOOK_S = 0.005
+
+
+class Engines:
+    """Starts, swaps and buries engines.
+
+    `on_lost` is told when the serving one has died, `on_ended` of every one that has, with its counts still there.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        leases: Leases,
+        *,
+        on_lost: Callable[[EngineProcess, int], None],
+        on_ended: Callable[[EngineProcess], None],
+        on_broken: Callable[[Lease, str, bool], None],
+        on_death: Callable[[EngineProcess, int], None],
+    ) -> None:
+        self._config = config
+        self._leases = leases
+        self._on_lost = on_lost
+        self._on_ended = on_ended
+        self._on_broken = on_broken
+        self._on_death = on_death
+        self._serial = 0
+        self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
+        self._standby = Standby(self.drop_standby)
+        self.channels = EngineChannels(config, leases)
+        self.counts = EngineCounts(self._watchers.keys())
+        self.serving: EngineProcess | None = None
+        #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
+        self.other_release: str | None = None
+
+    # Life
+
+    async def start(self, served: Served, on_stage: Callable[[str], None]) -> EngineProcess:
+        """An engine that has loaded and warmed `served` up and has every channel mapped, but does not serve yet.
+
+        `on_stage` hears "loading" and "warming". Raises EngineFailed; then nothing of it is left.
+        """
+        self._serial += 1
+        engine = EngineProcess(
+            self._serial, served, lambda engine, message: self._on_message(engine, message, on_stage)
+        )
+        await engine.start()
+        watcher = self._watchers[engine] = asyncio.create_task(self._watch(engine))
+        try:
+            await self._warm_up(engine)
+        except BaseException:
+            engine.kill()
+            await asyncio.shield(watcher)
+            raise
+        self.channels.open(engine)
+        return engine
+
+    async def _warm_up(self, engine: EngineProcess) -> None:
+        ready, failed = engine.expect("ready"), engine.expect("failed")
+        engine.send(
+            "load",
+            package=str(engine.served.package),
+            device=engine.served.device,
+            called=engine.served.called,
+            allow_code=self._config.allow_code,
+            threads=self._config.threads,
+            memory_bytes=self._config.engine_memory_bytes,
+            version=engine.served.version,
+            serial=engine.serial,
+            spin_us=self._config.spin_us,
+            request_bell=self._leases.request_bell if self._config.transport == "named" else None,
+            trusted_transport=self._config.transport == "named",
+            register_bytes=self._config.register_bytes,
+            beside=self._beside(),
+        )
+        done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
+        stage = engine.stage
+        if not done:
+            message = f"not ready after load_s = {self._config.load_s:g} s; if it needs longer, raise load_s"
+            raise EngineFailed(stage, "TimeoutError", message)
+        try:
+            message = done.pop().result()
+        except EngineEnded as ended:
+            said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
+            raise EngineFailed(stage, "the engine died", said) from ended
+        if message["event"] == "failed":
+            if message["error"] == RELEASE_MISMATCH:
+                self.other_release = message["message"]
+            raise EngineFailed(message["stage"], message["error"], message["message"])
+        self.other_release = None
+
+    async def check_release(self) -> None:
+        """Raises EngineFailed where an engine that is started now would refuse to run under this daemon."""
+        self.other_release = await installed_mismatch()
+        if self.other_release is not None:
+            raise EngineFailed("start", RELEASE_MISMATCH, self.other_release)
+
+    def _beside(self) -> dict[str, Any] | None:
+        """What the serving engine takes of its GPU, for whoever is to be loaded there as well; None without one."""
+        serving = self.serving
+        if serving is None or serving.ready is None or serving.ready.get("gpu") is None:
+            return None
+        return {
+            "device": serving.ready["device"],
+            "model_bytes": serving.ready["gpu"]["model_bytes"],
+            "package": str(serving.served.package),
+        }
+
+    async def swap(self, new: EngineProcess) -> float:
+        """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
+
+        Between the two nobody takes requests; they wait in their slots. Raises EngineFailed if `new`
+        died at this moment; then the old engine serves on.
+        """
+        old = self.serving
+        began = time.monotonic()
+        if old is not None:
+            await self._pause(old)
+        failpoint("swap.paused")
+        try:
+            await self._let_serve(new)
+        except EngineFailed:
+            if old is not None and old.alive:
+                old.send("serve")  # if it has died as well, `on_lost` was told: it is what serves still
+            raise
+        pause_s = time.monotonic() - began
+        self.serving = new
+        assert new.ready is not None
+        self._leases.model_wants = Wanted(
+            0, request_bytes=new.ready["request_bytes"], reply_bytes=new.ready["reply_bytes"]
+        )
+        if old is not None and old.alive:
+            self.keep_standby(old)
+        return pause_s
+
+    async def _pause(self, old: EngineProcess) -> None:
+        paused = old.expect("paused")
+        old.send("pause")
+        self._ring()
+        try:
+            message = await asyncio.wait_for(paused, _PAUSE_LIMIT_S)
+        except EngineEnded:
+            return  # what it had taken, the next engine finds
+        except asyncio.TimeoutError:
+            log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
+            await self._kill(old)
+            return
+        self.channels.note_held(old, message["held"])
+
+    async def _let_serve(self, new: EngineProcess) -> None:
+        serving = new.expect("serving")
+        new.send("serve")
+        try:
+            await asyncio.wait_for(serving, _SERVE_LIMIT_S)
+        except EngineEnded as ended:
+            raise EngineFailed("swap", "the engine died", exit_reason(ended.status)) from ended
+        except asyncio.TimeoutError:
+            await self._kill(new)  # before the old one goes on: never two
+            raise EngineFailed("swap", "TimeoutError", f"it did not begin within {_SERVE_LIMIT_S:g} s") from None
+        if not new.alive:
+            raise EngineFailed("swap", "the engine died", "as soon as it served")
+
+    def _ring(self) -> None:
+        """Wake the serving engine if it sleeps: it looks for messages when it wakes."""
+        if self.serving is not None:
+            _wake(self.serving)
+
+    async def _kill(self, engine: EngineProcess) -> None:
+        engine.ended_on_purpose = True
+        engine.kill()
+        if engine in self._watchers:
+            await asyncio.wait((self._watchers[engine],))
+
+    @property
+    def standby(self) -> EngineProcess | None:
+        """The engine that is kept warm, if there is one."""
+        return self._standby.engine
+
+    def keep_standby(self, engine: EngineProcess) -> None:
+        """Keep an engine warm that does not serve, for an instant rollback, for a while."""
+        self.drop_standby()
+        self._standby.keep(engine, self._config.standby_s)
+
+    def claim_standby(self, served: Served) -> EngineProcess | None:
+        """The standby engine, if it runs this model; it is the caller's to let serve or to keep again."""
+        return self._standby.claim(served)
+
+    def drop_standby(self) -> asyncio.Task[None] | None:
+        """Give the standby engine's memory back; the task that does so, if there is one."""
+        engine = self._standby.forget()
+        if engine is None:
+            return None
+        engine.retiring = asyncio.create_task(self.discard(engine))
+        return engine.retiring
+
+    async def stop_all(self) -> None:
+        """End the serving engine after what is in hand, and all that are kept; requests wait for the next."""
+        self.drop_standby()
+        engine, self.serving = self.serving, None
+        if engine is not None:
+            await self._pause(engine)
+            await self.discard(engine)
+        retiring = [engine.retiring for engine in self._watchers if engine.retiring is not None]
+        if retiring:
+            await asyncio.wait(retiring)
+
+    async def discard(self, engine: EngineProcess) -> None:
+        """End an engine that does not serve, once it has delivered what it holds."""
+        until = time.monotonic() + _DELIVERY_LIMIT_S
+        while engine.alive and self.channels.owes(engine) and time.monotonic() < until:
+            await asyncio.sleep(_DELIVERY_LOOK_S)
+        self.channels.close(engine)
+        watcher = self._watchers.get(engine)
+        await engine.stop(_STOP_LIMIT_S)
+        if watcher is not None:
+            await asyncio.wait((watcher,))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let the serving engine answer what clients have sent, then end it and all others."""
+        engine, self.serving = self.serving, None
+        if engine is not None:
+            watcher = self._watchers[engine]
+            draining, drained = engine.expect("draining"), engine.expect("drained")
+            engine.send("drain")
+            _wake(engine)
+            await asyncio.wait((drained, watcher), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if drained.done():
+                await asyncio.wait((watcher,), timeout=_STOP_LIMIT_S)  # it leaves
+            elif _is_in_hand(engine) or (draining.done() and draining.result()["waiting"]):
+                log.warning("%g s were not enough to answer what waited: stopping anyway", timeout_s)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End every engine at once."""
+        self._standby.forget()
+        self.serving = None
+        watchers = dict(self._watchers)
+        for engine in watchers:
+            engine.ended_on_purpose = True
+            engine.kill()
+        if watchers:
+            await asyncio.wait(watchers.values())
+
+    def end_all(self) -> None:
+        """Kill every engine; what is to be served is started again as after any death."""
+        for engine in self._watchers:
+            engine.ended_on_purpose = True
+            engine.kill()
+
+    async def _watch(self, engine: EngineProcess) -> None:
+        status = await engine.wait()
+        was_serving = engine is self.serving
+        self.channels.close(engine)
+        if engine is self.standby:
+            self._standby.forget()
+        if was_serving:
+            self.serving = None
+        assert engine.stats is not None
+        self.counts.keep(engine)
+        self.channels.disown(engine)
+        if status:
+            self._on_death(engine, status)
+        del self._watchers[engine]
+        if was_serving:
+            self._on_lost(engine, status)
+        self._on_ended(engine)
+        engine.close()
+
+    def _on_message(self, engine: EngineProcess, message: dict[str, Any], on_stage: Callable[[str], None]) -> None:
+        match message["event"]:
+            case "loading" | "warming":
+                engine.stage = "warm up" if message["event"] == "warming" else "load"
+                on_stage(message["event"])
+            case "broken":
+                lease = self._leases.get(message["channel"])
+                # A client that grew or left before the engine had its channel open is nothing to tell of.
+                if lease is not None and lease.lane.identity.generation == message["generation"]:
+                    if message["detail"] is not None:
+                        log.warning("the channel of client %d %s", message["channel"], message["detail"])
+                    self._on_broken(lease, message["reason"], message["blame"])
+            case "gpu":
+                if engine.ready is not None:
+                    engine.ready["gpu"] = message["gpu"]
+            case "ready" | "serving" | "paused" | "failed" | "draining" | "drained":
+                pass  # somebody waits for these with expect()
+            case other:
+                log.warning("the engine said %.64r, which this supervisor does not know", other)
+
+    # Recording
+
+    def record(self, tape: int, channel: int | None) -> None:
+        """From now on whichever engine serves puts what it serves on this tape; the descriptor stays the caller's."""
+        self.channels.record(tape, channel)
+        self._ring()
+
+    def end_recording(self) -> None:
+        """Nobody records any more."""
+        self.channels.end_recording()
+        self._ring()
+
+    # Seeing
+
+    def versions(self) -> set[str]:
+        """The versions whose packages an engine may read in now or later: a policy imports when it likes. Any thread."""
+        return {engine.served.version for engine in tuple(self._watchers) if engine.retiring is None}
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        """What the serving engine said of its model; None without one."""
+        if self.serving is None or self.serving.ready is None:
+            return None
+        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "compiled")}
+
+    def channel_counts(self, channel: int) -> tuple[int, int, int]:
+        """(served, errors, monotonic ns of the last) of a channel in the serving engine."""
+        if self.serving is None or self.serving.stats is None:
+            return 0, 0, 0
+        return self.serving.stats.channel(channel)
+
+
+def _wake(engine: EngineProcess) -> None:
+    """End an engine's sleep.
+
+    Not by the requests' doorbell: a client can truncate or scribble on that semaphore, and whoever
+    has it mapped dies of it. That must never be the supervisor. A signal ends the engine's wait;
+    it is not sent into an inference, whose libraries may not like it.
+    """
+    if engine.ready is not None and engine.stats is not None and not _is_in_hand(engine):
+        engine.kill(WAKE_SIGNAL)
+
+
+def _is_in_hand(engine: EngineProcess) -> bool:
+    return engine.stats is not None and engine.stats.words[Counter.CHANNEL] != 0

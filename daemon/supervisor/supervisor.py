@@ -1,0 +1,349 @@
+"""Owns the service: its names, its clients' leases, its engines, and what state it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from shmserve.directories import check_service_name
+from shmserve.doorbell import create_doorbell, unlink_doorbell
+
+from ..clients.access_control import Admission
+from ..clients.engine_deaths import CLEAR_S
+from ..clients.leases import Lease, Leases
+from ..clients.shm_names import Names
+from ..clients.tampering import Tampering
+from ..config.config import Config
+from ..host.message_ids import ENGINE_DIED, SERVING
+from ..host.service_lock import ServiceLock
+from ..ipc.release import RELEASE_MISMATCH
+from ..ipc.stats import Counter
+from ..store.intake_progress import IntakeProgress
+from .backoff import Backoff
+from .deployment import EngineFailed, Served
+from .engine_pool import Engines
+from .engine_process import EngineProcess, exit_reason
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Supervisor:
+    """One run of the daemon. `open`, then `run` until `stop`, then `close`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.directory = config.runtime_dir / check_service_name(config.name)
+        self.epoch = secrets.randbits(62)
+        self.started_ns = time.monotonic_ns()
+        self.state = "starting"
+        self.error: str | None = None
+        self.restarts = 0
+        self.intake = IntakeProgress()
+        #: What is to be served; an update moves it once the new model serves.
+        self.served: Served | None = None
+        #: Set once the first model serves.
+        self.begun = asyncio.Event()
+        self.on_evict: Callable[[Lease, str], None] = lambda lease, reason: None
+        #: Called to end a client's connection that did nothing wrong: it may attach again at once.
+        self.on_detach: Callable[[Lease], None] = lambda lease: None
+        #: Called when the serving engine has died, before it is restarted.
+        self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
+        #: Whether it is the model of this engine that has yet to show what it is worth, rather than its clients.
+        self.is_on_probation: Callable[[EngineProcess], bool] = lambda engine: False
+        #: Called when any engine has ended.
+        self.on_ended: Callable[[EngineProcess], None] = lambda engine: None
+        #: Held by whoever changes which engine serves: a restart, an update, a rollback.
+        self.changing = asyncio.Lock()
+        self._updating = False
+        self.admission = Admission(config)
+        self._lock = ServiceLock(self.directory)
+        self._names = Names(self.directory)
+        self.leases = Leases(config, self._names, self.epoch)
+        self.leases.on_removed = self._renew_request_bell
+        self._tampering = Tampering()
+        self.engines = Engines(
+            config,
+            self.leases,
+            on_lost=self._lost,
+            on_ended=lambda engine: self.on_ended(engine),
+            on_broken=lambda lease, reason, blame: self.on_evict(lease, reason) if blame else self.on_detach(lease),
+            on_death=self._examine,
+        )
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._crashed = asyncio.Event()
+        #: The engine that died last had a client's request in hand.
+        self._of_client = False
+
+    # Life
+
+    def open(self) -> None:
+        """Take the service's name; raises AlreadyRunning or OSError."""
+        self._lock.acquire(self.admission.directory_mode)
+        swept = self._names.sweep()
+        if swept:
+            log.info("removed %d shared-memory objects that an earlier daemon left", swept)
+        if self.config.transport == "named":
+            self._tampering.open()
+            self._create_request_bell()
+
+    def close(self) -> None:
+        """Remove every name; may be called twice and on a half-opened supervisor."""
+        for lease in self.leases:
+            self.leases.release(lease.channel)
+        unlink_doorbell(self.leases.request_bell)
+        self._lock.release()
+
+    def stop(self) -> None:
+        """Begin to drain; `run` returns when that is done."""
+        self._stopping.set()
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    async def unless_stopped(self, task: asyncio.Task[_T]) -> _T | None:
+        """What the task returns; None, with the task cancelled, once the service is told to stop."""
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not self.stopping:
+                return task.result()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):  # it may have failed at the same moment
+                await task
+            return None
+        finally:
+            stop.cancel()
+
+    async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
+        """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.
+
+        Raises EngineFailed if that model cannot be served at all, or nothing can any more (see release.py).
+        """
+        self.served = served
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            first = asyncio.create_task(self.start_serving())
+            await asyncio.wait((first, stop), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                first.cancel()  # asked to stop while the model still loads: nothing of anybody's is under way
+                with contextlib.suppress(asyncio.CancelledError):
+                    await first
+                self.enter("draining")
+                return
+            first.result()
+            on_first()
+            self.begun.set()
+            keeper = asyncio.create_task(self._keep_serving())
+            await asyncio.wait((keeper, stop), return_when=asyncio.FIRST_COMPLETED)
+            keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeper
+            self.enter("draining")
+            with contextlib.suppress(asyncio.TimeoutError):  # a swap under way is done in no time
+                await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
+            await self.engines.drain(self.config.drain_s)
+        finally:
+            stop.cancel()
+            await self.engines.kill()
+
+    async def start_serving(self) -> None:
+        """Start an engine of what is to be served, and let it serve unless another one does by then.
+
+        Raises EngineFailed.
+        """
+        served = self.served
+        assert served is not None
+        self._enter_unless_serving("loading")
+        try:
+            engine = self.engines.claim_standby(served)  # warm already, after a new model was taken back
+            if engine is None:
+                engine = await self.engines.start(served, self._enter_unless_serving)
+            # Not held until here: an update under way may take minutes, and until then this is what serves.
+            async with self.changing:
+                if self.engines.serving is None and self.served == served:
+                    await self.engines.swap(engine)
+                    self.now_serving(engine)
+                    return
+        except EngineFailed as failure:
+            if self.engines.serving is None:
+                self.error = str(failure)
+            self._enter_unless_serving("failed")
+            raise
+        await self.engines.discard(engine)
+
+    def fail(self, error: str) -> None:
+        """There is nothing to serve, because of this."""
+        self.error = error
+        self.enter("failed")
+
+    def begin_update(self) -> None:
+        """A new model is on its way, beside the one that serves."""
+        self._updating = True
+        if self.state == "ready":
+            self.enter("updating")
+
+    def end_update(self) -> None:
+        """It serves, or it does not."""
+        self._updating = False
+        if self.state == "updating":
+            self.enter("ready")
+
+    def revive(self) -> None:
+        """Nothing serves: start what is to be served, and try again until it does."""
+        self.enter("loading")
+        self._crashed.set()
+
+    def now_serving(self, engine: EngineProcess) -> None:
+        """An engine has begun to serve: say so."""
+        assert engine.ready is not None
+        infer_ms = engine.ready["infer_ms"]
+        log.info(
+            "serving %s version %s on %s%s%s",
+            engine.ready["name"],
+            engine.served.version,
+            engine.ready["device"],
+            f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
+            "" if engine.ready["compiled"] else "; request path: Python (not compiled)",
+            extra={"message_id": SERVING},
+        )
+        self.error = None
+        self.enter("updating" if self._updating else "ready")
+
+    async def _keep_serving(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._crashed.wait()
+            self._crashed.clear()
+            while self.engines.serving is None:
+                delay_s = backoff.delay_s(self.served, time.monotonic(), of_client=self._of_client)
+                self._of_client = False  # that the next one cannot be started is no client's doing
+                if delay_s:
+                    log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
+                    await asyncio.sleep(delay_s)
+                async with self.changing:
+                    pass  # an update in place may bring an engine of its own
+                if self.engines.serving is not None:
+                    break
+                try:
+                    await self.start_serving()
+                except EngineFailed as failure:
+                    if failure.error == RELEASE_MISMATCH:
+                        raise  # no engine will ever do; whoever starts the daemon again gets one of the new release
+                    log.error("%s", failure)
+
+    def _lost(self, engine: EngineProcess, status: int) -> None:
+        self.restarts += 1
+        log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
+        self.on_crash(engine)
+        self.revive()
+
+    def _examine(self, engine: EngineProcess, status: int) -> None:
+        """An engine has died: was it a client's doing?"""
+        self._of_client = False
+        if engine.ended_on_purpose or self.is_on_probation(engine):
+            return
+        if self.config.transport == "named" and self._find_tampering():
+            self._of_client = True
+            return
+        assert engine.stats is not None
+        found = (self.leases.of_generation(*channel) for channel in engine.stats.in_hand())
+        blamed = [lease for lease in found if lease is not None]
+        if not blamed:
+            return
+        self._of_client = True
+        now_s = time.monotonic()
+        self.leases.deaths.note([(lease.peer, lease.attached_ns / 1e9) for lease in blamed], now_s)
+        log.warning(
+            "engine %d ended with a request in hand of client %s, which runs alone and behind the others for %g s",
+            engine.pid,
+            " or ".join(f"{lease.channel} ({lease.peer})" for lease in blamed),
+            CLEAR_S,
+        )
+        for lease in blamed:
+            verdict = self.leases.deaths.verdict(lease.peer, now_s)
+            if verdict is None or not self.config.sent_away_s:
+                continue
+            attached = self.leases.get(lease.channel) is lease
+            if verdict.whole_user or not attached:
+                self.leases.offenders.note(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
+            if attached:
+                self.on_evict(lease, verdict.reason)
+        for lease in self.leases:
+            self.engines.channels.suspect(lease)
+
+    def _find_tampering(self) -> bool:
+        """Whether an engine had reason to die of what clients may write to; whoever shows is sent away."""
+        found = False
+        for lease in self.leases:
+            damage = self._tampering.of_lease(lease)
+            if damage is not None:
+                self.on_evict(lease, damage)
+                found = True
+        damage = self._tampering.of_bell(self.leases.request_bell)
+        if damage is not None:
+            self._replace_request_bell(damage)
+        return found or damage is not None
+
+    def _create_request_bell(self) -> None:
+        create_doorbell(self.leases.request_bell, 0o660 if self.config.serves_group else 0o600)
+
+    def _renew_request_bell(self) -> None:
+        """Its name was removed, and nobody is attached who would notice that an engine is started."""
+        if self.begun.is_set():  # the first engine's end would be the daemon's
+            self._replace_request_bell("it was removed")
+
+    def _replace_request_bell(self, damage: str) -> None:
+        """Every client may ring this one, so nobody knows who it was, and no engine can listen to it any more."""
+        log.error("the doorbell of all clients is replaced, and all must attach again: %s", damage)
+        unlink_doorbell(self.leases.request_bell)
+        self.leases.request_bell = self._names.fresh()
+        self._create_request_bell()
+        for lease in self.leases:
+            self.on_detach(lease)
+        self.engines.end_all()
+
+    def enter(self, state: str) -> None:
+        """Move to a state; draining is the last."""
+        if state != self.state and self.state != "draining":
+            log.info("state %s", state)
+            self.state = state
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def _enter_unless_serving(self, state: str) -> None:
+        if self.engines.serving is None:
+            self.enter(state)
+
+    async def wait_change(self) -> None:
+        """Until the state changes."""
+        await self._changed.wait()
+
+    def reloaded(self, applied: Mapping[str, Any]) -> None:
+        """These settings have changed; most are looked at when they are needed."""
+        if "max_rate_per_user" in applied:
+            self.engines.channels.limit_rates()
+
+    # Clients
+
+    def detach(self, channel: int) -> None:
+        """The client of `channel` is gone: remove its names, tell the engines."""
+        if self.leases.release(channel) is not None:
+            self.engines.channels.detach(channel)
+
+    # Seeing
+
+    def heartbeat_age_s(self) -> float | None:
+        """Seconds since the serving engine's loop went round; None without one."""
+        engine = self.engines.serving
+        if engine is None or engine.stats is None:
+            return None
+        return max(0.0, (time.monotonic_ns() - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
