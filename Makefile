@@ -61,19 +61,19 @@ run-tests: $(VENV)/installed
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # Those that reach what is compiled (compiled/), again with the Python that takes its place where there is no compiler.
-NOT_COMPILED_AS_WELL := tests/test_codec.py tests/test_ring.py tests/test_pipelining.py tests/test_growing.py \
-	tests/test_exact_values.py tests/test_engine_turns.py tests/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
+NOT_COMPILED_AS_WELL := tests/unit/core/test_codec.py tests/unit/core/test_ring.py tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py \
+	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
-SEALED_AS_WELL := tests/test_pipelining.py tests/test_growing.py
+SEALED_AS_WELL := tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py
 test-sealed: $(VENV)/installed
 	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # The long form of the tests of updates: a thousand of them under load, a kill at every step, every bad package.
 UPDATES ?= 1000
 test-updates: $(VENV)/installed
-	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest -m "long or not long" tests/test_update_*.py tests/test_rollback.py \
-		tests/test_probation.py tests/test_signing_command.py tests/test_archives*.py tests/test_tar_reader.py tests/test_store*.py
+	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest -m "long or not long" tests/integration/updates tests/faults/test_update_*.py tests/faults/test_store_*.py \
+		tests/unit/daemon/store
 
 # The tests that `make test` leaves out so that it takes less than a quarter of an hour; they take as long again.
 test-long: $(VENV)/installed
@@ -95,11 +95,11 @@ bench-check: $(BENCH_VENV)/installed
 
 # Both with whatever Python here has a torch that finds a GPU; without one they say so.
 test-gpu:
-	@$(PYTHON) tests/on_gpu.py test $(TEST)
+	@$(PYTHON) tests/gpu/on_gpu.py test $(TEST)
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
 bench-gpu:
-	@$(PYTHON) tests/on_gpu.py bench $(BENCH)
+	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
 # In the same environment: atheris runs the code that the tests run.
 $(VENV)/fuzz: $(VENV)/installed
@@ -111,7 +111,7 @@ fuzz: $(VENV)/fuzz
 
 # With Debian's gcc; what it builds stays out of the checkout.
 sanitize: $(VENV)/installed
-	@$(BIN)/python tests/sanitized.py
+	@$(BIN)/python tests/support/sanitized.py
 
 # make chaos CHAOS="--transport sealed --only client-kills --client-kills 100" for a part.
 chaos: $(VENV)/installed

@@ -1,6 +1,6 @@
 """What another user's process can cost the robot beside it, by transport `sealed`: `python -m bench.hostile`, as root.
 
-A robot asks at 50 Hz for an inference of 2 ms; beside it one attacker after the other does what tests/strangers/attacks.py
+A robot asks at 50 Hz for an inference of 2 ms; beside it one attacker after the other does what tests/support/strangers/attacks.py
 holds. Quiet and attacked turns alternate. The floor is `burn`, a process that uses a processor and nothing of the
 service: no service can keep that from its clients. Asked for: the p99 beside each attacker is at most twice the quiet one.
 """
@@ -21,7 +21,7 @@ from shmserve.client import ShmClient
 from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-POLICY = REPOSITORY / "tests" / "policies" / "obedient" / "policy.py"
+POLICY = REPOSITORY / "tests" / "support" / "policies" / "obedient" / "policy.py"
 ATTACKS = ("burn", "mutate", "cut_off", "ring", "pass_descriptors", "crowd", "babble", "resize", "flood", "churn")
 UID = 61_234
 PERIOD_S = 0.02
@@ -73,7 +73,7 @@ def _compare(service: Service, robot: ShmClient, attack: str, seconds: float, ro
             [
                 sys.executable,
                 "-m",
-                "tests.strangers.attacks",
+                "tests.support.strangers.attacks",
                 "default",
                 str(service.runtime_dir),
                 attack,

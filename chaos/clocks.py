@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chaos.service import Service, wait_served
 from chaos.tally import Word
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 HOUR_S = 3600
 _SOURCE = Path(__file__).with_name("other_clock.c")

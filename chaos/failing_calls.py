@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from chaos.service import Service, wait_served
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 _SOURCE = Path(__file__).with_name("failing_calls.c")
 #: Number in failing_calls.c, and what it fails with.

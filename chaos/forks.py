@@ -6,7 +6,7 @@ import time
 
 from chaos.service import Service, naming, wait_served
 from chaos.tally import Word
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 _DEATH_LIMIT_S = 10.0
 

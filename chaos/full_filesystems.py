@@ -17,7 +17,7 @@ from pathlib import Path
 from chaos.service import Service, wait_served
 from shmserve.package_files import content_version
 from shmserve.varlink import VarlinkError
-from tests.admin_command import served, staged, update
+from tests.support.admin_command import served, staged, update
 
 _SHM = Path("/dev/shm")
 _SHM_MIB = 24

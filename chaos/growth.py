@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from chaos.service import Service
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 #: Allocators keep some memory for later; what grows by this is a leak, at a fraction of the smallest segment a client.
 _ROOM_BYTES = 8 << 20

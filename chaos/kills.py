@@ -8,7 +8,7 @@ import time
 
 from chaos.service import RobotProcess, Service, naming, wait_served
 from chaos.steps import steps
-from tests.daemon_process import wait_until
+from tests.support.daemon_process import wait_until
 
 #: A robot lives for so long at the most before it is killed: to attach, to ask, to wait.
 _LIFE_S = 0.03

@@ -21,9 +21,9 @@ import numpy as np
 from chaos.process_state import describe, wait_dead
 from chaos.tally import Account, Tally, Word
 from shmserve.client import ShmServeError
-from tests import watchdog
-from tests.daemon_process import Daemon, environment, is_running, wait_until
-from tests.gain_packages import gain_package, gains
+from tests.support import watchdog
+from tests.support.daemon_process import Daemon, environment, is_running, wait_until
+from tests.support.gain_packages import gain_package, gains
 
 _ROOT = Path(__file__).resolve().parent.parent
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from chaos.service import Service, wait_served
 from shmserve.layout import number_of, sequence_of
-from tests.raw_channel import RawChannel
+from tests.support.raw_channel import RawChannel
 
 _SILENT_S = 0.5
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from chaos.service import Service, wait_served
 from shmserve.client import ShmServeError
 from shmserve.varlink import VarlinkError
-from tests.admin_command import engines_of, update
+from tests.support.admin_command import engines_of, update
 
 _KILLED = ("engine", "robot", "supervisor")
 

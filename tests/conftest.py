@@ -16,26 +16,27 @@ import torch
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
-from tests import surroundings, watchdog
-from tests.archives.stores import Open
-from tests.archives.taking import Take, taker
-from tests.daemon_process import Daemon
-from tests.gate import Gate
-from tests.robot_process import Robot
+from tests.support import surroundings, watchdog
+from tests.support.archives.stores import Open
+from tests.support.archives.taking import Take, taker
+from tests.support.daemon_process import Daemon
+from tests.support.folders import REPOSITORY
+from tests.support.gate import Gate
+from tests.support.robot_process import Robot
 
 surroundings.settle()
 
-collect_ignore_glob = ["policies/*", "robots/*", "stand_ins/*", "ending_with_its_parent.py"]
+collect_ignore_glob = ["support/*"]
 
 #: The longest test needs a quarter of it on two busy cores.
 _TEST_LIMIT_S = 150.0
 #: Where tests make folders.
 _SCRATCH = tempfile.gettempdir() + "/"
-_CHECKOUT = f"{Path(__file__).parents[1]}/"
+_CHECKOUT = f"{REPOSITORY}/"
 
 
 def pytest_unconfigure() -> None:
-    saving = sys.modules.get("tests.packages.saving")
+    saving = sys.modules.get("tests.support.packages.saving")
     if saving is not None:
         saving.remove_saved()
 
@@ -106,7 +107,7 @@ def open_store(tmp_path: Path) -> Iterator[Open]:
 
 @pytest.fixture
 def start_daemon() -> Iterator[Callable[..., Daemon]]:
-    """Starts a daemon of a policy in tests/policies (see Daemon)."""
+    """Starts a daemon of a policy in tests/support/policies (see Daemon)."""
     with contextlib.ExitStack() as stack:
 
         def start(policy: str | Path = "echo", **settings: Any) -> Daemon:
@@ -167,7 +168,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 @pytest.fixture
 def start_robot() -> Iterator[Callable[..., Robot]]:
-    """Starts one of the programs in tests/robots (see Robot)."""
+    """Starts one of the programs in tests/support/robots (see Robot)."""
     with contextlib.ExitStack() as stack:
 
         def start(program: str, daemon: Daemon, *arguments: object) -> Robot:

@@ -1,0 +1,266 @@
+"""kill -9 of a process with a store, at every named step and at any moment: what comes after it is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from shmserve.daemon import failpoints
+from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
+from shmserve.daemon.store import store as versions
+from shmserve.package_files import content_version
+from tests.support.archives.packages import numbered, opened, write_package
+from tests.support.archives.store_process import REFUSED
+from tests.support.folders import REPOSITORY
+
+_SOURCES = Path(versions.__file__).parent
+_ROOT = REPOSITORY
+
+
+def _named() -> list[str]:
+    """Every failpoint in the store, as its code names them."""
+    found: set[str] = set()
+    steps = []
+    for source in _SOURCES.glob("*.py"):
+        text = source.read_text()
+        found.update(re.findall(r'failpoint\("([a-z0-9_.]+)"\)', text))
+        steps += re.findall(r'failpoint\(f"\{steps\}\.([a-z_]+)"\)', text)
+    writers = re.findall(r'(?:steps=|_update\([^"\n]*, |_write_record\(version, )"([a-z.]+)"', _text("store.py"))
+    return sorted(found | {f"{writer}.{step}" for writer in writers for step in steps})
+
+
+def _text(name: str) -> str:
+    return (_SOURCES / name).read_text()
+
+
+def _is_small_file(name: str) -> bool:
+    return f"{name.rpartition('.')[0]}.before_write" in FAILPOINTS
+
+
+FAILPOINTS = _named()
+
+
+def _run(directory: Path, *words: str, failpoints: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.archives.store_process", str(directory), "6", *words],
+        cwd=_ROOT,
+        env={**os.environ, "SHMSERVE_FAILPOINTS": failpoints},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def _add(store: Store, path: Path) -> StoredVersion:
+    with opened(path) as descriptor:
+        return asyncio.run(store.add(descriptor))
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven packages, and a store with two versions that were served and four that were not."""
+    place = tmp_path_factory.mktemp("template")
+    packages = [numbered(place / f"m{number}", number) for number in range(7)]
+    store = Store(place / "models", keep_versions=6)
+    store.open()
+    for package in packages[:6]:
+        _add(store, package)
+    for version in store.versions()[:-3:-1]:
+        store.make_current(version)
+    store.close()
+    return place
+
+
+@pytest.fixture
+def stage(template: Path, tmp_path: Path) -> Stage:
+    return Stage(shutil.copytree(template, tmp_path / "stage"))
+
+
+class Stage:
+    """A copy of the template in which one package has been signed since it was kept."""
+
+    def __init__(self, place: Path) -> None:
+        self.directory = place / "models"
+        self.packages = [place / f"m{number}" for number in range(7)]
+        self.names = [content_version(package) for package in self.packages]
+        write_package(self.packages[2], {"model.sig": b"a signature"})
+
+    def commands(self) -> list[str]:
+        """What passes every failpoint: an old package, a new one, current, a fact, and versions that go."""
+        return [
+            *("add", str(self.packages[2])),
+            *("add", str(self.packages[6])),
+            *("current", self.names[2]),
+            *("record", self.names[2]),
+            *("prune", "3"),
+        ]
+
+    def check(self) -> None:
+        """Whatever happened: it opens, what is served was served before or was to be, and is whole; it goes on."""
+        store = Store(self.directory, keep_versions=6)
+        store.open()
+        assert store.problems == []
+        current, previous, good = store.current(), store.previous(), asyncio.run(store.last_good())
+        assert current is not None and previous is not None and good == current
+        assert [current.version, previous.version] in ([self.names[1], self.names[0]], [self.names[2], self.names[1]])
+        for version in store.versions():
+            asyncio.run(store.check(version))
+        left = {name for version in store.versions() for name in (version.digest, version.digest + ".json")}
+        assert set(os.listdir(self.directory / "versions")) == left
+        assert set(os.listdir(self.directory)) == {"versions", "current", "lock"}
+
+        again = [_add(store, self.packages[number]) for number in (2, 6)]
+        store.make_current(again[-1])
+        assert asyncio.run(store.last_good()) == store.get(again[-1])
+        store.close()
+
+
+def _every_other_long(names: list[str]) -> list[ParameterSet]:
+    """A run of the tests takes half of the steps, `make test-long` the others."""
+    return [pytest.param(name, marks=[pytest.mark.long] if place % 2 else []) for place, name in enumerate(names)]
+
+
+def test_there_are_enough_failpoints() -> None:
+    assert len(FAILPOINTS) >= 30
+
+
+def test_without_failpoints_every_command_is_carried_out(stage: Stage) -> None:
+
+    done = _run(stage.directory, *stage.commands())
+
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        *("open", "added", "added", "current", "recorded", "pruned")
+    ]
+    assert done.returncode == 0, done.stderr
+    stage.check()
+
+
+@pytest.mark.parametrize("name", _every_other_long(FAILPOINTS))
+def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
+
+    killed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=kill")
+
+    assert f"failpoint {name} reached" in killed.stderr
+    assert killed.returncode == (REFUSED if name.startswith("intake.") else -signal.SIGKILL), killed.stderr
+    stage.check()
+
+
+#: After the rename of one small file, which then is there, whatever the disk says.
+WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".after_sync")) and _is_small_file(name)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    _every_other_long(
+        [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+    ),
+)
+def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
+
+    failed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=raise:ENOSPC@1")
+
+    assert failed.returncode == REFUSED and "make room" in failed.stdout, failed.stderr
+    stage.check()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name: str, stage: Stage) -> None:
+
+    done = _run(stage.directory, *stage.commands(), failpoints=f"{name}=raise:EIO")
+
+    assert done.returncode == 0 and "after a power cut it may be the one before" in done.stderr
+    stage.check()
+
+
+@pytest.mark.parametrize("name", [name for name in FAILPOINTS if name.startswith("prune.")])
+def test_a_disk_that_fails_while_old_versions_go_is_told(name: str, stage: Stage) -> None:
+
+    failed = _run(stage.directory, "prune", "3", failpoints=f"{name}=raise:EIO")
+
+    assert failed.returncode == REFUSED and "see to the state directory" in failed.stdout
+    stage.check()
+
+
+@pytest.mark.parametrize("name", ["turn.before_write", "turn.before_sync", "turn.before_rename"])
+def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not(name: str, stage: Stage) -> None:
+
+    done = _run(stage.directory, "current", stage.names[2], failpoints=f"{name}=raise:ENOSPC")
+
+    assert done.returncode == 0 and "its record does not say so" in done.stderr
+    stage.check()
+
+
+def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(stage.directory, keep_versions=6)
+    store.open()
+    before = store.versions(), store.current(), store.previous()
+    for name in ("current.before_write", "current.before_sync", "current.before_rename"):
+        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(f"{name}=raise:EIO"))
+        with pytest.raises(StoreUnavailable, match="see to the state directory"):
+            store.make_current(stage.names[3])
+        assert (store.versions(), store.current(), store.previous()) == before
+    monkeypatch.setattr(failpoints, "_armed", {})
+
+    store.make_current(stage.names[3])
+
+    current = store.current()
+    assert current is not None and current.version == stage.names[3]
+    store.close()
+
+
+@pytest.mark.long
+def test_a_kill_at_any_moment_leaves_a_version_that_was_made_current(tmp_path: Path) -> None:
+    directory = tmp_path / "models"
+    packages = [numbered(tmp_path / f"m{number}", number) for number in range(5)]
+    generator = random.Random(7)
+    last: str | None = None
+    for _ in range(12):
+        running = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.support.archives.store_process",
+                str(directory),
+                "3",
+                "forever",
+                *map(str, packages),
+            ],
+            cwd=_ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with running:
+            assert running.stdout is not None
+            said = [running.stdout.readline() for _ in range(generator.randint(1, 5))]  # "open", "current VERSION", ...
+            time.sleep(generator.uniform(0.0, 0.2))
+            running.kill()
+            said += running.stdout.readlines()
+        last = [last, *(line.split()[1] for line in said if line.startswith("current "))][-1]
+
+        store = Store(directory, keep_versions=3)
+        store.open()
+        current, good = store.current(), asyncio.run(store.last_good())
+        assert good == current and store.problems == []
+        if last is not None:  # what it said, or the one after that, of which it had no time to tell
+            assert current is not None
+            names = [version.version for version in (current, store.previous()) if version is not None]
+            assert last in names
+            last = current.version
+        for version in store.versions():
+            asyncio.run(store.check(version))
+        assert len(store.versions()) <= 4
+        store.close()
+    assert last is not None

@@ -1,0 +1,121 @@
+"""What a service tells of itself: to its clients, and to its operator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import ShmClient
+from shmserve.varlink_connection import VarlinkConnection
+from tests.support.daemon_process import Daemon
+from tests.support.gate import Gate
+
+
+@pytest.fixture
+def described(start_daemon: Callable[..., Daemon]) -> Daemon:
+    return start_daemon("described")
+
+
+def test_a_client_learns_what_the_model_takes_and_gives(described: Daemon) -> None:
+    with described.client() as client:
+        metadata = client.metadata
+
+    assert metadata["name"] == "described"
+    assert len(metadata["version"]) == 16 and int(metadata["version"], 16) >= 0
+    assert metadata["device"] == "cpu"
+    assert metadata["observation"]["image"] == {"dtype": "uint8", "shape": [480, 640, 3]}
+    assert metadata["observation"]["state"] == {"dtype": "float32", "shape": [6]}
+    assert metadata["observation"]["instruction"] == {"type": "str"}
+    assert metadata["action"]["action"] == {"dtype": "float32", "shape": [16, 7]}
+
+
+def test_whatever_a_model_says_of_itself_reaches_client_and_operator(described: Daemon) -> None:
+    with described.client() as client:
+        said = client.metadata["metadata"]
+
+    assert said == {
+        "low": ["-inf", 0.0],
+        "high": ["inf", "nan"],
+        "joints": ["base", "elbow"],
+        "scale": [0.5, 2.0],
+        "path": "weights",
+    }
+    assert described.status()["model"]["metadata"] == said
+
+
+def test_the_example_warms_the_model_up_and_sizes_the_channel(described: Daemon) -> None:
+    with described.client() as client:
+        image = np.zeros((480, 640, 3), np.uint8)
+        found = client.infer({"instruction": "pick", "state": np.zeros(6, np.float32), "image": image})
+
+        assert found["runs"] > 1
+        (seen,) = described.status()["clients"]
+        # The image fits at once: the channel is of the first generation.
+        assert seen["generation"] == 1
+    assert described.status()["model"]["infer_ms"] is not None
+
+
+def test_a_reply_tells_which_model_answered_and_where_the_time_went(described: Daemon) -> None:
+    with described.client() as client:
+        assert client.last_reply is None
+        observation = {
+            "instruction": "pick",
+            "state": np.zeros(6, np.float32),
+            "image": np.zeros((480, 640, 3), np.uint8),
+        }
+        client.infer(observation)
+        reply = client.last_reply
+
+        assert reply is not None
+        assert reply.model_version == client.metadata["version"]
+        assert reply.number == 1
+        parts = (reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
+        assert all(part > 0 for part in parts)
+        assert sum(parts) <= reply.round_trip_us
+
+
+def test_status_tells_everything_of_the_service(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
+    client.infer({"do": "echo", "value": 1})
+    status = obedient.status()
+
+    assert status["service"] == "t"
+    assert status["state"] == "ready" and status["error"] is None
+    assert status["pid"] == obedient.pid
+    assert status["transport"] in ("named", "sealed")
+    assert status["engine"]["pid"] not in (obedient.pid, os.getpid())
+    assert status["model"]["name"] == "obedient"
+    assert Path(status["directory"]) == obedient.service_dir
+    me = [found for found in status["clients"] if found["pid"] == os.getpid()]
+    assert me and all(found["uid"] == os.getuid() for found in me)
+    assert status["requests"]["served"] >= 1
+    assert {"failed", "rejected"} <= status["requests"].keys()
+    total = status["latency"]["total"]
+    assert 0 < total["p50_us"] <= total["p90_us"] <= total["p99_us"] <= total["p999_us"]
+
+
+def test_status_is_told_while_the_model_is_busy(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
+    held = client.submit(gate.observation)
+    gate.wait_entered()
+
+    assert obedient.status()["state"] == "ready"
+    assert client.metadata["name"] == "obedient"
+    gate.open()
+
+    assert held.result()["waited"]
+
+
+@pytest.mark.parametrize("interface", ["io.shmserve.Client", "io.shmserve.Admin"])
+def test_both_sockets_describe_themselves(obedient: Daemon, interface: str) -> None:
+    socket = obedient.client_socket if interface.endswith("Client") else obedient.admin_socket
+
+    def call(method: str, parameters: dict[str, Any] | None = None) -> dict[str, Any]:
+        return connection.call(f"org.varlink.service.{method}", parameters, timeout_s=10.0).parameters
+
+    with VarlinkConnection.connect(socket, 10.0) as connection:
+        assert {"org.varlink.service", interface} <= set(call("GetInfo")["interfaces"])
+        assert f"interface {interface}" in call("GetInterfaceDescription", {"interface": interface})["description"]

@@ -1,0 +1,150 @@
+"""Waiting for a service: what it does meanwhile, how long that took, and why it failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmserve.client.admin import update, waiting
+from shmserve.daemon.store import intake_progress
+from shmserve.daemon.store.intake_progress import IntakeProgress
+from tests.support.admin_command import admin, end_admin, served, staged, start_admin
+from tests.support.daemon_process import POLICIES, Daemon, wait_until
+
+_NO_ARM = """
+import time
+
+class Policy:
+    def __init__(self, path, device):
+        time.sleep(4)  # somebody waits by then
+        raise ValueError("no arm")
+"""
+
+
+def _large(folder: Path) -> Path:
+    package = folder / "large"
+    shutil.copytree(POLICIES / "echo", package)
+    with open(package / "weights.bin", "wb") as weights:
+        weights.truncate(80_000_000)
+    return package
+
+
+@pytest.mark.parametrize("fault", ["at load", "at intake"])
+def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_passed(
+    fault: str, make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "policy.py").write_text(_NO_ARM)
+    daemon = make_daemon(package)
+    if fault == "at intake":
+        daemon.environment["SHMSERVE_FAILPOINTS"] = "store.received=sleep:4,store.examined=raise:ENOSPC"
+    waits = start_admin(daemon, "wait-ready", "--timeout", "3000")
+
+    assert daemon.run_to_end() == 1
+    done = end_admin(waits)
+
+    assert done.returncode == 1, done.stderr
+    said = re.search(r"service 't' is failed after ([0-9.]+) s: (.*)", done.stderr)
+    assert said is not None and float(said[1]) < 3000
+    assert ("no arm" if fault == "at load" else "No space left") in said[2]
+
+
+def test_what_is_taken_in_is_told_to_those_who_wait_in_the_status_and_in_the_log(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = make_daemon(_large(tmp_path))
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "intake.before_sync=sleep:6"
+    daemon.spawn()
+    wait_until("it listens", (daemon.service_dir / "admin.sock").exists)
+    wait_until("it takes in", lambda: (daemon.status()["intake"] or {}).get("bytes", 0) > 0)
+
+    done = admin(daemon, "wait-ready", "--timeout", "0.5")
+
+    assert done.returncode == 1
+    assert re.search(r"service 't' is starting: copied [0-9]+ of 80 MB after 0\.[0-9] s", done.stderr), done.stderr
+    shown = admin(daemon, "status").stdout
+    assert "taking in" in shown and " of 80 MB" in shown
+    daemon.wait_ready()
+    assert daemon.status()["intake"] is None
+    assert f"taking in {tmp_path}/large: 80 MB" in daemon.log
+
+    daemon.stop()
+    daemon.package = None
+    daemon.start()
+
+    assert f"no --model-path: version {served(daemon)} of {daemon.state_dir}" in daemon.log
+
+
+def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_nothing(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = make_daemon(_large(tmp_path))
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "intake.before_sync=sleep:600"
+    daemon.spawn()
+    wait_until("it listens", (daemon.service_dir / "admin.sock").exists)
+    wait_until("it takes in", lambda: daemon.status()["intake"] is not None)
+
+    daemon.stop()
+
+    assert staged(daemon) == []
+
+
+@pytest.fixture
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake_progress, "_TELL_S", 0.0)
+    monkeypatch.setattr(update, "_TELL_S", 0.0)
+
+
+@pytest.mark.usefixtures("told_at_once")
+def test_the_log_says_how_far_a_large_package_is_and_nothing_of_a_small_one(caplog: pytest.LogCaptureFixture) -> None:
+    intake = IntakeProgress()
+    with caplog.at_level(logging.INFO), intake.of("models/big", "receive") as report:
+        report(0, 1_500_000_000)
+        report(400_000_000, 1_500_000_000)
+        assert intake.to_json() == {
+            "step": "receive",
+            "source": "models/big",
+            "bytes": 400_000_000,
+            "of": 1_500_000_000,
+        }
+    with caplog.at_level(logging.INFO), intake.of("models/small", "receive") as report:
+        report(400, 1500)
+
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[:2] == ["taking in models/big: 1.5 GB", "taking in models/big: 0.4 of 1.5 GB (26 %)"]
+    assert len(lines) == 3 and lines[2].startswith("taking in models/big: done after ")
+    assert intake.to_json() is None
+
+
+def _receiving() -> Iterator[dict[str, Any]]:
+    for done in (0, 400_000_000, 1_500_000_000):
+        yield {"step": "receive", "elapsed_s": 0.1, "detail": {"bytes": done, "of": 1_500_000_000}, "result": None}
+    yield {"step": "done", "elapsed_s": 1.5, "detail": {}, "result": {"changed": True}}
+
+
+@pytest.mark.usefixtures("told_at_once")
+def test_an_update_says_how_much_of_the_package_has_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update.follow(_receiving(), quiet=False)
+    plain = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    update.follow(_receiving(), quiet=False)
+    on_terminal = capsys.readouterr().out
+
+    assert plain == "  receive    26 % 100 %   1.400 s\n"
+    assert "0.4 of 1.5 GB 26 %" in on_terminal and "1.5 of 1.5 GB 100 %" in on_terminal
+
+
+def test_a_service_whose_old_model_was_stopped_for_an_update_does_not_answer() -> None:
+    assert waiting.answers({"state": "updating", "settled": True})
+    assert not waiting.answers({"state": "updating", "settled": False})
+    assert waiting.answers(json.loads('{"state": "ready", "settled": true}'))

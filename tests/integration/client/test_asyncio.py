@@ -1,0 +1,266 @@
+"""infer_async: its answers, what else the loop does meanwhile, and no busy thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import (
+    ClientClosed,
+    InferenceFailed,
+    RequestTimeout,
+    ServiceUnavailable,
+    ShmClient,
+    ShmServeError,
+)
+from tests.support.daemon_process import wait_until
+from tests.support.event_loop import entered, run, waiters
+from tests.support.gate import Gate
+from tests.support.trees import assert_same
+
+
+def raises(ask: Callable[[], Any]) -> Exception | None:
+    """What it raises."""
+    try:
+        ask()
+    except ShmServeError as error:
+        return error
+    return None
+
+
+# Answers
+
+
+def test_many_more_requests_than_slots_are_answered_each_with_its_own(client: ShmClient) -> None:
+    async def ask(number: int) -> None:
+        value = {"n": number, "x": np.full(number % 700, number)}
+        assert_same(await client.infer_async({"do": "echo", "value": value}), value)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask(number) for number in range(500)))
+
+    run(main())
+
+
+def test_requests_that_wait_for_a_slot_are_sent_in_the_order_they_were_made(client: ShmClient, gate: Gate) -> None:
+    async def main() -> None:
+        await client.infer_async({"do": "tags"})
+        held = asyncio.create_task(client.infer_async(gate.observation))
+        await entered(gate)
+        tasks = [asyncio.create_task(client.infer_async({"do": "count", "tag": number})) for number in range(40)]
+        await asyncio.sleep(0.01)
+        gate.open()
+        await asyncio.gather(held, *tasks)
+
+        assert await client.infer_async({"do": "tags"}) == list(range(40))
+
+    run(main())
+
+
+def test_errors_are_the_same_as_those_of_infer(client: ShmClient) -> None:
+    async def main() -> None:
+        with pytest.raises(InferenceFailed, match="LookupError: no such joint"):
+            await client.infer_async({"do": "raise", "text": "no such joint"})
+        with pytest.raises(ValueError, match="0 to 86400 seconds"):
+            await client.infer_async({"do": "count"}, timeout=-1)
+        with pytest.raises(RequestTimeout):
+            await client.infer_async({"do": "count"}, timeout=0)
+        assert await client.infer_async({"do": "echo", "value": 1}) == 1
+
+    run(main())
+
+
+def test_without_a_service_the_error_is_typed_and_the_loop_free_meanwhile(tmp_path: Any) -> None:
+    client = ShmClient("absent", runtime_dir=tmp_path, max_retries=3, retry_delay=0.05)
+
+    async def main() -> int:
+        ticks = 0
+        task = asyncio.create_task(client.infer_async({"x": 1}))
+        while not task.done():
+            ticks += 1
+            await asyncio.sleep(0.001)
+        with pytest.raises(ServiceUnavailable, match="no daemon serves 'absent'"):
+            await task
+        return ticks
+
+    assert run(main()) > 5  # the loop was not held up
+
+
+# The loop does other things
+
+
+def test_a_loop_that_awaits_an_answer_serves_a_socket_meanwhile(client: ShmClient, gate: Gate) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line)
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(echo, "127.0.0.1")
+        held = asyncio.create_task(client.infer_async(gate.observation))
+        await entered(gate)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for number in range(300):
+            writer.write(f"{number}\n".encode())
+            assert await reader.readline() == f"{number}\n".encode()
+        assert not held.done()
+        gate.open()
+        assert (await held)["waited"]
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+    run(main())
+
+
+def test_requests_that_wait_for_a_slot_leave_the_loops_threads_to_others(client: ShmClient, gate: Gate) -> None:
+    async def main() -> None:
+        held = asyncio.create_task(client.infer_async(gate.observation))
+        await entered(gate)
+        tasks = [asyncio.create_task(client.infer_async({"do": "echo", "value": number})) for number in range(100)]
+        await asyncio.sleep(0.01)
+
+        # Somebody else's use of the executor, which has a handful of threads.
+        found = await asyncio.gather(*(asyncio.to_thread(abs, number) for number in range(20)))
+
+        assert found == list(range(20))
+        assert not held.done()
+        gate.open()
+        await held
+        assert await asyncio.gather(*tasks) == list(range(100))
+
+    run(main())
+
+
+def test_a_daemon_that_does_not_answer_holds_up_neither_the_loop_nor_another_threads_timeout() -> None:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shmserve-")))
+        (folder / "deaf").mkdir()
+        deaf = stack.enter_context(socket.socket(socket.AF_UNIX))
+        deaf.bind(str(folder / "deaf" / "client.sock"))
+        deaf.listen()
+        client = ShmClient("deaf", runtime_dir=folder, max_retries=0)
+        errors: list[Exception | None] = []
+        thread = threading.Thread(target=lambda: errors.append(raises(lambda: client.infer({"x": 1}, timeout=60))))
+        thread.start()
+        wait_until("the thread asks for a channel", lambda: select.select([deaf], [], [], 0)[0])
+
+        async def main() -> int:
+            ticks = 0
+            task = asyncio.create_task(client.infer_async({"x": 1}, timeout=0.5))
+            while not task.done():
+                ticks += 1
+                await asyncio.sleep(0.001)
+            with pytest.raises(ServiceUnavailable, match="another thread"):
+                await task
+            return ticks
+
+        assert run(main()) > 5  # the loop was not held up
+        assert type(raises(lambda: client.infer({"x": 1}, timeout=0.05))) is ServiceUnavailable
+        assert client.late_replies == 0
+        assert thread.is_alive()
+        client.close()
+        thread.join()  # long before its deadline
+        assert [type(error) for error in errors] == [ClientClosed]
+
+
+def test_an_idle_wait_costs_next_to_no_processor_time(client: ShmClient, gate: Gate) -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(client.infer_async(gate.observation)) for _ in range(20)]
+        await entered(gate)
+        before, began = time.process_time(), time.monotonic()
+        await asyncio.sleep(1)
+        used, passed = time.process_time() - before, time.monotonic() - began
+        gate.open()
+        await asyncio.gather(*tasks)
+        # A thread that spins takes all of it.
+        assert used < passed / 2, (used, passed)
+
+    run(main())
+
+
+def test_one_thread_serves_a_control_loop(client: ShmClient) -> None:
+    async def main() -> set[int]:
+        seen = set()
+        for number in range(50):
+            assert await client.infer_async({"do": "echo", "value": number}) == number
+            seen |= {thread.native_id or 0 for thread in waiters()}
+            await asyncio.sleep(0.002)
+        return seen
+
+    assert len(run(main())) == 1
+
+
+# Beside threads, and growth
+
+
+def test_a_result_that_grows_while_another_is_out_is_delivered(client: ShmClient, gate: Gate) -> None:
+    second = Gate(gate.path.with_name("second"))
+
+    async def main() -> None:
+        first = asyncio.create_task(client.infer_async(gate.observation))
+        await entered(gate)
+        # Both are out before the engine comes to either: it cannot deliver the one without the other in its way.
+        growing = asyncio.create_task(client.infer_async({"do": "grow", "items": 300_000, "value": 5}))
+        held = asyncio.create_task(client.infer_async(second.observation))
+        await asyncio.sleep(0)
+        gate.open()
+        await entered(second)
+        await asyncio.sleep(0.2)  # longer than the thread waits at a time
+        assert not growing.done()
+        second.open()
+        assert_same(await growing, np.full(300_000, 5))
+        assert (await first)["waited"] and (await held)["waited"]
+        large = np.arange(700_000)
+        assert_same(await client.infer_async({"do": "echo", "value": large}), large)
+
+    run(main())
+
+
+def test_observations_of_every_size_grow_the_channel_beside_others(client: ShmClient) -> None:
+    async def ask(size: int) -> None:
+        value = np.full(size, size % 251, np.uint8)
+        assert_same(await client.infer_async({"do": "echo", "value": value}), value)
+
+    async def main() -> None:
+        await asyncio.gather(*(ask(size) for size in (10, 100_000, 7, 1_000_000, 50, 3_000_000, 1)))
+
+    run(main())
+
+
+def test_threads_and_loops_share_a_client(client: ShmClient) -> None:
+    wrong: list[Any] = []
+
+    def ask(thread: int) -> None:
+        for number in range(150):
+            if client.infer({"do": "echo", "value": (thread, number)}) != (thread, number):
+                wrong.append((thread, number))
+
+    async def ask_async(task: int) -> None:
+        for number in range(50):
+            if await client.infer_async({"do": "echo", "value": (task, number)}) != (task, number):
+                wrong.append((task, number))
+
+    async def main(first: int) -> None:
+        await asyncio.gather(*(ask_async(task) for task in range(first, first + 5)))
+
+    threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(2)]
+    threads += [threading.Thread(target=lambda first=first: asyncio.run(main(first))) for first in (100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []

@@ -1,0 +1,84 @@
+"""What can be recorded as a graph and what cannot, and how that is said. On the fake device, in this process."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shmserve.errors import ModelPackageError
+from tests.support.daemon_process import POLICIES
+from tests.support.device_engine import DeviceEngine
+
+Record = Callable[[str], DeviceEngine]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Record]:
+    """An engine whose recorded policy has this line."""
+    engines: list[DeviceEngine] = []
+
+    def record(line: str) -> DeviceEngine:
+        package = shutil.copytree(POLICIES / "recordable", tmp_path / str(len(engines)))
+        text = (package / "policy.py").read_text().replace("# (a test puts a line here)", line)
+        (package / "policy.py").write_text(text)
+        engines.append(DeviceEngine(package))
+        return engines[-1]
+
+    yield record
+    for engine in engines:
+        engine.close()
+
+
+def action(engine: DeviceEngine) -> Any:
+    client = engine.clients[0]
+    sequence = client.submit({"x": np.ones((3, 8), np.float32)})
+    engine.run()
+    return client.reply(sequence)["y"].tolist()
+
+
+def test_a_policy_that_draws_noise_on_the_device_is_recorded_and_served_with_other_noise_each_time(
+    record: Record,
+) -> None:
+    engine = record("x = x + torch.randn_like(x)")
+
+    found = [tuple(action(engine)) for _ in range(6)]
+
+    assert len(set(found)) == 6
+
+
+def test_what_was_seeded_to_compare_does_not_decide_what_is_drawn_later(record: Record) -> None:
+    found = []
+    for start in (5, 6):
+        torch.manual_seed(start)
+        found.append(action(record("x = x * torch.rand_like(x)")))
+
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "x = x * x.sum().item()",
+            r"recorded \(line 20 of policy.py, `x = x \* x.sum\(\).item\(\)`\): RuntimeError: .* when stream is capturing;",
+        ),
+        (
+            "try: {}['no']\n        except KeyError: x = x * x.sum().item()",
+            r"cannot be recorded \(line 21 of policy.py.*stream is capturing;",
+        ),
+        ("self.calls += 1; x = x * self.calls", "gives another action than called"),
+        ("import random; x = x * random.random()", "gives another action than called"),
+        ("import numpy; x = x * numpy.random.rand()", "gives another action than called"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_with_the_policys_own_error_and_line(
+    record: Record, line: str, said: str
+) -> None:
+    with pytest.raises(ModelPackageError, match=said):
+        record(line)

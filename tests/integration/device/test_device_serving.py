@@ -1,0 +1,267 @@
+"""An engine on a device: pipelined requests, what goes wrong there, and what status says. Each on the fake and on a GPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shmserve.client import EngineLost, InferenceFailed
+from tests.support.admin_command import refused, update
+from tests.support.daemon_process import POLICIES, Daemon, wait_until
+
+ON_DEVICE = ("--device", "cuda:0")
+DEVICES = ["fake", pytest.param("gpu", marks=pytest.mark.gpu)]
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def start(make_daemon: Callable[..., Daemon]) -> Start:
+    """Starts a daemon with its policy on a device; `fake` are the fake one's settings."""
+
+    def start(
+        device: str, policy: str | Path = "on_device", *, fake: dict[str, Any] | None = None, **settings: Any
+    ) -> Daemon:
+        daemon = make_daemon(policy, arguments=(*ON_DEVICE, *settings.pop("arguments", ())), **settings)
+        if device == "fake":
+            daemon.use_fake_device(**(fake or {}))
+        return daemon.start()
+
+    return start
+
+
+def gpu(daemon: Daemon) -> dict[str, Any]:
+    """What status says of the device."""
+    found = daemon.status()["model"]["gpu"]
+    assert isinstance(found, dict)
+    return found
+
+
+def package(folder: Path, name: str = "package", *, policy: str = "on_device", manifest: str = "") -> Path:
+    """A package of its own: the policy with more lines in the table [model]."""
+    path = shutil.copytree(POLICIES / policy, folder / name)
+    with (path / "model.toml").open("a") as file:
+        file.write(manifest)
+    return path
+
+
+@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_requests_in_flight_are_answered_each_with_its_own(device: str, transport: str, start: Start) -> None:
+    daemon = start(device, arguments=("--transport", transport))
+    with daemon.client(slots=8) as one, daemon.client(slots=8) as other:
+        for turn in range(30):
+            pendings = [
+                (row, client.submit({"x": np.full(8 + row % 3, turn * 10 + row, np.float32)}))
+                for row in range(8)
+                for client in (one, other)
+            ]
+            for row, pending in pendings:
+                found = pending.result()
+                np.testing.assert_array_equal(found["y"], np.full(8 + row % 3, 2 * (turn * 10 + row), np.float32))
+        assert found["where"] == ("cpu" if device == "fake" else "cuda:0")
+    assert daemon.wait_counted(served=480)["batches"] < 480
+    assert gpu(daemon)["staging"] == "pinned"
+    assert gpu(daemon)["warnings"] == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_bad_row_fails_alone(device: str, start: Start) -> None:
+    daemon = start(device)
+    with daemon.client(slots=8) as client:
+        for what, error in (("raise", "LookupError: asked to"), ("oom", "OutOfMemoryError: the device has not enough")):
+            pendings = [client.submit({"x": np.ones(4), "do": what if row == 5 else "nothing"}) for row in range(8)]
+            with pytest.raises(InferenceFailed, match=error):
+                pendings.pop(5).result()
+            for pending in pendings:
+                np.testing.assert_array_equal(pending.result()["y"], np.full(4, 2.0))
+    assert daemon.status()["engine"]["restarts"] == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_others(
+    device: str, start: Start
+) -> None:
+    daemon = start(device)
+    with daemon.client(slots=8, timeout=100) as client, daemon.client(timeout=100) as other:
+        before = daemon.engine_pid
+        with pytest.raises(InferenceFailed, match=r"DeviceError: .*device-side assert triggered.*engine is restarted"):
+            client.infer({"x": np.ones(4), "do": "assert"})
+
+        np.testing.assert_array_equal(other.infer({"x": np.ones(4)})["y"], np.full(4, 2.0))
+
+        assert daemon.engine_pid != before
+    assert "the device is lost to this engine" in daemon.log
+
+
+@pytest.mark.long
+def test_a_device_that_is_lost_while_nobody_asks_is_noticed_and_the_next_engine_answers(start: Start) -> None:
+    daemon = start("fake")
+    with daemon.client(slots=2, timeout=100) as client:
+        before = daemon.engine_pid
+        client.infer({"x": np.ones(4), "do": "lose_later"})
+
+        wait_until("the engine is another one", lambda: daemon.engine_pid != before)
+
+        for _ in range(3):
+            np.testing.assert_array_equal(client.infer({"x": np.ones(4)})["y"], np.full(4, 2.0))
+    assert "the device is lost to this engine" in daemon.log
+    assert "status 75" in daemon.log
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_of_a_batch_that_loses_the_device_only_the_culprit_is_not_answered(device: str, start: Start) -> None:
+    daemon = start(device)
+    with daemon.client(slots=8, timeout=100) as client:
+        client.infer({"x": np.ones(4)})
+        pendings = [
+            client.submit({"x": np.full(4, row), "do": "assert" if row == 2 else "nothing"}) for row in range(6)
+        ]
+        outcomes: list[Any] = []
+        for pending in pendings:
+            try:
+                outcomes.append(pending.result()["y"][0])
+            except (InferenceFailed, EngineLost) as error:
+                outcomes.append(type(error).__name__)
+
+    assert outcomes in ([0, 2, name, 6, 8, 10] for name in ("InferenceFailed", "EngineLost"))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_a_result_that_waits_for_room_is_not_overwritten(device: str, start: Start) -> None:
+    daemon = start(device, "obedient")
+    with daemon.client(slots=4) as client:
+        large = [client.submit({"do": "grow", "items": 300_000 + n, "value": n}) for n in range(3)]
+        for n, pending in enumerate(large):
+            np.testing.assert_array_equal(pending.result(), np.full(300_000 + n, n))
+
+
+@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_large_requests_are_read_from_where_they_are(device: str, transport: str, start: Start) -> None:
+    daemon = start(device, config="register_bytes = 1048576\n", arguments=("--transport", transport))
+    with daemon.client(slots=2) as client, daemon.client(slots=2) as small:
+        for size in (1000, 300_000, 500_000):  # the second one grows the channel, and so does the third
+            x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+            for _ in range(3):
+                np.testing.assert_array_equal(client.infer({"x": x})["y"], x * 2)
+        small.infer({"x": np.ones(3)})
+        found = gpu(daemon)
+        assert found["register_bytes"] == 1 << 20
+        if device == "fake" or not found["warnings"]:
+            assert found["registered_channels"] == 1
+            assert found["registered_bytes"] > 2 * 4 * 500_000
+    wait_until("the client's memory is given up", lambda: gpu(daemon)["registered_channels"] == 0)
+
+
+@pytest.mark.long
+def test_what_cannot_be_registered_is_staged_and_status_says_so(start: Start) -> None:
+    daemon = start("fake", fake={"registers": False}, config="register_bytes = 1048576\n")
+    x = np.arange(300_000, dtype=np.float32)
+    with daemon.client() as client:
+        np.testing.assert_array_equal(client.infer({"x": x})["y"], x * 2)
+
+        (warning,) = gpu(daemon)["warnings"]
+        assert "cannot be registered" in warning and "operation not supported" in warning
+        assert gpu(daemon)["registered_channels"] == 0
+
+
+@pytest.mark.long
+def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so(start: Start) -> None:
+    daemon = start("fake", fake={"pin_limit": 100_000}, config="register_bytes = 0\n")
+    with daemon.client() as client:
+        np.testing.assert_array_equal(client.infer({"x": np.ones(50_000)})["y"], np.full(50_000, 2.0))
+
+        found = gpu(daemon)
+        assert found["staging"] == "pageable"
+        assert "free memory of the host" in found["warnings"][0]
+
+
+@pytest.mark.long
+def test_a_client_whose_requests_do_not_fit_the_device_is_sent_away(start: Start) -> None:
+    daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
+    with daemon.client() as client, daemon.client(max_retries=0) as greedy:
+        for _ in range(2):
+            client.infer({"x": np.ones(10)})
+        with pytest.raises(ConnectionError):
+            greedy.infer({"x": np.ones(3_000_000)}, timeout=5)
+
+        for size in range(10, 16):
+            np.testing.assert_array_equal(client.infer({"x": np.ones(size)})["y"], np.full(size, 2.0))
+    assert daemon.status()["engine"]["restarts"] == 0
+
+
+@pytest.mark.long
+def test_a_model_that_does_not_fit_beside_the_one_that_serves_is_refused(start: Start, tmp_path: Path) -> None:
+    used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
+    daemon = start("fake", fake=used)
+    serving = daemon.status()["model"]["version"]
+    large = package(tmp_path, "large", manifest="device_bytes = 5368709120\n")
+
+    with refused("device_memory", "4096 MiB free of 12288", "5120", "--in-place"):
+        update(daemon, large)
+    # Nothing was loaded, and as large as the one that serves is too large as well.
+    with refused("device_memory", "the 6144 MiB of the model that serves", "--in-place"):
+        update(daemon, package(tmp_path, "alike", manifest="# another version\n"))
+
+    assert daemon.status()["model"]["version"] == serving
+    update(daemon, large, in_place=True)
+    assert daemon.status()["model"]["version"] != serving
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: Start) -> None:
+    daemon = start(device, "recordable")
+    assert gpu(daemon)["graphs"] == 4
+    with daemon.client(slots=8, check_contract=False) as one, daemon.client(slots=8) as other:
+        for turn in range(10):
+            x = [np.full((3, 8), turn + row, np.float32) for row in range(6)]
+            pendings = [(row, client.submit({"x": x[row]})) for row in range(6) for client in (one, other)]
+            for row, pending in pendings:
+                found = pending.result()
+                np.testing.assert_allclose(found["y"], x[row].sum() * np.arange(4, dtype=np.float32), rtol=1e-5)
+        with pytest.raises(ValueError, match=r"CUDA graph, which takes what it was recorded with.*x"):
+            one.infer({"x": np.zeros((4, 8), np.float32)})
+        one.infer({"x": x[0]})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("x = x * x.sum().item()", r"cannot be recorded \(line 20 of policy.py, `x = x \* x.sum\(\).item\(\)`\)"),
+        ("self.calls += 1; x = x * self.calls", "recorded the policy gives another action than called"),
+    ],
+)
+@pytest.mark.long
+def test_what_cannot_be_recorded_is_refused(
+    device: str, line: str, said: str, make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    path = package(tmp_path, policy="recordable")
+    text = (path / "policy.py").read_text().replace("# (a test puts a line here)", line)
+    (path / "policy.py").write_text(text)
+    daemon = make_daemon(path, arguments=ON_DEVICE)
+    if device == "fake":
+        daemon.use_fake_device()
+
+    assert daemon.run_to_end() == 1
+
+    assert re.search(said, daemon.log), daemon.log
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.long
+def test_numpy_styles_get_the_hosts_arrays(device: str, start: Start) -> None:
+    daemon = start(device, "openpi_style")
+    assert daemon.status()["model"]["device"] == ("cpu" if device == "fake" else "cuda:0")
+    assert daemon.status()["state"] == "ready"

@@ -1,0 +1,110 @@
+"""Where every byte is: wire bytes written out by hand."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shmserve.layout import (
+    CACHE_LINE,
+    COUNTER_OFFSET,
+    HEADER,
+    MAX_METADATA_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MAX_SLOTS,
+    REPLY,
+    REQUEST,
+    SLOT_HEAD_BYTES,
+    SLOTS_OFFSET,
+    Geometry,
+    header_bytes,
+)
+from shmserve.protocol import MAGIC, WIRE_VERSION, Flag, Kind, Status
+from tests.support.folders import REPOSITORY
+
+_TEXTS = (".py", ".c", ".h", ".md")
+geometries = st.builds(
+    Geometry,
+    st.integers(1, MAX_SLOTS),
+    st.integers(1, MAX_METADATA_BYTES // CACHE_LINE).map(lambda lines: lines * CACHE_LINE),
+    st.integers(0, MAX_PAYLOAD_BYTES),
+)
+
+
+def test_the_numbers_on_the_wire_are_these() -> None:
+    assert MAGIC.to_bytes(8, "little") == b"shmserve"
+    assert WIRE_VERSION == 3
+    assert [(kind.name, int(kind)) for kind in Kind] == [("INFER", 1), ("RESET", 2)]
+    assert [(status.name, int(status)) for status in Status] == [
+        ("OK", 0),
+        ("GROW", 1),
+        ("EXPIRED", 2),
+        ("CANCELLED", 3),
+        ("SUPERSEDED", 4),
+        ("STALE", 5),
+        ("REJECTED", 6),
+        ("FAILED", 7),
+        ("ENGINE_LOST", 8),
+        ("STOPPING", 9),
+    ]
+    assert [Flag.PICKLED, Flag.SUPERSEDE, Flag.REPEATABLE, Flag.IN_PLACE, Flag.STATEFUL] == [1, 2, 4, 8, 16]
+
+
+def test_a_header_is_these_bytes() -> None:
+    header = header_bytes(Geometry(slots=3, metadata_bytes=128, payload_bytes=1000), epoch=5, generation=6, channel=7)
+
+    assert header == b"shmserve" + struct.pack("=7Q", 3, 5, 6, 7, 3, 128, 1000)
+
+
+def test_each_sides_words_have_cache_lines_of_their_own() -> None:
+    assert HEADER.size <= COUNTER_OFFSET
+    assert COUNTER_OFFSET + CACHE_LINE <= SLOTS_OFFSET
+    assert max(REQUEST.size, REPLY.size) <= SLOT_HEAD_BYTES
+
+
+@given(geometries)
+def test_nothing_overlaps_and_payloads_begin_on_a_cache_line(geometry: Geometry) -> None:
+    end = SLOTS_OFFSET
+    for slot in range(geometry.slots):
+        assert geometry.slot_offset(slot) == end
+        assert geometry.metadata_offset(slot) == end + SLOT_HEAD_BYTES
+        assert geometry.payload_offset(slot) == geometry.metadata_offset(slot) + geometry.metadata_bytes
+        assert geometry.payload_offset(slot) % CACHE_LINE == 0
+        end = geometry.slot_offset(slot) + geometry.stride
+        assert geometry.payload_offset(slot) + geometry.payload_bytes <= end
+    assert geometry.segment_bytes == end
+
+
+@pytest.mark.parametrize(
+    ("geometry", "said"),
+    [
+        ((0, 64, 0), "0 slots: a channel has 1 to 64"),
+        ((65, 64, 0), "65 slots"),
+        ((1, 0, 0), "0 bytes of metadata"),
+        ((1, 65, 0), "65 bytes of metadata: 64 to 65536, a multiple of 64"),
+        ((1, MAX_METADATA_BYTES + 64, 0), "65600 bytes of metadata"),
+        ((1, 64, -1), "-1 bytes of payload"),
+        ((1, 64, MAX_PAYLOAD_BYTES + 1), "4294967297 bytes of payload: 0 to 4294967296"),
+    ],
+)
+def test_a_geometry_that_makes_no_sense_is_refused_with_its_number(geometry: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Geometry(*geometry)
+
+
+def test_nothing_else_takes_a_sequence_apart() -> None:
+    """`sequence_of`, `number_of` and `slot_of` alone do, here and in compiled/sequence.h."""
+    arithmetic = re.compile(r"\bSLOT_(BITS|MASK)\b|\bsequence\w* *(%|&(?!&)|>>)|% *(self\.|geometry\.)?slots\b")
+    checkout = REPOSITORY
+    allowed = {checkout / "shmserve" / "layout.py", checkout / "compiled" / "sequence.h", Path(__file__)}
+    folders = ("shmserve", "client", "daemon", "compiled", "tests", "fuzz", "bench", "docs", "chaos")
+    files = {file for folder in folders for file in (checkout / folder).rglob("*.*") if file.suffix in _TEXTS}
+
+    assert len(files) > 300
+    assert [f"{file}: {found[0]}" for file in files - allowed if (found := arithmetic.search(file.read_text()))] == []
