@@ -46,7 +46,7 @@ def main() -> int:
         "allow_uids": [UID],
         "max_clients_per_user": 8,
         "max_bytes_per_user": 64 << 20,
-        "sent_away_s": 0,
+        "ban_s": 0,
     }
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}; milliseconds from asking to the answer")
     print(f"{'attack':18}{'quiet p50':>10}{'p99':>8}{'beside p50':>12}{'p99':>8}{'p99 ratio':>11}  what it did")

@@ -79,9 +79,7 @@ class Service:
         #: What a fault has set up beside the service, undone when all of that is gone.
         self.undo = contextlib.ExitStack()
         self._nursery: subprocess.Popen[str] | None = None
-        self.daemon = Daemon(
-            package, arguments=("--transport", transport), config='log_level = "warning"\nsent_away_s = 0\n'
-        )
+        self.daemon = Daemon(package, arguments=("--transport", transport), config='log_level = "warning"\nban_s = 0\n')
         self.account = Account()
         self._robots: list[RobotProcess] = []
         self._count = 0

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import (
     ClientClosed,
+    ClientEvicted,
     ClientForked,
-    ClientSentAway,
     ContractMismatch,
     EngineLost,
     ForeignService,
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClientClosed",
+    "ClientEvicted",
     "ClientForked",
-    "ClientSentAway",
     "ContractMismatch",
     "EngineLost",
     "ForeignService",

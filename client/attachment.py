@@ -19,7 +19,7 @@ from shmserve.codec import Decoder
 from shmserve.compiled import steps
 from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
-    ClientSentAway,
+    ClientEvicted,
     ForeignService,
     InvalidArgument,
     ObservationTooLarge,
@@ -288,10 +288,10 @@ class Attachment:
         return self._connection.peer_closed()
 
     def lost_error(self) -> ServiceUnavailable:
-        """What a request that is out ends with when the daemon is gone, or this client was sent away."""
+        """What a request that is out ends with when the daemon is gone, or this client was evicted."""
         farewell = self._connection.farewell()
-        if farewell is not None and farewell.error == f"{_INTERFACE}.SentAway":
-            return _sent_away(self._service, farewell.parameters)
+        if farewell is not None and farewell.error == f"{_INTERFACE}.Evicted":
+            return _evicted(self._service, farewell.parameters)
         return ServiceRestarted(
             f"the daemon of {self._service!r} ({self._directory}) went away while the request was out; "
             "a new request attaches to its successor"
@@ -427,8 +427,8 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
             f"the daemon of {service!r} speaks wire version {parameters.get('wire_version')}, this client "
             f"{WIRE_VERSION}: install the same shmserve on both sides"
         )
-    if name == "Refused" and parameters.get("reason") == "sent_away":
-        return _sent_away(service, parameters)
+    if name == "Refused" and parameters.get("reason") == "evicted":
+        return _evicted(service, parameters)
     if name == "Refused" and parameters.get("reason") == "too_large":
         return ObservationTooLarge(
             f"the daemon of {service!r} refuses a channel of this size: {parameters.get('message')}"
@@ -445,8 +445,8 @@ def _typed(service: str, error: VarlinkError) -> ShmServeError:
     return ServiceUnavailable(f"the daemon of {service!r} refused: {error}")
 
 
-def _sent_away(service: str, parameters: dict[str, Any]) -> ClientSentAway:
-    return ClientSentAway(f"the daemon of {service!r} serves this process no more: {parameters.get('message')}")
+def _evicted(service: str, parameters: dict[str, Any]) -> ClientEvicted:
+    return ClientEvicted(f"the daemon of {service!r} serves this process no more: {parameters.get('message')}")
 
 
 def _trusted_uids() -> tuple[int, int]:

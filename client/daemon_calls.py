@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from shmserve.errors import (
-    ClientSentAway,
+    ClientEvicted,
     InferenceFailed,
     ObservationTooLarge,
     RingFull,
@@ -64,7 +64,7 @@ class DaemonCalls(Hold):
         Not one that has sent this process away: it said why, and who does the same again is kept out for longer.
         """
         self.check_usable()
-        if isinstance(error, ClientSentAway):
+        if isinstance(error, ClientEvicted):
             return False
         return attempts <= retry.max_retries and time.monotonic_ns() + retry.delay_s * 1e9 < deadline_ns
 

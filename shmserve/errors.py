@@ -2,7 +2,7 @@
 
     ShmServeError
       ServiceUnavailable (ConnectionError)     no daemon serves this name, or it refuses new clients
-        ClientSentAway                         this client broke its channel, or crashed the engine again and again
+        ClientEvicted                         this client broke its channel, or crashed the engine again and again
         ServiceRestarted                       the daemon went away while the request was out
         ServiceStopping                        the daemon is going away and did not start the request
       ForeignService (PermissionError)         another user's daemon or directory, which the caller did not name
@@ -62,7 +62,7 @@ class ServiceStopping(ServiceUnavailable):
     status = Status.STOPPING
 
 
-class ClientSentAway(ServiceUnavailable):
+class ClientEvicted(ServiceUnavailable):
     """The daemon closed this client's channel, and lets its process back in after a while only; the message says why."""
 
 

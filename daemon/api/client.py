@@ -55,13 +55,13 @@ method Describe() -> (service: string, state: string, epoch: int, model: ?object
 error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
-# `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
+# `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
 error Refused (reason: string, message: string)
 error Stopping ()
 
 # Said unasked, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
-error SentAway (message: string)
+error Evicted (message: string)
 """
 
 
@@ -168,9 +168,9 @@ class ClientService:
         """Close the connection of a client that broke its channel."""
         for number, held in self._leases.items():
             if held is lease:
-                log.warning("client %d is sent away: %s", lease.channel, reason)
+                log.warning("client %d is evicted: %s", lease.channel, reason)
                 self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
-                self._connections[number].say_farewell(f"{NAME}.SentAway", {"message": reason})
+                self._connections[number].say_farewell(f"{NAME}.Evicted", {"message": reason})
                 return
 
     def detach(self, lease: Lease) -> None:

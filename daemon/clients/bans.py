@@ -1,4 +1,4 @@
-"""Clients that were sent away for what they wrote, and are not let back in for a while."""
+"""Clients that were evicted for what they wrote, and are not let back in for a while."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..varlink.peer import Peer
 
-#: From so many processes of one user sent away at a time on, it is the user who is refused.
+#: From so many processes of one user evicted at a time on, it is the user who is refused.
 _PROCESSES_OF_A_USER = 3
 #: Remembered at most; more than a service has clients several times over.
 _MOST = 1024
@@ -34,7 +34,7 @@ class Offenders:
         self._offences: list[_Offence] = []
 
     def note(self, peer: Peer, reason: str, now_s: float, *, whole_user: bool = False) -> None:
-        """This client was sent away, and with it perhaps whatever its user starts from now on."""
+        """This client was evicted, and with it perhaps whatever its user starts from now on."""
         self._offences.append(_Offence(peer.uid, peer.pid, peer.started, whole_user, reason, now_s))
         del self._offences[:-_MOST]
 
@@ -43,13 +43,13 @@ class Offenders:
         recent = [each for each in self._offences if each.uid == peer.uid and now_s - each.at_s < for_s]
         own = [each for each in recent if (each.pid, each.started) == (peer.pid, peer.started)]
         if own:
-            return f"it was sent away: {own[-1].reason}{_back_in(own[-1], for_s, now_s)}"
+            return f"it was evicted: {own[-1].reason}{_back_in(own[-1], for_s, now_s)}"
         of_user = [each for each in recent if each.whole_user]
         if of_user:
             return f"{of_user[-1].reason}{_back_in(of_user[-1], for_s, now_s)}"
         if len({(each.pid, each.started) for each in recent}) >= _PROCESSES_OF_A_USER and peer.uid != os.getuid():
             return (
-                f"{len(recent)} clients of uid {peer.uid} were sent away, the last because {recent[-1].reason}"
+                f"{len(recent)} clients of uid {peer.uid} were evicted, the last because {recent[-1].reason}"
                 f"{_back_in(recent[-1], for_s, now_s)}"
             )
         return None
@@ -60,4 +60,4 @@ class Offenders:
 
 def _back_in(offence: _Offence, for_s: float, now_s: float) -> str:
     left_s = offence.at_s + for_s - now_s
-    return f"; it may attach again in {left_s:.0f} s (sent_away_s = {for_s:g})"
+    return f"; it may attach again in {left_s:.0f} s (ban_s = {for_s:g})"

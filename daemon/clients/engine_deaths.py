@@ -1,4 +1,4 @@
-"""Deaths of engines by the client whose request was running: who is suspected, and who is to be sent away.
+"""Deaths of engines by the client whose request was running: who is suspected, and who is to be evicted.
 
 A request that was in hand when an engine died is evidence, whatever is answered before or after it. It is kept for a window
 of time and outlives the connection, so that neither a good request between two bad ones nor a new connection, nor a new
@@ -27,7 +27,7 @@ from typing import Protocol
 
 #: Deaths count for this long.
 WINDOW_S = 600.0
-#: From this many deaths within the window on a client is sent away.
+#: From this many deaths within the window on a client is evicted.
 DEATHS = 3
 #: A client is clear again after this long without a death.
 CLEAR_S = 60.0
@@ -56,7 +56,7 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a client is sent away, and whether its whole user is."""
+    """Why a client is evicted, and whether its whole user is."""
 
     reason: str
     whole_user: bool

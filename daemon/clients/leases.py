@@ -68,7 +68,7 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of sent_away, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+    """No channel: `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -115,9 +115,9 @@ class Leases:
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
-        refusal = self.offenders.refusal(peer, self._config.sent_away_s, now_ns / 1e9)
+        refusal = self.offenders.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
-            raise LeaseRefused("sent_away", refusal)
+            raise LeaseRefused("evicted", refusal)
         if len(self._held) >= self._config.max_clients:
             raise LeaseRefused(
                 "too_many_clients",

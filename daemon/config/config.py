@@ -103,7 +103,7 @@ class Config:
     #: Shared memory of one channel, both directions and all slots.
     max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, live=True))
     #: How long a client is not let back in that broke its channel, or crashed the engine three times within ten minutes.
-    sent_away_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, live=True))
+    ban_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, live=True))
     #: Shared memory of all channels together. None: half of the machine's memory.
     max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
     #: What the processes of one user may have together: channels, bytes of shared memory, requests a second.

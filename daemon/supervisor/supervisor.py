@@ -270,7 +270,7 @@ class Supervisor:
         )
         for lease in blamed:
             verdict = self.leases.deaths.verdict(lease.peer, now_s)
-            if verdict is None or not self.config.sent_away_s:
+            if verdict is None or not self.config.ban_s:
                 continue
             attached = self.leases.get(lease.channel) is lease
             if verdict.whole_user or not attached:
@@ -281,7 +281,7 @@ class Supervisor:
             self.engines.channels.suspect(lease)
 
     def _find_tampering(self) -> bool:
-        """Whether an engine had reason to die of what clients may write to; whoever shows is sent away."""
+        """Whether an engine had reason to die of what clients may write to; whoever shows is evicted."""
         found = False
         for lease in self.leases:
             damage = self._tampering.of_lease(lease)

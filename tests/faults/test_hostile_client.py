@@ -25,7 +25,7 @@ _LARGEST = (1 << 64) - 1
 
 @pytest.fixture(scope="module", params=["named", "sealed"])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    daemon = Daemon("obedient", arguments=("--transport", request.param), config="trusted_uids = []\nsent_away_s = 0\n")
+    daemon = Daemon("obedient", arguments=("--transport", request.param), config="trusted_uids = []\nban_s = 0\n")
     try:
         yield daemon.start()
     finally:
@@ -56,16 +56,16 @@ def raw(daemon: Daemon, neighbour: ShmClient) -> Iterator[RawChannel]:
 def test_a_counter_that_jumps_costs_the_channel(daemon: Daemon, raw: RawChannel, counter: int) -> None:
     raw.count(counter)
 
-    raw.wait_sent_away()
-    assert f"is sent away: published counter {counter:#x} after 0x40" in daemon.log
+    raw.wait_evicted()
+    assert f"is evicted: published counter {counter:#x} after 0x40" in daemon.log
 
 
 @pytest.mark.parametrize("slot", [4, 63])
 def test_a_slot_that_the_channel_does_not_have_costs_it(daemon: Daemon, raw: RawChannel, slot: int) -> None:
     raw.count(sequence_of(2, slot))
 
-    raw.wait_sent_away()
-    assert f"is sent away: no request 2 in slot {slot}" in daemon.log
+    raw.wait_evicted()
+    assert f"is evicted: no request 2 in slot {slot}" in daemon.log
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_several_requests_that_are_not_in_their_slots_cost_the_channel(
         raw.requests.segment.words[raw.requests.segment.geometry.slot_offset(slot) // 8] = claim
     raw.count(sequence_of(3, 2))
 
-    raw.wait_sent_away()
-    assert "is sent away: 2 requests were published, the slots hold others" in daemon.log
+    raw.wait_evicted()
+    assert "is evicted: 2 requests were published, the slots hold others" in daemon.log
 
 
 @pytest.mark.parametrize("sequence", [0, sequence_of(1, 0), sequence_of(3, 0), sequence_of(2, 1), _LARGEST])
@@ -101,8 +101,8 @@ def test_a_slot_without_the_request_that_was_published_costs_the_channel(
 
     # The engine may have looked between the two; then it has answered, and the slot is whose it was.
     if raw.replies.try_head(second) is None:
-        raw.wait_sent_away()
-        assert "is sent away: no request 2 in slot 0" in daemon.log
+        raw.wait_evicted()
+        assert "is evicted: no request 2 in slot 0" in daemon.log
 
 
 def answered(raw: RawChannel, head: RequestHead) -> tuple[int, Any]:

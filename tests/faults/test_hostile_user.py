@@ -22,7 +22,7 @@ allow_uids = [{UID}]
 max_clients = 16
 max_clients_per_user = 8
 max_bytes_per_user = 67_108_864
-sent_away_s = 0
+ban_s = 0
 """
 
 

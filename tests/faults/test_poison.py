@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from shmserve.client import ClientSentAway, EngineLost
+from shmserve.client import ClientEvicted, EngineLost
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
 
-def test_a_client_that_crashes_the_engine_three_times_is_sent_away_whatever_was_answered_between(
+def test_a_client_that_crashes_the_engine_three_times_is_evicted_whatever_was_answered_between(
     start_daemon: Callable[..., Daemon],
 ) -> None:
-    daemon = start_daemon("stateful", config="sent_away_s = 4\n")
-    # Who is sent away does not come back by itself: a retry would come after a quarter of an hour.
+    daemon = start_daemon("stateful", config="ban_s = 4\n")
+    # Who is evicted does not come back by itself: a retry would come after a quarter of an hour.
     with daemon.client(timeout=100) as other, daemon.client(timeout=5000, retry_delay=1000) as client:
         assert other.infer({"add": 1}) == {"total": 1}
         for _ in range(2):
@@ -27,24 +27,24 @@ def test_a_client_that_crashes_the_engine_three_times_is_sent_away_whatever_was_
             assert client.infer({"add": 1}) == {"total": 1}, "an answer does not begin the count again"
 
         with pytest.raises(
-            ClientSentAway,
+            ClientEvicted,
             match="serves this process no more: its requests crashed the engine 3 times within 10 minutes",
         ):
             client.infer({"die": True})
 
-        with pytest.raises(ClientSentAway, match=r"it may attach again in \d s \(sent_away_s = 4\)"):
+        with pytest.raises(ClientEvicted, match=r"it may attach again in \d s \(ban_s = 4\)"):
             client.infer({"add": 1})
         assert other.infer({"add": 2}) == {"total": 2}
 
         def served() -> bool:
             try:
                 return bool(client.infer({"add": 1}))
-            except ClientSentAway:
+            except ClientEvicted:
                 return False
 
         wait_until("it is let back in", served)
     assert daemon.status()["engine"]["restarts"] == 3
-    assert "client 1 is sent away: its requests crashed the engine 3 times" in daemon.log
+    assert "client 1 is evicted: its requests crashed the engine 3 times" in daemon.log
     assert "the engine is started again in" not in daemon.log, "the others wait for no client's doing"
 
 
@@ -61,28 +61,28 @@ def test_a_robot_is_served_beside_another_process_that_kills_the_engine_with_eve
             served += 1
 
         # None is tried a second time: this robot would wait for one engine more.
-        assert poisonous.result() == ["EngineLost", "answered", "EngineLost", "answered", "ClientSentAway"]
+        assert poisonous.result() == ["EngineLost", "answered", "EngineLost", "answered", "ClientEvicted"]
         assert daemon.status()["engine"]["restarts"] == 3
         assert robot.infer({"do": "echo", "value": "still"}) == "still"
     assert "the engine is started again in" not in daemon.log
 
 
 @pytest.mark.long
-def test_processes_that_kill_an_engine_one_after_the_other_are_sent_away_as_their_user(
+def test_processes_that_kill_an_engine_one_after_the_other_are_evicted_as_their_user(
     start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
 ) -> None:
     daemon = start_daemon("obedient")
     with daemon.client(timeout=100) as robot, ThreadPoolExecutor(1) as pool:
         endings: list[str] = []
-        while "ClientSentAway" not in endings and len(endings) < 10:
+        while "ClientEvicted" not in endings and len(endings) < 10:
             ended = pool.submit(start_robot("poisonous", daemon, "once").finish)
             while not ended.done():
                 assert robot.infer({"do": "echo", "value": 1}) == 1
             endings += ended.result()
 
         # The first came after nobody's death; the three after it did, as a program does that is started again.
-        assert endings == ["EngineLost", "answered"] * 3 + ["ClientSentAway"]
-        assert start_robot("poisonous", daemon, "once").finish() == ["ClientSentAway"]
+        assert endings == ["EngineLost", "answered"] * 3 + ["ClientEvicted"]
+        assert start_robot("poisonous", daemon, "once").finish() == ["ClientEvicted"]
         assert robot.infer({"do": "echo", "value": "still"}) == "still", "it was there before"
 
 

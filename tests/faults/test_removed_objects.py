@@ -58,7 +58,7 @@ def test_an_engine_that_dies_after_that_is_replaced_and_nobody_is_blamed(start_d
 
         for each in (client, other, daemon.client(timeout=100)):
             assert each.infer({"do": "echo", "value": 1}) == 1
-    assert "is sent away" not in daemon.log
+    assert "is evicted" not in daemon.log
     wait_until("every channel was given back", lambda: len(daemon.status()["clients"]) == 1)
 
 
@@ -77,4 +77,4 @@ def test_one_channel_whose_objects_are_gone_is_made_anew_with_the_next_engine(
             os.kill(daemon.engine_pid, signal.SIGKILL)
 
             assert [each.infer({"do": "echo", "value": 1}) for each in (client, other)] == [1, 1]
-    assert "is sent away" not in daemon.log
+    assert "is evicted" not in daemon.log

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.client import ClientSentAway
+from shmserve.client import ClientEvicted
 from shmserve.client.attachment import Attachment, Wanted
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.raw_channel import RawChannel
@@ -21,7 +21,7 @@ SENT_AWAY_S = 2
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    daemon = Daemon("obedient", config=f"sent_away_s = {SENT_AWAY_S}\n", arguments=("--transport", "named"))
+    daemon = Daemon("obedient", config=f"ban_s = {SENT_AWAY_S}\n", arguments=("--transport", "named"))
     try:
         yield daemon.start()
     finally:
@@ -73,9 +73,9 @@ def test_who_breaks_its_channel_loses_it_and_nobody_else_a_request(
             harm(raw)
             raw.ring()
 
-            raw.wait_sent_away()
+            raw.wait_evicted()
             assert damage in str(raw.attachment.lost_error())
-            with pytest.raises(ClientSentAway, match=f"it was sent away: {damage}; it may attach again in"):
+            with pytest.raises(ClientEvicted, match=f"it was evicted: {damage}; it may attach again in"):
                 Attachment.open(daemon.name, daemon.service_dir, Wanted(1), 30.0)
         for number in range(10):
             assert neighbour.infer({"do": "echo", "value": number}) == number
@@ -87,7 +87,7 @@ def test_who_breaks_its_channel_loses_it_and_nobody_else_a_request(
 def may_attach(daemon: Daemon) -> bool:
     try:
         Attachment.open(daemon.name, daemon.service_dir, Wanted(1), 30.0).close()
-    except ClientSentAway:
+    except ClientEvicted:
         return False
     return True
 

@@ -60,7 +60,7 @@ class RawChannel:
         encoded = Encoded(head.schema, head.metadata_bytes, head.payload_bytes, bool(head.flags & Flag.PICKLED))
         return head, Decoder(allow_pickle=True).decode(self.replies.memory(sequence), *encoded)
 
-    def wait_sent_away(self) -> None:
+    def wait_evicted(self) -> None:
         wait_until("the daemon has closed the connection", self.attachment.lost)
 
     def __enter__(self) -> RawChannel:

@@ -130,7 +130,7 @@ def test_descriptors_that_are_no_channel_are_a_typed_error_and_closed(folder: Pa
     [
         {"error": "io.shmserve.Client.Refused"},
         {"error": "io.shmserve.Client.Refused", "parameters": {"reason": "too_large"}},
-        {"error": "io.shmserve.Client.Refused", "parameters": {"reason": "sent_away"}},
+        {"error": "io.shmserve.Client.Refused", "parameters": {"reason": "evicted"}},
         {"error": "io.shmserve.Client.ProtocolMismatch"},
         {"error": "org.varlink.service.PermissionDenied"},
         {"error": "org.example.Else", "parameters": {"x": [1]}},

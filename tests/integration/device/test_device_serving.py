@@ -187,7 +187,7 @@ def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so
 
 
 @pytest.mark.long
-def test_a_client_whose_requests_do_not_fit_the_device_is_sent_away(start: Start) -> None:
+def test_a_client_whose_requests_do_not_fit_the_device_is_evicted(start: Start) -> None:
     daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
     with daemon.client() as client, daemon.client(max_retries=0) as greedy:
         for _ in range(2):

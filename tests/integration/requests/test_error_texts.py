@@ -25,7 +25,7 @@ _FORGED = "\x1b[31m\n12:00:00 ERROR   shmserved: forged\r\u202e"
 
 @pytest.fixture(scope="module", params=["named", "sealed"])
 def daemon(request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    config = "trusted_uids = []\nsent_away_s = 0\nmax_clients = 3\nmax_channel_bytes = 4_194_304\n"
+    config = "trusted_uids = []\nban_s = 0\nmax_clients = 3\nmax_channel_bytes = 4_194_304\n"
     daemon = Daemon("leaky", arguments=("--transport", request.param), config=config)
     try:
         yield daemon.start()
@@ -89,7 +89,7 @@ def test_a_channel_that_is_closed_is_told_why_in_numbers(daemon: Daemon) -> None
                 raw.count(sequence_of(2, 63))
             else:
                 raw.publish(raw.head({"x": 1})._replace(sequence=sequence_of(5, 0)))
-            raw.wait_sent_away()
+            raw.wait_evicted()
 
             assert_says_nothing(str(raw.attachment.lost_error()).replace(str(daemon.service_dir), ""))
     assert_log_is_plain(daemon)

@@ -1,4 +1,4 @@
-"""Kills the engine with every other request, until it is sent away; then says how its requests ended.
+"""Kills the engine with every other request, until it is evicted; then says how its requests ended.
 
 With an argument it kills one engine only, and says how a request after that ended.
 """
@@ -12,7 +12,7 @@ name, runtime_dir, *once = sys.argv[1:]
 ended: list[str] = []
 # Sent away, it is not to try again.
 client = ShmClient(name, runtime_dir=runtime_dir, timeout=100, max_retries=0)
-while len(ended) < (2 if once else 20) and "ClientSentAway" not in ended:
+while len(ended) < (2 if once else 20) and "ClientEvicted" not in ended:
     try:
         client.infer({"do": "exit"} if len(ended) % 2 == 0 else {"do": "echo", "value": 1})
         ended.append("answered")

@@ -306,7 +306,7 @@ def churn(target: Target) -> str:
             tuple(RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *lengths, cancelled=0))
         )
         attachment.channel.request_bell.ring()
-        # Its slots are to be answered before they are used again, or it would be sent away.
+        # Its slots are to be answered before they are used again, or it would be evicted.
         oldest = number - requests.slots + 1
         while oldest > 0 and target.goes_on() and not attachment.lost():
             if attachment.channel.replies.answered(sequence_of(oldest, oldest % requests.slots)):
@@ -314,7 +314,7 @@ def churn(target: Target) -> str:
             time.sleep(0.0002)
     lost = attachment.lost()
     attachment.close()
-    assert not lost, "it kept to the protocol and was sent away"
+    assert not lost, "it kept to the protocol and was evicted"
     return f"{number} structures of {leaves} leaves"
 
 

@@ -384,12 +384,12 @@ def test_an_error_that_answers_no_call_is_the_service_s_farewell(
 ) -> None:
     connection, far = pair
     assert connection.farewell() is None
-    far.send(b'{"error":"a.b.SentAway","parameters":{"message":"why"}}\0')
+    far.send(b'{"error":"a.b.Evicted","parameters":{"message":"why"}}\0')
     far.close()
 
     for _ in range(2):
         farewell = connection.farewell()
-        assert farewell is not None and (farewell.error, farewell.parameters) == ("a.b.SentAway", {"message": "why"})
+        assert farewell is not None and (farewell.error, farewell.parameters) == ("a.b.Evicted", {"message": "why"})
 
 
 def test_a_service_that_does_not_speak_varlink_is_told_apart(pair: tuple[VarlinkConnection, socket.socket]) -> None:

@@ -42,7 +42,7 @@ class Case:
     deaths: Sequence[tuple[float, tuple[Process, ...], float]]
     of: Process
     at: float
-    sent_away: str | None = None
+    evicted: str | None = None
     attached: float = 0.0
     suspect: bool = False
     blamed: bool = False
@@ -75,7 +75,7 @@ CASES = {
     "who comes after a death of its user is one": Case([(100, (A,), 0)], B, 110, attached=105, suspect=True, blamed=True),
     "another user's is not": Case([(100, (A,), 0)], OWN_A, 110, attached=105),
     "of a batch all are suspects and nobody is blamed": Case([(100, (A, OWN_A), 0)], OWN_A, 110, suspect=True),
-    "of a batch nobody is sent away": Case([(at, (A, OWN_A), 0) for at in (100, 110, 120)], A, 120, suspect=True),
+    "of a batch nobody is evicted": Case([(at, (A, OWN_A), 0) for at in (100, 110, 120)], A, 120, suspect=True),
     "who dies alone after a batch is to blame": Case(
         [(100, (A, OWN_A), 0), (105, (A,), 0)], A, 110, suspect=True, blamed=True
     ),
@@ -93,7 +93,7 @@ def test_what_deaths_of_engines_come_to(case: Case) -> None:
     verdict = deaths.verdict(case.of, case.at)
     suspicion = deaths.suspicion(case.of, case.attached, case.at)
 
-    assert (verdict and ("user" if verdict.whole_user else "process")) == case.sent_away
+    assert (verdict and ("user" if verdict.whole_user else "process")) == case.evicted
     assert (suspicion is not None) == case.suspect
     assert (suspicion is not None and suspicion.blamed) == case.blamed
 
@@ -139,7 +139,7 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
     return Service(tmp_path, monkeypatch)
 
 
-def test_the_client_whose_request_was_in_hand_is_sent_away_at_the_third_death(service: Service) -> None:
+def test_the_client_whose_request_was_in_hand_is_evicted_at_the_third_death(service: Service) -> None:
     killer, other = service.attach(0, 7), service.attach(1, 8, OWN)
     for _ in range(3):
         assert service.evicted == []
@@ -175,8 +175,8 @@ def test_an_engine_that_dies_by_itself_or_is_ended_on_purpose_is_held_against_no
     assert len(service.supervisor.leases.deaths) == 0
 
 
-def test_nobody_is_sent_away_where_the_operator_wants_nobody_to_be(service: Service) -> None:
-    service.supervisor.config.change_live({"sent_away_s": 0.0})
+def test_nobody_is_evicted_where_the_operator_wants_nobody_to_be(service: Service) -> None:
+    service.supervisor.config.change_live({"ban_s": 0.0})
     killer = service.attach(0, 7)
     for _ in range(5):
         service.die(killer)
