@@ -8,6 +8,7 @@ from shmserve.errors import (
     EngineLost,
     InferenceFailed,
     NumbersRefused,
+    ObservationStale,
     ProtocolMismatch,
     RequestCancelled,
     RequestRejected,
@@ -15,7 +16,6 @@ from shmserve.errors import (
     RequestTimeout,
     ServiceStopping,
     ShmServeError,
-    Stale,
     TooManyRequests,
     UnsupportedType,
 )
@@ -42,7 +42,7 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
         case Status.EXPIRED:
             return RequestTimeout(f"{what} expired before its turn came; the model did not run")
         case Status.STALE:
-            return Stale(f"{what}: the observation was too old when its turn came; the model did not run")
+            return ObservationStale(f"{what}: the observation was too old when its turn came; the model did not run")
         case Status.CANCELLED:
             return cancelled_error(service, head.sequence)
         case Status.SUPERSEDED:

@@ -101,7 +101,7 @@ class ShmClient:
         """Ask the model; returns what it returned, arrays owned and writable.
 
         An observation is a tree of dict, list, tuple, str, bytes, int, float, bool, None, numpy arrays
-        and tensors; instances of their subclasses are carried by value. With `max_age_s`, one that is older when its turn comes is answered Stale and not
+        and tensors; instances of their subclasses are carried by value. With `max_age_s`, one that is older when its turn comes is answered ObservationStale and not
         inferred; its age counts from `capture_time` (time.monotonic() seconds; default: now).
         `repeatable` lets a stateful policy run the request again if an engine or daemon dies under it.
 
@@ -109,7 +109,7 @@ class ShmClient:
         valid inside its block.
 
         Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge,
-        Stale), ServiceUnavailable (ServiceRestarted), EngineLost, RingFull, ClientClosed.
+        ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, RingFull, ClientClosed.
         """
         if capture_time is None and max_age_s is None and not repeatable:
             terms = _INFER

@@ -14,7 +14,7 @@
         ContractMismatch                       not what the model was declared to take
         NumbersRefused                         a number that is not finite, or out of the range that the model declares
         TooManyRequests                        more a second than the operator allows one user
-        Stale                                  older than the client's own max_age_s when its turn came
+        ObservationStale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
         RequestSuperseded                      replaced by a newer request of the same client
       RingFull                                 every slot is in use: results not yet collected
@@ -106,7 +106,7 @@ class TooManyRequests(RequestRejected):
     """The clients of this user send more requests a second than the operator allows; the model did not run."""
 
 
-class Stale(RequestRejected):
+class ObservationStale(RequestRejected):
     """The observation was older than `max_age_s` when its turn came; the model did not run."""
 
     status = Status.STALE

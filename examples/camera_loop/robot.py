@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shmserve.client import RequestTimeout, ShmClient, Stale
+from shmserve.client import ObservationStale, RequestTimeout, ShmClient
 
 PERIOD_S = 1 / 30
 
@@ -55,7 +55,7 @@ def main() -> None:
             try:
                 found = pending.result(timeout=3 * PERIOD_S)
                 camera.turn(0.3 * found["pan"], 0.3 * found["tilt"])
-            except (RequestTimeout, Stale):
+            except (RequestTimeout, ObservationStale):
                 pending.cancel()
                 held += 1  # the camera stays where it is
             due = max(due + PERIOD_S, time.monotonic())

@@ -16,6 +16,7 @@ from shmserve import errors
 from shmserve.client import (
     InferenceFailed,
     NoFreshAction,
+    ObservationStale,
     ProtocolMismatch,
     RequestCancelled,
     RequestRejected,
@@ -26,7 +27,6 @@ from shmserve.client import (
     ServiceUnavailable,
     ShmClient,
     ShmServeError,
-    Stale,
     UnsupportedType,
     attachment,
     send_inference_request,
@@ -171,7 +171,7 @@ def test_requests_that_did_not_run_are_on_the_page(robot: ShmClient, gate: Gate)
         robot.submit({"do": "count"}, timeout=0.05)
     gate.open()
     inside.result()
-    for pending, error in ((stale, Stale), (cancelled, RequestCancelled)):
+    for pending, error in ((stale, ObservationStale), (cancelled, RequestCancelled)):
         with pytest.raises(error) as raised:
             pending.result()
         assert is_on_the_page(str(raised.value)), raised.value

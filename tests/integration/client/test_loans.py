@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from shmserve.client import (
     ClientClosed,
     LoanEnded,
+    ObservationStale,
     RequestRejected,
     RequestTimeout,
     RingFull,
     ServiceUnavailable,
     ShmClient,
     ShmServeError,
-    Stale,
     UnsupportedType,
 )
 from tests.support.daemon_process import Daemon
@@ -493,7 +493,7 @@ def test_a_loan_has_the_terms_of_its_request(client: ShmClient, gate: Gate) -> N
         expired.result()
     gate.open()
 
-    with pytest.raises(Stale):
+    with pytest.raises(ObservationStale):
         stale.result()
     assert held.result()["waited"]
 

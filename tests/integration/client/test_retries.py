@@ -19,12 +19,12 @@ import pytest
 from shmserve.client import (
     EngineLost,
     InferenceFailed,
+    ObservationStale,
     RequestTimeout,
     ServiceRestarted,
     ServiceUnavailable,
     ShmClient,
     ShmServeError,
-    Stale,
     UnsupportedType,
 )
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
@@ -139,7 +139,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, 
     with patient(stateful) as client:
         with pytest.raises(InferenceFailed, match="LookupError: as it was told"):
             client.infer(journal.asked("raised", fail=True), repeatable=True)
-        with pytest.raises(Stale):
+        with pytest.raises(ObservationStale):
             client.infer(journal.asked("stale"), capture_time=time.monotonic() - 2, max_age_s=1, repeatable=True)
         with pytest.raises(UnsupportedType):
             client.infer({"generator": (number for number in range(3))}, repeatable=True)

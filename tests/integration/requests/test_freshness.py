@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import (
+    ObservationStale,
     Pending,
     RequestCancelled,
     RequestSuperseded,
@@ -21,7 +22,6 @@ from shmserve.client import (
     RingFull,
     ShmClient,
     ShmServeError,
-    Stale,
 )
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
@@ -42,7 +42,7 @@ def test_an_observation_that_is_too_old_is_answered_stale_and_not_inferred(clien
     client.infer({"do": "tags"})
     now = time.monotonic()
 
-    with pytest.raises(Stale, match="too old when its turn came; the model did not run"):
+    with pytest.raises(ObservationStale, match="too old when its turn came; the model did not run"):
         client.infer({"do": "count", "tag": 1}, capture_time=now - 2, max_age_s=1)
     client.infer({"do": "count", "tag": 2}, capture_time=now - 2, max_age_s=3600)
     client.infer({"do": "count", "tag": 3}, capture_time=now - 2)
@@ -62,7 +62,7 @@ def test_an_observation_that_grows_old_while_it_waits_is_not_inferred(
     time.sleep(0.1)
     gate.open()
 
-    assert outcome(old) is Stale
+    assert outcome(old) is ObservationStale
     assert held.result()["waited"]
     young.result()
     assert client.infer({"do": "tags"}) == [2]
@@ -73,24 +73,24 @@ def test_the_age_counts_from_the_capture_and_not_from_the_request(client: ShmCli
     captured = time.monotonic()
     time.sleep(0.1)
 
-    with pytest.raises(Stale):
+    with pytest.raises(ObservationStale):
         client.infer({"do": "count"}, capture_time=captured, max_age_s=0.05)
 
 
 def test_no_observation_is_younger_than_an_age_of_nothing(client: ShmClient) -> None:
-    with pytest.raises(Stale):
+    with pytest.raises(ObservationStale):
         client.infer({"do": "count"}, max_age_s=0)
 
 
 def test_freshness_is_asked_for_in_every_way_of_asking(client: ShmClient) -> None:
     old: Any = {"capture_time": time.monotonic() - 2, "max_age_s": 1.0}
 
-    assert outcome(client.submit({"do": "count"}, **old)) is Stale
+    assert outcome(client.submit({"do": "count"}, **old)) is ObservationStale
     with client.loan({"do": "count"}, **old) as observation:
-        assert outcome(observation.send()) is Stale
-    with pytest.raises(Stale):
+        assert outcome(observation.send()) is ObservationStale
+    with pytest.raises(ObservationStale):
         asyncio.run(client.infer_async({"do": "count"}, **old))
-    with pytest.raises(Stale):
+    with pytest.raises(ObservationStale):
         client.infer({"do": "count"}, copy=False, **old)
 
 

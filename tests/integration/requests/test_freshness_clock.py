@@ -56,7 +56,7 @@ def test_a_wall_clock_that_is_off_changes_nothing(
     assert not (tmp_path / "held").exists()
     (tmp_path / "held").touch()
     assert robot.says() == {"held": True}
-    assert robot.says() == {"stale": "Stale", "fresh": True}
+    assert robot.says() == {"stale": "ObservationStale", "fresh": True}
     assert robot.says() == {"served": 200}
     assert robot.says() == "done"
 

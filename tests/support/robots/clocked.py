@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from shmserve.client import RequestTimeout, RingFull, ShmClient, Stale
+from shmserve.client import ObservationStale, RequestTimeout, RingFull, ShmClient
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
@@ -42,7 +42,7 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=3) as client:
     say({"held": held.result()["waited"]})
     try:
         client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age_s=1)
-    except Stale as error:
+    except ObservationStale as error:
         fresh = "runs" in client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age_s=1000)
         say({"stale": type(error).__name__, "fresh": fresh})
     ask(client)
