@@ -16,9 +16,9 @@ from shmserve.errors import (
     ClientEvicted,
     InferenceFailed,
     ObservationTooLarge,
-    RingFull,
     ServiceUnavailable,
     ShmServeError,
+    SlotsExhausted,
 )
 from shmserve.layout import number_of
 from shmserve.varlink_connection import VarlinkConnection
@@ -191,7 +191,7 @@ class DaemonCalls(Hold):
     def make_room(self, deadline_ns: int) -> bool:
         """Move to larger slots; False, and nothing has happened, while what is out lives in those that would be left.
 
-        Raises RingFull if that is a loan of the calling thread, and ObservationTooLarge.
+        Raises SlotsExhausted if that is a loan of the calling thread, and ObservationTooLarge.
         """
         me = threading.get_ident()
         interrupts = self._caller == me  # another call of this thread, by a signal handler or a finalizer
@@ -225,7 +225,7 @@ class DaemonCalls(Hold):
             self._lose(attachment)
         me = threading.get_ident()
         if any(loan.thread == me for loan in map(attachment.lent_reply, tuple(attachment.lent)) if loan is not None):
-            raise RingFull(
+            raise SlotsExhausted(
                 f"the slots of {self.name!r} must grow, and one holds a reply that is lent out: leave its block"
             )
         return False

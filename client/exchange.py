@@ -17,9 +17,9 @@ from shmserve.errors import (
     ReentrantCall,
     RequestRejected,
     RequestTimeout,
-    RingFull,
     ServiceUnavailable,
     ShmServeError,
+    SlotsExhausted,
 )
 from shmserve.layout import slot_of
 from shmserve.protocol import Flag, Kind
@@ -54,7 +54,7 @@ class Exchange(DaemonCalls):
     ) -> None:
         """Encode into the next slot and make it visible; waits for a free slot until the deadline.
 
-        Raises RingFull, ServiceUnavailable, and what the codec refuses.
+        Raises SlotsExhausted, ServiceUnavailable, and what the codec refuses.
         """
         while (step := self.try_publish(pending, observation, terms)) != _DONE:
             self._take(step, pending.deadline_ns, retry)
@@ -125,7 +125,9 @@ class Exchange(DaemonCalls):
                 return Step.CONNECT
         if self._loaned is not None and (loan := self._loaned()) is not None:
             if loan.thread == threading.get_ident():
-                raise RingFull("a request slot is lent out: send() it, or leave its block, before the next request")
+                raise SlotsExhausted(
+                    "a request slot is lent out: send() it, or leave its block, before the next request"
+                )
             return Step.WAIT
         if attachment.moving:
             if self._caller == threading.get_ident():
@@ -150,7 +152,7 @@ class Exchange(DaemonCalls):
             return sequence
         lent = [loan for loan in map(attachment.lent_reply, tuple(attachment.lent)) if loan is not None]
         if not attachment.in_flight and any(loan.thread == threading.get_ident() for loan in lent):
-            raise RingFull(
+            raise SlotsExhausted(
                 f"every slot of {self.name!r} holds a reply that is lent out: leave its block first, or make the client "
                 "with more slots"
             )
@@ -165,11 +167,11 @@ class Exchange(DaemonCalls):
         else:
             self._followers.follow(deadline_ns)  # it is another thread that ends a loan, or a call
 
-    def full_error(self, step: int = Step.WAIT) -> RingFull:
+    def full_error(self, step: int = Step.WAIT) -> SlotsExhausted:
         """Why there was no slot in time."""
         if step == Step.GROW:
-            return RingFull(f"requests or loans that are out kept {self.name!r} from making larger slots in time")
-        return RingFull(
+            return SlotsExhausted(f"requests or loans that are out kept {self.name!r} from making larger slots in time")
+        return SlotsExhausted(
             f"every slot of {self.name!r} holds a request without a reply, or is lent out: collect results before "
             "sending more, or make the client with more slots"
         )
@@ -318,7 +320,7 @@ class Exchange(DaemonCalls):
         if grown:
             # Whoever only polls must get a result that did not fit, too.
             # `result` tells of the loan that is in the way, or is called when no other call is interrupted.
-            with contextlib.suppress(RingFull, ReentrantCall):
+            with contextlib.suppress(SlotsExhausted, ReentrantCall):
                 self.make_room(time.monotonic_ns())
 
     def _wait_for_reply(self, until_ns: int, pending: Pending | None, *, spin: bool = True) -> None:
@@ -353,7 +355,7 @@ class Exchange(DaemonCalls):
             if attachment.carried:
                 if pending is not None and pending._settled_ns:
                     # Its own reply may be lent out now; another thread, or the next request, finds the slots as they are.
-                    with contextlib.suppress(RingFull):
+                    with contextlib.suppress(SlotsExhausted):
                         self.make_room(until_ns)
                 else:
                     self.make_room(until_ns)

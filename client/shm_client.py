@@ -109,7 +109,7 @@ class ShmClient:
         valid inside its block.
 
         Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge,
-        ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, RingFull, ClientClosed.
+        ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, SlotsExhausted, ClientClosed.
         """
         if capture_time is None and max_age_s is None and not repeatable:
             terms = _INFER
@@ -144,7 +144,7 @@ class ShmClient:
         """Send without waiting for the result; up to `slots` requests can be out.
 
         With `supersede`, requests of this client that have not begun are answered RequestSuperseded.
-        Raises RingFull when no slot became free within the timeout.
+        Raises SlotsExhausted when no slot became free within the timeout.
         """
         now_ns = time.monotonic_ns()
         pending = Pending(self._exchange, now_ns, self._deadline_ns(now_ns, timeout))

@@ -17,7 +17,7 @@
         ObservationStale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
         RequestSuperseded                      replaced by a newer request of the same client
-      RingFull                                 every slot is in use: results not yet collected
+      SlotsExhausted                                 every slot is in use: results not yet collected
       InferenceFailed (RuntimeError)           the model raised; its type and message
       EngineLost (RuntimeError)                the engine died while running the request
       LoanKept (RuntimeError)                  an array of a lent reply outlived its block
@@ -124,7 +124,7 @@ class RequestSuperseded(RequestCancelled):
     status = Status.SUPERSEDED
 
 
-class RingFull(ShmServeError):
+class SlotsExhausted(ShmServeError):
     """Every slot of the channel holds a request whose result has not been collected."""
 
 

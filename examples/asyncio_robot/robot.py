@@ -8,7 +8,7 @@ import contextlib
 
 import numpy as np
 
-from shmserve.client import RequestTimeout, RingFull, ServiceUnavailable, ShmClient
+from shmserve.client import RequestTimeout, ServiceUnavailable, ShmClient, SlotsExhausted
 
 PERIOD_S = 0.02
 
@@ -34,7 +34,7 @@ async def control(client: ShmClient, cart: Cart) -> None:
         try:
             answer = await client.infer_async(observation, timeout=2 * PERIOD_S)
             force = float(answer["force"])
-        except (RequestTimeout, RingFull, ServiceUnavailable):  # late, or the daemon is away: go on
+        except (RequestTimeout, SlotsExhausted, ServiceUnavailable):  # late, or the daemon is away: go on
             force = 0.0
             cart.held += 1
         cart.push(force)

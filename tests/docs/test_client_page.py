@@ -32,7 +32,7 @@ PRINTED = {
     "event_loop": r"free meanwhile: True \(16, 6\)",
     "threads": r"\[0\.0, 1\.0, 2\.0, 3\.0\]\nchild: 7\nparent: 3",
     # On a busy machine a beat may be late, which the page's program says.
-    "restarts": r"((RequestTimeout|RingFull) .*\n)*done 25",
+    "restarts": r"((RequestTimeout|SlotsExhausted) .*\n)*done 25",
     "chunks": r"(nothing to hold yet: .*\n)*steps with an action of their own: True \(6,\)",
 }
 

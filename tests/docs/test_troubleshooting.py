@@ -22,11 +22,11 @@ from shmserve.client import (
     RequestRejected,
     RequestSuperseded,
     RequestTimeout,
-    RingFull,
     ServiceRestarted,
     ServiceUnavailable,
     ShmClient,
     ShmServeError,
+    SlotsExhausted,
     UnsupportedType,
     attachment,
     send_inference_request,
@@ -167,7 +167,7 @@ def test_requests_that_did_not_run_are_on_the_page(robot: ShmClient, gate: Gate)
     stale = robot.submit({"do": "count"}, max_age_s=0.0)
     cancelled = robot.submit({"do": "count"})
     cancelled.cancel()
-    with pytest.raises(RingFull) as full:
+    with pytest.raises(SlotsExhausted) as full:
         robot.submit({"do": "count"}, timeout=0.05)
     gate.open()
     inside.result()

@@ -13,8 +13,8 @@ import pytest
 from shmserve.client import (
     ClientClosed,
     RequestTimeout,
-    RingFull,
     ShmClient,
+    SlotsExhausted,
 )
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import entered, run, waiters
@@ -74,7 +74,7 @@ def test_timeouts_of_waiting_and_of_running_requests(client: ShmClient, gate: Ga
         found = await asyncio.gather(*tasks, return_exceptions=True)
 
         assert not held.done()
-        assert [type(one) for one in found] == [RequestTimeout] * 3 + [RingFull] * 5
+        assert [type(one) for one in found] == [RequestTimeout] * 3 + [SlotsExhausted] * 5
         gate.open()
         await held
         assert await client.infer_async({"do": "tags"}) == []
@@ -99,7 +99,7 @@ def test_short_timeouts_at_random_mix_nothing_up(client: ShmClient) -> None:
         timeout = chance.choice((0.0001, 0.0005, 0.002, 60.0))
         try:
             return bool(await client.infer_async({"do": "echo", "value": number}, timeout=timeout) == number)
-        except (RequestTimeout, RingFull):
+        except (RequestTimeout, SlotsExhausted):
             return timeout < 60
 
     async def main() -> None:

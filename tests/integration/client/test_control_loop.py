@@ -29,8 +29,8 @@ def test_a_restart_costs_a_loop_only_the_requests_of_the_outage(
 
     assert found["wrong"] == []
     beats = found["beats"]
-    # RingFull: those before it were sent while the daemon ended, and wait for nobody.
-    failed = {"ServiceUnavailable", "ServiceRestarted", "ServiceStopping", "RequestTimeout", "RingFull"}
+    # SlotsExhausted: those before it were sent while the daemon ended, and wait for nobody.
+    failed = {"ServiceUnavailable", "ServiceRestarted", "ServiceStopping", "RequestTimeout", "SlotsExhausted"}
     assert set(beats) <= {"answered", "late"} | failed, found["texts"]
     # One outage, and nothing outside of it cost a beat.
     assert [missed for missed, _ in itertools.groupby(beats, lambda beat: beat in failed)] == [False, True, False]

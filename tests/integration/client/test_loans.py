@@ -21,10 +21,10 @@ from shmserve.client import (
     ObservationStale,
     RequestRejected,
     RequestTimeout,
-    RingFull,
     ServiceUnavailable,
     ShmClient,
     ShmServeError,
+    SlotsExhausted,
     UnsupportedType,
 )
 from tests.support.daemon_process import Daemon
@@ -331,11 +331,11 @@ def test_a_loan_that_nobody_holds_has_ended(robot: ShmClient) -> None:
 
 def test_a_request_from_within_a_loan_is_refused_rather_than_hung(robot: ShmClient) -> None:
     with robot.loan({"x": np.zeros(3)}) as observation:
-        with pytest.raises(RingFull, match="lent out: send"):
+        with pytest.raises(SlotsExhausted, match="lent out: send"):
             robot.infer({"x": 1})
-        with pytest.raises(RingFull, match="lent out: send"):
+        with pytest.raises(SlotsExhausted, match="lent out: send"):
             robot.loan({"x": np.zeros(3)})
-        with pytest.raises(RingFull, match="lent out: send"):
+        with pytest.raises(SlotsExhausted, match="lent out: send"):
             robot.reset()
         observation["x"][:] = 3
         pending = observation.send()
@@ -403,7 +403,7 @@ def test_a_thread_that_waits_for_anothers_loan_has_its_timeout(obedient: Daemon)
         thread.start()
         thread.join()
 
-    assert [type(error) for error in raised] == [RingFull]
+    assert [type(error) for error in raised] == [SlotsExhausted]
 
 
 # Ends

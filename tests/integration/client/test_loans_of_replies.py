@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.client import InferenceFailed, LoanEnded, LoanKept, RequestTimeout, RingFull, ShmClient
+from shmserve.client import InferenceFailed, LoanEnded, LoanKept, RequestTimeout, ShmClient, SlotsExhausted
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.other_process import overwrite
@@ -145,7 +145,10 @@ def test_a_slot_is_not_used_again_while_its_reply_is_lent(echo: Daemon) -> None:
         with client.infer({"x": np.arange(1000)}, copy=False) as found:
             for number in range(5):  # in the other slot
                 assert_same(client.infer({"x": np.full(1000, number)}), {"x": np.full(1000, number)})
-            with client.infer({"x": np.zeros(9)}, copy=False), pytest.raises(RingFull, match="leave its block first"):
+            with (
+                client.infer({"x": np.zeros(9)}, copy=False),
+                pytest.raises(SlotsExhausted, match="leave its block first"),
+            ):
                 client.infer({"x": np.zeros(1000)})
 
             assert found["x"].tolist() == list(range(1000))
@@ -160,7 +163,7 @@ def test_two_replies_are_lent_at_a_time(echo: Daemon) -> None:
                 client.infer({"x": np.full(100, number)}, copy=False) as one,
                 client.infer({"x": np.full(100, -number)}, copy=False) as other,
             ):
-                with pytest.raises(RingFull, match="lent out"):
+                with pytest.raises(SlotsExhausted, match="lent out"):
                     client.infer({"x": 1})
                 assert (one["x"] == number).all()
                 assert (other["x"] == -number).all()
@@ -210,7 +213,7 @@ def test_another_thread_waits_for_a_reply_that_is_lent(echo: Daemon) -> None:
 
 def test_a_larger_request_within_the_block_of_a_lent_reply_is_refused_rather_than_hung(robot: ShmClient) -> None:
     with robot.infer({"x": np.arange(10)}, copy=False) as found:
-        with pytest.raises(RingFull, match="slots of 't' must grow, and one holds a reply that is lent out"):
+        with pytest.raises(SlotsExhausted, match="slots of 't' must grow, and one holds a reply that is lent out"):
             robot.infer({"x": np.zeros(1_000_000)})
         assert found["x"].tolist() == list(range(10))
 

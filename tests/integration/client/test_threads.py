@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.client import ClientClosed, RequestTimeout, RingFull
+from shmserve.client import ClientClosed, RequestTimeout, SlotsExhausted
 from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
@@ -112,7 +112,7 @@ def test_timeouts_of_one_thread_do_not_touch_the_requests_of_another(tagged: Dae
             timeout = 60.0 if thread % 2 else chance.choice((1e-5, 1e-4, 5e-4))
             try:
                 assert_answers(client.infer(sent, timeout=timeout), sent)
-            except (RequestTimeout, RingFull):
+            except (RequestTimeout, SlotsExhausted):
                 assert thread % 2 == 0
                 ended.append("timeout")
 

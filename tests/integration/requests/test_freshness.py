@@ -19,9 +19,9 @@ from shmserve.client import (
     RequestCancelled,
     RequestSuperseded,
     RequestTimeout,
-    RingFull,
     ShmClient,
     ShmServeError,
+    SlotsExhausted,
 )
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
@@ -187,7 +187,7 @@ def test_every_request_ends_once_however_they_are_replaced_withdrawn_and_timed_o
             if supersede:
                 for _, _, allowed in out:
                     allowed.add(RequestSuperseded)
-            with contextlib.suppress(RingFull):  # a timeout that is over before a slot is free
+            with contextlib.suppress(SlotsExhausted):  # a timeout that is over before a slot is free
                 pending = client.submit(
                     {"do": "echo", "value": number}, supersede=supersede, timeout=0.0002 if short else 60
                 )
@@ -217,7 +217,7 @@ def test_a_late_reply_is_never_given_to_another_request(start_daemon: Any) -> No
                 found = client.infer(
                     {"tag": number, "k": 2, "x": x}, timeout=chance.choice((0, 1e-5, 1e-4, 2e-4, 1e-3))
                 )
-            except (RequestTimeout, RingFull):
+            except (RequestTimeout, SlotsExhausted):
                 timed_out += 1
                 continue
             assert found["tag"] == number
@@ -240,7 +240,7 @@ def test_a_request_that_was_given_up_at_its_deadline_does_not_run_afterwards(cli
     held = client.submit(gate.observation)
     gate.wait_entered()
     for number in range(3):
-        with pytest.raises((RequestTimeout, RingFull)):
+        with pytest.raises((RequestTimeout, SlotsExhausted)):
             client.infer({"do": "count", "tag": number}, timeout=0.02)
     gate.open()
 

@@ -52,7 +52,7 @@ def test_a_wall_clock_that_is_off_changes_nothing(
     clock.step(-first_s)
     assert robot.says() == {"timed out": "RequestTimeout", "behind one that was held": True}
     assert robot.says() == {"in an event loop": "RequestTimeout"}
-    assert robot.says() == {"no slot": "RingFull"}
+    assert robot.says() == {"no slot": "SlotsExhausted"}
     assert not (tmp_path / "held").exists()
     (tmp_path / "held").touch()
     assert robot.says() == {"held": True}

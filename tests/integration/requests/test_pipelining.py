@@ -12,9 +12,9 @@ from shmserve.client import (
     RequestCancelled,
     RequestSuperseded,
     RequestTimeout,
-    RingFull,
     ServiceRestarted,
     ShmClient,
+    SlotsExhausted,
 )
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
@@ -53,7 +53,7 @@ def test_a_ring_without_a_free_slot_is_refused_and_works_again_afterwards(obedie
         held = client.submit(gate.observation)
         waiting = client.submit({"do": "echo", "value": 1})
 
-        with pytest.raises(RingFull, match=r"every slot of 't' .*more slots"):
+        with pytest.raises(SlotsExhausted, match=r"every slot of 't' .*more slots"):
             client.submit({"do": "echo", "value": 2}, timeout=0.2)
         gate.open()
 
@@ -66,7 +66,7 @@ def test_a_service_gives_no_more_slots_than_it_allows(obedient: Daemon, gate: Ga
     with obedient.client(slots=64) as client:
         held = client.submit(gate.observation)
         pendings = [client.submit({"do": "echo", "value": number}) for number in range(15)]
-        with pytest.raises(RingFull, match="every slot"):
+        with pytest.raises(SlotsExhausted, match="every slot"):
             client.submit({"do": "echo", "value": 15}, timeout=0.2)
         gate.open()
 

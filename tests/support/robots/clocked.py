@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from shmserve.client import ObservationStale, RequestTimeout, RingFull, ShmClient
+from shmserve.client import ObservationStale, RequestTimeout, ShmClient, SlotsExhausted
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
@@ -37,7 +37,7 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=3) as client:
         say({"in an event loop": type(error).__name__})
     try:
         client.infer({"do": "echo", "value": 1}, timeout=0.2)
-    except RingFull as error:
+    except SlotsExhausted as error:
         say({"no slot": type(error).__name__})
     say({"held": held.result()["waited"]})
     try:

@@ -180,7 +180,7 @@ def nested(client: ShmClient) -> Any:
 answers = {"close": "None", "submit": "'nested'", "infer": "'nested'", "reset": "None", "metadata": "'cpu'"}
 #: What the call may end with instead of its answer, and what may be heard inside it.
 ALLOWED = ("ClientClosed",) if what == "close" else ()
-ALLOWED_INSIDE = (answers[what],) if what == "close" else (answers[what], "ReentrantCall", "RingFull")
+ALLOWED_INSIDE = (answers[what],) if what == "close" else (answers[what], "ReentrantCall", "SlotsExhausted")
 ends: Counter[str] = Counter()
 wrong: list[str] = []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shmserve.client import RequestTimeout, RingFull, ServiceUnavailable, ShmClient
+from shmserve.client import RequestTimeout, ServiceUnavailable, ShmClient, SlotsExhausted
 
 name, runtime_dir, rounds, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 SLOTS = 3
@@ -51,7 +51,7 @@ def ask(way: str, sent: dict[str, Any]) -> None:
         for one in found:
             check(sent, one)
     else:
-        with contextlib.suppress(RequestTimeout, RingFull, ServiceUnavailable):
+        with contextlib.suppress(RequestTimeout, SlotsExhausted, ServiceUnavailable):
             client.infer(sent, timeout=0.0005)
         inside = False
 
