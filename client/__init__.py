@@ -19,7 +19,6 @@ from shmserve.errors import (
     LoanKept,
     NoFreshAction,
     NotAChunk,
-    NumbersRefused,
     ObservationStale,
     ObservationTooLarge,
     OutOfMemory,
@@ -36,6 +35,7 @@ from shmserve.errors import (
     SlotsExhausted,
     TooManyRequests,
     UnsupportedType,
+    ValueOutOfRange,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ __all__ = [
     "LoanedObservation",
     "NoFreshAction",
     "NotAChunk",
-    "NumbersRefused",
     "ObservationStale",
     "ObservationTooLarge",
     "OutOfMemory",
@@ -80,6 +79,7 @@ __all__ = [
     "SlotsExhausted",
     "TooManyRequests",
     "UnsupportedType",
+    "ValueOutOfRange",
     "send_inference_request",
 ]
 

@@ -7,7 +7,6 @@ from typing import Any
 from shmserve.errors import (
     EngineLost,
     InferenceFailed,
-    NumbersRefused,
     ObservationStale,
     ProtocolMismatch,
     RequestCancelled,
@@ -18,6 +17,7 @@ from shmserve.errors import (
     ShmServeError,
     TooManyRequests,
     UnsupportedType,
+    ValueOutOfRange,
 )
 from shmserve.layout import number_of
 from shmserve.protocol import Status
@@ -31,8 +31,8 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
     match head.status:
         case Status.FAILED:
             return InferenceFailed(f"the model raised {kind}: {text} (the traceback is in the daemon's log)")
-        case Status.REJECTED if kind == "NumbersRefused":
-            return NumbersRefused(f"{what} was not run: {text}")
+        case Status.REJECTED if kind == "ValueOutOfRange":
+            return ValueOutOfRange(f"{what} was not run: {text}")
         case Status.REJECTED if kind == "TooManyRequests":
             return TooManyRequests(f"{what} was not run: {text}; send fewer, or ask the operator for more")
         case Status.REJECTED if kind == "UnsupportedType":

@@ -12,7 +12,7 @@
         UnsupportedType (TypeError)            an object that the codec does not carry
         ObservationTooLarge                    more bytes than the service allows
         ContractMismatch                       not what the model was declared to take
-        NumbersRefused                         a number that is not finite, or out of the range that the model declares
+        ValueOutOfRange                         a number that is not finite, or out of the range that the model declares
         TooManyRequests                        more a second than the operator allows one user
         ObservationStale                                  older than the client's own max_age_s when its turn came
       RequestCancelled                         withdrawn by the client
@@ -98,7 +98,7 @@ class ContractMismatch(RequestRejected):
     """The observation is not what the model was declared to take; the message lists the differences."""
 
 
-class NumbersRefused(RequestRejected):
+class ValueOutOfRange(RequestRejected):
     """The observation holds a number that is not finite, or out of the range that the model declares for it."""
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from shmserve.errors import NumbersRefused, RequestRejected
+from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
@@ -289,7 +289,7 @@ class DeviceServing(Serving):
         """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
         try:
             row.observation, row.clamped = checked.hold(row.observation)
-        except NumbersRefused as error:
+        except ValueOutOfRange as error:
             self._words[Counter.OUT_OF_RANGE] += 1
             self._reject(row.tenancy, row.head, error, row.queued_ns)
             row.observation = None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from shmserve.contract import name_within
-from shmserve.errors import NumbersRefused
+from shmserve.errors import ValueOutOfRange
 
 from ...packages.value_ranges import Limit, NumberCheck
 
@@ -25,7 +25,7 @@ class CheckedNumbers:
     >>> checked.hold({"speed": float("nan")})
     Traceback (most recent call last):
         ...
-    shmserve.errors.NumbersRefused: action.speed: 1 of 1 numbers are NaN or infinite
+    shmserve.errors.ValueOutOfRange: action.speed: 1 of 1 numbers are NaN or infinite
     """
 
     def __init__(self, side: str, checks: Mapping[str, NumberCheck]) -> None:
@@ -36,7 +36,7 @@ class CheckedNumbers:
     def hold(self, tree: Any) -> tuple[Any, bool]:
         """The tree, with numbers brought back to the limits where that is declared, and whether any was.
 
-        What is changed is a copy. Raises NumbersRefused.
+        What is changed is a copy. Raises ValueOutOfRange.
         """
         clamped = False
         for name, bounds in self._checks.items():
@@ -55,7 +55,7 @@ class CheckedNumbers:
                 pass
         steps = _steps_to(tree, name)
         if steps is None:
-            raise NumbersRefused(f"{bounds.name} is declared in [checks] of model.toml, and is not there")
+            raise ValueOutOfRange(f"{bounds.name} is declared in [checks] of model.toml, and is not there")
         self._steps[name] = steps
         return _at(tree, steps)
 
@@ -87,16 +87,16 @@ class _Bounds:
             tensor = torch.tensor(value, dtype=kind, device="cpu")
             held = self._tensor(tensor)
             return value if held is tensor else type(value)(held.tolist())
-        raise NumbersRefused(f"{self.name} holds no numbers that can be checked ({type(value).__name__})")
+        raise ValueOutOfRange(f"{self.name} holds no numbers that can be checked ({type(value).__name__})")
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.numel() == 0:
             return value
         if value.dtype == torch.bool or value.is_complex():
-            raise NumbersRefused(f"{self.name} is {str(value.dtype).removeprefix('torch.')}, which has no range")
+            raise ValueOutOfRange(f"{self.name} is {str(value.dtype).removeprefix('torch.')}, which has no range")
         wanted = self._check.limits
         if wanted is not None and (value.dim() == 0 or value.shape[-1] != wanted):
-            raise NumbersRefused(f"{self.name} has shape {list(value.shape)}, and {wanted} limits are declared")
+            raise ValueOutOfRange(f"{self.name} has shape {list(value.shape)}, and {wanted} limits are declared")
         low, high = self._limits(value)
         if wanted is None:
             # One pass; NaN anywhere becomes both, and is never within.
@@ -119,12 +119,12 @@ class _Bounds:
     def _refuse(self, value: torch.Tensor, finite: torch.Tensor, low: Any, high: Any) -> None:
         unbounded = int((~finite).sum())
         if unbounded:
-            raise NumbersRefused(f"{self.name}: {unbounded} of {value.numel()} numbers are NaN or infinite")
+            raise ValueOutOfRange(f"{self.name}: {unbounded} of {value.numel()} numbers are NaN or infinite")
         outside = (value < low) | (value > high)
         place = torch.nonzero(outside.reshape(-1))[0].item()
         at = [int(index) for index in np.unravel_index(int(place), tuple(value.shape))] if value.dim() else []
         number = value.reshape(-1)[int(place)].item()
-        raise NumbersRefused(
+        raise ValueOutOfRange(
             f"{self.name}: {int(outside.sum())} of {value.numel()} numbers are out of range ({_shown(self._check.min)} to "
             f"{_shown(self._check.max)}), the first is {number:g}{f' at {at}' if at else ''}"
         )

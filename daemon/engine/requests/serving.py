@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shmserve.errors import NumbersRefused, RequestRejected
+from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
@@ -202,7 +202,7 @@ class Serving:
         if self._observations is not None:
             try:
                 observation, clamped = self._observations.hold(observation)
-            except NumbersRefused as error:
+            except ValueOutOfRange as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 self._reject(tenancy, head, error, queued_ns, taken_ns)
                 return None
@@ -351,7 +351,7 @@ class Serving:
         if self._actions is not None:
             try:
                 action, held = self._actions.hold(action)
-            except NumbersRefused:
+            except ValueOutOfRange:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise
             except BaseException as error:  # an action may be asked for its entries

@@ -17,7 +17,7 @@ from shmserve.base_values import plain_tree
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.contract import Entries, contract_differences, contract_of
 from shmserve.description import describe
-from shmserve.errors import ModelPackageError, NumbersRefused
+from shmserve.errors import ModelPackageError, ValueOutOfRange
 from shmserve.schema import Schema
 
 from ...packages.package import ModelPackage
@@ -166,7 +166,7 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
     for side, tree in (("observation", example), ("action", action)):
         try:
             CheckedNumbers(side, package.checks.get(side, {})).hold(tree)
-        except NumbersRefused as error:
+        except ValueOutOfRange as error:
             raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.client import InferenceFailed, NumbersRefused, ShmClient
+from shmserve.client import InferenceFailed, ShmClient, ValueOutOfRange
 from shmserve.daemon.engine.models.range_checks import CheckedNumbers
 from shmserve.daemon.packages.package import ModelPackage
 from shmserve.daemon.packages.value_ranges import NumberCheck, read_checks
@@ -62,7 +62,7 @@ def test_numbers_in_range_pass_as_they_are(robot: ShmClient) -> None:
     ],
 )
 def test_an_observation_out_of_range_never_reaches_the_model(robot: ShmClient, joints: list[float], said: str) -> None:
-    with pytest.raises(NumbersRefused) as refused:
+    with pytest.raises(ValueOutOfRange) as refused:
         robot.infer(observed(joints=joints))
 
     assert "was not run: observation.arm.joints" in str(refused.value)
@@ -72,7 +72,7 @@ def test_an_observation_out_of_range_never_reaches_the_model(robot: ShmClient, j
 
 def test_an_entry_that_is_declared_and_missing_is_refused(robot: ShmClient) -> None:
     with pytest.raises(
-        NumbersRefused, match=r"observation\.speed is declared in \[checks\] of model\.toml, and is not"
+        ValueOutOfRange, match=r"observation\.speed is declared in \[checks\] of model\.toml, and is not"
     ):
         robot.infer({key: value for key, value in observed().items() if key != "speed"})
 
@@ -109,7 +109,7 @@ def test_both_are_counted(daemon: Daemon, robot: ShmClient) -> None:
     before = daemon.status()["requests"]
     robot.infer(observed(speed=2.0, gain=9.0))
     for changes in ({"joints": [7, 7, 7]}, {"value": NAN}):
-        with pytest.raises((NumbersRefused, InferenceFailed)):
+        with pytest.raises((ValueOutOfRange, InferenceFailed)):
             robot.infer(observed(**changes))
 
     daemon.wait_counted(
@@ -160,14 +160,14 @@ def test_entries_are_found_where_they_are_when_the_structure_changes() -> None:
     trees: tuple[Any, ...] = ({"a": {"b": [0, {"c": 0.5}]}}, {"a": {"b": ({}, {"c": torch.ones(2)})}})
     for tree in trees:
         assert checked.hold(tree) == (tree, False)
-    with pytest.raises(NumbersRefused, match=r"action\.a\.b\[1\]\.c is declared"):
+    with pytest.raises(ValueOutOfRange, match=r"action\.a\.b\[1\]\.c is declared"):
         checked.hold({"a": {"b": [{"c": 0.5}]}})
 
 
 def test_the_one_entry_of_an_action_that_is_an_array_has_no_name() -> None:
     checked = CheckedNumbers("action", {"": NumberCheck(0.0, 1.0)})
 
-    with pytest.raises(NumbersRefused, match=r"^action: 1 of 2 numbers are out of range"):
+    with pytest.raises(ValueOutOfRange, match=r"^action: 1 of 2 numbers are out of range"):
         checked.hold(torch.tensor([0.5, 1.5]))
 
 
