@@ -19,8 +19,8 @@ import numpy as np
 from shmserve.errors import (
     ClientClosed,
     InvalidArgument,
+    InvalidChunk,
     NoFreshAction,
-    NotAChunk,
     RequestRejected,
     RequestTimeout,
     ServiceUnavailable,
@@ -486,23 +486,23 @@ class _Attaching:
 
 
 def _rows(answer: Any, actions: str | Callable[[Any], Any], steps: int) -> tuple[Any, int]:
-    """The chunk in a model's answer, and how many rows it has; raises NotAChunk."""
+    """The chunk in a model's answer, and how many rows it has; raises InvalidChunk."""
     if callable(actions):
         chunk = actions(answer)
     elif isinstance(answer, dict) and actions in answer:
         chunk = answer[actions]
     else:
         held = ", ".join(map(str, answer)) if isinstance(answer, dict) else f"a {type(answer).__name__}"
-        raise NotAChunk(f"the model's answer holds no {actions!r} but {held}: say with actions= where its chunk is")
+        raise InvalidChunk(f"the model's answer holds no {actions!r} but {held}: say with actions= where its chunk is")
     counts = set()
     for leaf in _leaves(chunk):
         if not isinstance(leaf, np.ndarray) or not leaf.ndim:
-            raise NotAChunk(
+            raise InvalidChunk(
                 f"a chunk is made of arrays with the rows first, not of {type(leaf).__name__} ({leaf!r:.40})"
             )
         counts.add(leaf.shape[0])
     if len(counts) != 1 or min(counts) < steps:
-        raise NotAChunk(f"the arrays of the chunk have {sorted(counts)} rows: steps = {steps} needs as many in each")
+        raise InvalidChunk(f"the arrays of the chunk have {sorted(counts)} rows: steps = {steps} needs as many in each")
     return chunk, counts.pop()
 
 

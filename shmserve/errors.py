@@ -28,7 +28,7 @@
       InvalidArgument (ValueError, TypeError)  an argument of a call or a constructor has no meaning
       OutOfMemory (MemoryError)                this process has no memory for an observation or a result
       NoFreshAction                            no action chunk has an action for this step, and the rule gives none
-      NotAChunk (ValueError)                   the model's answer has no chunk of actions in it
+      InvalidChunk (ValueError)                   the model's answer has no chunk of actions in it
       ModelPackageError (ValueError)           the model package cannot be served; what and why
 
 Builtin bases let plain handlers (`except TimeoutError`) work. A class that answers a wire status
@@ -172,7 +172,7 @@ class NoFreshAction(ShmServeError):
     """No chunk has an action for this step and the fallback gives none; `__cause__` says what keeps chunks away."""
 
 
-class NotAChunk(ShmServeError, ValueError):
+class InvalidChunk(ShmServeError, ValueError):
     """The model's answer has no chunk of actions in it."""
 
 

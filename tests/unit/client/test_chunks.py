@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmserve.client import NoFreshAction, NotAChunk
+from shmserve.client import InvalidChunk, NoFreshAction
 from shmserve.client.chunks import ActionChunks, ActionStep, row_due
 from shmserve.client.reply import Reply
 from shmserve.errors import (
@@ -502,7 +502,7 @@ def test_an_answer_without_a_chunk_is_a_typed_error(actions: Callable[[Any], Any
 
     with pytest.raises(NoFreshAction, match=message) as raised:
         chunks.step({})
-    assert isinstance(raised.value.__cause__, NotAChunk)
+    assert isinstance(raised.value.__cause__, InvalidChunk)
 
 
 def test_an_action_is_the_callers_own() -> None:
