@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.errors import LoanEnded, LoanKept
+from shmserve.errors import LoanEnded, LoanOutlived
 
 from .exchange import Exchange
 from .lending import LentSlot
@@ -89,7 +89,7 @@ class LentReply:
         self._exchange.return_reply(self._sequence)
         kept = self._loan is not None and self._loan.kept()
         if kept and error is None:
-            raise LoanKept(
+            raise LoanOutlived(
                 "an array of the reply outlived its block: it now shows whatever the slot holds next; "
                 "copy what you keep (array.copy()), or leave copy=False away"
             )

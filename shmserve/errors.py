@@ -20,7 +20,7 @@
       SlotsExhausted                                 every slot is in use: results not yet collected
       InferenceFailed (RuntimeError)           the model raised; its type and message
       EngineLost (RuntimeError)                the engine died while running the request
-      LoanKept (RuntimeError)                  an array of a lent reply outlived its block
+      LoanOutlived (RuntimeError)                  an array of a lent reply outlived its block
       LoanEnded (ValueError)                   a loan was used again after it was sent or given back
       ClientClosed                             this client was closed
         ClientForked                           this client belongs to the parent process
@@ -140,7 +140,7 @@ class EngineLost(ShmServeError, RuntimeError):
     status = Status.ENGINE_LOST
 
 
-class LoanKept(ShmServeError, RuntimeError):
+class LoanOutlived(ShmServeError, RuntimeError):
     """An array of a reply that was lent out is still held; its memory is the next reply's now."""
 
 

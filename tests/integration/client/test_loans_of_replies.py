@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.client import InferenceFailed, LoanEnded, LoanKept, RequestTimeout, ShmClient, SlotsExhausted
+from shmserve.client import InferenceFailed, LoanEnded, LoanOutlived, RequestTimeout, ShmClient, SlotsExhausted
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.other_process import overwrite
@@ -98,7 +98,7 @@ _KEEPERS: dict[str, Callable[[Any], Any]] = {
 def test_what_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, keeper: str) -> None:
     tree = {"x": np.arange(5), "nested": {"y": np.zeros((2, 3))}, "list": [np.arange(2)]}
 
-    with pytest.raises(LoanKept, match=r"copy what you keep"), robot.infer(tree, copy=False) as found:
+    with pytest.raises(LoanOutlived, match=r"copy what you keep"), robot.infer(tree, copy=False) as found:
         kept = _KEEPERS[keeper](found)
 
     del kept
