@@ -24,7 +24,7 @@ def advice(status: dict[str, Any]) -> str | None:
         return "it answers what was sent and ends; robots wait for the next one"
     if beat is not None and beat > _QUIET_S:
         return (
-            f"the engine has not moved for {beat:.0f} s: a long request, or it is stuck and replaced after stuck_s "
+            f"the engine has not moved for {beat:.0f} s: a long request, or it is stuck and replaced after heartbeat_timeout_s "
             "(shmserve-admin config)"
         )
     if state in ("loading", "warming") and engine is not None and engine["restarts"]:

@@ -127,7 +127,7 @@ class Config:
     #: How long an engine may take to load and warm up.
     load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, live=True))
     #: A serving engine that has not moved for so long is stuck, and replaced; 0: it may take as long as it likes.
-    stuck_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, live=True))
+    heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, live=True))
     #: How long the engine before an update is kept warm, for an instant rollback.
     standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, live=True))
     #: A new model is on probation for its first requests: if its engine dies, or more than this share of

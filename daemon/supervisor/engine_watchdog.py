@@ -56,14 +56,14 @@ class HeartbeatWatch:
             return
         # A supervisor that was itself stopped (a debugger, a frozen cgroup) saw nothing all that time.
         self._unmoved_s += min(since_s, 2 * _LOOK_S)
-        stuck_s = self._supervisor.config.stuck_s
-        if stuck_s and self._unmoved_s >= stuck_s:
+        heartbeat_timeout_s = self._supervisor.config.heartbeat_timeout_s
+        if heartbeat_timeout_s and self._unmoved_s >= heartbeat_timeout_s:
             assert engine.stats is not None
             channel = engine.stats.words[Counter.CHANNEL]
             log.error(
-                "engine %d has not moved for stuck_s = %g s, %s: ending it; its stack follows",
+                "engine %d has not moved for heartbeat_timeout_s = %g s, %s: ending it; its stack follows",
                 engine.pid,
-                stuck_s,
+                heartbeat_timeout_s,
                 _in_hand(channel),
                 extra={"message_id": ENGINE_STUCK},
             )

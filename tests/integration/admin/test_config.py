@@ -168,7 +168,7 @@ def test_a_key_that_is_near_no_other_is_refused_with_all_that_are_known(tmp_path
         ('max_clients = "8"', 'max_clients = "8" must be integer'),
         ("drain_s = nan", "drain_s = nan: 0 to 3600"),
         ("drain_s = -1", "drain_s = -1: 0 to 3600"),
-        ("stuck_s = inf", "stuck_s = inf: 0 to 86400"),
+        ("heartbeat_timeout_s = inf", "heartbeat_timeout_s = inf: 0 to 86400"),
         ("keep_versions = 2", "keep_versions = 2: 3 to 10000"),
         ("probation_failures = 1.5", "probation_failures = 1.5: 0 to 1"),
         ('spin_us = "fast"', 'spin_us = "fast": 0 to 1000000 microseconds, or "adaptive"'),

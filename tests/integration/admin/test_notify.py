@@ -136,7 +136,7 @@ def test_the_watchdog_is_fed_while_the_daemon_lives_and_not_while_its_engine_is_
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "400000")
-    daemon = start_daemon("echo", config="stuck_s = 1\n")
+    daemon = start_daemon("echo", config="heartbeat_timeout_s = 1\n")
     first = daemon.engine_pid
     manager.wait_for("READY")
     manager.wait_for("WATCHDOG", "1")
@@ -150,13 +150,13 @@ def test_the_watchdog_is_fed_while_the_daemon_lives_and_not_while_its_engine_is_
     wait_until("another engine serves", another_serves)
     manager.forget()
     manager.wait_for("WATCHDOG", "1")
-    assert f"engine {first} has not moved for stuck_s = 1 s, no request in hand" in daemon.log
+    assert f"engine {first} has not moved for heartbeat_timeout_s = 1 s, no request in hand" in daemon.log
 
 
 def test_a_request_on_which_the_engine_is_stuck_is_tried_once_more_and_then_lost(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
-    daemon = start_daemon("obedient", config="stuck_s = 1\n")
+    daemon = start_daemon("obedient", config="heartbeat_timeout_s = 1\n")
     first = daemon.engine_pid
 
     with daemon.client() as client, pytest.raises(EngineLost):
@@ -173,7 +173,7 @@ def test_a_request_on_which_the_engine_is_stuck_is_tried_once_more_and_then_lost
 
 
 def test_an_inference_shorter_than_stuck_s_is_left_alone(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
-    daemon = start_daemon("obedient", config="stuck_s = 60\n")
+    daemon = start_daemon("obedient", config="heartbeat_timeout_s = 60\n")
     with daemon.client() as client:
         pending = client.submit(gate.observation)
         gate.wait_entered()
