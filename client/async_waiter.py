@@ -100,7 +100,9 @@ class AsyncWaiter:
                     if step == Step.CONNECT:
                         await self._connect(pending.deadline_ns, self._exchange.retry)
                         continue
-                    if step == Step.GROW and await _apart(lambda: self._exchange.make_room(pending.deadline_ns)):
+                    if step == Step.RESIZE_REQUIRED and await _apart(
+                        lambda: self._exchange.make_room(pending.deadline_ns)
+                    ):
                         continue
                 if not await news.come(pending.deadline_ns):
                     raise self._exchange.full_error()

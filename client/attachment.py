@@ -114,7 +114,7 @@ class Attachment:
         self.asking: steps.Asking | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
-        #: Sequences answered GROW: delivered once the channel has been resized.
+        #: Sequences answered RESIZE_REQUIRED: delivered once the channel has been resized.
         self.carried: list[int] = []
         #: The engine's count of replies when they were last collected: while it stands, there are no more.
         self.answered = 0
@@ -192,7 +192,7 @@ class Attachment:
     def resize(self, wanted: Wanted, timeout_s: float) -> tuple[ClientChannel, list[int]]:
         """Ask for a new generation of the channel with larger slots; returns it, and what it will deliver.
 
-        Only GROW answers may be outstanding, and until `move` nothing may be published. Raises
+        Only RESIZE_REQUIRED answers may be outstanding, and until `move` nothing may be published. Raises
         ChannelRefused; after any other error nobody knows which generation the daemon has.
         """
         carried = self.carried.copy()

@@ -72,7 +72,7 @@ class Exchange(DaemonCalls):
                 encoded = self._encode(observation, memory, apart=terms.kind != Kind.INFER)
             except DoesNotFit as needed:
                 self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
-                return Step.GROW
+                return Step.RESIZE_REQUIRED
             except ContractMismatch:
                 if self._may_have_another_model(attachment):
                     return Step.CONNECT
@@ -146,7 +146,7 @@ class Exchange(DaemonCalls):
     def _claim_after_a_look(self, attachment: Attachment) -> int:
         self._collect(attachment)
         if attachment.carried:
-            return Step.GROW
+            return Step.RESIZE_REQUIRED
         sequence = attachment.next_sequence()
         if sequence:
             return sequence
@@ -169,7 +169,7 @@ class Exchange(DaemonCalls):
 
     def full_error(self, step: int = Step.WAIT) -> SlotsExhausted:
         """Why there was no slot in time."""
-        if step == Step.GROW:
+        if step == Step.RESIZE_REQUIRED:
             return SlotsExhausted(f"requests or loans that are out kept {self.name!r} from making larger slots in time")
         return SlotsExhausted(
             f"every slot of {self.name!r} holds a request without a reply, or is lent out: collect results before "
@@ -223,7 +223,7 @@ class Exchange(DaemonCalls):
                         return loan, tree
                     except DoesNotFit as needed:
                         self._wanted.grow_requests(needed.metadata_bytes, needed.payload_bytes)
-                        step = Step.GROW
+                        step = Step.RESIZE_REQUIRED
                     except ContractMismatch:
                         if not self._may_have_another_model(attachment):
                             raise

@@ -33,7 +33,7 @@ from .settling import settle
 from .terms import Terms
 
 #: A plain number, as in settling.py.
-_GROW = int(Status.GROW)
+_RESIZE_REQUIRED = int(Status.RESIZE_REQUIRED)
 #: `close` waits so long for other threads to leave the channel, and lets a thread of its own wait longer.
 _CLOSE_NS = 250_000_000
 _TAKEN_S = 0.0001
@@ -106,7 +106,7 @@ class Hold:
             if head is None or sequence in attachment.carried:
                 continue
             found = True
-            if head.status == _GROW:
+            if head.status == _RESIZE_REQUIRED:
                 self._wanted.grow_replies(head.metadata_bytes, head.payload_bytes)
                 attachment.carried.append(sequence)
                 continue

@@ -25,7 +25,7 @@ from shmserve.ring import ReplyHead
 
 
 def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
-    """The error that a reply of any status but OK and GROW stands for; `tree` is (type, text) or nothing."""
+    """The error that a reply of any status but OK and RESIZE_REQUIRED stands for; `tree` is (type, text) or nothing."""
     what = f"request {number_of(head.sequence)} to {service!r}"
     kind, text = tree if isinstance(tree, tuple) and len(tree) == 2 else ("", "")
     match head.status:

@@ -37,7 +37,7 @@ READ_ERRORS = (
 
 
 def settle(service: str, attachment: Attachment, pending: Pending, head: ReplyHead) -> None:
-    """End `pending` with the reply that `head` tells of; any status but GROW."""
+    """End `pending` with the reply that `head` tells of; any status but RESIZE_REQUIRED."""
     memory = attachment.channel.replies.memories[slot_of(head.sequence)]
     in_slot = head.schema, head.metadata_bytes, head.payload_bytes, head.flags & _PICKLED != 0
     lends = pending._lend and head.status == _OK

@@ -23,6 +23,6 @@ class Step:
     #: The daemon, or what it knows of its model: `connect`.
     CONNECT: Final = 1
     #: Larger slots: `make_room`.
-    GROW: Final = 2
+    RESIZE_REQUIRED: Final = 2
     #: A slot, or that another thread ends what it is doing.
     WAIT: Final = 3

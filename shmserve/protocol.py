@@ -42,7 +42,7 @@ class Status(IntEnum):
 
     OK = 0
     #: The reply does not fit: the client resizes the channel and the engine then delivers it.
-    GROW = 1
+    RESIZE_REQUIRED = 1
     #: Its deadline had passed when its turn came; the model did not run.
     EXPIRED = 2
     #: The client withdrew it before its turn came.

@@ -46,7 +46,7 @@ type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metada
 method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (lane: Lane, trusted: bool, state: string)
 
 # The same channel with larger slots. `published` is the last sequence used; `carried` are the
-# sequences answered GROW, whose replies the engine delivers in the new generation.
+# sequences answered RESIZE_REQUIRED, whose replies the engine delivers in the new generation.
 method Resize(wanted: Wanted, published: int, carried: []int) -> (lane: Lane)
 
 # The service and its model; `model` is null until one is ready.

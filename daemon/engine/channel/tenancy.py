@@ -255,7 +255,7 @@ class Tenancy:
                 flags |= Flag.PICKLED
         except DoesNotFit as needed:
             self.held[sequence] = ((status, flags, version, *durations_ns), tree)
-            status, schema = Status.GROW, 0
+            status, schema = Status.RESIZE_REQUIRED, 0
             metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
         except RequestRejected:
             raise

@@ -61,7 +61,7 @@ class RecordedServing:
     def _note_reply(self, tenancy: Tenancy, sequence: int) -> None:
         head = tenancy.channel.replies.head(sequence)
         slot = tenancy.channel.replies.memory(sequence)
-        if head.status == Status.GROW and sequence in tenancy.held:
+        if head.status == Status.RESIZE_REQUIRED and sequence in tenancy.held:
             (status, flags, version, *durations), tree = tenancy.held[sequence]
             slot = SlotMemory(
                 np.empty(_METADATA_BYTES, np.uint8), np.empty(min(head.payload_bytes, MAX_PAYLOAD_BYTES), np.uint8)

@@ -43,7 +43,7 @@ def test_the_numbers_on_the_wire_are_these() -> None:
     assert [(kind.name, int(kind)) for kind in Kind] == [("INFER", 1), ("RESET", 2)]
     assert [(status.name, int(status)) for status in Status] == [
         ("OK", 0),
-        ("GROW", 1),
+        ("RESIZE_REQUIRED", 1),
         ("EXPIRED", 2),
         ("CANCELLED", 3),
         ("SUPERSEDED", 4),

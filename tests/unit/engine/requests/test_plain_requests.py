@@ -96,7 +96,7 @@ class Engine:
     def reply(self, sequence: int) -> tuple[ReplyHead, Any]:
         head = self.client.replies.try_head(sequence)
         assert head is not None, "there is no reply"
-        if head.status == Status.GROW:
+        if head.status == Status.RESIZE_REQUIRED:
             return head, None
         memory = self.client.replies.memory(sequence)
         return head, self._decoder.decode(memory, head.schema, head.metadata_bytes, head.payload_bytes)
@@ -216,7 +216,7 @@ def test_a_result_of_another_structure_or_without_room_is_told_all_the_same(engi
     engine.model.answer = lambda observation: np.zeros(1000)
     sequence = engine.publish(engine.head([1.0, 2.0]))
     assert engine.serve_plain()
-    assert engine.reply(sequence)[0].status == Status.GROW
+    assert engine.reply(sequence)[0].status == Status.RESIZE_REQUIRED
     assert list(engine.tenancy.held) == [sequence]
 
 
