@@ -95,10 +95,11 @@ def test_two_interfaces_of_one_name_are_refused() -> None:
 
 
 def test_a_provoked_log_says_how_much_it_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    log = ProvokedLog(logging.getLogger("test"), burst=2)
+    now_ns = 0
+    log = ProvokedLog(logging.getLogger("test"), burst=2, clock=lambda: now_ns)
     for n in range(10):
         log.warning("line %d", n)
     assert [record.getMessage() for record in caplog.records] == ["line 0", "line 1"]
-    log._refilled_s -= 1  # a second passes
+    now_ns = 1_000_000_000
     log.warning("line %d", 10)
     assert caplog.records[-1].getMessage() == "line 10 (8 such lines left out)"
