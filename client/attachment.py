@@ -14,9 +14,9 @@ from typing import Any
 
 import posix_ipc
 
+from shmserve.backend import core
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder
-from shmserve.compiled import steps
 from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
     ClientEvicted,
@@ -111,7 +111,7 @@ class Attachment:
             raise
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
-        self.asking: steps.Asking | None = None
+        self.asking: core.Asking | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered RESIZE_REQUIRED: delivered once the channel has been resized.

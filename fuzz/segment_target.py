@@ -1,6 +1,6 @@
 """The reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
 
-An input is the file's size (two bytes, in words), the header, and what follows it. Where there are compiled steps, they
+An input is the file's size (two bytes, in words), the header, and what follows it. Where there is a native core, they
 read and write the same words as the Python that they stand for.
 """
 

@@ -1,7 +1,7 @@
 """The reader of a slot: lengths that lie, schemas that change their meaning, any metadata, any payload.
 
 An input is two heads (schema, metadata_bytes, payload_bytes, flags, where the metadata begins) and the slot's bytes.
-Where there are compiled steps, Python makes the same tree of the same bytes, and the same bytes of the same tree.
+Where there is a native core, Python makes the same tree of the same bytes, and the same bytes of the same tree.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def run(data: bytes) -> None:
         except MetadataError:
             continue
         _check(tree)
-        _check_compiled(decoder._schemas.get(schema, metadata_bytes, payload_bytes, slot), slot, tree)
+        _check_native(decoder._schemas.get(schema, metadata_bytes, payload_bytes, slot), slot, tree)
 
 
-def _check_compiled(schema: Schema, slot: SlotMemory, tree: object) -> None:
-    """Python puts together what the compiled steps do, by every way to it."""
+def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
+    """Compare the trees that pure Python makes with those of the native core."""
     receiver = schema.receiver
     if receiver is None:
         return
@@ -74,9 +74,9 @@ def _check(tree: object) -> None:
     # The first time Python describes and writes it; from then on it is recognised in one step.
     write = encoder._matchers[0].write
     if write is not None:
-        compiled = _slot()
-        assert write(tree, compiled.payload) == 1, "what was described is not recognised"
-        assert (first.payload == compiled.payload).all(), "Python writes other bytes"
+        native = _slot()
+        assert write(tree, native.payload) == 1, "what was described is not recognised"
+        assert (first.payload == native.payload).all(), "Python writes other bytes"
 
 
 def _slot() -> SlotMemory:

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .backend import NATIVE, core
 from .base_values import error_text, plain_tree
-from .compiled import COMPILED, steps
 from .description import Matcher, Pattern, describe
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
@@ -99,7 +99,7 @@ class SlotMemory:
         self.raw = payload.data
         self.written_schema: int | None = None
         #: Where a large write is announced while it goes on, with which number of slot; None: nowhere.
-        self.announcing: steps.Slots | None = None
+        self.announcing: core.Slots | None = None
         self.number = 0
         #: Wakes the other side while a very large one goes on.
         self.ring: Callable[[], object] | None = None
@@ -117,11 +117,11 @@ class Known(Matcher):
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         self.metadata_bytes = len(schema.metadata)
         #: Compares and copies in one step, and its method that does so; None where that was not built.
-        self.sender: steps.Sender | None = None
+        self.sender: core.Sender | None = None
         self.write: Callable[..., int] | None = None
-        if COMPILED:
+        if NATIVE:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-            self.sender = steps.Sender(pattern.spec(), self.wrapped, places, schema.payload_bytes)
+            self.sender = core.Sender(pattern.spec(), self.wrapped, places, schema.payload_bytes)
             self.write = self.sender.write
 
 

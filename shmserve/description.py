@@ -148,7 +148,7 @@ class Pattern:
         self.nested: list[tuple[int, Pattern, Convert | None]] = []
 
     def spec(self) -> tuple[Any, ...]:
-        """The same in tuples, for the compiled steps."""
+        """The same in tuples, for the native core."""
         nested = tuple((position, pattern.spec(), convert) for position, pattern, convert in self.nested)
         constants, numbers, arrays = tuple(self.constants), tuple(self.numbers), tuple(self.arrays)
         return self.kind, self.keys, self.types, constants, numbers, arrays, nested

@@ -12,8 +12,8 @@ import struct
 from functools import partial
 from typing import NamedTuple
 
+from .backend import NATIVE, core
 from .codec import SlotMemory
-from .compiled import COMPILED, steps
 from .fence import IN_ORDER, fence
 from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .segment import Segment
@@ -77,15 +77,15 @@ class _Ring:
         self.watch = Watch(segment.bytes, self.counter)
         self.watches = [self.watch]
         #: What does the same as the methods here in less time; None where it was not built.
-        self.compiled = (
-            steps.Slots(
+        self.native = (
+            core.Slots(
                 segment.bytes,
                 COUNTER_OFFSET // WORD,
                 SLOTS_OFFSET // WORD,
                 geometry.stride // WORD,
                 geometry.slots,
             )
-            if COMPILED
+            if NATIVE
             else None
         )
         self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
@@ -109,8 +109,8 @@ class _Ring:
         self.memories = []
         self.words = self._memory = memoryview(b"")
         self.watch.close()
-        if self.compiled is not None:
-            self.compiled.close()
+        if self.native is not None:
+            self.native.close()
         self.segment.close()
 
 
@@ -130,10 +130,10 @@ class RequestWriter(_Ring):
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
         self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
-        if self.compiled is not None:
-            self.publish = self.compiled.publish  # type: ignore[method-assign]
+        if self.native is not None:
+            self.publish = self.native.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):
-                memory.announcing, memory.number = self.compiled, slot
+                memory.announcing, memory.number = self.native, slot
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
@@ -164,12 +164,12 @@ class RequestReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        self.stager: steps.Stager | None = None
-        if self.compiled is not None:
-            self.head = partial(self.compiled.request, RequestHead)  # type: ignore[method-assign]
+        self.stager: core.Stager | None = None
+        if self.native is not None:
+            self.head = partial(self.native.request, RequestHead)  # type: ignore[method-assign]
             #: Copies what the client is still writing.
             self.stager = _stager(segment)
-            self.cancelled = self.compiled.cancelled  # type: ignore[method-assign]
+            self.cancelled = self.native.cancelled  # type: ignore[method-assign]
 
     def close(self) -> None:
         if self.stager is not None:
@@ -208,10 +208,10 @@ class RequestReader(_Ring):
         return self.words[self._head_words[slot_of(sequence)] + self._cancelled] == sequence
 
 
-def _stager(segment: Segment) -> steps.Stager:
+def _stager(segment: Segment) -> core.Stager:
     geometry = segment.geometry
     places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
-    return steps.Stager(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
+    return core.Stager(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
 
 
 class ReplyWriter(_Ring):
@@ -224,9 +224,9 @@ class ReplyWriter(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.compiled is not None:
-            self.take = self.compiled.take  # type: ignore[method-assign]
-            self.complete = self.compiled.complete  # type: ignore[method-assign]
+        if self.native is not None:
+            self.take = self.native.take  # type: ignore[method-assign]
+            self.complete = self.native.complete  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
@@ -277,8 +277,8 @@ class ReplyReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.compiled is not None:
-            self.try_head = partial(self.compiled.reply, ReplyHead)  # type: ignore[method-assign]
+        if self.native is not None:
+            self.try_head = partial(self.native.reply, ReplyHead)  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""

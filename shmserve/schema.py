@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import COMPILED, steps
+from .backend import NATIVE, core
 from .layout import CACHE_LINE, MAX_PAYLOAD_BYTES, aligned
 from .metadata import DTYPES, Leaf, MetadataError, load
 
@@ -65,14 +65,14 @@ class Schema:
         self.arrays: list[ArrayPlace] = []
         #: One value that is in no container.
         self.bare = not isinstance(tree, (dict, list, tuple))
-        compiled = _Compiled()
-        compiled.container((tree,) if self.bare else tree)
-        self.numbers = struct.Struct("@" + "".join(compiled.formats))
+        layout = _TreeLayout()
+        layout.container((tree,) if self.bare else tree)
+        self.numbers = struct.Struct("@" + "".join(layout.formats))
         #: The tree, with these numbers and arrays for its leaves (each in the order of its places).
-        self.build = _builder(compiled.steps(), compiled.constants, compiled.truths, bare=self.bare)
-        self._compiled = compiled
+        self.build = _builder(layout.containers(), layout.constants, layout.truths, bare=self.bare)
+        self._layout = layout
         self._end = self.numbers.size
-        for leaf in compiled.leaves:
+        for leaf in layout.leaves:
             self._place(leaf)
         #: Bytes of payload that a tree of this structure takes.
         self.payload_bytes = self._end
@@ -88,15 +88,15 @@ class Schema:
         return cls(tree, metadata)
 
     @cached_property
-    def receiver(self) -> steps.Receiver | None:
+    def receiver(self) -> core.Receiver | None:
         """What puts trees together as `build` does, in less time; None where that was not built."""
-        if not COMPILED:
+        if not NATIVE:
             return None
-        compiled = self._compiled
-        formats = ["?" if index in compiled.truths else one for index, one in enumerate(compiled.formats)]
+        layout = self._layout
+        formats = ["?" if index in layout.truths else one for index, one in enumerate(layout.formats)]
         places = tuple((place.offset, place.size, place.stored_as, place.shape) for place in self.arrays)
-        return steps.Receiver(
-            tuple(compiled.steps()), "".join(formats), places, tuple(compiled.constants), self.bare, self.payload_bytes
+        return core.Receiver(
+            tuple(layout.containers()), "".join(formats), places, tuple(layout.constants), self.bare, self.payload_bytes
         )
 
     def _place(self, leaf: Leaf) -> None:
@@ -110,14 +110,14 @@ class Schema:
 
 
 #: Where the entries of a container are among `[numbers..., arrays..., constants..., containers...]`, its keys, its type.
-_Step = tuple[tuple[int, ...], tuple[str, ...] | None, type]
+_ContainerSpec = tuple[tuple[int, ...], tuple[str, ...] | None, type]
 _Gather = Callable[[Sequence[Any]], Sequence[Any]]
 _Builder = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
-def _builder(steps: list[_Step], constants: list[Any], truths: list[int], *, bare: bool) -> _Builder:
-    """Puts a tree together. What is inside a container comes before it in `steps`, and the outermost is the last."""
-    gathers = [(_gather(entries), keys, kind) for entries, keys, kind in steps]
+def _builder(containers: list[_ContainerSpec], constants: list[Any], truths: list[int], *, bare: bool) -> _Builder:
+    """Puts a tree together. What is inside a container comes before it in `containers`, and the outermost is the last."""
+    gathers = [(_gather(entries), keys, kind) for entries, keys, kind in containers]
 
     def build(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
         values = [*numbers, *arrays, *constants]
@@ -138,7 +138,7 @@ def _builder(steps: list[_Step], constants: list[Any], truths: list[int], *, bar
     return build_flat
 
 
-class _Compiled:
+class _TreeLayout:
     """A tree's leaves and constants in the order of their places, and which of them each container holds."""
 
     def __init__(self) -> None:
@@ -173,7 +173,7 @@ class _Compiled:
             self.constants.append(value)
         return self.constants, len(self.constants) - 1
 
-    def steps(self) -> list[_Step]:
+    def containers(self) -> list[_ContainerSpec]:
         """For each container which of `[numbers..., leaves..., constants..., containers...]` are its entries."""
         start, ends = 0, {}
         for values in (self.formats, self.leaves, self.constants, self._containers):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import COMPILED, steps
+from .backend import NATIVE, core
 from .fence import IN_ORDER, fence
 
 __all__ = ["Watch", "all_moved", "beside", "give_up", "moved", "spin", "spin_apart", "written"]
@@ -71,7 +71,7 @@ def python_all_moved(watches: list[PythonWatch]) -> list[int]:
 
 
 def python_spin(watches: list[PythonWatch], until_ns: int, stagers: Sequence[object] = ()) -> int:
-    """As `moved`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are compiled, or there are none."""
+    """As `moved`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are native, or there are none."""
     crowded = threading.active_count() > 1
     while True:
         for _ in range(_LOOKS_PER_CLOCK):
@@ -113,12 +113,12 @@ def _order() -> None:
 
 
 if TYPE_CHECKING:
-    from ._compiled import Watch, all_moved, beside, give_up, moved, spin, spin_apart, written
-elif COMPILED:
+    from ._core import Watch, all_moved, beside, give_up, moved, spin, spin_apart, written
+elif NATIVE:
     # These do not hold the interpreter while they look.
-    Watch, moved, all_moved, spin = steps.Watch, steps.moved, steps.all_moved, steps.spin
-    spin_apart, beside = steps.spin_apart, steps.beside
-    written, give_up = steps.written, steps.give_up
+    Watch, moved, all_moved, spin = core.Watch, core.moved, core.all_moved, core.spin
+    spin_apart, beside = core.spin_apart, core.beside
+    written, give_up = core.written, core.give_up
 else:
     Watch, moved, all_moved, spin = PythonWatch, python_moved, python_all_moved, python_spin
     spin_apart, beside = python_spin_apart, python_beside

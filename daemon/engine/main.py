@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
+from shmserve.backend import NATIVE
 from shmserve.channel import Lane
-from shmserve.compiled import COMPILED
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
 from shmserve.shortened import shortened
@@ -186,7 +186,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            compiled=COMPILED,
+            native=NATIVE,
         )
         return True
 

@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shmserve.compiled import COMPILED, steps
+from shmserve.backend import NATIVE, core
 from shmserve.errors import ProtocolMismatch
 from shmserve.sealed_memory import seal, unsafe_to_map
 
@@ -156,7 +156,7 @@ class Stats:
             raise ProtocolMismatch(f"the memory for an engine's stats {problem}")
         self._mapped = mmap.mmap(descriptor, STATS_BYTES, flags=mmap.MAP_SHARED)
         self.words = memoryview(self._mapped).cast("Q")
-        self._histograms = steps.Histograms(self._mapped, _HISTOGRAMS_AT) if COMPILED else None
+        self._histograms = core.Histograms(self._mapped, _HISTOGRAMS_AT) if NATIVE else None
         if self._histograms is not None:
             self.record = self._histograms.record  # type: ignore[method-assign]
 

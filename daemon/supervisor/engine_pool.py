@@ -339,7 +339,7 @@ class Engines:
         """What the serving engine said of its model; None without one."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "compiled")}
+        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "native")}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(served, errors, monotonic ns of the last) of a channel in the serving engine."""

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shmserve.backend import core
 from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
-from shmserve.compiled import steps
 from shmserve.layout import CACHE_LINE
 from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
 
@@ -47,8 +47,8 @@ class Staging:
     def __init__(
         self,
         tensors_on: torch.device | None,
-        stager: steps.Stager | None = None,
-        intake: steps.Intake | None = None,
+        stager: core.Stager | None = None,
+        intake: core.Intake | None = None,
     ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from shmserve.backend import core
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
-from shmserve.compiled import steps
 from shmserve.errors import RequestRejected
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
@@ -106,15 +106,15 @@ class Tenancy:
             self.behind_ns, self.blamed = 0, False
         return self.behind_ns > 0
 
-    def _new_intake(self) -> steps.Intake | None:
+    def _new_intake(self) -> core.Intake | None:
         """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
-        if requests.compiled is None or replies.compiled is None or self.rate is not None:
+        if requests.native is None or replies.native is None or self.rate is not None:
             return None
         if device is not None and device.type != "cpu":
             return None
         wrap = None if device is None else torch.from_numpy
-        return steps.Intake(requests.compiled, replies.compiled, requests.stager, wrap)
+        return core.Intake(requests.native, replies.native, requests.stager, wrap)
 
     def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""

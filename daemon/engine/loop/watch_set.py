@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shmserve.compiled import steps
+from shmserve.backend import core
 from shmserve.watch import Watch, all_moved
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class Watched:
         self.tenancies: list[Tenancy] = []
         self.watches: list[Watch] = []
         #: Those of them that copy what a client is still writing.
-        self.stagers: list[steps.Stager] = []
+        self.stagers: list[core.Stager] = []
 
     def __contains__(self, tenancy: Tenancy) -> bool:
         return tenancy in self.tenancies

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from shmserve.compiled import steps
+from shmserve.backend import core
 from shmserve.layout import slot_of
 from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
@@ -28,7 +28,7 @@ _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAS
 class PlainServing(Serving):
     """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
 
-    What is compiled (compiled/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
+    The native core (native/python/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
     goes on by the long way from where it is.
     """
 
@@ -52,7 +52,7 @@ class PlainServing(Serving):
         words[_BUSY_NS] += time.monotonic_ns() - taken_ns
         return True
 
-    def _take_and_answer(self, tenancy: Tenancy, intake: steps.Intake) -> None:
+    def _take_and_answer(self, tenancy: Tenancy, intake: core.Intake) -> None:
         watch = tenancy.watch
         try:
             observation = intake.take(watch.seen)
@@ -113,7 +113,7 @@ class PlainServing(Serving):
         else:
             tenancy.staging(0).keep_unless_held(tenancy.plain_views)
 
-    def _row(self, tenancy: Tenancy, intake: steps.Intake, observation: Any) -> Row:
+    def _row(self, tenancy: Tenancy, intake: core.Intake, observation: Any) -> Row:
         """The plain request that was taken last, for the long way."""
         schema = tenancy.plain_schema
         assert schema is not None

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import DoesNotFit, Encoder, Schemas
-from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.engine.channel.staging import Staging
 from shmserve.layout import COUNTER_LINE, COUNTER_OFFSET, WORD, Geometry, header_bytes, sequence_of, slot_of
 from shmserve.ring import RequestHead, RequestReader, RequestWriter
@@ -19,7 +19,7 @@ from shmserve.segment import Segment
 from shmserve.watch import spin
 from tests.support.daemon_process import Daemon
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _BYTES = 300_000
 _LINE = COUNTER_OFFSET // WORD
@@ -98,7 +98,7 @@ def test_half_of_it_is_completed(channel: Channel) -> None:
     np.testing.assert_array_equal(observation["image"], image(2)["image"])
 
 
-def again_compiled(channel: Channel, sequence: int) -> RequestHead:
+def again_native(channel: Channel, sequence: int) -> RequestHead:
     return channel.write(image(4), sequence)
 
 
@@ -107,7 +107,7 @@ def again_in_python(channel: Channel, sequence: int) -> RequestHead:
     return channel.write(image(4), sequence)
 
 
-@pytest.mark.parametrize("again", [again_compiled, again_in_python])
+@pytest.mark.parametrize("again", [again_native, again_in_python])
 def test_a_write_that_was_given_up_leaves_nothing(
     channel: Channel, again: Callable[[Channel, int], RequestHead]
 ) -> None:
@@ -214,7 +214,7 @@ def test_a_closed_stager_is_left_alone(channel: Channel) -> None:
 
     channel.look()
 
-    assert steps.written([channel.stager]) == -1
+    assert core.written([channel.stager]) == -1
 
 
 @pytest.mark.parametrize("transport", ["named", "sealed"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from shmserve.backend import NATIVE
 from shmserve.codec import (
     MATCHER_MEMORY,
     SCHEMA_MEMORY,
@@ -20,7 +21,6 @@ from shmserve.codec import (
     SlotMemory,
     unpickle_parts,
 )
-from shmserve.compiled import COMPILED
 from shmserve.errors import RequestRejected, UnsupportedType
 from shmserve.layout import MAX_METADATA_BYTES, aligned
 from shmserve.metadata import MetadataError
@@ -170,8 +170,8 @@ def test_no_side_remembers_more_than_it_needs() -> None:
     assert len(channel.encoder._ids) == SCHEMA_MEMORY
     assert len(channel.encoder._matchers) == MATCHER_MEMORY
     assert len(channel.decoder._schemas.known) == SCHEMA_MEMORY
-    # Compiled, nothing is remembered of a slot.
-    assert max(len(memory.views) for memory in channel._receiving) == (0 if COMPILED else MATCHER_MEMORY)
+    # The native core: nothing is remembered of a slot.
+    assert max(len(memory.views) for memory in channel._receiving) == (0 if NATIVE else MATCHER_MEMORY)
 
 
 def test_a_schema_that_was_forgotten_is_sent_again() -> None:

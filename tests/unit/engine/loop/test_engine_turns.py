@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
+from shmserve.backend import NATIVE, core
 from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
 from shmserve.codec import Encoder
-from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop import loop
@@ -203,7 +203,7 @@ def test_a_request_of_a_silent_client_is_found_while_another_never_stops_asking(
     assert order[-1] == "silent"
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() -> None:
     engine = Engine("named")
     allowed = os.sched_getaffinity(0)
@@ -229,7 +229,7 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         engine.close()
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still_is_left() -> None:
     engine = Engine("named")
     try:
@@ -240,7 +240,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert steps.written(engine.loop._everyone.stagers) == -1  # and nobody waits for it again
+        assert core.written(engine.loop._everyone.stagers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
+from shmserve.backend import NATIVE
 from shmserve.channel import ClientChannel, Lane
 from shmserve.codec import Decoder, Encoder
-from shmserve.compiled import COMPILED
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.requests.fast_path import PlainServing
@@ -28,7 +28,7 @@ from shmserve.sealed_lane import SealedLane
 from shmserve.segment import Identity
 from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, state_in
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 

@@ -656,4 +656,4 @@ static PyType_Slot sender_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec sender_spec = {"shmserve._compiled.Sender", sizeof(Sender), 0, STEP_FLAGS, sender_slots};
+PyType_Spec sender_spec = {"shmserve._core.Sender", sizeof(Sender), 0, TYPE_FLAGS, sender_slots};

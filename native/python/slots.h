@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_SLOTS_H
 #define SHMSERVE_SLOTS_H
 
-#include "compiled.h"
+#include "common.h"
 #include "sequence.h"
 
 typedef struct {

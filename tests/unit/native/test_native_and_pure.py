@@ -1,4 +1,4 @@
-"""What is compiled does the same as the Python that takes its place where it was not built."""
+"""The native core does the same as the Python that replaces it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmserve.compiled import COMPILED, steps
+from shmserve.backend import NATIVE, core
 from shmserve.daemon.ipc.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
 from shmserve.description import Matcher, describe
 from shmserve.schema import Schema
 from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin
 from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Real, Task, Text, Whole
 
-compiled_only = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+native_only = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
 _subclassed = st.sampled_from(
@@ -81,13 +81,13 @@ _trees = st.recursive(
 )
 
 
-def sender_of(tree: Any) -> tuple[Schema, Matcher, steps.Sender]:
+def sender_of(tree: Any) -> tuple[Schema, Matcher, core.Sender]:
     schema, pattern = describe(tree)
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     return (
         schema,
         Matcher(schema, 1, pattern),
-        steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
+        core.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
     )
 
 
@@ -108,7 +108,7 @@ def test_it_is_built_where_there_is_a_compiler() -> None:
         pytest.skip("no compiler here")
 
     found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.compiled as compiled; print(compiled.COMPILED)"],
+        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
         env={"PATH": ""},
         capture_output=True,
         text=True,
@@ -120,8 +120,8 @@ def test_it_is_built_where_there_is_a_compiler() -> None:
 
 def test_it_is_left_out_on_request() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.compiled as compiled; print(compiled.COMPILED)"],
-        env={"SHMSERVE_COMPILED": "0"},
+        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
+        env={"SHMSERVE_PURE": "1"},
         capture_output=True,
         text=True,
         check=True,
@@ -130,7 +130,7 @@ def test_it_is_left_out_on_request() -> None:
     assert found.stdout == "False\n"
 
 
-@compiled_only
+@native_only
 @given(_trees)
 def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
     schema, matcher, sender = sender_of(tree)
@@ -141,7 +141,7 @@ def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
     assert payload.tobytes() == written_by_python(schema, matcher, tree)
 
 
-@compiled_only
+@native_only
 @given(_trees, _trees)
 def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -> None:
     _, matcher, sender = sender_of(tree)
@@ -158,7 +158,7 @@ def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -
     assert found == as_python
 
 
-@compiled_only
+@native_only
 @given(_trees)
 def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
     schema, _, sender = sender_of(tree)
@@ -173,7 +173,7 @@ def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
         assert repr(built) == repr(schema.build(numbers, views))
 
 
-@compiled_only
+@native_only
 def test_a_tree_that_does_not_fit_is_not_written() -> None:
     schema, _, sender = sender_of({"x": np.ones(100, np.uint8)})
     payload = np.zeros(schema.payload_bytes - 1, np.uint8)
@@ -183,7 +183,7 @@ def test_a_tree_that_does_not_fit_is_not_written() -> None:
     assert not payload.any()
 
 
-@compiled_only
+@native_only
 def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> None:
     schema, _, sender = sender_of({"x": np.arange(5.0)})
     payload = np.zeros(schema.payload_bytes, np.uint8)
@@ -198,7 +198,7 @@ def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> Non
     assert lent.flags == views[0][...].flags
 
 
-@compiled_only
+@native_only
 @pytest.mark.parametrize(
     "payload",
     [
@@ -226,7 +226,7 @@ def test_a_payload_that_is_none_is_refused(payload: Any) -> None:
             sender.write({"x": np.arange(5.0), "y": 3}, payload)
 
 
-@compiled_only
+@native_only
 @given(st.tuples(*[st.integers(0, 1 << 50)] * 4))
 def test_durations_are_counted_in_the_buckets_of_stats(durations: tuple[int, int, int, int]) -> None:
     stats = Stats(create_stats_memory())
@@ -239,7 +239,7 @@ def test_durations_are_counted_in_the_buckets_of_stats(durations: tuple[int, int
     stats.close()
 
 
-@compiled_only
+@native_only
 def test_the_edges_of_every_bucket_are_counted_as_stats_does() -> None:
     stats = Stats(create_stats_memory())
 
@@ -255,8 +255,8 @@ def test_the_edges_of_every_bucket_are_counted_as_stats_does() -> None:
 def test_watches_are_looked_at_alike() -> None:
     words = np.zeros(16, np.uint64)
     ways: list[tuple[Any, Any, Any, Any]] = [(PythonWatch, python_moved, python_all_moved, python_spin)]
-    if COMPILED:
-        ways.append((steps.Watch, steps.moved, steps.all_moved, steps.spin))
+    if NATIVE:
+        ways.append((core.Watch, core.moved, core.all_moved, core.spin))
     for kind, moved, all_moved, spin in ways:
         watches = [kind(words.view(np.uint8), place) for place in (0, 5, 9)]
         for watch in watches:
@@ -272,12 +272,12 @@ def test_watches_are_looked_at_alike() -> None:
             watch.close()
 
 
-@compiled_only
+@native_only
 def test_memory_is_kept_under_a_thread_that_looks() -> None:
     words = np.zeros(8, np.uint64)
-    watch = steps.Watch(words.view(np.uint8), 0)
+    watch = core.Watch(words.view(np.uint8), 0)
     found: list[int] = []
-    looking = threading.Thread(target=lambda: found.append(steps.spin([watch], 1 << 62)))
+    looking = threading.Thread(target=lambda: found.append(core.spin([watch], 1 << 62)))
     looking.start()
 
     watch.close()
@@ -288,13 +288,13 @@ def test_memory_is_kept_under_a_thread_that_looks() -> None:
     with pytest.raises(ValueError, match="closed"):
         watch.now()
     with pytest.raises(ValueError, match="closed"):
-        steps.spin([watch], 0)
+        core.spin([watch], 0)
 
 
-@compiled_only
+@native_only
 def test_slots_that_are_not_in_the_memory_are_refused() -> None:
     memory = np.zeros(1024, np.uint8)
-    steps.Slots(memory, 8, 16, 56, 2).close()
+    core.Slots(memory, 8, 16, 56, 2).close()
     for counter, first, stride, slots in (
         (128, 16, 16, 1),
         (8, -1, 16, 1),
@@ -303,12 +303,12 @@ def test_slots_that_are_not_in_the_memory_are_refused() -> None:
         (8, 16, 16, 0),
     ):
         with pytest.raises(ValueError):
-            steps.Slots(memory, counter, first, stride, slots)
+            core.Slots(memory, counter, first, stride, slots)
 
 
-@compiled_only
+@native_only
 def test_closed_slots_are_not_touched() -> None:
-    slots = steps.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2)
+    slots = core.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2)
     slots.close()
     slots.close()
 
@@ -324,11 +324,11 @@ def test_closed_slots_are_not_touched() -> None:
             call()
 
 
-@compiled_only
+@native_only
 def test_memory_for_reading_is_not_written() -> None:
     memory = np.zeros(1024, np.uint8)
     memory.flags.writeable = False
-    slots = steps.Slots(memory, 8, 16, 56, 2)
+    slots = core.Slots(memory, 8, 16, 56, 2)
 
     for call in (lambda: slots.publish((64, *[0] * 11)), lambda: slots.take(64), lambda: slots.complete(64, *[0] * 10)):
         with pytest.raises(TypeError, match="reading"):

@@ -1,4 +1,4 @@
-"""What is compiled bears what a program does wrong: objects half made, code that runs in the middle of a step."""
+"""The native core under misuse: objects half made, code that runs in the middle of a call."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, Encoder, SlotMemory
-from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.ipc.stats import CHANNEL_LIMIT, Stage, Stats, create_stats_memory
 from shmserve.description import describe
 from shmserve.layout import COUNTER_LINE, REPLY, REQUEST
 from shmserve.ring import ReplyHead, RequestHead
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 F8 = np.dtype("<f8")
 #: Two arrays of three numbers, in a list; what the second is converted with goes in between.
@@ -32,11 +32,11 @@ PAYLOAD_BYTES = 88
 FORKING = """
 import os, sys, threading
 import numpy as np
-from shmserve.compiled import steps
+from shmserve.backend import core
 
 words = np.zeros(4, np.uint64)
-watches = [steps.Watch(words.view(np.uint8), 0)]
-looking = threading.Thread(target=lambda: steps.spin(watches, 1 << 62))
+watches = [core.Watch(words.view(np.uint8), 0)]
+looking = threading.Thread(target=lambda: core.spin(watches, 1 << 62))
 looking.start()
 while sys.getrefcount(watches[0]) < 3:  # the list's, the call's, and the look's
     pass
@@ -54,15 +54,15 @@ sys.exit(status)
 """
 
 
-def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> steps.Sender:
+def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.Sender:
     arrays = ((0, F8, shape, None), (1, F8, (3,), convert))
     places = ((0, 8 * int(np.prod(shape)), F8), (1024, 24, F8))
-    return steps.Sender((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
+    return core.Sender((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
 
 
 @pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms", "Stager", "Intake", "Asking"])
 def test_nothing_is_half_made(name: str) -> None:
-    kind: Any = getattr(steps, name)
+    kind: Any = getattr(core, name)
     made_by: Any = (kind.__new__, object.__new__, lambda kind: kind(place=1))
 
     for make in made_by:
@@ -74,7 +74,7 @@ def test_nothing_is_half_made(name: str) -> None:
 
 def test_what_is_made_cannot_be_made_again() -> None:
     words = np.zeros(8, np.uint64)
-    watch: Any = steps.Watch(words.view(np.uint8), 1)
+    watch: Any = core.Watch(words.view(np.uint8), 1)
     words[1] = 5
 
     watch.__init__(words.view(np.uint8), 0)
@@ -84,7 +84,7 @@ def test_what_is_made_cannot_be_made_again() -> None:
 
 def test_places_that_do_not_fit_are_refused() -> None:
     pattern = (list, None, (np.ndarray, np.ndarray), (), (), ((0, F8, (3,), None), (1, F8, (3,), None)), ())
-    steps.Sender(pattern, False, PLACES, PAYLOAD_BYTES)
+    core.Sender(pattern, False, PLACES, PAYLOAD_BYTES)
     for places in (
         PLACES[:1],
         ((0, 24, F8), (80, 24, F8)),
@@ -94,10 +94,10 @@ def test_places_that_do_not_fit_are_refused() -> None:
         ((0, 24, F8), (64, 24, np.dtype(object))),
     ):
         with pytest.raises(ValueError):
-            steps.Sender(pattern, False, places, PAYLOAD_BYTES)
+            core.Sender(pattern, False, places, PAYLOAD_BYTES)
         with_shapes = tuple((*place, (3,)) for place in places)
         with pytest.raises((ValueError, MemoryError)):
-            steps.Receiver((((0, 1), None, list),), "", with_shapes, (), False, PAYLOAD_BYTES)
+            core.Receiver((((0, 1), None, list),), "", with_shapes, (), False, PAYLOAD_BYTES)
 
 
 def test_an_array_that_shrinks_while_the_next_is_converted_is_not_read() -> None:
@@ -151,7 +151,7 @@ def test_a_container_that_is_emptied_while_it_is_written_is_written_as_it_was(ki
 
     keys = ("a", "b") if kind is dict else None
     arrays = ((0, F8, (3,), convert), (1, F8, (3,), convert))
-    sender = steps.Sender(
+    sender = core.Sender(
         (kind, keys, (np.ndarray, np.ndarray), (), (), arrays, ()), False, ((0, 24, F8), (64, 24, F8)), PAYLOAD_BYTES
     )
     payload = np.zeros(PAYLOAD_BYTES, np.uint8)
@@ -164,7 +164,7 @@ def test_a_container_that_is_emptied_while_it_is_written_is_written_as_it_was(ki
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="cycles are collected between two operations of the program")
 def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
     words = np.zeros(4, np.uint64)
-    watches = [steps.Watch(words.view(np.uint8), 0)]
+    watches = [core.Watch(words.view(np.uint8), 0)]
     words[0] = 1
 
     class Ending:
@@ -182,7 +182,7 @@ def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
         gc.set_threshold(1)
         kept: list[list[int]] = [[] for _ in range(200)]  # more than Python keeps for the next list
         gc.enable()
-        found = steps.all_moved(watches)
+        found = core.all_moved(watches)
     finally:
         gc.enable()
         gc.set_threshold(*before)
@@ -199,43 +199,43 @@ def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at
 
 def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> None:
     words = np.zeros(CHANNEL_LIMIT + 4, np.uint64)
-    watches = [steps.Watch(words.view(np.uint8), place) for place in range(CHANNEL_LIMIT + 1)]
+    watches = [core.Watch(words.view(np.uint8), place) for place in range(CHANNEL_LIMIT + 1)]
     words[CHANNEL_LIMIT - 1 : CHANNEL_LIMIT + 1] = 1
     for look in (
-        steps.moved,
-        steps.all_moved,
-        lambda watches: steps.spin(watches, 0),
-        lambda watches: steps.spin_apart(watches, 0),
+        core.moved,
+        core.all_moved,
+        lambda watches: core.spin(watches, 0),
+        lambda watches: core.spin_apart(watches, 0),
     ):
         with pytest.raises(TypeError, match="256 at most"):
             look(watches)
 
     del watches[-1]
 
-    assert steps.all_moved(watches) == [steps.moved(watches)] == [steps.spin(watches, 0)] == [CHANNEL_LIMIT - 1]
+    assert core.all_moved(watches) == [core.moved(watches)] == [core.spin(watches, 0)] == [CHANNEL_LIMIT - 1]
 
 
 def test_a_list_of_watches_holds_nothing_else() -> None:
     words = np.zeros(200, np.uint64).view(np.uint8)
-    others: tuple[Any, ...] = (object(), steps.Slots(words, 8, 16, 56, 2), np.zeros(4, np.uint64), None)
+    others: tuple[Any, ...] = (object(), core.Slots(words, 8, 16, 56, 2), np.zeros(4, np.uint64), None)
     for other in others:
         for look in (
-            steps.moved,
-            steps.all_moved,
-            lambda watches: steps.spin(watches, 0),
-            lambda watches: steps.spin_apart(watches, 0),
+            core.moved,
+            core.all_moved,
+            lambda watches: core.spin(watches, 0),
+            lambda watches: core.spin_apart(watches, 0),
         ):
             with pytest.raises(TypeError, match="something else"):
-                look([steps.Watch(words, 0), other])
+                look([core.Watch(words, 0), other])
 
 
 def test_memory_that_words_cannot_lie_in_is_refused() -> None:
     memory = np.zeros(16384, np.uint8)
     for make in (
-        lambda memory: steps.Slots(memory, 8, 16, 56, 2),
-        lambda memory: steps.Watch(memory, 0),
-        lambda memory: steps.Histograms(memory, 0),
-        lambda memory: steps.Stager(memory, 64, 256, 512, 2, 100),
+        lambda memory: core.Slots(memory, 8, 16, 56, 2),
+        lambda memory: core.Watch(memory, 0),
+        lambda memory: core.Histograms(memory, 0),
+        lambda memory: core.Stager(memory, 64, 256, 512, 2, 100),
     ):
         make(memory).close()
         for other in (memory[1:], memory[::2]):
@@ -245,9 +245,9 @@ def test_memory_that_words_cannot_lie_in_is_refused() -> None:
             make("memory")
     for place in (-1, 2048, sys.maxsize):
         with pytest.raises(ValueError):
-            steps.Watch(memory, place)
+            core.Watch(memory, place)
         with pytest.raises(ValueError):
-            steps.Histograms(memory, place)
+            core.Histograms(memory, place)
 
 
 def test_durations_that_are_too_long_together_count_as_the_longest() -> None:
@@ -260,7 +260,7 @@ def test_durations_that_are_too_long_together_count_as_the_longest() -> None:
 
 
 def test_a_head_is_a_tuple_like_any_other() -> None:
-    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
+    slots = core.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
     slots.publish((65, *range(1, len(REQUEST.names))))
     request = slots.request(RequestHead, 65)
     slots.complete(64, *range(1, 11))
@@ -274,7 +274,7 @@ def test_a_head_is_a_tuple_like_any_other() -> None:
 
 
 def test_a_slot_that_the_segment_does_not_have_is_not_touched() -> None:
-    slots = steps.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
+    slots = core.Slots(np.zeros(2048, np.uint8), 8, 16, 56, 2)
 
     assert slots.request(RequestHead, 66) is None
     for call in (
@@ -305,7 +305,7 @@ def test_a_structure_with_as_many_leaves_as_metadata_has_room_for_is_carried() -
 
 def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
     memory = np.zeros(2048, np.uint8)
-    steps.Stager(memory, 64, 256, 896, 2, 896).close()
+    core.Stager(memory, 64, 256, 896, 2, 896).close()
     for places in (
         (-8, 256, 896, 2, 896),
         (60, 256, 896, 2, 896),
@@ -320,18 +320,18 @@ def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
         (64, 256, 896, 2, -1),
     ):
         with pytest.raises(ValueError):
-            steps.Stager(memory, *places)
+            core.Stager(memory, *places)
 
 
 def test_stagers_are_told_from_what_is_none() -> None:
     words = np.zeros(8, np.uint64).view(np.uint8)
-    for other in (object(), steps.Watch(words, 0), None):
+    for other in (object(), core.Watch(words, 0), None):
         with pytest.raises(TypeError, match="something else"):
-            steps.spin([steps.Watch(words, 0)], 0, [other])  # type: ignore[list-item]
-    for call in (steps.written, steps.give_up):
+            core.spin([core.Watch(words, 0)], 0, [other])  # type: ignore[list-item]
+    for call in (core.written, core.give_up):
         with pytest.raises(TypeError):
             call(None)  # type: ignore[arg-type]
-    stager = steps.Stager(np.zeros(2048, np.uint8), 64, 256, 896, 2, 896)
+    stager = core.Stager(np.zeros(2048, np.uint8), 64, 256, 896, 2, 896)
     locked = np.zeros(10, np.uint8)
     locked.flags.writeable = False
     for arena in (locked, np.zeros((2, 5), np.uint8), b"0" * 10):
@@ -341,7 +341,7 @@ def test_stagers_are_told_from_what_is_none() -> None:
 
 def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None:
     words = np.zeros(8, np.uint64)
-    watch = steps.Watch(words.view(np.uint8), 0)
+    watch = core.Watch(words.view(np.uint8), 0)
 
     def interrupt(number: int, frame: object) -> None:
         raise InterruptedError
@@ -350,7 +350,7 @@ def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(InterruptedError):
-            steps.spin_apart([watch], 1 << 62)
+            core.spin_apart([watch], 1 << 62)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -361,18 +361,18 @@ def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None
 
 def test_who_looks_for_long_leaves_the_processor_to_the_writer_that_comes_to_it() -> None:
     words = np.zeros(8, np.uint64)
-    watch = steps.Watch(words.view(np.uint8), 0)
+    watch = core.Watch(words.view(np.uint8), 0)
     allowed = os.sched_getaffinity(0)
     here = min(allowed)
     os.sched_setaffinity(0, {here})
     try:
         words[COUNTER_LINE.offset("processor") // 8] = here + 1
 
-        assert steps.spin_apart([watch], 1 << 62) == 0
+        assert core.spin_apart([watch], 1 << 62) == 0
 
         words[0] = 1
         began_ns = time.monotonic_ns()
-        assert began_ns <= steps.spin_apart([watch], 1 << 62) <= time.monotonic_ns()
-        assert began_ns <= steps.spin_apart([watch], 0)
+        assert began_ns <= core.spin_apart([watch], 1 << 62) <= time.monotonic_ns()
+        assert began_ns <= core.spin_apart([watch], 0)
     finally:
         os.sched_setaffinity(0, allowed)

@@ -450,4 +450,4 @@ static PyType_Slot receiver_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec receiver_spec = {"shmserve._compiled.Receiver", sizeof(Receiver), 0, STEP_FLAGS, receiver_slots};
+PyType_Spec receiver_spec = {"shmserve._core.Receiver", sizeof(Receiver), 0, TYPE_FLAGS, receiver_slots};

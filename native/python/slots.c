@@ -268,4 +268,4 @@ static PyType_Slot slots_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, STEP_FLAGS, slots_slots};
+PyType_Spec slots_spec = {"shmserve._core.Slots", sizeof(Slots), 0, TYPE_FLAGS, slots_slots};

@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_SENDER_H
 #define SHMSERVE_SENDER_H
 
-#include "compiled.h"
+#include "common.h"
 
 enum { OTHER = 0, WRITTEN = 1, TOO_LARGE = 2 };
 

@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_STAGER_H
 #define SHMSERVE_STAGER_H
 
-#include "compiled.h"
+#include "common.h"
 #include "sequence.h"
 
 /* Payloads of fewer bytes are written before another processor has heard of it. */

@@ -195,6 +195,6 @@ static PyType_Slot stager_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec stager_spec = {"shmserve._compiled.Stager", sizeof(Stager), 0, STEP_FLAGS, stager_slots};
+PyType_Spec stager_spec = {"shmserve._core.Stager", sizeof(Stager), 0, TYPE_FLAGS, stager_slots};
 
 int is_stager(PyObject *object) { return Py_TYPE(object)->tp_dealloc == stager_dealloc; }

@@ -1,4 +1,4 @@
-/* The steps of a request that are compiled: shmserve._compiled.
+/* The module shmserve._core: the hot path of a request.
  *
  * Each does what a class of Python here does, in the same order and with the same checks: Sender what Matcher
  * (description.py) and Encoder do, Receiver what Schema.build does, Slots what the ends in ring.py do, Watch and
@@ -58,10 +58,10 @@ static PyModuleDef_Slot module_slots[] = {
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "shmserve._compiled",
-    .m_doc = "The steps of a request that are compiled.",
+    .m_name = "shmserve._core",
+    .m_doc = "The hot path of a request.",
     .m_methods = functions,
     .m_slots = module_slots,
 };
 
-PyMODINIT_FUNC PyInit__compiled(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_WATCH_H
 #define SHMSERVE_WATCH_H
 
-#include "compiled.h"
+#include "common.h"
 
 int is_watch(PyObject *object);
 

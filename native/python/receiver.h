@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_RECEIVER_H
 #define SHMSERVE_RECEIVER_H
 
-#include "compiled.h"
+#include "common.h"
 
 int is_receiver(PyObject *object);
 

@@ -236,4 +236,4 @@ static PyType_Slot intake_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec intake_spec = {"shmserve._compiled.Intake", sizeof(Intake), 0, STEP_FLAGS, intake_slots};
+PyType_Spec intake_spec = {"shmserve._core.Intake", sizeof(Intake), 0, TYPE_FLAGS, intake_slots};

@@ -249,4 +249,4 @@ static PyType_Slot asking_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec asking_spec = {"shmserve._compiled.Asking", sizeof(Asking), 0, STEP_FLAGS, asking_slots};
+PyType_Spec asking_spec = {"shmserve._core.Asking", sizeof(Asking), 0, TYPE_FLAGS, asking_slots};

@@ -346,4 +346,4 @@ static PyType_Slot watch_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec watch_spec = {"shmserve._compiled.Watch", sizeof(Watch), 0, STEP_FLAGS, watch_slots};
+PyType_Spec watch_spec = {"shmserve._core.Watch", sizeof(Watch), 0, TYPE_FLAGS, watch_slots};

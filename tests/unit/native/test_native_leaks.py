@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
-from shmserve.compiled import COMPILED, steps
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from shmserve.description import describe
 from shmserve.layout import Geometry, sequence_of
@@ -141,25 +141,25 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
     sealed.close()
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_plain_steps_keep_nothing() -> None:
     schema, pattern = describe({"state": np.arange(4.0), "step": 1})
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender, receiver = steps.Sender(pattern.spec(), False, places, schema.payload_bytes), schema.receiver
+    sender, receiver = core.Sender(pattern.spec(), False, places, schema.payload_bytes), schema.receiver
     assert receiver is not None
     payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
     views = [place.view(arena) for place in schema.arrays]
-    requests, replies = (steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
+    requests, replies = (core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
     tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
-    intakes = [steps.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
+    intakes = [core.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
     strange: Any = SimpleNamespace()
     memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
     memories[0].written_schema = 1 << 40
-    asking = steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0))
+    asking = core.Asking(requests, memories, 1, replies, memories, core.Watch(np.zeros(64, np.uint8), 0))
     asking.learn(sender, 1 << 40, 1, receiver, 1)
     pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
-    def ask(intake: steps.Intake) -> None:
+    def ask(intake: core.Intake) -> None:
         sent[0] += 1
         sequence = sequence_of(sent[0], 0)
         assert asking.send(tree, 1 << 62, in_flight, pending)
@@ -183,8 +183,8 @@ def test_plain_steps_keep_nothing() -> None:
             lambda intake=intake: intake.answer(sender, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
             strange,
         )
-    _assert_keeps_nothing(lambda: steps.Intake(requests, replies, None, None), requests, replies)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Intake(strange, replies, None, None)), strange)
+    _assert_keeps_nothing(lambda: core.Intake(requests, replies, None, None), requests, replies)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Intake(strange, replies, None, None)), strange)
     _assert_keeps_nothing(lambda: asking.learn(sender, 1 << 40, 1, receiver, 1), *watched)
     _assert_keeps_nothing(lambda: asking.send(strange, 0, in_flight, pending), strange, *watched)
     _assert_keeps_nothing(lambda: asking.send(tree, 0, {1: strange}, pending), strange, pending, *watched)
@@ -192,14 +192,14 @@ def test_plain_steps_keep_nothing() -> None:
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.send(tree, strange, in_flight, pending)), strange)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.receive(strange)), strange, *watched)
     _assert_keeps_nothing(
-        lambda: steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0)), *watched
+        lambda: core.Asking(requests, memories, 1, replies, memories, core.Watch(np.zeros(64, np.uint8), 0)), *watched
     )
     refused: Any = (requests, memories, 1, replies, memories, strange)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Asking(*refused)), strange, *watched)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Asking(*refused)), strange, *watched)
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
-def test_a_compiled_step_that_fails_keeps_nothing() -> None:
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_a_native_call_that_fails_keeps_nothing() -> None:
     tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
     schema, pattern = describe(tree)
     spec = pattern.spec()
@@ -208,12 +208,12 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     assert receiver is not None
     payload, small, locked = (np.zeros(size, np.uint8) for size in (schema.payload_bytes, 8, schema.payload_bytes))
     locked.flags.writeable = False
-    sender = steps.Sender(spec, False, places, schema.payload_bytes)
+    sender = core.Sender(spec, False, places, schema.payload_bytes)
     views = [place.view(payload) for place in schema.arrays]
-    parts: tuple[Any, ...] = (tuple(schema._compiled.steps()), "qdq", None, (), False, schema.payload_bytes)
+    parts: tuple[Any, ...] = (tuple(schema._layout.containers()), "qdq", None, (), False, schema.payload_bytes)
     received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
     memory = np.zeros(2048, np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2)
+    slots = core.Slots(memory, 8, 16, 56, 2)
     slots.publish((64, *range(1 << 40, (1 << 40) + 11)))
     slots.complete(64, *range(1 << 40, (1 << 40) + 10))
     refused = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
@@ -221,16 +221,16 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     def broken(value: Any) -> Any:
         raise ValueError("no conversion today")
 
-    def sender_with(convert: Any) -> steps.Sender:
+    def sender_with(convert: Any) -> core.Sender:
         leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
         pattern = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
-        return steps.Sender(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
+        return core.Sender(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
 
     two = [np.ones(3), np.ones(3)]
     strange: Any = SimpleNamespace()
     fine = (
-        lambda: steps.Sender(spec, False, places, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], parts[1], received, (), False, schema.payload_bytes),
+        lambda: core.Sender(spec, False, places, schema.payload_bytes),
+        lambda: core.Receiver(parts[0], parts[1], received, (), False, schema.payload_bytes),
         lambda: sender.write(tree, payload),
         lambda: sender.write(tree, small),
         lambda: receiver.stage(payload, memory),
@@ -242,23 +242,23 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
         lambda: slots.reply(ReplyHead, 128),
         lambda: slots.take(64),
         lambda: slots.complete(64, *range(10)),
-        lambda: steps.Slots(memory, 8, 16, 56, 2),
+        lambda: core.Slots(memory, 8, 16, 56, 2),
         lambda: sender_with(lambda value: None).write(two, payload),
     )
     failing = (
-        lambda: steps.Sender(spec, False, places[:1], schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender(
+        lambda: core.Sender(spec, False, places[:1], schema.payload_bytes),
+        lambda: core.Sender((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.Sender((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.Sender(
             (*spec[:3], ((0, "constant", None), (9, 1, None)), *spec[4:]), False, places, schema.payload_bytes
         ),
-        lambda: steps.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
-        lambda: steps.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
-        lambda: steps.Sender(spec, True, places, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdx", received, (), False, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
-        lambda: steps.Receiver((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
+        lambda: core.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
+        lambda: core.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
+        lambda: core.Sender(spec, True, places, schema.payload_bytes),
+        lambda: core.Receiver(parts[0], "qdx", received, (), False, schema.payload_bytes),
+        lambda: core.Receiver(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
+        lambda: core.Receiver(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
+        lambda: core.Receiver((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
         lambda: sender.write(tree, locked),
         lambda: sender.write(tree, strange),
         lambda: sender_with(broken).write(two, payload),
@@ -271,11 +271,11 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
         lambda: slots.request(strange, 64),
         lambda: slots.take(-1),
         lambda: slots.take(66),
-        lambda: steps.Slots(memory, 8, 16, 57, 20),
-        lambda: steps.Watch(memory, 1 << 40),
-        lambda: steps.Histograms(memory, 0),
-        lambda: steps.moved([strange]),
-        lambda: steps.spin([], strange),
+        lambda: core.Slots(memory, 8, 16, 57, 20),
+        lambda: core.Watch(memory, 1 << 40),
+        lambda: core.Histograms(memory, 0),
+        lambda: core.moved([strange]),
+        lambda: core.spin([], strange),
     )
     watched = (tree, tree["state"], payload, small, memory, spec, views[0], strange, two[0], parts[0])
 

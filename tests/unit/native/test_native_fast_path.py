@@ -1,4 +1,4 @@
-"""The compiled steps of a plain request bear what is something else, and code that runs in the middle of them."""
+"""The native fast path under misuse: wrong arguments, code that runs in the middle of a call."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import SlotMemory
-from shmserve.compiled import COMPILED, steps
 from shmserve.description import describe
 from shmserve.ring import ReplyHead
-from tests.unit.native.test_compiled_misused import sender_of_two
+from tests.unit.native.test_native_misuse import sender_of_two
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 
-def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArray[np.uint8], Any]:
+def plain_steps() -> tuple[core.Slots, core.Sender, core.Receiver, npt.NDArray[np.uint8], Any]:
     """Slots whose memory is both directions', what writes a tree and reads it, and its payload."""
     schema, pattern = describe({"state": np.arange(3.0)})
     assert schema.receiver is not None
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender = steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes)
+    sender = core.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes)
     memory = np.zeros(1024, np.uint64).view(np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2)
+    slots = core.Slots(memory, 8, 16, 56, 2)
     return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema
 
 
 def asking_for(
-    sender: steps.Sender, receiver: steps.Receiver, slots: steps.Slots, payload: npt.NDArray[np.uint8]
-) -> steps.Asking:
+    sender: core.Sender, receiver: core.Receiver, slots: core.Slots, payload: npt.NDArray[np.uint8]
+) -> core.Asking:
     """Asks through two slots, in which the structure was sent before; the memory of requests and replies is the same."""
     memories = [SlotMemory(np.zeros(8, np.uint8), payload) for _ in range(2)]
     for memory in memories:
         memory.written_schema = 1
-    asking = steps.Asking(slots, memories, 2, slots, memories, steps.Watch(np.zeros(64, np.uint8), 0))
+    asking = core.Asking(slots, memories, 2, slots, memories, core.Watch(np.zeros(64, np.uint8), 0))
     asking.learn(sender, 1, 1, receiver, 1)
     return asking
 
@@ -47,14 +47,14 @@ class Waiting:
 def test_plain_steps_refuse_what_is_something_else() -> None:
     slots, sender, receiver, payload, schema = plain_steps()
     tree, strange = {"state": np.arange(3.0)}, object()
-    kind: Any = steps
+    kind: Any = core
     asking: Any = asking_for(sender, receiver, slots, payload)
     small: Any = asking_for(sender, receiver, slots, np.zeros(8, np.uint8))
-    memories, watch = [SlotMemory(np.zeros(8, np.uint8), payload)], steps.Watch(np.zeros(64, np.uint8), 0)
+    memories, watch = [SlotMemory(np.zeros(8, np.uint8), payload)], core.Watch(np.zeros(64, np.uint8), 0)
     no_memory: list[Any] = [strange, strange]
-    without: Any = steps.Asking(slots, no_memory, 2, slots, no_memory, watch)
+    without: Any = core.Asking(slots, no_memory, 2, slots, no_memory, watch)
     without.learn(sender, 1, 1, receiver, 1)
-    intake = steps.Intake(slots, slots, None, None)
+    intake = core.Intake(slots, slots, None, None)
     views = [place.view(payload) for place in schema.arrays]
     for call in (
         lambda: kind.Intake(strange, slots, None, None),
@@ -96,7 +96,7 @@ def test_a_reply_is_one_to_what_was_sent() -> None:
 
     assert asking.receive(ReplyHead) is None  # the memory is all zeros, and so would the reply to sequence 0 be
 
-    unlearnt = steps.Asking(slots, [], 2, slots, [], steps.Watch(np.zeros(64, np.uint8), 0))
+    unlearnt = core.Asking(slots, [], 2, slots, [], core.Watch(np.zeros(64, np.uint8), 0))
     assert unlearnt.receive(ReplyHead) is None
     assert not unlearnt.send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
@@ -132,7 +132,7 @@ def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_writte
         asking_for(sender_of_two(convert), receiver, slots, payload).send(two, 0, in_flight, Waiting())
     assert not in_flight
     with pytest.raises(TypeError, match="open slots"):
-        steps.Intake(slots, slots, None, None).answer(sender_of_two(None), two, payload, 1, 1, 0, 1, 1)
+        core.Intake(slots, slots, None, None).answer(sender_of_two(None), two, payload, 1, 1, 0, 1, 1)
 
 
 def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
@@ -147,7 +147,7 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
         views.clear()
         return view.copy()
 
-    intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
+    intake = core.Intake(slots, core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
     intake.learn(1, receiver, payloads, arena, views)
     assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
@@ -160,9 +160,9 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
 
 def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None:
     slots, sender, receiver, payload, schema = plain_steps()
-    replies = steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
+    replies = core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
     views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
-    intake = steps.Intake(slots, replies, None, None)
+    intake = core.Intake(slots, replies, None, None)
     intake.learn(1, receiver, [payload, payload], None, views)
     assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
     del views[1]
