@@ -290,7 +290,7 @@ def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
             "trusted": lease.trusted,
             "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
             "slots": lease.wanted.slots,
-            "generation": lease.lane.identity.generation,
+            "generation": lease.channel_info.identity.generation,
             **_counts(supervisor, lease.channel, now_ns),
         }
         for lease in supervisor.leases

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from shmserve.backend import NATIVE
-from shmserve.channel import Lane
+from shmserve.channel import ChannelInfo
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
 from shmserve.shortened import shortened
@@ -255,7 +255,7 @@ class Engine:
                 self._failpoint("paused")
             case "lost":
                 tenancy = loop.tenancies.get(message["channel"])
-                if tenancy is not None and tenancy.lane.identity.generation == message["generation"]:
+                if tenancy is not None and tenancy.channel_info.identity.generation == message["generation"]:
                     tenancy.carry(message["carried"], serving=loop.serving)
             case "record":
                 self._record(loop, message["fds"], message["channel"])
@@ -267,12 +267,12 @@ class Engine:
             case "stop":
                 loop.stopped = True
 
-    def _map(self, lane: Lane, fds: Sequence[int]) -> MappedChannel:
+    def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
         descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._side.registrar if self._side is not None else None
-        return MappedChannel(lane, fds, writable_requests=writable, registrar=registrar)
+        return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
     def _tenancy(self, mapped: MappedChannel, message: Mapping[str, Any]) -> Tenancy:
         return Tenancy(
@@ -320,9 +320,11 @@ class Engine:
             return
         self._control.send("gpu", gpu=report)
 
-    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
+    def _report_broken(
+        self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None
+    ) -> None:
         """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
-        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame, detail=detail)
+        self._control.send("broken", **vars(channel_info.identity), reason=reason, blame=blame, detail=detail)
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:

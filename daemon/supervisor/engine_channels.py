@@ -66,7 +66,7 @@ class EngineChannels:
         engine.send(
             "attach",
             fds=fds,
-            lane=lease.lane.to_json(),
+            channel_info=lease.channel_info.to_json(),
             trusted=lease.trusted,
             uid=lease.peer.uid,
             carried=carried,
@@ -122,6 +122,6 @@ class EngineChannels:
                 del lease.holders[sequence]
             carried = [sequence for sequence in held if sequence in lease.carried]
             if carried:
-                identity = lease.lane.identity
+                identity = lease.channel_info.identity
                 for warm in self._warm:
                     warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)

@@ -304,7 +304,7 @@ class Engines:
             case "broken":
                 lease = self._leases.get(message["channel"])
                 # A client that grew or left before the engine had its channel open is nothing to tell of.
-                if lease is not None and lease.lane.identity.generation == message["generation"]:
+                if lease is not None and lease.channel_info.identity.generation == message["generation"]:
                     if message["detail"] is not None:
                         log.warning("the channel of client %d %s", message["channel"], message["detail"])
                     self._on_broken(lease, message["reason"], message["blame"])

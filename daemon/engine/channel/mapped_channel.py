@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 
 from ..device.registration import RegisteredRequests, Registrar, open_requests
 
@@ -18,23 +18,23 @@ class MappedChannel:
 
     def __init__(
         self,
-        lane: Lane,
+        channel_info: ChannelInfo,
         descriptors: Sequence[int] = (),
         *,
         writable_requests: bool = False,
         registrar: Registrar | None = None,
     ) -> None:
         """Takes `descriptors` over, see `EngineChannel`. With a `registrar` the device is to read the requests by itself."""
-        self.lane = lane
+        self.channel_info = channel_info
         self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
         #: For the registrar's own mapping, until that is made.
         self._requests = None
         if self._registrar is not None and (
-            lane.names is not None or descriptors
+            channel_info.names is not None or descriptors
         ):  # without any, EngineChannel says so
-            self._requests = open_requests(lane, descriptors)
+            self._requests = open_requests(channel_info, descriptors)
         try:
-            self.channel = EngineChannel(lane, descriptors, writable_requests=writable_requests)
+            self.channel = EngineChannel(channel_info, descriptors, writable_requests=writable_requests)
         except BaseException:
             self._close_requests()
             raise

@@ -50,11 +50,11 @@ class Tenancy:
     ) -> None:
         """Takes `mapped` over. `tensors_on` is as `Staging` takes it."""
         self._mapped = mapped
-        self.lane = mapped.lane
+        self.channel_info = mapped.channel_info
         self.channel = mapped.channel
         #: The requests as memory that the device reads by itself; None where it does not.
         self.registered = mapped.register()
-        self.number = self.lane.identity.channel
+        self.number = self.channel_info.identity.channel
         self.trusted = trusted
         self.uid = uid
         #: What its user may send; None without a limit.
@@ -292,7 +292,7 @@ class Tenancy:
         self._unregister()
         self._forget_plain()
         self._mapped = mapped
-        self.lane = mapped.lane
+        self.channel_info = mapped.channel_info
         self.channel = mapped.channel
         self.registered = mapped.register()
         self.words = self.channel.requests.words

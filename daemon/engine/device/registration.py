@@ -15,7 +15,7 @@ import numpy as np
 import posix_ipc
 import torch
 
-from shmserve.channel import Lane
+from shmserve.channel import ChannelInfo
 from shmserve.layout import Geometry, slot_of
 
 from .host_memory import REMEDY, HostMemory
@@ -111,13 +111,13 @@ class RegisteredRequests:
                 event.synchronize()
 
 
-def open_requests(lane: Lane, descriptors: Sequence[int]) -> int:
-    """A descriptor of the lane's requests that may be mapped to be written; the caller closes it."""
-    if lane.names is not None:
+def open_requests(channel_info: ChannelInfo, descriptors: Sequence[int]) -> int:
+    """A descriptor of the channel's requests that may be mapped to be written; the caller closes it."""
+    if channel_info.names is not None:
         try:
-            shared = posix_ipc.SharedMemory(lane.names.requests)
+            shared = posix_ipc.SharedMemory(channel_info.names.requests)
         except posix_ipc.ExistentialError as error:
-            raise FileNotFoundError(f"shared memory {lane.names.requests} is gone") from error
+            raise FileNotFoundError(f"shared memory {channel_info.names.requests} is gone") from error
         descriptor: int = shared.fd
         return descriptor
     return os.dup(descriptors[0])

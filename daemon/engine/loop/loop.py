@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.spin import SpinBudget
 from shmserve.watch import beside, give_up, spin, written
 
@@ -57,7 +57,7 @@ class EngineLoop:
         serving: Serving,
         budget: SpinBudget,
         control: Callable[[float], bool],
-        broken: Callable[[Lane, str], None],
+        broken: Callable[[ChannelInfo, str], None],
     ) -> None:
         self._bell = bell
         self._words = stats.words
@@ -227,7 +227,7 @@ class EngineLoop:
             self._waiting.remove(tenancy)
 
     def _give_up(self, tenancy: Tenancy, reason: str) -> None:
-        self._broken(tenancy.lane, reason)
+        self._broken(tenancy.channel_info, reason)
         self.remove(tenancy.number)
         self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
 

@@ -82,4 +82,4 @@ class RecordedServing:
 
 
 def _generation(tenancy: Tenancy) -> int:
-    return tenancy.lane.identity.generation
+    return tenancy.channel_info.identity.generation

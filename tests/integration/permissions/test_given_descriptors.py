@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.client import ShmClient
 from shmserve.daemon.ipc.stats import STATS_BYTES, Stats
 from shmserve.directories import CLIENT_SOCKET
@@ -132,8 +132,8 @@ class FakeDaemon:
 
     def attach(self, fds: list[int]) -> None:
         self._connection, _ = self._listener.accept()
-        lane = {"identity": vars(_IDENTITY), "names": None}
-        self._answer({"lane": lane, "trusted": False, "state": "ready"}, fds)
+        channel_info = {"identity": vars(_IDENTITY), "names": None}
+        self._answer({"channel_info": channel_info, "trusted": False, "state": "ready"}, fds)
 
     def describe(self) -> None:
         self._answer({"service": "t", "state": "ready", "epoch": 1, "model": None})
@@ -161,7 +161,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     daemon.close()
 
 
-def lane_ends() -> list[int]:
+def channel_ends() -> list[int]:
     """What a client gets: requests, replies, a pipe to ring, a pipe to listen at."""
     return [memory(), read_only(memory()), one_end(1), one_end(0)]
 
@@ -173,7 +173,7 @@ def close_all(descriptors: list[int]) -> None:
 
 def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemon: FakeDaemon) -> None:
     replies = memory(seals=0)
-    given = lane_ends()
+    given = channel_ends()
     os.close(given[1])
     given[1] = os.open(f"/proc/self/fd/{replies}", os.O_RDONLY)
     pid = daemon.ask()
@@ -195,7 +195,7 @@ def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemo
 
 def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon) -> None:
     for (place, name), (made, said) in GIVEN.items():
-        given = lane_ends()
+        given = channel_ends()
         os.close(given[place])
         given[place] = made()
         pid = daemon.ask()
@@ -210,7 +210,7 @@ def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_client_that_is_given_too_few_descriptors_says_so(daemon: FakeDaemon, count: int) -> None:
-    given = lane_ends()
+    given = channel_ends()
     pid = daemon.ask()
 
     daemon.attach(given[:count])
@@ -230,9 +230,9 @@ def test_an_engine_takes_nothing_that_is_not_what_it_should_be() -> None:
         given[place] = made()
 
         with pytest.raises(ProtocolMismatch, match=said):
-            EngineChannel(Lane(_IDENTITY, None), given)
+            EngineChannel(ChannelInfo(_IDENTITY, None), given)
     with pytest.raises(ProtocolMismatch, match="1 descriptors came with a channel"):
-        EngineChannel(Lane(_IDENTITY, None), [memory()])
+        EngineChannel(ChannelInfo(_IDENTITY, None), [memory()])
 
 
 def test_a_doorbell_does_not_block_whatever_came() -> None:

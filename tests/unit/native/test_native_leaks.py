@@ -19,7 +19,7 @@ from shmserve.description import describe
 from shmserve.layout import Geometry, sequence_of
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter
 from shmserve.schema import Schema
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 from shmserve.watch import Watch, all_moved, moved, spin
 
@@ -122,7 +122,7 @@ def test_reading_keeps_nothing() -> None:
 
 
 def test_the_ends_of_a_channel_keep_nothing() -> None:
-    sealed, geometry = SealedLane(), Geometry(2, 64, 64)
+    sealed, geometry = SealedChannelFds(), Geometry(2, 64, 64)
     sealed.create(Identity(1, 2, 3), geometry, geometry)
     segment = Segment.from_descriptor(sealed.engine_ends()[1], writable=True)
     writer, sequence = RequestWriter(segment), sequence_of(1 << 40, 1)

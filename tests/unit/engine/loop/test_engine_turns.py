@@ -14,7 +14,7 @@ import torch
 
 from fuzz.echo_model import EchoModel
 from shmserve.backend import NATIVE, core
-from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
+from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
@@ -28,7 +28,7 @@ from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
 from shmserve.watch import beside
@@ -62,8 +62,8 @@ class Engine:
         self.model = Model()
         self.model.batches = max_batch > 1
         self.news: list[str] = []
-        self._names: list[LaneNames] = []
-        self._sealed: list[SealedLane] = []
+        self._names: list[ChannelNames] = []
+        self._sealed: list[SealedChannelFds] = []
         self.channels: list[ClientChannel] = []
         self.shared_bell = f"/shmserve-test.{secrets.token_hex(8)}" if transport == "named" else None
         self._supervisor, control = socket.socketpair()
@@ -79,7 +79,7 @@ class Engine:
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda lane, why: pytest.fail(why)
+            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda channel_info, why: pytest.fail(why)
         )
         self.loop.serve()
 
@@ -98,22 +98,22 @@ class Engine:
         identity = Identity(1, channel, 1)
         if self.shared_bell is not None:
             fresh = [f"/shmserve-test.{secrets.token_hex(8)}" for _ in range(3)]
-            names = LaneNames(fresh[0], fresh[1], self.shared_bell, fresh[2])
-            lane = Lane(identity, names)
-            create_lane(lane, _GEOMETRY, _GEOMETRY)
+            names = ChannelNames(fresh[0], fresh[1], self.shared_bell, fresh[2])
+            channel_info = ChannelInfo(identity, names)
+            create_channel(channel_info, _GEOMETRY, _GEOMETRY)
             given, ends = [], []
             self._names.append(names)
         else:
-            sealed = SealedLane()
-            lane = Lane(identity, None)
+            sealed = SealedChannelFds()
+            channel_info = ChannelInfo(identity, None)
             given = sealed.create(identity, _GEOMETRY, _GEOMETRY)
             ends = [os.dup(descriptor) for descriptor in sealed.engine_ends()]
             self._sealed.append(sealed)
-        client_channel = ClientChannel(lane, given)
+        client_channel = ClientChannel(channel_info, given)
         self.channels.append(client_channel)
         self.loop.add(
             Tenancy(
-                MappedChannel(lane, ends),
+                MappedChannel(channel_info, ends),
                 trusted=False,
                 uid=0,
                 rate=None,
@@ -141,7 +141,7 @@ class Engine:
         for sealed in self._sealed:
             sealed.close()
         for index, names in enumerate(self._names):
-            unlink_lane(Lane(Identity(1, index, 1), names))
+            unlink_channel(ChannelInfo(Identity(1, index, 1), names))
         if self.shared_bell is not None:
             unlink_doorbell(self.shared_bell)
         self._control.close()

@@ -14,7 +14,7 @@ import torch
 
 from fuzz.echo_model import EchoModel
 from shmserve.backend import NATIVE
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
@@ -24,7 +24,7 @@ from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, state_in
 
@@ -57,12 +57,12 @@ class Engine:
         self.serving = PlainServing(
             self.model, self.stats, version=7, max_batch=1, in_place=in_place, stateful=False, checks={}
         )
-        self._sealed = SealedLane()
-        lane = Lane(Identity(1, 0, 1), None)
-        self.client = ClientChannel(lane, self._sealed.create(lane.identity, _GEOMETRY, _GEOMETRY))
+        self._sealed = SealedChannelFds()
+        channel_info = ChannelInfo(Identity(1, 0, 1), None)
+        self.client = ClientChannel(channel_info, self._sealed.create(channel_info.identity, _GEOMETRY, _GEOMETRY))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
         self.tenancy = Tenancy(
-            MappedChannel(lane, ends),
+            MappedChannel(channel_info, ends),
             trusted=True,
             uid=0,
             rate=None,
