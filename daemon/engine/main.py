@@ -25,9 +25,9 @@ from shmserve.backend import NATIVE
 from shmserve.channel import ChannelInfo
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
+from shmserve.record_ring import RecordRingBroken, RecordRingWriter
 from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
-from shmserve.tape import TapeBroken, TapeWriter
 
 from ..failpoints import failpoint
 from ..host import descriptor_limit
@@ -94,7 +94,7 @@ class Engine:
         self._rates = Rates(None)
         self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
-        self._tape: TapeWriter | None = None
+        self._record_ring: RecordRingWriter | None = None
         self._drains = False
 
     def load(self) -> bool:
@@ -293,22 +293,22 @@ class Engine:
         self._end_recording(loop)
         try:
             if not fds:
-                raise TapeBroken("the tape did not come: this process has no room for more descriptors")
-            self._tape = TapeWriter(fds[0])
-        except (TapeBroken, OSError) as error:  # the supervisor has looked at it: memory is short
+                raise RecordRingBroken("the record ring did not come: this process has no room for more descriptors")
+            self._record_ring = RecordRingWriter(fds[0])
+        except (RecordRingBroken, OSError) as error:  # the supervisor has looked at it: memory is short
             log.error("nothing is recorded: %s", error)
             return
         finally:
             for descriptor in fds:
                 os.close(descriptor)
-        loop.serve_through(RecordedServing(self._serving, self._tape, channel))
+        loop.serve_through(RecordedServing(self._serving, self._record_ring, channel))
 
     def _end_recording(self, loop: EngineLoop) -> None:
-        tape, self._tape = self._tape, None
-        if tape is not None:
+        record_ring, self._record_ring = self._record_ring, None
+        if record_ring is not None:
             assert self._serving is not None
             loop.serve_through(self._serving)
-            tape.close()
+            record_ring.close()
 
     def _report_gpu(self) -> None:
         if self._side is None:

@@ -8,7 +8,7 @@ attach  channel_info, trusted, uid, carried, suspicion
 suspect channel, left_s, blamed               (the client runs alone and behind the others that long)
 detach  channel
 lost    channel, generation, carried          (answers what no engine has)
-record  channel, a tape's descriptor
+record  channel, a record ring's descriptor
 record_end
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way

@@ -318,9 +318,9 @@ class Engines:
 
     # Recording
 
-    def record(self, tape: int, channel: int | None) -> None:
-        """From now on whichever engine serves puts what it serves on this tape; the descriptor stays the caller's."""
-        self.channels.record(tape, channel)
+    def record(self, record_ring: int, channel: int | None) -> None:
+        """From now on whichever engine serves puts what it serves on this record ring; the descriptor stays the caller's."""
+        self.channels.record(record_ring, channel)
         self._ring()
 
     def end_recording(self) -> None:

@@ -23,9 +23,9 @@ from shmserve.directories import CLIENT_SOCKET
 from shmserve.errors import ProtocolMismatch, ShmServeError
 from shmserve.layout import COUNTER_OFFSET, Geometry, header_bytes
 from shmserve.pipe_doorbell import PipeListener, PipeRinger, create_pipe
+from shmserve.record_ring import RecordRingBroken, RecordRingReader, check_record_ring
 from shmserve.sealed_memory import SEALS
 from shmserve.segment import Identity
-from shmserve.tape import TapeBroken, TapeReader, check_tape
 
 _GEOMETRY = Geometry(4, 4096, 65536)
 _IDENTITY = Identity(1, 0, 1)
@@ -260,10 +260,10 @@ def test_an_engine_s_stats_are_mapped_only_where_nobody_can_shrink_them() -> Non
 
 
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_a_tape_that_an_engine_cannot_write_to_is_refused() -> None:
-    tape = TapeReader(4096)
-    reading = os.open(f"/proc/self/fd/{tape.descriptor}", os.O_RDONLY)
-    with pytest.raises(TapeBroken, match="the tape is not open for writing"):
-        check_tape(reading)
+def test_a_record_ring_that_an_engine_cannot_write_to_is_refused() -> None:
+    record_ring = RecordRingReader(4096)
+    reading = os.open(f"/proc/self/fd/{record_ring.descriptor}", os.O_RDONLY)
+    with pytest.raises(RecordRingBroken, match="the record ring is not open for writing"):
+        check_record_ring(reading)
     os.close(reading)
-    tape.close()
+    record_ring.close()
