@@ -69,8 +69,8 @@ def record(
             record_ring = RecordRingReader(buffer_mib * _MIB)
             try:
                 began_ns, began_s = time.monotonic_ns(), time.time()
-                telling = connection.call_more("Record", {"client": client}, fd=record_ring.descriptor)
-                first = next(telling)  # refused before a file is made
+                replies = connection.call_more("Record", {"client": client}, fd=record_ring.descriptor)
+                first = next(replies)  # refused before a file is made
                 with RecordingWriter(path) as writer:
                     writer.begin(
                         {
@@ -84,7 +84,7 @@ def record(
                     recorder = Recorder(record_ring, writer, began_ns)
                     with progress_line(_shown) as progress:
                         why = recorder.run(
-                            connection.told(telling),
+                            connection.reply_stream(replies),
                             count=count,
                             seconds=seconds,
                             stopped=lambda: bool(stops),

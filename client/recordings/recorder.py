@@ -30,7 +30,7 @@ _ENTRIES_A_LOOK = 64
 _PROGRESS_S = 0.2
 
 
-class Telling(Protocol):
+class ReplyStream(Protocol):
     """The daemon's replies to Record, and a descriptor that is readable when one waits."""
 
     def fileno(self) -> int: ...
@@ -75,7 +75,7 @@ class Recorder:
 
     def run(
         self,
-        telling: Telling,
+        replies: ReplyStream,
         *,
         count: int | None,
         seconds: float | None,
@@ -102,8 +102,8 @@ class Recorder:
                 return "seconds"
             if taken == 0:
                 try:
-                    if select.select([telling], [], [], _LOOK_S)[0]:
-                        next(telling)  # another model serves: each request names its version
+                    if select.select([replies], [], [], _LOOK_S)[0]:
+                        next(replies)  # another model serves: each request names its version
                 except (ServiceUnavailable, StopIteration):
                     self._take(count)
                     return "the daemon stopped"
