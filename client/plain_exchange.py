@@ -58,14 +58,14 @@ class PlainExchange(Exchange):
         """Requests and results like these, which went the long way, are plain from now on."""
         with self._lock:
             head, known = pending._head, self._encoder.latest
-            if not self._held or head is None or head.flags & Flag.PICKLED or known is None or known.sender is None:
+            if not self._held or head is None or head.flags & Flag.PICKLED or known is None or known.encoder is None:
                 return
             attachment = self._held[0]
             channel, reply = attachment.channel, attachment.decoder.known(head.schema)
             requests, replies = channel.requests, channel.replies
             if attachment.closed or (attachment is not self._checked and self._check_contract):
                 return
-            if reply is None or reply.receiver is None or not reply.only_arrays:
+            if reply is None or reply.decoder is None or not reply.only_arrays:
                 return
             if attachment.asking is None:
                 if requests.native is None or replies.native is None:
@@ -78,7 +78,7 @@ class PlainExchange(Exchange):
                     replies.memories,
                     replies.watch,
                 )
-            attachment.asking.learn(known.sender, known.schema_id, known.metadata_bytes, reply.receiver, head.schema)
+            attachment.asking.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 
     def _attachment_for_plain(self) -> Attachment | None:
         """The one that a plain request may go through now; in a forked child none is held."""

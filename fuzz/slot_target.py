@@ -44,19 +44,19 @@ def run(data: bytes) -> None:
 
 def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
     """Compare the trees that pure Python makes with those of the native core."""
-    receiver = schema.receiver
-    if receiver is None:
+    decoder = schema.decoder
+    if decoder is None:
         return
     views = [place.view(slot.payload) for place in schema.arrays]
     leaves = [owned_array(place, view) for place, view in zip(schema.arrays, views, strict=True)]
     # Of equal trees that share the same parts: whatever a type, a bit or a container differs in is seen.
     built = pickle.dumps(schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
     assert pickle.dumps(tree, 5) == built, "Python decodes another tree"
-    assert pickle.dumps(receiver.build(slot.payload, leaves), 5) == built, "Python builds another tree"
+    assert pickle.dumps(decoder.build(slot.payload, leaves), 5) == built, "Python builds another tree"
     if schema.only_arrays:
         staged = _slot()
-        receiver.stage(slot.payload, staged.payload)
-        lent = receiver.lend(staged.payload, [place.view(staged.payload) for place in schema.arrays])
+        decoder.stage(slot.payload, staged.payload)
+        lent = decoder.decode_in_place(staged.payload, [place.view(staged.payload) for place in schema.arrays])
         assert pickle.dumps(lent, 5) == built, "what is staged is another tree"
 
 
@@ -72,7 +72,7 @@ def _check(tree: object) -> None:
     assert encoded == again, "the lengths change"
     assert (first.metadata == second.metadata).all(), "the structure changes"
     # The first time Python describes and writes it; from then on it is recognised in one step.
-    write = encoder._matchers[0].write
+    write = encoder._matchers[0].encode_into
     if write is not None:
         native = _slot()
         assert write(tree, native.payload) == 1, "what was described is not recognised"

@@ -9,7 +9,7 @@ from .codec import SlotMemory
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Head = TypeVar("_Head", bound=tuple[int, ...])
 
-class Sender:
+class TreeEncoder:
     def __init__(
         self,
         pattern: tuple[Any, ...],
@@ -17,7 +17,7 @@ class Sender:
         places: tuple[tuple[int, int, np.dtype[Any]], ...],
         payload_bytes: int,
     ) -> None: ...
-    def write(
+    def encode_into(
         self,
         tree: Any,
         payload: _Bytes,
@@ -27,7 +27,7 @@ class Sender:
         /,
     ) -> int: ...
 
-class Receiver:
+class TreeDecoder:
     def __init__(
         self,
         steps: tuple[tuple[tuple[int, ...], tuple[str, ...] | None, type], ...],
@@ -37,8 +37,8 @@ class Receiver:
         bare: bool,
         payload_bytes: int,
     ) -> None: ...
-    def read(self, payload: _Bytes) -> Any: ...
-    def lend(self, payload: _Bytes, views: list[npt.NDArray[Any]]) -> Any: ...
+    def decode(self, payload: _Bytes) -> Any: ...
+    def decode_in_place(self, payload: _Bytes, views: list[npt.NDArray[Any]]) -> Any: ...
     def build(self, payload: _Bytes, leaves: list[Any]) -> Any: ...
     def stage(self, payload: _Bytes, arena: _Bytes, stager: Stager | None = None, writing: int = 0, /) -> int: ...
 
@@ -76,7 +76,7 @@ class Intake:
     def learn(
         self,
         schema: int,
-        receiver: Receiver,
+        decoder: TreeDecoder,
         payloads: list[_Bytes],
         arena: _Bytes | None,
         views: list[npt.NDArray[Any]] | list[list[npt.NDArray[Any]]],
@@ -87,7 +87,7 @@ class Intake:
     def head(self, kind: type[_Head], /) -> _Head: ...
     def answer(
         self,
-        sender: Sender,
+        encoder: TreeEncoder,
         tree: Any,
         payload: _Bytes,
         schema: int,
@@ -110,7 +110,7 @@ class Asking:
         watch: Watch,
     ) -> None: ...
     def learn(
-        self, sender: Sender, schema: int, metadata_bytes: int, receiver: Receiver, reply_schema: int, /
+        self, encoder: TreeEncoder, schema: int, metadata_bytes: int, decoder: TreeDecoder, reply_schema: int, /
     ) -> None: ...
     def send(self, tree: Any, deadline_ns: int, in_flight: dict[int, Any], pending: Any, /) -> bool: ...
     def receive(self, kind: type[_Head], /) -> tuple[Any, _Head, int] | None: ...

@@ -34,7 +34,7 @@ from .objects import pickled, unpickled
 from .schema import BFLOAT16, Array, ArrayPlace, Schema
 
 _copy = np.ndarray.copy
-#: What `Sender.write` says of a tree that is larger than its slot; what is above is the number of an announced write.
+#: What `TreeEncoder.encode_into` says of a tree that is larger than its slot; what is above is the number of an announced write.
 _TOO_LARGE = 2
 
 #: How many structures one side remembers; a robot uses one or two.
@@ -117,12 +117,12 @@ class Known(Matcher):
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         self.metadata_bytes = len(schema.metadata)
         #: Compares and copies in one step, and its method that does so; None where that was not built.
-        self.sender: core.Sender | None = None
-        self.write: Callable[..., int] | None = None
+        self.encoder: core.TreeEncoder | None = None
+        self.encode_into: Callable[..., int] | None = None
         if NATIVE:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-            self.sender = core.Sender(pattern.spec(), self.wrapped, places, schema.payload_bytes)
-            self.write = self.sender.write
+            self.encoder = core.TreeEncoder(pattern.spec(), self.wrapped, places, schema.payload_bytes)
+            self.encode_into = self.encoder.encode_into
 
 
 class Encoder:
@@ -166,13 +166,13 @@ class Encoder:
         slot.writing = 0
         for matcher in self._matchers:
             try:
-                if matcher.write is None or lent:
+                if matcher.encode_into is None or lent:
                     leaves = matcher.collect(tree)
                     if leaves is not None:
                         if matcher is not self._matchers[0]:
                             self._to_front(matcher)
                         return self._write(matcher, leaves, slot, lent=lent)
-                elif found := matcher.write(tree, slot.payload, slot.announcing, slot.number, slot.ring):
+                elif found := matcher.encode_into(tree, slot.payload, slot.announcing, slot.number, slot.ring):
                     if found == _TOO_LARGE or slot.written_schema != matcher.schema_id:
                         self._write_metadata(matcher, slot)
                     if found > _TOO_LARGE:
@@ -404,9 +404,9 @@ class Decoder:
         schema = self._schemas.known.get(schema_id)
         if schema is None or schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
             schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
-        receiver = schema.receiver
-        if receiver is not None and read_leaf is None and schema.only_arrays:
-            tree = receiver.read(slot.payload)
+        decoder = schema.decoder
+        if decoder is not None and read_leaf is None and schema.only_arrays:
+            tree = decoder.decode(slot.payload)
         else:
             views = slot.views[schema]
             if read_leaf is None and schema.only_arrays:

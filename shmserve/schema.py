@@ -88,14 +88,14 @@ class Schema:
         return cls(tree, metadata)
 
     @cached_property
-    def receiver(self) -> core.Receiver | None:
+    def decoder(self) -> core.TreeDecoder | None:
         """What puts trees together as `build` does, in less time; None where that was not built."""
         if not NATIVE:
             return None
         layout = self._layout
         formats = ["?" if index in layout.truths else one for index, one in enumerate(layout.formats)]
         places = tuple((place.offset, place.size, place.stored_as, place.shape) for place in self.arrays)
-        return core.Receiver(
+        return core.TreeDecoder(
             tuple(layout.containers()), "".join(formats), places, tuple(layout.constants), self.bare, self.payload_bytes
         )
 

@@ -6,8 +6,8 @@
  */
 
 #include "asking.h"
-#include "receiver.h"
-#include "sender.h"
+#include "tree_decoder.h"
+#include "tree_encoder.h"
 #include "slots.h"
 #include "stager.h"
 #include "watch.h"
@@ -21,7 +21,7 @@ typedef struct {
     PyObject *request_memories, *reply_memories;
     Py_ssize_t turning;
     /* What was learnt; NULL before. */
-    PyObject *sender, *receiver;
+    PyObject *encoder, *decoder;
     uint64_t schema, metadata_bytes, reply_schema;
     /* Of the request that was sent last. */
     unsigned long long sequence;
@@ -79,24 +79,24 @@ static void asking_dealloc(PyObject *object)
     Py_XDECREF(self->watch);
     Py_XDECREF(self->request_memories);
     Py_XDECREF(self->reply_memories);
-    Py_XDECREF(self->sender);
-    Py_XDECREF(self->receiver);
+    Py_XDECREF(self->encoder);
+    Py_XDECREF(self->decoder);
     free_instance(object);
 }
 
-/* learn(sender, schema, metadata_bytes, receiver, reply_schema): requests and results of these structures are plain */
+/* learn(encoder, schema, metadata_bytes, decoder, reply_schema): requests and results of these structures are plain */
 static PyObject *asking_learn(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Asking *self = (Asking *)object;
     uint64_t schema, metadata, reply_schema;
-    if (count != 5 || !is_sender(args[0]) || !is_receiver(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "learn(sender, schema, metadata_bytes, receiver, reply_schema)");
+    if (count != 5 || !is_encoder(args[0]) || !is_decoder(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "learn(encoder, schema, metadata_bytes, decoder, reply_schema)");
         return NULL;
     }
     if (to_word(args[1], &schema) < 0 || to_word(args[2], &metadata) < 0 || to_word(args[4], &reply_schema) < 0)
         return NULL;
-    Py_XSETREF(self->sender, Py_NewRef(args[0]));
-    Py_XSETREF(self->receiver, Py_NewRef(args[3]));
+    Py_XSETREF(self->encoder, Py_NewRef(args[0]));
+    Py_XSETREF(self->decoder, Py_NewRef(args[3]));
     self->schema = schema;
     self->metadata_bytes = metadata;
     self->reply_schema = reply_schema;
@@ -126,18 +126,18 @@ static int is_described(const Asking *self, PyObject *memory)
     return same;
 }
 
-/* As sender_put, into this slot. */
+/* As encoder_put, into this slot. */
 static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *writing)
 {
     int found = -1;
     /* Others may be learnt by what is asked for the tree. */
-    PyObject *sender = Py_NewRef(self->sender), *payload = PyObject_GetAttr(memory, payload_name);
+    PyObject *encoder = Py_NewRef(self->encoder), *payload = PyObject_GetAttr(memory, payload_name);
     PyObject *ring = payload == NULL ? NULL : PyObject_GetAttr(memory, ring_name);
     if (ring != NULL)
-        found = sender_put(sender, tree, payload, (PyObject *)self->requests, slot, ring, writing);
+        found = encoder_put(encoder, tree, payload, (PyObject *)self->requests, slot, ring, writing);
     Py_XDECREF(ring);
     Py_XDECREF(payload);
-    Py_DECREF(sender);
+    Py_DECREF(encoder);
     return found;
 }
 
@@ -166,9 +166,9 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     }
     if (to_word(args[1], &deadline_ns) < 0)
         return NULL;
-    if (self->sender == NULL || PyDict_GET_SIZE(args[2]))
+    if (self->encoder == NULL || PyDict_GET_SIZE(args[2]))
         Py_RETURN_FALSE;
-    uint64_t sequence = next_sequence(self), slot = slot_of(sequence), bytes = sender_bytes(self->sender);
+    uint64_t sequence = next_sequence(self), slot = slot_of(sequence), bytes = encoder_bytes(self->encoder);
     PyObject *memory = sequence ? memory_of(self->request_memories, slot) : NULL;
     int found = memory == NULL ? -1 : is_described(self, memory);
     if (found == 1)
@@ -206,16 +206,16 @@ static PyObject *asking_receive(PyObject *object, PyObject *type)
 {
     Asking *self = (Asking *)object;
     uint64_t words[REPLY_WORDS], slot = slot_of(self->sequence), *head;
-    if (self->receiver == NULL || !self->sequence)
+    if (self->decoder == NULL || !self->sequence)
         Py_RETURN_NONE;
     if ((head = head_of(self->replies, self->sequence)) == NULL)
         return NULL;
     if (!copy_reply(head, self->sequence, words) || words[REPLY_STATUS] != STATUS_OK || (words[REPLY_FLAGS] & FLAG_PICKLED) ||
-        words[REPLY_SCHEMA] != self->reply_schema || words[REPLY_PAYLOAD_BYTES] != receiver_bytes(self->receiver))
+        words[REPLY_SCHEMA] != self->reply_schema || words[REPLY_PAYLOAD_BYTES] != decoder_bytes(self->decoder))
         Py_RETURN_NONE;
-    PyObject *receiver = Py_NewRef(self->receiver), *memory = memory_of(self->reply_memories, slot);
+    PyObject *decoder = Py_NewRef(self->decoder), *memory = memory_of(self->reply_memories, slot);
     PyObject *payload = memory == NULL ? NULL : PyObject_GetAttr(memory, payload_name);
-    PyObject *tree = payload == NULL ? NULL : receiver_read(receiver, payload);
+    PyObject *tree = payload == NULL ? NULL : decoder_decode(decoder, payload);
     PyObject *told = tree == NULL ? NULL : named(type, words, REPLY_WORDS);
     PyObject *now_ns = told == NULL ? NULL : PyLong_FromUnsignedLongLong(monotonic_ns());
     PyObject *found = now_ns == NULL ? NULL : PyTuple_Pack(3, tree, told, now_ns);
@@ -224,7 +224,7 @@ static PyObject *asking_receive(PyObject *object, PyObject *type)
     Py_XDECREF(tree);
     Py_XDECREF(payload);
     Py_XDECREF(memory);
-    Py_DECREF(receiver);
+    Py_DECREF(decoder);
     return found;
 }
 

@@ -1,6 +1,6 @@
 /* Copies a payload that its client is still writing: the engine has nothing else to do while it looks for requests.
  *
- * A client announces each large write (sender.c): a number that is never used twice and names the slot, then how many
+ * A client announces each large write (tree_encoder.c): a number that is never used twice and names the slot, then how many
  * bytes are there. They are a hint. What was copied is used only for a request that names the same write, and then only
  * the rest is copied; otherwise it is forgotten. Whatever a client writes into these words, it costs the engine copies
  * within the client's own slot, between two looks at every counter.

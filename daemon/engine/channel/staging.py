@@ -65,7 +65,7 @@ class Staging:
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, writing: int = 0) -> Any:
         """The tree in `slot`, its arrays as the model takes them; `writing` is as the request's head says."""
-        receiver = schema.receiver
+        decoder = schema.decoder
         if in_place:
             source = slot
         else:
@@ -75,15 +75,15 @@ class Staging:
                 source = SlotMemory(_NO_METADATA, aligned_bytes(size))
                 self._replace(source, source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
-            if receiver is not None:
-                self.ahead_bytes = receiver.stage(slot.payload, source.payload, self._stager, writing)
+            if decoder is not None:
+                self.ahead_bytes = decoder.stage(slot.payload, source.payload, self._stager, writing)
             else:
                 source.beginnings[size][...] = slot.beginnings[size]
         views = source.views[schema]
-        if receiver is not None and schema.only_arrays and self._on_host and not pickled:
+        if decoder is not None and schema.only_arrays and self._on_host and not pickled:
             if self._device is None:
-                return receiver.lend(source.payload, views)
-            return receiver.build(source.payload, [_from_numpy(view) for view in views])
+                return decoder.decode_in_place(source.payload, views)
+            return decoder.build(source.payload, [_from_numpy(view) for view in views])
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
             tree = unpickle_parts(schema.build(numbers, views), "observation")

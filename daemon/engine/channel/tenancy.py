@@ -118,19 +118,19 @@ class Tenancy:
 
     def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
-        receiver = schema.receiver
-        if self.intake is None or self.intake.schema == schema_id or receiver is None or not schema.only_arrays:
+        decoder = schema.decoder
+        if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.only_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]
         self.plain_schema = schema
         if in_place:
             self.plain_views = []
-            self.intake.learn(schema_id, receiver, payloads, None, [memory.views[schema] for memory in memories])
+            self.intake.learn(schema_id, decoder, payloads, None, [memory.views[schema] for memory in memories])
         else:
             arena = self.staging(0).arena
             self.plain_views = arena.views[schema]
-            self.intake.learn(schema_id, receiver, payloads, arena.payload, self.plain_views)
+            self.intake.learn(schema_id, decoder, payloads, arena.payload, self.plain_views)
 
     def _forget_plain(self) -> None:
         """Hold nothing of the channel's memory any more."""

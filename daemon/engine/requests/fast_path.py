@@ -81,10 +81,10 @@ class PlainServing(Serving):
         words[_BATCHES] += 1
         known, copied_ns = tenancy.encoder.latest, -1
         memory = tenancy.channel.replies.memories[slot_of(sequence)]
-        if known is not None and known.sender is not None and memory.written_schema == known.schema_id:
+        if known is not None and known.encoder is not None and memory.written_schema == known.schema_id:
             try:
                 copied_ns = intake.answer(
-                    known.sender,
+                    known.encoder,
                     results[0],
                     memory.payload,
                     known.schema_id,

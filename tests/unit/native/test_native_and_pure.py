@@ -81,13 +81,13 @@ _trees = st.recursive(
 )
 
 
-def sender_of(tree: Any) -> tuple[Schema, Matcher, core.Sender]:
+def encoder_of(tree: Any) -> tuple[Schema, Matcher, core.TreeEncoder]:
     schema, pattern = describe(tree)
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     return (
         schema,
         Matcher(schema, 1, pattern),
-        core.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
+        core.TreeEncoder(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
     )
 
 
@@ -133,10 +133,10 @@ def test_it_is_left_out_on_request() -> None:
 @native_only
 @given(_trees)
 def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
-    schema, matcher, sender = sender_of(tree)
+    schema, matcher, encoder = encoder_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
 
-    assert sender.write(tree, payload) == 1
+    assert encoder.encode_into(tree, payload) == 1
 
     assert payload.tobytes() == written_by_python(schema, matcher, tree)
 
@@ -144,14 +144,14 @@ def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
 @native_only
 @given(_trees, _trees)
 def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -> None:
-    _, matcher, sender = sender_of(tree)
+    _, matcher, encoder = encoder_of(tree)
     payload = np.zeros(1 << 16, np.uint8)
     try:
         as_python = int(matcher.collect(other) is not None)
     except (ValueError, TypeError, OverflowError):
         as_python = 0
     try:
-        found = sender.write(other, payload)
+        found = encoder.encode_into(other, payload)
     except (ValueError, TypeError, OverflowError):
         found = 0
 
@@ -161,38 +161,38 @@ def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -
 @native_only
 @given(_trees)
 def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
-    schema, _, sender = sender_of(tree)
+    schema, _, encoder = encoder_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write(tree, payload)
-    receiver = schema.receiver
-    assert receiver is not None
+    encoder.encode_into(tree, payload)
+    decoder = schema.decoder
+    assert decoder is not None
     views = [place.view(payload) for place in schema.arrays]
     numbers = schema.numbers.unpack_from(payload.data, 0)
 
-    for built in (receiver.read(payload), receiver.lend(payload, views), receiver.build(payload, views)):
+    for built in (decoder.decode(payload), decoder.decode_in_place(payload, views), decoder.build(payload, views)):
         assert repr(built) == repr(schema.build(numbers, views))
 
 
 @native_only
 def test_a_tree_that_does_not_fit_is_not_written() -> None:
-    schema, _, sender = sender_of({"x": np.ones(100, np.uint8)})
+    schema, _, encoder = encoder_of({"x": np.ones(100, np.uint8)})
     payload = np.zeros(schema.payload_bytes - 1, np.uint8)
 
-    assert sender.write({"x": np.ones(100, np.uint8)}, payload) == 2
+    assert encoder.encode_into({"x": np.ones(100, np.uint8)}, payload) == 2
 
     assert not payload.any()
 
 
 @native_only
 def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> None:
-    schema, _, sender = sender_of({"x": np.arange(5.0)})
+    schema, _, encoder = encoder_of({"x": np.arange(5.0)})
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write({"x": np.arange(5.0)}, payload)
+    encoder.encode_into({"x": np.arange(5.0)}, payload)
     views = [place.view(payload) for place in schema.arrays]
-    receiver = schema.receiver
-    assert receiver is not None
+    decoder = schema.decoder
+    assert decoder is not None
 
-    lent = receiver.lend(payload, views)["x"]
+    lent = decoder.decode_in_place(payload, views)["x"]
 
     assert lent.base is views[0][...].base
     assert lent.flags == views[0][...].flags
@@ -211,19 +211,19 @@ def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> Non
     ids=["short", "shaped", "signed", "strided", "bytes"],
 )
 def test_a_payload_that_is_none_is_refused(payload: Any) -> None:
-    schema, _, sender = sender_of({"x": np.arange(5.0), "y": 3})
-    receiver = schema.receiver
-    assert receiver is not None
+    schema, _, encoder = encoder_of({"x": np.arange(5.0), "y": 3})
+    decoder = schema.decoder
+    assert decoder is not None
     views = [place.view(np.zeros(schema.payload_bytes, np.uint8)) for place in schema.arrays]
 
-    for call in (receiver.read, lambda p: receiver.lend(p, views), lambda p: receiver.build(p, views)):
+    for call in (decoder.decode, lambda p: decoder.decode_in_place(p, views), lambda p: decoder.build(p, views)):
         with pytest.raises((TypeError, ValueError)):
             call(payload)
     with pytest.raises((TypeError, ValueError)):
-        receiver.stage(np.zeros(schema.payload_bytes, np.uint8), payload)
+        decoder.stage(np.zeros(schema.payload_bytes, np.uint8), payload)
     if len(payload) != 4:
         with pytest.raises(TypeError):
-            sender.write({"x": np.arange(5.0), "y": 3}, payload)
+            encoder.encode_into({"x": np.arange(5.0), "y": 3}, payload)
 
 
 @native_only

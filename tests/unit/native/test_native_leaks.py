@@ -100,10 +100,10 @@ def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
     (known,) = encoder._matchers
     small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
     recognise: Callable[[Any], Any]
-    if known.write is None:
+    if known.encode_into is None:
         recognise = known.collect
     else:
-        write = known.write
+        write = known.encode_into
         recognise = lambda tree: write(tree, slot.payload)
     for other in OTHERS:
         _assert_keeps_nothing(lambda other=other: recognise(other), other, TREE["state"])  # type: ignore[misc]
@@ -145,8 +145,8 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
 def test_plain_steps_keep_nothing() -> None:
     schema, pattern = describe({"state": np.arange(4.0), "step": 1})
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender, receiver = core.Sender(pattern.spec(), False, places, schema.payload_bytes), schema.receiver
-    assert receiver is not None
+    encoder, decoder = core.TreeEncoder(pattern.spec(), False, places, schema.payload_bytes), schema.decoder
+    assert decoder is not None
     payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
     views = [place.view(arena) for place in schema.arrays]
     requests, replies = (core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
@@ -156,7 +156,7 @@ def test_plain_steps_keep_nothing() -> None:
     memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
     memories[0].written_schema = 1 << 40
     asking = core.Asking(requests, memories, 1, replies, memories, core.Watch(np.zeros(64, np.uint8), 0))
-    asking.learn(sender, 1 << 40, 1, receiver, 1)
+    asking.learn(encoder, 1 << 40, 1, decoder, 1)
     pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
     def ask(intake: core.Intake) -> None:
@@ -166,26 +166,26 @@ def test_plain_steps_keep_nothing() -> None:
         assert in_flight.pop(sequence) is pending and pending.sequence == sequence == asking.sequence
         observation = intake.take(sequence_of(sent[0] - 1, 0))
         intake.head(RequestHead)
-        intake.answer(sender, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
+        intake.answer(encoder, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
         found = asking.receive(ReplyHead)
         assert found is not None and found[0]["step"] == 7
 
-    watched = (tree, tree["state"], payload, arena, views, views[0], sender, receiver, requests, replies, memories)
+    watched = (tree, tree["state"], payload, arena, views, views[0], encoder, decoder, requests, replies, memories)
     for intake in intakes:
-        intake.learn(1 << 40, receiver, [payload, payload], arena, views)
+        intake.learn(1 << 40, decoder, [payload, payload], arena, views)
         _assert_keeps_nothing(lambda intake=intake: ask(intake), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.learn(1 << 40, receiver, [payload, payload], arena, views),  # type: ignore[misc]
+            lambda intake=intake: intake.learn(1 << 40, decoder, [payload, payload], arena, views),  # type: ignore[misc]
             *watched,
         )
         _assert_keeps_nothing(lambda intake=intake: intake.take(0), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.answer(sender, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
+            lambda intake=intake: intake.answer(encoder, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
             strange,
         )
     _assert_keeps_nothing(lambda: core.Intake(requests, replies, None, None), requests, replies)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Intake(strange, replies, None, None)), strange)
-    _assert_keeps_nothing(lambda: asking.learn(sender, 1 << 40, 1, receiver, 1), *watched)
+    _assert_keeps_nothing(lambda: asking.learn(encoder, 1 << 40, 1, decoder, 1), *watched)
     _assert_keeps_nothing(lambda: asking.send(strange, 0, in_flight, pending), strange, *watched)
     _assert_keeps_nothing(lambda: asking.send(tree, 0, {1: strange}, pending), strange, pending, *watched)
     _assert_keeps_nothing(lambda: _raises(AttributeError, lambda: asking.send(tree, 0, in_flight, object())), *watched)
@@ -204,11 +204,11 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
     schema, pattern = describe(tree)
     spec = pattern.spec()
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    receiver = schema.receiver
-    assert receiver is not None
+    decoder = schema.decoder
+    assert decoder is not None
     payload, small, locked = (np.zeros(size, np.uint8) for size in (schema.payload_bytes, 8, schema.payload_bytes))
     locked.flags.writeable = False
-    sender = core.Sender(spec, False, places, schema.payload_bytes)
+    encoder = core.TreeEncoder(spec, False, places, schema.payload_bytes)
     views = [place.view(payload) for place in schema.arrays]
     parts: tuple[Any, ...] = (tuple(schema._layout.containers()), "qdq", None, (), False, schema.payload_bytes)
     received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
@@ -221,21 +221,21 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
     def broken(value: Any) -> Any:
         raise ValueError("no conversion today")
 
-    def sender_with(convert: Any) -> core.Sender:
+    def encoder_with(convert: Any) -> core.TreeEncoder:
         leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
         pattern = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
-        return core.Sender(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
+        return core.TreeEncoder(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
 
     two = [np.ones(3), np.ones(3)]
     strange: Any = SimpleNamespace()
     fine = (
-        lambda: core.Sender(spec, False, places, schema.payload_bytes),
-        lambda: core.Receiver(parts[0], parts[1], received, (), False, schema.payload_bytes),
-        lambda: sender.write(tree, payload),
-        lambda: sender.write(tree, small),
-        lambda: receiver.stage(payload, memory),
-        lambda: receiver.lend(payload, views),
-        lambda: receiver.build(payload, views),
+        lambda: core.TreeEncoder(spec, False, places, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], parts[1], received, (), False, schema.payload_bytes),
+        lambda: encoder.encode_into(tree, payload),
+        lambda: encoder.encode_into(tree, small),
+        lambda: decoder.stage(payload, memory),
+        lambda: decoder.decode_in_place(payload, views),
+        lambda: decoder.build(payload, views),
         lambda: slots.request(RequestHead, 64),
         lambda: slots.request(RequestHead, 128),
         lambda: slots.reply(ReplyHead, 64),
@@ -243,29 +243,29 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
         lambda: slots.take(64),
         lambda: slots.complete(64, *range(10)),
         lambda: core.Slots(memory, 8, 16, 56, 2),
-        lambda: sender_with(lambda value: None).write(two, payload),
+        lambda: encoder_with(lambda value: None).encode_into(two, payload),
     )
     failing = (
-        lambda: core.Sender(spec, False, places[:1], schema.payload_bytes),
-        lambda: core.Sender((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
-        lambda: core.Sender((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
-        lambda: core.Sender(
+        lambda: core.TreeEncoder(spec, False, places[:1], schema.payload_bytes),
+        lambda: core.TreeEncoder((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder(
             (*spec[:3], ((0, "constant", None), (9, 1, None)), *spec[4:]), False, places, schema.payload_bytes
         ),
-        lambda: core.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
-        lambda: core.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
-        lambda: core.Sender(spec, True, places, schema.payload_bytes),
-        lambda: core.Receiver(parts[0], "qdx", received, (), False, schema.payload_bytes),
-        lambda: core.Receiver(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
-        lambda: core.Receiver(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
-        lambda: core.Receiver((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
-        lambda: sender.write(tree, locked),
-        lambda: sender.write(tree, strange),
-        lambda: sender_with(broken).write(two, payload),
-        lambda: receiver.read(small),
-        lambda: receiver.lend(payload, [*views[:1], strange]),
-        lambda: receiver.build(payload, views[:1]),
-        lambda: receiver.stage(payload, locked),
+        lambda: core.TreeEncoder((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
+        lambda: core.TreeEncoder(spec, True, places, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdx", received, (), False, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
+        lambda: core.TreeDecoder((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
+        lambda: encoder.encode_into(tree, locked),
+        lambda: encoder.encode_into(tree, strange),
+        lambda: encoder_with(broken).encode_into(two, payload),
+        lambda: decoder.decode(small),
+        lambda: decoder.decode_in_place(payload, [*views[:1], strange]),
+        lambda: decoder.build(payload, views[:1]),
+        lambda: decoder.stage(payload, locked),
         lambda: slots.publish((64, *range(9), strange)),
         lambda: slots.complete(64, strange, *range(9)),
         lambda: slots.request(strange, 64),

@@ -54,13 +54,15 @@ sys.exit(status)
 """
 
 
-def sender_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.Sender:
+def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEncoder:
     arrays = ((0, F8, shape, None), (1, F8, (3,), convert))
     places = ((0, 8 * int(np.prod(shape)), F8), (1024, 24, F8))
-    return core.Sender((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
+    return core.TreeEncoder((list, None, (np.ndarray, np.ndarray), (), (), arrays, ()), False, places, 1048)
 
 
-@pytest.mark.parametrize("name", ["Sender", "Receiver", "Slots", "Watch", "Histograms", "Stager", "Intake", "Asking"])
+@pytest.mark.parametrize(
+    "name", ["TreeEncoder", "TreeDecoder", "Slots", "Watch", "Histograms", "Stager", "Intake", "Asking"]
+)
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(core, name)
     made_by: Any = (kind.__new__, object.__new__, lambda kind: kind(place=1))
@@ -84,7 +86,7 @@ def test_what_is_made_cannot_be_made_again() -> None:
 
 def test_places_that_do_not_fit_are_refused() -> None:
     pattern = (list, None, (np.ndarray, np.ndarray), (), (), ((0, F8, (3,), None), (1, F8, (3,), None)), ())
-    core.Sender(pattern, False, PLACES, PAYLOAD_BYTES)
+    core.TreeEncoder(pattern, False, PLACES, PAYLOAD_BYTES)
     for places in (
         PLACES[:1],
         ((0, 24, F8), (80, 24, F8)),
@@ -94,10 +96,10 @@ def test_places_that_do_not_fit_are_refused() -> None:
         ((0, 24, F8), (64, 24, np.dtype(object))),
     ):
         with pytest.raises(ValueError):
-            core.Sender(pattern, False, places, PAYLOAD_BYTES)
+            core.TreeEncoder(pattern, False, places, PAYLOAD_BYTES)
         with_shapes = tuple((*place, (3,)) for place in places)
         with pytest.raises((ValueError, MemoryError)):
-            core.Receiver((((0, 1), None, list),), "", with_shapes, (), False, PAYLOAD_BYTES)
+            core.TreeDecoder((((0, 1), None, list),), "", with_shapes, (), False, PAYLOAD_BYTES)
 
 
 def test_an_array_that_shrinks_while_the_next_is_converted_is_not_read() -> None:
@@ -109,7 +111,7 @@ def test_an_array_that_shrinks_while_the_next_is_converted_is_not_read() -> None
 
     payload = np.zeros(1048, np.uint8)
 
-    assert sender_of_two(convert).write([first, np.ones(3)], payload) == 0
+    assert encoder_of_two(convert).encode_into([first, np.ones(3)], payload) == 0
 
     assert not payload.any()
 
@@ -123,7 +125,7 @@ def test_an_array_that_grows_while_the_next_is_converted_is_not_written_beyond_i
 
     payload = np.zeros(1048, np.uint8)
 
-    assert sender_of_two(convert, (2, 3)).write([first, np.ones(3)], payload) == 0
+    assert encoder_of_two(convert, (2, 3)).encode_into([first, np.ones(3)], payload) == 0
 
     assert not payload.any()
 
@@ -135,7 +137,7 @@ def test_a_payload_that_moves_while_an_array_is_converted_is_written_where_it_is
         payload.resize(1 << 22, refcheck=False)
         return array
 
-    assert sender_of_two(convert).write([np.ones(3), np.full(3, 2.0)], payload) == 1
+    assert encoder_of_two(convert).encode_into([np.ones(3), np.full(3, 2.0)], payload) == 1
 
     assert payload[:24].view(F8).tolist() == [1.0] * 3
     assert payload[1024:1048].view(F8).tolist() == [2.0] * 3
@@ -151,12 +153,12 @@ def test_a_container_that_is_emptied_while_it_is_written_is_written_as_it_was(ki
 
     keys = ("a", "b") if kind is dict else None
     arrays = ((0, F8, (3,), convert), (1, F8, (3,), convert))
-    sender = core.Sender(
+    encoder = core.TreeEncoder(
         (kind, keys, (np.ndarray, np.ndarray), (), (), arrays, ()), False, ((0, 24, F8), (64, 24, F8)), PAYLOAD_BYTES
     )
     payload = np.zeros(PAYLOAD_BYTES, np.uint8)
 
-    assert sender.write(tree, payload) == 1
+    assert encoder.encode_into(tree, payload) == 1
 
     assert payload[64:].view(F8).tolist() == [1.0] * 3
 

@@ -48,7 +48,7 @@ class Requests:
         if self._schema is None:
             self._schema = Schema.from_metadata(self._slot.metadata[: encoded.metadata_bytes].tobytes())
             if not self._native:
-                self._schema.receiver = None
+                self._schema.decoder = None
         return self._staging.observation(self._schema, self._slot, in_place=False, pickled=False)["x"]
 
     def give_back(self) -> int:

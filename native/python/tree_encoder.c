@@ -6,7 +6,7 @@
  * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
  */
 
-#include "sender.h"
+#include "tree_encoder.h"
 #include "slots.h"
 #include "stager.h"
 
@@ -57,7 +57,7 @@ typedef struct {
     Place *places;
     Py_ssize_t numbers_count, arrays_count, payload_bytes;
     int bare;
-} Sender;
+} TreeEncoder;
 
 /* What was collected of one tree. */
 typedef struct {
@@ -145,7 +145,7 @@ static int array_of(Container *container, PyObject *given, ArrayLeaf *leaf)
 }
 
 /* A container of `Pattern.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
-static Container *container_of(PyObject *given, Sender *sender, int depth)
+static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
 {
     PyObject *kind, *keys, *types, *constants, *numbers, *arrays, *nested;
     if (depth > MOST_DEPTH) {
@@ -211,13 +211,13 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
         }
         container->numbers[container->numbers_count] = position;
     }
-    sender->numbers_count += container->numbers_count;
+    encoder->numbers_count += container->numbers_count;
     while (container->arrays_count < PyTuple_GET_SIZE(arrays)) {
         PyObject *leaf = PyTuple_GET_ITEM(arrays, container->arrays_count);
         if (array_of(container, leaf, &container->arrays[container->arrays_count++]) < 0)
             goto failed;
     }
-    sender->arrays_count += container->arrays_count;
+    encoder->arrays_count += container->arrays_count;
     for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
         Nested *inner = &container->nested[container->nested_count];
         PyObject *pattern, *convert;
@@ -225,7 +225,7 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
                               &convert) ||
             !is_position(container, inner->position))
             goto failed;
-        inner->container = container_of(pattern, sender, depth + 1);
+        inner->container = container_of(pattern, encoder, depth + 1);
         if (inner->container == NULL)
             goto failed;
         inner->convert = Py_NewRef(convert);
@@ -241,7 +241,7 @@ failed:
     return NULL;
 }
 
-static int places_of(Sender *self, PyObject *given)
+static int places_of(TreeEncoder *self, PyObject *given)
 {
     if (PyTuple_GET_SIZE(given) != self->arrays_count) {
         PyErr_SetString(PyExc_ValueError, "a pattern has other arrays than its schema");
@@ -266,7 +266,7 @@ static int places_of(Sender *self, PyObject *given)
     return 0;
 }
 
-static int fill(Sender *self, PyObject *args)
+static int fill(TreeEncoder *self, PyObject *args)
 {
     PyObject *pattern, *places;
     if (!PyArg_ParseTuple(args, "OpO!n", &pattern, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
@@ -282,18 +282,18 @@ static int fill(Sender *self, PyObject *args)
     return 0;
 }
 
-/* Sender(pattern, bare, places, payload_bytes) */
-static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* TreeEncoder(pattern, bare, places, payload_bytes) */
+static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Sender *self = new_instance(type, keywords);
+    TreeEncoder *self = new_instance(type, keywords);
     if (self != NULL && fill(self, args) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
 
-static void sender_dealloc(PyObject *object)
+static void encoder_dealloc(PyObject *object)
 {
-    Sender *self = (Sender *)object;
+    TreeEncoder *self = (TreeEncoder *)object;
     free_container(self->root);
     for (Py_ssize_t index = 0; self->places != NULL && index < self->arrays_count; index++)
         Py_XDECREF(self->places[index].stored_as);
@@ -338,7 +338,7 @@ static PyArrayObject *leaf_array(ArrayLeaf *leaf, PyObject *value)
     return (PyArrayObject *)array;
 }
 
-static int collect_array(Sender *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
+static int collect_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
 {
     PyArrayObject *array = leaf_array(leaf, value);
     if (array == NULL)
@@ -409,7 +409,7 @@ static PyObject *as_base(PyObject *value, PyObject *convert)
     return convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(convert, value);
 }
 
-static int collect(Sender *self, Container *container, PyObject *tree, Leaves *leaves)
+static int collect(TreeEncoder *self, Container *container, PyObject *tree, Leaves *leaves)
 {
     PyObject *few[LEAST_ROOM], **values = few;
     if (container->size > LEAST_ROOM && (values = zeroed(container->size, sizeof *values)) == NULL)
@@ -464,7 +464,7 @@ static int copy_strided(Place *place, PyArrayObject *array, char *payload)
     return failed;
 }
 
-static void copy_plain(Sender *self, Leaves *leaves, char *payload)
+static void copy_plain(TreeEncoder *self, Leaves *leaves, char *payload)
 {
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
@@ -477,7 +477,7 @@ static void copy_plain(Sender *self, Leaves *leaves, char *payload)
 
 /* The same in pieces, and after each how far it came: as long as no array is left for `copy_strided`. The words are of
  * the payload's own segment, and mapped as long as it is. */
-static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t *written)
+static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
 {
     int in_order = 1;
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
@@ -516,7 +516,7 @@ static uint64_t announce(uint64_t *counter, uint64_t slot)
     return writing;
 }
 
-static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
+static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *counter)
 {
     for (Py_ssize_t index = 0; index < self->arrays_count; index++)
         if (!still_fits(&self->places[index], leaves->arrays[index]))
@@ -544,13 +544,13 @@ static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
 }
 
 /* Whether the payload has room; what it may be else is found out by copy_into. */
-static int does_fit(Sender *self, PyObject *payload)
+static int does_fit(TreeEncoder *self, PyObject *payload)
 {
     return PyArray_Check(payload) && PyArray_NBYTES((PyArrayObject *)payload) >= self->payload_bytes;
 }
 
 /* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
-static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *writing)
+static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *writing)
 {
     if (self->payload_bytes >= RUNG_BYTES && ring != Py_None) {
         /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
@@ -568,7 +568,7 @@ static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *rin
 }
 
 /* Only now that no other code of the program runs any more is the payload looked at. */
-static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
+static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
 {
     char *bytes = payload_bytes_of(payload, 0);
     if (bytes == NULL)
@@ -580,10 +580,10 @@ static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *
     return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE : copy(self, leaves, bytes, counter);
 }
 
-int sender_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
+int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
                uint64_t *writing)
 {
-    Sender *self = (Sender *)object;
+    TreeEncoder *self = (TreeEncoder *)object;
     uint64_t few_numbers[LEAST_ROOM];
     PyArrayObject *few_arrays[LEAST_ROOM];
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
@@ -615,14 +615,14 @@ end:
     return found;
 }
 
-int is_sender(PyObject *object) { return Py_TYPE(object)->tp_dealloc == sender_dealloc; }
+int is_encoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == encoder_dealloc; }
 
-uint64_t sender_bytes(PyObject *object) { return (uint64_t)((Sender *)object)->payload_bytes; }
+uint64_t encoder_bytes(PyObject *object) { return (uint64_t)((TreeEncoder *)object)->payload_bytes; }
 
-static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 && count != 5) {
-        PyErr_SetString(PyExc_TypeError, "write(tree, payload), or with slots, slot, ring");
+        PyErr_SetString(PyExc_TypeError, "encode_into(tree, payload), or with slots, slot, ring");
         return NULL;
     }
     unsigned long slot = 0;
@@ -635,25 +635,25 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
         }
     }
     uint64_t writing;
-    int found = sender_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
+    int found = encoder_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
                            count == 5 ? args[4] : Py_None, &writing);
     if (found == WRITTEN && writing)
         return PyLong_FromUnsignedLongLong(writing);
     return found < 0 ? NULL : PyLong_FromLong(found);
 }
 
-static PyMethodDef sender_methods[] = {
-    {"write", (PyCFunction)(void (*)(void))sender_write, METH_FASTCALL,
+static PyMethodDef encoder_methods[] = {
+    {"encode_into", (PyCFunction)(void (*)(void))encoder_encode_into, METH_FASTCALL,
      "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above: written, and announced as this."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot sender_slots[] = {
+static PyType_Slot encoder_slots[] = {
     {Py_tp_doc, "Recognises trees of one structure and writes them."},
-    {Py_tp_new, sender_new},
-    {Py_tp_dealloc, sender_dealloc},
-    {Py_tp_methods, sender_methods},
+    {Py_tp_new, encoder_new},
+    {Py_tp_dealloc, encoder_dealloc},
+    {Py_tp_methods, encoder_methods},
     {0, NULL},
 };
 
-PyType_Spec sender_spec = {"shmserve._core.Sender", sizeof(Sender), 0, TYPE_FLAGS, sender_slots};
+PyType_Spec encoder_spec = {"shmserve._core.TreeEncoder", sizeof(TreeEncoder), 0, TYPE_FLAGS, encoder_slots};
