@@ -29,11 +29,11 @@ from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
 from shmserve.codec import Decoder, Encoded, Encoder
-from shmserve.description import describe
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Segment
+from shmserve.structure_guard import infer_schema
 
 WORKLOADS = ("tiny", "vga", "fullhd")
 METADATA_BYTES, REPLY_BYTES = 4096, 4096
@@ -123,7 +123,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 
     asked = workload(name)
-    schema, _ = describe(asked.observation)
+    schema, _ = infer_schema(asked.observation)
     decoder = schema.decoder
     with ExitStack() as cleanup:
         client_out, engine_in = cleanup.enter_context(

@@ -72,7 +72,7 @@ def _check(tree: object) -> None:
     assert encoded == again, "the lengths change"
     assert (first.metadata == second.metadata).all(), "the structure changes"
     # The first time Python describes and writes it; from then on it is recognised in one step.
-    write = encoder._matchers[0].encode_into
+    write = encoder._cached[0].encode_into
     if write is not None:
         native = _slot()
         assert write(tree, native.payload) == 1, "what was described is not recognised"

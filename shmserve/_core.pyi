@@ -12,7 +12,7 @@ _Head = TypeVar("_Head", bound=tuple[int, ...])
 class TreeEncoder:
     def __init__(
         self,
-        pattern: tuple[Any, ...],
+        guard: tuple[Any, ...],
         bare: bool,
         places: tuple[tuple[int, int, np.dtype[Any]], ...],
         payload_bytes: int,

@@ -1,7 +1,7 @@
 """The structure of one tree as its receiver knows it: where its leaves lie, and how it is put together again.
 
 A robot sends the same structure thousands of times. It is described and compiled once; afterwards a
-`Matcher` (description.py) on the sending side compares a tree with it and collects what has to be
+`StructureGuard` (structure_guard.py) on the sending side compares a tree with it and collects what has to be
 copied, and the `Schema` on the receiving side puts the values back in place.
 
 Both sides place a tree's leaves by the same walk over the same tree: a container's own leaves first,

@@ -1,6 +1,6 @@
 /* Compares a tree with a structure that was sent before, and copies its leaves to their places in a slot's payload.
  *
- * What Matcher.collect (description.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
+ * What StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
  * copied. Whatever is not exactly as it was described is another structure, and left to Python.
  *
  * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
@@ -113,7 +113,7 @@ static int is_position(Container *container, Py_ssize_t position)
 {
     if (position >= 0 && position < container->size)
         return 1;
-    PyErr_SetString(PyExc_ValueError, "a pattern names a place that its container does not have");
+    PyErr_SetString(PyExc_ValueError, "a guard names a place that its container does not have");
     return 0;
 }
 
@@ -144,16 +144,16 @@ static int array_of(Container *container, PyObject *given, ArrayLeaf *leaf)
     return 0;
 }
 
-/* A container of `Pattern.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
+/* A container of `ContainerGuard.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
 static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
 {
     PyObject *kind, *keys, *types, *constants, *numbers, *arrays, *nested;
     if (depth > MOST_DEPTH) {
-        PyErr_SetString(PyExc_ValueError, "a pattern that is too deep");
+        PyErr_SetString(PyExc_ValueError, "a guard that is too deep");
         return NULL;
     }
     if (!PyTuple_Check(given)) {
-        PyErr_SetString(PyExc_TypeError, "a pattern is a tuple");
+        PyErr_SetString(PyExc_TypeError, "a guard is a tuple");
         return NULL;
     }
     if (!PyArg_ParseTuple(given, "O!OO!O!O!O!O!", &PyType_Type, &kind, &keys, &PyTuple_Type, &types, &PyTuple_Type,
@@ -166,7 +166,7 @@ static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
     int is_dict = kind == (PyObject *)&PyDict_Type;
     if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
         (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != PyTuple_GET_SIZE(types)))) {
-        PyErr_SetString(PyExc_TypeError, "a pattern is of a dict with its keys, a list or a tuple");
+        PyErr_SetString(PyExc_TypeError, "a guard is of a dict with its keys, a list or a tuple");
         goto failed;
     }
     container->types = zeroed(PyTuple_GET_SIZE(types), sizeof *container->types);
@@ -179,7 +179,7 @@ static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
             container->keys[index] = Py_NewRef(PyTuple_GET_ITEM(keys, index));
         container->types[index] = (PyTypeObject *)Py_NewRef(PyTuple_GET_ITEM(types, index));
         if (!PyType_Check(container->types[index]) || (is_dict && !PyUnicode_CheckExact(container->keys[index]))) {
-            PyErr_SetString(PyExc_TypeError, "a pattern's types are types, and its keys str");
+            PyErr_SetString(PyExc_TypeError, "a guard's types are types, and its keys str");
             goto failed;
         }
     }
@@ -206,7 +206,7 @@ static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
             goto failed;
         PyTypeObject *type = container->types[position];
         if (!PyType_IsSubtype(type, &PyLong_Type) && !PyType_IsSubtype(type, &PyFloat_Type)) {
-            PyErr_SetString(PyExc_TypeError, "a pattern's numbers are int, float or bool");
+            PyErr_SetString(PyExc_TypeError, "a guard's numbers are int, float or bool");
             goto failed;
         }
         container->numbers[container->numbers_count] = position;
@@ -220,12 +220,12 @@ static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
     encoder->arrays_count += container->arrays_count;
     for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
         Nested *inner = &container->nested[container->nested_count];
-        PyObject *pattern, *convert;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &pattern,
+        PyObject *guard, *convert;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &guard,
                               &convert) ||
             !is_position(container, inner->position))
             goto failed;
-        inner->container = container_of(pattern, encoder, depth + 1);
+        inner->container = container_of(guard, encoder, depth + 1);
         if (inner->container == NULL)
             goto failed;
         inner->convert = Py_NewRef(convert);
@@ -244,7 +244,7 @@ failed:
 static int places_of(TreeEncoder *self, PyObject *given)
 {
     if (PyTuple_GET_SIZE(given) != self->arrays_count) {
-        PyErr_SetString(PyExc_ValueError, "a pattern has other arrays than its schema");
+        PyErr_SetString(PyExc_ValueError, "a guard has other arrays than its schema");
         return -1;
     }
     self->places = zeroed(self->arrays_count, sizeof *self->places);
@@ -268,21 +268,21 @@ static int places_of(TreeEncoder *self, PyObject *given)
 
 static int fill(TreeEncoder *self, PyObject *args)
 {
-    PyObject *pattern, *places;
-    if (!PyArg_ParseTuple(args, "OpO!n", &pattern, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
+    PyObject *guard, *places;
+    if (!PyArg_ParseTuple(args, "OpO!n", &guard, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
         return -1;
-    self->root = container_of(pattern, self, 0);
+    self->root = container_of(guard, self, 0);
     if (self->root == NULL || places_of(self, places) < 0)
         return -1;
     if (self->payload_bytes < self->numbers_count * 8 ||
         (self->bare && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
-        PyErr_SetString(PyExc_ValueError, "a pattern and its schema do not agree");
+        PyErr_SetString(PyExc_ValueError, "a guard and its schema do not agree");
         return -1;
     }
     return 0;
 }
 
-/* TreeEncoder(pattern, bare, places, payload_bytes) */
+/* TreeEncoder(guard, bare, places, payload_bytes) */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     TreeEncoder *self = new_instance(type, keywords);
@@ -338,7 +338,7 @@ static PyArrayObject *leaf_array(ArrayLeaf *leaf, PyObject *value)
     return (PyArrayObject *)array;
 }
 
-static int collect_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
+static int flatten_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
 {
     PyArrayObject *array = leaf_array(leaf, value);
     if (array == NULL)
@@ -353,7 +353,7 @@ static int collect_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Le
     return PyArray_DESCR(array) == place->stored_as || PyArray_EquivTypes(PyArray_DESCR(array), place->stored_as);
 }
 
-static int collect_number(PyObject *value, Leaves *leaves)
+static int flatten_number(PyObject *value, Leaves *leaves)
 {
     uint64_t *word = &leaves->numbers[leaves->numbers_found++];
     if (PyFloat_Check(value)) {
@@ -367,7 +367,7 @@ static int collect_number(PyObject *value, Leaves *leaves)
     return overflow ? 0 : 1;
 }
 
-/* The values of `tree`, owned, in the order of the pattern; 0 and none of them for another structure. */
+/* The values of `tree`, owned, in the order of the guard; 0 and none of them for another structure. */
 static int values_of(Container *container, PyObject *tree, PyObject **values)
 {
     if (Py_TYPE(tree) != container->kind)
@@ -409,7 +409,7 @@ static PyObject *as_base(PyObject *value, PyObject *convert)
     return convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(convert, value);
 }
 
-static int collect(TreeEncoder *self, Container *container, PyObject *tree, Leaves *leaves)
+static int flatten(TreeEncoder *self, Container *container, PyObject *tree, Leaves *leaves)
 {
     PyObject *few[LEAST_ROOM], **values = few;
     if (container->size > LEAST_ROOM && (values = zeroed(container->size, sizeof *values)) == NULL)
@@ -426,13 +426,13 @@ static int collect(TreeEncoder *self, Container *container, PyObject *tree, Leav
             Py_XDECREF(value);
         }
         for (Py_ssize_t index = 0; same == 1 && index < container->numbers_count; index++)
-            same = collect_number(values[container->numbers[index]], leaves);
+            same = flatten_number(values[container->numbers[index]], leaves);
         for (Py_ssize_t index = 0; same == 1 && index < container->arrays_count; index++)
-            same = collect_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
+            same = flatten_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
         for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++) {
             Nested *nested = &container->nested[index];
             PyObject *inner = as_base(values[nested->position], nested->convert);
-            same = inner == NULL ? -1 : collect(self, nested->container, inner, leaves);
+            same = inner == NULL ? -1 : flatten(self, nested->container, inner, leaves);
             Py_XDECREF(inner);
         }
         for (Py_ssize_t index = 0; index < container->size; index++)
@@ -599,7 +599,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     PyObject *tree = self->bare ? PyTuple_Pack(1, given) : Py_NewRef(given);
     if (tree == NULL)
         goto end;
-    found = collect(self, self->root, tree, &leaves);
+    found = flatten(self, self->root, tree, &leaves);
     Py_DECREF(tree);
     if (found == 1 && slots != Py_None && self->payload_bytes >= ANNOUNCED_BYTES && does_fit(self, payload))
         found = announced(self, slots, slot, ring, &counter, writing);

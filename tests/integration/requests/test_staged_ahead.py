@@ -145,9 +145,7 @@ def test_what_was_used_once_is_copied_anew(channel: Channel) -> None:
 
 def test_nothing_is_copied_into_memory_that_the_policy_has_kept(channel: Channel) -> None:
     kept = channel.staged(channel.write(image(8), sequence_of(2, 1)))["image"]
-    schema = channel._schemas.get(
-        1, *channel.encoder._matchers[0].encoded[1:3], channel.engine.memory(sequence_of(2, 1))
-    )
+    schema = channel._schemas.get(1, *channel.encoder._cached[0].encoded[1:3], channel.engine.memory(sequence_of(2, 1)))
     channel.staging.give_back(schema)
 
     head = channel.write(image(9), sequence_of(3, 0))

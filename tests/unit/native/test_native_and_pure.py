@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from shmserve.backend import NATIVE, core
 from shmserve.daemon.ipc.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
-from shmserve.description import Matcher, describe
 from shmserve.schema import Schema
+from shmserve.structure_guard import StructureGuard, infer_schema
 from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin
 from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Real, Task, Text, Whole
 
@@ -81,19 +81,19 @@ _trees = st.recursive(
 )
 
 
-def encoder_of(tree: Any) -> tuple[Schema, Matcher, core.TreeEncoder]:
-    schema, pattern = describe(tree)
+def encoder_of(tree: Any) -> tuple[Schema, StructureGuard, core.TreeEncoder]:
+    schema, guard = infer_schema(tree)
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     return (
         schema,
-        Matcher(schema, 1, pattern),
-        core.TreeEncoder(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
+        StructureGuard(schema, 1, guard),
+        core.TreeEncoder(guard.spec(), guard.wrapped, places, schema.payload_bytes),
     )
 
 
-def written_by_python(schema: Schema, matcher: Matcher, tree: Any) -> bytes:
+def written_by_python(schema: Schema, structure_guard: StructureGuard, tree: Any) -> bytes:
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    leaves = matcher.collect(tree)
+    leaves = structure_guard.flatten(tree)
     assert leaves is not None
     numbers, arrays = leaves
     schema.numbers.pack_into(payload.data, 0, *numbers)
@@ -133,21 +133,21 @@ def test_it_is_left_out_on_request() -> None:
 @native_only
 @given(_trees)
 def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
-    schema, matcher, encoder = encoder_of(tree)
+    schema, structure_guard, encoder = encoder_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
 
     assert encoder.encode_into(tree, payload) == 1
 
-    assert payload.tobytes() == written_by_python(schema, matcher, tree)
+    assert payload.tobytes() == written_by_python(schema, structure_guard, tree)
 
 
 @native_only
 @given(_trees, _trees)
 def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -> None:
-    _, matcher, encoder = encoder_of(tree)
+    _, structure_guard, encoder = encoder_of(tree)
     payload = np.zeros(1 << 16, np.uint8)
     try:
-        as_python = int(matcher.collect(other) is not None)
+        as_python = int(structure_guard.flatten(other) is not None)
     except (ValueError, TypeError, OverflowError):
         as_python = 0
     try:

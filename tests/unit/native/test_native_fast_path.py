@@ -10,8 +10,8 @@ import pytest
 
 from shmserve.backend import NATIVE, core
 from shmserve.codec import SlotMemory
-from shmserve.description import describe
 from shmserve.ring import ReplyHead
+from shmserve.structure_guard import infer_schema
 from tests.unit.native.test_native_misuse import encoder_of_two
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler
 
 def plain_steps() -> tuple[core.Slots, core.TreeEncoder, core.TreeDecoder, npt.NDArray[np.uint8], Any]:
     """Slots whose memory is both directions', what writes a tree and reads it, and its payload."""
-    schema, pattern = describe({"state": np.arange(3.0)})
+    schema, guard = infer_schema({"state": np.arange(3.0)})
     assert schema.decoder is not None
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    encoder = core.TreeEncoder(pattern.spec(), pattern.wrapped, places, schema.payload_bytes)
+    encoder = core.TreeEncoder(guard.spec(), guard.wrapped, places, schema.payload_bytes)
     memory = np.zeros(1024, np.uint64).view(np.uint8)
     slots = core.Slots(memory, 8, 16, 56, 2)
     return slots, encoder, schema.decoder, np.zeros(schema.payload_bytes, np.uint8), schema

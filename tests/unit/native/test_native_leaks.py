@@ -15,12 +15,12 @@ import torch
 from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
-from shmserve.description import describe
 from shmserve.layout import Geometry, sequence_of
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter
 from shmserve.schema import Schema
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
+from shmserve.structure_guard import infer_schema
 from shmserve.watch import Watch, all_moved, moved, spin
 
 _TIMES = 3000
@@ -87,17 +87,17 @@ def _slot(schema: Schema) -> SlotMemory:
 
 
 def test_writing_keeps_nothing() -> None:
-    schema, _ = describe(TREE)
+    schema, _ = infer_schema(TREE)
     slot, encoder, leaf = _slot(schema), Encoder(), TREE["state"]
 
     _assert_keeps_nothing(lambda: encoder.encode(TREE, slot), TREE, leaf, leaf.dtype, slot.payload)
 
 
 def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
-    schema, _ = describe(TREE)
+    schema, _ = infer_schema(TREE)
     encoder, slot = Encoder(), _slot(schema)
     encoder.encode(TREE, slot)
-    (known,) = encoder._matchers
+    (known,) = encoder._cached
     small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
     recognise: Callable[[Any], Any]
     if known.encode_into is None:
@@ -114,7 +114,7 @@ def test_reading_keeps_nothing() -> None:
     arrays = {name: value for name, value in TREE.items() if type(value) is np.ndarray} | {"nested": [1, {"a": True}]}
     trees: tuple[Any, ...] = (TREE, arrays, np.arange(3.0), [], 7)
     for tree in trees:
-        schema, _ = describe(tree)
+        schema, _ = infer_schema(tree)
         slot, decoder = _slot(schema), Decoder()
         encoded = Encoder().encode(tree, slot)
 
@@ -143,9 +143,9 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
 
 @pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_plain_steps_keep_nothing() -> None:
-    schema, pattern = describe({"state": np.arange(4.0), "step": 1})
+    schema, guard = infer_schema({"state": np.arange(4.0), "step": 1})
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    encoder, decoder = core.TreeEncoder(pattern.spec(), False, places, schema.payload_bytes), schema.decoder
+    encoder, decoder = core.TreeEncoder(guard.spec(), False, places, schema.payload_bytes), schema.decoder
     assert decoder is not None
     payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
     views = [place.view(arena) for place in schema.arrays]
@@ -201,8 +201,8 @@ def test_plain_steps_keep_nothing() -> None:
 @pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_a_native_call_that_fails_keeps_nothing() -> None:
     tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
-    schema, pattern = describe(tree)
-    spec = pattern.spec()
+    schema, guard = infer_schema(tree)
+    spec = guard.spec()
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     decoder = schema.decoder
     assert decoder is not None
@@ -223,8 +223,8 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
 
     def encoder_with(convert: Any) -> core.TreeEncoder:
         leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
-        pattern = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
-        return core.TreeEncoder(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
+        guard = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
+        return core.TreeEncoder(guard, False, ((0, 24, F8), (64, 24, F8)), 88)
 
     two = [np.ones(3), np.ones(3)]
     strange: Any = SimpleNamespace()

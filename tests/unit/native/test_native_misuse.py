@@ -17,9 +17,9 @@ import pytest
 from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, Encoder, SlotMemory
 from shmserve.daemon.ipc.stats import CHANNEL_LIMIT, Stage, Stats, create_stats_memory
-from shmserve.description import describe
 from shmserve.layout import COUNTER_LINE, REPLY, REQUEST
 from shmserve.ring import ReplyHead, RequestHead
+from shmserve.structure_guard import infer_schema
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
@@ -85,8 +85,8 @@ def test_what_is_made_cannot_be_made_again() -> None:
 
 
 def test_places_that_do_not_fit_are_refused() -> None:
-    pattern = (list, None, (np.ndarray, np.ndarray), (), (), ((0, F8, (3,), None), (1, F8, (3,), None)), ())
-    core.TreeEncoder(pattern, False, PLACES, PAYLOAD_BYTES)
+    guard = (list, None, (np.ndarray, np.ndarray), (), (), ((0, F8, (3,), None), (1, F8, (3,), None)), ())
+    core.TreeEncoder(guard, False, PLACES, PAYLOAD_BYTES)
     for places in (
         PLACES[:1],
         ((0, 24, F8), (80, 24, F8)),
@@ -96,7 +96,7 @@ def test_places_that_do_not_fit_are_refused() -> None:
         ((0, 24, F8), (64, 24, np.dtype(object))),
     ):
         with pytest.raises(ValueError):
-            core.TreeEncoder(pattern, False, places, PAYLOAD_BYTES)
+            core.TreeEncoder(guard, False, places, PAYLOAD_BYTES)
         with_shapes = tuple((*place, (3,)) for place in places)
         with pytest.raises((ValueError, MemoryError)):
             core.TreeDecoder((((0, 1), None, list),), "", with_shapes, (), False, PAYLOAD_BYTES)
@@ -296,7 +296,7 @@ def test_a_slot_that_the_segment_does_not_have_is_not_touched() -> None:
 def test_a_structure_with_as_many_leaves_as_metadata_has_room_for_is_carried() -> None:
     tree: dict[str, Any] = {f"array {place}": np.full(2, place) for place in range(300)}
     tree |= {f"nested {place}": [np.float32(place), place] for place in range(60)}
-    schema, _ = describe(tree)
+    schema, _ = infer_schema(tree)
     slot = SlotMemory(np.zeros(len(schema.metadata), np.uint8), np.zeros(schema.payload_bytes, np.uint8))
     encoder, decoder = Encoder(), Decoder()
     for _ in range(2):  # described, then recognised
