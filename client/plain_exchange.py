@@ -65,7 +65,7 @@ class PlainExchange(Exchange):
             requests, replies = channel.requests, channel.replies
             if attachment.closed or (attachment is not self._checked and self._check_contract):
                 return
-            if reply is None or reply.decoder is None or not reply.only_arrays:
+            if reply is None or reply.decoder is None or not reply.is_all_arrays:
                 return
             if attachment.asking is None:
                 if requests.native is None or replies.native is None:

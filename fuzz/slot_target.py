@@ -50,10 +50,10 @@ def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
     views = [place.view(slot.payload) for place in schema.arrays]
     leaves = [owned_array(place, view) for place, view in zip(schema.arrays, views, strict=True)]
     # Of equal trees that share the same parts: whatever a type, a bit or a container differs in is seen.
-    built = pickle.dumps(schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
+    built = pickle.dumps(schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
     assert pickle.dumps(tree, 5) == built, "Python decodes another tree"
-    assert pickle.dumps(decoder.build(slot.payload, leaves), 5) == built, "Python builds another tree"
-    if schema.only_arrays:
+    assert pickle.dumps(decoder.unflatten(slot.payload, leaves), 5) == built, "Python builds another tree"
+    if schema.is_all_arrays:
         staged = _slot()
         decoder.stage(slot.payload, staged.payload)
         lent = decoder.decode_in_place(staged.payload, [place.view(staged.payload) for place in schema.arrays])

@@ -13,7 +13,7 @@ class TreeEncoder:
     def __init__(
         self,
         guard: tuple[Any, ...],
-        bare: bool,
+        is_leaf_root: bool,
         places: tuple[tuple[int, int, np.dtype[Any]], ...],
         payload_bytes: int,
     ) -> None: ...
@@ -34,12 +34,12 @@ class TreeDecoder:
         numbers: str,
         places: tuple[tuple[int, int, np.dtype[Any], tuple[int, ...]], ...],
         constants: tuple[Any, ...],
-        bare: bool,
+        is_leaf_root: bool,
         payload_bytes: int,
     ) -> None: ...
     def decode(self, payload: _Bytes) -> Any: ...
     def decode_in_place(self, payload: _Bytes, views: list[npt.NDArray[Any]]) -> Any: ...
-    def build(self, payload: _Bytes, leaves: list[Any]) -> Any: ...
+    def unflatten(self, payload: _Bytes, leaves: list[Any]) -> Any: ...
     def stage(self, payload: _Bytes, arena: _Bytes, stager: Stager | None = None, writing: int = 0, /) -> int: ...
 
 class Slots:

@@ -30,7 +30,7 @@ from .base_values import error_text, plain_tree
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
 from .objects import pickled, unpickled
-from .schema import BFLOAT16, Array, ArrayPlace, Schema
+from .schema import BFLOAT16, Array, LeafLayout, Schema
 from .structure_guard import ContainerGuard, StructureGuard, infer_schema
 
 _copy = np.ndarray.copy
@@ -278,7 +278,7 @@ class Encoder:
                 leaves.append(arrays[-1])
             else:
                 leaves.append(owned_array(place, view))
-        return schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
+        return schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
 
     def _pickle(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
@@ -340,10 +340,10 @@ class Schemas:
         return schema
 
 
-LeafReader = Callable[[ArrayPlace, Array], Any]
+LeafReader = Callable[[LeafLayout, Array], Any]
 
 
-def plain_leaf(place: ArrayPlace, view: Array) -> Any:
+def plain_leaf(place: LeafLayout, view: Array) -> Any:
     """What is not an array: a numpy scalar, bytes, a string, or a list of numbers."""
     if place.kind == "bytes":
         return view.tobytes()
@@ -357,7 +357,7 @@ def plain_leaf(place: ArrayPlace, view: Array) -> Any:
     return named_dtype(place, view)[()]
 
 
-def named_dtype(place: ArrayPlace, view: Array) -> Array:
+def named_dtype(place: LeafLayout, view: Array) -> Array:
     """`view`, or for bfloat16 an array of ml_dtypes' dtype if that is loaded, else float32 of the same values."""
     if place.dtype != BFLOAT16:
         return view
@@ -367,7 +367,7 @@ def named_dtype(place: ArrayPlace, view: Array) -> Array:
     return (view.astype(np.uint32) << 16).view(np.float32)
 
 
-def owned_array(place: ArrayPlace, view: Array) -> Any:
+def owned_array(place: LeafLayout, view: Array) -> Any:
     """A leaf that owns its memory and may be written to."""
     if place.kind != "array":
         return plain_leaf(place, view)
@@ -405,16 +405,16 @@ class Decoder:
         if schema is None or schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
             schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
         decoder = schema.decoder
-        if decoder is not None and read_leaf is None and schema.only_arrays:
+        if decoder is not None and read_leaf is None and schema.is_all_arrays:
             tree = decoder.decode(slot.payload)
         else:
             views = slot.views[schema]
-            if read_leaf is None and schema.only_arrays:
+            if read_leaf is None and schema.is_all_arrays:
                 arrays: list[Any] = [*map(_copy, views)]
             else:
                 read_leaf = read_leaf or owned_array
                 arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-            tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
+            tree = schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), arrays)
         if not pickled:
             return tree
         if not self._allow_pickle:

@@ -1,7 +1,7 @@
 /* The module shmserve._core: the hot path of a request.
  *
  * Each does what a class of Python here does, in the same order and with the same checks: TreeEncoder what StructureGuard
- * (structure_guard.py) and Encoder do, TreeDecoder what Schema.build does, Slots what the ends in ring.py do, Watch and
+ * (structure_guard.py) and Encoder do, TreeDecoder what Schema.unflatten does, Slots what the ends in ring.py do, Watch and
  * Histograms what loop.py and stats.py do. Where this module was not built, those do it. Stager alone has no Python
  * beside it: there nothing is copied before its request has come. Intake and Asking put several of these steps
  * together for a plain request, which otherwise goes the long way.

@@ -1,4 +1,4 @@
-/* Puts a tree together from a slot's payload: what Schema.build (schema.py) does, and the arrays around it. */
+/* Puts a tree together from a slot's payload: what Schema.unflatten (schema.py) does, and the arrays around it. */
 
 #include "tree_decoder.h"
 #include "stager.h"
@@ -15,16 +15,16 @@ typedef struct {
     PyArray_Descr *stored_as;
     int dimensions;
     npy_intp *shape;
-} Place;
+} LeafLayout;
 
 typedef struct {
     PyObject_HEAD
     Step *steps;
-    Place *places;
+    LeafLayout *places;
     PyObject *constants; /* a tuple */
     char *numbers; /* the kind of each: q, d, or ? for a bool */
     Py_ssize_t steps_count, numbers_count, places_count, payload_bytes;
-    int bare;
+    int is_leaf_root;
 } TreeDecoder;
 
 enum { LEAST_ROOM = 48 };
@@ -61,7 +61,7 @@ static int step_of(TreeDecoder *self, PyObject *given, Step *step, Py_ssize_t be
     return 0;
 }
 
-static int place_of(TreeDecoder *self, PyObject *given, Place *place)
+static int place_of(TreeDecoder *self, PyObject *given, LeafLayout *place)
 {
     PyObject *stored_as, *shape;
     if (!PyArg_ParseTuple(given, "nnO!O!", &place->offset, &place->size, &PyArrayDescr_Type, &stored_as, &PyTuple_Type,
@@ -103,7 +103,7 @@ static int fill(TreeDecoder *self, PyObject *args)
     PyObject *steps, *places, *constants;
     const char *numbers;
     if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &steps, &numbers, &self->numbers_count, &PyTuple_Type,
-                          &places, &PyTuple_Type, &constants, &self->bare, &self->payload_bytes))
+                          &places, &PyTuple_Type, &constants, &self->is_leaf_root, &self->payload_bytes))
         return -1;
     self->constants = Py_NewRef(constants);
     for (Py_ssize_t index = 0; index < self->numbers_count; index++)
@@ -137,15 +137,15 @@ static int fill(TreeDecoder *self, PyObject *args)
         }
         self->steps_count++;
     }
-    if (self->bare && (self->steps[self->steps_count - 1].count != 1 ||
+    if (self->is_leaf_root && (self->steps[self->steps_count - 1].count != 1 ||
                        self->steps[self->steps_count - 1].kind != (PyObject *)&PyTuple_Type)) {
-        PyErr_SetString(PyExc_ValueError, "a bare value is alone in a tuple");
+        PyErr_SetString(PyExc_ValueError, "a leaf root is alone in a tuple");
         return -1;
     }
     return 0;
 }
 
-/* TreeDecoder(steps, numbers, places, constants, bare, payload_bytes) */
+/* TreeDecoder(steps, numbers, places, constants, is_leaf_root, payload_bytes) */
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     TreeDecoder *self = new_instance(type, keywords);
@@ -236,7 +236,7 @@ static PyObject *tree_of(TreeDecoder *self, const char *payload, PyObject **arra
         else
             break;
     if (found == room)
-        tree = Py_NewRef(self->bare ? PyTuple_GET_ITEM(values[found - 1], 0) : values[found - 1]);
+        tree = Py_NewRef(self->is_leaf_root ? PyTuple_GET_ITEM(values[found - 1], 0) : values[found - 1]);
 end:
     while (found)
         Py_DECREF(values[--found]);
@@ -245,7 +245,7 @@ end:
     return tree;
 }
 
-static PyArrayObject *own_array(Place *place)
+static PyArrayObject *own_array(LeafLayout *place)
 {
     return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
                                                  place->dimensions, place->shape, NULL, NULL, 0, NULL);
@@ -367,14 +367,14 @@ static PyObject *decoder_decode_in_place(PyObject *object, PyObject *const *args
     return decoder_over(object, args[0], args[1], Py_None);
 }
 
-/* build(payload, leaves): the tree with these for its arrays */
-static PyObject *decoder_build(PyObject *object, PyObject *const *args, Py_ssize_t count)
+/* unflatten(payload, leaves): the tree with these for its arrays */
+static PyObject *decoder_unflatten(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     TreeDecoder *self = (TreeDecoder *)object;
     PyArrayObject *few[LEAST_ROOM], **leaves;
     const char *bytes;
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "build(payload, leaves)");
+        PyErr_SetString(PyExc_TypeError, "unflatten(payload, leaves)");
         return NULL;
     }
     if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
@@ -437,7 +437,7 @@ static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize
 static PyMethodDef decoder_methods[] = {
     {"decode", decoder_decode, METH_O, "The tree in a payload, its arrays copied."},
     {"decode_in_place", (PyCFunction)(void (*)(void))decoder_decode_in_place, METH_FASTCALL, "The tree over the memory of these views."},
-    {"build", (PyCFunction)(void (*)(void))decoder_build, METH_FASTCALL, "The tree with these for its arrays."},
+    {"unflatten", (PyCFunction)(void (*)(void))decoder_unflatten, METH_FASTCALL, "The tree with these for its arrays."},
     {"stage", (PyCFunction)(void (*)(void))decoder_stage, METH_FASTCALL, "Copy a payload of this structure."},
     {NULL, NULL, 0, NULL},
 };

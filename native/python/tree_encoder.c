@@ -49,14 +49,14 @@ struct Container {
 typedef struct {
     Py_ssize_t offset, size;
     PyArray_Descr *stored_as;
-} Place;
+} LeafLayout;
 
 typedef struct {
     PyObject_HEAD
     Container *root;
-    Place *places;
+    LeafLayout *places;
     Py_ssize_t numbers_count, arrays_count, payload_bytes;
-    int bare;
+    int is_leaf_root;
 } TreeEncoder;
 
 /* What was collected of one tree. */
@@ -251,7 +251,7 @@ static int places_of(TreeEncoder *self, PyObject *given)
     if (self->places == NULL)
         return -1;
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         PyObject *stored_as;
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size,
                               &PyArrayDescr_Type, &stored_as))
@@ -269,20 +269,20 @@ static int places_of(TreeEncoder *self, PyObject *given)
 static int fill(TreeEncoder *self, PyObject *args)
 {
     PyObject *guard, *places;
-    if (!PyArg_ParseTuple(args, "OpO!n", &guard, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
+    if (!PyArg_ParseTuple(args, "OpO!n", &guard, &self->is_leaf_root, &PyTuple_Type, &places, &self->payload_bytes))
         return -1;
     self->root = container_of(guard, self, 0);
     if (self->root == NULL || places_of(self, places) < 0)
         return -1;
     if (self->payload_bytes < self->numbers_count * 8 ||
-        (self->bare && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
+        (self->is_leaf_root && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
         PyErr_SetString(PyExc_ValueError, "a guard and its schema do not agree");
         return -1;
     }
     return 0;
 }
 
-/* TreeEncoder(guard, bare, places, payload_bytes) */
+/* TreeEncoder(guard, is_leaf_root, places, payload_bytes) */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     TreeEncoder *self = new_instance(type, keywords);
@@ -344,7 +344,7 @@ static int flatten_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Le
     if (array == NULL)
         return PyErr_Occurred() ? -1 : 0;
     leaves->arrays[leaves->arrays_found] = array;
-    Place *place = &self->places[leaves->arrays_found++];
+    LeafLayout *place = &self->places[leaves->arrays_found++];
     if (PyArray_NDIM(array) != leaf->dimensions || PyArray_NBYTES(array) != place->size)
         return 0;
     for (int index = 0; index < leaf->dimensions; index++)
@@ -447,14 +447,14 @@ static int flatten(TreeEncoder *self, Container *container, PyObject *tree, Leav
 
 /* Whether an array that was collected still has the bytes of its place: what ran since, a conversion or another thread,
  * may have made it larger or smaller. */
-static int still_fits(Place *place, PyArrayObject *array)
+static int still_fits(LeafLayout *place, PyArrayObject *array)
 {
     return PyArray_NBYTES(array) == place->size &&
            PyArray_SIZE(array) * PyDataType_ELSIZE(place->stored_as) == place->size;
 }
 
 /* An array whose bytes do not lie in order, by numpy's own copy. */
-static int copy_strided(Place *place, PyArrayObject *array, char *payload)
+static int copy_strided(LeafLayout *place, PyArrayObject *array, char *payload)
 {
     PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
                                         PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
@@ -469,7 +469,7 @@ static void copy_plain(TreeEncoder *self, Leaves *leaves, char *payload)
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         PyArrayObject *array = leaves->arrays[index];
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         if (place->size && PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
             memmove(payload + place->offset, PyArray_BYTES(array), (size_t)place->size);
     }
@@ -483,7 +483,7 @@ static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uin
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         PyArrayObject *array = leaves->arrays[index];
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         if (!PyArray_IS_C_CONTIGUOUS(array)) {
             in_order = 0;
             continue;
@@ -596,7 +596,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     if (self->arrays_count > LEAST_ROOM &&
         (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
         goto end;
-    PyObject *tree = self->bare ? PyTuple_Pack(1, given) : Py_NewRef(given);
+    PyObject *tree = self->is_leaf_root ? PyTuple_Pack(1, given) : Py_NewRef(given);
     if (tree == NULL)
         goto end;
     found = flatten(self, self->root, tree, &leaves);

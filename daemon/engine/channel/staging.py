@@ -12,7 +12,7 @@ import torch
 from shmserve.backend import core
 from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
 from shmserve.layout import CACHE_LINE
-from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
+from shmserve.schema import BFLOAT16, Array, LeafLayout, Schema
 
 _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
@@ -80,21 +80,21 @@ class Staging:
             else:
                 source.beginnings[size][...] = slot.beginnings[size]
         views = source.views[schema]
-        if decoder is not None and schema.only_arrays and self._on_host and not pickled:
+        if decoder is not None and schema.is_all_arrays and self._on_host and not pickled:
             if self._device is None:
                 return decoder.decode_in_place(source.payload, views)
-            return decoder.build(source.payload, [_from_numpy(view) for view in views])
+            return decoder.unflatten(source.payload, [_from_numpy(view) for view in views])
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
-            tree = unpickle_parts(schema.build(numbers, views), "observation")
+            tree = unpickle_parts(schema.unflatten(numbers, views), "observation")
             return tree if self._device is None else self._tensors(tree)
-        if not schema.only_arrays or not self._on_host:
+        if not schema.is_all_arrays or not self._on_host:
             leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
         elif self._device is None:
             leaves = [view[...] for view in views]  # the policy's own objects, whose shape it may change
         else:
             leaves = [_from_numpy(view) for view in views]
-        return schema.build(numbers, leaves)
+        return schema.unflatten(numbers, leaves)
 
     def give_back(self, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
@@ -118,7 +118,7 @@ class Staging:
         if self._intake is not None:
             self._intake.forget()
 
-    def _leaf(self, place: ArrayPlace, view: Array) -> Any:
+    def _leaf(self, place: LeafLayout, view: Array) -> Any:
         if place.kind != "array":
             return plain_leaf(place, view)
         if self._device is None:
@@ -149,7 +149,7 @@ def calibrate() -> None:
     """
     staging = Staging(None)
     memory = aligned_bytes(2 * CACHE_LINE)
-    views = [ArrayPlace("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
+    views = [LeafLayout("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
 
     def is_kept(of_view: int, of_base: int) -> bool:
         _unheld[:] = of_view, of_base

@@ -119,7 +119,7 @@ class Tenancy:
     def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
         decoder = schema.decoder
-        if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.only_arrays:
+        if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]

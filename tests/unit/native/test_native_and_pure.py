@@ -169,8 +169,8 @@ def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
     views = [place.view(payload) for place in schema.arrays]
     numbers = schema.numbers.unpack_from(payload.data, 0)
 
-    for built in (decoder.decode(payload), decoder.decode_in_place(payload, views), decoder.build(payload, views)):
-        assert repr(built) == repr(schema.build(numbers, views))
+    for built in (decoder.decode(payload), decoder.decode_in_place(payload, views), decoder.unflatten(payload, views)):
+        assert repr(built) == repr(schema.unflatten(numbers, views))
 
 
 @native_only
@@ -216,7 +216,7 @@ def test_a_payload_that_is_none_is_refused(payload: Any) -> None:
     assert decoder is not None
     views = [place.view(np.zeros(schema.payload_bytes, np.uint8)) for place in schema.arrays]
 
-    for call in (decoder.decode, lambda p: decoder.decode_in_place(p, views), lambda p: decoder.build(p, views)):
+    for call in (decoder.decode, lambda p: decoder.decode_in_place(p, views), lambda p: decoder.unflatten(p, views)):
         with pytest.raises((TypeError, ValueError)):
             call(payload)
     with pytest.raises((TypeError, ValueError)):
