@@ -197,7 +197,7 @@ class Exchange(DaemonCalls):
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
-                requests.memories[slot_of(sequence)].writing,
+                requests.memories[slot_of(sequence)].write_id,
             )
         )
         channel.request_bell.ring()

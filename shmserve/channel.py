@@ -125,7 +125,7 @@ class ClientChannel:
             undo.pop_all()
         self.requests = RequestWriter(requests)
         for memory in self.requests.memories:
-            memory.ring = self.request_bell.ring
+            memory.wake = self.request_bell.ring
         self.replies = ReplyReader(replies)
 
     def close(self) -> None:

@@ -61,7 +61,7 @@ class DoesNotFit(Exception):
         self.payload_bytes = payload_bytes
 
 
-class _Views(dict[Schema, list[Array]]):
+class _LeafViews(dict[Schema, list[Array]]):
     """By structure: its arrays in one slot's payload, made once. A dict that makes them costs no call when it has them."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
@@ -74,7 +74,7 @@ class _Views(dict[Schema, list[Array]]):
         return views
 
 
-class _Beginnings(dict[int, Array]):
+class _PrefixViews(dict[int, Array]):
     """By size: so many bytes at the start of one slot's payload."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
@@ -83,8 +83,8 @@ class _Beginnings(dict[int, Array]):
     def __missing__(self, size: int) -> Array:
         if len(self) >= GUARD_MEMORY:
             del self[next(iter(self))]
-        beginning = self[size] = self._payload[:size]
-        return beginning
+        prefix = self[size] = self._payload[:size]
+        return prefix
 
 
 class SlotMemory:
@@ -99,14 +99,14 @@ class SlotMemory:
         self.raw = payload.data
         self.written_schema: int | None = None
         #: Where a large write is announced while it goes on, with which number of slot; None: nowhere.
-        self.announcing: core.Slots | None = None
-        self.number = 0
+        self.progress_words: core.Slots | None = None
+        self.slot = 0
         #: Wakes the other side while a very large one goes on.
-        self.ring: Callable[[], object] | None = None
+        self.wake: Callable[[], object] | None = None
         #: The write that filled it, as it was announced; 0: it was not.
-        self.writing = 0
-        self.views = _Views(payload)
-        self.beginnings = _Beginnings(payload)
+        self.write_id = 0
+        self.leaf_views = _LeafViews(payload)
+        self.prefix_views = _PrefixViews(payload)
 
 
 class CachedSchema(StructureGuard):
@@ -163,7 +163,7 @@ class Encoder:
         is not copied. Raises DoesNotFit (nothing was published, the slot may be written again),
         UnsupportedType or RequestRejected.
         """
-        slot.writing = 0
+        slot.write_id = 0
         for cached in self._cached:
             try:
                 if cached.encode_into is None or lent:
@@ -172,11 +172,11 @@ class Encoder:
                         if cached is not self._cached[0]:
                             self._to_front(cached)
                         return self._write(cached, leaves, slot, lent=lent)
-                elif found := cached.encode_into(tree, slot.payload, slot.announcing, slot.number, slot.ring):
+                elif found := cached.encode_into(tree, slot.payload, slot.progress_words, slot.slot, slot.wake):
                     if found == _TOO_LARGE or slot.written_schema != cached.schema_id:
                         self._write_metadata(cached, slot)
                     if found > _TOO_LARGE:
-                        slot.writing = found
+                        slot.write_id = found
                     if cached is not self._cached[0]:
                         self._to_front(cached)
                     return cached.encoded
@@ -188,7 +188,7 @@ class Encoder:
 
     def encode_apart(self, tree: Any, slot: SlotMemory) -> Encoded:
         """As `encode`, for a tree that is no observation: it is not examined, and not remembered."""
-        slot.writing = 0
+        slot.write_id = 0
         cached = self._known(*infer_schema(tree, self._name))
         return self._write(cached, self._leaves(cached, tree), slot)
 
@@ -238,7 +238,7 @@ class Encoder:
         schema = cached.schema
         self._write_metadata(cached, slot)
         numbers, arrays = leaves
-        views = slot.views[schema]
+        views = slot.leaf_views[schema]
         if lent:
             arrays = [_apart(array, view, slot) for view, array in zip(views, arrays, strict=True)]
         if numbers:
@@ -269,7 +269,7 @@ class Encoder:
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
         schema = next(cached.schema for cached in self._cached if cached.schema_id == encoded.schema)
-        views = slot.views[schema]
+        views = slot.leaf_views[schema]
         arrays: list[Array] = []
         leaves = []
         for place, view in zip(schema.arrays, views, strict=True):
@@ -408,7 +408,7 @@ class Decoder:
         if decoder is not None and read_leaf is None and schema.is_all_arrays:
             tree = decoder.decode(slot.payload)
         else:
-            views = slot.views[schema]
+            views = slot.leaf_views[schema]
             if read_leaf is None and schema.is_all_arrays:
                 arrays: list[Any] = [*map(_copy, views)]
             else:

@@ -35,7 +35,7 @@ class RequestHead(NamedTuple):
     payload_bytes: int
     cancelled: int
     #: The announced write that the payload is of; 0: it was not announced.
-    writing: int = 0
+    write_id: int = 0
 
 
 class ReplyHead(NamedTuple):
@@ -133,7 +133,7 @@ class RequestWriter(_Ring):
         if self.native is not None:
             self.publish = self.native.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):
-                memory.announcing, memory.number = self.native, slot
+                memory.progress_words, memory.slot = self.native, slot
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""

@@ -28,12 +28,12 @@ typedef struct {
 } Asking;
 
 /* The names of attributes of SlotMemory (codec.py) and Pending (pending.py). */
-static PyObject *payload_name, *ring_name, *written_name, *sequence_name;
+static PyObject *payload_name, *wake_name, *written_name, *sequence_name;
 
 int asking_names(void)
 {
     return (payload_name = PyUnicode_InternFromString("payload")) == NULL ||
-                   (ring_name = PyUnicode_InternFromString("ring")) == NULL ||
+                   (wake_name = PyUnicode_InternFromString("wake")) == NULL ||
                    (written_name = PyUnicode_InternFromString("written_schema")) == NULL ||
                    (sequence_name = PyUnicode_InternFromString("sequence")) == NULL
                ? -1
@@ -127,14 +127,14 @@ static int is_described(const Asking *self, PyObject *memory)
 }
 
 /* As encoder_put, into this slot. */
-static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *writing)
+static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *write_id)
 {
     int found = -1;
     /* Others may be learnt by what is asked for the tree. */
     PyObject *encoder = Py_NewRef(self->encoder), *payload = PyObject_GetAttr(memory, payload_name);
-    PyObject *ring = payload == NULL ? NULL : PyObject_GetAttr(memory, ring_name);
+    PyObject *ring = payload == NULL ? NULL : PyObject_GetAttr(memory, wake_name);
     if (ring != NULL)
-        found = encoder_put(encoder, tree, payload, (PyObject *)self->requests, slot, ring, writing);
+        found = encoder_put(encoder, tree, payload, (PyObject *)self->requests, slot, ring, write_id);
     Py_XDECREF(ring);
     Py_XDECREF(payload);
     Py_DECREF(encoder);
@@ -159,7 +159,7 @@ static uint64_t next_sequence(const Asking *self)
 static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Asking *self = (Asking *)object;
-    uint64_t deadline_ns, writing, metadata = self->metadata_bytes, schema = self->schema;
+    uint64_t deadline_ns, write_id, metadata = self->metadata_bytes, schema = self->schema;
     if (count != 4 || !PyDict_CheckExact(args[2])) {
         PyErr_SetString(PyExc_TypeError, "send(tree, deadline_ns, in_flight, pending)");
         return NULL;
@@ -172,7 +172,7 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     PyObject *memory = sequence ? memory_of(self->request_memories, slot) : NULL;
     int found = memory == NULL ? -1 : is_described(self, memory);
     if (found == 1)
-        found = put(self, args[0], memory, slot, &writing);
+        found = put(self, args[0], memory, slot, &write_id);
     Py_XDECREF(memory);
     if (found < 0)
         return NULL;
@@ -195,7 +195,7 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     /* Nothing else is out, so that whatever moves this count is of this request. */
     watch_note(self->watch, load(self->replies->counter));
     uint64_t words[REQUEST_WORDS] = {sequence, KIND_INFER, 0, deadline_ns, 0, 0, monotonic_ns(), schema, metadata, bytes,
-                                     0, writing};
+                                     0, write_id};
     publish_request(self->requests, head, words);
     Py_RETURN_TRUE;
 }

@@ -25,7 +25,7 @@ _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bit
 #define RELEASING_BYTES (32 << 10)
 
 /* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
-enum { WRITING = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
+enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
 extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, watch_spec, stager_spec,
     intake_spec, asking_spec;

@@ -125,7 +125,7 @@ static PyObject *observation_of(Intake *self)
     PyObject *decoder = Py_NewRef(self->decoder), *arena = Py_NewRef(self->arena), *tree = NULL;
     PyObject *payload = Py_NewRef(PyList_GET_ITEM(self->payloads, slot)), *views = Py_NewRef(self->views);
     if (arena != Py_None) {
-        self->ahead_bytes = decoder_copy(decoder, payload, arena, self->stager, self->words[WRITTEN_AS]);
+        self->ahead_bytes = decoder_copy(decoder, payload, arena, self->stager, self->words[REQUEST_WRITE_ID]);
         if (self->ahead_bytes >= 0)
             tree = decoder_over(decoder, arena, views, self->wrap);
     }
@@ -160,8 +160,8 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    if (words[WRITTEN_AS] && self->stager != Py_None)
-        ((Stager *)self->stager)->came = words[WRITTEN_AS];
+    if (words[REQUEST_WRITE_ID] && self->stager != Py_None)
+        ((Stager *)self->stager)->came = words[REQUEST_WRITE_ID];
     take_request(head_of(self->replies, sequence), sequence);
     self->sequence = sequence;
     self->queued_ns = taken_ns > words[SUBMITTED_NS] ? taken_ns - words[SUBMITTED_NS] : 0;
@@ -176,7 +176,7 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
 static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Intake *self = (Intake *)object;
-    uint64_t began_ns = monotonic_ns(), sequence = self->sequence, infer_ns, writing, metadata, version, schema, flags;
+    uint64_t began_ns = monotonic_ns(), sequence = self->sequence, infer_ns, write_id, metadata, version, schema, flags;
     if (count != 8 || !is_encoder(args[0])) {
         PyErr_SetString(PyExc_TypeError,
                         "answer(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns)");
@@ -185,7 +185,7 @@ static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize
     if (to_word(args[3], &schema) < 0 || to_word(args[4], &metadata) < 0 || to_word(args[5], &flags) < 0 ||
         to_word(args[6], &version) < 0 || to_word(args[7], &infer_ns) < 0)
         return NULL;
-    int found = encoder_put(args[0], args[1], args[2], Py_None, 0, Py_None, &writing);
+    int found = encoder_put(args[0], args[1], args[2], Py_None, 0, Py_None, &write_id);
     if (found < 0)
         return NULL;
     if (found != WRITTEN)

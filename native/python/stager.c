@@ -103,11 +103,11 @@ int stager_advance(Stager *self)
     if (self->arena == NULL || self->words == NULL)
         return 0;
     /* ORDER: the write before its bytes, and these before what they tell of; pairs with announce and copy_plain. */
-    uint64_t writing = __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE);
-    if (writing == self->came || slot_of(writing) >= (uint64_t)self->slots)
+    uint64_t write_id = __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE);
+    if (write_id == self->came || slot_of(write_id) >= (uint64_t)self->slots)
         return 0;
-    if (writing != self->writing) {
-        self->writing = writing;
+    if (write_id != self->write_id) {
+        self->write_id = write_id;
         self->done = 0;
     }
     uint64_t written = __atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_ACQUIRE);
@@ -116,32 +116,32 @@ int stager_advance(Stager *self)
     if (there <= self->done)
         return 0;
     Py_ssize_t size = there - self->done < ANNOUNCED_PIECE ? there - self->done : ANNOUNCED_PIECE;
-    const char *payload = self->payloads + (Py_ssize_t)slot_of(writing) * self->stride;
+    const char *payload = self->payloads + (Py_ssize_t)slot_of(write_id) * self->stride;
     memcpy(PyArray_BYTES(self->arena) + self->done, payload + self->done, (size_t)size);
     /* The client may have begun another write meanwhile, into the same slot. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    if (__atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED) == writing)
+    if (__atomic_load_n(&self->words[WRITE_ID], __ATOMIC_RELAXED) == write_id)
         self->done += size;
     else
         self->done = 0;
     return 1;
 }
 
-Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t writing)
+Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t write_id)
 {
-    Py_ssize_t done = writing && self->writing == writing && self->arena == arena ? self->done : 0;
-    self->writing = 0;
+    Py_ssize_t done = write_id && self->write_id == write_id && self->arena == arena ? self->done : 0;
+    self->write_id = 0;
     self->done = 0;
     return done;
 }
 
-/* came(writing): the request of this write is there; there is no more to be copied ahead */
+/* came(write_id): the request of this write is there; there is no more to be copied ahead */
 static PyObject *stager_came(PyObject *object, PyObject *given)
 {
-    uint64_t writing = PyLong_AsUnsignedLongLong(given);
-    if (writing == (uint64_t)-1 && PyErr_Occurred())
+    uint64_t write_id = PyLong_AsUnsignedLongLong(given);
+    if (write_id == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    ((Stager *)object)->came = writing;
+    ((Stager *)object)->came = write_id;
     Py_RETURN_NONE;
 }
 
@@ -157,7 +157,7 @@ PyObject *written(PyObject *module, PyObject *given)
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
         Stager *self = (Stager *)PyList_GET_ITEM(given, index);
         if (is_stager((PyObject *)self) && self->words != NULL &&
-            __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE) != self->came)
+            __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE) != self->came)
             /* Bounded, whatever stands there: the sum is only compared. */
             bytes = (bytes < 0 ? 0 : bytes) + (int64_t)(__atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_RELAXED) >> 8);
     }
@@ -175,7 +175,7 @@ PyObject *give_up(PyObject *module, PyObject *given)
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
         Stager *self = (Stager *)PyList_GET_ITEM(given, index);
         if (is_stager((PyObject *)self) && self->words != NULL)
-            self->came = __atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED);
+            self->came = __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_RELAXED);
     }
     Py_RETURN_NONE;
 }

@@ -19,7 +19,7 @@ typedef struct {
     char *payloads;
     Py_ssize_t stride, slots, room;
     PyArrayObject *arena; /* NULL: nowhere to copy to */
-    uint64_t writing, came; /* the write that is being copied, and the last one whose request came, or never will */
+    uint64_t write_id, came; /* the write that is being copied, and the last one whose request came, or never will */
     Py_ssize_t done;
     int lookers;
     char closed;
@@ -37,6 +37,6 @@ void stager_leave(Stager *self);
 int stager_advance(Stager *self);
 
 /* How many bytes of this write are in this arena already; they are not counted again. */
-Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t writing);
+Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t write_id);
 
 #endif

@@ -388,7 +388,7 @@ static PyObject *decoder_unflatten(PyObject *object, PyObject *const *args, Py_s
     return tree;
 }
 
-Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t writing)
+Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t write_id)
 {
     TreeDecoder *self = (TreeDecoder *)object;
     char *from, *to;
@@ -401,7 +401,7 @@ Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, Py
     }
     Py_ssize_t done = 0;
     if (stager != Py_None)
-        done = stager_take((Stager *)stager, (PyArrayObject *)arena, writing);
+        done = stager_take((Stager *)stager, (PyArrayObject *)arena, write_id);
     if (done > self->payload_bytes)
         done = self->payload_bytes;
     size_t rest = (size_t)(self->payload_bytes - done);
@@ -419,18 +419,18 @@ int is_decoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == decoder
 
 uint64_t decoder_bytes(PyObject *object) { return (uint64_t)((TreeDecoder *)object)->payload_bytes; }
 
-/* stage(payload, arena, stager, writing): copy the payload of this structure, but for what the stager has copied of this
+/* stage(payload, arena, stager, write_id): copy the payload of this structure, but for what the stager has copied of this
  * write; how many bytes that was */
 static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, writing");
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, write_id");
         return NULL;
     }
-    uint64_t writing = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
-    if (writing == (uint64_t)-1 && PyErr_Occurred())
+    uint64_t write_id = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
+    if (write_id == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    Py_ssize_t done = decoder_copy(object, args[0], args[1], count == 4 ? args[2] : Py_None, writing);
+    Py_ssize_t done = decoder_copy(object, args[0], args[1], count == 4 ? args[2] : Py_None, write_id);
     return done < 0 ? NULL : PyLong_FromSsize_t(done);
 }
 

@@ -17,6 +17,6 @@ PyObject *decoder_decode(PyObject *decoder, PyObject *payload);
 PyObject *decoder_over(PyObject *decoder, PyObject *payload, PyObject *views, PyObject *wrap);
 
 /* Copy the payload into the arena, but for what the stager, or None, has copied of this write; how many bytes that was. */
-Py_ssize_t decoder_copy(PyObject *decoder, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t writing);
+Py_ssize_t decoder_copy(PyObject *decoder, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t write_id);
 
 #endif

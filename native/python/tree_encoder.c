@@ -506,14 +506,14 @@ static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uin
 /* Begin a write that no other had the number of, into this slot. */
 static uint64_t announce(uint64_t *counter, uint64_t slot)
 {
-    uint64_t writing = sequence_of(number_of(counter[WRITING]) + 1, slot);
+    uint64_t write_id = sequence_of(number_of(counter[WRITE_ID]) + 1, slot);
     /* ORDER: no bytes before the write; pairs with stager_advance. */
     __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
-    __atomic_store_n(&counter[WRITING], writing, __ATOMIC_RELEASE);
+    __atomic_store_n(&counter[WRITE_ID], write_id, __ATOMIC_RELEASE);
     /* Nor may a byte of this write be seen under the number of an earlier one. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return writing;
+    return write_id;
 }
 
 static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *counter)
@@ -550,7 +550,7 @@ static int does_fit(TreeEncoder *self, PyObject *payload)
 }
 
 /* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
-static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *writing)
+static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *write_id)
 {
     if (self->payload_bytes >= RUNG_BYTES && ring != Py_None) {
         /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
@@ -563,7 +563,7 @@ static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject
     if (open == NULL)
         return -1;
     *counter = open->counter;
-    *writing = announce(*counter, slot);
+    *write_id = announce(*counter, slot);
     return 1;
 }
 
@@ -581,7 +581,7 @@ static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint6
 }
 
 int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
-               uint64_t *writing)
+               uint64_t *write_id)
 {
     TreeEncoder *self = (TreeEncoder *)object;
     uint64_t few_numbers[LEAST_ROOM];
@@ -589,7 +589,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
     uint64_t *counter = NULL;
     int found = -1;
-    *writing = 0;
+    *write_id = 0;
     if (self->numbers_count > LEAST_ROOM &&
         (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
         goto end;
@@ -602,7 +602,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     found = flatten(self, self->root, tree, &leaves);
     Py_DECREF(tree);
     if (found == 1 && slots != Py_None && self->payload_bytes >= ANNOUNCED_BYTES && does_fit(self, payload))
-        found = announced(self, slots, slot, ring, &counter, writing);
+        found = announced(self, slots, slot, ring, &counter, write_id);
     if (found == 1)
         found = copy_into(self, &leaves, payload, counter);
 end:
@@ -634,11 +634,11 @@ static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py
             return NULL;
         }
     }
-    uint64_t writing;
+    uint64_t write_id;
     int found = encoder_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
-                           count == 5 ? args[4] : Py_None, &writing);
-    if (found == WRITTEN && writing)
-        return PyLong_FromUnsignedLongLong(writing);
+                           count == 5 ? args[4] : Py_None, &write_id);
+    if (found == WRITTEN && write_id)
+        return PyLong_FromUnsignedLongLong(write_id);
     return found < 0 ? NULL : PyLong_FromLong(found);
 }
 

@@ -12,8 +12,8 @@ int is_encoder(PyObject *object);
 /* Bytes of payload of its structure. */
 uint64_t encoder_bytes(PyObject *encoder);
 
-/* What `TreeEncoder.encode_into` does, -1 with an exception; `slots` and `ring` may be None. `writing` is the announced write, or 0. */
+/* What `TreeEncoder.encode_into` does, -1 with an exception; `slots` and `ring` may be None. `write_id` is the announced write, or 0. */
 int encoder_put(PyObject *encoder, PyObject *tree, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
-               uint64_t *writing);
+               uint64_t *write_id);
 
 #endif

@@ -63,8 +63,8 @@ class Staging:
         #: Bytes of the latest observation that were there before its client had written all of it.
         self.ahead_bytes = 0
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, writing: int = 0) -> Any:
-        """The tree in `slot`, its arrays as the model takes them; `writing` is as the request's head says."""
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, write_id: int = 0) -> Any:
+        """The tree in `slot`, its arrays as the model takes them; `write_id` is as the request's head says."""
         decoder = schema.decoder
         if in_place:
             source = slot
@@ -76,10 +76,10 @@ class Staging:
                 self._replace(source, source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
             if decoder is not None:
-                self.ahead_bytes = decoder.stage(slot.payload, source.payload, self._stager, writing)
+                self.ahead_bytes = decoder.stage(slot.payload, source.payload, self._stager, write_id)
             else:
-                source.beginnings[size][...] = slot.beginnings[size]
-        views = source.views[schema]
+                source.prefix_views[size][...] = slot.prefix_views[size]
+        views = source.leaf_views[schema]
         if decoder is not None and schema.is_all_arrays and self._on_host and not pickled:
             if self._device is None:
                 return decoder.decode_in_place(source.payload, views)
@@ -99,7 +99,7 @@ class Staging:
     def give_back(self, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
         if self.arena.room >= schema.payload_bytes:
-            self.keep_unless_held(self.arena.views[schema])
+            self.keep_unless_held(self.arena.leaf_views[schema])
 
     def keep_unless_held(self, views: list[Array]) -> None:
         """As `give_back`, of an observation whose arrays were made of these views of the arena."""

@@ -126,10 +126,10 @@ class Tenancy:
         self.plain_schema = schema
         if in_place:
             self.plain_views = []
-            self.intake.learn(schema_id, decoder, payloads, None, [memory.views[schema] for memory in memories])
+            self.intake.learn(schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories])
         else:
             arena = self.staging(0).arena
-            self.plain_views = arena.views[schema]
+            self.plain_views = arena.leaf_views[schema]
             self.intake.learn(schema_id, decoder, payloads, arena.payload, self.plain_views)
 
     def _forget_plain(self) -> None:
@@ -201,8 +201,8 @@ class Tenancy:
         head = self.channel.requests.head(sequence)
         if head is None:
             raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
-        if head.writing and self.channel.requests.stager is not None:
-            self.channel.requests.stager.came(head.writing)
+        if head.write_id and self.channel.requests.stager is not None:
+            self.channel.requests.stager.came(head.write_id)
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)

@@ -185,7 +185,7 @@ class Serving:
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
                 is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
+            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
             if self._plain and not index and not pickled:
                 tenancy.learn(head.schema, schema, in_place=in_place)
             if staging.ahead_bytes:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler
 
 _BYTES = 300_000
 _LINE = COUNTER_OFFSET // WORD
-_WRITING, _WRITTEN_BYTES = (_LINE + COUNTER_LINE.names.index(name) for name in ("writing", "written_bytes"))
+_WRITE_ID, _WRITTEN_BYTES = (_LINE + COUNTER_LINE.names.index(name) for name in ("write_id", "written_bytes"))
 
 
 class Channel:
@@ -46,7 +46,7 @@ class Channel:
     def write(self, observation: Any, sequence: int) -> RequestHead:
         memory = self.client.memory(sequence)
         encoded = self.encoder.encode(observation, memory)
-        return RequestHead(sequence, 1, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0, memory.writing)
+        return RequestHead(sequence, 1, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0, memory.write_id)
 
     def look(self) -> None:
         """What an engine does that has nothing else to do."""
@@ -56,7 +56,7 @@ class Channel:
     def staged(self, head: RequestHead) -> Any:
         slot = self.engine.memory(head.sequence)
         schema = self._schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-        return self.staging.observation(schema, slot, in_place=False, pickled=False, writing=head.writing)
+        return self.staging.observation(schema, slot, in_place=False, pickled=False, write_id=head.write_id)
 
     def close(self) -> None:
         self.client.close()
@@ -171,10 +171,10 @@ def test_arrays_that_are_not_in_order_are_not_announced_before_they_are_there(ch
         np.testing.assert_array_equal(staged[key], array)
 
 
-@pytest.mark.parametrize("writing", [1, 5, 63, 64 + 2, (1 << 64) - 1], ids=hex)
+@pytest.mark.parametrize("write_id", [1, 5, 63, 64 + 2, (1 << 64) - 1], ids=hex)
 @pytest.mark.parametrize("written_bytes", [1, (1 << 20) + 1, 1 << 32, (1 << 64) - 1], ids=hex)
-def test_whatever_a_client_announces_stays_within_its_slot(channel: Channel, writing: int, written_bytes: int) -> None:
-    channel.client.words[_WRITING] = writing
+def test_whatever_a_client_announces_stays_within_its_slot(channel: Channel, write_id: int, written_bytes: int) -> None:
+    channel.client.words[_WRITE_ID] = write_id
     channel.client.words[_WRITTEN_BYTES] = written_bytes
 
     channel.look()
@@ -187,22 +187,22 @@ def test_whatever_a_client_announces_stays_within_its_slot(channel: Channel, wri
 def test_a_write_s_number_names_its_slot_and_only_grows(channel: Channel) -> None:
     heads = [channel.write(image(number), sequence_of(number, number % 2)) for number in range(2, 6)]
 
-    assert [slot_of(head.writing) for head in heads] == [0, 1, 0, 1]
-    assert sorted({head.writing for head in heads}) == [head.writing for head in heads]
+    assert [slot_of(head.write_id) for head in heads] == [0, 1, 0, 1]
+    assert sorted({head.write_id for head in heads}) == [head.write_id for head in heads]
 
 
 def test_small_observations_and_those_that_do_not_fit_are_not_announced(channel: Channel) -> None:
-    before = channel.client.words[_WRITING]
+    before = channel.client.words[_WRITE_ID]
 
     small = {"x": np.zeros(60_000, np.uint8)}
-    assert channel.write(small, sequence_of(2, 1)).writing == 0
-    assert channel.write(small, sequence_of(2, 1)).writing == 0
+    assert channel.write(small, sequence_of(2, 1)).write_id == 0
+    assert channel.write(small, sequence_of(2, 1)).write_id == 0
     large = {"x": np.zeros(2 << 20, np.uint8)}
     for _ in range(2):
         with pytest.raises(DoesNotFit):
             channel.write(large, sequence_of(2, 1))
 
-    assert channel.client.words[_WRITING] == before
+    assert channel.client.words[_WRITE_ID] == before
 
 
 def test_a_closed_stager_is_left_alone(channel: Channel) -> None:

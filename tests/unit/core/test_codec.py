@@ -171,7 +171,7 @@ def test_no_side_remembers_more_than_it_needs() -> None:
     assert len(channel.encoder._cached) == GUARD_MEMORY
     assert len(channel.decoder._schemas.known) == SCHEMA_MEMORY
     # The native core: nothing is remembered of a slot.
-    assert max(len(memory.views) for memory in channel._receiving) == (0 if NATIVE else GUARD_MEMORY)
+    assert max(len(memory.leaf_views) for memory in channel._receiving) == (0 if NATIVE else GUARD_MEMORY)
 
 
 def test_a_schema_that_was_forgotten_is_sent_again() -> None:
