@@ -237,7 +237,7 @@ class Attachment:
         requests = self.channel.requests
         published = requests.words[requests.counter]
         number = number_of(published) + 1
-        turn = number % requests.turning
+        turn = number % requests.rotating_slots
         if not self.in_flight and not self.lent:
             return sequence_of(number, turn)
         self._forget_unpublished(published)

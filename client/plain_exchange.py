@@ -73,7 +73,7 @@ class PlainExchange(Exchange):
                 attachment.asking = core.Asking(
                     requests.native,
                     requests.memories,
-                    requests.turning,
+                    requests.rotating_slots,
                     replies.native,
                     replies.memories,
                     replies.watch,

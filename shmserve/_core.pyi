@@ -104,7 +104,7 @@ class Asking:
         self,
         requests: Slots,
         request_memories: list[SlotMemory],
-        turning: int,
+        rotating_slots: int,
         replies: Slots,
         reply_memories: list[SlotMemory],
         watch: Watch,

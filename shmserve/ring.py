@@ -115,7 +115,7 @@ class _Ring:
 
 
 #: Slots take turns while they are no more than this together.
-_TURNING_BYTES = 4 << 20
+_ROTATING_BYTES = 4 << 20
 
 
 class RequestWriter(_Ring):
@@ -129,7 +129,7 @@ class RequestWriter(_Ring):
         # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
-        self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
+        self.rotating_slots = max(1, min(self.slots, _ROTATING_BYTES // max(1, segment.geometry.payload_bytes)))
         if self.native is not None:
             self.publish = self.native.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):

@@ -19,7 +19,7 @@ typedef struct {
     Slots *requests, *replies;
     PyObject *watch; /* of the replies */
     PyObject *request_memories, *reply_memories;
-    Py_ssize_t turning;
+    Py_ssize_t rotating_slots;
     /* What was learnt; NULL before. */
     PyObject *encoder, *decoder;
     uint64_t schema, metadata_bytes, reply_schema;
@@ -40,22 +40,22 @@ int asking_names(void)
                : 0;
 }
 
-/* Asking(requests, request_memories, turning, replies, reply_memories, watch): of so many slots each is used in its turn */
+/* Asking(requests, request_memories, rotating_slots, replies, reply_memories, watch): of so many slots each is used in its turn */
 static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *requests, *replies, *request_memories, *reply_memories, *watch;
-    Py_ssize_t turning;
+    Py_ssize_t rotating_slots;
     Asking *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &turning, &replies, &PyList_Type,
+    if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &rotating_slots, &replies, &PyList_Type,
                           &reply_memories, &watch))
         goto failed;
     if (!is_slots(requests) || !is_slots(replies) || !is_watch(watch)) {
         PyErr_SetString(PyExc_TypeError, "slots of both directions, and the watch of the replies");
         goto failed;
     }
-    if (turning < 1) {
+    if (rotating_slots < 1) {
         PyErr_SetString(PyExc_ValueError, "one slot at least is used in its turn");
         goto failed;
     }
@@ -64,7 +64,7 @@ static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->watch = Py_NewRef(watch);
     self->request_memories = Py_NewRef(request_memories);
     self->reply_memories = Py_NewRef(reply_memories);
-    self->turning = turning;
+    self->rotating_slots = rotating_slots;
     return (PyObject *)self;
 failed:
     Py_DECREF(self);
@@ -151,7 +151,7 @@ static uint64_t next_sequence(const Asking *self)
         return 0;
     }
     uint64_t number = number_of(load(self->requests->counter)) + 1;
-    return sequence_of(number, number % (uint64_t)self->turning);
+    return sequence_of(number, number % (uint64_t)self->rotating_slots);
 }
 
 /* send(tree, deadline_ns, in_flight, pending): write the tree and publish it as the next request for the model, which

@@ -78,9 +78,9 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
     ):
         with pytest.raises(TypeError):
             call()
-    for turning in (0, -1):
+    for rotating_slots in (0, -1):
         with pytest.raises(ValueError, match="one slot"):
-            kind.Asking(slots, memories, turning, slots, memories, watch)
+            kind.Asking(slots, memories, rotating_slots, slots, memories, watch)
     with pytest.raises(AttributeError):
         without.send(tree, 0, {}, Waiting())
     assert not payload.any() and not small.send(tree, 0, {}, Waiting())
