@@ -62,7 +62,7 @@ run-tests: $(VENV)/installed
 
 # Those that reach the native core (native/python/), again with the Python that replaces it where there is no compiler.
 PURE_AS_WELL := tests/unit/core/test_codec.py tests/unit/core/test_ring.py tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py \
-	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_native_leaks.py shmserve/codec.py shmserve/watch.py
+	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_native_leaks.py shmserve/codec.py shmserve/counter_poller.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py

@@ -344,7 +344,7 @@ class Exchange(DaemonCalls):
                     answered = replies.words[replies.counter]
                     if answered != attachment.answered and self._collect(attachment):
                         return
-                    replies.watch.seen = answered  # the waiting thread's own note: others may collect meanwhile
+                    replies.poller.last_seen = answered  # the waiting thread's own note: others may collect meanwhile
             if not waits:
                 self._followers.follow(until_ns)
                 return

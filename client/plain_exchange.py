@@ -76,7 +76,7 @@ class PlainExchange(Exchange):
                     requests.rotating_slots,
                     replies.native,
                     replies.memories,
-                    replies.watch,
+                    replies.poller,
                 )
             attachment.asking.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 

@@ -155,7 +155,7 @@ class _Engine:
         if self._steps % 2:
             # As the loop does that was looking when its client published.
             for tenancy in list(self.loop.tenancies.values()):
-                if tenancy.words[tenancy.counter] != tenancy.watch.seen:
+                if tenancy.words[tenancy.counter] != tenancy.poller.last_seen:
                     self.loop._serve_found(tenancy, time.monotonic_ns())
         self.bell.token = True
         self.loop._scanned_ns = 0  # as if the longest wait were over: who publishes and rings no bell is found by that

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from .backend import NATIVE, core
 from .codec import SlotMemory
+from .counter_poller import CounterPoller
 from .fence import IN_ORDER, fence
 from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .segment import Segment
-from .watch import Watch
 
 
 class RequestHead(NamedTuple):
@@ -74,8 +74,8 @@ class _Ring:
         #: Where the counter is in `words`: whoever looks at it again and again does so without a call.
         self.counter = segment.counter_index
         #: The counter for a reader that waits for it to move.
-        self.watch = Watch(segment.bytes, self.counter)
-        self.watches = [self.watch]
+        self.poller = CounterPoller(segment.bytes, self.counter)
+        self.pollers = [self.poller]
         #: What does the same as the methods here in less time; None where it was not built.
         self.native = (
             core.Slots(
@@ -108,7 +108,7 @@ class _Ring:
         """Unmap, unless arrays still view the memory."""
         self.memories = []
         self.words = self._memory = memoryview(b"")
-        self.watch.close()
+        self.poller.close()
         if self.native is not None:
             self.native.close()
         self.segment.close()
@@ -263,7 +263,7 @@ class ReplyWriter(_Ring):
             fence()
         words = self.words
         words[self._head_words[slot]] = sequence
-        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of watch.py.
+        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of counter_poller.py.
         # One that sees the counter alone has used up its token, and waits for the next.
         if not IN_ORDER:
             fence()

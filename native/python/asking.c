@@ -10,14 +10,14 @@
 #include "tree_encoder.h"
 #include "slots.h"
 #include "stager.h"
-#include "watch.h"
+#include "counter_poller.h"
 
 #include <structmember.h>
 
 typedef struct {
     PyObject_HEAD
     Slots *requests, *replies;
-    PyObject *watch; /* of the replies */
+    PyObject *poller; /* of the replies */
     PyObject *request_memories, *reply_memories;
     Py_ssize_t rotating_slots;
     /* What was learnt; NULL before. */
@@ -40,19 +40,19 @@ int asking_names(void)
                : 0;
 }
 
-/* Asking(requests, request_memories, rotating_slots, replies, reply_memories, watch): of so many slots each is used in its turn */
+/* Asking(requests, request_memories, rotating_slots, replies, reply_memories, poller): of so many slots each is used in its turn */
 static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *requests, *replies, *request_memories, *reply_memories, *watch;
+    PyObject *requests, *replies, *request_memories, *reply_memories, *poller;
     Py_ssize_t rotating_slots;
     Asking *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &rotating_slots, &replies, &PyList_Type,
-                          &reply_memories, &watch))
+                          &reply_memories, &poller))
         goto failed;
-    if (!is_slots(requests) || !is_slots(replies) || !is_watch(watch)) {
-        PyErr_SetString(PyExc_TypeError, "slots of both directions, and the watch of the replies");
+    if (!is_slots(requests) || !is_slots(replies) || !is_poller(poller)) {
+        PyErr_SetString(PyExc_TypeError, "slots of both directions, and the poller of the replies");
         goto failed;
     }
     if (rotating_slots < 1) {
@@ -61,7 +61,7 @@ static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     }
     self->requests = (Slots *)Py_NewRef(requests);
     self->replies = (Slots *)Py_NewRef(replies);
-    self->watch = Py_NewRef(watch);
+    self->poller = Py_NewRef(poller);
     self->request_memories = Py_NewRef(request_memories);
     self->reply_memories = Py_NewRef(reply_memories);
     self->rotating_slots = rotating_slots;
@@ -76,7 +76,7 @@ static void asking_dealloc(PyObject *object)
     Asking *self = (Asking *)object;
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
-    Py_XDECREF(self->watch);
+    Py_XDECREF(self->poller);
     Py_XDECREF(self->request_memories);
     Py_XDECREF(self->reply_memories);
     Py_XDECREF(self->encoder);
@@ -193,7 +193,7 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     Py_DECREF(key);
     self->sequence = sequence;
     /* Nothing else is out, so that whatever moves this count is of this request. */
-    watch_note(self->watch, load(self->replies->counter));
+    poller_note(self->poller, load(self->replies->counter));
     uint64_t words[REQUEST_WORDS] = {sequence, KIND_INFER, 0, deadline_ns, 0, 0, monotonic_ns(), schema, metadata, bytes,
                                      0, write_id};
     publish_request(self->requests, head, words);

@@ -1,7 +1,7 @@
 /* The module shmserve._core: the hot path of a request.
  *
  * Each does what a class of Python here does, in the same order and with the same checks: TreeEncoder what StructureGuard
- * (structure_guard.py) and Encoder do, TreeDecoder what Schema.unflatten does, Slots what the ends in ring.py do, Watch and
+ * (structure_guard.py) and Encoder do, TreeDecoder what Schema.unflatten does, Slots what the ends in ring.py do, CounterPoller and
  * Histograms what loop.py and stats.py do. Where this module was not built, those do it. Stager alone has no Python
  * beside it: there nothing is copied before its request has come. Intake and Asking put several of these steps
  * together for a plain request, which otherwise goes the long way.
@@ -10,13 +10,13 @@
 #define SHMSERVE_IMPORTS_ARRAY
 #include "asking.h"
 #include "stager.h"
-#include "watch.h"
+#include "counter_poller.h"
 
 static PyMethodDef functions[] = {
-    {"moved", moved, METH_O, "The place of the first watch whose counter has moved; -1 if none has."},
-    {"all_moved", all_moved, METH_O, "The places of all watches whose counter has moved."},
-    {"beside", beside, METH_O, "The places of the watches whose writer was last seen on this processor."},
-    {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As moved, again and again until this time (ns)."},
+    {"poll_first", poll_first, METH_O, "The place of the first poller whose counter has moved; -1 if none has."},
+    {"poll_all", poll_all, METH_O, "The places of all pollers whose counter has moved."},
+    {"beside", beside, METH_O, "The places of the pollers whose writer was last seen on this processor."},
+    {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As poll_first, again and again until this time (ns)."},
     {"spin_apart", (PyCFunction)(void (*)(void))spin_apart, METH_FASTCALL,
      "When one has moved; 0 if none has until this time (ns), or its writer is on this processor."},
     {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
@@ -45,7 +45,7 @@ static int module_exec(PyObject *module)
     if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Stager", &stager_spec) < 0 ||
         add_type(module, "Intake", &intake_spec) < 0 || add_type(module, "Asking", &asking_spec) < 0)
         return -1;
-    return add_type(module, "Watch", &watch_spec);
+    return add_type(module, "CounterPoller", &poller_spec);
 }
 
 static PyModuleDef_Slot module_slots[] = {

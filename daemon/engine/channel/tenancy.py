@@ -87,7 +87,7 @@ class Tenancy:
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
         #: What was seen of the client's counter is `seen` of this.
-        self.watch = self.channel.requests.watch
+        self.poller = self.channel.requests.poller
         self.intake = self._new_intake()
         self.plain_schema: Schema | None = None
         self.plain_views: list[Array] = []
@@ -141,7 +141,7 @@ class Tenancy:
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
         requests, replies = self.channel.requests, self.channel.replies
-        self.watch.seen = published = requests.published()
+        self.poller.last_seen = published = requests.published()
         for sequence in requests.between(0, published):
             # What was out in an earlier generation was answered there, or is carried.
             if not replies.answered(sequence):
@@ -163,7 +163,7 @@ class Tenancy:
 
     def look(self, now_ns: int) -> bool:
         """Admit what the client has published since the last look; True if there was anything."""
-        published, seen = self.words[self.counter], self.watch.seen
+        published, seen = self.words[self.counter], self.poller.last_seen
         if published == seen:
             return False
         count = number_of(published) - number_of(seen)
@@ -171,7 +171,7 @@ class Tenancy:
             self._admit(published)
         else:
             self._admit_several(count, seen, published)
-        self.watch.seen = published
+        self.poller.last_seen = published
         self.active_ns = now_ns
         return True
 
@@ -297,8 +297,8 @@ class Tenancy:
         self.registered = mapped.register()
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
-        self.watch, seen = self.channel.requests.watch, self.watch.seen
-        self.watch.seen = seen
+        self.poller, seen = self.channel.requests.poller, self.poller.last_seen
+        self.poller.last_seen = seen
         self.waiting.clear()
         self._staging = []
         self.intake = self._new_intake()

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from shmserve.channel import ChannelInfo, EngineChannel
+from shmserve.counter_poller import beside, give_up, spin, written
 from shmserve.spin import SpinBudget
-from shmserve.watch import beside, give_up, spin, written
 
 from ...ipc.stats import Counter, Stats
 from ..channel.mapped_channel import MappedChannel
@@ -379,9 +379,9 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := beside(hot.watches)) and _in_the_way(hot, near, now_ns):
+            if (near := beside(hot.pollers)) and _in_the_way(hot, near, now_ns):
                 return False
-            place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
+            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
@@ -409,12 +409,12 @@ class EngineLoop:
             if (
                 now_ns - moved_ns > _STANDSTILL_NS
                 or now_ns - began_ns > _WRITING_NS
-                or ((near := beside(everyone.watches)) and _in_the_way(everyone, near, now_ns))
+                or ((near := beside(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
                 give_up(everyone.stagers)
                 return False
-            place = spin(everyone.watches, now_ns + _LOOKING_NS, everyone.stagers)
+            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.stagers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
                 tenancy = everyone.tenancies[place]

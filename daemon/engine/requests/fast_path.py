@@ -53,20 +53,20 @@ class PlainServing(Serving):
         return True
 
     def _take_and_answer(self, tenancy: Tenancy, intake: core.Intake) -> None:
-        watch = tenancy.watch
+        poller = tenancy.poller
         try:
-            observation = intake.take(watch.seen)
+            observation = intake.take(poller.last_seen)
         except Exception as error:
             if not intake.sequence:
                 raise
-            watch.seen = intake.sequence
+            poller.last_seen = intake.sequence
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, intake.head(RequestHead), error, intake.queued_ns)
             return
         sequence = intake.sequence
         if not sequence:
             return
-        watch.seen = sequence
+        poller.last_seen = sequence
         began_ns = time.monotonic_ns()
         try:
             results: Any = self._model.infer([observation])

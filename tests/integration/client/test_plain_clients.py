@@ -111,7 +111,7 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
         wait = exchange._news.wait
 
         def noted(*arguments: Any) -> None:
-            waited.append(replies.watch.seen)
+            waited.append(replies.poller.last_seen)
             wait(*arguments)
 
         monkeypatch.setattr(exchange, "_lock", Collecting())

@@ -12,11 +12,11 @@ import pytest
 
 from shmserve.backend import NATIVE, core
 from shmserve.codec import DoesNotFit, Encoder, Schemas
+from shmserve.counter_poller import spin
 from shmserve.daemon.engine.channel.staging import Staging
 from shmserve.layout import COUNTER_LINE, COUNTER_OFFSET, WORD, Geometry, header_bytes, sequence_of, slot_of
 from shmserve.ring import RequestHead, RequestReader, RequestWriter
 from shmserve.segment import Segment
-from shmserve.watch import spin
 from tests.support.daemon_process import Daemon
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
@@ -50,8 +50,8 @@ class Channel:
 
     def look(self) -> None:
         """What an engine does that has nothing else to do."""
-        self.engine.watch.seen = self.engine.watch.now()
-        spin(self.engine.watches, time.monotonic_ns() + 2_000_000, [self.stager])
+        self.engine.poller.last_seen = self.engine.poller.load()
+        spin(self.engine.pollers, time.monotonic_ns() + 2_000_000, [self.stager])
 
     def staged(self, head: RequestHead) -> Any:
         slot = self.engine.memory(head.sequence)

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmserve.backend import NATIVE, core
+from shmserve.counter_poller import PurePoller, pure_poll_all, pure_poll_first, pure_spin
 from shmserve.daemon.ipc.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
 from shmserve.schema import Schema
 from shmserve.structure_guard import StructureGuard, infer_schema
-from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin
 from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Real, Task, Text, Whole
 
 native_only = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
@@ -254,41 +254,41 @@ def test_the_edges_of_every_bucket_are_counted_as_stats_does() -> None:
 
 def test_watches_are_looked_at_alike() -> None:
     words = np.zeros(16, np.uint64)
-    ways: list[tuple[Any, Any, Any, Any]] = [(PythonWatch, python_moved, python_all_moved, python_spin)]
+    ways: list[tuple[Any, Any, Any, Any]] = [(PurePoller, pure_poll_first, pure_poll_all, pure_spin)]
     if NATIVE:
-        ways.append((core.Watch, core.moved, core.all_moved, core.spin))
-    for kind, moved, all_moved, spin in ways:
-        watches = [kind(words.view(np.uint8), place) for place in (0, 5, 9)]
-        for watch in watches:
-            watch.seen = watch.now()
-        assert (moved(watches), all_moved(watches), spin(watches, 0)) == (-1, [], -1)
+        ways.append((core.CounterPoller, core.poll_first, core.poll_all, core.spin))
+    for kind, poll_first, poll_all, spin in ways:
+        pollers = [kind(words.view(np.uint8), place) for place in (0, 5, 9)]
+        for poller in pollers:
+            poller.last_seen = poller.load()
+        assert (poll_first(pollers), poll_all(pollers), spin(pollers, 0)) == (-1, [], -1)
 
         words[5] += 1
         words[9] = (1 << 64) - 1 - words[9]
 
-        assert (moved(watches), all_moved(watches), spin(watches, 1 << 62)) == (1, [1, 2], 1)
-        for watch in watches:
-            watch.close()
-            watch.close()
+        assert (poll_first(pollers), poll_all(pollers), spin(pollers, 1 << 62)) == (1, [1, 2], 1)
+        for poller in pollers:
+            poller.close()
+            poller.close()
 
 
 @native_only
 def test_memory_is_kept_under_a_thread_that_looks() -> None:
     words = np.zeros(8, np.uint64)
-    watch = core.Watch(words.view(np.uint8), 0)
+    poller = core.CounterPoller(words.view(np.uint8), 0)
     found: list[int] = []
-    looking = threading.Thread(target=lambda: found.append(core.spin([watch], 1 << 62)))
+    looking = threading.Thread(target=lambda: found.append(core.spin([poller], 1 << 62)))
     looking.start()
 
-    watch.close()
+    poller.close()
     words[0] = 7
     looking.join()
 
     assert found == [0]
     with pytest.raises(ValueError, match="closed"):
-        watch.now()
+        poller.load()
     with pytest.raises(ValueError, match="closed"):
-        core.spin([watch], 0)
+        core.spin([poller], 0)
 
 
 @native_only

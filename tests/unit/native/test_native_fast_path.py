@@ -35,7 +35,7 @@ def asking_for(
     memories = [SlotMemory(np.zeros(8, np.uint8), payload) for _ in range(2)]
     for memory in memories:
         memory.written_schema = 1
-    asking = core.Asking(slots, memories, 2, slots, memories, core.Watch(np.zeros(64, np.uint8), 0))
+    asking = core.Asking(slots, memories, 2, slots, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
     asking.learn(encoder, 1, 1, decoder, 1)
     return asking
 
@@ -50,9 +50,9 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
     kind: Any = core
     asking: Any = asking_for(encoder, decoder, slots, payload)
     small: Any = asking_for(encoder, decoder, slots, np.zeros(8, np.uint8))
-    memories, watch = [SlotMemory(np.zeros(8, np.uint8), payload)], core.Watch(np.zeros(64, np.uint8), 0)
+    memories, poller = [SlotMemory(np.zeros(8, np.uint8), payload)], core.CounterPoller(np.zeros(64, np.uint8), 0)
     no_memory: list[Any] = [strange, strange]
-    without: Any = core.Asking(slots, no_memory, 2, slots, no_memory, watch)
+    without: Any = core.Asking(slots, no_memory, 2, slots, no_memory, poller)
     without.learn(encoder, 1, 1, decoder, 1)
     intake = core.Intake(slots, slots, None, None)
     views = [place.view(payload) for place in schema.arrays]
@@ -66,8 +66,8 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
         lambda: intake.answer(decoder, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
         lambda: intake.answer(encoder, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
         lambda: intake.head(int),  # type: ignore[type-var]
-        lambda: kind.Asking(slots, memories, 1, strange, memories, watch),
-        lambda: kind.Asking(slots, memories, 1, slots, (), watch),
+        lambda: kind.Asking(slots, memories, 1, strange, memories, poller),
+        lambda: kind.Asking(slots, memories, 1, slots, (), poller),
         lambda: kind.Asking(slots, memories, 1, slots, memories, slots),
         lambda: asking.learn(decoder, 1, 1, decoder, 1),
         lambda: asking.learn(encoder, 1, 1, encoder, 1),
@@ -80,7 +80,7 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
             call()
     for rotating_slots in (0, -1):
         with pytest.raises(ValueError, match="one slot"):
-            kind.Asking(slots, memories, rotating_slots, slots, memories, watch)
+            kind.Asking(slots, memories, rotating_slots, slots, memories, poller)
     with pytest.raises(AttributeError):
         without.send(tree, 0, {}, Waiting())
     assert not payload.any() and not small.send(tree, 0, {}, Waiting())
@@ -96,7 +96,7 @@ def test_a_reply_is_one_to_what_was_sent() -> None:
 
     assert asking.receive(ReplyHead) is None  # the memory is all zeros, and so would the reply to sequence 0 be
 
-    unlearnt = core.Asking(slots, [], 2, slots, [], core.Watch(np.zeros(64, np.uint8), 0))
+    unlearnt = core.Asking(slots, [], 2, slots, [], core.CounterPoller(np.zeros(64, np.uint8), 0))
     assert unlearnt.receive(ReplyHead) is None
     assert not unlearnt.send({"state": np.arange(3.0)}, 0, {}, Waiting())
 

@@ -14,6 +14,7 @@ import torch
 
 from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
+from shmserve.counter_poller import CounterPoller, poll_all, poll_first, spin
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter
@@ -21,7 +22,6 @@ from shmserve.schema import Schema
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 from shmserve.structure_guard import infer_schema
-from shmserve.watch import Watch, all_moved, moved, spin
 
 _TIMES = 3000
 #: What Python itself takes now and then: a longer table of a dict, a cache that has just been made.
@@ -128,15 +128,15 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
     writer, sequence = RequestWriter(segment), sequence_of(1 << 40, 1)
     head = (sequence, *range(1 << 40, (1 << 40) + 11))
     stats = Stats(create_stats_memory())
-    watch = Watch(segment.bytes, segment.counter_index)
+    poller = CounterPoller(segment.bytes, segment.counter_index)
 
     _assert_keeps_nothing(lambda: writer.publish(head), head, segment.bytes)
     _assert_keeps_nothing(lambda: stats.record(1 << 40, 1, 2, 3))
-    for look in (moved, all_moved, lambda watches: spin(watches, 0)):
-        _assert_keeps_nothing(lambda look=look: look([watch]), watch)  # type: ignore[misc]
-    _assert_keeps_nothing(lambda: Watch(segment.bytes, 0).close(), segment.bytes)
+    for look in (poll_first, poll_all, lambda pollers: spin(pollers, 0)):
+        _assert_keeps_nothing(lambda look=look: look([poller]), poller)  # type: ignore[misc]
+    _assert_keeps_nothing(lambda: CounterPoller(segment.bytes, 0).close(), segment.bytes)
     writer.close()
-    watch.close()
+    poller.close()
     stats.close()
     sealed.close()
 
@@ -155,7 +155,7 @@ def test_plain_steps_keep_nothing() -> None:
     strange: Any = SimpleNamespace()
     memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
     memories[0].written_schema = 1 << 40
-    asking = core.Asking(requests, memories, 1, replies, memories, core.Watch(np.zeros(64, np.uint8), 0))
+    asking = core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
     asking.learn(encoder, 1 << 40, 1, decoder, 1)
     pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
@@ -192,7 +192,8 @@ def test_plain_steps_keep_nothing() -> None:
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.send(tree, strange, in_flight, pending)), strange)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.receive(strange)), strange, *watched)
     _assert_keeps_nothing(
-        lambda: core.Asking(requests, memories, 1, replies, memories, core.Watch(np.zeros(64, np.uint8), 0)), *watched
+        lambda: core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)),
+        *watched,
     )
     refused: Any = (requests, memories, 1, replies, memories, strange)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Asking(*refused)), strange, *watched)
@@ -272,9 +273,9 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
         lambda: slots.take(-1),
         lambda: slots.take(66),
         lambda: core.Slots(memory, 8, 16, 57, 20),
-        lambda: core.Watch(memory, 1 << 40),
+        lambda: core.CounterPoller(memory, 1 << 40),
         lambda: core.Histograms(memory, 0),
-        lambda: core.moved([strange]),
+        lambda: core.poll_first([strange]),
         lambda: core.spin([], strange),
     )
     watched = (tree, tree["state"], payload, small, memory, spec, views[0], strange, two[0], parts[0])

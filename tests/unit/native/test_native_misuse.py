@@ -35,16 +35,16 @@ import numpy as np
 from shmserve.backend import core
 
 words = np.zeros(4, np.uint64)
-watches = [core.Watch(words.view(np.uint8), 0)]
-looking = threading.Thread(target=lambda: core.spin(watches, 1 << 62))
+pollers = [core.CounterPoller(words.view(np.uint8), 0)]
+looking = threading.Thread(target=lambda: core.spin(pollers, 1 << 62))
 looking.start()
-while sys.getrefcount(watches[0]) < 3:  # the list's, the call's, and the look's
+while sys.getrefcount(pollers[0]) < 3:  # the list's, the call's, and the look's
     pass
 child = os.fork()
 if not child:
-    watches[0].close()
-    watches[0].close()
-    watches.clear()
+    pollers[0].close()
+    pollers[0].close()
+    pollers.clear()
     print("closed twice", flush=True)
     os._exit(0)
 status = os.waitpid(child, 0)[1]
@@ -61,7 +61,7 @@ def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEnco
 
 
 @pytest.mark.parametrize(
-    "name", ["TreeEncoder", "TreeDecoder", "Slots", "Watch", "Histograms", "Stager", "Intake", "Asking"]
+    "name", ["TreeEncoder", "TreeDecoder", "Slots", "CounterPoller", "Histograms", "Stager", "Intake", "Asking"]
 )
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(core, name)
@@ -76,12 +76,12 @@ def test_nothing_is_half_made(name: str) -> None:
 
 def test_what_is_made_cannot_be_made_again() -> None:
     words = np.zeros(8, np.uint64)
-    watch: Any = core.Watch(words.view(np.uint8), 1)
+    poller: Any = core.CounterPoller(words.view(np.uint8), 1)
     words[1] = 5
 
-    watch.__init__(words.view(np.uint8), 0)
+    poller.__init__(words.view(np.uint8), 0)
 
-    assert watch.now() == 5
+    assert poller.load() == 5
 
 
 def test_places_that_do_not_fit_are_refused() -> None:
@@ -166,7 +166,7 @@ def test_a_container_that_is_emptied_while_it_is_written_is_written_as_it_was(ki
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="cycles are collected between two operations of the program")
 def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
     words = np.zeros(4, np.uint64)
-    watches = [core.Watch(words.view(np.uint8), 0)]
+    pollers = [core.CounterPoller(words.view(np.uint8), 0)]
     words[0] = 1
 
     class Ending:
@@ -174,7 +174,7 @@ def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
             self.cycle = self
 
         def __del__(self) -> None:
-            watches.clear()
+            pollers.clear()
 
     before = gc.get_threshold()
     gc.collect()
@@ -184,12 +184,12 @@ def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
         gc.set_threshold(1)
         kept: list[list[int]] = [[] for _ in range(200)]  # more than Python keeps for the next list
         gc.enable()
-        found = core.all_moved(watches)
+        found = core.poll_all(pollers)
     finally:
         gc.enable()
         gc.set_threshold(*before)
 
-    assert (found, watches, len(kept)) == ([], [], 200)
+    assert (found, pollers, len(kept)) == ([], [], 200)
 
 
 def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at() -> None:
@@ -201,20 +201,20 @@ def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at
 
 def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> None:
     words = np.zeros(CHANNEL_LIMIT + 4, np.uint64)
-    watches = [core.Watch(words.view(np.uint8), place) for place in range(CHANNEL_LIMIT + 1)]
+    pollers = [core.CounterPoller(words.view(np.uint8), place) for place in range(CHANNEL_LIMIT + 1)]
     words[CHANNEL_LIMIT - 1 : CHANNEL_LIMIT + 1] = 1
     for look in (
-        core.moved,
-        core.all_moved,
-        lambda watches: core.spin(watches, 0),
-        lambda watches: core.spin_apart(watches, 0),
+        core.poll_first,
+        core.poll_all,
+        lambda pollers: core.spin(pollers, 0),
+        lambda pollers: core.spin_apart(pollers, 0),
     ):
         with pytest.raises(TypeError, match="256 at most"):
-            look(watches)
+            look(pollers)
 
-    del watches[-1]
+    del pollers[-1]
 
-    assert core.all_moved(watches) == [core.moved(watches)] == [core.spin(watches, 0)] == [CHANNEL_LIMIT - 1]
+    assert core.poll_all(pollers) == [core.poll_first(pollers)] == [core.spin(pollers, 0)] == [CHANNEL_LIMIT - 1]
 
 
 def test_a_list_of_watches_holds_nothing_else() -> None:
@@ -222,20 +222,20 @@ def test_a_list_of_watches_holds_nothing_else() -> None:
     others: tuple[Any, ...] = (object(), core.Slots(words, 8, 16, 56, 2), np.zeros(4, np.uint64), None)
     for other in others:
         for look in (
-            core.moved,
-            core.all_moved,
-            lambda watches: core.spin(watches, 0),
-            lambda watches: core.spin_apart(watches, 0),
+            core.poll_first,
+            core.poll_all,
+            lambda pollers: core.spin(pollers, 0),
+            lambda pollers: core.spin_apart(pollers, 0),
         ):
             with pytest.raises(TypeError, match="something else"):
-                look([core.Watch(words, 0), other])
+                look([core.CounterPoller(words, 0), other])
 
 
 def test_memory_that_words_cannot_lie_in_is_refused() -> None:
     memory = np.zeros(16384, np.uint8)
     for make in (
         lambda memory: core.Slots(memory, 8, 16, 56, 2),
-        lambda memory: core.Watch(memory, 0),
+        lambda memory: core.CounterPoller(memory, 0),
         lambda memory: core.Histograms(memory, 0),
         lambda memory: core.Stager(memory, 64, 256, 512, 2, 100),
     ):
@@ -247,7 +247,7 @@ def test_memory_that_words_cannot_lie_in_is_refused() -> None:
             make("memory")
     for place in (-1, 2048, sys.maxsize):
         with pytest.raises(ValueError):
-            core.Watch(memory, place)
+            core.CounterPoller(memory, place)
         with pytest.raises(ValueError):
             core.Histograms(memory, place)
 
@@ -327,9 +327,9 @@ def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
 
 def test_stagers_are_told_from_what_is_none() -> None:
     words = np.zeros(8, np.uint64).view(np.uint8)
-    for other in (object(), core.Watch(words, 0), None):
+    for other in (object(), core.CounterPoller(words, 0), None):
         with pytest.raises(TypeError, match="something else"):
-            core.spin([core.Watch(words, 0)], 0, [other])  # type: ignore[list-item]
+            core.spin([core.CounterPoller(words, 0)], 0, [other])  # type: ignore[list-item]
     for call in (core.written, core.give_up):
         with pytest.raises(TypeError):
             call(None)  # type: ignore[arg-type]
@@ -343,7 +343,7 @@ def test_stagers_are_told_from_what_is_none() -> None:
 
 def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None:
     words = np.zeros(8, np.uint64)
-    watch = core.Watch(words.view(np.uint8), 0)
+    poller = core.CounterPoller(words.view(np.uint8), 0)
 
     def interrupt(number: int, frame: object) -> None:
         raise InterruptedError
@@ -352,29 +352,29 @@ def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(InterruptedError):
-            core.spin_apart([watch], 1 << 62)
+            core.spin_apart([poller], 1 << 62)
     finally:
         signal.signal(signal.SIGALRM, before)
 
-    assert sys.getrefcount(watch) == 2
-    watch.close()
+    assert sys.getrefcount(poller) == 2
+    poller.close()
     words.resize(16)  # nothing views it any more
 
 
 def test_who_looks_for_long_leaves_the_processor_to_the_writer_that_comes_to_it() -> None:
     words = np.zeros(8, np.uint64)
-    watch = core.Watch(words.view(np.uint8), 0)
+    poller = core.CounterPoller(words.view(np.uint8), 0)
     allowed = os.sched_getaffinity(0)
     here = min(allowed)
     os.sched_setaffinity(0, {here})
     try:
         words[COUNTER_LINE.offset("processor") // 8] = here + 1
 
-        assert core.spin_apart([watch], 1 << 62) == 0
+        assert core.spin_apart([poller], 1 << 62) == 0
 
         words[0] = 1
         began_ns = time.monotonic_ns()
-        assert began_ns <= core.spin_apart([watch], 1 << 62) <= time.monotonic_ns()
-        assert began_ns <= core.spin_apart([watch], 0)
+        assert began_ns <= core.spin_apart([poller], 1 << 62) <= time.monotonic_ns()
+        assert began_ns <= core.spin_apart([poller], 0)
     finally:
         os.sched_setaffinity(0, allowed)

@@ -156,12 +156,12 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
     ids=str,
 )
 def test_what_is_not_plain_goes_the_long_way(engine: Engine, words: dict[str, int], status: Status) -> None:
-    seen, calls = engine.tenancy.watch.seen, engine.model.calls
+    seen, calls = engine.tenancy.poller.last_seen, engine.model.calls
     sequence = engine.publish(engine.head([3.0, 4.0], **words))
 
     assert not engine.serve_plain()
 
-    assert (engine.tenancy.watch.seen, engine.model.calls) == (seen, calls)
+    assert (engine.tenancy.poller.last_seen, engine.model.calls) == (seen, calls)
     assert not engine.tenancy.channel.replies.attempts(sequence)
     assert engine.stats.words[Counter.CHANNEL] == 0
     engine.serve_long()

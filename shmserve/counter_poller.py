@@ -2,16 +2,16 @@
 
 >>> import numpy as np
 >>> words = np.zeros(16, np.uint64)
->>> watch, other = Watch(words.view(np.uint8), 8), Watch(words.view(np.uint8), 0)
->>> moved([other, watch])
+>>> poller, other = CounterPoller(words.view(np.uint8), 8), CounterPoller(words.view(np.uint8), 0)
+>>> poll_first([other, poller])
 -1
 >>> words[8] = 64                       # what the other process does
->>> moved([other, watch]), all_moved([other, watch])
+>>> poll_first([other, poller]), poll_all([other, poller])
 (1, [1])
->>> watch.seen = watch.now()
->>> spin([other, watch], 0)             # looks at least once
+>>> poller.last_seen = poller.load()
+>>> spin([other, poller], 0)             # looks at least once
 -1
->>> spin_apart([other, watch], 0)
+>>> spin_apart([other, poller], 0)
 0
 """
 
@@ -28,23 +28,23 @@ import numpy.typing as npt
 from .backend import NATIVE, core
 from .fence import IN_ORDER, fence
 
-__all__ = ["Watch", "all_moved", "beside", "give_up", "moved", "spin", "spin_apart", "written"]
+__all__ = ["CounterPoller", "beside", "give_up", "poll_all", "poll_first", "spin", "spin_apart", "written"]
 
 _LOOKS_PER_CLOCK = 8
 
 
-class PythonWatch:
+class PurePoller:
     """One counter, and what was last seen of it."""
 
-    __slots__ = ("_place", "_words", "seen")
+    __slots__ = ("_place", "_words", "last_seen")
 
     def __init__(self, memory: npt.NDArray[np.uint8], place: int) -> None:
         self._words = memory.data.cast("B").cast("Q")
         self._place = place
         #: The counter as its owner has seen it; what is 0 at first.
-        self.seen = 0
+        self.last_seen = 0
 
-    def now(self) -> int:
+    def load(self) -> int:
         """The counter as it is."""
         return self._words[self._place]
 
@@ -53,30 +53,30 @@ class PythonWatch:
         self._words = memoryview(b"")
 
 
-def python_moved(watches: list[PythonWatch]) -> int:
-    """The place of the first watch whose counter is not what was seen; -1 if there is none."""
+def pure_poll_first(pollers: list[PurePoller]) -> int:
+    """The place of the first poller whose counter is not what was seen; -1 if there is none."""
     # Without a call for each: among a hundred silent channels this is most of what a request costs.
-    for place, watch in enumerate(watches):
-        if watch._words[watch._place] != watch.seen:
+    for place, poller in enumerate(pollers):
+        if poller._words[poller._place] != poller.last_seen:
             _order()
             return place
     return -1
 
 
-def python_all_moved(watches: list[PythonWatch]) -> list[int]:
+def pure_poll_all(pollers: list[PurePoller]) -> list[int]:
     """The places of all of them."""
-    places = [place for place, watch in enumerate(watches) if watch._words[watch._place] != watch.seen]
+    places = [place for place, poller in enumerate(pollers) if poller._words[poller._place] != poller.last_seen]
     _order()
     return places
 
 
-def python_spin(watches: list[PythonWatch], until_ns: int, stagers: Sequence[object] = ()) -> int:
-    """As `moved`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are native, or there are none."""
+def pure_spin(pollers: list[PurePoller], until_ns: int, stagers: Sequence[object] = ()) -> int:
+    """As `poll_first`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are native, or there are none."""
     crowded = threading.active_count() > 1
     while True:
         for _ in range(_LOOKS_PER_CLOCK):
-            for place, watch in enumerate(watches):
-                if watch._words[watch._place] != watch.seen:
+            for place, poller in enumerate(pollers):
+                if poller._words[poller._place] != poller.last_seen:
                     _order()
                     return place
         if time.monotonic_ns() >= until_ns:
@@ -85,23 +85,23 @@ def python_spin(watches: list[PythonWatch], until_ns: int, stagers: Sequence[obj
             time.sleep(0)  # the interpreter lock is this thread's for 5 ms otherwise
 
 
-def python_spin_apart(watches: list[PythonWatch], until_ns: int) -> int:
+def pure_spin_unless_same_cpu(pollers: list[PurePoller], until_ns: int) -> int:
     """The time at which one of them was seen to have moved; 0 if none has until then, or its writer is on this processor."""
     return (
-        time.monotonic_ns() if python_spin(watches, until_ns) >= 0 else 0
-    )  # python_beside says why it is not looked for
+        time.monotonic_ns() if pure_spin(pollers, until_ns) >= 0 else 0
+    )  # pure_same_cpu_writers says why it is not looked for
 
 
-def python_written(stagers: Sequence[object]) -> int:
+def pure_bytes_in_flight(stagers: Sequence[object]) -> int:
     """How far the clients of these stagers are with requests that did not come yet; -1, for there are none."""
     return -1
 
 
-def python_give_up(stagers: Sequence[object]) -> None:
+def pure_abandon(stagers: Sequence[object]) -> None:
     """No longer wait for what the clients of these stagers are writing."""
 
 
-def python_beside(watches: list[PythonWatch]) -> list[int]:
+def pure_same_cpu_writers(pollers: list[PurePoller]) -> list[int]:
     """The places of those whose writer was last seen on this very processor: while this thread looks, it cannot run."""
     return []  # Python before 3.13 does not know where it runs
 
@@ -113,13 +113,13 @@ def _order() -> None:
 
 
 if TYPE_CHECKING:
-    from ._core import Watch, all_moved, beside, give_up, moved, spin, spin_apart, written
+    from ._core import CounterPoller, beside, give_up, poll_all, poll_first, spin, spin_apart, written
 elif NATIVE:
     # These do not hold the interpreter while they look.
-    Watch, moved, all_moved, spin = core.Watch, core.moved, core.all_moved, core.spin
+    CounterPoller, poll_first, poll_all, spin = core.CounterPoller, core.poll_first, core.poll_all, core.spin
     spin_apart, beside = core.spin_apart, core.beside
     written, give_up = core.written, core.give_up
 else:
-    Watch, moved, all_moved, spin = PythonWatch, python_moved, python_all_moved, python_spin
-    spin_apart, beside = python_spin_apart, python_beside
-    written, give_up = python_written, python_give_up
+    CounterPoller, poll_first, poll_all, spin = PurePoller, pure_poll_first, pure_poll_all, pure_spin
+    spin_apart, beside = pure_spin_unless_same_cpu, pure_same_cpu_writers
+    written, give_up = pure_bytes_in_flight, pure_abandon
