@@ -11,7 +11,7 @@
 >>> poller.last_seen = poller.load()
 >>> spin([other, poller], 0)             # looks at least once
 -1
->>> spin_apart([other, poller], 0)
+>>> spin_unless_same_cpu([other, poller], 0)
 0
 """
 
@@ -28,7 +28,16 @@ import numpy.typing as npt
 from .backend import NATIVE, core
 from .fence import IN_ORDER, fence
 
-__all__ = ["CounterPoller", "beside", "give_up", "poll_all", "poll_first", "spin", "spin_apart", "written"]
+__all__ = [
+    "CounterPoller",
+    "give_up",
+    "poll_all",
+    "poll_first",
+    "same_cpu_writers",
+    "spin",
+    "spin_unless_same_cpu",
+    "written",
+]
 
 _LOOKS_PER_CLOCK = 8
 
@@ -113,13 +122,22 @@ def _order() -> None:
 
 
 if TYPE_CHECKING:
-    from ._core import CounterPoller, beside, give_up, poll_all, poll_first, spin, spin_apart, written
+    from ._core import (
+        CounterPoller,
+        give_up,
+        poll_all,
+        poll_first,
+        same_cpu_writers,
+        spin,
+        spin_unless_same_cpu,
+        written,
+    )
 elif NATIVE:
     # These do not hold the interpreter while they look.
     CounterPoller, poll_first, poll_all, spin = core.CounterPoller, core.poll_first, core.poll_all, core.spin
-    spin_apart, beside = core.spin_apart, core.beside
+    spin_unless_same_cpu, same_cpu_writers = core.spin_unless_same_cpu, core.same_cpu_writers
     written, give_up = core.written, core.give_up
 else:
     CounterPoller, poll_first, poll_all, spin = PurePoller, pure_poll_first, pure_poll_all, pure_spin
-    spin_apart, beside = pure_spin_unless_same_cpu, pure_same_cpu_writers
+    spin_unless_same_cpu, same_cpu_writers = pure_spin_unless_same_cpu, pure_same_cpu_writers
     written, give_up = pure_bytes_in_flight, pure_abandon

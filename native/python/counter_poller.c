@@ -174,9 +174,9 @@ typedef struct {
     Stager *stagers[MOST];
 } Looked;
 
-/* beside(pollers): the places of those whose writer was last seen on this very processor: while this thread looks, that
+/* same_cpu_writers(pollers): the places of those whose writer was last seen on this very processor: while this thread looks, that
  * one cannot run */
-PyObject *beside(PyObject *module, PyObject *given)
+PyObject *same_cpu_writers(PyObject *module, PyObject *given)
 {
     (void)module;
     CounterPoller *pollers[MOST];
@@ -214,7 +214,7 @@ static int look_until(const Looked *at, uint64_t until_ns)
 }
 
 /* Whether a writer was last seen on this very processor. */
-static int is_beside(const Looked *at)
+static int has_same_cpu_writer(const Looked *at)
 {
     uint64_t here = processor();
     for (int index = 0; index < at->count; index++)
@@ -288,19 +288,19 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
     return PyLong_FromLong(found);
 }
 
-/* spin_apart(pollers, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
+/* spin_unless_same_cpu(pollers, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
  * writer comes to this very processor, where it cannot run while this thread looks
  *
  * Signals are heard meanwhile, and may end it with an exception.
  */
-PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t given)
+PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
     CounterPoller *pollers[MOST];
     int count, failed = 0;
     uint64_t until_ns, now_ns = monotonic_ns();
     if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "spin_apart(pollers, until_ns)");
+        PyErr_SetString(PyExc_TypeError, "spin_unless_same_cpu(pollers, until_ns)");
         return NULL;
     }
     if (to_word(args[1], &until_ns) < 0)
@@ -312,7 +312,7 @@ PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t given)
         Looked at;
         at.stagers_count = 0;
         enter(&at, pollers, count);
-        while (found == NONE && now_ns < until_ns && !is_beside(&at)) {
+        while (found == NONE && now_ns < until_ns && !has_same_cpu_writer(&at)) {
             uint64_t pause_ns = now_ns + LOOKING_NS < until_ns ? now_ns + LOOKING_NS : until_ns;
             Py_BEGIN_ALLOW_THREADS
             found = look_until(&at, pause_ns);

@@ -12,8 +12,8 @@ void poller_note(PyObject *poller, uint64_t seen);
 
 PyObject *poll_first(PyObject *module, PyObject *pollers);
 PyObject *poll_all(PyObject *module, PyObject *pollers);
-PyObject *beside(PyObject *module, PyObject *pollers);
+PyObject *same_cpu_writers(PyObject *module, PyObject *pollers);
 PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t count);
-PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

@@ -15,9 +15,9 @@
 static PyMethodDef functions[] = {
     {"poll_first", poll_first, METH_O, "The place of the first poller whose counter has moved; -1 if none has."},
     {"poll_all", poll_all, METH_O, "The places of all pollers whose counter has moved."},
-    {"beside", beside, METH_O, "The places of the pollers whose writer was last seen on this processor."},
+    {"same_cpu_writers", same_cpu_writers, METH_O, "The places of the pollers whose writer was last seen on this processor."},
     {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As poll_first, again and again until this time (ns)."},
-    {"spin_apart", (PyCFunction)(void (*)(void))spin_apart, METH_FASTCALL,
+    {"spin_unless_same_cpu", (PyCFunction)(void (*)(void))spin_unless_same_cpu, METH_FASTCALL,
      "When one has moved; 0 if none has until this time (ns), or its writer is on this processor."},
     {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
     {"give_up", give_up, METH_O, "No longer wait for what the clients of these stagers are writing."},

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from shmserve.channel import ChannelInfo, EngineChannel
-from shmserve.counter_poller import beside, give_up, spin, written
+from shmserve.counter_poller import give_up, same_cpu_writers, spin, written
 from shmserve.spin import SpinBudget
 
 from ...ipc.stats import Counter, Stats
@@ -379,7 +379,7 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := beside(hot.pollers)) and _in_the_way(hot, near, now_ns):
+            if (near := same_cpu_writers(hot.pollers)) and _in_the_way(hot, near, now_ns):
                 return False
             place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
             if place >= 0:
@@ -409,7 +409,7 @@ class EngineLoop:
             if (
                 now_ns - moved_ns > _STANDSTILL_NS
                 or now_ns - began_ns > _WRITING_NS
-                or ((near := beside(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
+                or ((near := same_cpu_writers(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
                 give_up(everyone.stagers)

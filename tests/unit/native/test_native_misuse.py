@@ -207,7 +207,7 @@ def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> No
         core.poll_first,
         core.poll_all,
         lambda pollers: core.spin(pollers, 0),
-        lambda pollers: core.spin_apart(pollers, 0),
+        lambda pollers: core.spin_unless_same_cpu(pollers, 0),
     ):
         with pytest.raises(TypeError, match="256 at most"):
             look(pollers)
@@ -225,7 +225,7 @@ def test_a_list_of_watches_holds_nothing_else() -> None:
             core.poll_first,
             core.poll_all,
             lambda pollers: core.spin(pollers, 0),
-            lambda pollers: core.spin_apart(pollers, 0),
+            lambda pollers: core.spin_unless_same_cpu(pollers, 0),
         ):
             with pytest.raises(TypeError, match="something else"):
                 look([core.CounterPoller(words, 0), other])
@@ -352,7 +352,7 @@ def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(InterruptedError):
-            core.spin_apart([poller], 1 << 62)
+            core.spin_unless_same_cpu([poller], 1 << 62)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -370,11 +370,11 @@ def test_who_looks_for_long_leaves_the_processor_to_the_writer_that_comes_to_it(
     try:
         words[COUNTER_LINE.offset("processor") // 8] = here + 1
 
-        assert core.spin_apart([poller], 1 << 62) == 0
+        assert core.spin_unless_same_cpu([poller], 1 << 62) == 0
 
         words[0] = 1
         began_ns = time.monotonic_ns()
-        assert began_ns <= core.spin_apart([poller], 1 << 62) <= time.monotonic_ns()
-        assert began_ns <= core.spin_apart([poller], 0)
+        assert began_ns <= core.spin_unless_same_cpu([poller], 1 << 62) <= time.monotonic_ns()
+        assert began_ns <= core.spin_unless_same_cpu([poller], 0)
     finally:
         os.sched_setaffinity(0, allowed)

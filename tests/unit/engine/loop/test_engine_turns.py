@@ -16,7 +16,7 @@ from fuzz.echo_model import EchoModel
 from shmserve.backend import NATIVE, core
 from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
-from shmserve.counter_poller import beside
+from shmserve.counter_poller import same_cpu_writers
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop import loop
@@ -173,7 +173,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     # As if it were too far away to help: what the clock alone would find is not found here.
     monkeypatch.setattr(loop, "LONGEST_WAIT_NS", 3600 * 10**9)
     # Clients and engine are one process here, and so on one processor; they act as if they were not.
-    monkeypatch.setattr(loop, "beside", lambda pollers: [])
+    monkeypatch.setattr(loop, "same_cpu_writers", lambda pollers: [])
     engine = Engine(request.param)
     yield engine
     engine.close()
@@ -217,13 +217,13 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         assert engine.run() == ["here"]
         now_ns = time.monotonic_ns()
 
-        near = beside(engine.loop._hot.pollers)
+        near = same_cpu_writers(engine.loop._hot.pollers)
 
         assert loop._in_the_way(engine.loop._hot, near, now_ns)
         assert not loop._in_the_way(engine.loop._hot, near, now_ns + 10**9)  # it asks now and then, and is not about
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
-        assert not beside(engine.loop._hot.pollers)
+        assert not same_cpu_writers(engine.loop._hot.pollers)
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
