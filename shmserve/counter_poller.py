@@ -30,13 +30,13 @@ from .fence import IN_ORDER, fence
 
 __all__ = [
     "CounterPoller",
-    "give_up",
+    "abandon",
+    "bytes_in_flight",
     "poll_all",
     "poll_first",
     "same_cpu_writers",
     "spin",
     "spin_unless_same_cpu",
-    "written",
 ]
 
 _LOOKS_PER_CLOCK = 8
@@ -79,8 +79,8 @@ def pure_poll_all(pollers: list[PurePoller]) -> list[int]:
     return places
 
 
-def pure_spin(pollers: list[PurePoller], until_ns: int, stagers: Sequence[object] = ()) -> int:
-    """As `poll_first`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Stagers are native, or there are none."""
+def pure_spin(pollers: list[PurePoller], until_ns: int, copiers: Sequence[object] = ()) -> int:
+    """As `poll_first`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Copiers are native, or there are none."""
     crowded = threading.active_count() > 1
     while True:
         for _ in range(_LOOKS_PER_CLOCK):
@@ -101,13 +101,13 @@ def pure_spin_unless_same_cpu(pollers: list[PurePoller], until_ns: int) -> int:
     )  # pure_same_cpu_writers says why it is not looked for
 
 
-def pure_bytes_in_flight(stagers: Sequence[object]) -> int:
-    """How far the clients of these stagers are with requests that did not come yet; -1, for there are none."""
+def pure_bytes_in_flight(copiers: Sequence[object]) -> int:
+    """How far the clients of these copiers are with requests that did not come yet; -1, for there are none."""
     return -1
 
 
-def pure_abandon(stagers: Sequence[object]) -> None:
-    """No longer wait for what the clients of these stagers are writing."""
+def pure_abandon(copiers: Sequence[object]) -> None:
+    """No longer wait for what the clients of these copiers are writing."""
 
 
 def pure_same_cpu_writers(pollers: list[PurePoller]) -> list[int]:
@@ -124,20 +124,20 @@ def _order() -> None:
 if TYPE_CHECKING:
     from ._core import (
         CounterPoller,
-        give_up,
+        abandon,
+        bytes_in_flight,
         poll_all,
         poll_first,
         same_cpu_writers,
         spin,
         spin_unless_same_cpu,
-        written,
     )
 elif NATIVE:
     # These do not hold the interpreter while they look.
     CounterPoller, poll_first, poll_all, spin = core.CounterPoller, core.poll_first, core.poll_all, core.spin
     spin_unless_same_cpu, same_cpu_writers = core.spin_unless_same_cpu, core.same_cpu_writers
-    written, give_up = core.written, core.give_up
+    bytes_in_flight, abandon = core.bytes_in_flight, core.abandon
 else:
     CounterPoller, poll_first, poll_all, spin = PurePoller, pure_poll_first, pure_poll_all, pure_spin
     spin_unless_same_cpu, same_cpu_writers = pure_spin_unless_same_cpu, pure_same_cpu_writers
-    written, give_up = pure_bytes_in_flight, pure_abandon
+    bytes_in_flight, abandon = pure_bytes_in_flight, pure_abandon

@@ -164,16 +164,16 @@ class RequestReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        self.stager: core.Stager | None = None
+        self.copier: core.CutThroughCopier | None = None
         if self.native is not None:
             self.head = partial(self.native.request, RequestHead)  # type: ignore[method-assign]
             #: Copies what the client is still writing.
-            self.stager = _stager(segment)
+            self.copier = _copier(segment)
             self.cancelled = self.native.cancelled  # type: ignore[method-assign]
 
     def close(self) -> None:
-        if self.stager is not None:
-            self.stager.close()
+        if self.copier is not None:
+            self.copier.close()
         super().close()
 
     def published(self) -> int:
@@ -208,10 +208,10 @@ class RequestReader(_Ring):
         return self.words[self._head_words[slot_of(sequence)] + self._cancelled] == sequence
 
 
-def _stager(segment: Segment) -> core.Stager:
+def _copier(segment: Segment) -> core.CutThroughCopier:
     geometry = segment.geometry
     places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
-    return core.Stager(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
+    return core.CutThroughCopier(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
 
 
 class ReplyWriter(_Ring):

@@ -269,7 +269,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "rejected": counters["rejected"],
             **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
             "in_place": counters["in_place"],
-            "staged_ahead": counters["staged_ahead"],
+            "cut_through": counters["cut_through"],
             "clamped": counters["clamped"],
             "out_of_range": counters["out_of_range"],
             "batches": counters["batches"],

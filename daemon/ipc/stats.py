@@ -48,7 +48,7 @@ class Counter(IntEnum):
     RESETS = 22
     CLAMPED = 23  # requests with a number of the observation or the action brought back to its limit
     OUT_OF_RANGE = 24  # requests that ended because of a number that is not finite or out of range
-    STAGED_AHEAD = 25  # requests that were copied in part while their client was still writing them
+    CUT_THROUGH = 25  # requests that were copied in part while their client was still writing them
 
 
 class Stage(IntEnum):

@@ -9,7 +9,7 @@
 #include "tree_decoder.h"
 #include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 #include "counter_poller.h"
 
 #include <structmember.h>

@@ -27,7 +27,7 @@ _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bit
 /* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
 enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
-extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, stager_spec,
+extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec,
     intake_spec, asking_spec;
 
 /* The processor that this thread runs on, and 1; 0 where nobody knows. */

@@ -4,7 +4,7 @@
  */
 
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 #include "counter_poller.h"
 
 #include <structmember.h>
@@ -169,9 +169,9 @@ PyObject *poll_all(PyObject *module, PyObject *given)
 }
 
 typedef struct {
-    int count, stagers_count;
+    int count, copiers_count;
     uint64_t *counters[MOST], seen[MOST];
-    Stager *stagers[MOST];
+    CutThroughCopier *copiers[MOST];
 } Looked;
 
 /* same_cpu_writers(pollers): the places of those whose writer was last seen on this very processor: while this thread looks, that
@@ -203,8 +203,8 @@ static int look_until(const Looked *at, uint64_t until_ns)
             for (int index = 0; index < at->count; index++)
                 if (__atomic_load_n(at->counters[index], __ATOMIC_ACQUIRE) != at->seen[index])
                     return index;
-            for (int index = 0; index < at->stagers_count; index++)
-                copied |= stager_advance(at->stagers[index]);
+            for (int index = 0; index < at->copiers_count; index++)
+                copied |= copier_advance(at->copiers[index]);
             if (copied)
                 break; /* a copy takes as long as many looks */
             relax();
@@ -234,14 +234,14 @@ static void enter(Looked *at, CounterPoller **pollers, int count)
         pollers[index]->lookers++;
         Py_INCREF(pollers[index]);
     }
-    for (int index = 0; index < at->stagers_count; index++)
-        stager_enter(at->stagers[index]);
+    for (int index = 0; index < at->copiers_count; index++)
+        copier_enter(at->copiers[index]);
 }
 
 static void leave(Looked *at, CounterPoller **pollers)
 {
-    for (int index = 0; index < at->stagers_count; index++)
-        stager_leave(at->stagers[index]);
+    for (int index = 0; index < at->copiers_count; index++)
+        copier_leave(at->copiers[index]);
     for (int index = 0; index < at->count; index++) {
         pollers[index]->lookers--;
         let_go(pollers[index]);
@@ -249,8 +249,8 @@ static void leave(Looked *at, CounterPoller **pollers)
     }
 }
 
-/* spin(pollers, until_ns, stagers): as `poll_first`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
- * these stagers copy meanwhile
+/* spin(pollers, until_ns, copiers): as `poll_first`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
+ * these copiers copy meanwhile
  *
  * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
  */
@@ -260,7 +260,7 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
     CounterPoller *pollers[MOST];
     int count;
     if (given < 2 || given > 3 || (given == 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST))) {
-        PyErr_SetString(PyExc_TypeError, "spin(pollers, until_ns, stagers)");
+        PyErr_SetString(PyExc_TypeError, "spin(pollers, until_ns, copiers)");
         return NULL;
     }
     uint64_t until_ns;
@@ -272,11 +272,11 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
     if (found != NONE)
         return PyLong_FromLong(found);
     Looked at;
-    at.stagers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
-    for (int index = 0; index < at.stagers_count; index++) {
-        at.stagers[index] = (Stager *)PyList_GET_ITEM(args[2], index);
-        if (!is_stager((PyObject *)at.stagers[index])) {
-            PyErr_SetString(PyExc_TypeError, "a list of stagers holds something else");
+    at.copiers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
+    for (int index = 0; index < at.copiers_count; index++) {
+        at.copiers[index] = (CutThroughCopier *)PyList_GET_ITEM(args[2], index);
+        if (!is_copier((PyObject *)at.copiers[index])) {
+            PyErr_SetString(PyExc_TypeError, "a list of copiers holds something else");
             return NULL;
         }
     }
@@ -310,7 +310,7 @@ PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize
         return NULL;
     if (found == NONE && now_ns < until_ns) {
         Looked at;
-        at.stagers_count = 0;
+        at.copiers_count = 0;
         enter(&at, pollers, count);
         while (found == NONE && now_ns < until_ns && !has_same_cpu_writer(&at)) {
             uint64_t pause_ns = now_ns + LOOKING_NS < until_ns ? now_ns + LOOKING_NS : until_ns;

@@ -8,7 +8,7 @@
 #include "tree_decoder.h"
 #include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 #include <structmember.h>
 
@@ -16,32 +16,32 @@
 typedef struct {
     PyObject_HEAD
     Slots *requests, *replies;
-    PyObject *stager, *wrap; /* or None */
+    PyObject *copier, *wrap; /* or None */
     /* What was learnt; NULL before. */
     PyObject *decoder, *payloads, *arena, *views;
     unsigned long long schema;
     /* Of the request that was taken last. */
     uint64_t words[REQUEST_WORDS];
     unsigned long long sequence, queued_ns, staged_ns;
-    Py_ssize_t ahead_bytes;
+    Py_ssize_t cut_through_bytes;
 } Intake;
 
-/* Intake(requests, replies, stager, wrap) */
+/* Intake(requests, replies, copier, wrap) */
 static PyObject *intake_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *requests, *replies, *stager, *wrap;
+    PyObject *requests, *replies, *copier, *wrap;
     Intake *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OOOO", &requests, &replies, &stager, &wrap))
+    if (!PyArg_ParseTuple(args, "OOOO", &requests, &replies, &copier, &wrap))
         goto failed;
-    if (!is_slots(requests) || !is_slots(replies) || (stager != Py_None && !is_stager(stager))) {
-        PyErr_SetString(PyExc_TypeError, "slots of both directions, and a stager or None");
+    if (!is_slots(requests) || !is_slots(replies) || (copier != Py_None && !is_copier(copier))) {
+        PyErr_SetString(PyExc_TypeError, "slots of both directions, and a copier or None");
         goto failed;
     }
     self->requests = (Slots *)Py_NewRef(requests);
     self->replies = (Slots *)Py_NewRef(replies);
-    self->stager = Py_NewRef(stager);
+    self->copier = Py_NewRef(copier);
     self->wrap = Py_NewRef(wrap);
     return (PyObject *)self;
 failed:
@@ -67,7 +67,7 @@ static void intake_dealloc(PyObject *object)
     Py_XDECREF(intake_forget(object, NULL));
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
-    Py_XDECREF(self->stager);
+    Py_XDECREF(self->copier);
     Py_XDECREF(self->wrap);
     free_instance(object);
 }
@@ -125,8 +125,8 @@ static PyObject *observation_of(Intake *self)
     PyObject *decoder = Py_NewRef(self->decoder), *arena = Py_NewRef(self->arena), *tree = NULL;
     PyObject *payload = Py_NewRef(PyList_GET_ITEM(self->payloads, slot)), *views = Py_NewRef(self->views);
     if (arena != Py_None) {
-        self->ahead_bytes = decoder_copy(decoder, payload, arena, self->stager, self->words[REQUEST_WRITE_ID]);
-        if (self->ahead_bytes >= 0)
+        self->cut_through_bytes = decoder_copy(decoder, payload, arena, self->copier, self->words[REQUEST_WRITE_ID]);
+        if (self->cut_through_bytes >= 0)
             tree = decoder_over(decoder, arena, views, self->wrap);
     }
     else if (slot < PyList_GET_SIZE(views)) {
@@ -149,7 +149,7 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
     Intake *self = (Intake *)object;
     uint64_t seen, taken_ns = monotonic_ns();
     self->sequence = 0;
-    self->ahead_bytes = 0;
+    self->cut_through_bytes = 0;
     int plain = to_word(given, &seen) < 0 ? -1 : is_plain(self, seen, taken_ns);
     if (plain < 0)
         return NULL;
@@ -160,8 +160,8 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    if (words[REQUEST_WRITE_ID] && self->stager != Py_None)
-        ((Stager *)self->stager)->came = words[REQUEST_WRITE_ID];
+    if (words[REQUEST_WRITE_ID] && self->copier != Py_None)
+        ((CutThroughCopier *)self->copier)->committed = words[REQUEST_WRITE_ID];
     take_request(head_of(self->replies, sequence), sequence);
     self->sequence = sequence;
     self->queued_ns = taken_ns > words[SUBMITTED_NS] ? taken_ns - words[SUBMITTED_NS] : 0;
@@ -223,7 +223,7 @@ static PyMemberDef intake_members[] = {
     {"sequence", T_ULONGLONG, offsetof(Intake, sequence), READONLY, "What was taken last; 0: nothing."},
     {"queued_ns", T_ULONGLONG, offsetof(Intake, queued_ns), READONLY, "From its publication until it was taken."},
     {"staged_ns", T_ULONGLONG, offsetof(Intake, staged_ns), READONLY, "From then until the observation was ready."},
-    {"ahead_bytes", T_PYSSIZET, offsetof(Intake, ahead_bytes), READONLY, "Of its payload, copied before it came."},
+    {"cut_through_bytes", T_PYSSIZET, offsetof(Intake, cut_through_bytes), READONLY, "Of its payload, copied before it came."},
     {NULL, 0, 0, 0, NULL},
 };
 

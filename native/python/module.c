@@ -2,14 +2,14 @@
  *
  * Each does what a class of Python here does, in the same order and with the same checks: TreeEncoder what StructureGuard
  * (structure_guard.py) and Encoder do, TreeDecoder what Schema.unflatten does, Slots what the ends in ring.py do, CounterPoller and
- * Histograms what loop.py and stats.py do. Where this module was not built, those do it. Stager alone has no Python
+ * Histograms what loop.py and stats.py do. Where this module was not built, those do it. CutThroughCopier alone has no Python
  * beside it: there nothing is copied before its request has come. Intake and Asking put several of these steps
  * together for a plain request, which otherwise goes the long way.
  */
 
 #define SHMSERVE_IMPORTS_ARRAY
 #include "asking.h"
-#include "stager.h"
+#include "cut_through.h"
 #include "counter_poller.h"
 
 static PyMethodDef functions[] = {
@@ -19,8 +19,8 @@ static PyMethodDef functions[] = {
     {"spin", (PyCFunction)(void (*)(void))spin, METH_FASTCALL, "As poll_first, again and again until this time (ns)."},
     {"spin_unless_same_cpu", (PyCFunction)(void (*)(void))spin_unless_same_cpu, METH_FASTCALL,
      "When one has moved; 0 if none has until this time (ns), or its writer is on this processor."},
-    {"written", written, METH_O, "How far the clients of these stagers are with requests that did not come yet; -1 without any."},
-    {"give_up", give_up, METH_O, "No longer wait for what the clients of these stagers are writing."},
+    {"bytes_in_flight", bytes_in_flight, METH_O, "How far the clients of these copiers are with requests that did not come yet; -1 without any."},
+    {"abandon", abandon, METH_O, "No longer wait for what the clients of these copiers are writing."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -42,7 +42,7 @@ static int module_exec(PyObject *module)
     if (add_type(module, "TreeEncoder", &encoder_spec) < 0 || add_type(module, "TreeDecoder", &decoder_spec) < 0 ||
         add_type(module, "Histograms", &histograms_spec) < 0)
         return -1;
-    if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "Stager", &stager_spec) < 0 ||
+    if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "CutThroughCopier", &copier_spec) < 0 ||
         add_type(module, "Intake", &intake_spec) < 0 || add_type(module, "Asking", &asking_spec) < 0)
         return -1;
     return add_type(module, "CounterPoller", &poller_spec);

@@ -4,7 +4,7 @@
  */
 
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 /* Slots(memory, counter, first, stride, slots): the places in words of 8 bytes. */
 static PyObject *slots_new(PyTypeObject *type, PyObject *args, PyObject *keywords)

@@ -1,7 +1,7 @@
 /* Puts a tree together from a slot's payload: what Schema.unflatten (schema.py) does, and the arrays around it. */
 
 #include "tree_decoder.h"
-#include "stager.h"
+#include "cut_through.h"
 
 typedef struct {
     PyObject *kind; /* dict, list or tuple */
@@ -388,7 +388,7 @@ static PyObject *decoder_unflatten(PyObject *object, PyObject *const *args, Py_s
     return tree;
 }
 
-Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t write_id)
+Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *copier, uint64_t write_id)
 {
     TreeDecoder *self = (TreeDecoder *)object;
     char *from, *to;
@@ -400,8 +400,8 @@ Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, Py
         return -1;
     }
     Py_ssize_t done = 0;
-    if (stager != Py_None)
-        done = stager_take((Stager *)stager, (PyArrayObject *)arena, write_id);
+    if (copier != Py_None)
+        done = copier_take((CutThroughCopier *)copier, (PyArrayObject *)arena, write_id);
     if (done > self->payload_bytes)
         done = self->payload_bytes;
     size_t rest = (size_t)(self->payload_bytes - done);
@@ -419,12 +419,12 @@ int is_decoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == decoder
 
 uint64_t decoder_bytes(PyObject *object) { return (uint64_t)((TreeDecoder *)object)->payload_bytes; }
 
-/* stage(payload, arena, stager, write_id): copy the payload of this structure, but for what the stager has copied of this
+/* stage(payload, arena, copier, write_id): copy the payload of this structure, but for what the copier has copied of this
  * write; how many bytes that was */
 static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, write_id");
+    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_copier(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with copier, write_id");
         return NULL;
     }
     uint64_t write_id = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;

@@ -16,7 +16,7 @@ PyObject *decoder_decode(PyObject *decoder, PyObject *payload);
 /* The tree over the memory of these views, each array an object of the taker's own, or what `wrap` makes of the view. */
 PyObject *decoder_over(PyObject *decoder, PyObject *payload, PyObject *views, PyObject *wrap);
 
-/* Copy the payload into the arena, but for what the stager, or None, has copied of this write; how many bytes that was. */
-Py_ssize_t decoder_copy(PyObject *decoder, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t write_id);
+/* Copy the payload into the arena, but for what the copier, or None, has copied of this write; how many bytes that was. */
+Py_ssize_t decoder_copy(PyObject *decoder, PyObject *payload, PyObject *arena, PyObject *copier, uint64_t write_id);
 
 #endif

@@ -3,12 +3,12 @@
  * What StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
  * copied. Whatever is not exactly as it was described is another structure, and left to Python.
  *
- * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
+ * A large payload is announced: the engine copies what is there while the rest is being written (cut_through.c).
  */
 
 #include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
 
@@ -464,7 +464,7 @@ static int copy_strided(LeafLayout *place, PyArrayObject *array, char *payload)
     return failed;
 }
 
-static void copy_plain(TreeEncoder *self, Leaves *leaves, char *payload)
+static void copy_whole(TreeEncoder *self, Leaves *leaves, char *payload)
 {
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
@@ -477,7 +477,7 @@ static void copy_plain(TreeEncoder *self, Leaves *leaves, char *payload)
 
 /* The same in pieces, and after each how far it came: as long as no array is left for `copy_strided`. The words are of
  * the payload's own segment, and mapped as long as it is. */
-static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
+static void copy_in_pieces(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
 {
     int in_order = 1;
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
@@ -494,9 +494,9 @@ static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uin
         /* Arrays that overlap their place are copied whole, as memmove does. */
         int apart = from >= to + place->size || to >= from + place->size;
         for (Py_ssize_t done = 0; done < place->size; done += piece) {
-            piece = apart && place->size - done > ANNOUNCED_PIECE ? ANNOUNCED_PIECE : place->size - done;
+            piece = apart && place->size - done > CUT_THROUGH_PIECE ? CUT_THROUGH_PIECE : place->size - done;
             memmove(to + done, from + done, (size_t)piece);
-            /* ORDER: bytes before their number; pairs with stager_advance. */
+            /* ORDER: bytes before their number; pairs with copier_advance. */
             if (in_order)
                 __atomic_store_n(written, (uint64_t)(place->offset + done + piece), __ATOMIC_RELEASE);
         }
@@ -504,10 +504,10 @@ static void copy_announced(TreeEncoder *self, Leaves *leaves, char *payload, uin
 }
 
 /* Begin a write that no other had the number of, into this slot. */
-static uint64_t announce(uint64_t *counter, uint64_t slot)
+static uint64_t begin_write(uint64_t *counter, uint64_t slot)
 {
     uint64_t write_id = sequence_of(number_of(counter[WRITE_ID]) + 1, slot);
-    /* ORDER: no bytes before the write; pairs with stager_advance. */
+    /* ORDER: no bytes before the write; pairs with copier_advance. */
     __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
     __atomic_store_n(&counter[WRITE_ID], write_id, __ATOMIC_RELEASE);
@@ -522,13 +522,13 @@ static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *coun
         if (!still_fits(&self->places[index], leaves->arrays[index]))
             return OTHER;
     if (self->payload_bytes < RELEASING_BYTES)
-        copy_plain(self, leaves, payload);
+        copy_whole(self, leaves, payload);
     else {
         Py_BEGIN_ALLOW_THREADS
         if (counter != NULL)
-            copy_announced(self, leaves, payload, &counter[WRITTEN_BYTES]);
+            copy_in_pieces(self, leaves, payload, &counter[WRITTEN_BYTES]);
         else
-            copy_plain(self, leaves, payload);
+            copy_whole(self, leaves, payload);
         Py_END_ALLOW_THREADS
     }
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
@@ -550,9 +550,9 @@ static int does_fit(TreeEncoder *self, PyObject *payload)
 }
 
 /* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
-static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *write_id)
+static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *write_id)
 {
-    if (self->payload_bytes >= RUNG_BYTES && ring != Py_None) {
+    if (self->payload_bytes >= WAKE_BYTES && ring != Py_None) {
         /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
         PyObject *rung = PyObject_CallNoArgs(ring);
         if (rung == NULL)
@@ -563,7 +563,7 @@ static int announced(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject
     if (open == NULL)
         return -1;
     *counter = open->counter;
-    *write_id = announce(*counter, slot);
+    *write_id = begin_write(*counter, slot);
     return 1;
 }
 
@@ -601,8 +601,8 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
         goto end;
     found = flatten(self, self->root, tree, &leaves);
     Py_DECREF(tree);
-    if (found == 1 && slots != Py_None && self->payload_bytes >= ANNOUNCED_BYTES && does_fit(self, payload))
-        found = announced(self, slots, slot, ring, &counter, write_id);
+    if (found == 1 && slots != Py_None && self->payload_bytes >= CUT_THROUGH_BYTES && does_fit(self, payload))
+        found = begin_cut_through(self, slots, slot, ring, &counter, write_id);
     if (found == 1)
         found = copy_into(self, &leaves, payload, counter);
 end:

@@ -47,21 +47,21 @@ class Staging:
     def __init__(
         self,
         tensors_on: torch.device | None,
-        stager: core.Stager | None = None,
+        copier: core.CutThroughCopier | None = None,
         intake: core.Intake | None = None,
     ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 
-        `stager` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
+        `copier` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
         #: Where observations are copied to.
         self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
-        self._stager = stager
+        self._copier = copier
         self._intake = intake
         #: Bytes of the latest observation that were there before its client had written all of it.
-        self.ahead_bytes = 0
+        self.cut_through_bytes = 0
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, write_id: int = 0) -> Any:
         """The tree in `slot`, its arrays as the model takes them; `write_id` is as the request's head says."""
@@ -76,7 +76,7 @@ class Staging:
                 self._replace(source, source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
             if decoder is not None:
-                self.ahead_bytes = decoder.stage(slot.payload, source.payload, self._stager, write_id)
+                self.cut_through_bytes = decoder.stage(slot.payload, source.payload, self._copier, write_id)
             else:
                 source.prefix_views[size][...] = slot.prefix_views[size]
         views = source.leaf_views[schema]
@@ -113,8 +113,8 @@ class Staging:
     def _replace(self, arena: SlotMemory, copied_to: npt.NDArray[np.uint8] | None) -> None:
         """From now on this is the arena; `copied_to` is its memory, None while it has none."""
         self.arena = arena
-        if self._stager is not None:
-            self._stager.into(copied_to)
+        if self._copier is not None:
+            self._copier.set_target(copied_to)
         if self._intake is not None:
             self._intake.forget()
 

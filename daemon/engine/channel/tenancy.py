@@ -114,7 +114,7 @@ class Tenancy:
         if device is not None and device.type != "cpu":
             return None
         wrap = None if device is None else torch.from_numpy
-        return core.Intake(requests.native, replies.native, requests.stager, wrap)
+        return core.Intake(requests.native, replies.native, requests.copier, wrap)
 
     def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
@@ -201,8 +201,8 @@ class Tenancy:
         head = self.channel.requests.head(sequence)
         if head is None:
             raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
-        if head.write_id and self.channel.requests.stager is not None:
-            self.channel.requests.stager.came(head.write_id)
+        if head.write_id and self.channel.requests.copier is not None:
+            self.channel.requests.copier.commit(head.write_id)
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
@@ -227,8 +227,8 @@ class Tenancy:
         while len(self._staging) <= row:
             # A batch's further rows are of other clients, or of requests that were published long ago.
             first = not self._staging
-            stager = self.channel.requests.stager if first else None
-            self._staging.append(Staging(self._tensors_on, stager, self.intake if first else None))
+            copier = self.channel.requests.copier if first else None
+            self._staging.append(Staging(self._tensors_on, copier, self.intake if first else None))
         return self._staging[row]
 
     def answer(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from shmserve.channel import ChannelInfo, EngineChannel
-from shmserve.counter_poller import give_up, same_cpu_writers, spin, written
+from shmserve.counter_poller import abandon, bytes_in_flight, same_cpu_writers, spin
 from shmserve.spin import SpinBudget
 
 from ...ipc.stats import Counter, Stats
@@ -358,7 +358,7 @@ class EngineLoop:
         if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
-        if written(self._everyone.stagers) >= 0:
+        if bytes_in_flight(self._everyone.copiers) >= 0:
             if self._look_at_written(began_ns):
                 return
         elif self._spin(began_ns):
@@ -381,7 +381,7 @@ class EngineLoop:
         while now_ns < until_ns:
             if (near := same_cpu_writers(hot.pollers)) and _in_the_way(hot, near, now_ns):
                 return False
-            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
+            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.copiers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
@@ -403,7 +403,7 @@ class EngineLoop:
         everyone, words, control_seen = self._everyone, self._words, self._control_seen
         now_ns = moved_ns = began_ns
         there = -1
-        while (bytes_there := written(everyone.stagers)) >= 0:
+        while (bytes_there := bytes_in_flight(everyone.copiers)) >= 0:
             if bytes_there != there:
                 there, moved_ns = bytes_there, now_ns
             if (
@@ -412,9 +412,9 @@ class EngineLoop:
                 or ((near := same_cpu_writers(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
-                give_up(everyone.stagers)
+                abandon(everyone.copiers)
                 return False
-            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.stagers)
+            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.copiers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
                 tenancy = everyone.tenancies[place]

@@ -18,7 +18,7 @@ class Watched:
         self.tenancies: list[Tenancy] = []
         self.pollers: list[CounterPoller] = []
         #: Those of them that copy what a client is still writing.
-        self.stagers: list[core.Stager] = []
+        self.copiers: list[core.CutThroughCopier] = []
 
     def __contains__(self, tenancy: Tenancy) -> bool:
         return tenancy in self.tenancies
@@ -44,7 +44,7 @@ class Watched:
 
     def _beside(self) -> None:
         self.pollers = [tenancy.poller for tenancy in self.tenancies]
-        self.stagers = [stager for each in self.tenancies if (stager := each.channel.requests.stager) is not None]
+        self.copiers = [copier for each in self.tenancies if (copier := each.channel.requests.copier) is not None]
 
     def moved(self) -> list[Tenancy]:
         """Those whose client has published."""

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # Plain numbers, as in serving.py.
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
-_SERVED, _IN_PLACE, _STAGED_AHEAD = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.STAGED_AHEAD)
+_SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
@@ -103,8 +103,8 @@ class PlainServing(Serving):
         words[_SERVED] += 1
         line = self._stats.channel_index(tenancy.number)
         words[line + _CHANNEL_SERVED] += 1
-        if intake.ahead_bytes:
-            words[_STAGED_AHEAD] += 1
+        if intake.cut_through_bytes:
+            words[_CUT_THROUGH] += 1
         self._stats.record(intake.queued_ns, intake.staged_ns, infer_ns, copied_ns)
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
         results = observation = None  # or the arena would look as if the policy kept it

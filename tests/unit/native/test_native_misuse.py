@@ -61,7 +61,8 @@ def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEnco
 
 
 @pytest.mark.parametrize(
-    "name", ["TreeEncoder", "TreeDecoder", "Slots", "CounterPoller", "Histograms", "Stager", "Intake", "Asking"]
+    "name",
+    ["TreeEncoder", "TreeDecoder", "Slots", "CounterPoller", "Histograms", "CutThroughCopier", "Intake", "Asking"],
 )
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(core, name)
@@ -237,7 +238,7 @@ def test_memory_that_words_cannot_lie_in_is_refused() -> None:
         lambda memory: core.Slots(memory, 8, 16, 56, 2),
         lambda memory: core.CounterPoller(memory, 0),
         lambda memory: core.Histograms(memory, 0),
-        lambda memory: core.Stager(memory, 64, 256, 512, 2, 100),
+        lambda memory: core.CutThroughCopier(memory, 64, 256, 512, 2, 100),
     ):
         make(memory).close()
         for other in (memory[1:], memory[::2]):
@@ -305,9 +306,9 @@ def test_a_structure_with_as_many_leaves_as_metadata_has_room_for_is_carried() -
     assert repr(decoder.decode(slot, *encoded)) == repr(tree)
 
 
-def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
+def test_a_copier_of_slots_that_are_not_in_its_memory_is_refused() -> None:
     memory = np.zeros(2048, np.uint8)
-    core.Stager(memory, 64, 256, 896, 2, 896).close()
+    core.CutThroughCopier(memory, 64, 256, 896, 2, 896).close()
     for places in (
         (-8, 256, 896, 2, 896),
         (60, 256, 896, 2, 896),
@@ -322,23 +323,23 @@ def test_a_stager_of_slots_that_are_not_in_its_memory_is_refused() -> None:
         (64, 256, 896, 2, -1),
     ):
         with pytest.raises(ValueError):
-            core.Stager(memory, *places)
+            core.CutThroughCopier(memory, *places)
 
 
-def test_stagers_are_told_from_what_is_none() -> None:
+def test_copiers_are_told_from_what_is_none() -> None:
     words = np.zeros(8, np.uint64).view(np.uint8)
     for other in (object(), core.CounterPoller(words, 0), None):
         with pytest.raises(TypeError, match="something else"):
             core.spin([core.CounterPoller(words, 0)], 0, [other])  # type: ignore[list-item]
-    for call in (core.written, core.give_up):
+    for call in (core.bytes_in_flight, core.abandon):
         with pytest.raises(TypeError):
             call(None)  # type: ignore[arg-type]
-    stager = core.Stager(np.zeros(2048, np.uint8), 64, 256, 896, 2, 896)
+    copier = core.CutThroughCopier(np.zeros(2048, np.uint8), 64, 256, 896, 2, 896)
     locked = np.zeros(10, np.uint8)
     locked.flags.writeable = False
     for arena in (locked, np.zeros((2, 5), np.uint8), b"0" * 10):
         with pytest.raises((TypeError, ValueError)):
-            stager.into(arena)  # type: ignore[arg-type]
+            copier.set_target(arena)  # type: ignore[arg-type]
 
 
 def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None:

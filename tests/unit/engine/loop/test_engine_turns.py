@@ -240,7 +240,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert core.written(engine.loop._everyone.stagers) == -1  # and nobody waits for it again
+        assert core.bytes_in_flight(engine.loop._everyone.copiers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()

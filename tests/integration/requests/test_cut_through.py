@@ -38,9 +38,9 @@ class Channel:
         self.engine = RequestReader(Segment.from_descriptor(descriptor, writable=False))
         os.close(descriptor)
         self.encoder = Encoder()
-        assert self.engine.stager is not None
-        self.stager = self.engine.stager
-        self.staging = Staging(None, self.stager)
+        assert self.engine.copier is not None
+        self.copier = self.engine.copier
+        self.staging = Staging(None, self.copier)
         self._schemas = Schemas()
 
     def write(self, observation: Any, sequence: int) -> RequestHead:
@@ -51,7 +51,7 @@ class Channel:
     def look(self) -> None:
         """What an engine does that has nothing else to do."""
         self.engine.poller.last_seen = self.engine.poller.load()
-        spin(self.engine.pollers, time.monotonic_ns() + 2_000_000, [self.stager])
+        spin(self.engine.pollers, time.monotonic_ns() + 2_000_000, [self.copier])
 
     def staged(self, head: RequestHead) -> Any:
         slot = self.engine.memory(head.sequence)
@@ -82,7 +82,7 @@ def test_what_is_written_is_there_when_the_request_comes(channel: Channel) -> No
 
     observation = channel.staged(head)
 
-    assert channel.staging.ahead_bytes >= _BYTES
+    assert channel.staging.cut_through_bytes >= _BYTES
     assert observation["step"] == 1
     np.testing.assert_array_equal(observation["image"], image(1)["image"])
 
@@ -94,7 +94,7 @@ def test_half_of_it_is_completed(channel: Channel) -> None:
 
     observation = channel.staged(head)
 
-    assert channel.staging.ahead_bytes == _BYTES // 2
+    assert channel.staging.cut_through_bytes == _BYTES // 2
     np.testing.assert_array_equal(observation["image"], image(2)["image"])
 
 
@@ -117,7 +117,7 @@ def test_a_write_that_was_given_up_leaves_nothing(
 
     observation = channel.staged(again(channel, sequence))
 
-    assert channel.staging.ahead_bytes == 0
+    assert channel.staging.cut_through_bytes == 0
     assert observation["step"] == 4
     np.testing.assert_array_equal(observation["image"], image(4)["image"])
 
@@ -139,7 +139,7 @@ def test_what_was_used_once_is_copied_anew(channel: Channel) -> None:
 
     observation = channel.staged(head)  # a batch that failed is run again, one by one
 
-    assert channel.staging.ahead_bytes == 0
+    assert channel.staging.cut_through_bytes == 0
     np.testing.assert_array_equal(observation["image"], image(7)["image"])
 
 
@@ -205,24 +205,24 @@ def test_small_observations_and_those_that_do_not_fit_are_not_announced(channel:
     assert channel.client.words[_WRITE_ID] == before
 
 
-def test_a_closed_stager_is_left_alone(channel: Channel) -> None:
-    channel.stager.close()
-    channel.stager.close()
-    channel.stager.into(np.zeros(10, np.uint8))
+def test_a_closed_copier_is_left_alone(channel: Channel) -> None:
+    channel.copier.close()
+    channel.copier.close()
+    channel.copier.set_target(np.zeros(10, np.uint8))
 
     channel.look()
 
-    assert core.written([channel.stager]) == -1
+    assert core.bytes_in_flight([channel.copier]) == -1
 
 
 @pytest.mark.parametrize("transport", ["named", "sealed"])
-def test_a_robot_s_observations_arrive_whole_and_in_part_ahead(transport: str) -> None:
+def test_a_robot_s_observations_arrive_whole_though_copied_while_written(transport: str) -> None:
     daemon = Daemon("echo", arguments=("--transport", transport)).start()
     try:
         with daemon.client() as client:
             observation = image(0)
             count = 0
-            while not daemon.status()["requests"]["staged_ahead"]:
+            while not daemon.status()["requests"]["cut_through"]:
                 for _ in range(50):
                     count += 1
                     observation["image"][:] = count % 251
