@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shmserve.compiled import steps
 from shmserve.watch import Watch, all_moved
 
-if TYPE_CHECKING:
-    from ..channel.tenancy import Tenancy
+from ..channel.tenancy import Tenancy
 
 
 class Watched:
