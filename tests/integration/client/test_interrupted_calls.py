@@ -210,7 +210,7 @@ def test_an_object_that_forks_while_it_is_read_leaves_the_request_to_the_parent(
 def test_closing_ends_the_pause_between_two_attempts(tmp_path: Any) -> None:
     client = ShmClient("arm", runtime_dir=tmp_path, timeout=3600, retry_delay=3000)
     asking = Asking(lambda: client.infer({"x": 1}))
-    wait_until("it pauses", lambda: client._exchange._followers._alarms)
+    wait_until("it pauses", lambda: client._exchange._parking_lot._parked)
 
     client.close()
 
