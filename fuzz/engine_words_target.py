@@ -1,4 +1,4 @@
-"""What an engine says to its supervisor: messages, or ValueError, after which the engine is killed.
+"""Fuzz target for an engine's messages to its supervisor: messages, or ValueError, after which the engine is killed.
 
 Engines run the model's own code, which can write to any descriptor of its process.
 """
