@@ -28,7 +28,7 @@ _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bit
 enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
 extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec,
-    intake_spec, asking_spec;
+    server_path_spec, client_path_spec;
 
 /* The processor that this thread runs on, and 1; 0 where nobody knows. */
 static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }

@@ -3,12 +3,12 @@
  * Each does what a class of Python here does, in the same order and with the same checks: TreeEncoder what StructureGuard
  * (structure_guard.py) and Encoder do, TreeDecoder what Schema.unflatten does, Slots what the ends in ring.py do, CounterPoller and
  * Histograms what loop.py and stats.py do. Where this module was not built, those do it. CutThroughCopier alone has no Python
- * beside it: there nothing is copied before its request has come. Intake and Asking put several of these steps
+ * beside it: there nothing is copied before its request has come. ServerFastPath and ClientFastPath put several of these steps
  * together for a plain request, which otherwise goes the long way.
  */
 
 #define SHMSERVE_IMPORTS_ARRAY
-#include "asking.h"
+#include "client_fast_path.h"
 #include "cut_through.h"
 #include "counter_poller.h"
 
@@ -37,13 +37,13 @@ static int add_type(PyObject *module, const char *name, PyType_Spec *spec)
 static int module_exec(PyObject *module)
 {
     import_array1(-1);
-    if (asking_names() < 0)
+    if (client_path_names() < 0)
         return -1;
     if (add_type(module, "TreeEncoder", &encoder_spec) < 0 || add_type(module, "TreeDecoder", &decoder_spec) < 0 ||
         add_type(module, "Histograms", &histograms_spec) < 0)
         return -1;
     if (add_type(module, "Slots", &slots_spec) < 0 || add_type(module, "CutThroughCopier", &copier_spec) < 0 ||
-        add_type(module, "Intake", &intake_spec) < 0 || add_type(module, "Asking", &asking_spec) < 0)
+        add_type(module, "ServerFastPath", &server_path_spec) < 0 || add_type(module, "ClientFastPath", &client_path_spec) < 0)
         return -1;
     return add_type(module, "CounterPoller", &poller_spec);
 }

@@ -5,7 +5,7 @@
  * it is of that. Of any other nothing is published here: the long way takes it.
  */
 
-#include "asking.h"
+#include "client_fast_path.h"
 #include "tree_decoder.h"
 #include "tree_encoder.h"
 #include "slots.h"
@@ -25,12 +25,12 @@ typedef struct {
     uint64_t schema, metadata_bytes, reply_schema;
     /* Of the request that was sent last. */
     unsigned long long sequence;
-} Asking;
+} ClientFastPath;
 
 /* The names of attributes of SlotMemory (codec.py) and Pending (pending.py). */
 static PyObject *payload_name, *wake_name, *written_name, *sequence_name;
 
-int asking_names(void)
+int client_path_names(void)
 {
     return (payload_name = PyUnicode_InternFromString("payload")) == NULL ||
                    (wake_name = PyUnicode_InternFromString("wake")) == NULL ||
@@ -40,12 +40,12 @@ int asking_names(void)
                : 0;
 }
 
-/* Asking(requests, request_memories, rotating_slots, replies, reply_memories, poller): of so many slots each is used in its turn */
-static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* ClientFastPath(requests, request_memories, rotating_slots, replies, reply_memories, poller): of so many slots each is used in its turn */
+static PyObject *client_path_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *requests, *replies, *request_memories, *reply_memories, *poller;
     Py_ssize_t rotating_slots;
-    Asking *self = new_instance(type, keywords);
+    ClientFastPath *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &rotating_slots, &replies, &PyList_Type,
@@ -71,9 +71,9 @@ failed:
     return NULL;
 }
 
-static void asking_dealloc(PyObject *object)
+static void client_path_dealloc(PyObject *object)
 {
-    Asking *self = (Asking *)object;
+    ClientFastPath *self = (ClientFastPath *)object;
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
     Py_XDECREF(self->poller);
@@ -84,13 +84,13 @@ static void asking_dealloc(PyObject *object)
     free_instance(object);
 }
 
-/* learn(encoder, schema, metadata_bytes, decoder, reply_schema): requests and results of these structures are plain */
-static PyObject *asking_learn(PyObject *object, PyObject *const *args, Py_ssize_t count)
+/* specialize(encoder, schema, metadata_bytes, decoder, reply_schema): requests and results of these structures are plain */
+static PyObject *client_path_specialize(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    Asking *self = (Asking *)object;
+    ClientFastPath *self = (ClientFastPath *)object;
     uint64_t schema, metadata, reply_schema;
     if (count != 5 || !is_encoder(args[0]) || !is_decoder(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "learn(encoder, schema, metadata_bytes, decoder, reply_schema)");
+        PyErr_SetString(PyExc_TypeError, "specialize(encoder, schema, metadata_bytes, decoder, reply_schema)");
         return NULL;
     }
     if (to_word(args[1], &schema) < 0 || to_word(args[2], &metadata) < 0 || to_word(args[4], &reply_schema) < 0)
@@ -114,7 +114,7 @@ static PyObject *memory_of(PyObject *memories, uint64_t slot)
 }
 
 /* Whether the structure that was learnt is the one whose metadata lie in this slot; -1 with an exception. */
-static int is_described(const Asking *self, PyObject *memory)
+static int is_described(const ClientFastPath *self, PyObject *memory)
 {
     PyObject *written = PyObject_GetAttr(memory, written_name);
     int same = written == NULL ? -1 : 0;
@@ -127,7 +127,7 @@ static int is_described(const Asking *self, PyObject *memory)
 }
 
 /* As encoder_put, into this slot. */
-static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *write_id)
+static int put(ClientFastPath *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *write_id)
 {
     int found = -1;
     /* Others may be learnt by what is asked for the tree. */
@@ -142,7 +142,7 @@ static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, ui
 }
 
 /* The sequence of the next request; 0 with an exception if its channel was closed. */
-static uint64_t next_sequence(const Asking *self)
+static uint64_t next_sequence(const ClientFastPath *self)
 {
     if (writable_slots((PyObject *)self->requests) == NULL)
         return 0;
@@ -154,14 +154,14 @@ static uint64_t next_sequence(const Asking *self)
     return sequence_of(number, number % (uint64_t)self->rotating_slots);
 }
 
-/* send(tree, deadline_ns, in_flight, pending): write the tree and publish it as the next request for the model, which
+/* try_send(tree, deadline_ns, in_flight, pending): write the tree and publish it as the next request for the model, which
  * `pending` waits for among those `in_flight`; False if it is not plain, and nothing was published */
-static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *client_path_try_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    Asking *self = (Asking *)object;
+    ClientFastPath *self = (ClientFastPath *)object;
     uint64_t deadline_ns, write_id, metadata = self->metadata_bytes, schema = self->schema;
     if (count != 4 || !PyDict_CheckExact(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "send(tree, deadline_ns, in_flight, pending)");
+        PyErr_SetString(PyExc_TypeError, "try_send(tree, deadline_ns, in_flight, pending)");
         return NULL;
     }
     if (to_word(args[1], &deadline_ns) < 0)
@@ -200,11 +200,11 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     Py_RETURN_TRUE;
 }
 
-/* receive(type): (the tree of the reply to what was sent last, its head as this type, the time), or None while there is
+/* try_receive(type): (the tree of the reply to what was sent last, its head as this type, the time), or None while there is
  * none, or none of the structure that was learnt that is a result */
-static PyObject *asking_receive(PyObject *object, PyObject *type)
+static PyObject *client_path_try_receive(PyObject *object, PyObject *type)
 {
-    Asking *self = (Asking *)object;
+    ClientFastPath *self = (ClientFastPath *)object;
     uint64_t words[REPLY_WORDS], slot = slot_of(self->sequence), *head;
     if (self->decoder == NULL || !self->sequence)
         Py_RETURN_NONE;
@@ -228,25 +228,25 @@ static PyObject *asking_receive(PyObject *object, PyObject *type)
     return found;
 }
 
-static PyMethodDef asking_methods[] = {
-    {"learn", (PyCFunction)(void (*)(void))asking_learn, METH_FASTCALL, "Ask in this structure, and read results of that."},
-    {"send", (PyCFunction)(void (*)(void))asking_send, METH_FASTCALL, "Write a tree and publish it, if it is plain."},
-    {"receive", asking_receive, METH_O, "The result of what was sent last, its head and the time."},
+static PyMethodDef client_path_methods[] = {
+    {"specialize", (PyCFunction)(void (*)(void))client_path_specialize, METH_FASTCALL, "Ask in this structure, and read results of that."},
+    {"try_send", (PyCFunction)(void (*)(void))client_path_try_send, METH_FASTCALL, "Write a tree and publish it, if it is plain."},
+    {"try_receive", client_path_try_receive, METH_O, "The result of what was sent last, its head and the time."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef asking_members[] = {
-    {"sequence", T_ULONGLONG, offsetof(Asking, sequence), READONLY, "What was sent last; 0: nothing."},
+static PyMemberDef client_path_members[] = {
+    {"sequence", T_ULONGLONG, offsetof(ClientFastPath, sequence), READONLY, "What was sent last; 0: nothing."},
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot asking_slots[] = {
+static PyType_Slot client_path_slots[] = {
     {Py_tp_doc, "A plain request on its way through the client."},
-    {Py_tp_new, asking_new},
-    {Py_tp_dealloc, asking_dealloc},
-    {Py_tp_methods, asking_methods},
-    {Py_tp_members, asking_members},
+    {Py_tp_new, client_path_new},
+    {Py_tp_dealloc, client_path_dealloc},
+    {Py_tp_methods, client_path_methods},
+    {Py_tp_members, client_path_members},
     {0, NULL},
 };
 
-PyType_Spec asking_spec = {"shmserve._core.Asking", sizeof(Asking), 0, TYPE_FLAGS, asking_slots};
+PyType_Spec client_path_spec = {"shmserve._core.ClientFastPath", sizeof(ClientFastPath), 0, TYPE_FLAGS, client_path_slots};

@@ -24,13 +24,13 @@ typedef struct {
     uint64_t words[REQUEST_WORDS];
     unsigned long long sequence, queued_ns, staged_ns;
     Py_ssize_t cut_through_bytes;
-} Intake;
+} ServerFastPath;
 
-/* Intake(requests, replies, copier, wrap) */
-static PyObject *intake_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* ServerFastPath(requests, replies, copier, wrap) */
+static PyObject *server_path_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *requests, *replies, *copier, *wrap;
-    Intake *self = new_instance(type, keywords);
+    ServerFastPath *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "OOOO", &requests, &replies, &copier, &wrap))
@@ -49,10 +49,10 @@ failed:
     return NULL;
 }
 
-static PyObject *intake_forget(PyObject *object, PyObject *unused)
+static PyObject *server_path_reset(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    Intake *self = (Intake *)object;
+    ServerFastPath *self = (ServerFastPath *)object;
     self->schema = 0;
     Py_CLEAR(self->decoder);
     Py_CLEAR(self->payloads);
@@ -61,10 +61,10 @@ static PyObject *intake_forget(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-static void intake_dealloc(PyObject *object)
+static void server_path_dealloc(PyObject *object)
 {
-    Intake *self = (Intake *)object;
-    Py_XDECREF(intake_forget(object, NULL));
+    ServerFastPath *self = (ServerFastPath *)object;
+    Py_XDECREF(server_path_reset(object, NULL));
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
     Py_XDECREF(self->copier);
@@ -72,20 +72,20 @@ static void intake_dealloc(PyObject *object)
     free_instance(object);
 }
 
-/* learn(schema, decoder, payloads, arena, views): requests of this structure are plain. `payloads` are those of the
+/* specialize(schema, decoder, payloads, arena, views): requests of this structure are plain. `payloads` are those of the
  * slots; with an arena they are copied there and `views` are its arrays, without one there is a list of views for each
  * slot. */
-static PyObject *intake_learn(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *server_path_specialize(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    Intake *self = (Intake *)object;
+    ServerFastPath *self = (ServerFastPath *)object;
     uint64_t schema;
     if (count != 5 || !is_decoder(args[1]) || !PyList_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
-        PyErr_SetString(PyExc_TypeError, "learn(schema, decoder, payloads, arena, views)");
+        PyErr_SetString(PyExc_TypeError, "specialize(schema, decoder, payloads, arena, views)");
         return NULL;
     }
     if (to_word(args[0], &schema) < 0)
         return NULL;
-    Py_XDECREF(intake_forget(object, NULL));
+    Py_XDECREF(server_path_reset(object, NULL));
     self->decoder = Py_NewRef(args[1]);
     self->payloads = Py_NewRef(args[2]);
     self->arena = Py_NewRef(args[3]);
@@ -95,7 +95,7 @@ static PyObject *intake_learn(PyObject *object, PyObject *const *args, Py_ssize_
 }
 
 /* Whether the next request is there, and plain; -1 with an exception. Touches nothing. */
-static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
+static int is_plain(ServerFastPath *self, uint64_t seen, uint64_t now_ns)
 {
     if (self->decoder == NULL)
         return 0;
@@ -118,7 +118,7 @@ static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
 }
 
 /* The observation of the request that `is_plain` has found, in its slot. */
-static PyObject *observation_of(Intake *self)
+static PyObject *observation_of(ServerFastPath *self)
 {
     Py_ssize_t slot = (Py_ssize_t)slot_of(self->words[SEQUENCE]);
     /* What is learnt may be forgotten by what a wrapper runs. */
@@ -143,10 +143,10 @@ static PyObject *observation_of(Intake *self)
     return tree;
 }
 
-/* take(seen): the observation of the request after `seen`, which is about to run; `sequence` is 0 if it is not plain */
-static PyObject *intake_take(PyObject *object, PyObject *given)
+/* try_take(seen): the observation of the request after `seen`, which is about to run; `sequence` is 0 if it is not plain */
+static PyObject *server_path_try_take(PyObject *object, PyObject *given)
 {
-    Intake *self = (Intake *)object;
+    ServerFastPath *self = (ServerFastPath *)object;
     uint64_t seen, taken_ns = monotonic_ns();
     self->sequence = 0;
     self->cut_through_bytes = 0;
@@ -170,16 +170,16 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
     return observation;
 }
 
-/* answer(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns): reply to the request that was taken
+/* reply(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns): reply to the request that was taken
  * last with this tree: how long that took (ns), or -1 if it is of another structure or needs more room, and nothing was
  * replied */
-static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *server_path_reply(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    Intake *self = (Intake *)object;
+    ServerFastPath *self = (ServerFastPath *)object;
     uint64_t began_ns = monotonic_ns(), sequence = self->sequence, infer_ns, write_id, metadata, version, schema, flags;
     if (count != 8 || !is_encoder(args[0])) {
         PyErr_SetString(PyExc_TypeError,
-                        "answer(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns)");
+                        "reply(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns)");
         return NULL;
     }
     if (to_word(args[3], &schema) < 0 || to_word(args[4], &metadata) < 0 || to_word(args[5], &flags) < 0 ||
@@ -204,36 +204,36 @@ static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize
 }
 
 /* head(type): the head of the request that was taken last, as RequestReader.head gives it */
-static PyObject *intake_head(PyObject *object, PyObject *type)
+static PyObject *server_path_head(PyObject *object, PyObject *type)
 {
-    return named(type, ((Intake *)object)->words, REQUEST_WORDS);
+    return named(type, ((ServerFastPath *)object)->words, REQUEST_WORDS);
 }
 
-static PyMethodDef intake_methods[] = {
-    {"learn", (PyCFunction)(void (*)(void))intake_learn, METH_FASTCALL, "Take requests of this structure."},
-    {"forget", intake_forget, METH_NOARGS, "Let go of what was learnt, and of the memory; may be called twice."},
-    {"take", intake_take, METH_O, "The observation of the next request, if it is plain; `sequence` tells."},
-    {"head", intake_head, METH_O, "The head of the request that was taken last, as this type."},
-    {"answer", (PyCFunction)(void (*)(void))intake_answer, METH_FASTCALL, "Reply to it; -1: not done."},
+static PyMethodDef server_path_methods[] = {
+    {"specialize", (PyCFunction)(void (*)(void))server_path_specialize, METH_FASTCALL, "Take requests of this structure."},
+    {"reset", server_path_reset, METH_NOARGS, "Let go of what was learnt, and of the memory; may be called twice."},
+    {"try_take", server_path_try_take, METH_O, "The observation of the next request, if it is plain; `sequence` tells."},
+    {"head", server_path_head, METH_O, "The head of the request that was taken last, as this type."},
+    {"reply", (PyCFunction)(void (*)(void))server_path_reply, METH_FASTCALL, "Reply to it; -1: not done."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef intake_members[] = {
-    {"schema", T_ULONGLONG, offsetof(Intake, schema), READONLY, "The structure that was learnt; 0: none."},
-    {"sequence", T_ULONGLONG, offsetof(Intake, sequence), READONLY, "What was taken last; 0: nothing."},
-    {"queued_ns", T_ULONGLONG, offsetof(Intake, queued_ns), READONLY, "From its publication until it was taken."},
-    {"staged_ns", T_ULONGLONG, offsetof(Intake, staged_ns), READONLY, "From then until the observation was ready."},
-    {"cut_through_bytes", T_PYSSIZET, offsetof(Intake, cut_through_bytes), READONLY, "Of its payload, copied before it came."},
+static PyMemberDef server_path_members[] = {
+    {"schema", T_ULONGLONG, offsetof(ServerFastPath, schema), READONLY, "The structure that was learnt; 0: none."},
+    {"sequence", T_ULONGLONG, offsetof(ServerFastPath, sequence), READONLY, "What was taken last; 0: nothing."},
+    {"queued_ns", T_ULONGLONG, offsetof(ServerFastPath, queued_ns), READONLY, "From its publication until it was taken."},
+    {"staged_ns", T_ULONGLONG, offsetof(ServerFastPath, staged_ns), READONLY, "From then until the observation was ready."},
+    {"cut_through_bytes", T_PYSSIZET, offsetof(ServerFastPath, cut_through_bytes), READONLY, "Of its payload, copied before it came."},
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot intake_slots[] = {
+static PyType_Slot server_path_slots[] = {
     {Py_tp_doc, "A plain request on its way through the engine."},
-    {Py_tp_new, intake_new},
-    {Py_tp_dealloc, intake_dealloc},
-    {Py_tp_methods, intake_methods},
-    {Py_tp_members, intake_members},
+    {Py_tp_new, server_path_new},
+    {Py_tp_dealloc, server_path_dealloc},
+    {Py_tp_methods, server_path_methods},
+    {Py_tp_members, server_path_members},
     {0, NULL},
 };
 
-PyType_Spec intake_spec = {"shmserve._core.Intake", sizeof(Intake), 0, TYPE_FLAGS, intake_slots};
+PyType_Spec server_path_spec = {"shmserve._core.ServerFastPath", sizeof(ServerFastPath), 0, TYPE_FLAGS, server_path_slots};
