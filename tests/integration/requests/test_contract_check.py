@@ -15,13 +15,13 @@ import torch
 
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
-from shmserve.contract import described as described_entries
+from shmserve.contract import describe_tree as described_entries
 from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.trees import Mode, Pixels, Task
 
 
 @pytest.fixture(scope="module")
-def described() -> Iterator[Daemon]:
+def describe_tree() -> Iterator[Daemon]:
     daemon = Daemon("described")
     try:
         yield daemon.start()
