@@ -124,7 +124,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
 
     asked = workload(name)
     schema, _ = infer_schema(asked.observation)
-    decoder = schema.decoder
+    tree_decoder = schema.decoder
     with ExitStack() as cleanup:
         client_out, engine_in = cleanup.enter_context(
             ends(Geometry(4, METADATA_BYTES, schema.payload_bytes), RequestWriter, RequestReader)
@@ -188,8 +188,8 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
             "ring": bell.ring,
             "look": look,
             "take": take,
-            "stage": (lambda: decoder.stage(taken.payload, arena))
-            if decoder is not None
+            "stage": (lambda: tree_decoder.stage(taken.payload, arena))
+            if tree_decoder is not None
             else (lambda: np.copyto(arena, taken.payload[: arena.size])),
             "arrays": lambda: observed(True),
             "policy": lambda: policy.infer(observation),

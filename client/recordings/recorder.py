@@ -222,7 +222,7 @@ def _tree(entry: RecordEntry) -> Any:
     if schema.payload_bytes != payload.size:
         raise MetadataError(f"{payload.size} bytes of payload, the schema describes {schema.payload_bytes}")
     leaves = [leaf_as_it_is(place, place.view(payload)) for place in schema.arrays]
-    return schema.build(schema.numbers.unpack_from(payload.data, 0), leaves)
+    return schema.unflatten(schema.numbers.unpack_from(payload.data, 0), leaves)
 
 
 def _us(duration_ns: int | None) -> float | None:

@@ -17,7 +17,7 @@ from tests.support.gate import Gate
 
 
 @pytest.fixture
-def describe_tree(start_daemon: Callable[..., Daemon]) -> Daemon:
+def described(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon("described")
 
 

@@ -101,7 +101,7 @@ def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
     small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
     recognise: Callable[[Any], Any]
     if known.encode_into is None:
-        recognise = known.collect
+        recognise = known.flatten
     else:
         write = known.encode_into
         recognise = lambda tree: write(tree, slot.payload)
