@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 POLICIES = Path(__file__).with_name("policies")
 SHMSERVED = [sys.executable, "-m", "shmserve.daemon.main"]
-ADMIN = [sys.executable, "-m", "shmserve.client.admin.cli"]
+ADMIN = [sys.executable, "-m", "shmserve.client.cli.main"]
 READY_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 20.0
 

@@ -25,8 +25,7 @@ from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import EngineFailed
 from ..supervisor.supervisor import Supervisor
-from ..varlink.connection import Connection
-from ..varlink.interface import Answer, Interface, Method
+from ..varlink.interface import Answer, Connection, Interface, Method
 from . import admin_config as admin_settings
 from . import admin_monitoring as admin_sight
 from . import admin_recording

@@ -10,8 +10,7 @@ from shmserve.record_ring import RecordRingBroken, check_record_ring
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
 from ..supervisor.supervisor import Supervisor
-from ..varlink.connection import Connection
-from ..varlink.interface import Answer, Method
+from ..varlink.interface import Answer, Connection, Method
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, r
 from ..clients.attach_rate_limit import AttachRates
 from ..clients.leases import Lease, LeaseRefused, Wanted
 from ..supervisor.supervisor import Supervisor
-from ..varlink.connection import Connection
-from ..varlink.interface import Interface
+from ..varlink.interface import Connection, Interface
 from ..varlink.peer import Peer
 
 log = logging.getLogger(__name__)

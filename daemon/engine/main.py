@@ -43,13 +43,14 @@ from .channel.request_rate_limit import Rates
 from .channel.tenancy import Tenancy
 from .device import cuda
 from .device.chosen import DeviceMissing
-from .device.determinism import deterministic, require_determinism
-from .device.errors import EXIT_STATUS, DeviceLost, guarded
+from .device.errors import guarded
 from .device.loop import DeviceLoop, GuardedLoop
 from .device.serving import DeviceServing
 from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
+from .device_failure import EXIT_STATUS, DeviceLost
+from .error_text import logged, name_of, text_of
 from .exit import leave
 from .loop.bells import Bells, SharedBell
 from .loop.channel_setup import Channels
@@ -57,7 +58,7 @@ from .loop.loop import EngineLoop
 from .loop.pipe_bells import PipeBells
 from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
 from .models import load_model
-from .requests.error_text import logged, name_of, text_of
+from .models.determinism import deterministic, require_determinism
 from .requests.fast_path import PlainServing
 from .requests.recording import RecordedServing
 from .requests.serving import Serving

@@ -91,7 +91,7 @@ def test_the_wheel_holds_the_package_once_with_its_types_and_units(wheel: Path) 
     modules = {path if path.startswith("shmserve/") else f"shmserve/{path}" for path in tracked}
     assert {name for name in names if name.endswith(".py")} == modules
     units = {path.relative_to(ROOT / "systemd").as_posix() for path in (ROOT / "systemd").rglob("*") if path.is_file()}
-    assert {f"shmserve/client/admin/units/{unit}" for unit in units} | {"shmserve/py.typed"} <= set(names)
+    assert {f"shmserve/client/cli/units/{unit}" for unit in units} | {"shmserve/py.typed"} <= set(names)
 
 
 def test_a_client_needs_numpy_and_posix_ipc_alone(installed: Path) -> None:

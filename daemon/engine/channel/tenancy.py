@@ -19,12 +19,14 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Array, Schema
 
 from ...ipc.stats import ChannelWord, Counter, Stats
-from ..loop.schedule import BEHIND_NS
-from ..requests.error_text import PolicyRaised, told
+from ..error_text import PolicyRaised, told
 from .mapped_channel import MappedChannel
 from .overhead import Overhead
 from .request_rate_limit import Rate
 from .staging import Staging
+
+#: A request of a suspected client counts as this much younger. It waits no longer for its turn than this and its share.
+BEHIND_NS = 1_000_000_000
 
 
 class BrokenChannel(Exception):

@@ -20,10 +20,10 @@ from shmserve.errors import ContractMismatch, ModelPackageError
 from shmserve.schema import Schema
 
 from ...packages.package import ModelPackage
+from ..models.determinism import generators_apart, seed
 from ..models.model import Model
-from ..warmup.validation import deviations
+from ..models.validation import deviations
 from .arena import torch_dtype
-from .determinism import generators_apart, seed
 from .interface import Captured
 from .side import DeviceSide
 

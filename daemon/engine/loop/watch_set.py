@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from shmserve.backend import core
 from shmserve.counter_poller import CounterPoller, poll_all
 
-if TYPE_CHECKING:
-    from ..channel.tenancy import Tenancy
+from ..channel.tenancy import Tenancy
 
 
 class Watched:

@@ -13,8 +13,8 @@ from shmserve.ring import RequestHead
 
 from ...ipc.stats import ChannelWord, Counter
 from ..channel.tenancy import Tenancy
-from ..device.errors import DeviceLost
-from .error_text import logged
+from ..device_failure import DeviceLost
+from ..error_text import logged
 from .serving import Row, Serving
 
 log = logging.getLogger(__name__)

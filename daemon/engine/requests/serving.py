@@ -18,10 +18,10 @@ from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
 from ...packages.value_ranges import NumberCheck
 from ..channel.staging import Staging
 from ..channel.tenancy import Tenancy
-from ..device.errors import DeviceLost
+from ..device_failure import DeviceLost
+from ..error_text import PolicyRaised, logged, told
 from ..models.model import Model, PerClient
 from ..models.range_checks import CheckedNumbers
-from .error_text import PolicyRaised, logged, told
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from ..models.example_files import read_recorded
 from ..models.model import Model, PerClient
 from ..models.range_checks import CheckedNumbers
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
-from .validation import deviations, not_finite
+from ..models.validation import deviations, not_finite
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch
 from fuzz.echo_model import EchoModel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.device import loop
-from shmserve.daemon.engine.device.errors import DeviceLost
 from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
+from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.protocol import Status
 from shmserve.spin import SpinBudget
 from tests.support.daemon_process import POLICIES

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.host.own_descriptors import keep_from_children
 from shmserve.daemon.ipc.control import ControlSocket, encode
 from shmserve.record_ring import RecordRingReader

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from shmserve.client import EngineLost
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.connection import AdminConnection
+from shmserve.client.cli.private_folder import PrivateFolder
 from shmserve.client.recordings import RecordedRequest, Recording
-from shmserve.client.recordings.private_folder import PrivateFolder
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
 from shmserve.record_ring import Entry, RecordRingReader, RecordRingWriter
 from shmserve.varlink import VarlinkError

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from .exits import with_exit_status
-from .number import Number
+from .click_types import Number
+from .exit_status import with_exit_status
 from .target import Target, print_json, show
 
 
@@ -65,7 +65,7 @@ def top(target: Target, interval: float) -> None:
     \b
     shmserve-admin top --interval 0.5
     """
-    from .live_screen import watch_rates
+    from .watch_screen import watch_rates
 
     watch_rates(target, interval)
 

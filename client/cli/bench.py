@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from .exits import fail, with_exit_status
-from .number import Number
+from .click_types import Number
+from .exit_status import fail, with_exit_status
 from .target import Target, print_json, show
 
 
@@ -75,8 +75,8 @@ def _expect_daemon(target: Target) -> None:
 
 def _show(result: dict[str, Any]) -> None:
 
+    from .responsive_table import bare_table
     from .status_view import micro
-    from .tables import bare_table
 
     mode = f"{result['rate_hz']:g} a second each" if result["rate_hz"] else "one after the other"
     print(

@@ -12,16 +12,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .fitting import Fitting, without
+from .responsive_table import FirstThatFits, rows_table, without
 from .status_view import duration, micro
-from .tables import rows_table
 
 _HISTORY = 40
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True)
-class Look:
+class Sample:
     """What the daemon said at one moment (time.monotonic() seconds)."""
 
     at_s: float
@@ -63,20 +62,23 @@ class TopView:
     """Fed with looks, draws the latest with what went before."""
 
     def __init__(self) -> None:
-        self._before: Look | None = None
+        self._before: Sample | None = None
         self._rates: dict[Any, deque[float]] = {}
         self._latencies: dict[str, deque[float]] = {}
 
-    def render(self, look: Look) -> RenderableType:
+    def render(self, sample: Sample) -> RenderableType:
         """One screen."""
-        before, self._before = self._before, look
-        seconds = look.at_s - before.at_s if before is not None else 0.0
+        before, self._before = self._before, sample
+        seconds = sample.at_s - before.at_s if before is not None else 0.0
         return Group(
-            self._head(look), self._stages(before, look), self._clients(before, look, seconds), _hint(before is None)
+            self._head(sample),
+            self._stages(before, sample),
+            self._clients(before, sample, seconds),
+            _hint(before is None),
         )
 
-    def _head(self, look: Look) -> RenderableType:
-        status = look.status
+    def _head(self, sample: Sample) -> RenderableType:
+        status = sample.status
         model, engine = status["model"], status["engine"]
         served = "no model" if model is None else f"{model['name']} {model['version']} on {model['device']}"
         text = Text(f"{status['service']}  ", style="bold")
@@ -86,12 +88,12 @@ class TopView:
             text.append(f"  {engine['restarts']} restarts", style="yellow")
         return text
 
-    def _stages(self, before: Look | None, look: Look) -> RenderableType:
+    def _stages(self, before: Sample | None, sample: Sample) -> RenderableType:
         rows: list[dict[str, str | Text]] = []
-        for stage, counts in look.stages.items():
+        for stage, counts in sample.stages.items():
             earlier = before.stages.get(stage, ()) if before is not None else counts
             happened = [now - then for now, then in zip(counts, earlier, strict=False)]
-            found = [percentile_us(look.bounds_us, happened, percent) for percent in (50, 90, 99)]
+            found = [percentile_us(sample.bounds_us, happened, percent) for percent in (50, 90, 99)]
             history = self._latencies.setdefault(stage, deque(maxlen=_HISTORY))
             history.append(found[0] or 0.0)
             quantiles = {name: micro(value) for name, value in zip(("p50", "p90", "p99"), found, strict=True)}
@@ -101,11 +103,11 @@ class TopView:
         columns = ("stage", "requests", "p50", "p90", "p99", "p50 before")
         return _fitting(rows, columns, "p50 before", "requests", "p90")
 
-    def _clients(self, before: Look | None, look: Look, seconds: float) -> RenderableType:
+    def _clients(self, before: Sample | None, sample: Sample, seconds: float) -> RenderableType:
         then = {(client["id"], client["pid"]): client for client in before.status["clients"]} if before else {}
         rates: dict[Any, deque[float]] = {}
         rows = []
-        for client in look.status["clients"]:
+        for client in sample.status["clients"]:
             key = (client["id"], client["pid"])
             earlier = then.get(key)
             served, errors = (
@@ -128,17 +130,19 @@ class TopView:
             }
             for served, client, errors, history in sorted(rows, key=lambda row: -row[0])
         ]
-        hidden = look.status["clients_total"] - len(look.status["clients"])
+        hidden = sample.status["clients_total"] - len(sample.status["clients"])
         if hidden:
             cells.append({"program": f"and {hidden} more"})
         columns = ("client", "program", "uid", "per second", "errors/s", "in all", "per second before")
         return _fitting(cells, columns, "per second before", "uid", "in all", "errors/s", "program")
 
 
-def _fitting(rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, *rest: str) -> Fitting:
+def _fitting(
+    rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, *rest: str
+) -> FirstThatFits:
     """All columns; a narrower terminal has less of the `history` and none, then one more of the `rest` less."""
     shorter = [partial(_table, columns, rows, history, bars) for bars in (_HISTORY, _HISTORY // 2, _HISTORY // 4)]
-    return Fitting(
+    return FirstThatFits(
         [*shorter, *(partial(_table, names, rows, history, 0) for names in without(columns, history, *rest)[1:])]
     )
 

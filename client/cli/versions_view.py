@@ -12,8 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from .fitting import Fitting, without
-from .tables import bare_table
+from .responsive_table import FirstThatFits, bare_table, without
 
 
 def render(versions: list[dict[str, Any]]) -> RenderableType:
@@ -22,7 +21,7 @@ def render(versions: list[dict[str, Any]]) -> RenderableType:
     columns = ["version", "", "sent", "release", "size", "served", "device", "source", "note"]
     if not any(version["release"] for version in versions):
         columns.remove("release")
-    return Fitting(
+    return FirstThatFits(
         partial(_table, names, rows)
         for names in without(columns, "size", "device", "release", "sent", "served", "source")
     )

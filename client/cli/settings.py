@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import click
 
-from .exits import with_exit_status
+from .exit_status import with_exit_status
 from .target import Target, print_json, show
-from .value_words import words
 
 
 @click.command()
@@ -46,6 +45,8 @@ def reload(target: Target) -> None:
     if target.as_json:
         print_json(found)
         return
+    from .settings_view import words
+
     for key, value in found["applied"].items():
         print(f"{key} = {words(value)}")
     for key, value in found["needs_restart"].items():

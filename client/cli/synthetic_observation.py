@@ -17,10 +17,10 @@ class NotKnown(ValueError):
     """The contract does not say enough to make an observation; the message says what to do."""
 
 
-def made_up_observation(entries: Mapping[str, Mapping[str, Any]] | None) -> Any:
+def synthetic_observation(entries: Mapping[str, Mapping[str, Any]] | None) -> Any:
     """The tree that `describe_tree` describes with these entries.
 
-    >>> made_up_observation({"robot.joints": {"type": "list[float]", "length": 2}, "poses[1]": {"type": "int"},
+    >>> synthetic_observation({"robot.joints": {"type": "list[float]", "length": 2}, "poses[1]": {"type": "int"},
     ...                      "poses[0]": {"dtype": "uint8", "shape": [2]}, '"a.b"': {"type": "str"}})
     {'robot': {'joints': [0.0, 0.0]}, 'poses': [array([0, 0], dtype=uint8), 0], 'a.b': ''}
     """

@@ -10,15 +10,17 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .fitting import Fitting, without
-from .tables import bare_table
-from .value_words import words
+from shmserve.toml_value import toml_value
+
+from .responsive_table import FirstThatFits, bare_table, without
 
 
 def render(settings: list[dict[str, Any]]) -> RenderableType:
     """One line a setting; a narrow terminal shows its value before where it comes from."""
     rows = [_cells(setting) for setting in settings]
-    return Fitting(partial(_table, names, rows) for names in without(("setting", "value", "from", ""), "from", ""))
+    return FirstThatFits(
+        partial(_table, names, rows) for names in without(("setting", "value", "from", ""), "from", "")
+    )
 
 
 def _cells(setting: dict[str, Any]) -> dict[str, Text]:
@@ -43,3 +45,12 @@ def _table(names: Sequence[str], rows: Sequence[dict[str, Text]], text_width: in
     for row in rows:
         table.add_row(*(row[name] for name in names))
     return table
+
+
+def words(value: Any) -> str:
+    """As it stands in a configuration file; "-" for none.
+
+    >>> words(None), words("cpu"), words(5.0)
+    ('-', '"cpu"', '5.0')
+    """
+    return "-" if value is None else toml_value(value)

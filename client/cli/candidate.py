@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -12,12 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import final
 
-from shmserve.client.admin.connection import AdminConnection
-from shmserve.client.admin.waiting import wait_until_ready
 from shmserve.errors import ModelPackageError, ServiceUnavailable
 
+from .connection import AdminConnection
 from .private_folder import PrivateFolder
-from .unpacking import unpack
+from .wait_ready import wait_until_ready
 
 _PR_SET_PDEATHSIG = 1
 _STOP_LIMIT_S = 30.0
@@ -60,7 +60,7 @@ class CandidateService:
     def _start(self) -> None:
         package = self._model.absolute()
         if not package.is_dir():
-            package = unpack(package, self.folder / "package")
+            package = _unpack(package, self.folder / "package")
         command = [sys.executable, "-m", "shmserve.daemon.main", "--name", self.name]
         command += ["--model-path", str(package), "--transport", "sealed"]
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.folder / "state")]
@@ -89,15 +89,15 @@ class CandidateService:
             with contextlib.suppress(ServiceUnavailable):  # it reads the package first, or has given up
                 found = wait_until_ready(lambda: AdminConnection(self.name, self.runtime_dir), 1.0)
             if self._process.poll() is not None:
-                raise ModelPackageError(f"the model at {self._model} cannot be served:\n{self._said()}")
+                raise ModelPackageError(f"the model at {self._model} cannot be served:\n{self._log_tail()}")
             if found is not None and found["state"] in ("ready", "failed"):
                 break
         if found is None or found["state"] != "ready":
             raise ModelPackageError(
-                f"the model at {self._model} is not ready after {self._timeout_s:g} s (--load-timeout):\n{self._said()}"
+                f"the model at {self._model} is not ready after {self._timeout_s:g} s (--load-timeout):\n{self._log_tail()}"
             )
 
-    def _said(self) -> str:
+    def _log_tail(self) -> str:
         lines = (self.folder / "log").read_text("utf-8", "replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_LOG_LINES:])
 
@@ -117,3 +117,28 @@ class CandidateService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unpack(tar: Path, folder: Path) -> Path:
+    """Unpack as a daemon does that is sent a tar, in a limited process; return the package's directory, below the new `folder`; raises ModelPackageError, or OSError."""
+    folder.mkdir(mode=0o700)
+    with open(tar, "rb") as source:
+        target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "shmserve.daemon.store.intake", str(source.fileno()), str(target), "{}"],
+                pass_fds=(source.fileno(), target),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                check=False,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                cwd="/",  # before Python 3.11 the working directory leads sys.path
+            )
+        finally:
+            os.close(target)
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    last = events[-1] if events else {}
+    if last.get("event") != "done":
+        reason = last.get("reason", f"the process that reads it ended with status {done.returncode}")
+        raise ModelPackageError(f"model package {tar}: {reason}")
+    return folder / str(last["root"])

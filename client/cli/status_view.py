@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .advice import advice
-from .fitting import Fitting, without
-from .tables import rows_table
-from .waiting import amount
+from .responsive_table import FirstThatFits, rows_table, without
+from .wait_ready import amount
 
+#: An engine looks around more often than that, unless it has a request in hand.
+_QUIET_S = 5.0
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
 
@@ -63,6 +63,30 @@ def render(status: dict[str, Any]) -> RenderableType:
     if latency is not None:
         parts.append(latency)
     return Group(*parts)
+
+
+def advice(status: dict[str, Any]) -> str | None:
+    """One sentence, or None where nothing is to be done.
+
+    >>> advice({"state": "ready", "engine": None, "logs": "tail /log"}) is None
+    True
+    >>> advice({"state": "failed", "engine": None, "logs": "tail /log"})
+    'the log says why (tail /log); once that is put right: shmserve-admin update-model PATH, or start it again'
+    """
+    state, engine, logs = status["state"], status["engine"], status["logs"]
+    beat = engine["heartbeat_age_s"] if engine is not None else None
+    if state == "failed":
+        return f"the log says why ({logs}); once that is put right: shmserve-admin update-model PATH, or start it again"
+    if state == "draining":
+        return "it answers what was sent and ends; robots wait for the next one"
+    if beat is not None and beat > _QUIET_S:
+        return (
+            f"the engine has not moved for {beat:.0f} s: a long request, or it is stuck and replaced after heartbeat_timeout_s "
+            "(shmserve-admin config)"
+        )
+    if state in ("loading", "warming") and engine is not None and engine["restarts"]:
+        return f"engines died and another one loads: the log says of what ({logs})"
+    return None
 
 
 def _summary(status: dict[str, Any]) -> Table:
@@ -131,7 +155,7 @@ def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     """One line a client."""
     rows = [_client_cells(client) for client in clients]
     columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last", "attached")
-    return Fitting(
+    return FirstThatFits(
         partial(_table, "clients", names, rows)
         for names in without(columns, "attached", "slots", "pid", "uid", "last", "program")
     )
@@ -168,6 +192,6 @@ def _latency(latency: dict[str, dict[str, Any] | None]) -> RenderableType | None
         for stage, found in latency.items()
         if found
     ]
-    return Fitting(
+    return FirstThatFits(
         partial(_table, "time in the service", names, rows) for names in without(("stage", *keys), "p99.9", "p90")
     )

@@ -17,7 +17,7 @@ from rich.live import Live
 from .connection import AdminConnection
 from .status_view import render
 from .target import Target, print_json, show
-from .top_view import Look, TopView
+from .top_view import Sample, TopView
 
 
 def watch_status(target: Target, *, as_json: bool) -> None:
@@ -34,8 +34,8 @@ def watch_rates(target: Target, interval_s: float) -> None:
 
     def draw(connection: AdminConnection) -> RenderableType:
         latencies = connection.call("Latencies")
-        look = Look(time.monotonic(), connection.call("Status")["status"], latencies["bounds_us"], latencies["stages"])
-        return view.render(look)
+        status = connection.call("Status")["status"]
+        return view.render(Sample(time.monotonic(), status, latencies["bounds_us"], latencies["stages"]))
 
     _watch(target, interval_s, draw)
 

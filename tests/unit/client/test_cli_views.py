@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from shmserve.client.admin import settings_view, status_view, versions_view
-from shmserve.client.admin.top_view import Look, TopView
+from shmserve.client.cli import settings_view, status_view, versions_view
+from shmserve.client.cli.top_view import Sample, TopView
 
 _WIDTHS = (40, 60, 80, 120, 200)
 
@@ -81,7 +81,7 @@ def test_the_rates_have_whole_figures_at_any_width_and_as_much_history_as_there_
         now = status()
         for each in now["clients"]:
             each["served"] += 1234 * second
-        lines = drawn(view.render(Look(float(second), now, [0.0, 100.0, 200.0], stages)), width)
+        lines = drawn(view.render(Sample(float(second), now, [0.0, 100.0, 200.0], stages)), width)
 
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

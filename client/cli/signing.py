@@ -10,7 +10,7 @@ from shmserve.package_files import content_version
 from shmserve.package_signature import make_key_pair, sign_package
 from shmserve.text_file import without_byte_order_mark
 
-from .exits import with_exit_status
+from .exit_status import with_exit_status
 from .target import Target, print_json
 
 _password_option = click.option(

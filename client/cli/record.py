@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .exits import fail, with_exit_status
-from .number import Number
-from .progress import progress_line
-from .target import Target, print_json
+from .click_types import Number
+from .exit_status import fail, with_exit_status
+from .target import Target, print_json, progress_line
 
 if TYPE_CHECKING:
     from ..recordings.recorder import Recorded

@@ -20,12 +20,12 @@ from shmserve.standard_streams import open_standard_streams
 from shmserve.varlink import VarlinkError
 
 from .bench import bench
+from .click_types import Number
 from .completion import complete_services, completion
-from .exits import REFUSED, fail, with_exit_status
-from .number import Number
+from .exit_status import REFUSED, fail, with_exit_status
+from .monitor import clients, metrics, top
 from .record import record
 from .replay import replay
-from .seeing import clients, metrics, top
 from .settings import config, reload
 from .signing import generate_key, sign
 from .target import Target, print_json, show
@@ -81,7 +81,7 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
     shmserve-admin status --json
     """
     if watch:
-        from .live_screen import watch_status
+        from .watch_screen import watch_status
 
         watch_status(target, as_json=target.as_json or as_json)
         return
@@ -107,8 +107,8 @@ def wait_ready(target: Target, timeout: float) -> None:
     \b
     shmserve-admin wait-ready --timeout 120
     """
-    from .progress import progress_line
-    from .waiting import answers, state_words, wait_until_ready
+    from .target import progress_line
+    from .wait_ready import answers, state_words, wait_until_ready
 
     began_s = time.monotonic()
     with progress_line(str) as tell:

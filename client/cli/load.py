@@ -19,7 +19,7 @@ import numpy.typing as npt
 from shmserve.errors import ShmServeError
 
 from .load_process import COLUMNS
-from .progress import progress_bar
+from .target import progress_bar
 
 #: From when all are ready until they begin together.
 _HEAD_START_NS = 100_000_000
@@ -121,7 +121,7 @@ def _summary(values: npt.NDArray[np.float64]) -> dict[str, float] | None:
 
 def _start(stack: ExitStack) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "shmserve.client.admin.load_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "shmserve.client.cli.load_process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     stack.callback(_end, process)
     return process

@@ -13,7 +13,7 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ..models.model import Model, PerClient
+from .model import Model, PerClient
 
 SEED = 0
 #: What cuBLAS accepts as a workspace that gives the same bits every time; the first is the faster one.

@@ -1,4 +1,4 @@
-"""One client of a load: a process of its own, as a robot is. `python -m shmserve.client.admin.load_process`.
+"""One client of a load: a process of its own, as a robot is. `python -m shmserve.client.cli.load_process`.
 
 Reads one JSON line of what to do, says "ready", reads when to begin (CLOCK_MONOTONIC ns), asks, and writes one JSON
 line and the measurements as a .npy of float64 microseconds, a row a request.
@@ -18,7 +18,7 @@ import numpy as np
 from shmserve.client import ShmClient
 from shmserve.errors import ShmServeError
 
-from .made_up_observation import NotKnown, made_up_observation
+from .synthetic_observation import NotKnown, synthetic_observation
 
 #: Columns of the measurements. `latency` counts from when the request was due, `round_trip` from when it was sent.
 COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
@@ -85,7 +85,7 @@ def main() -> int:
         with ShmClient(order["name"], runtime_dir=order["runtime_dir"], timeout=order["timeout_s"]) as client:
             observation = read_example(order["example"]) if order["example"] else None
             if observation is None:
-                observation = made_up_observation((client.metadata.get("contract") or {}).get("observation"))
+                observation = synthetic_observation((client.metadata.get("contract") or {}).get("observation"))
             for _ in range(order["warmup"]):
                 client.infer(observation)
             print("ready", flush=True)

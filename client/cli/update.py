@@ -12,7 +12,7 @@ from typing import Any
 
 from shmserve.package_advice import advice_for_file, advice_for_url, is_url, looks_like_tar
 
-from .waiting import amount
+from .wait_ready import amount
 
 #: What zip, xz, zstd and bzip2 begin with: the daemon names them.
 _PACKED = (b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .exits import fail, with_exit_status
-from .number import Number
-from .progress import progress_bar, progress_line
-from .target import Target, print_json, show
+from .click_types import Number
+from .exit_status import fail, with_exit_status
+from .target import Target, print_json, progress_bar, progress_line, show
 
 if TYPE_CHECKING:
     from ..recordings import Recording
@@ -93,7 +92,7 @@ def replay(
 
 
 def _candidate(stack: ExitStack, model: Path, device: str | None, load_timeout: float) -> tuple[str, str]:
-    from ..recordings.candidate import CandidateService
+    from .candidate import CandidateService
     from .update import open_package
 
     os.close(open_package(model))  # what is no package is told before anything is started
@@ -106,8 +105,8 @@ def _candidate(stack: ExitStack, model: Path, device: str | None, load_timeout: 
 def _show(recording: Recording, result: dict[str, Any]) -> None:
     from rich.text import Text
 
+    from .responsive_table import bare_table
     from .status_view import micro
-    from .tables import bare_table
 
     model = recording.about.get("model") or {}
     print(

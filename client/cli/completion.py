@@ -11,7 +11,7 @@ import click
 from shmserve.directories import ADMIN_SOCKET, check_service_name, service_place
 from shmserve.service_owner import foreign_place
 
-from .exits import with_exit_status
+from .exit_status import with_exit_status
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
