@@ -1,13 +1,19 @@
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .codec import SlotMemory
-
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Head = TypeVar("_Head", bound=tuple[int, ...])
+
+class _SlotMemory(Protocol):
+    @property
+    def payload(self) -> _Bytes: ...
+    @property
+    def wake(self) -> Callable[[], object] | None: ...
+    @property
+    def written_schema(self) -> int | None: ...
 
 class TreeEncoder:
     def __init__(
@@ -109,10 +115,10 @@ class ClientFastPath:
     def __init__(
         self,
         requests: Slots,
-        request_memories: list[SlotMemory],
+        request_memories: Sequence[_SlotMemory],
         rotating_slots: int,
         replies: Slots,
-        reply_memories: list[SlotMemory],
+        reply_memories: Sequence[_SlotMemory],
         poller: CounterPoller,
     ) -> None: ...
     def specialize(
