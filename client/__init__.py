@@ -39,6 +39,7 @@ from shmserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from .action_chunks import ActionChunks, ActionStep, ChunkStats
     from .compat.flask_pickle import send_inference_request
     from .loans import LentReply, LoanedObservation
     from .pending import Pending
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from .shm_client import ShmClient
 
 __all__ = [
+    "ActionChunks",
+    "ActionStep",
+    "ChunkStats",
     "ClientClosed",
     "ClientEvicted",
     "ClientForked",
@@ -84,6 +88,9 @@ __all__ = [
 ]
 
 _WHERE = {
+    "ActionChunks": "action_chunks",
+    "ActionStep": "action_chunks",
+    "ChunkStats": "action_chunks",
     "LentReply": "loans",
     "LoanedObservation": "loans",
     "Pending": "pending",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shmserve.client import ShmClient, ShmServeError
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
 
 name, runtime_dir, gate, leave = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 client = ShmClient(name, runtime_dir=runtime_dir, slots=8)
@@ -77,7 +77,7 @@ ways: dict[str, Callable[[], Any]] = {
     "enter a loan": loan.__enter__,
     "write to a loan": write_to_loan,
     "a client that is busy": lambda: other.infer({"do": "count"}),
-    "chunks": lambda: ActionChunks(client, steps=1, period_s=None, wait_s=5, fallback="raise").step({"do": "count"}),
+    "chunks": lambda: ActionChunks(client, steps=1, period=None, max_wait=5, fallback="raise").step({"do": "count"}),
     "its own": lambda: ShmClient(name, runtime_dir=runtime_dir).metadata["name"],
 }
 
