@@ -1,19 +1,19 @@
 /* Copies a payload that its client is still writing: the engine has nothing else to do while it looks for requests.
  *
- * A client announces each large write (sender.c): a number that is never used twice and names the slot, then how many
+ * A client announces each large write (tree_encoder.c): a number that is never used twice and names the slot, then how many
  * bytes are there. They are a hint. What was copied is used only for a request that names the same write, and then only
  * the rest is copied; otherwise it is forgotten. Whatever a client writes into these words, it costs the engine copies
  * within the client's own slot, between two looks at every counter.
  */
 
-#include "stager.h"
+#include "cut_through.h"
 
-/* Stager(memory, counter, payload, stride, slots, room): places in bytes; `payload` is that of the first slot. */
-static PyObject *stager_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* CutThroughCopier(memory, counter, payload, stride, slots, room): places in bytes; `payload` is that of the first slot. */
+static PyObject *copier_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *memory;
     Py_ssize_t counter, payload;
-    Stager *self = new_instance(type, keywords);
+    CutThroughCopier *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "Onnnnn", &memory, &counter, &payload, &self->stride, &self->slots, &self->room) ||
@@ -36,7 +36,7 @@ failed:
     return NULL;
 }
 
-static void let_go(Stager *self)
+static void let_go(CutThroughCopier *self)
 {
     if (self->words != NULL && self->closed && !self->lookers) {
         self->words = NULL;
@@ -45,27 +45,27 @@ static void let_go(Stager *self)
     }
 }
 
-static PyObject *stager_close(PyObject *object, PyObject *unused)
+static PyObject *copier_close(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    ((Stager *)object)->closed = 1;
-    let_go((Stager *)object);
+    ((CutThroughCopier *)object)->closed = 1;
+    let_go((CutThroughCopier *)object);
     Py_RETURN_NONE;
 }
 
-static void stager_dealloc(PyObject *object)
+static void copier_dealloc(PyObject *object)
 {
-    Stager *self = (Stager *)object;
+    CutThroughCopier *self = (CutThroughCopier *)object;
     self->closed = 1;
     let_go(self);
     Py_XDECREF(self->arena);
     free_instance(object);
 }
 
-/* into(arena): where to copy to; None: nowhere */
-static PyObject *stager_into(PyObject *object, PyObject *arena)
+/* set_target(arena): where to copy to; None: nowhere */
+static PyObject *copier_set_target(PyObject *object, PyObject *arena)
 {
-    Stager *self = (Stager *)object;
+    CutThroughCopier *self = (CutThroughCopier *)object;
     if (arena != Py_None) {
         if (payload_bytes_of(arena, 0) == NULL)
             return NULL;
@@ -85,29 +85,29 @@ static PyObject *stager_into(PyObject *object, PyObject *arena)
     Py_RETURN_NONE;
 }
 
-void stager_enter(Stager *self)
+void copier_enter(CutThroughCopier *self)
 {
     Py_INCREF(self);
     self->lookers++;
 }
 
-void stager_leave(Stager *self)
+void copier_leave(CutThroughCopier *self)
 {
     self->lookers--;
     let_go(self);
     Py_DECREF(self);
 }
 
-int stager_advance(Stager *self)
+int copier_advance(CutThroughCopier *self)
 {
     if (self->arena == NULL || self->words == NULL)
         return 0;
-    /* ORDER: the write before its bytes, and these before what they tell of; pairs with announce and copy_plain. */
-    uint64_t writing = __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE);
-    if (writing == self->came || slot_of(writing) >= (uint64_t)self->slots)
+    /* ORDER: the write before its bytes, and these before what they tell of; pairs with begin_write and copy_in_pieces. */
+    uint64_t write_id = __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE);
+    if (write_id == self->committed || slot_of(write_id) >= (uint64_t)self->slots)
         return 0;
-    if (writing != self->writing) {
-        self->writing = writing;
+    if (write_id != self->write_id) {
+        self->write_id = write_id;
         self->done = 0;
     }
     uint64_t written = __atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_ACQUIRE);
@@ -115,86 +115,86 @@ int stager_advance(Stager *self)
     Py_ssize_t there = written < (uint64_t)most ? (Py_ssize_t)written : most;
     if (there <= self->done)
         return 0;
-    Py_ssize_t size = there - self->done < ANNOUNCED_PIECE ? there - self->done : ANNOUNCED_PIECE;
-    const char *payload = self->payloads + (Py_ssize_t)slot_of(writing) * self->stride;
+    Py_ssize_t size = there - self->done < CUT_THROUGH_PIECE ? there - self->done : CUT_THROUGH_PIECE;
+    const char *payload = self->payloads + (Py_ssize_t)slot_of(write_id) * self->stride;
     memcpy(PyArray_BYTES(self->arena) + self->done, payload + self->done, (size_t)size);
     /* The client may have begun another write meanwhile, into the same slot. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
-    if (__atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED) == writing)
+    if (__atomic_load_n(&self->words[WRITE_ID], __ATOMIC_RELAXED) == write_id)
         self->done += size;
     else
         self->done = 0;
     return 1;
 }
 
-Py_ssize_t stager_take(Stager *self, PyArrayObject *arena, uint64_t writing)
+Py_ssize_t copier_take(CutThroughCopier *self, PyArrayObject *arena, uint64_t write_id)
 {
-    Py_ssize_t done = writing && self->writing == writing && self->arena == arena ? self->done : 0;
-    self->writing = 0;
+    Py_ssize_t done = write_id && self->write_id == write_id && self->arena == arena ? self->done : 0;
+    self->write_id = 0;
     self->done = 0;
     return done;
 }
 
-/* came(writing): the request of this write is there; there is no more to be copied ahead */
-static PyObject *stager_came(PyObject *object, PyObject *given)
+/* commit(write_id): the request of this write is there; there is no more to be copied ahead */
+static PyObject *copier_commit(PyObject *object, PyObject *given)
 {
-    uint64_t writing = PyLong_AsUnsignedLongLong(given);
-    if (writing == (uint64_t)-1 && PyErr_Occurred())
+    uint64_t write_id = PyLong_AsUnsignedLongLong(given);
+    if (write_id == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    ((Stager *)object)->came = writing;
+    ((CutThroughCopier *)object)->committed = write_id;
     Py_RETURN_NONE;
 }
 
-/* written(stagers): how many bytes their clients have written of requests that did not come yet; -1 if there are none */
-PyObject *written(PyObject *module, PyObject *given)
+/* bytes_in_flight(copiers): how many bytes their clients have written of requests that did not come yet; -1 if there are none */
+PyObject *bytes_in_flight(PyObject *module, PyObject *given)
 {
     (void)module;
     if (!PyList_CheckExact(given)) {
-        PyErr_SetString(PyExc_TypeError, "stagers are a list");
+        PyErr_SetString(PyExc_TypeError, "copiers are a list");
         return NULL;
     }
     int64_t bytes = -1;
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
-        Stager *self = (Stager *)PyList_GET_ITEM(given, index);
-        if (is_stager((PyObject *)self) && self->words != NULL &&
-            __atomic_load_n(&self->words[WRITING], __ATOMIC_ACQUIRE) != self->came)
+        CutThroughCopier *self = (CutThroughCopier *)PyList_GET_ITEM(given, index);
+        if (is_copier((PyObject *)self) && self->words != NULL &&
+            __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE) != self->committed)
             /* Bounded, whatever stands there: the sum is only compared. */
             bytes = (bytes < 0 ? 0 : bytes) + (int64_t)(__atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_RELAXED) >> 8);
     }
     return PyLong_FromLongLong(bytes);
 }
 
-/* give_up(stagers): no longer wait for the requests of what is being written now */
-PyObject *give_up(PyObject *module, PyObject *given)
+/* abandon(copiers): no longer wait for the requests of what is being written now */
+PyObject *abandon(PyObject *module, PyObject *given)
 {
     (void)module;
     if (!PyList_CheckExact(given)) {
-        PyErr_SetString(PyExc_TypeError, "stagers are a list");
+        PyErr_SetString(PyExc_TypeError, "copiers are a list");
         return NULL;
     }
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
-        Stager *self = (Stager *)PyList_GET_ITEM(given, index);
-        if (is_stager((PyObject *)self) && self->words != NULL)
-            self->came = __atomic_load_n(&self->words[WRITING], __ATOMIC_RELAXED);
+        CutThroughCopier *self = (CutThroughCopier *)PyList_GET_ITEM(given, index);
+        if (is_copier((PyObject *)self) && self->words != NULL)
+            self->committed = __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_RELAXED);
     }
     Py_RETURN_NONE;
 }
 
-static PyMethodDef stager_methods[] = {
-    {"came", stager_came, METH_O, "The request of this write has come."},
-    {"into", stager_into, METH_O, "Copy into this arena from now on; None: nowhere."},
-    {"close", stager_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+static PyMethodDef copier_methods[] = {
+    {"commit", copier_commit, METH_O, "The request of this write has come."},
+    {"set_target", copier_set_target, METH_O, "Copy into this arena from now on; None: nowhere."},
+    {"close", copier_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot stager_slots[] = {
+static PyType_Slot copier_slots[] = {
     {Py_tp_doc, "Copies a payload that its client is still writing."},
-    {Py_tp_new, stager_new},
-    {Py_tp_dealloc, stager_dealloc},
-    {Py_tp_methods, stager_methods},
+    {Py_tp_new, copier_new},
+    {Py_tp_dealloc, copier_dealloc},
+    {Py_tp_methods, copier_methods},
     {0, NULL},
 };
 
-PyType_Spec stager_spec = {"shmserve._compiled.Stager", sizeof(Stager), 0, STEP_FLAGS, stager_slots};
+PyType_Spec copier_spec = {"shmserve._core.CutThroughCopier", sizeof(CutThroughCopier), 0, TYPE_FLAGS, copier_slots};
 
-int is_stager(PyObject *object) { return Py_TYPE(object)->tp_dealloc == stager_dealloc; }
+int is_copier(PyObject *object) { return Py_TYPE(object)->tp_dealloc == copier_dealloc; }

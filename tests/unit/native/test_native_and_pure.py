@@ -1,4 +1,4 @@
-"""What is compiled does the same as the Python that takes its place where it was not built."""
+"""The native core does the same as the Python that replaces it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmserve.compiled import COMPILED, steps
+from shmserve.backend import NATIVE, core
+from shmserve.counter_poller import PurePoller, pure_poll_all, pure_poll_first, pure_spin
 from shmserve.daemon.ipc.stats import Stage, Stats, bucket_of, create_stats_memory, lower_ns
-from shmserve.description import Matcher, describe
 from shmserve.schema import Schema
-from shmserve.watch import PythonWatch, python_all_moved, python_moved, python_spin
+from shmserve.structure_guard import StructureGuard, infer_schema
 from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Real, Task, Text, Whole
 
-compiled_only = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+native_only = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
 _subclassed = st.sampled_from(
@@ -81,19 +81,19 @@ _trees = st.recursive(
 )
 
 
-def sender_of(tree: Any) -> tuple[Schema, Matcher, steps.Sender]:
-    schema, pattern = describe(tree)
+def encoder_of(tree: Any) -> tuple[Schema, StructureGuard, core.TreeEncoder]:
+    schema, guard = infer_schema(tree)
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
     return (
         schema,
-        Matcher(schema, 1, pattern),
-        steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes),
+        StructureGuard(schema, 1, guard),
+        core.TreeEncoder(guard.spec(), guard.wrapped, places, schema.payload_bytes),
     )
 
 
-def written_by_python(schema: Schema, matcher: Matcher, tree: Any) -> bytes:
+def written_by_python(schema: Schema, structure_guard: StructureGuard, tree: Any) -> bytes:
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    leaves = matcher.collect(tree)
+    leaves = structure_guard.flatten(tree)
     assert leaves is not None
     numbers, arrays = leaves
     schema.numbers.pack_into(payload.data, 0, *numbers)
@@ -108,7 +108,7 @@ def test_it_is_built_where_there_is_a_compiler() -> None:
         pytest.skip("no compiler here")
 
     found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.compiled as compiled; print(compiled.COMPILED)"],
+        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
         env={"PATH": ""},
         capture_output=True,
         text=True,
@@ -120,8 +120,8 @@ def test_it_is_built_where_there_is_a_compiler() -> None:
 
 def test_it_is_left_out_on_request() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.compiled as compiled; print(compiled.COMPILED)"],
-        env={"SHMSERVE_COMPILED": "0"},
+        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
+        env={"SHMSERVE_PURE": "1"},
         capture_output=True,
         text=True,
         check=True,
@@ -130,75 +130,75 @@ def test_it_is_left_out_on_request() -> None:
     assert found.stdout == "False\n"
 
 
-@compiled_only
+@native_only
 @given(_trees)
 def test_a_tree_is_written_as_python_writes_it(tree: Any) -> None:
-    schema, matcher, sender = sender_of(tree)
+    schema, structure_guard, encoder = encoder_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
 
-    assert sender.write(tree, payload) == 1
+    assert encoder.encode_into(tree, payload) == 1
 
-    assert payload.tobytes() == written_by_python(schema, matcher, tree)
+    assert payload.tobytes() == written_by_python(schema, structure_guard, tree)
 
 
-@compiled_only
+@native_only
 @given(_trees, _trees)
 def test_another_structure_is_told_apart_as_python_does(tree: Any, other: Any) -> None:
-    _, matcher, sender = sender_of(tree)
+    _, structure_guard, encoder = encoder_of(tree)
     payload = np.zeros(1 << 16, np.uint8)
     try:
-        as_python = int(matcher.collect(other) is not None)
+        as_python = int(structure_guard.flatten(other) is not None)
     except (ValueError, TypeError, OverflowError):
         as_python = 0
     try:
-        found = sender.write(other, payload)
+        found = encoder.encode_into(other, payload)
     except (ValueError, TypeError, OverflowError):
         found = 0
 
     assert found == as_python
 
 
-@compiled_only
+@native_only
 @given(_trees)
 def test_a_tree_is_put_together_as_python_does(tree: Any) -> None:
-    schema, _, sender = sender_of(tree)
+    schema, _, encoder = encoder_of(tree)
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write(tree, payload)
-    receiver = schema.receiver
-    assert receiver is not None
+    encoder.encode_into(tree, payload)
+    decoder = schema.decoder
+    assert decoder is not None
     views = [place.view(payload) for place in schema.arrays]
     numbers = schema.numbers.unpack_from(payload.data, 0)
 
-    for built in (receiver.read(payload), receiver.lend(payload, views), receiver.build(payload, views)):
-        assert repr(built) == repr(schema.build(numbers, views))
+    for built in (decoder.decode(payload), decoder.decode_in_place(payload, views), decoder.unflatten(payload, views)):
+        assert repr(built) == repr(schema.unflatten(numbers, views))
 
 
-@compiled_only
+@native_only
 def test_a_tree_that_does_not_fit_is_not_written() -> None:
-    schema, _, sender = sender_of({"x": np.ones(100, np.uint8)})
+    schema, _, encoder = encoder_of({"x": np.ones(100, np.uint8)})
     payload = np.zeros(schema.payload_bytes - 1, np.uint8)
 
-    assert sender.write({"x": np.ones(100, np.uint8)}, payload) == 2
+    assert encoder.encode_into({"x": np.ones(100, np.uint8)}, payload) == 2
 
     assert not payload.any()
 
 
-@compiled_only
+@native_only
 def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> None:
-    schema, _, sender = sender_of({"x": np.arange(5.0)})
+    schema, _, encoder = encoder_of({"x": np.arange(5.0)})
     payload = np.zeros(schema.payload_bytes, np.uint8)
-    sender.write({"x": np.arange(5.0)}, payload)
+    encoder.encode_into({"x": np.arange(5.0)}, payload)
     views = [place.view(payload) for place in schema.arrays]
-    receiver = schema.receiver
-    assert receiver is not None
+    decoder = schema.decoder
+    assert decoder is not None
 
-    lent = receiver.lend(payload, views)["x"]
+    lent = decoder.decode_in_place(payload, views)["x"]
 
     assert lent.base is views[0][...].base
     assert lent.flags == views[0][...].flags
 
 
-@compiled_only
+@native_only
 @pytest.mark.parametrize(
     "payload",
     [
@@ -211,22 +211,22 @@ def test_arrays_that_are_lent_hang_on_the_view_s_base_as_numpy_s_own_do() -> Non
     ids=["short", "shaped", "signed", "strided", "bytes"],
 )
 def test_a_payload_that_is_none_is_refused(payload: Any) -> None:
-    schema, _, sender = sender_of({"x": np.arange(5.0), "y": 3})
-    receiver = schema.receiver
-    assert receiver is not None
+    schema, _, encoder = encoder_of({"x": np.arange(5.0), "y": 3})
+    decoder = schema.decoder
+    assert decoder is not None
     views = [place.view(np.zeros(schema.payload_bytes, np.uint8)) for place in schema.arrays]
 
-    for call in (receiver.read, lambda p: receiver.lend(p, views), lambda p: receiver.build(p, views)):
+    for call in (decoder.decode, lambda p: decoder.decode_in_place(p, views), lambda p: decoder.unflatten(p, views)):
         with pytest.raises((TypeError, ValueError)):
             call(payload)
     with pytest.raises((TypeError, ValueError)):
-        receiver.stage(np.zeros(schema.payload_bytes, np.uint8), payload)
+        decoder.stage(np.zeros(schema.payload_bytes, np.uint8), payload)
     if len(payload) != 4:
         with pytest.raises(TypeError):
-            sender.write({"x": np.arange(5.0), "y": 3}, payload)
+            encoder.encode_into({"x": np.arange(5.0), "y": 3}, payload)
 
 
-@compiled_only
+@native_only
 @given(st.tuples(*[st.integers(0, 1 << 50)] * 4))
 def test_durations_are_counted_in_the_buckets_of_stats(durations: tuple[int, int, int, int]) -> None:
     stats = Stats(create_stats_memory())
@@ -239,7 +239,7 @@ def test_durations_are_counted_in_the_buckets_of_stats(durations: tuple[int, int
     stats.close()
 
 
-@compiled_only
+@native_only
 def test_the_edges_of_every_bucket_are_counted_as_stats_does() -> None:
     stats = Stats(create_stats_memory())
 
@@ -254,47 +254,47 @@ def test_the_edges_of_every_bucket_are_counted_as_stats_does() -> None:
 
 def test_watches_are_looked_at_alike() -> None:
     words = np.zeros(16, np.uint64)
-    ways: list[tuple[Any, Any, Any, Any]] = [(PythonWatch, python_moved, python_all_moved, python_spin)]
-    if COMPILED:
-        ways.append((steps.Watch, steps.moved, steps.all_moved, steps.spin))
-    for kind, moved, all_moved, spin in ways:
-        watches = [kind(words.view(np.uint8), place) for place in (0, 5, 9)]
-        for watch in watches:
-            watch.seen = watch.now()
-        assert (moved(watches), all_moved(watches), spin(watches, 0)) == (-1, [], -1)
+    ways: list[tuple[Any, Any, Any, Any]] = [(PurePoller, pure_poll_first, pure_poll_all, pure_spin)]
+    if NATIVE:
+        ways.append((core.CounterPoller, core.poll_first, core.poll_all, core.spin))
+    for kind, poll_first, poll_all, spin in ways:
+        pollers = [kind(words.view(np.uint8), place) for place in (0, 5, 9)]
+        for poller in pollers:
+            poller.last_seen = poller.load()
+        assert (poll_first(pollers), poll_all(pollers), spin(pollers, 0)) == (-1, [], -1)
 
         words[5] += 1
         words[9] = (1 << 64) - 1 - words[9]
 
-        assert (moved(watches), all_moved(watches), spin(watches, 1 << 62)) == (1, [1, 2], 1)
-        for watch in watches:
-            watch.close()
-            watch.close()
+        assert (poll_first(pollers), poll_all(pollers), spin(pollers, 1 << 62)) == (1, [1, 2], 1)
+        for poller in pollers:
+            poller.close()
+            poller.close()
 
 
-@compiled_only
+@native_only
 def test_memory_is_kept_under_a_thread_that_looks() -> None:
     words = np.zeros(8, np.uint64)
-    watch = steps.Watch(words.view(np.uint8), 0)
+    poller = core.CounterPoller(words.view(np.uint8), 0)
     found: list[int] = []
-    looking = threading.Thread(target=lambda: found.append(steps.spin([watch], 1 << 62)))
+    looking = threading.Thread(target=lambda: found.append(core.spin([poller], 1 << 62)))
     looking.start()
 
-    watch.close()
+    poller.close()
     words[0] = 7
     looking.join()
 
     assert found == [0]
     with pytest.raises(ValueError, match="closed"):
-        watch.now()
+        poller.load()
     with pytest.raises(ValueError, match="closed"):
-        steps.spin([watch], 0)
+        core.spin([poller], 0)
 
 
-@compiled_only
+@native_only
 def test_slots_that_are_not_in_the_memory_are_refused() -> None:
     memory = np.zeros(1024, np.uint8)
-    steps.Slots(memory, 8, 16, 56, 2).close()
+    core.Slots(memory, 8, 16, 56, 2).close()
     for counter, first, stride, slots in (
         (128, 16, 16, 1),
         (8, -1, 16, 1),
@@ -303,12 +303,12 @@ def test_slots_that_are_not_in_the_memory_are_refused() -> None:
         (8, 16, 16, 0),
     ):
         with pytest.raises(ValueError):
-            steps.Slots(memory, counter, first, stride, slots)
+            core.Slots(memory, counter, first, stride, slots)
 
 
-@compiled_only
+@native_only
 def test_closed_slots_are_not_touched() -> None:
-    slots = steps.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2)
+    slots = core.Slots(np.zeros(1024, np.uint8), 8, 16, 56, 2)
     slots.close()
     slots.close()
 
@@ -324,11 +324,11 @@ def test_closed_slots_are_not_touched() -> None:
             call()
 
 
-@compiled_only
+@native_only
 def test_memory_for_reading_is_not_written() -> None:
     memory = np.zeros(1024, np.uint8)
     memory.flags.writeable = False
-    slots = steps.Slots(memory, 8, 16, 56, 2)
+    slots = core.Slots(memory, 8, 16, 56, 2)
 
     for call in (lambda: slots.publish((64, *[0] * 11)), lambda: slots.take(64), lambda: slots.complete(64, *[0] * 10)):
         with pytest.raises(TypeError, match="reading"):

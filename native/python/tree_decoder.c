@@ -1,7 +1,7 @@
-/* Puts a tree together from a slot's payload: what Schema.build (schema.py) does, and the arrays around it. */
+/* Puts a tree together from a slot's payload: what Schema.unflatten (schema.py) does, and the arrays around it. */
 
-#include "receiver.h"
-#include "stager.h"
+#include "tree_decoder.h"
+#include "cut_through.h"
 
 typedef struct {
     PyObject *kind; /* dict, list or tuple */
@@ -15,21 +15,21 @@ typedef struct {
     PyArray_Descr *stored_as;
     int dimensions;
     npy_intp *shape;
-} Place;
+} LeafLayout;
 
 typedef struct {
     PyObject_HEAD
     Step *steps;
-    Place *places;
+    LeafLayout *places;
     PyObject *constants; /* a tuple */
     char *numbers; /* the kind of each: q, d, or ? for a bool */
     Py_ssize_t steps_count, numbers_count, places_count, payload_bytes;
-    int bare;
-} Receiver;
+    int is_leaf_root;
+} TreeDecoder;
 
 enum { LEAST_ROOM = 48 };
 
-static int step_of(Receiver *self, PyObject *given, Step *step, Py_ssize_t before)
+static int step_of(TreeDecoder *self, PyObject *given, Step *step, Py_ssize_t before)
 {
     PyObject *entries, *keys, *kind;
     if (!PyArg_ParseTuple(given, "O!OO", &PyTuple_Type, &entries, &keys, &kind))
@@ -61,7 +61,7 @@ static int step_of(Receiver *self, PyObject *given, Step *step, Py_ssize_t befor
     return 0;
 }
 
-static int place_of(Receiver *self, PyObject *given, Place *place)
+static int place_of(TreeDecoder *self, PyObject *given, LeafLayout *place)
 {
     PyObject *stored_as, *shape;
     if (!PyArg_ParseTuple(given, "nnO!O!", &place->offset, &place->size, &PyArrayDescr_Type, &stored_as, &PyTuple_Type,
@@ -98,12 +98,12 @@ static int place_of(Receiver *self, PyObject *given, Place *place)
     return 0;
 }
 
-static int fill(Receiver *self, PyObject *args)
+static int fill(TreeDecoder *self, PyObject *args)
 {
     PyObject *steps, *places, *constants;
     const char *numbers;
     if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &steps, &numbers, &self->numbers_count, &PyTuple_Type,
-                          &places, &PyTuple_Type, &constants, &self->bare, &self->payload_bytes))
+                          &places, &PyTuple_Type, &constants, &self->is_leaf_root, &self->payload_bytes))
         return -1;
     self->constants = Py_NewRef(constants);
     for (Py_ssize_t index = 0; index < self->numbers_count; index++)
@@ -137,26 +137,26 @@ static int fill(Receiver *self, PyObject *args)
         }
         self->steps_count++;
     }
-    if (self->bare && (self->steps[self->steps_count - 1].count != 1 ||
+    if (self->is_leaf_root && (self->steps[self->steps_count - 1].count != 1 ||
                        self->steps[self->steps_count - 1].kind != (PyObject *)&PyTuple_Type)) {
-        PyErr_SetString(PyExc_ValueError, "a bare value is alone in a tuple");
+        PyErr_SetString(PyExc_ValueError, "a leaf root is alone in a tuple");
         return -1;
     }
     return 0;
 }
 
-/* Receiver(steps, numbers, places, constants, bare, payload_bytes) */
-static PyObject *receiver_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* TreeDecoder(steps, numbers, places, constants, is_leaf_root, payload_bytes) */
+static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Receiver *self = new_instance(type, keywords);
+    TreeDecoder *self = new_instance(type, keywords);
     if (self != NULL && fill(self, args) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
 
-static void receiver_dealloc(PyObject *object)
+static void decoder_dealloc(PyObject *object)
 {
-    Receiver *self = (Receiver *)object;
+    TreeDecoder *self = (TreeDecoder *)object;
     for (Py_ssize_t index = 0; index < self->steps_count; index++) {
         Py_XDECREF(self->steps[index].kind);
         Py_XDECREF(self->steps[index].keys);
@@ -209,7 +209,7 @@ static PyObject *container_from(Step *step, PyObject **values)
 }
 
 /* The tree with these arrays for its leaves, which are given up. */
-static PyObject *tree_of(Receiver *self, const char *payload, PyObject **arrays)
+static PyObject *tree_of(TreeDecoder *self, const char *payload, PyObject **arrays)
 {
     PyObject *few[LEAST_ROOM], **values = few, *tree = NULL;
     Py_ssize_t there = self->numbers_count + self->places_count + PyTuple_GET_SIZE(self->constants);
@@ -236,7 +236,7 @@ static PyObject *tree_of(Receiver *self, const char *payload, PyObject **arrays)
         else
             break;
     if (found == room)
-        tree = Py_NewRef(self->bare ? PyTuple_GET_ITEM(values[found - 1], 0) : values[found - 1]);
+        tree = Py_NewRef(self->is_leaf_root ? PyTuple_GET_ITEM(values[found - 1], 0) : values[found - 1]);
 end:
     while (found)
         Py_DECREF(values[--found]);
@@ -245,7 +245,7 @@ end:
     return tree;
 }
 
-static PyArrayObject *own_array(Place *place)
+static PyArrayObject *own_array(LeafLayout *place)
 {
     return (PyArrayObject *)PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
                                                  place->dimensions, place->shape, NULL, NULL, 0, NULL);
@@ -262,7 +262,7 @@ static PyArrayObject *another(PyArrayObject *view)
     return array;
 }
 
-static PyArrayObject **room_for_arrays(Receiver *self, PyArrayObject **few)
+static PyArrayObject **room_for_arrays(TreeDecoder *self, PyArrayObject **few)
 {
     PyArrayObject **arrays = few;
     if (self->places_count > LEAST_ROOM &&
@@ -271,16 +271,16 @@ static PyArrayObject **room_for_arrays(Receiver *self, PyArrayObject **few)
     return arrays;
 }
 
-static void copy_out(Receiver *self, const char *payload, PyArrayObject **arrays)
+static void copy_out(TreeDecoder *self, const char *payload, PyArrayObject **arrays)
 {
     for (Py_ssize_t index = 0; index < self->places_count; index++)
         memcpy(PyArray_BYTES(arrays[index]), payload + self->places[index].offset, (size_t)self->places[index].size);
 }
 
-/* read(payload): the tree, its arrays copied into memory of their own */
-PyObject *receiver_read(PyObject *object, PyObject *payload)
+/* decode(payload): the tree, its arrays copied into memory of their own */
+PyObject *decoder_decode(PyObject *object, PyObject *payload)
 {
-    Receiver *self = (Receiver *)object;
+    TreeDecoder *self = (TreeDecoder *)object;
     PyArrayObject *few[LEAST_ROOM], **arrays;
     PyObject *tree = NULL;
     const char *bytes;
@@ -309,7 +309,7 @@ PyObject *receiver_read(PyObject *object, PyObject *payload)
 }
 
 /* The arrays of a list that is one for each place. */
-static int is_list_of_places(Receiver *self, PyObject *given)
+static int is_list_of_places(TreeDecoder *self, PyObject *given)
 {
     if (PyList_CheckExact(given) && PyList_GET_SIZE(given) == self->places_count)
         return 1;
@@ -318,9 +318,9 @@ static int is_list_of_places(Receiver *self, PyObject *given)
 }
 
 /* The tree over the memory of these views, each array an object of the taker's own, or what `wrap` makes of the view. */
-PyObject *receiver_over(PyObject *object, PyObject *payload, PyObject *views, PyObject *wrap)
+PyObject *decoder_over(PyObject *object, PyObject *payload, PyObject *views, PyObject *wrap)
 {
-    Receiver *self = (Receiver *)object;
+    TreeDecoder *self = (TreeDecoder *)object;
     PyArrayObject *few[LEAST_ROOM], **arrays;
     PyObject *tree = NULL;
     const char *bytes;
@@ -357,24 +357,24 @@ PyObject *receiver_over(PyObject *object, PyObject *payload, PyObject *views, Py
     return tree;
 }
 
-/* lend(payload, views) */
-static PyObject *receiver_lend(PyObject *object, PyObject *const *args, Py_ssize_t count)
+/* decode_in_place(payload, views) */
+static PyObject *decoder_decode_in_place(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "lend(payload, views)");
+        PyErr_SetString(PyExc_TypeError, "decode_in_place(payload, views)");
         return NULL;
     }
-    return receiver_over(object, args[0], args[1], Py_None);
+    return decoder_over(object, args[0], args[1], Py_None);
 }
 
-/* build(payload, leaves): the tree with these for its arrays */
-static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssize_t count)
+/* unflatten(payload, leaves): the tree with these for its arrays */
+static PyObject *decoder_unflatten(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    Receiver *self = (Receiver *)object;
+    TreeDecoder *self = (TreeDecoder *)object;
     PyArrayObject *few[LEAST_ROOM], **leaves;
     const char *bytes;
     if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "build(payload, leaves)");
+        PyErr_SetString(PyExc_TypeError, "unflatten(payload, leaves)");
         return NULL;
     }
     if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
@@ -388,9 +388,9 @@ static PyObject *receiver_build(PyObject *object, PyObject *const *args, Py_ssiz
     return tree;
 }
 
-Py_ssize_t receiver_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *stager, uint64_t writing)
+Py_ssize_t decoder_copy(PyObject *object, PyObject *payload, PyObject *arena, PyObject *copier, uint64_t write_id)
 {
-    Receiver *self = (Receiver *)object;
+    TreeDecoder *self = (TreeDecoder *)object;
     char *from, *to;
     if ((from = payload_bytes_of(payload, self->payload_bytes)) == NULL ||
         (to = payload_bytes_of(arena, self->payload_bytes)) == NULL)
@@ -400,8 +400,8 @@ Py_ssize_t receiver_copy(PyObject *object, PyObject *payload, PyObject *arena, P
         return -1;
     }
     Py_ssize_t done = 0;
-    if (stager != Py_None)
-        done = stager_take((Stager *)stager, (PyArrayObject *)arena, writing);
+    if (copier != Py_None)
+        done = copier_take((CutThroughCopier *)copier, (PyArrayObject *)arena, write_id);
     if (done > self->payload_bytes)
         done = self->payload_bytes;
     size_t rest = (size_t)(self->payload_bytes - done);
@@ -415,39 +415,39 @@ Py_ssize_t receiver_copy(PyObject *object, PyObject *payload, PyObject *arena, P
     return done;
 }
 
-int is_receiver(PyObject *object) { return Py_TYPE(object)->tp_dealloc == receiver_dealloc; }
+int is_decoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == decoder_dealloc; }
 
-uint64_t receiver_bytes(PyObject *object) { return (uint64_t)((Receiver *)object)->payload_bytes; }
+uint64_t decoder_bytes(PyObject *object) { return (uint64_t)((TreeDecoder *)object)->payload_bytes; }
 
-/* stage(payload, arena, stager, writing): copy the payload of this structure, but for what the stager has copied of this
+/* stage(payload, arena, copier, write_id): copy the payload of this structure, but for what the copier has copied of this
  * write; how many bytes that was */
-static PyObject *receiver_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
-    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_stager(args[2]))) {
-        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with stager, writing");
+    if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_copier(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "stage(payload, arena), or with copier, write_id");
         return NULL;
     }
-    uint64_t writing = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
-    if (writing == (uint64_t)-1 && PyErr_Occurred())
+    uint64_t write_id = count == 4 ? PyLong_AsUnsignedLongLong(args[3]) : 0;
+    if (write_id == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    Py_ssize_t done = receiver_copy(object, args[0], args[1], count == 4 ? args[2] : Py_None, writing);
+    Py_ssize_t done = decoder_copy(object, args[0], args[1], count == 4 ? args[2] : Py_None, write_id);
     return done < 0 ? NULL : PyLong_FromSsize_t(done);
 }
 
-static PyMethodDef receiver_methods[] = {
-    {"read", receiver_read, METH_O, "The tree in a payload, its arrays copied."},
-    {"lend", (PyCFunction)(void (*)(void))receiver_lend, METH_FASTCALL, "The tree over the memory of these views."},
-    {"build", (PyCFunction)(void (*)(void))receiver_build, METH_FASTCALL, "The tree with these for its arrays."},
-    {"stage", (PyCFunction)(void (*)(void))receiver_stage, METH_FASTCALL, "Copy a payload of this structure."},
+static PyMethodDef decoder_methods[] = {
+    {"decode", decoder_decode, METH_O, "The tree in a payload, its arrays copied."},
+    {"decode_in_place", (PyCFunction)(void (*)(void))decoder_decode_in_place, METH_FASTCALL, "The tree over the memory of these views."},
+    {"unflatten", (PyCFunction)(void (*)(void))decoder_unflatten, METH_FASTCALL, "The tree with these for its arrays."},
+    {"stage", (PyCFunction)(void (*)(void))decoder_stage, METH_FASTCALL, "Copy a payload of this structure."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot receiver_slots[] = {
+static PyType_Slot decoder_slots[] = {
     {Py_tp_doc, "Puts trees of one structure together."},
-    {Py_tp_new, receiver_new},
-    {Py_tp_dealloc, receiver_dealloc},
-    {Py_tp_methods, receiver_methods},
+    {Py_tp_new, decoder_new},
+    {Py_tp_dealloc, decoder_dealloc},
+    {Py_tp_methods, decoder_methods},
     {0, NULL},
 };
 
-PyType_Spec receiver_spec = {"shmserve._compiled.Receiver", sizeof(Receiver), 0, STEP_FLAGS, receiver_slots};
+PyType_Spec decoder_spec = {"shmserve._core.TreeDecoder", sizeof(TreeDecoder), 0, TYPE_FLAGS, decoder_slots};

@@ -1,7 +1,7 @@
 """Describes a tree that is to be sent, and recognises the next tree like it.
 
-`describe` walks a tree once and makes its schema and its pattern; a `Matcher` compares later trees with
-the pattern and collects their leaves in the order in which the schema places them (schema.py).
+`infer_schema` walks a tree once and makes its schema and its guard; a `StructureGuard` compares later trees with
+the guard and collects their leaves in the order in which the schema places them (schema.py).
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _dtype_names() -> str:
     return ", ".join("bfloat16" if name == BFLOAT16 else np.dtype(name).name for name in DTYPES)
 
 
-class Pattern:
+class ContainerGuard:
     """One container, as its base type: the types, constants, dtypes and shapes to compare with."""
 
     __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types", "wrapped")
@@ -145,29 +145,29 @@ class Pattern:
         # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
         self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
         # (position, what is there as its base type, the conversion to that or None)
-        self.nested: list[tuple[int, Pattern, Convert | None]] = []
+        self.nested: list[tuple[int, ContainerGuard, Convert | None]] = []
 
     def spec(self) -> tuple[Any, ...]:
-        """The same in tuples, for the compiled steps."""
-        nested = tuple((position, pattern.spec(), convert) for position, pattern, convert in self.nested)
+        """The same in tuples, for the native core."""
+        nested = tuple((position, guard.spec(), convert) for position, guard, convert in self.nested)
         constants, numbers, arrays = tuple(self.constants), tuple(self.numbers), tuple(self.arrays)
         return self.kind, self.keys, self.types, constants, numbers, arrays, nested
 
 
-class _Description:
-    """Walks a tree once, in the order of `Schema`, and makes its pattern and its leaves."""
+class _SchemaInference:
+    """Walks a tree once, in the order of `Schema`, and makes its guard and its leaves."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._open: set[int] = set()
         self._entries = 0
 
-    def describe(self, tree: Any) -> tuple[Pattern, Any]:
-        """The pattern of a tuple with the tree in it, and the tree's leaves."""
-        wrapped = Pattern(tuple, None, (type(tree),))
+    def infer(self, tree: Any) -> tuple[ContainerGuard, Any]:
+        """The guard of a tuple with the tree in it, and the tree's leaves."""
+        wrapped = ContainerGuard(tuple, None, (type(tree),))
         return wrapped, self.value(wrapped, 0, tree, self._name)
 
-    def container(self, tree: Any, given: Any, path: str) -> tuple[Pattern, Any]:
+    def container(self, tree: Any, given: Any, path: str) -> tuple[ContainerGuard, Any]:
         """`tree` is the container `given` as its base type."""
         if id(given) in self._open:
             raise circle_error(path, given)
@@ -188,45 +188,45 @@ class _Description:
             values: Sequence[Any] = tuple(tree.values())
         else:
             values = tree
-        pattern = Pattern(type(tree), keys, tuple(map(type, values)))
+        guard = ContainerGuard(type(tree), keys, tuple(map(type, values)))
         described = [
-            self.value(pattern, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
+            self.value(guard, position, value, f"{path}[{keys[position]!r}]" if keys else f"{path}[{position}]")
             for position, value in enumerate(values)
         ]
         self._open.discard(id(given))
         if keys is not None:
-            return pattern, dict(zip(keys, described, strict=True))
-        return pattern, tuple(described) if type(tree) is tuple else described
+            return guard, dict(zip(keys, described, strict=True))
+        return guard, tuple(described) if type(tree) is tuple else described
 
-    def value(self, pattern: Pattern, position: int, given: Any, path: str) -> Any:
+    def value(self, guard: ContainerGuard, position: int, given: Any, path: str) -> Any:
         try:
             value, convert = as_base(given)
         except Exception as error:
             raise refusal(path, given, error) from error
         kind = type(value)
         if kind is list and (packed := _list_as_array(value)) is not None:
-            return self._data(pattern, position, Leaf("list", packed[0], (len(value),)), _both(convert, packed[1]))
+            return self._data(guard, position, Leaf("list", packed[0], (len(value),)), _both(convert, packed[1]))
         if kind in (dict, list, tuple):
             child, described = self.container(value, given, path)
-            pattern.nested.append((position, child, convert))
+            guard.nested.append((position, child, convert))
             return described
         if (kind is bool or kind is float or (kind is int and value in _INT64)) and isinstance(given, (int, float)):
-            pattern.numbers.append(position)
+            guard.numbers.append(position)
             return Leaf(kind.__name__, "<f8" if kind is float else "<i8", ())
         if kind is np.ndarray or issubclass(kind, np.generic) or is_tensor(value):
             leaf, native = _array_leaf(value, path)
             # numpy takes its own subclasses as they are.
             convert = None if convert is np.asarray else convert
-            pattern.arrays.append((position, value.dtype, leaf.shape, _both(convert, native)))
+            guard.arrays.append((position, value.dtype, leaf.shape, _both(convert, native)))
             return leaf
         if kind is str and len(value) > _INLINE_TEXT:
             return self._data(
-                pattern, position, Leaf("str", "|u1", _text_bytes(value).shape), _both(convert, _text_bytes)
+                guard, position, Leaf("str", "|u1", _text_bytes(value).shape), _both(convert, _text_bytes)
             )
         if kind is bytes and len(value) > _INLINE_BYTES:
-            return self._data(pattern, position, Leaf("bytes", "|u1", (len(value),)), _both(convert, _raw_bytes))
+            return self._data(guard, position, Leaf("bytes", "|u1", (len(value),)), _both(convert, _raw_bytes))
         if kind in (str, bytes, int, float, bool) or value is None:
-            pattern.constants.append((position, value, convert))
+            guard.constants.append((position, value, convert))
             return value
         raise UnsupportedType(
             f"{path}: an object of type {type_name(value)} cannot be carried; what can be are dict, list, tuple, "
@@ -235,22 +235,22 @@ class _Description:
         )
 
     @staticmethod
-    def _data(pattern: Pattern, position: int, leaf: Leaf, convert: Convert | None) -> Leaf:
-        pattern.arrays.append((position, None, leaf.shape, convert))
+    def _data(guard: ContainerGuard, position: int, leaf: Leaf, convert: Convert | None) -> Leaf:
+        guard.arrays.append((position, None, leaf.shape, convert))
         return leaf
 
 
-class Matcher:
+class StructureGuard:
     """Recognises trees of one structure and collects their leaves for copying."""
 
-    def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
+    def __init__(self, schema: Schema, schema_id: int, guard: ContainerGuard) -> None:
         self.schema = schema
         self.schema_id = schema_id
-        self._root = pattern
-        #: Whether the pattern is of a tuple around the tree: one that is in no container, or has to be made one.
-        self.wrapped = pattern.wrapped
+        self._root = guard
+        #: Whether the guard is of a tuple around the tree: one that is in no container, or has to be made one.
+        self.wrapped = guard.wrapped
 
-    def collect(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
+    def flatten(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
         """The tree's numbers and arrays in the order of their places; None for another structure."""
         if self.wrapped:
             tree = (tree,)
@@ -258,24 +258,24 @@ class Matcher:
             return None
         numbers: list[Any] = []
         arrays: list[Array] = []
-        return (numbers, arrays) if _collect(self._root, tree, numbers, arrays) else None
+        return (numbers, arrays) if _flatten(self._root, tree, numbers, arrays) else None
 
 
-def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
-    if pattern.keys is not None:
-        if tuple(tree) != pattern.keys:
+def _flatten(guard: ContainerGuard, tree: Any, numbers: list[Any], arrays: list[Array]) -> bool:
+    if guard.keys is not None:
+        if tuple(tree) != guard.keys:
             return False
         values: Sequence[Any] = tuple(tree.values())
     else:
         values = tree
-    if tuple(map(type, values)) != pattern.types:
+    if tuple(map(type, values)) != guard.types:
         return False
-    for position, constant, convert in pattern.constants:
+    for position, constant, convert in guard.constants:
         if (values[position] if convert is None else convert(values[position])) != constant:
             return False
-    for position in pattern.numbers:
+    for position in guard.numbers:
         numbers.append(values[position])
-    for position, dtype, shape, convert in pattern.arrays:
+    for position, dtype, shape, convert in guard.arrays:
         array = values[position]
         # Almost always the same object, and then there is nothing to compare.
         if dtype is not None and array.dtype is not dtype and array.dtype != dtype:
@@ -285,21 +285,21 @@ def _collect(pattern: Pattern, tree: Any, numbers: list[Any], arrays: list[Array
         if array.shape != shape:
             return False
         arrays.append(array)
-    for position, child, convert in pattern.nested:
+    for position, child, convert in guard.nested:
         inner = values[position] if convert is None else convert(values[position])
-        if type(inner) is not child.kind or not _collect(child, inner, numbers, arrays):
+        if type(inner) is not child.kind or not _flatten(child, inner, numbers, arrays):
             return False
     return True
 
 
-def describe(tree: Any, name: str = "observation") -> tuple[Schema, Pattern]:
-    """The schema of a tree, and the pattern that recognises the next tree like it.
+def infer_schema(tree: Any, name: str = "observation") -> tuple[Schema, ContainerGuard]:
+    """The schema of a tree, and the guard that recognises the next tree like it.
 
     Raises UnsupportedType naming the place and the type of what cannot be carried, and
     RequestRejected for a tree that is too deep, too large or has too many entries.
     """
     try:
-        wrapped, described = _Description(name).describe(tree)
+        wrapped, described = _SchemaInference(name).infer(tree)
         schema = Schema(described, dump(described))
     except (MetadataError, RecursionError) as error:
         raise RequestRejected(f"{name}: {error}") from error

@@ -4,7 +4,7 @@
  */
 
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 /* Slots(memory, counter, first, stride, slots): the places in words of 8 bytes. */
 static PyObject *slots_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -268,4 +268,4 @@ static PyType_Slot slots_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec slots_spec = {"shmserve._compiled.Slots", sizeof(Slots), 0, STEP_FLAGS, slots_slots};
+PyType_Spec slots_spec = {"shmserve._core.Slots", sizeof(Slots), 0, TYPE_FLAGS, slots_slots};

@@ -1,4 +1,4 @@
-"""The compiled steps of a plain request bear what is something else, and code that runs in the middle of them."""
+"""The native fast path under misuse: wrong arguments, code that runs in the middle of a call."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import SlotMemory
-from shmserve.compiled import COMPILED, steps
-from shmserve.description import describe
 from shmserve.ring import ReplyHead
-from tests.unit.native.test_compiled_misused import sender_of_two
+from shmserve.structure_guard import infer_schema
+from tests.unit.native.test_native_misuse import encoder_of_two
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 
-def plain_steps() -> tuple[steps.Slots, steps.Sender, steps.Receiver, npt.NDArray[np.uint8], Any]:
+def plain_steps() -> tuple[core.Slots, core.TreeEncoder, core.TreeDecoder, npt.NDArray[np.uint8], Any]:
     """Slots whose memory is both directions', what writes a tree and reads it, and its payload."""
-    schema, pattern = describe({"state": np.arange(3.0)})
-    assert schema.receiver is not None
+    schema, guard = infer_schema({"state": np.arange(3.0)})
+    assert schema.decoder is not None
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender = steps.Sender(pattern.spec(), pattern.wrapped, places, schema.payload_bytes)
+    encoder = core.TreeEncoder(guard.spec(), guard.wrapped, places, schema.payload_bytes)
     memory = np.zeros(1024, np.uint64).view(np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2)
-    return slots, sender, schema.receiver, np.zeros(schema.payload_bytes, np.uint8), schema
+    slots = core.Slots(memory, 8, 16, 56, 2)
+    return slots, encoder, schema.decoder, np.zeros(schema.payload_bytes, np.uint8), schema
 
 
 def asking_for(
-    sender: steps.Sender, receiver: steps.Receiver, slots: steps.Slots, payload: npt.NDArray[np.uint8]
-) -> steps.Asking:
+    encoder: core.TreeEncoder, decoder: core.TreeDecoder, slots: core.Slots, payload: npt.NDArray[np.uint8]
+) -> core.Asking:
     """Asks through two slots, in which the structure was sent before; the memory of requests and replies is the same."""
     memories = [SlotMemory(np.zeros(8, np.uint8), payload) for _ in range(2)]
     for memory in memories:
         memory.written_schema = 1
-    asking = steps.Asking(slots, memories, 2, slots, memories, steps.Watch(np.zeros(64, np.uint8), 0))
-    asking.learn(sender, 1, 1, receiver, 1)
+    asking = core.Asking(slots, memories, 2, slots, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
+    asking.learn(encoder, 1, 1, decoder, 1)
     return asking
 
 
@@ -45,42 +45,42 @@ class Waiting:
 
 
 def test_plain_steps_refuse_what_is_something_else() -> None:
-    slots, sender, receiver, payload, schema = plain_steps()
+    slots, encoder, decoder, payload, schema = plain_steps()
     tree, strange = {"state": np.arange(3.0)}, object()
-    kind: Any = steps
-    asking: Any = asking_for(sender, receiver, slots, payload)
-    small: Any = asking_for(sender, receiver, slots, np.zeros(8, np.uint8))
-    memories, watch = [SlotMemory(np.zeros(8, np.uint8), payload)], steps.Watch(np.zeros(64, np.uint8), 0)
+    kind: Any = core
+    asking: Any = asking_for(encoder, decoder, slots, payload)
+    small: Any = asking_for(encoder, decoder, slots, np.zeros(8, np.uint8))
+    memories, poller = [SlotMemory(np.zeros(8, np.uint8), payload)], core.CounterPoller(np.zeros(64, np.uint8), 0)
     no_memory: list[Any] = [strange, strange]
-    without: Any = steps.Asking(slots, no_memory, 2, slots, no_memory, watch)
-    without.learn(sender, 1, 1, receiver, 1)
-    intake = steps.Intake(slots, slots, None, None)
+    without: Any = core.Asking(slots, no_memory, 2, slots, no_memory, poller)
+    without.learn(encoder, 1, 1, decoder, 1)
+    intake = core.Intake(slots, slots, None, None)
     views = [place.view(payload) for place in schema.arrays]
     for call in (
         lambda: kind.Intake(strange, slots, None, None),
         lambda: kind.Intake(slots, slots, strange, None),
-        lambda: intake.learn(strange, receiver, [payload], payload, views),  # type: ignore[arg-type]
-        lambda: intake.learn(1, sender, [payload], payload, views),  # type: ignore[arg-type]
-        lambda: intake.learn(1, receiver, payload, payload, views),  # type: ignore[arg-type]
+        lambda: intake.learn(strange, decoder, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: intake.learn(1, encoder, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: intake.learn(1, decoder, payload, payload, views),  # type: ignore[arg-type]
         lambda: intake.take(strange),  # type: ignore[arg-type]
-        lambda: intake.answer(receiver, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
-        lambda: intake.answer(sender, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
+        lambda: intake.answer(decoder, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
+        lambda: intake.answer(encoder, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
         lambda: intake.head(int),  # type: ignore[type-var]
-        lambda: kind.Asking(slots, memories, 1, strange, memories, watch),
-        lambda: kind.Asking(slots, memories, 1, slots, (), watch),
+        lambda: kind.Asking(slots, memories, 1, strange, memories, poller),
+        lambda: kind.Asking(slots, memories, 1, slots, (), poller),
         lambda: kind.Asking(slots, memories, 1, slots, memories, slots),
-        lambda: asking.learn(receiver, 1, 1, receiver, 1),
-        lambda: asking.learn(sender, 1, 1, sender, 1),
-        lambda: asking.learn(sender, strange, 1, receiver, 1),
+        lambda: asking.learn(decoder, 1, 1, decoder, 1),
+        lambda: asking.learn(encoder, 1, 1, encoder, 1),
+        lambda: asking.learn(encoder, strange, 1, decoder, 1),
         lambda: asking.send(tree, 0, [], Waiting()),
         lambda: asking.send(tree, strange, {}, Waiting()),
         lambda: asking.send(tree, 0, {}),
     ):
         with pytest.raises(TypeError):
             call()
-    for turning in (0, -1):
+    for rotating_slots in (0, -1):
         with pytest.raises(ValueError, match="one slot"):
-            kind.Asking(slots, memories, turning, slots, memories, watch)
+            kind.Asking(slots, memories, rotating_slots, slots, memories, poller)
     with pytest.raises(AttributeError):
         without.send(tree, 0, {}, Waiting())
     assert not payload.any() and not small.send(tree, 0, {}, Waiting())
@@ -91,18 +91,18 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
 
 
 def test_a_reply_is_one_to_what_was_sent() -> None:
-    slots, sender, receiver, payload, _ = plain_steps()
-    asking = asking_for(sender, receiver, slots, payload)
+    slots, encoder, decoder, payload, _ = plain_steps()
+    asking = asking_for(encoder, decoder, slots, payload)
 
     assert asking.receive(ReplyHead) is None  # the memory is all zeros, and so would the reply to sequence 0 be
 
-    unlearnt = steps.Asking(slots, [], 2, slots, [], steps.Watch(np.zeros(64, np.uint8), 0))
+    unlearnt = core.Asking(slots, [], 2, slots, [], core.CounterPoller(np.zeros(64, np.uint8), 0))
     assert unlearnt.receive(ReplyHead) is None
     assert not unlearnt.send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
 
 def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() -> None:
-    slots, _, receiver, _, _ = plain_steps()
+    slots, _, decoder, _, _ = plain_steps()
     two, payload, in_flight = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8), dict[int, Any]()
     within: list[bool] = []
 
@@ -112,7 +112,7 @@ def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() ->
             within[0] = asking.send(two, 0, in_flight, Waiting())
         return array
 
-    asking = asking_for(sender_of_two(convert), receiver, slots, payload)
+    asking = asking_for(encoder_of_two(convert), decoder, slots, payload)
 
     assert not asking.send(two, 0, in_flight, Waiting())
 
@@ -127,16 +127,16 @@ def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_writte
         return array
 
     two, payload = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8)
-    receiver, in_flight = plain_steps()[2], dict[int, Any]()
+    decoder, in_flight = plain_steps()[2], dict[int, Any]()
     with pytest.raises(TypeError, match="open slots"):
-        asking_for(sender_of_two(convert), receiver, slots, payload).send(two, 0, in_flight, Waiting())
+        asking_for(encoder_of_two(convert), decoder, slots, payload).send(two, 0, in_flight, Waiting())
     assert not in_flight
     with pytest.raises(TypeError, match="open slots"):
-        steps.Intake(slots, slots, None, None).answer(sender_of_two(None), two, payload, 1, 1, 0, 1, 1)
+        core.Intake(slots, slots, None, None).answer(encoder_of_two(None), two, payload, 1, 1, 0, 1, 1)
 
 
 def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
-    slots, sender, receiver, payload, schema = plain_steps()
+    slots, encoder, decoder, payload, schema = plain_steps()
     arena = np.zeros(schema.payload_bytes, np.uint8)
     views = [place.view(arena) for place in schema.arrays]
     payloads = [payload, payload]
@@ -147,9 +147,9 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
         views.clear()
         return view.copy()
 
-    intake = steps.Intake(slots, steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
-    intake.learn(1, receiver, payloads, arena, views)
-    assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
+    intake = core.Intake(slots, core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
+    intake.learn(1, decoder, payloads, arena, views)
+    assert asking_for(encoder, decoder, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
     observation = intake.take(0)
 
@@ -159,12 +159,12 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
 
 
 def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None:
-    slots, sender, receiver, payload, schema = plain_steps()
-    replies = steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
+    slots, encoder, decoder, payload, schema = plain_steps()
+    replies = core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
     views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
-    intake = steps.Intake(slots, replies, None, None)
-    intake.learn(1, receiver, [payload, payload], None, views)
-    assert asking_for(sender, receiver, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
+    intake = core.Intake(slots, replies, None, None)
+    intake.learn(1, decoder, [payload, payload], None, views)
+    assert asking_for(encoder, decoder, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
     del views[1]
 
     with pytest.raises(ValueError, match="views"):

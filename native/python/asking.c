@@ -6,65 +6,65 @@
  */
 
 #include "asking.h"
-#include "receiver.h"
-#include "sender.h"
+#include "tree_decoder.h"
+#include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
-#include "watch.h"
+#include "cut_through.h"
+#include "counter_poller.h"
 
 #include <structmember.h>
 
 typedef struct {
     PyObject_HEAD
     Slots *requests, *replies;
-    PyObject *watch; /* of the replies */
+    PyObject *poller; /* of the replies */
     PyObject *request_memories, *reply_memories;
-    Py_ssize_t turning;
+    Py_ssize_t rotating_slots;
     /* What was learnt; NULL before. */
-    PyObject *sender, *receiver;
+    PyObject *encoder, *decoder;
     uint64_t schema, metadata_bytes, reply_schema;
     /* Of the request that was sent last. */
     unsigned long long sequence;
 } Asking;
 
 /* The names of attributes of SlotMemory (codec.py) and Pending (pending.py). */
-static PyObject *payload_name, *ring_name, *written_name, *sequence_name;
+static PyObject *payload_name, *wake_name, *written_name, *sequence_name;
 
 int asking_names(void)
 {
     return (payload_name = PyUnicode_InternFromString("payload")) == NULL ||
-                   (ring_name = PyUnicode_InternFromString("ring")) == NULL ||
+                   (wake_name = PyUnicode_InternFromString("wake")) == NULL ||
                    (written_name = PyUnicode_InternFromString("written_schema")) == NULL ||
                    (sequence_name = PyUnicode_InternFromString("sequence")) == NULL
                ? -1
                : 0;
 }
 
-/* Asking(requests, request_memories, turning, replies, reply_memories, watch): of so many slots each is used in its turn */
+/* Asking(requests, request_memories, rotating_slots, replies, reply_memories, poller): of so many slots each is used in its turn */
 static PyObject *asking_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *requests, *replies, *request_memories, *reply_memories, *watch;
-    Py_ssize_t turning;
+    PyObject *requests, *replies, *request_memories, *reply_memories, *poller;
+    Py_ssize_t rotating_slots;
     Asking *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &turning, &replies, &PyList_Type,
-                          &reply_memories, &watch))
+    if (!PyArg_ParseTuple(args, "OO!nOO!O", &requests, &PyList_Type, &request_memories, &rotating_slots, &replies, &PyList_Type,
+                          &reply_memories, &poller))
         goto failed;
-    if (!is_slots(requests) || !is_slots(replies) || !is_watch(watch)) {
-        PyErr_SetString(PyExc_TypeError, "slots of both directions, and the watch of the replies");
+    if (!is_slots(requests) || !is_slots(replies) || !is_poller(poller)) {
+        PyErr_SetString(PyExc_TypeError, "slots of both directions, and the poller of the replies");
         goto failed;
     }
-    if (turning < 1) {
+    if (rotating_slots < 1) {
         PyErr_SetString(PyExc_ValueError, "one slot at least is used in its turn");
         goto failed;
     }
     self->requests = (Slots *)Py_NewRef(requests);
     self->replies = (Slots *)Py_NewRef(replies);
-    self->watch = Py_NewRef(watch);
+    self->poller = Py_NewRef(poller);
     self->request_memories = Py_NewRef(request_memories);
     self->reply_memories = Py_NewRef(reply_memories);
-    self->turning = turning;
+    self->rotating_slots = rotating_slots;
     return (PyObject *)self;
 failed:
     Py_DECREF(self);
@@ -76,27 +76,27 @@ static void asking_dealloc(PyObject *object)
     Asking *self = (Asking *)object;
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
-    Py_XDECREF(self->watch);
+    Py_XDECREF(self->poller);
     Py_XDECREF(self->request_memories);
     Py_XDECREF(self->reply_memories);
-    Py_XDECREF(self->sender);
-    Py_XDECREF(self->receiver);
+    Py_XDECREF(self->encoder);
+    Py_XDECREF(self->decoder);
     free_instance(object);
 }
 
-/* learn(sender, schema, metadata_bytes, receiver, reply_schema): requests and results of these structures are plain */
+/* learn(encoder, schema, metadata_bytes, decoder, reply_schema): requests and results of these structures are plain */
 static PyObject *asking_learn(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Asking *self = (Asking *)object;
     uint64_t schema, metadata, reply_schema;
-    if (count != 5 || !is_sender(args[0]) || !is_receiver(args[3])) {
-        PyErr_SetString(PyExc_TypeError, "learn(sender, schema, metadata_bytes, receiver, reply_schema)");
+    if (count != 5 || !is_encoder(args[0]) || !is_decoder(args[3])) {
+        PyErr_SetString(PyExc_TypeError, "learn(encoder, schema, metadata_bytes, decoder, reply_schema)");
         return NULL;
     }
     if (to_word(args[1], &schema) < 0 || to_word(args[2], &metadata) < 0 || to_word(args[4], &reply_schema) < 0)
         return NULL;
-    Py_XSETREF(self->sender, Py_NewRef(args[0]));
-    Py_XSETREF(self->receiver, Py_NewRef(args[3]));
+    Py_XSETREF(self->encoder, Py_NewRef(args[0]));
+    Py_XSETREF(self->decoder, Py_NewRef(args[3]));
     self->schema = schema;
     self->metadata_bytes = metadata;
     self->reply_schema = reply_schema;
@@ -126,18 +126,18 @@ static int is_described(const Asking *self, PyObject *memory)
     return same;
 }
 
-/* As sender_put, into this slot. */
-static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *writing)
+/* As encoder_put, into this slot. */
+static int put(Asking *self, PyObject *tree, PyObject *memory, uint64_t slot, uint64_t *write_id)
 {
     int found = -1;
     /* Others may be learnt by what is asked for the tree. */
-    PyObject *sender = Py_NewRef(self->sender), *payload = PyObject_GetAttr(memory, payload_name);
-    PyObject *ring = payload == NULL ? NULL : PyObject_GetAttr(memory, ring_name);
+    PyObject *encoder = Py_NewRef(self->encoder), *payload = PyObject_GetAttr(memory, payload_name);
+    PyObject *ring = payload == NULL ? NULL : PyObject_GetAttr(memory, wake_name);
     if (ring != NULL)
-        found = sender_put(sender, tree, payload, (PyObject *)self->requests, slot, ring, writing);
+        found = encoder_put(encoder, tree, payload, (PyObject *)self->requests, slot, ring, write_id);
     Py_XDECREF(ring);
     Py_XDECREF(payload);
-    Py_DECREF(sender);
+    Py_DECREF(encoder);
     return found;
 }
 
@@ -151,7 +151,7 @@ static uint64_t next_sequence(const Asking *self)
         return 0;
     }
     uint64_t number = number_of(load(self->requests->counter)) + 1;
-    return sequence_of(number, number % (uint64_t)self->turning);
+    return sequence_of(number, number % (uint64_t)self->rotating_slots);
 }
 
 /* send(tree, deadline_ns, in_flight, pending): write the tree and publish it as the next request for the model, which
@@ -159,20 +159,20 @@ static uint64_t next_sequence(const Asking *self)
 static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Asking *self = (Asking *)object;
-    uint64_t deadline_ns, writing, metadata = self->metadata_bytes, schema = self->schema;
+    uint64_t deadline_ns, write_id, metadata = self->metadata_bytes, schema = self->schema;
     if (count != 4 || !PyDict_CheckExact(args[2])) {
         PyErr_SetString(PyExc_TypeError, "send(tree, deadline_ns, in_flight, pending)");
         return NULL;
     }
     if (to_word(args[1], &deadline_ns) < 0)
         return NULL;
-    if (self->sender == NULL || PyDict_GET_SIZE(args[2]))
+    if (self->encoder == NULL || PyDict_GET_SIZE(args[2]))
         Py_RETURN_FALSE;
-    uint64_t sequence = next_sequence(self), slot = slot_of(sequence), bytes = sender_bytes(self->sender);
+    uint64_t sequence = next_sequence(self), slot = slot_of(sequence), bytes = encoder_bytes(self->encoder);
     PyObject *memory = sequence ? memory_of(self->request_memories, slot) : NULL;
     int found = memory == NULL ? -1 : is_described(self, memory);
     if (found == 1)
-        found = put(self, args[0], memory, slot, &writing);
+        found = put(self, args[0], memory, slot, &write_id);
     Py_XDECREF(memory);
     if (found < 0)
         return NULL;
@@ -193,9 +193,9 @@ static PyObject *asking_send(PyObject *object, PyObject *const *args, Py_ssize_t
     Py_DECREF(key);
     self->sequence = sequence;
     /* Nothing else is out, so that whatever moves this count is of this request. */
-    watch_note(self->watch, load(self->replies->counter));
+    poller_note(self->poller, load(self->replies->counter));
     uint64_t words[REQUEST_WORDS] = {sequence, KIND_INFER, 0, deadline_ns, 0, 0, monotonic_ns(), schema, metadata, bytes,
-                                     0, writing};
+                                     0, write_id};
     publish_request(self->requests, head, words);
     Py_RETURN_TRUE;
 }
@@ -206,16 +206,16 @@ static PyObject *asking_receive(PyObject *object, PyObject *type)
 {
     Asking *self = (Asking *)object;
     uint64_t words[REPLY_WORDS], slot = slot_of(self->sequence), *head;
-    if (self->receiver == NULL || !self->sequence)
+    if (self->decoder == NULL || !self->sequence)
         Py_RETURN_NONE;
     if ((head = head_of(self->replies, self->sequence)) == NULL)
         return NULL;
     if (!copy_reply(head, self->sequence, words) || words[REPLY_STATUS] != STATUS_OK || (words[REPLY_FLAGS] & FLAG_PICKLED) ||
-        words[REPLY_SCHEMA] != self->reply_schema || words[REPLY_PAYLOAD_BYTES] != receiver_bytes(self->receiver))
+        words[REPLY_SCHEMA] != self->reply_schema || words[REPLY_PAYLOAD_BYTES] != decoder_bytes(self->decoder))
         Py_RETURN_NONE;
-    PyObject *receiver = Py_NewRef(self->receiver), *memory = memory_of(self->reply_memories, slot);
+    PyObject *decoder = Py_NewRef(self->decoder), *memory = memory_of(self->reply_memories, slot);
     PyObject *payload = memory == NULL ? NULL : PyObject_GetAttr(memory, payload_name);
-    PyObject *tree = payload == NULL ? NULL : receiver_read(receiver, payload);
+    PyObject *tree = payload == NULL ? NULL : decoder_decode(decoder, payload);
     PyObject *told = tree == NULL ? NULL : named(type, words, REPLY_WORDS);
     PyObject *now_ns = told == NULL ? NULL : PyLong_FromUnsignedLongLong(monotonic_ns());
     PyObject *found = now_ns == NULL ? NULL : PyTuple_Pack(3, tree, told, now_ns);
@@ -224,7 +224,7 @@ static PyObject *asking_receive(PyObject *object, PyObject *type)
     Py_XDECREF(tree);
     Py_XDECREF(payload);
     Py_XDECREF(memory);
-    Py_DECREF(receiver);
+    Py_DECREF(decoder);
     return found;
 }
 
@@ -249,4 +249,4 @@ static PyType_Slot asking_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec asking_spec = {"shmserve._compiled.Asking", sizeof(Asking), 0, STEP_FLAGS, asking_slots};
+PyType_Spec asking_spec = {"shmserve._core.Asking", sizeof(Asking), 0, TYPE_FLAGS, asking_slots};

@@ -1,6 +1,6 @@
 /* Counts one request in the histograms of its stages: Stats.record (daemon/ipc/stats.py). */
 
-#include "compiled.h"
+#include "common.h"
 
 enum { STAGES = 5, BUCKETS = 240, FIRST_BIT = 10, SUB_BITS = 3 };
 
@@ -101,4 +101,4 @@ static PyType_Slot histograms_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec histograms_spec = {"shmserve._compiled.Histograms", sizeof(Histograms), 0, STEP_FLAGS, histograms_slots};
+PyType_Spec histograms_spec = {"shmserve._core.Histograms", sizeof(Histograms), 0, TYPE_FLAGS, histograms_slots};

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from shmserve.backend import NATIVE, core
 from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
-from shmserve.compiled import COMPILED, steps
+from shmserve.counter_poller import CounterPoller, poll_all, poll_first, spin
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
-from shmserve.description import describe
 from shmserve.layout import Geometry, sequence_of
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter
 from shmserve.schema import Schema
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
-from shmserve.watch import Watch, all_moved, moved, spin
+from shmserve.structure_guard import infer_schema
 
 _TIMES = 3000
 #: What Python itself takes now and then: a longer table of a dict, a cache that has just been made.
@@ -87,23 +87,23 @@ def _slot(schema: Schema) -> SlotMemory:
 
 
 def test_writing_keeps_nothing() -> None:
-    schema, _ = describe(TREE)
+    schema, _ = infer_schema(TREE)
     slot, encoder, leaf = _slot(schema), Encoder(), TREE["state"]
 
     _assert_keeps_nothing(lambda: encoder.encode(TREE, slot), TREE, leaf, leaf.dtype, slot.payload)
 
 
 def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
-    schema, _ = describe(TREE)
+    schema, _ = infer_schema(TREE)
     encoder, slot = Encoder(), _slot(schema)
     encoder.encode(TREE, slot)
-    (known,) = encoder._matchers
+    (known,) = encoder._cached
     small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
     recognise: Callable[[Any], Any]
-    if known.write is None:
-        recognise = known.collect
+    if known.encode_into is None:
+        recognise = known.flatten
     else:
-        write = known.write
+        write = known.encode_into
         recognise = lambda tree: write(tree, slot.payload)
     for other in OTHERS:
         _assert_keeps_nothing(lambda other=other: recognise(other), other, TREE["state"])  # type: ignore[misc]
@@ -114,7 +114,7 @@ def test_reading_keeps_nothing() -> None:
     arrays = {name: value for name, value in TREE.items() if type(value) is np.ndarray} | {"nested": [1, {"a": True}]}
     trees: tuple[Any, ...] = (TREE, arrays, np.arange(3.0), [], 7)
     for tree in trees:
-        schema, _ = describe(tree)
+        schema, _ = infer_schema(tree)
         slot, decoder = _slot(schema), Decoder()
         encoded = Encoder().encode(tree, slot)
 
@@ -122,98 +122,99 @@ def test_reading_keeps_nothing() -> None:
 
 
 def test_the_ends_of_a_channel_keep_nothing() -> None:
-    sealed, geometry = SealedLane(), Geometry(2, 64, 64)
+    sealed, geometry = SealedChannelFds(), Geometry(2, 64, 64)
     sealed.create(Identity(1, 2, 3), geometry, geometry)
     segment = Segment.from_descriptor(sealed.engine_ends()[1], writable=True)
     writer, sequence = RequestWriter(segment), sequence_of(1 << 40, 1)
     head = (sequence, *range(1 << 40, (1 << 40) + 11))
     stats = Stats(create_stats_memory())
-    watch = Watch(segment.bytes, segment.counter_index)
+    poller = CounterPoller(segment.bytes, segment.counter_index)
 
     _assert_keeps_nothing(lambda: writer.publish(head), head, segment.bytes)
     _assert_keeps_nothing(lambda: stats.record(1 << 40, 1, 2, 3))
-    for look in (moved, all_moved, lambda watches: spin(watches, 0)):
-        _assert_keeps_nothing(lambda look=look: look([watch]), watch)  # type: ignore[misc]
-    _assert_keeps_nothing(lambda: Watch(segment.bytes, 0).close(), segment.bytes)
+    for look in (poll_first, poll_all, lambda pollers: spin(pollers, 0)):
+        _assert_keeps_nothing(lambda look=look: look([poller]), poller)  # type: ignore[misc]
+    _assert_keeps_nothing(lambda: CounterPoller(segment.bytes, 0).close(), segment.bytes)
     writer.close()
-    watch.close()
+    poller.close()
     stats.close()
     sealed.close()
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_plain_steps_keep_nothing() -> None:
-    schema, pattern = describe({"state": np.arange(4.0), "step": 1})
+    schema, guard = infer_schema({"state": np.arange(4.0), "step": 1})
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    sender, receiver = steps.Sender(pattern.spec(), False, places, schema.payload_bytes), schema.receiver
-    assert receiver is not None
+    encoder, decoder = core.TreeEncoder(guard.spec(), False, places, schema.payload_bytes), schema.decoder
+    assert decoder is not None
     payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
     views = [place.view(arena) for place in schema.arrays]
-    requests, replies = (steps.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
+    requests, replies = (core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
     tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
-    intakes = [steps.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
+    intakes = [core.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
     strange: Any = SimpleNamespace()
     memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
     memories[0].written_schema = 1 << 40
-    asking = steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0))
-    asking.learn(sender, 1 << 40, 1, receiver, 1)
+    asking = core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
+    asking.learn(encoder, 1 << 40, 1, decoder, 1)
     pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
-    def ask(intake: steps.Intake) -> None:
+    def ask(intake: core.Intake) -> None:
         sent[0] += 1
         sequence = sequence_of(sent[0], 0)
         assert asking.send(tree, 1 << 62, in_flight, pending)
         assert in_flight.pop(sequence) is pending and pending.sequence == sequence == asking.sequence
         observation = intake.take(sequence_of(sent[0] - 1, 0))
         intake.head(RequestHead)
-        intake.answer(sender, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
+        intake.answer(encoder, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
         found = asking.receive(ReplyHead)
         assert found is not None and found[0]["step"] == 7
 
-    watched = (tree, tree["state"], payload, arena, views, views[0], sender, receiver, requests, replies, memories)
+    watched = (tree, tree["state"], payload, arena, views, views[0], encoder, decoder, requests, replies, memories)
     for intake in intakes:
-        intake.learn(1 << 40, receiver, [payload, payload], arena, views)
+        intake.learn(1 << 40, decoder, [payload, payload], arena, views)
         _assert_keeps_nothing(lambda intake=intake: ask(intake), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.learn(1 << 40, receiver, [payload, payload], arena, views),  # type: ignore[misc]
+            lambda intake=intake: intake.learn(1 << 40, decoder, [payload, payload], arena, views),  # type: ignore[misc]
             *watched,
         )
         _assert_keeps_nothing(lambda intake=intake: intake.take(0), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.answer(sender, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
+            lambda intake=intake: intake.answer(encoder, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
             strange,
         )
-    _assert_keeps_nothing(lambda: steps.Intake(requests, replies, None, None), requests, replies)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Intake(strange, replies, None, None)), strange)
-    _assert_keeps_nothing(lambda: asking.learn(sender, 1 << 40, 1, receiver, 1), *watched)
+    _assert_keeps_nothing(lambda: core.Intake(requests, replies, None, None), requests, replies)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Intake(strange, replies, None, None)), strange)
+    _assert_keeps_nothing(lambda: asking.learn(encoder, 1 << 40, 1, decoder, 1), *watched)
     _assert_keeps_nothing(lambda: asking.send(strange, 0, in_flight, pending), strange, *watched)
     _assert_keeps_nothing(lambda: asking.send(tree, 0, {1: strange}, pending), strange, pending, *watched)
     _assert_keeps_nothing(lambda: _raises(AttributeError, lambda: asking.send(tree, 0, in_flight, object())), *watched)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.send(tree, strange, in_flight, pending)), strange)
     _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.receive(strange)), strange, *watched)
     _assert_keeps_nothing(
-        lambda: steps.Asking(requests, memories, 1, replies, memories, steps.Watch(np.zeros(64, np.uint8), 0)), *watched
+        lambda: core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)),
+        *watched,
     )
     refused: Any = (requests, memories, 1, replies, memories, strange)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: steps.Asking(*refused)), strange, *watched)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Asking(*refused)), strange, *watched)
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
-def test_a_compiled_step_that_fails_keeps_nothing() -> None:
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_a_native_call_that_fails_keeps_nothing() -> None:
     tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
-    schema, pattern = describe(tree)
-    spec = pattern.spec()
+    schema, guard = infer_schema(tree)
+    spec = guard.spec()
     places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    receiver = schema.receiver
-    assert receiver is not None
+    decoder = schema.decoder
+    assert decoder is not None
     payload, small, locked = (np.zeros(size, np.uint8) for size in (schema.payload_bytes, 8, schema.payload_bytes))
     locked.flags.writeable = False
-    sender = steps.Sender(spec, False, places, schema.payload_bytes)
+    encoder = core.TreeEncoder(spec, False, places, schema.payload_bytes)
     views = [place.view(payload) for place in schema.arrays]
-    parts: tuple[Any, ...] = (tuple(schema._compiled.steps()), "qdq", None, (), False, schema.payload_bytes)
+    parts: tuple[Any, ...] = (tuple(schema._layout.containers()), "qdq", None, (), False, schema.payload_bytes)
     received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
     memory = np.zeros(2048, np.uint8)
-    slots = steps.Slots(memory, 8, 16, 56, 2)
+    slots = core.Slots(memory, 8, 16, 56, 2)
     slots.publish((64, *range(1 << 40, (1 << 40) + 11)))
     slots.complete(64, *range(1 << 40, (1 << 40) + 10))
     refused = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
@@ -221,61 +222,61 @@ def test_a_compiled_step_that_fails_keeps_nothing() -> None:
     def broken(value: Any) -> Any:
         raise ValueError("no conversion today")
 
-    def sender_with(convert: Any) -> steps.Sender:
+    def encoder_with(convert: Any) -> core.TreeEncoder:
         leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
-        pattern = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
-        return steps.Sender(pattern, False, ((0, 24, F8), (64, 24, F8)), 88)
+        guard = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
+        return core.TreeEncoder(guard, False, ((0, 24, F8), (64, 24, F8)), 88)
 
     two = [np.ones(3), np.ones(3)]
     strange: Any = SimpleNamespace()
     fine = (
-        lambda: steps.Sender(spec, False, places, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], parts[1], received, (), False, schema.payload_bytes),
-        lambda: sender.write(tree, payload),
-        lambda: sender.write(tree, small),
-        lambda: receiver.stage(payload, memory),
-        lambda: receiver.lend(payload, views),
-        lambda: receiver.build(payload, views),
+        lambda: core.TreeEncoder(spec, False, places, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], parts[1], received, (), False, schema.payload_bytes),
+        lambda: encoder.encode_into(tree, payload),
+        lambda: encoder.encode_into(tree, small),
+        lambda: decoder.stage(payload, memory),
+        lambda: decoder.decode_in_place(payload, views),
+        lambda: decoder.unflatten(payload, views),
         lambda: slots.request(RequestHead, 64),
         lambda: slots.request(RequestHead, 128),
         lambda: slots.reply(ReplyHead, 64),
         lambda: slots.reply(ReplyHead, 128),
         lambda: slots.take(64),
         lambda: slots.complete(64, *range(10)),
-        lambda: steps.Slots(memory, 8, 16, 56, 2),
-        lambda: sender_with(lambda value: None).write(two, payload),
+        lambda: core.Slots(memory, 8, 16, 56, 2),
+        lambda: encoder_with(lambda value: None).encode_into(two, payload),
     )
     failing = (
-        lambda: steps.Sender(spec, False, places[:1], schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
-        lambda: steps.Sender(
+        lambda: core.TreeEncoder(spec, False, places[:1], schema.payload_bytes),
+        lambda: core.TreeEncoder((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder(
             (*spec[:3], ((0, "constant", None), (9, 1, None)), *spec[4:]), False, places, schema.payload_bytes
         ),
-        lambda: steps.Sender((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
-        lambda: steps.Sender(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
-        lambda: steps.Sender(spec, True, places, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdx", received, (), False, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
-        lambda: steps.Receiver(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
-        lambda: steps.Receiver((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
-        lambda: sender.write(tree, locked),
-        lambda: sender.write(tree, strange),
-        lambda: sender_with(broken).write(two, payload),
-        lambda: receiver.read(small),
-        lambda: receiver.lend(payload, [*views[:1], strange]),
-        lambda: receiver.build(payload, views[:1]),
-        lambda: receiver.stage(payload, locked),
+        lambda: core.TreeEncoder((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
+        lambda: core.TreeEncoder(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
+        lambda: core.TreeEncoder(spec, True, places, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdx", received, (), False, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
+        lambda: core.TreeDecoder(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
+        lambda: core.TreeDecoder((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
+        lambda: encoder.encode_into(tree, locked),
+        lambda: encoder.encode_into(tree, strange),
+        lambda: encoder_with(broken).encode_into(two, payload),
+        lambda: decoder.decode(small),
+        lambda: decoder.decode_in_place(payload, [*views[:1], strange]),
+        lambda: decoder.unflatten(payload, views[:1]),
+        lambda: decoder.stage(payload, locked),
         lambda: slots.publish((64, *range(9), strange)),
         lambda: slots.complete(64, strange, *range(9)),
         lambda: slots.request(strange, 64),
         lambda: slots.take(-1),
         lambda: slots.take(66),
-        lambda: steps.Slots(memory, 8, 16, 57, 20),
-        lambda: steps.Watch(memory, 1 << 40),
-        lambda: steps.Histograms(memory, 0),
-        lambda: steps.moved([strange]),
-        lambda: steps.spin([], strange),
+        lambda: core.Slots(memory, 8, 16, 57, 20),
+        lambda: core.CounterPoller(memory, 1 << 40),
+        lambda: core.Histograms(memory, 0),
+        lambda: core.poll_first([strange]),
+        lambda: core.spin([], strange),
     )
     watched = (tree, tree["state"], payload, small, memory, spec, views[0], strange, two[0], parts[0])
 

@@ -3,7 +3,7 @@
 #ifndef SHMSERVE_SLOTS_H
 #define SHMSERVE_SLOTS_H
 
-#include "compiled.h"
+#include "common.h"
 #include "sequence.h"
 
 typedef struct {
@@ -17,7 +17,7 @@ typedef struct {
 
 /* The words of a request's head, and of a reply's (REQUEST and REPLY in shmserve/layout.py). */
 enum { SEQUENCE, KIND, FLAGS, DEADLINE_NS, CAPTURE_NS, MAX_AGE_NS, SUBMITTED_NS, SCHEMA, METADATA_BYTES, PAYLOAD_BYTES,
-       CANCELLED, WRITTEN_AS, REQUEST_WORDS };
+       CANCELLED, REQUEST_WRITE_ID, REQUEST_WORDS };
 enum { REPLY_STATUS = 1, REPLY_FLAGS, REPLY_SCHEMA, REPLY_PAYLOAD_BYTES = 5, REPLY_TOLD = 10, TAKEN, ATTEMPTS, REPLY_WORDS };
 /* Kind.INFER, Status.OK and Flag.PICKLED (shmserve/protocol.py). */
 enum { KIND_INFER = 1, STATUS_OK = 0, FLAG_PICKLED = 1, FLAG_REPEATABLE = 4 };

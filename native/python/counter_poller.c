@@ -4,8 +4,8 @@
  */
 
 #include "slots.h"
-#include "stager.h"
-#include "watch.h"
+#include "cut_through.h"
+#include "counter_poller.h"
 
 #include <structmember.h>
 
@@ -21,10 +21,10 @@ typedef struct {
     PyObject_HEAD
     Py_buffer view;
     uint64_t *counter; /* NULL once closed and nobody looks */
-    unsigned long long seen;
+    unsigned long long last_seen;
     int lookers;
     char closed;
-} Watch;
+} CounterPoller;
 
 static inline void relax(void)
 {
@@ -36,17 +36,17 @@ static inline void relax(void)
 }
 
 /* ORDER: the counter before what it tells of; pairs with the stores that end publish_request and complete_reply. */
-static inline int has_moved(const Watch *self)
+static inline int has_moved(const CounterPoller *self)
 {
-    return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->seen;
+    return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->last_seen;
 }
 
-/* Watch(memory, place of the counter in words of 8 bytes) */
-static PyObject *watch_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* CounterPoller(memory, place of the counter in words of 8 bytes) */
+static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *memory;
     Py_ssize_t place;
-    Watch *self = new_instance(type, keywords);
+    CounterPoller *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
     if (!PyArg_ParseTuple(args, "On", &memory, &place) || PyObject_GetBuffer(memory, &self->view, PyBUF_SIMPLE) < 0)
@@ -65,7 +65,7 @@ failed:
 }
 
 /* Under a thread that looks, the memory stays until it has left. */
-static void let_go(Watch *self)
+static void let_go(CounterPoller *self)
 {
     if (self->counter != NULL && self->closed && !self->lookers) {
         self->counter = NULL;
@@ -73,29 +73,29 @@ static void let_go(Watch *self)
     }
 }
 
-static PyObject *watch_close(PyObject *object, PyObject *unused)
+static PyObject *poller_close(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    ((Watch *)object)->closed = 1;
-    let_go((Watch *)object);
+    ((CounterPoller *)object)->closed = 1;
+    let_go((CounterPoller *)object);
     Py_RETURN_NONE;
 }
 
-static void watch_dealloc(PyObject *object)
+static void poller_dealloc(PyObject *object)
 {
-    ((Watch *)object)->closed = 1;
-    let_go((Watch *)object);
+    ((CounterPoller *)object)->closed = 1;
+    let_go((CounterPoller *)object);
     free_instance(object);
 }
 
-int is_watch(PyObject *object) { return Py_TYPE(object)->tp_dealloc == watch_dealloc; }
+int is_poller(PyObject *object) { return Py_TYPE(object)->tp_dealloc == poller_dealloc; }
 
-void watch_note(PyObject *object, uint64_t seen) { ((Watch *)object)->seen = seen; }
+void poller_note(PyObject *object, uint64_t seen) { ((CounterPoller *)object)->last_seen = seen; }
 
-static PyObject *watch_now(PyObject *object, PyObject *unused)
+static PyObject *poller_load(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    Watch *self = (Watch *)object;
+    CounterPoller *self = (CounterPoller *)object;
     if (self->counter == NULL || self->closed) {
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
         return NULL;
@@ -103,63 +103,63 @@ static PyObject *watch_now(PyObject *object, PyObject *unused)
     return PyLong_FromUnsignedLongLong(__atomic_load_n(self->counter, __ATOMIC_ACQUIRE));
 }
 
-/* The open watches of a list, borrowed; their number, or -1 with an exception.
+/* The open pollers of a list, borrowed; their number, or -1 with an exception.
  *
  * Whoever asks makes nothing that the collector of cycles counts while it looks at them: what it ends, and then runs,
- * may close a watch and take it off the list.
+ * may close a poller and take it off the list.
  */
-static int watches_of(PyObject *given, Watch **watches)
+static int pollers_of(PyObject *given, CounterPoller **pollers)
 {
     if (!PyList_CheckExact(given) || PyList_GET_SIZE(given) > MOST) {
-        PyErr_Format(PyExc_TypeError, "watches are a list of %d at most", MOST);
+        PyErr_Format(PyExc_TypeError, "pollers are a list of %d at most", MOST);
         return -1;
     }
     int count = (int)PyList_GET_SIZE(given);
     for (int index = 0; index < count; index++) {
-        Watch *watch = (Watch *)PyList_GET_ITEM(given, index);
-        if (!is_watch((PyObject *)watch)) {
-            PyErr_SetString(PyExc_TypeError, "a list of watches holds something else");
+        CounterPoller *poller = (CounterPoller *)PyList_GET_ITEM(given, index);
+        if (!is_poller((PyObject *)poller)) {
+            PyErr_SetString(PyExc_TypeError, "a list of pollers holds something else");
             return -1;
         }
-        if (watch->counter == NULL || watch->closed) {
-            PyErr_SetString(PyExc_ValueError, "a watch of this list was closed");
+        if (poller->counter == NULL || poller->closed) {
+            PyErr_SetString(PyExc_ValueError, "a poller of this list was closed");
             return -1;
         }
-        watches[index] = watch;
+        pollers[index] = poller;
     }
     return count;
 }
 
-/* The place of the first watch that has moved by now; their number to `count`, and FAILED with an exception. */
-static int first_moved(PyObject *given, Watch **watches, int *count)
+/* The place of the first poller that has moved by now; their number to `count`, and FAILED with an exception. */
+static int first_moved(PyObject *given, CounterPoller **pollers, int *count)
 {
-    *count = watches_of(given, watches);
+    *count = pollers_of(given, pollers);
     for (int index = 0; index < *count; index++)
-        if (has_moved(watches[index]))
+        if (has_moved(pollers[index]))
             return index;
     return *count < 0 ? FAILED : NONE;
 }
 
-/* moved(watches): the place of the first whose counter is not what was seen; -1 if there is none */
-PyObject *moved(PyObject *module, PyObject *given)
+/* poll_first(pollers): the place of the first whose counter is not what was seen; -1 if there is none */
+PyObject *poll_first(PyObject *module, PyObject *given)
 {
     (void)module;
-    Watch *watches[MOST];
-    int count, found = first_moved(given, watches, &count);
+    CounterPoller *pollers[MOST];
+    int count, found = first_moved(given, pollers, &count);
     return found == FAILED ? NULL : PyLong_FromLong(found);
 }
 
-/* all_moved(watches): the places of all of them */
-PyObject *all_moved(PyObject *module, PyObject *given)
+/* poll_all(pollers): the places of all of them */
+PyObject *poll_all(PyObject *module, PyObject *given)
 {
     (void)module;
-    Watch *watches[MOST];
+    CounterPoller *pollers[MOST];
     PyObject *places = PyList_New(0);
-    int count = places == NULL ? -1 : watches_of(given, watches);
+    int count = places == NULL ? -1 : pollers_of(given, pollers);
     if (count < 0)
         Py_CLEAR(places);
     for (int index = 0; places != NULL && index < count; index++)
-        if (has_moved(watches[index])) {
+        if (has_moved(pollers[index])) {
             PyObject *place = PyLong_FromLong(index);
             if (place == NULL || PyList_Append(places, place) < 0)
                 Py_CLEAR(places);
@@ -169,24 +169,24 @@ PyObject *all_moved(PyObject *module, PyObject *given)
 }
 
 typedef struct {
-    int count, stagers_count;
+    int count, copiers_count;
     uint64_t *counters[MOST], seen[MOST];
-    Stager *stagers[MOST];
+    CutThroughCopier *copiers[MOST];
 } Looked;
 
-/* beside(watches): the places of those whose writer was last seen on this very processor: while this thread looks, that
+/* same_cpu_writers(pollers): the places of those whose writer was last seen on this very processor: while this thread looks, that
  * one cannot run */
-PyObject *beside(PyObject *module, PyObject *given)
+PyObject *same_cpu_writers(PyObject *module, PyObject *given)
 {
     (void)module;
-    Watch *watches[MOST];
+    CounterPoller *pollers[MOST];
     PyObject *places = PyList_New(0);
-    int count = places == NULL ? -1 : watches_of(given, watches);
+    int count = places == NULL ? -1 : pollers_of(given, pollers);
     if (count < 0)
         Py_CLEAR(places);
     uint64_t here = processor();
     for (int index = 0; places != NULL && index < count; index++)
-        if (here && __atomic_load_n(&watches[index]->counter[PROCESSOR], __ATOMIC_RELAXED) == here) {
+        if (here && __atomic_load_n(&pollers[index]->counter[PROCESSOR], __ATOMIC_RELAXED) == here) {
             PyObject *place = PyLong_FromLong(index);
             if (place == NULL || PyList_Append(places, place) < 0)
                 Py_CLEAR(places);
@@ -203,8 +203,8 @@ static int look_until(const Looked *at, uint64_t until_ns)
             for (int index = 0; index < at->count; index++)
                 if (__atomic_load_n(at->counters[index], __ATOMIC_ACQUIRE) != at->seen[index])
                     return index;
-            for (int index = 0; index < at->stagers_count; index++)
-                copied |= stager_advance(at->stagers[index]);
+            for (int index = 0; index < at->copiers_count; index++)
+                copied |= copier_advance(at->copiers[index]);
             if (copied)
                 break; /* a copy takes as long as many looks */
             relax();
@@ -214,7 +214,7 @@ static int look_until(const Looked *at, uint64_t until_ns)
 }
 
 /* Whether a writer was last seen on this very processor. */
-static int is_beside(const Looked *at)
+static int has_same_cpu_writer(const Looked *at)
 {
     uint64_t here = processor();
     for (int index = 0; index < at->count; index++)
@@ -224,95 +224,95 @@ static int is_beside(const Looked *at)
 }
 
 /* What is looked at stays where it is until it is left, whatever its owner does. */
-static void enter(Looked *at, Watch **watches, int count)
+static void enter(Looked *at, CounterPoller **pollers, int count)
 {
-    /* Private copies: the owner of a watch may note something else meanwhile. */
+    /* Private copies: the owner of a poller may note something else meanwhile. */
     at->count = count;
     for (int index = 0; index < count; index++) {
-        at->counters[index] = watches[index]->counter;
-        at->seen[index] = watches[index]->seen;
-        watches[index]->lookers++;
-        Py_INCREF(watches[index]);
+        at->counters[index] = pollers[index]->counter;
+        at->seen[index] = pollers[index]->last_seen;
+        pollers[index]->lookers++;
+        Py_INCREF(pollers[index]);
     }
-    for (int index = 0; index < at->stagers_count; index++)
-        stager_enter(at->stagers[index]);
+    for (int index = 0; index < at->copiers_count; index++)
+        copier_enter(at->copiers[index]);
 }
 
-static void leave(Looked *at, Watch **watches)
+static void leave(Looked *at, CounterPoller **pollers)
 {
-    for (int index = 0; index < at->stagers_count; index++)
-        stager_leave(at->stagers[index]);
+    for (int index = 0; index < at->copiers_count; index++)
+        copier_leave(at->copiers[index]);
     for (int index = 0; index < at->count; index++) {
-        watches[index]->lookers--;
-        let_go(watches[index]);
-        Py_DECREF(watches[index]);
+        pollers[index]->lookers--;
+        let_go(pollers[index]);
+        Py_DECREF(pollers[index]);
     }
 }
 
-/* spin(watches, until_ns, stagers): as `moved`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
- * these stagers copy meanwhile
+/* spin(pollers, until_ns, copiers): as `poll_first`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
+ * these copiers copy meanwhile
  *
  * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
  */
 PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
-    Watch *watches[MOST];
+    CounterPoller *pollers[MOST];
     int count;
     if (given < 2 || given > 3 || (given == 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST))) {
-        PyErr_SetString(PyExc_TypeError, "spin(watches, until_ns, stagers)");
+        PyErr_SetString(PyExc_TypeError, "spin(pollers, until_ns, copiers)");
         return NULL;
     }
     uint64_t until_ns;
     if (to_word(args[1], &until_ns) < 0)
         return NULL;
-    int found = first_moved(args[0], watches, &count);
+    int found = first_moved(args[0], pollers, &count);
     if (found == FAILED)
         return NULL;
     if (found != NONE)
         return PyLong_FromLong(found);
     Looked at;
-    at.stagers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
-    for (int index = 0; index < at.stagers_count; index++) {
-        at.stagers[index] = (Stager *)PyList_GET_ITEM(args[2], index);
-        if (!is_stager((PyObject *)at.stagers[index])) {
-            PyErr_SetString(PyExc_TypeError, "a list of stagers holds something else");
+    at.copiers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
+    for (int index = 0; index < at.copiers_count; index++) {
+        at.copiers[index] = (CutThroughCopier *)PyList_GET_ITEM(args[2], index);
+        if (!is_copier((PyObject *)at.copiers[index])) {
+            PyErr_SetString(PyExc_TypeError, "a list of copiers holds something else");
             return NULL;
         }
     }
-    enter(&at, watches, count);
+    enter(&at, pollers, count);
     Py_BEGIN_ALLOW_THREADS
     found = look_until(&at, until_ns);
     Py_END_ALLOW_THREADS
-    leave(&at, watches);
+    leave(&at, pollers);
     return PyLong_FromLong(found);
 }
 
-/* spin_apart(watches, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
+/* spin_unless_same_cpu(pollers, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
  * writer comes to this very processor, where it cannot run while this thread looks
  *
  * Signals are heard meanwhile, and may end it with an exception.
  */
-PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t given)
+PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
-    Watch *watches[MOST];
+    CounterPoller *pollers[MOST];
     int count, failed = 0;
     uint64_t until_ns, now_ns = monotonic_ns();
     if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "spin_apart(watches, until_ns)");
+        PyErr_SetString(PyExc_TypeError, "spin_unless_same_cpu(pollers, until_ns)");
         return NULL;
     }
     if (to_word(args[1], &until_ns) < 0)
         return NULL;
-    int found = first_moved(args[0], watches, &count);
+    int found = first_moved(args[0], pollers, &count);
     if (found == FAILED)
         return NULL;
     if (found == NONE && now_ns < until_ns) {
         Looked at;
-        at.stagers_count = 0;
-        enter(&at, watches, count);
-        while (found == NONE && now_ns < until_ns && !is_beside(&at)) {
+        at.copiers_count = 0;
+        enter(&at, pollers, count);
+        while (found == NONE && now_ns < until_ns && !has_same_cpu_writer(&at)) {
             uint64_t pause_ns = now_ns + LOOKING_NS < until_ns ? now_ns + LOOKING_NS : until_ns;
             Py_BEGIN_ALLOW_THREADS
             found = look_until(&at, pause_ns);
@@ -321,29 +321,29 @@ PyObject *spin_apart(PyObject *module, PyObject *const *args, Py_ssize_t given)
             if (found == NONE && (failed = PyErr_CheckSignals()) < 0)
                 break;
         }
-        leave(&at, watches);
+        leave(&at, pollers);
     }
     return failed < 0 ? NULL : PyLong_FromUnsignedLongLong(found == NONE ? 0 : now_ns);
 }
 
-static PyMethodDef watch_methods[] = {
-    {"now", watch_now, METH_NOARGS, "The counter as it is now."},
-    {"close", watch_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+static PyMethodDef poller_methods[] = {
+    {"load", poller_load, METH_NOARGS, "The counter as it is now."},
+    {"close", poller_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef watch_members[] = {
-    {"seen", T_ULONGLONG, offsetof(Watch, seen), 0, "The counter as its owner has seen it."},
+static PyMemberDef poller_members[] = {
+    {"last_seen", T_ULONGLONG, offsetof(CounterPoller, last_seen), 0, "The counter as its owner has seen it."},
     {NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot watch_slots[] = {
+static PyType_Slot poller_slots[] = {
     {Py_tp_doc, "One counter, and what was last seen of it."},
-    {Py_tp_new, watch_new},
-    {Py_tp_dealloc, watch_dealloc},
-    {Py_tp_methods, watch_methods},
-    {Py_tp_members, watch_members},
+    {Py_tp_new, poller_new},
+    {Py_tp_dealloc, poller_dealloc},
+    {Py_tp_methods, poller_methods},
+    {Py_tp_members, poller_members},
     {0, NULL},
 };
 
-PyType_Spec watch_spec = {"shmserve._compiled.Watch", sizeof(Watch), 0, STEP_FLAGS, watch_slots};
+PyType_Spec poller_spec = {"shmserve._core.CounterPoller", sizeof(CounterPoller), 0, TYPE_FLAGS, poller_slots};

@@ -1,13 +1,13 @@
-/* What the files of the compiled steps share. */
+/* Declarations that the files of the native core share. */
 
-#ifndef SHMSERVE_COMPILED_H
-#define SHMSERVE_COMPILED_H
+#ifndef SHMSERVE_COMMON_H
+#define SHMSERVE_COMMON_H
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
-#define PY_ARRAY_UNIQUE_SYMBOL shmserve_compiled_array_api
+#define PY_ARRAY_UNIQUE_SYMBOL shmserve_core_array_api
 #ifndef SHMSERVE_IMPORTS_ARRAY
 #define NO_IMPORT_ARRAY
 #endif
@@ -19,15 +19,15 @@
 #include <time.h>
 
 /* The words of a segment are 8 bytes, each read and written at once; a processor of 32 bits has no such load. */
-_Static_assert(sizeof(void *) == 8, "the compiled steps are for processors of 64 bits; elsewhere Python does them");
+_Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bits; elsewhere pure Python is used");
 
 /* Copies of fewer bytes are over before another thread could have taken the interpreter. */
 #define RELEASING_BYTES (32 << 10)
 
 /* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
-enum { WRITING = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
+enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
-extern PyType_Spec sender_spec, receiver_spec, slots_spec, histograms_spec, watch_spec, stager_spec,
+extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec,
     intake_spec, asking_spec;
 
 /* The processor that this thread runs on, and 1; 0 where nobody knows. */
@@ -43,7 +43,7 @@ static inline uint64_t monotonic_ns(void)
 /* The types here are whole once they are there at all: `__new__` makes them, there is no `__init__` to be called twice
  * or never. They hold strings, dtypes, types and the memory of arrays, none of which leads back to them: the collector of
  * cycles need not know them. */
-#define STEP_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
+#define TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
 /* An instance with nothing in it yet. */
 static inline void *new_instance(PyTypeObject *type, PyObject *keywords)

@@ -15,7 +15,7 @@ from .segment import Identity, create_sealed_segment, read_only
 _WRITTEN_BY_THE_CLIENT = 0o620
 
 
-class SealedLane:
+class SealedChannelFds:
     """Two memfds and the engine's ends of two pipes, kept for the engines to come.
 
     The client's ends of the pipes go to the client and are not kept, so that its death closes them.

@@ -1,6 +1,6 @@
 """A ring of bytes through which a serving engine hands what it serves to a recorder, and never waits for it.
 
-The recorder makes the tape, a memfd sealed against shrinking, and sends its descriptor to the daemon; whichever engine
+The recorder makes it, a memfd sealed against shrinking, and sends its descriptor to the daemon; whichever engine
 serves writes. Where the recorder is too slow there is no room: the request is left out and counted, and the robot
 notices nothing.
 
@@ -12,8 +12,8 @@ notices nothing.
 
 Positions only grow; an entry lies at `position % capacity`, never across the end of the ring.
 
->>> reader = TapeReader(capacity=4096)
->>> writer = TapeWriter(reader.descriptor)
+>>> reader = RecordRingReader(capacity=4096)
+>>> writer = RecordRingWriter(reader.descriptor)
 >>> writer.write(Entry.REQUEST, 3, 1, (7, 8, 9), np.arange(4, dtype=np.uint8), np.zeros(100, np.uint8))
 True
 >>> found = reader.try_next()
@@ -43,8 +43,8 @@ from .fence import fence
 from .layout import CACHE_LINE, WORD, Words, aligned
 from .sealed_memory import seal, unsafe_to_map
 
-#: First word of every tape: the bytes ``shmstape`` read as a little-endian number.
-_MAGIC = int.from_bytes(b"shmstape", "little")
+#: First word of every record ring: the bytes ``shmsring`` read as a little-endian number.
+_MAGIC = int.from_bytes(b"shmsring", "little")
 _VERSION = 1
 _HEADER = Words("magic", "version", "capacity")
 _WRITTEN, _DROPPED, _PICKLED = (CACHE_LINE // WORD + index for index in range(3))
@@ -70,12 +70,12 @@ class Entry(IntEnum):
     REPLY = 2
 
 
-class TapeBroken(ShmServeError, ValueError):
-    """Not a tape, or one that contradicts itself; the message says what is wrong."""
+class RecordRingBroken(ShmServeError, ValueError):
+    """Not a record ring, or one that contradicts itself; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
-class TapeEntry:
+class RecordEntry:
     """A private copy of one entry; `at_ns` is CLOCK_MONOTONIC when it was written."""
 
     kind: Entry
@@ -87,27 +87,29 @@ class TapeEntry:
     payload: Bytes
 
 
-def check_tape(descriptor: int) -> int:
-    """The capacity of the tape behind the descriptor; raises TapeBroken if an engine could be hurt by it."""
+def check_record_ring(descriptor: int) -> int:
+    """The capacity of the record ring behind the descriptor; raises RecordRingBroken if an engine could be hurt by it."""
     if (problem := unsafe_to_map(descriptor, writable=True)) is not None:
-        raise TapeBroken(f"the tape {problem}")
+        raise RecordRingBroken(f"the record ring {problem}")
     size = os.fstat(descriptor).st_size
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size:
-        raise TapeBroken(f"a tape of {size} bytes has no header")
+        raise RecordRingBroken(f"a record ring of {size} bytes has no header")
     magic, version, capacity = _HEADER.packed.unpack(header)
     if magic != _MAGIC or version != _VERSION:
-        raise TapeBroken(f"a tape of version {version}, this side has {_VERSION}: install the same shmserve on both")
+        raise RecordRingBroken(
+            f"a record ring of version {version}, this side has {_VERSION}: install the same shmserve on both"
+        )
     if not _LEAST_CAPACITY <= capacity <= _MOST_CAPACITY or capacity % CACHE_LINE or size < _ENTRIES_AT + capacity:
-        raise TapeBroken(f"a tape of {size} bytes, its header speaks of {capacity}")
+        raise RecordRingBroken(f"a record ring of {size} bytes, its header speaks of {capacity}")
     return int(capacity)
 
 
-class _Tape:
+class _RecordRing:
     """The mapped ring."""
 
     def __init__(self, descriptor: int) -> None:
-        self.capacity = check_tape(descriptor)
+        self.capacity = check_record_ring(descriptor)
         self._mapped: mmap.mmap | None = mmap.mmap(descriptor, _ENTRIES_AT + self.capacity, flags=mmap.MAP_SHARED)
         self._memory = memoryview(self._mapped)
         self._words = self._memory.cast("Q")
@@ -123,8 +125,8 @@ class _Tape:
             mapped.close()
 
 
-class TapeWriter(_Tape):
-    """The engine's end; the descriptor stays the caller's. Raises TapeBroken.
+class RecordRingWriter(_RecordRing):
+    """The engine's end; the descriptor stays the caller's. Raises RecordRingBroken.
 
     Only the engine that serves writes, and a swap lets the one stop before the other begins.
     """
@@ -132,7 +134,7 @@ class TapeWriter(_Tape):
     def write(
         self, kind: Entry, channel: int, generation: int, head: tuple[int, ...], metadata: Bytes, payload: Bytes
     ) -> bool:
-        """Copy one entry to the tape; False, and counted, if there is no room."""
+        """Copy one entry to the ring; False, and counted, if there is no room."""
         words, capacity = self._words, self.capacity
         metadata_at = _ENTRY_BYTES
         payload_at = metadata_at + aligned(metadata.size)
@@ -163,23 +165,23 @@ class TapeWriter(_Tape):
         entry = self._bytes[at : at + size]
         entry[metadata_at : metadata_at + metadata.size] = metadata
         np.copyto(entry[payload_at : payload_at + payload.size], payload)
-        # ORDER: the entry before `written`; pairs with TapeReader.try_next.
+        # ORDER: the entry before `written`; pairs with RecordRingReader.try_next.
         fence()
         words[_WRITTEN] = written + pad + size
         return True
 
-    def leave_out(self) -> None:
+    def count_skipped(self) -> None:
         """Count a request that a recording cannot hold, because it or its answer was pickled."""
         self._words[_PICKLED] += 1
 
 
-class TapeReader(_Tape):
-    """The recorder's end, which makes the tape; `descriptor` is for the daemon."""
+class RecordRingReader(_RecordRing):
+    """The recorder's end, which makes the record ring; `descriptor` is for the daemon."""
 
     def __init__(self, capacity: int) -> None:
         """Raises OSError (ENOMEM, ENOSPC) if there is no room for `capacity` bytes."""
         capacity = aligned(max(capacity, _LEAST_CAPACITY))
-        self.descriptor = os.memfd_create("shmserve-tape", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.descriptor = os.memfd_create("shmserve-record-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(self.descriptor, 0o600)
             # All of it now, by the recorder: an engine that met a full memory here would die of SIGBUS.
@@ -201,16 +203,16 @@ class TapeReader(_Tape):
         """Requests left out because a recording holds no pickles."""
         return self._words[_PICKLED]
 
-    def try_next(self) -> TapeEntry | None:
+    def try_next(self) -> RecordEntry | None:
         """A copy of the next entry, whose place is free again then; None while there is none."""
         words, capacity = self._words, self.capacity
         while (read := words[_READ]) != (written := words[_WRITTEN]):
-            # ORDER: `written` before the entry; pairs with TapeWriter.write.
+            # ORDER: `written` before the entry; pairs with RecordRingWriter.write.
             fence()
             at = read % capacity
             size, kind = _PAD.unpack_from(self._memory, _ENTRIES_AT + at)
             if not 0 < size <= min(written - read, capacity - at) or size % CACHE_LINE:
-                raise TapeBroken(f"an entry of {size} bytes at {read} of {written}")
+                raise RecordRingBroken(f"an entry of {size} bytes at {read} of {written}")
             entry = None if kind == Entry.PAD else self._copy(at, size)
             fence()  # the copy before the place is given back
             words[_READ] = read + size
@@ -218,15 +220,15 @@ class TapeReader(_Tape):
                 return entry
         return None
 
-    def _copy(self, at: int, size: int) -> TapeEntry:
+    def _copy(self, at: int, size: int) -> RecordEntry:
         _, kind, channel, generation, at_ns, metadata_bytes, payload_bytes, *head = _ENTRY.packed.unpack_from(
             self._memory, _ENTRIES_AT + at
         )
         payload_at = _ENTRY_BYTES + aligned(metadata_bytes)
         if kind not in (Entry.REQUEST, Entry.REPLY) or payload_at + aligned(payload_bytes) != size:
-            raise TapeBroken(f"an entry of kind {kind} with {metadata_bytes} and {payload_bytes} bytes in {size}")
+            raise RecordRingBroken(f"an entry of kind {kind} with {metadata_bytes} and {payload_bytes} bytes in {size}")
         entry = self._bytes[at : at + size]
-        return TapeEntry(
+        return RecordEntry(
             Entry(kind),
             channel,
             generation,

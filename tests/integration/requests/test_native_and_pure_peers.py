@@ -1,4 +1,4 @@
-"""Compiled steps on one side and Python on the other speak with each other, and both with themselves."""
+"""Peers of which one is native and the other pure Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shmserve.compiled import COMPILED
+from shmserve.backend import NATIVE
 from tests.support import watchdog
 from tests.support.admin_command import COMMAND
 from tests.support.daemon_process import Daemon, environment
@@ -18,10 +18,10 @@ CLIENT = """
 import sys
 import numpy as np
 from shmserve.client import ShmClient
-from shmserve.compiled import COMPILED
+from shmserve.backend import NATIVE
 
-runtime_dir, compiled, requests = sys.argv[1], sys.argv[2] == "1", int(sys.argv[3])
-assert compiled == COMPILED
+runtime_dir, native, requests = sys.argv[1], sys.argv[2] == "0", int(sys.argv[3])
+assert native == NATIVE
 generator = np.random.default_rng(1)
 sizes = [0, 1, 7, 100, 4095, 30_000, 40_000, 70_000]
 with ShmClient("t", runtime_dir=runtime_dir, timeout=60.0) as client:
@@ -47,7 +47,7 @@ with ShmClient("t", runtime_dir=runtime_dir, timeout=60.0) as client:
 """
 _REQUESTS = 1000
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 
 @pytest.fixture(scope="module", params=["named", "sealed"])
@@ -56,22 +56,22 @@ def transport(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["compiled daemon", "Python daemon"])
+@pytest.fixture(scope="module", params=[True, False], ids=["native daemon", "pure daemon"])
 def daemon(request: pytest.FixtureRequest, transport: str) -> Iterator[tuple[Daemon, bool]]:
     daemon = Daemon("echo", arguments=("--transport", transport))
-    daemon.environment["SHMSERVE_COMPILED"] = "1" if request.param else "0"
+    daemon.environment["SHMSERVE_PURE"] = "0" if request.param else "1"
     with daemon:
         yield daemon, request.param
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled client", "Python client"])
-def test_a_thousand_requests_of_changing_sizes_come_back_exactly(daemon: tuple[Daemon, bool], compiled: bool) -> None:
+@pytest.mark.parametrize("native", [True, False], ids=["native client", "pure client"])
+def test_a_thousand_requests_of_changing_sizes_come_back_exactly(daemon: tuple[Daemon, bool], native: bool) -> None:
     served, _ = daemon
-    variable = "1" if compiled else "0"
+    variable = "0" if native else "1"
 
     with subprocess.Popen(
         watchdog.ending_with_us([sys.executable, "-c", CLIENT, str(served.runtime_dir), variable, str(_REQUESTS)]),
-        env={**environment(), "SHMSERVE_COMPILED": variable},
+        env={**environment(), "SHMSERVE_PURE": variable},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,13 +82,13 @@ def test_a_thousand_requests_of_changing_sizes_come_back_exactly(daemon: tuple[D
     assert (client.returncode, said, wrote) == (0, f"{_REQUESTS}\n", "")
 
 
-def test_the_status_and_the_log_say_when_the_engine_is_not_compiled(daemon: tuple[Daemon, bool]) -> None:
-    served, engine_compiled = daemon
+def test_the_status_and_the_log_report_an_engine_in_pure_python(daemon: tuple[Daemon, bool]) -> None:
+    served, engine_native = daemon
     admin = [str(COMMAND), "--name", "t", "--runtime-dir", str(served.runtime_dir)]
 
     shown = subprocess.run([*admin, "status"], capture_output=True, text=True, timeout=60, check=True).stdout
 
-    assert ("Python (not compiled): see docs/performance.md" in shown) is not engine_compiled
-    assert ("request path: Python (not compiled)" in served.log) is not engine_compiled
-    assert served.status()["engine"]["compiled"] is engine_compiled
-    assert "compiled" not in served.status()["model"]
+    assert ("Python (not compiled): see docs/performance.md" in shown) is not engine_native
+    assert ("request path: Python (not compiled)" in served.log) is not engine_native
+    assert served.status()["engine"]["native"] is engine_native
+    assert "native" not in served.status()["model"]

@@ -1,14 +1,14 @@
 /* Compares a tree with a structure that was sent before, and copies its leaves to their places in a slot's payload.
  *
- * What Matcher.collect (description.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
+ * What StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
  * copied. Whatever is not exactly as it was described is another structure, and left to Python.
  *
- * A large payload is announced: the engine copies what is there while the rest is being written (stager.c).
+ * A large payload is announced: the engine copies what is there while the rest is being written (cut_through.c).
  */
 
-#include "sender.h"
+#include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
 
@@ -49,15 +49,15 @@ struct Container {
 typedef struct {
     Py_ssize_t offset, size;
     PyArray_Descr *stored_as;
-} Place;
+} LeafLayout;
 
 typedef struct {
     PyObject_HEAD
     Container *root;
-    Place *places;
+    LeafLayout *places;
     Py_ssize_t numbers_count, arrays_count, payload_bytes;
-    int bare;
-} Sender;
+    int is_leaf_root;
+} TreeEncoder;
 
 /* What was collected of one tree. */
 typedef struct {
@@ -113,7 +113,7 @@ static int is_position(Container *container, Py_ssize_t position)
 {
     if (position >= 0 && position < container->size)
         return 1;
-    PyErr_SetString(PyExc_ValueError, "a pattern names a place that its container does not have");
+    PyErr_SetString(PyExc_ValueError, "a guard names a place that its container does not have");
     return 0;
 }
 
@@ -144,16 +144,16 @@ static int array_of(Container *container, PyObject *given, ArrayLeaf *leaf)
     return 0;
 }
 
-/* A container of `Pattern.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
-static Container *container_of(PyObject *given, Sender *sender, int depth)
+/* A container of `ContainerGuard.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
+static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
 {
     PyObject *kind, *keys, *types, *constants, *numbers, *arrays, *nested;
     if (depth > MOST_DEPTH) {
-        PyErr_SetString(PyExc_ValueError, "a pattern that is too deep");
+        PyErr_SetString(PyExc_ValueError, "a guard that is too deep");
         return NULL;
     }
     if (!PyTuple_Check(given)) {
-        PyErr_SetString(PyExc_TypeError, "a pattern is a tuple");
+        PyErr_SetString(PyExc_TypeError, "a guard is a tuple");
         return NULL;
     }
     if (!PyArg_ParseTuple(given, "O!OO!O!O!O!O!", &PyType_Type, &kind, &keys, &PyTuple_Type, &types, &PyTuple_Type,
@@ -166,7 +166,7 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
     int is_dict = kind == (PyObject *)&PyDict_Type;
     if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
         (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != PyTuple_GET_SIZE(types)))) {
-        PyErr_SetString(PyExc_TypeError, "a pattern is of a dict with its keys, a list or a tuple");
+        PyErr_SetString(PyExc_TypeError, "a guard is of a dict with its keys, a list or a tuple");
         goto failed;
     }
     container->types = zeroed(PyTuple_GET_SIZE(types), sizeof *container->types);
@@ -179,7 +179,7 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
             container->keys[index] = Py_NewRef(PyTuple_GET_ITEM(keys, index));
         container->types[index] = (PyTypeObject *)Py_NewRef(PyTuple_GET_ITEM(types, index));
         if (!PyType_Check(container->types[index]) || (is_dict && !PyUnicode_CheckExact(container->keys[index]))) {
-            PyErr_SetString(PyExc_TypeError, "a pattern's types are types, and its keys str");
+            PyErr_SetString(PyExc_TypeError, "a guard's types are types, and its keys str");
             goto failed;
         }
     }
@@ -206,26 +206,26 @@ static Container *container_of(PyObject *given, Sender *sender, int depth)
             goto failed;
         PyTypeObject *type = container->types[position];
         if (!PyType_IsSubtype(type, &PyLong_Type) && !PyType_IsSubtype(type, &PyFloat_Type)) {
-            PyErr_SetString(PyExc_TypeError, "a pattern's numbers are int, float or bool");
+            PyErr_SetString(PyExc_TypeError, "a guard's numbers are int, float or bool");
             goto failed;
         }
         container->numbers[container->numbers_count] = position;
     }
-    sender->numbers_count += container->numbers_count;
+    encoder->numbers_count += container->numbers_count;
     while (container->arrays_count < PyTuple_GET_SIZE(arrays)) {
         PyObject *leaf = PyTuple_GET_ITEM(arrays, container->arrays_count);
         if (array_of(container, leaf, &container->arrays[container->arrays_count++]) < 0)
             goto failed;
     }
-    sender->arrays_count += container->arrays_count;
+    encoder->arrays_count += container->arrays_count;
     for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
         Nested *inner = &container->nested[container->nested_count];
-        PyObject *pattern, *convert;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &pattern,
+        PyObject *guard, *convert;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &guard,
                               &convert) ||
             !is_position(container, inner->position))
             goto failed;
-        inner->container = container_of(pattern, sender, depth + 1);
+        inner->container = container_of(guard, encoder, depth + 1);
         if (inner->container == NULL)
             goto failed;
         inner->convert = Py_NewRef(convert);
@@ -241,17 +241,17 @@ failed:
     return NULL;
 }
 
-static int places_of(Sender *self, PyObject *given)
+static int places_of(TreeEncoder *self, PyObject *given)
 {
     if (PyTuple_GET_SIZE(given) != self->arrays_count) {
-        PyErr_SetString(PyExc_ValueError, "a pattern has other arrays than its schema");
+        PyErr_SetString(PyExc_ValueError, "a guard has other arrays than its schema");
         return -1;
     }
     self->places = zeroed(self->arrays_count, sizeof *self->places);
     if (self->places == NULL)
         return -1;
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         PyObject *stored_as;
         if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size,
                               &PyArrayDescr_Type, &stored_as))
@@ -266,34 +266,34 @@ static int places_of(Sender *self, PyObject *given)
     return 0;
 }
 
-static int fill(Sender *self, PyObject *args)
+static int fill(TreeEncoder *self, PyObject *args)
 {
-    PyObject *pattern, *places;
-    if (!PyArg_ParseTuple(args, "OpO!n", &pattern, &self->bare, &PyTuple_Type, &places, &self->payload_bytes))
+    PyObject *guard, *places;
+    if (!PyArg_ParseTuple(args, "OpO!n", &guard, &self->is_leaf_root, &PyTuple_Type, &places, &self->payload_bytes))
         return -1;
-    self->root = container_of(pattern, self, 0);
+    self->root = container_of(guard, self, 0);
     if (self->root == NULL || places_of(self, places) < 0)
         return -1;
     if (self->payload_bytes < self->numbers_count * 8 ||
-        (self->bare && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
-        PyErr_SetString(PyExc_ValueError, "a pattern and its schema do not agree");
+        (self->is_leaf_root && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
+        PyErr_SetString(PyExc_ValueError, "a guard and its schema do not agree");
         return -1;
     }
     return 0;
 }
 
-/* Sender(pattern, bare, places, payload_bytes) */
-static PyObject *sender_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+/* TreeEncoder(guard, is_leaf_root, places, payload_bytes) */
+static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    Sender *self = new_instance(type, keywords);
+    TreeEncoder *self = new_instance(type, keywords);
     if (self != NULL && fill(self, args) < 0)
         Py_CLEAR(self);
     return (PyObject *)self;
 }
 
-static void sender_dealloc(PyObject *object)
+static void encoder_dealloc(PyObject *object)
 {
-    Sender *self = (Sender *)object;
+    TreeEncoder *self = (TreeEncoder *)object;
     free_container(self->root);
     for (Py_ssize_t index = 0; self->places != NULL && index < self->arrays_count; index++)
         Py_XDECREF(self->places[index].stored_as);
@@ -338,13 +338,13 @@ static PyArrayObject *leaf_array(ArrayLeaf *leaf, PyObject *value)
     return (PyArrayObject *)array;
 }
 
-static int collect_array(Sender *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
+static int flatten_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
 {
     PyArrayObject *array = leaf_array(leaf, value);
     if (array == NULL)
         return PyErr_Occurred() ? -1 : 0;
     leaves->arrays[leaves->arrays_found] = array;
-    Place *place = &self->places[leaves->arrays_found++];
+    LeafLayout *place = &self->places[leaves->arrays_found++];
     if (PyArray_NDIM(array) != leaf->dimensions || PyArray_NBYTES(array) != place->size)
         return 0;
     for (int index = 0; index < leaf->dimensions; index++)
@@ -353,7 +353,7 @@ static int collect_array(Sender *self, ArrayLeaf *leaf, PyObject *value, Leaves 
     return PyArray_DESCR(array) == place->stored_as || PyArray_EquivTypes(PyArray_DESCR(array), place->stored_as);
 }
 
-static int collect_number(PyObject *value, Leaves *leaves)
+static int flatten_number(PyObject *value, Leaves *leaves)
 {
     uint64_t *word = &leaves->numbers[leaves->numbers_found++];
     if (PyFloat_Check(value)) {
@@ -367,7 +367,7 @@ static int collect_number(PyObject *value, Leaves *leaves)
     return overflow ? 0 : 1;
 }
 
-/* The values of `tree`, owned, in the order of the pattern; 0 and none of them for another structure. */
+/* The values of `tree`, owned, in the order of the guard; 0 and none of them for another structure. */
 static int values_of(Container *container, PyObject *tree, PyObject **values)
 {
     if (Py_TYPE(tree) != container->kind)
@@ -409,7 +409,7 @@ static PyObject *as_base(PyObject *value, PyObject *convert)
     return convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(convert, value);
 }
 
-static int collect(Sender *self, Container *container, PyObject *tree, Leaves *leaves)
+static int flatten(TreeEncoder *self, Container *container, PyObject *tree, Leaves *leaves)
 {
     PyObject *few[LEAST_ROOM], **values = few;
     if (container->size > LEAST_ROOM && (values = zeroed(container->size, sizeof *values)) == NULL)
@@ -426,13 +426,13 @@ static int collect(Sender *self, Container *container, PyObject *tree, Leaves *l
             Py_XDECREF(value);
         }
         for (Py_ssize_t index = 0; same == 1 && index < container->numbers_count; index++)
-            same = collect_number(values[container->numbers[index]], leaves);
+            same = flatten_number(values[container->numbers[index]], leaves);
         for (Py_ssize_t index = 0; same == 1 && index < container->arrays_count; index++)
-            same = collect_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
+            same = flatten_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
         for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++) {
             Nested *nested = &container->nested[index];
             PyObject *inner = as_base(values[nested->position], nested->convert);
-            same = inner == NULL ? -1 : collect(self, nested->container, inner, leaves);
+            same = inner == NULL ? -1 : flatten(self, nested->container, inner, leaves);
             Py_XDECREF(inner);
         }
         for (Py_ssize_t index = 0; index < container->size; index++)
@@ -447,14 +447,14 @@ static int collect(Sender *self, Container *container, PyObject *tree, Leaves *l
 
 /* Whether an array that was collected still has the bytes of its place: what ran since, a conversion or another thread,
  * may have made it larger or smaller. */
-static int still_fits(Place *place, PyArrayObject *array)
+static int still_fits(LeafLayout *place, PyArrayObject *array)
 {
     return PyArray_NBYTES(array) == place->size &&
            PyArray_SIZE(array) * PyDataType_ELSIZE(place->stored_as) == place->size;
 }
 
 /* An array whose bytes do not lie in order, by numpy's own copy. */
-static int copy_strided(Place *place, PyArrayObject *array, char *payload)
+static int copy_strided(LeafLayout *place, PyArrayObject *array, char *payload)
 {
     PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
                                         PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
@@ -464,12 +464,12 @@ static int copy_strided(Place *place, PyArrayObject *array, char *payload)
     return failed;
 }
 
-static void copy_plain(Sender *self, Leaves *leaves, char *payload)
+static void copy_whole(TreeEncoder *self, Leaves *leaves, char *payload)
 {
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         PyArrayObject *array = leaves->arrays[index];
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         if (place->size && PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
             memmove(payload + place->offset, PyArray_BYTES(array), (size_t)place->size);
     }
@@ -477,13 +477,13 @@ static void copy_plain(Sender *self, Leaves *leaves, char *payload)
 
 /* The same in pieces, and after each how far it came: as long as no array is left for `copy_strided`. The words are of
  * the payload's own segment, and mapped as long as it is. */
-static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t *written)
+static void copy_in_pieces(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
 {
     int in_order = 1;
     memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         PyArrayObject *array = leaves->arrays[index];
-        Place *place = &self->places[index];
+        LeafLayout *place = &self->places[index];
         if (!PyArray_IS_C_CONTIGUOUS(array)) {
             in_order = 0;
             continue;
@@ -494,9 +494,9 @@ static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t
         /* Arrays that overlap their place are copied whole, as memmove does. */
         int apart = from >= to + place->size || to >= from + place->size;
         for (Py_ssize_t done = 0; done < place->size; done += piece) {
-            piece = apart && place->size - done > ANNOUNCED_PIECE ? ANNOUNCED_PIECE : place->size - done;
+            piece = apart && place->size - done > CUT_THROUGH_PIECE ? CUT_THROUGH_PIECE : place->size - done;
             memmove(to + done, from + done, (size_t)piece);
-            /* ORDER: bytes before their number; pairs with stager_advance. */
+            /* ORDER: bytes before their number; pairs with copier_advance. */
             if (in_order)
                 __atomic_store_n(written, (uint64_t)(place->offset + done + piece), __ATOMIC_RELEASE);
         }
@@ -504,31 +504,31 @@ static void copy_announced(Sender *self, Leaves *leaves, char *payload, uint64_t
 }
 
 /* Begin a write that no other had the number of, into this slot. */
-static uint64_t announce(uint64_t *counter, uint64_t slot)
+static uint64_t begin_write(uint64_t *counter, uint64_t slot)
 {
-    uint64_t writing = sequence_of(number_of(counter[WRITING]) + 1, slot);
-    /* ORDER: no bytes before the write; pairs with stager_advance. */
+    uint64_t write_id = sequence_of(number_of(counter[WRITE_ID]) + 1, slot);
+    /* ORDER: no bytes before the write; pairs with copier_advance. */
     __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
-    __atomic_store_n(&counter[WRITING], writing, __ATOMIC_RELEASE);
+    __atomic_store_n(&counter[WRITE_ID], write_id, __ATOMIC_RELEASE);
     /* Nor may a byte of this write be seen under the number of an earlier one. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return writing;
+    return write_id;
 }
 
-static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
+static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *counter)
 {
     for (Py_ssize_t index = 0; index < self->arrays_count; index++)
         if (!still_fits(&self->places[index], leaves->arrays[index]))
             return OTHER;
     if (self->payload_bytes < RELEASING_BYTES)
-        copy_plain(self, leaves, payload);
+        copy_whole(self, leaves, payload);
     else {
         Py_BEGIN_ALLOW_THREADS
         if (counter != NULL)
-            copy_announced(self, leaves, payload, &counter[WRITTEN_BYTES]);
+            copy_in_pieces(self, leaves, payload, &counter[WRITTEN_BYTES]);
         else
-            copy_plain(self, leaves, payload);
+            copy_whole(self, leaves, payload);
         Py_END_ALLOW_THREADS
     }
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
@@ -544,15 +544,15 @@ static int copy(Sender *self, Leaves *leaves, char *payload, uint64_t *counter)
 }
 
 /* Whether the payload has room; what it may be else is found out by copy_into. */
-static int does_fit(Sender *self, PyObject *payload)
+static int does_fit(TreeEncoder *self, PyObject *payload)
 {
     return PyArray_Check(payload) && PyArray_NBYTES((PyArrayObject *)payload) >= self->payload_bytes;
 }
 
 /* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
-static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *writing)
+static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *write_id)
 {
-    if (self->payload_bytes >= RUNG_BYTES && ring != Py_None) {
+    if (self->payload_bytes >= WAKE_BYTES && ring != Py_None) {
         /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
         PyObject *rung = PyObject_CallNoArgs(ring);
         if (rung == NULL)
@@ -563,12 +563,12 @@ static int announced(Sender *self, PyObject *slots, uint64_t slot, PyObject *rin
     if (open == NULL)
         return -1;
     *counter = open->counter;
-    *writing = announce(*counter, slot);
+    *write_id = begin_write(*counter, slot);
     return 1;
 }
 
 /* Only now that no other code of the program runs any more is the payload looked at. */
-static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
+static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
 {
     char *bytes = payload_bytes_of(payload, 0);
     if (bytes == NULL)
@@ -580,29 +580,29 @@ static int copy_into(Sender *self, Leaves *leaves, PyObject *payload, uint64_t *
     return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE : copy(self, leaves, bytes, counter);
 }
 
-int sender_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
-               uint64_t *writing)
+int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
+               uint64_t *write_id)
 {
-    Sender *self = (Sender *)object;
+    TreeEncoder *self = (TreeEncoder *)object;
     uint64_t few_numbers[LEAST_ROOM];
     PyArrayObject *few_arrays[LEAST_ROOM];
     Leaves leaves = {few_numbers, few_arrays, 0, 0};
     uint64_t *counter = NULL;
     int found = -1;
-    *writing = 0;
+    *write_id = 0;
     if (self->numbers_count > LEAST_ROOM &&
         (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
         goto end;
     if (self->arrays_count > LEAST_ROOM &&
         (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
         goto end;
-    PyObject *tree = self->bare ? PyTuple_Pack(1, given) : Py_NewRef(given);
+    PyObject *tree = self->is_leaf_root ? PyTuple_Pack(1, given) : Py_NewRef(given);
     if (tree == NULL)
         goto end;
-    found = collect(self, self->root, tree, &leaves);
+    found = flatten(self, self->root, tree, &leaves);
     Py_DECREF(tree);
-    if (found == 1 && slots != Py_None && self->payload_bytes >= ANNOUNCED_BYTES && does_fit(self, payload))
-        found = announced(self, slots, slot, ring, &counter, writing);
+    if (found == 1 && slots != Py_None && self->payload_bytes >= CUT_THROUGH_BYTES && does_fit(self, payload))
+        found = begin_cut_through(self, slots, slot, ring, &counter, write_id);
     if (found == 1)
         found = copy_into(self, &leaves, payload, counter);
 end:
@@ -615,14 +615,14 @@ end:
     return found;
 }
 
-int is_sender(PyObject *object) { return Py_TYPE(object)->tp_dealloc == sender_dealloc; }
+int is_encoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == encoder_dealloc; }
 
-uint64_t sender_bytes(PyObject *object) { return (uint64_t)((Sender *)object)->payload_bytes; }
+uint64_t encoder_bytes(PyObject *object) { return (uint64_t)((TreeEncoder *)object)->payload_bytes; }
 
-static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 && count != 5) {
-        PyErr_SetString(PyExc_TypeError, "write(tree, payload), or with slots, slot, ring");
+        PyErr_SetString(PyExc_TypeError, "encode_into(tree, payload), or with slots, slot, ring");
         return NULL;
     }
     unsigned long slot = 0;
@@ -634,26 +634,26 @@ static PyObject *sender_write(PyObject *object, PyObject *const *args, Py_ssize_
             return NULL;
         }
     }
-    uint64_t writing;
-    int found = sender_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
-                           count == 5 ? args[4] : Py_None, &writing);
-    if (found == WRITTEN && writing)
-        return PyLong_FromUnsignedLongLong(writing);
+    uint64_t write_id;
+    int found = encoder_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
+                           count == 5 ? args[4] : Py_None, &write_id);
+    if (found == WRITTEN && write_id)
+        return PyLong_FromUnsignedLongLong(write_id);
     return found < 0 ? NULL : PyLong_FromLong(found);
 }
 
-static PyMethodDef sender_methods[] = {
-    {"write", (PyCFunction)(void (*)(void))sender_write, METH_FASTCALL,
+static PyMethodDef encoder_methods[] = {
+    {"encode_into", (PyCFunction)(void (*)(void))encoder_encode_into, METH_FASTCALL,
      "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above: written, and announced as this."},
     {NULL, NULL, 0, NULL},
 };
 
-static PyType_Slot sender_slots[] = {
+static PyType_Slot encoder_slots[] = {
     {Py_tp_doc, "Recognises trees of one structure and writes them."},
-    {Py_tp_new, sender_new},
-    {Py_tp_dealloc, sender_dealloc},
-    {Py_tp_methods, sender_methods},
+    {Py_tp_new, encoder_new},
+    {Py_tp_dealloc, encoder_dealloc},
+    {Py_tp_methods, encoder_methods},
     {0, NULL},
 };
 
-PyType_Spec sender_spec = {"shmserve._compiled.Sender", sizeof(Sender), 0, STEP_FLAGS, sender_slots};
+PyType_Spec encoder_spec = {"shmserve._core.TreeEncoder", sizeof(TreeEncoder), 0, TYPE_FLAGS, encoder_slots};

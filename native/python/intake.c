@@ -5,10 +5,10 @@
  * begun before and is of the structure that was learnt. Of any other nothing is touched here: the long way takes it.
  */
 
-#include "receiver.h"
-#include "sender.h"
+#include "tree_decoder.h"
+#include "tree_encoder.h"
 #include "slots.h"
-#include "stager.h"
+#include "cut_through.h"
 
 #include <structmember.h>
 
@@ -16,32 +16,32 @@
 typedef struct {
     PyObject_HEAD
     Slots *requests, *replies;
-    PyObject *stager, *wrap; /* or None */
+    PyObject *copier, *wrap; /* or None */
     /* What was learnt; NULL before. */
-    PyObject *receiver, *payloads, *arena, *views;
+    PyObject *decoder, *payloads, *arena, *views;
     unsigned long long schema;
     /* Of the request that was taken last. */
     uint64_t words[REQUEST_WORDS];
     unsigned long long sequence, queued_ns, staged_ns;
-    Py_ssize_t ahead_bytes;
+    Py_ssize_t cut_through_bytes;
 } Intake;
 
-/* Intake(requests, replies, stager, wrap) */
+/* Intake(requests, replies, copier, wrap) */
 static PyObject *intake_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    PyObject *requests, *replies, *stager, *wrap;
+    PyObject *requests, *replies, *copier, *wrap;
     Intake *self = new_instance(type, keywords);
     if (self == NULL)
         return NULL;
-    if (!PyArg_ParseTuple(args, "OOOO", &requests, &replies, &stager, &wrap))
+    if (!PyArg_ParseTuple(args, "OOOO", &requests, &replies, &copier, &wrap))
         goto failed;
-    if (!is_slots(requests) || !is_slots(replies) || (stager != Py_None && !is_stager(stager))) {
-        PyErr_SetString(PyExc_TypeError, "slots of both directions, and a stager or None");
+    if (!is_slots(requests) || !is_slots(replies) || (copier != Py_None && !is_copier(copier))) {
+        PyErr_SetString(PyExc_TypeError, "slots of both directions, and a copier or None");
         goto failed;
     }
     self->requests = (Slots *)Py_NewRef(requests);
     self->replies = (Slots *)Py_NewRef(replies);
-    self->stager = Py_NewRef(stager);
+    self->copier = Py_NewRef(copier);
     self->wrap = Py_NewRef(wrap);
     return (PyObject *)self;
 failed:
@@ -54,7 +54,7 @@ static PyObject *intake_forget(PyObject *object, PyObject *unused)
     (void)unused;
     Intake *self = (Intake *)object;
     self->schema = 0;
-    Py_CLEAR(self->receiver);
+    Py_CLEAR(self->decoder);
     Py_CLEAR(self->payloads);
     Py_CLEAR(self->arena);
     Py_CLEAR(self->views);
@@ -67,26 +67,26 @@ static void intake_dealloc(PyObject *object)
     Py_XDECREF(intake_forget(object, NULL));
     Py_XDECREF(self->requests);
     Py_XDECREF(self->replies);
-    Py_XDECREF(self->stager);
+    Py_XDECREF(self->copier);
     Py_XDECREF(self->wrap);
     free_instance(object);
 }
 
-/* learn(schema, receiver, payloads, arena, views): requests of this structure are plain. `payloads` are those of the
+/* learn(schema, decoder, payloads, arena, views): requests of this structure are plain. `payloads` are those of the
  * slots; with an arena they are copied there and `views` are its arrays, without one there is a list of views for each
  * slot. */
 static PyObject *intake_learn(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Intake *self = (Intake *)object;
     uint64_t schema;
-    if (count != 5 || !is_receiver(args[1]) || !PyList_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
-        PyErr_SetString(PyExc_TypeError, "learn(schema, receiver, payloads, arena, views)");
+    if (count != 5 || !is_decoder(args[1]) || !PyList_CheckExact(args[2]) || !PyList_CheckExact(args[4])) {
+        PyErr_SetString(PyExc_TypeError, "learn(schema, decoder, payloads, arena, views)");
         return NULL;
     }
     if (to_word(args[0], &schema) < 0)
         return NULL;
     Py_XDECREF(intake_forget(object, NULL));
-    self->receiver = Py_NewRef(args[1]);
+    self->decoder = Py_NewRef(args[1]);
     self->payloads = Py_NewRef(args[2]);
     self->arena = Py_NewRef(args[3]);
     self->views = Py_NewRef(args[4]);
@@ -97,7 +97,7 @@ static PyObject *intake_learn(PyObject *object, PyObject *const *args, Py_ssize_
 /* Whether the next request is there, and plain; -1 with an exception. Touches nothing. */
 static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
 {
-    if (self->receiver == NULL)
+    if (self->decoder == NULL)
         return 0;
     if (self->requests->words == NULL || self->replies->words == NULL) {
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
@@ -111,7 +111,7 @@ static int is_plain(Intake *self, uint64_t seen, uint64_t now_ns)
     if (words[SEQUENCE] != sequence || words[KIND] != KIND_INFER || (words[FLAGS] & ~(uint64_t)FLAG_REPEATABLE) || words[MAX_AGE_NS] ||
         words[CANCELLED] == sequence || (words[DEADLINE_NS] && words[DEADLINE_NS] < now_ns))
         return 0;
-    if (words[SCHEMA] != self->schema || words[PAYLOAD_BYTES] != receiver_bytes(self->receiver))
+    if (words[SCHEMA] != self->schema || words[PAYLOAD_BYTES] != decoder_bytes(self->decoder))
         return 0;
     const uint64_t *reply = head_of(self->replies, sequence);
     return load(&reply[TAKEN]) != sequence && load(&reply[SEQUENCE]) < sequence;
@@ -122,16 +122,16 @@ static PyObject *observation_of(Intake *self)
 {
     Py_ssize_t slot = (Py_ssize_t)slot_of(self->words[SEQUENCE]);
     /* What is learnt may be forgotten by what a wrapper runs. */
-    PyObject *receiver = Py_NewRef(self->receiver), *arena = Py_NewRef(self->arena), *tree = NULL;
+    PyObject *decoder = Py_NewRef(self->decoder), *arena = Py_NewRef(self->arena), *tree = NULL;
     PyObject *payload = Py_NewRef(PyList_GET_ITEM(self->payloads, slot)), *views = Py_NewRef(self->views);
     if (arena != Py_None) {
-        self->ahead_bytes = receiver_copy(receiver, payload, arena, self->stager, self->words[WRITTEN_AS]);
-        if (self->ahead_bytes >= 0)
-            tree = receiver_over(receiver, arena, views, self->wrap);
+        self->cut_through_bytes = decoder_copy(decoder, payload, arena, self->copier, self->words[REQUEST_WRITE_ID]);
+        if (self->cut_through_bytes >= 0)
+            tree = decoder_over(decoder, arena, views, self->wrap);
     }
     else if (slot < PyList_GET_SIZE(views)) {
         PyObject *own = Py_NewRef(PyList_GET_ITEM(views, slot));
-        tree = receiver_over(receiver, payload, own, self->wrap);
+        tree = decoder_over(decoder, payload, own, self->wrap);
         Py_DECREF(own);
     }
     else
@@ -139,7 +139,7 @@ static PyObject *observation_of(Intake *self)
     Py_DECREF(views);
     Py_DECREF(payload);
     Py_DECREF(arena);
-    Py_DECREF(receiver);
+    Py_DECREF(decoder);
     return tree;
 }
 
@@ -149,7 +149,7 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
     Intake *self = (Intake *)object;
     uint64_t seen, taken_ns = monotonic_ns();
     self->sequence = 0;
-    self->ahead_bytes = 0;
+    self->cut_through_bytes = 0;
     int plain = to_word(given, &seen) < 0 ? -1 : is_plain(self, seen, taken_ns);
     if (plain < 0)
         return NULL;
@@ -160,8 +160,8 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    if (words[WRITTEN_AS] && self->stager != Py_None)
-        ((Stager *)self->stager)->came = words[WRITTEN_AS];
+    if (words[REQUEST_WRITE_ID] && self->copier != Py_None)
+        ((CutThroughCopier *)self->copier)->committed = words[REQUEST_WRITE_ID];
     take_request(head_of(self->replies, sequence), sequence);
     self->sequence = sequence;
     self->queued_ns = taken_ns > words[SUBMITTED_NS] ? taken_ns - words[SUBMITTED_NS] : 0;
@@ -170,22 +170,22 @@ static PyObject *intake_take(PyObject *object, PyObject *given)
     return observation;
 }
 
-/* answer(sender, tree, payload, schema, metadata_bytes, flags, version, infer_ns): reply to the request that was taken
+/* answer(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns): reply to the request that was taken
  * last with this tree: how long that took (ns), or -1 if it is of another structure or needs more room, and nothing was
  * replied */
 static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Intake *self = (Intake *)object;
-    uint64_t began_ns = monotonic_ns(), sequence = self->sequence, infer_ns, writing, metadata, version, schema, flags;
-    if (count != 8 || !is_sender(args[0])) {
+    uint64_t began_ns = monotonic_ns(), sequence = self->sequence, infer_ns, write_id, metadata, version, schema, flags;
+    if (count != 8 || !is_encoder(args[0])) {
         PyErr_SetString(PyExc_TypeError,
-                        "answer(sender, tree, payload, schema, metadata_bytes, flags, version, infer_ns)");
+                        "answer(encoder, tree, payload, schema, metadata_bytes, flags, version, infer_ns)");
         return NULL;
     }
     if (to_word(args[3], &schema) < 0 || to_word(args[4], &metadata) < 0 || to_word(args[5], &flags) < 0 ||
         to_word(args[6], &version) < 0 || to_word(args[7], &infer_ns) < 0)
         return NULL;
-    int found = sender_put(args[0], args[1], args[2], Py_None, 0, Py_None, &writing);
+    int found = encoder_put(args[0], args[1], args[2], Py_None, 0, Py_None, &write_id);
     if (found < 0)
         return NULL;
     if (found != WRITTEN)
@@ -197,7 +197,7 @@ static PyObject *intake_answer(PyObject *object, PyObject *const *args, Py_ssize
     if (head == NULL)
         return NULL;
     uint64_t copied_ns = monotonic_ns() - began_ns;
-    uint64_t words[REPLY_TOLD + 1] = {sequence, STATUS_OK, flags, schema, metadata, sender_bytes(args[0]), version,
+    uint64_t words[REPLY_TOLD + 1] = {sequence, STATUS_OK, flags, schema, metadata, encoder_bytes(args[0]), version,
                                       self->queued_ns, self->staged_ns, infer_ns, copied_ns};
     complete_reply(self->replies, head, words);
     return PyLong_FromUnsignedLongLong(copied_ns);
@@ -223,7 +223,7 @@ static PyMemberDef intake_members[] = {
     {"sequence", T_ULONGLONG, offsetof(Intake, sequence), READONLY, "What was taken last; 0: nothing."},
     {"queued_ns", T_ULONGLONG, offsetof(Intake, queued_ns), READONLY, "From its publication until it was taken."},
     {"staged_ns", T_ULONGLONG, offsetof(Intake, staged_ns), READONLY, "From then until the observation was ready."},
-    {"ahead_bytes", T_PYSSIZET, offsetof(Intake, ahead_bytes), READONLY, "Of its payload, copied before it came."},
+    {"cut_through_bytes", T_PYSSIZET, offsetof(Intake, cut_through_bytes), READONLY, "Of its payload, copied before it came."},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -236,4 +236,4 @@ static PyType_Slot intake_slots[] = {
     {0, NULL},
 };
 
-PyType_Spec intake_spec = {"shmserve._compiled.Intake", sizeof(Intake), 0, STEP_FLAGS, intake_slots};
+PyType_Spec intake_spec = {"shmserve._core.Intake", sizeof(Intake), 0, TYPE_FLAGS, intake_slots};
