@@ -126,7 +126,7 @@ def _scale(found: dict[str, Any]) -> Iterator[str]:
 
 
 def stages_table(workloads: dict[str, Any]) -> str:
-    """Medians of what `ShmClient.last_reply` says."""
+    """Format the medians of `Reply.timing`."""
     rows = [
         [f"{name}, {way}", *(short(medians[key]) for key in (*STAGES, "round_trip"))]
         for name, ways in workloads.items()

@@ -39,13 +39,14 @@ from shmserve.errors import (
 )
 
 if TYPE_CHECKING:
-    from .loans import LentReply, LoanedObservation
+    from .async_client import AsyncShmClient
+    from .loans import ReplyLoan, RequestLoan
     from .one_call import send_inference_request
-    from .pending import Pending
-    from .reply import Reply
+    from .pending import Pending, Reply, RequestTiming
     from .shm_client import ShmClient
 
 __all__ = [
+    "AsyncShmClient",
     "ClientClosed",
     "ClientEvicted",
     "ClientForked",
@@ -55,10 +56,8 @@ __all__ = [
     "InferenceFailed",
     "InvalidArgument",
     "InvalidChunk",
-    "LentReply",
     "LoanEnded",
     "LoanOutlived",
-    "LoanedObservation",
     "NoFreshAction",
     "ObservationStale",
     "ObservationTooLarge",
@@ -67,10 +66,13 @@ __all__ = [
     "ProtocolMismatch",
     "ReentrantCall",
     "Reply",
+    "ReplyLoan",
     "RequestCancelled",
+    "RequestLoan",
     "RequestRejected",
     "RequestSuperseded",
     "RequestTimeout",
+    "RequestTiming",
     "ServiceRestarted",
     "ServiceStopping",
     "ServiceUnavailable",
@@ -84,10 +86,12 @@ __all__ = [
 ]
 
 _WHERE = {
-    "LentReply": "loans",
-    "LoanedObservation": "loans",
+    "AsyncShmClient": "async_client",
     "Pending": "pending",
-    "Reply": "reply",
+    "Reply": "pending",
+    "ReplyLoan": "loans",
+    "RequestLoan": "loans",
+    "RequestTiming": "pending",
     "ShmClient": "shm_client",
     "send_inference_request": "one_call",
 }

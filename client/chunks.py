@@ -29,7 +29,7 @@ from shmserve.errors import (
 
 from .arguments import capture_seconds, seconds, whole
 from .parking_lot import ParkingLot
-from .reply import Reply
+from .pending import Reply
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -95,7 +95,7 @@ class AsksModel(Protocol):
         *,
         timeout: float | None = None,
         capture_time: float | None = None,
-        max_age_s: float | None = None,
+        max_age: float | None = None,
     ) -> AnsweredLater: ...
     def reset(self, *, timeout: float | None = None) -> None: ...
 
@@ -263,7 +263,7 @@ class ActionChunks:
                 observation,
                 timeout=self._useful_s,
                 capture_time=None if self._useful_s is None else capture_ns / 1e9,
-                max_age_s=self._useful_s,
+                max_age=self._useful_s,
             )
         except (RequestRejected, InvalidArgument, ClientClosed):
             raise  # this very observation, or this client: the caller's to put right

@@ -140,8 +140,7 @@ class _EndpointClient:
 
     def _known_model(self) -> dict[str, Any]:
         """The model that gave the latest reply, asked about once."""
-        reply = self._client.last_reply
-        if self._model is None or (reply is not None and reply.model_version != self._model["version"]):
+        if self._model is None or self._version not in (None, self._model["version"]):
             return self._describe(self.timeout_ms / 1e3)
         return self._model
 
@@ -151,7 +150,7 @@ class _EndpointClient:
         while True:
             try:
                 self._client.connect(timeout=_until(deadline))
-                self._model = self._client.metadata
+                self._model = self._client.describe()
                 return self._model
             except ServiceUnavailable:
                 if time.monotonic() + _LOOK_EVERY_S >= deadline:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shmserve.errors import ServiceUnavailable, ShmServeError
 
 from ..arguments import seconds
+from ..pending import Reply
 from ..shm_client import ShmClient
 from .address import address_of
 
@@ -87,15 +88,15 @@ class WebsocketClientPolicy(_BasePolicy):
         Raises RuntimeError, its cause the typed error; the next call works.
         """
         try:
-            result = self._client.infer(obs)
+            reply = self._client.request(obs)
         except ShmServeError as error:
             raise RuntimeError(f"Error in inference server:\n{error}") from error
-        if type(result) is not dict:
+        if type(reply.action) is not dict:
             raise RuntimeError(
-                f"Error in inference server:\n{self._address} answered with {type(result).__name__}, not with a dict: "
+                f"Error in inference server:\n{self._address} answered with {type(reply.action).__name__}, not with a dict: "
                 "it serves a policy that is not one of openpi's"
             )
-        return self._with_timing(result)
+        return self._with_timing(reply)
 
     def reset(self) -> None:
         """Tell the policy that an episode begins (openpi's own client does not); nothing if it has no reset."""
@@ -123,7 +124,7 @@ class WebsocketClientPolicy(_BasePolicy):
         while True:
             try:
                 self._client.connect(timeout=min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
-                model = self._client.metadata
+                model = self._client.describe()
                 break
             except ServiceUnavailable as error:
                 if time.monotonic() >= until:
@@ -135,15 +136,15 @@ class WebsocketClientPolicy(_BasePolicy):
         identity = {"service": self._address.service, "model": model["name"], "version": model["version"]}
         return {**model["metadata"], "shmserve": identity}
 
-    def _with_timing(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _with_timing(self, reply: Reply) -> dict[str, Any]:
         # openpi's ActionChunkBroker cuts a row out of every array there is: only plain numbers and text are added.
-        reply = self._client.last_reply
-        assert reply is not None
-        infer_ms = reply.infer_us / 1e3
+        result: dict[str, Any] = reply.action
+        stages = reply.timing
+        infer_ms = stages.infer_us / 1e3
         timing = {"infer_ms": infer_ms}
         if self._previous_total_ms is not None:
             timing["prev_total_ms"] = self._previous_total_ms
-        self._previous_total_ms = (reply.queued_us + reply.staged_us + reply.infer_us + reply.copied_us) / 1e3
+        self._previous_total_ms = (stages.queued_us + stages.staged_us + stages.infer_us + stages.copied_us) / 1e3
         result["server_timing"] = timing
         own = result.get("policy_timing")
         result["policy_timing"] = (
@@ -153,9 +154,9 @@ class WebsocketClientPolicy(_BasePolicy):
             "shmserve",
             {
                 "model_version": reply.model_version,
-                "number": reply.number,
-                "queued_ms": reply.queued_us / 1e3,
-                "round_trip_ms": reply.round_trip_us / 1e3,
+                "number": reply.request_id,
+                "queued_ms": stages.queued_us / 1e3,
+                "round_trip_ms": stages.round_trip_us / 1e3,
             },
         )
         return result

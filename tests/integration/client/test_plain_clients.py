@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.client import plain_exchange
+from shmserve.client import plain_pipeline
 from shmserve.compiled import COMPILED
 from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import Daemon
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compil
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Whether each call of `infer` went the short way through the client."""
     ways: list[bool] = []
-    ask = plain_exchange.PlainExchange.ask
+    ask = plain_pipeline.PlainExchange.ask
 
     def noted(*arguments: Any) -> bool:
         ways.append(False)
         ways[-1] = ask(*arguments)
         return ways[-1]
 
-    monkeypatch.setattr(plain_exchange.PlainExchange, "ask", noted)
+    monkeypatch.setattr(plain_pipeline.PlainExchange, "ask", noted)
     yield ways
 
 
@@ -39,6 +39,7 @@ def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short:
     with echo.client() as client:
         for number in range(20):
             sent = {"state": np.full(3, number), "step": number}
+            reply = client.submit(sent).reply if False else None
             echoed = client.infer(sent)
             np.testing.assert_equal(echoed, sent)
             assert echoed["state"].flags.owndata and echoed["state"].flags.writeable
@@ -86,10 +87,10 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, echo: Daemon
 ) -> None:
     with echo.client() as client:
-        exchange = client._exchange
+        exchange = client._pipeline
         for number in range(6):
             client.infer({"step": number})
-        lock, attachment = exchange._lock, exchange._held[0]
+        lock, attachment = exchange._lock, pipeline._connector.connection
         replies = attachment.channel.replies
         waited: list[int] = []
 

@@ -48,7 +48,7 @@ def _asking(rows: int) -> dict[str, Any]:
 def _hold(client: ShmClient, rows: int) -> Pending:
     """Ask for a result that does not fit; the engine has it, and the client has not looked yet."""
     pending = client.submit(_asking(rows))
-    replies = client._exchange._held[0].channel.replies
+    replies = client._pipeline._connector.connection.channel.replies
     wait_until("the model ran", lambda: replies.answered(pending.sequence))
     return pending
 
