@@ -40,8 +40,8 @@ from shmserve.errors import (
 
 if TYPE_CHECKING:
     from .async_client import AsyncShmClient
+    from .compat.flask_pickle import send_inference_request
     from .loans import ReplyLoan, RequestLoan
-    from .one_call import send_inference_request
     from .pending import Pending, Reply, RequestTiming
     from .shm_client import ShmClient
 
@@ -93,7 +93,7 @@ _WHERE = {
     "RequestLoan": "loans",
     "RequestTiming": "pending",
     "ShmClient": "shm_client",
-    "send_inference_request": "one_call",
+    "send_inference_request": "compat.flask_pickle",
 }
 
 

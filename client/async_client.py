@@ -17,7 +17,7 @@ from .pending import Pending, Reply
 from .reply_thread import no_thread_error
 from .request_options import NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
 from .request_pipeline import request_options
-from .retry_policy import RetryStep, connect_steps, resend_steps, run_async
+from .retry_loop import RetryStep, connect_steps, resend_steps, run_async
 from .task_waker import TaskWaker
 
 #: A pause between two attempts ends this soon after the client was closed.

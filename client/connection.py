@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder
 from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
@@ -41,7 +41,7 @@ from .error_mapping import (
 )
 
 #: Descriptors of a channel of transport `sealed`.
-_LANE_FDS = 4
+_CHANNEL_FDS = 4
 #: Of an object in /dev/shm, shm_overview(7).
 _OBJECT_NAME = re.compile(r"/[A-Za-z0-9_.-]{1,200}")
 
@@ -128,7 +128,7 @@ class Connection:
     ) -> Connection:
         deadline = time.monotonic() + timeout_s
         try:
-            connection, owners = connect_to_service(place, CLIENT_SOCKET, timeout_s, accept_fds=_LANE_FDS)
+            connection, owners = connect_to_service(place, CLIENT_SOCKET, timeout_s, accept_fds=_CHANNEL_FDS)
         except ForeignService:
             raise
         except (FileNotFoundError, ConnectionError) as error:
@@ -252,13 +252,13 @@ def _call(
         raise ServiceUnavailable(f"the daemon of {service!r} could not be asked: {error}") from error
 
 
-def _lane(service: str, reply: Reply) -> Lane:
+def _channel_info(service: str, reply: Reply) -> ChannelInfo:
     """The channel of which a reply tells; a sealed one comes with descriptors."""
-    fields = reply.parameters.get("lane")
+    fields = reply.parameters.get("channel_info")
     try:
-        lane = Lane.from_json(fields)  # type: ignore[arg-type]
-        numbers = vars(lane.identity).values()
-        names = () if lane.names is None else vars(lane.names).values()
+        channel_info = ChannelInfo.from_json(fields)  # type: ignore[arg-type]
+        numbers = vars(channel_info.identity).values()
+        names = () if channel_info.names is None else vars(channel_info.names).values()
     except (KeyError, TypeError, AttributeError) as error:
         close_fds(reply.fds)
         raise unreadable_error(service, "Attach", f"its channel: {type(error).__name__}: {error}") from error
@@ -268,16 +268,16 @@ def _lane(service: str, reply: Reply) -> Lane:
     ):
         close_fds(reply.fds)
         raise unreadable_error(service, "Attach", "its channel is not described by numbers and names")
-    return lane
+    return channel_info
 
 
 def _channel(
     service: str, reply: Reply, owners: Collection[int] | None, before: ClientChannel | None = None
 ) -> ClientChannel:
     """The channel that came with a reply; raises ProtocolMismatch for one that is refused before it is mapped."""
-    lane = _lane(service, reply)
+    channel_info = _channel_info(service, reply)
     try:
-        return ClientChannel(lane, reply.fds, before=before, owners=owners)
+        return ClientChannel(channel_info, reply.fds, before=before, owners=owners)
     except ProtocolMismatch as error:
         raise ProtocolMismatch(f"the channel that the daemon of {service!r} gave is refused: {error}") from error
 

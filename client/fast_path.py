@@ -2,16 +2,16 @@
 
 A request is eligible if its options are the default ones, the client has nothing else in flight or on loan, and it and
 its reply have the structures that the path was specialized for (as a specializing interpreter, PEP 659). The native part
-is compiled/asking.c. Whatever turns out to be different goes on through the slow path, which specializes again.
+is native/python/asking.c. Whatever turns out to be different goes on through the slow path, which specializes again.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from shmserve.backend import core
 from shmserve.channel import ClientChannel
 from shmserve.codec import Encoder
-from shmserve.compiled import steps
 from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
@@ -30,7 +30,7 @@ class FastPath:
         self._guard = guard
         self._connector = connector
         self._table = table
-        self._native: steps.Asking | None = None
+        self._native: core.Asking | None = None
         self._channel: ClientChannel | None = None
 
     def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
@@ -62,25 +62,25 @@ class FastPath:
     def specialize(self, pending: Pending, encoder: Encoder, connection: Connection) -> None:
         """Make requests and replies like those of `pending`, which took the slow path, eligible from now on."""
         head, known = pending._head, encoder.latest
-        if connection.closed or head is None or head.flags & Flag.PICKLED or known is None or known.sender is None:
+        if connection.closed or head is None or head.flags & Flag.PICKLED or known is None or known.encoder is None:
             return
         channel, reply = connection.channel, connection.decoder.known(head.schema)
-        if reply is None or reply.receiver is None or not reply.only_arrays:
+        if reply is None or reply.decoder is None or not reply.is_all_arrays:
             return
         if self._native is None or self._channel is not channel:
             requests, replies = channel.requests, channel.replies
-            if requests.compiled is None or replies.compiled is None:
+            if requests.native is None or replies.native is None:
                 return
-            self._native = steps.Asking(
-                requests.compiled,
+            self._native = core.Asking(
+                requests.native,
                 requests.memories,
-                requests.turning,
-                replies.compiled,
+                requests.rotating_slots,
+                replies.native,
                 replies.memories,
-                replies.watch,
+                replies.poller,
             )
             self._channel = channel
-        self._native.learn(known.sender, known.schema_id, known.metadata_bytes, reply.receiver, head.schema)
+        self._native.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 
     def deoptimize(self) -> None:
         """Forget the native half: its channel is being left, and it views that memory."""

@@ -16,7 +16,7 @@ import numpy as np
 from shmserve.codec import SlotMemory, owned_array
 from shmserve.errors import LoanEnded, LoanOutlived
 from shmserve.layout import number_of
-from shmserve.schema import BFLOAT16, Array, ArrayPlace
+from shmserve.schema import BFLOAT16, Array, LeafLayout
 
 from .pending import Pending, RequestOwner
 from .request_options import RequestOptions
@@ -126,7 +126,7 @@ class ReplyLoan:
         self._tree = tree
         self.in_slot = in_slot
 
-    def read_leaf(self, place: ArrayPlace, view: Array) -> Any:
+    def read_leaf(self, place: LeafLayout, view: Array) -> Any:
         """Return a leaf of the reply's tree; an array is read-only slot memory."""
         if place.kind != "array" or place.dtype == BFLOAT16 or not place.size:
             return owned_array(place, view)

@@ -13,9 +13,9 @@ import time
 from typing import Any, Protocol
 
 from shmserve.channel import ClientChannel
+from shmserve.counter_poller import spin_unless_same_cpu
 from shmserve.errors import SlotsExhausted
 from shmserve.spin import SpinBudget
-from shmserve.watch import spin_apart
 
 from .client_guard import ClientGuard
 from .connection import Connection
@@ -98,7 +98,7 @@ class ReplyWaiter:
                     count = replies.words[replies.counter]
                     if count != table.polled_count and table.poll():
                         return
-                    replies.watch.seen = count  # the leader's own note: others may poll meanwhile
+                    replies.poller.last_seen = count  # the leader's own note: others may poll meanwhile
             if not leads:
                 self._parking_lot.park(until_ns)
                 return
@@ -162,7 +162,9 @@ class ReplyWaiter:
             self._budget.waited(self._spun_ns)
             self._spun_ns = 0
             bell.try_take()
-        moved_ns = spin_apart(channel.replies.watches, min(began_ns + self._budget.ns, until_ns) if spin else 0)
+        moved_ns = spin_unless_same_cpu(
+            channel.replies.pollers, min(began_ns + self._budget.ns, until_ns) if spin else 0
+        )
         if moved_ns:
             self._spun_ns = moved_ns - began_ns
             return

@@ -53,7 +53,8 @@ from .request_control import RequestControl
 from .request_options import BACK_PRESSURED, DEFAULT_OPTIONS, NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
 from .request_table import RequestTable
 from .retrier import Retrier
-from .retry_policy import RetryPolicy, RetryStep, resend_steps, run
+from .retry_loop import RetryStep, resend_steps, run
+from .retry_policy import RetryPolicy
 
 #: A daemon whose model is still being loaded is asked for its contract no more often.
 _REFRESH_NS = 100_000_000
@@ -279,7 +280,7 @@ class RequestPipeline:
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
-                memory.writing,
+                memory.write_id,
             )
         )
         connection.channel.request_bell.ring()

@@ -117,7 +117,7 @@ class RequestTable:
         requests = self._holder.channel.requests
         published = requests.words[requests.counter]
         number = (published >> SLOT_BITS) + 1
-        turn = number % requests.turning
+        turn = number % requests.rotating_slots
         if not self.in_flight and not self.replies_on_loan:
             return (number << SLOT_BITS) | turn
         self._forget_unpublished(published)

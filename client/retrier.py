@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from shmserve.errors import ClientEvicted, ServiceUnavailable
+from shmserve.errors import ServiceUnavailable
 from shmserve.protocol import Flag
 
 from .client_guard import ClientGuard
@@ -13,7 +13,8 @@ from .connector import Connector
 from .parking_lot import ParkingLot
 from .request_options import RequestOptions
 from .request_table import RequestTable
-from .retry_policy import RetryPolicy, RetryStep, connect_steps, run
+from .retry_loop import RetryStep, connect_steps, run
+from .retry_policy import RetryPolicy
 
 
 class Retrier:
@@ -59,14 +60,9 @@ class Retrier:
         return None
 
     def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
-        """Return whether an unreachable service is tried again, after the policy's delay.
-
-        Never after an eviction: connecting again at once only lengthens the ban.
-        """
+        """Return whether an unreachable service is tried again, after the policy's delay."""
         self._guard.check_usable()
-        if isinstance(error, ClientEvicted):
-            return False
-        return attempts <= retry.max_retries and time.monotonic_ns() + retry.delay_s * 1e9 < deadline_ns
+        return retry.allows(error, attempts, deadline_ns)
 
     def may_resend(self, attempts: int, options: RequestOptions, retry: RetryPolicy) -> bool:
         """Return whether a request in flight when the daemon went away is sent to its successor.

@@ -1,105 +1,65 @@
-"""Retries of a request and of an attempt to connect: one policy and one loop for the blocking and the asyncio client.
+"""Retry policy: how often, and how far apart, a call tries a service that is unavailable.
 
-The loop is a generator of steps, as httpx's auth flows: it decides, and `run` or `run_async` performs each step and sends
-its outcome back, which is None or the error.
+An immutable value that travels with its call, so the policy of one call never governs another. Every loop of the
+client, of the drop-ins and of shmserve-admin that waits for a service asks it.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, NamedTuple, Protocol
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
-from shmserve.errors import ServiceStopping, ServiceUnavailable
+from shmserve.errors import ClientEvicted, ServiceUnavailable
 
 from .arguments import seconds, whole
-from .request_options import RequestOptions
+
+T = TypeVar("T")
 
 
 class RetryPolicy(NamedTuple):
-    """How often, and how far apart, an unreachable service is tried again. A value: it travels with its call."""
+    """At most `max_retries` further attempts, `delay_s` apart; math.inf: until the deadline.
 
-    max_retries: int
+    An eviction is final unless the policy `outlasts_bans`: reconnecting at once only lengthens the ban.
+    """
+
+    max_retries: float
     delay_s: float
+    outlasts_bans: bool = False
 
     @classmethod
     def of(cls, max_retries: Any, retry_delay: Any) -> RetryPolicy:
-        """Check what the caller gave; raises InvalidArgument."""
+        """Check the caller's arguments; raises InvalidArgument."""
         return cls(whole("max_retries", max_retries, 0), seconds("retry_delay", retry_delay))
 
+    def allows(self, error: ServiceUnavailable, failures: int, deadline_ns: float) -> bool:
+        """Return whether another attempt may follow after `failures` of them, the latest with `error`."""
+        if isinstance(error, ClientEvicted) and not self.outlasts_bans:
+            return False
+        if failures > self.max_retries:
+            return False
+        return time.monotonic_ns() + self.delay_s * 1e9 < deadline_ns
 
-class RetryStep(enum.Enum):
-    """What the driver of a loop does next."""
+    def run(
+        self,
+        attempt: Callable[[], T],
+        deadline_ns: float = math.inf,
+        pause: Callable[[ServiceUnavailable], object] | None = None,
+    ) -> T:
+        """Call `attempt` until it returns; raises its latest ServiceUnavailable when the policy ends the retries.
 
-    CONNECT = enum.auto()  # one attempt; the outcome is a ServiceUnavailable that may pass, or None
-    PAUSE = enum.auto()  # wait for the policy's delay
-    SEND = enum.auto()  # one attempt; the outcome is a ServiceRestarted or ServiceStopping, or None
-
-
-RetrySteps = Generator[RetryStep, "ServiceUnavailable | None", None]
-
-
-class RetryJudge(Protocol):
-    """The pipeline, as the loops see it."""
-
-    def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
-        """Return whether an unreachable service is tried again."""
-
-    def may_resend(self, attempts: int, options: RequestOptions, retry: RetryPolicy) -> bool:
-        """Return whether a request that may have run is sent again."""
-
-    def is_stateful(self) -> bool | None:
-        """Return whether the model keeps state; None if unknown."""
-
-
-def connect_steps(judge: RetryJudge, deadline_ns: int, retry: RetryPolicy) -> RetrySteps:
-    """Yield the steps until the client is attached; raise the last error when the retries are used up."""
-    attempts = 0
-    while (error := (yield RetryStep.CONNECT)) is not None:
-        attempts += 1
-        if not judge.may_retry(error, attempts, deadline_ns, retry):
-            raise error
-        yield RetryStep.PAUSE
-
-
-def resend_steps(
-    judge: RetryJudge, failure: ServiceUnavailable, options: RequestOptions, deadline_ns: int, retry: RetryPolicy
-) -> RetrySteps:
-    """Yield the steps after a first attempt failed, until one has not; raise the failure that is final."""
-    attempts = 0
-    error: ServiceUnavailable | None = failure
-    while error is not None:
-        attempts += 1
-        if isinstance(error, ServiceStopping):
-            if not judge.may_retry(error, attempts, deadline_ns, retry):
-                raise error
-            yield RetryStep.PAUSE
-            yield from connect_steps(judge, deadline_ns, retry)
-        else:
-            if judge.is_stateful() is None:
-                yield from connect_steps(judge, deadline_ns, retry)
-            if not judge.may_resend(attempts, options, retry):
-                raise error
-        error = yield RetryStep.SEND
-
-
-def run(steps: RetrySteps, perform: Callable[[RetryStep], ServiceUnavailable | None]) -> None:
-    """Perform the steps of a loop to its end."""
-    outcome: ServiceUnavailable | None = None
-    while True:
-        try:
-            step = steps.send(outcome)
-        except StopIteration:
-            return
-        outcome = perform(step)
-
-
-async def run_async(steps: RetrySteps, perform: Callable[[RetryStep], Awaitable[ServiceUnavailable | None]]) -> None:
-    """Perform the steps of a loop to its end, awaiting each."""
-    outcome: ServiceUnavailable | None = None
-    while True:
-        try:
-            step = steps.send(outcome)
-        except StopIteration:
-            return
-        outcome = await perform(step)
+        `pause` is called between two attempts instead of a sleep of `delay_s`.
+        """
+        failures = 0
+        while True:
+            try:
+                return attempt()
+            except ServiceUnavailable as error:
+                failures += 1
+                if not self.allows(error, failures, deadline_ns):
+                    raise
+                if pause is not None:
+                    pause(error)
+                else:
+                    time.sleep(self.delay_s)

@@ -25,8 +25,7 @@ from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import EngineFailed
 from ..supervisor.supervisor import Supervisor
-from ..varlink.connection import Connection
-from ..varlink.interface import Answer, Interface, Method
+from ..varlink.interface import Answer, Connection, Interface, Method
 from . import admin_config as admin_settings
 from . import admin_monitoring as admin_sight
 from . import admin_recording
@@ -68,7 +67,7 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, tape,
+# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, record_ring,
 # unknown_client, unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
@@ -258,7 +257,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "restarts": supervisor.restarts,
             "heartbeat_age_s": supervisor.heartbeat_age_s(),
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "compiled": engine.ready is not None and engine.ready["compiled"],
+            "compiled": engine.ready is not None and engine.ready.compiled,
         },
         "model": supervisor.engines.model,
         "recording": supervisor.engines.channels.recording,
@@ -269,7 +268,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "rejected": counters["rejected"],
             **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
             "in_place": counters["in_place"],
-            "staged_ahead": counters["staged_ahead"],
+            "cut_through": counters["cut_through"],
             "clamped": counters["clamped"],
             "out_of_range": counters["out_of_range"],
             "batches": counters["batches"],
@@ -290,7 +289,7 @@ def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
             "trusted": lease.trusted,
             "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
             "slots": lease.wanted.slots,
-            "generation": lease.lane.identity.generation,
+            "generation": lease.channel_info.identity.generation,
             **_counts(supervisor, lease.channel, now_ns),
         }
         for lease in supervisor.leases

@@ -12,8 +12,7 @@ from shmserve.varlink import VarlinkError
 
 from ..config.config import SETTINGS, Config, ConfigError
 from ..config.sources import PREFIX, Effective, Settings
-from ..varlink.connection import Connection
-from ..varlink.interface import Method
+from ..varlink.interface import Connection, Method
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from shmserve.varlink import Reply
 
 from ..ipc.stats import BUCKET_BOUNDS_US, Stage
 from ..supervisor.supervisor import Supervisor
-from ..varlink.connection import Connection
-from ..varlink.interface import Answer, Method
+from ..varlink.interface import Answer, Connection, Method
 
 DESCRIPTION = """\
 

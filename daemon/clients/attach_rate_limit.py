@@ -1,4 +1,4 @@
-"""How often the processes of one user may be given a channel: a token bucket for each user.
+"""Token bucket per user for new channels.
 
 A channel costs the supervisor memory to clear and the engine memory to map, both between other clients' requests.
 A user may have four for each channel that it can hold at once, so that all its robots start and grow together, and
@@ -16,29 +16,32 @@ then `max_attach_rate_per_user` a second. Large ones cost more.
 
 from __future__ import annotations
 
-#: So many bytes of a channel cost as much as another one.
+from ..token_bucket import TokenBucket
+
+#: This many bytes of a channel cost as much as another channel.
 _BYTES_EACH = 16 << 20
-#: Users remembered at most; whoever has all its allowance again is forgotten first.
-_MOST = 1024
+#: Users remembered at most; those whose bucket is full again are forgotten first.
+_MAX_USERS = 1024
 
 
 class AttachRates:
     """The allowances by user."""
 
     def __init__(self) -> None:
-        self._users: dict[int, tuple[float, float]] = {}  # what is left, and when that was so
+        self._users: dict[int, TokenBucket] = {}
 
     def wait_s(self, uid: int, per_s: float, *, burst: int, now_s: float) -> float:
         """Take one; 0 if there was one, else how long until there is."""
-        left, at_s = self._users.get(uid, (float(burst), now_s))
-        left = min(float(burst), left + (now_s - at_s) * per_s)
-        waits_s = 0.0 if left >= 1 else (1 - left) / per_s
-        if len(self._users) >= _MOST and uid not in self._users:
-            self._users = {each: kept for each, kept in self._users.items() if kept[1] + burst / per_s > now_s}
-        self._users[uid] = (left - 1 if waits_s == 0 else left), now_s
-        return waits_s
+        now_ns = int(now_s * 1e9)
+        bucket = self._users.get(uid)
+        if bucket is None:
+            if len(self._users) >= _MAX_USERS:
+                since_ns = now_ns - int(burst / per_s * 1e9)
+                self._users = {each: other for each, other in self._users.items() if other.refilled_ns > since_ns}
+            bucket = self._users[uid] = TokenBucket(per_s, burst, now_ns)
+        bucket.per_s, bucket.burst = per_s, burst
+        return bucket.wait_ns(now_ns) / 1e9
 
     def charge(self, uid: int, size: int) -> None:
-        """A channel of so many bytes was given, whatever is left: it may be owed."""
-        left, at_s = self._users[uid]
-        self._users[uid] = left - size // _BYTES_EACH, at_s
+        """Note that a channel of `size` bytes was given, whatever is left: it may be owed."""
+        self._users[uid].spend(size // _BYTES_EACH)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..token_bucket import TokenBucket
+
 _JOURNAL = Path("/run/systemd/journal/socket")
 # syslog(3)'s priorities.
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 _LEVELS = {logging.getLevelName(name): name for name in _PRIORITY}
 #: Lines of one kind at once, and how many a second after that.
 _BURST = 20
-_A_SECOND = 1.0
+_LINES_PER_S = 1.0
 #: Kinds that are counted; a program has no more log lines than this.
 _KINDS = 256
 #: All but the tab and the end of a line, which tracebacks have; and what turns the direction of text around.
@@ -30,26 +32,27 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 class RateLimit(logging.Filter):
     """Lets some lines of each kind through and counts the others; a kind is a logger and its text before formatting."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """`clock` gives nanoseconds."""
         super().__init__()
         self._clock = clock
-        self._kinds: dict[tuple[str, object], list[float]] = {}  # allowance, when it was refilled, left out
+        self._kinds: dict[tuple[str, object], TokenBucket] = {}
+        self._left_out: dict[tuple[str, object], int] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         if len(self._kinds) > _KINDS:
             self._kinds.clear()
-        now_s = self._clock()
-        kind = self._kinds.setdefault((record.name, record.msg), [float(_BURST), now_s, 0])
-        kind[0] = min(_BURST, kind[0] + (now_s - kind[1]) * _A_SECOND)
-        kind[1] = now_s
-        if kind[0] < 1:
-            kind[2] += 1
+            self._left_out.clear()
+        now_ns, kind = self._clock(), (record.name, record.msg)
+        bucket = self._kinds.get(kind)
+        if bucket is None:
+            bucket = self._kinds[kind] = TokenBucket(_LINES_PER_S, _BURST, now_ns)
+        if not bucket.take(now_ns):
+            self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return False
-        kind[0] -= 1
-        if kind[2]:
+        if (left_out := self._left_out.pop(kind, 0)) > 0:
             # getMessage, because the text may hold a % that is not a place.
-            record.msg, record.args = f"{record.getMessage()} ({kind[2]:.0f} such lines left out)", None
-            kind[2] = 0
+            record.msg, record.args = f"{record.getMessage()} ({left_out} such lines left out)", None
         return True
 
 

@@ -31,7 +31,7 @@ class Limits:
     accept_fds: int = 0  # descriptors that may come with one message; with 0 the kernel drops them
 
 
-class Connection:
+class ServerConnection:
     """`closed` is done once the connection is over; its result says why.
 
     The pidfd is watched as well as the stream, because a child that the peer forked keeps the stream open after the

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from shmserve.varlink import (
     EXPECTED_MORE,
@@ -27,9 +27,30 @@ from shmserve.varlink import (
 from shmserve.varlink_socket import close_fds
 
 from .log_limit import ProvokedLog
+from .peer import Peer
 
-if TYPE_CHECKING:
-    from .connection import Connection
+
+class Connection(Protocol):
+    """The caller of a method: one peer's connection."""
+
+    @property
+    def peer(self) -> Peer:
+        """The process that connected."""
+
+    @property
+    def number(self) -> int:
+        """Counts the server's connections."""
+
+    @property
+    def closed(self) -> asyncio.Future[str]:
+        """Done once the connection is over; its result is the reason."""
+
+    def close(self, reason: str) -> None:
+        """May be called twice. The method in hand is cancelled, calls that wait are dropped."""
+
+    def say_farewell(self, error: str, parameters: Mapping[str, Any]) -> None:
+        """Send one error that answers no call, and close."""
+
 
 Answer: TypeAlias = "dict[str, Any] | Reply"
 Method: TypeAlias = "Callable[[Connection, dict[str, Any], list[int]], Awaitable[Answer] | AsyncIterator[Answer]]"
@@ -46,22 +67,17 @@ Reply without it is the last. If it ends without one, an empty reply is the last
 
 @dataclass(frozen=True)
 class Interface:
-    """`description` is the interface's .varlink text (https://varlink.org/Interface-Definition).
-
-    `without_more` names generators that may be called without `more`; only their last reply is sent then.
-    """
+    """`description` is the interface's .varlink text (https://varlink.org/Interface-Definition)."""
 
     name: str
     description: str
     methods: Mapping[str, Method] = field(default_factory=dict)
-    without_more: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if re.findall(r"^interface\s+(\S+)", self.description, re.MULTILINE) != [self.name]:
             raise ValueError(f"the description of {self.name} does not say 'interface {self.name}'")
-        for names in (self.methods.keys() - self.declared, self.without_more - self.methods.keys()):
-            if names:
-                raise ValueError(f"{self.name}: its description or methods lack {', '.join(sorted(names))}")
+        if undeclared := self.methods.keys() - self.declared:
+            raise ValueError(f"{self.name}: its description lacks {', '.join(sorted(undeclared))}")
 
     @property
     def declared(self) -> frozenset[str]:
@@ -117,24 +133,21 @@ class InterfaceTable:
         return encode_error(INTERNAL_ERROR)
 
     async def _answers(self, call: Call, connection: Connection, fds: list[int]) -> AsyncGenerator[Reply, None]:
-        interface, method = self._find(call)
+        method = self._find(call)
         if not inspect.isasyncgenfunction(method):
             yield _reply(await cast("Awaitable[Answer]", method(connection, call.parameters, fds)))
             return
-        if not call.more and call.name not in interface.without_more:
+        if not call.more:
             raise VarlinkError(EXPECTED_MORE)
         async with aclosing(method(connection, call.parameters, fds)) as answers:
             async for answer in answers:
                 reply = _reply(answer)
-                if reply.continues and not call.more:
-                    close_fds(reply.fds)
-                    continue
                 yield reply
                 if not reply.continues:
                     return
         yield Reply()
 
-    def _find(self, call: Call) -> tuple[Interface, Method]:
+    def _find(self, call: Call) -> Method:
         interface = self._interface(call.interface)
         method = interface.methods.get(call.name)
         if method is None:
@@ -142,7 +155,7 @@ class InterfaceTable:
             raise VarlinkError(METHOD_NOT_IMPLEMENTED if declared else METHOD_NOT_FOUND, {"method": call.method})
         if call.upgrade:  # no method here leaves varlink for another protocol
             raise VarlinkError(METHOD_NOT_IMPLEMENTED, {"method": call.method})
-        return interface, method
+        return method
 
     def _interface(self, name: str) -> Interface:
         if name not in self._interfaces:

@@ -1,9 +1,12 @@
-"""Log lines that a peer can provoke at will, limited to so many a second."""
+"""Rate limit for log lines that a peer can provoke at will."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+
+from ..token_bucket import TokenBucket
 
 
 class ProvokedLog:
@@ -12,11 +15,11 @@ class ProvokedLog:
     Lines must hold numbers and words of this program only, never a peer's text.
     """
 
-    def __init__(self, log: logging.Logger, burst: int = 10) -> None:
+    def __init__(self, log: logging.Logger, burst: int = 10, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """`clock` gives nanoseconds."""
         self._log = log
-        self._burst = burst
-        self._allowance = float(burst)
-        self._refilled_s = time.monotonic()
+        self._clock = clock
+        self._bucket = TokenBucket(per_s=1.0, burst=burst, now_ns=clock())
         self._left_out = 0
 
     def warning(self, text: str, *arguments: object) -> None:
@@ -27,13 +30,9 @@ class ProvokedLog:
         self._write(logging.ERROR, text, arguments, traceback=True)
 
     def _write(self, level: int, text: str, arguments: tuple[object, ...], *, traceback: bool = False) -> None:
-        now_s = time.monotonic()
-        self._allowance = min(self._burst, self._allowance + now_s - self._refilled_s)
-        self._refilled_s = now_s
-        if self._allowance < 1:
+        if not self._bucket.take(self._clock()):
             self._left_out += 1
             return
-        self._allowance -= 1
         if self._left_out:
             text, arguments = text + " (%d such lines left out)", (*arguments, self._left_out)
             self._left_out = 0

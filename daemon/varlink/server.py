@@ -9,12 +9,11 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from shmserve.varlink import PERMISSION_DENIED, TOO_MANY_CONNECTIONS, VarlinkError, encode_error
 from shmserve.varlink_socket import send_part, socket_path
 
-from .connection import Connection, Limits
+from .connection import Limits, ServerConnection
 from .interface import Interface, InterfaceTable, ServiceInfo
 from .log_limit import ProvokedLog
 from .peer import Peer, open_pidfd
@@ -22,14 +21,6 @@ from .peer import Peer, open_pidfd
 _BACKLOG = 128
 _ACCEPTS_A_TURN = 16  # then the loop looks at the connections that are open
 _PAUSE_S = 0.1
-
-
-@dataclass(frozen=True)
-class VarlinkServerStats:
-    connections: int  # open now
-    accepted: int  # since the start, as the next two
-    refused: int  # by a setting or by a limit
-    accept_pauses: int  # mostly because the process or the machine was out of descriptors
 
 
 class VarlinkServer:
@@ -54,14 +45,12 @@ class VarlinkServer:
         self._refusal = refusal
         self._limits = limits or Limits()
         self._log = ProvokedLog(log or logging.getLogger(__name__))
-        self._connections: dict[int, Connection] = {}
+        self._connections: dict[int, ServerConnection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
         self._accepting = False
         self._resume: asyncio.TimerHandle | None = None
         self._accepted = 0
-        self._refused = 0
-        self._accept_pauses = 0
 
     async def serve(self) -> None:
         """Until close() is called or this task is cancelled; returns when every connection's task has ended."""
@@ -88,9 +77,6 @@ class VarlinkServer:
         for connection in list(self._connections.values()):
             connection.close("the service closed it")
         self._closed.set()
-
-    def stats(self) -> VarlinkServerStats:
-        return VarlinkServerStats(len(self._connections), self._accepted, self._refused, self._accept_pauses)
 
     def _start_accepting(self) -> None:
         self._resume = None
@@ -132,7 +118,6 @@ class VarlinkServer:
         """Leave the backlog alone for a while: it stays readable, and the loop would spin on an accept that fails for
         want of a descriptor. Who waits in it loses nothing but time.
         """
-        self._accept_pauses += 1
         self._log.warning("accepting no connection for %s s: %s", _PAUSE_S, error.strerror)
         self._pause_accepting()
         self._resume = asyncio.get_running_loop().call_later(_PAUSE_S, self._start_accepting)
@@ -154,7 +139,7 @@ class VarlinkServer:
                 return
         pidfd = open_pidfd(sock, peer.pid)
         self._accepted += 1
-        connection = Connection(sock, peer, pidfd, self._accepted, self._table, self._limits, self._log, refusal)
+        connection = ServerConnection(sock, peer, pidfd, self._accepted, self._table, self._limits, self._log, refusal)
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(lambda _: self._connections.pop(connection.number))
         try:
@@ -170,13 +155,11 @@ class VarlinkServer:
         setting = self._refusal(peer)
         if setting is None:
             return None
-        self._refused += 1
         self._log.warning("refusing %s: %s does not name this user", peer, setting)
         return VarlinkError(PERMISSION_DENIED, {"setting": setting})
 
     def _turn_away(self, sock: socket.socket, peer: Peer, limit: int) -> None:
         """At once, because a connection that waits to be told holds a descriptor; so the peer may miss the reason."""
-        self._refused += 1
         self._log.warning("turning %s away: there are %d connections already", peer, limit)
         try:
             send_part(sock, memoryview(encode_error(TOO_MANY_CONNECTIONS, {"limit": limit})), ())
@@ -191,8 +174,8 @@ class VarlinkServer:
             task.result()  # what fails outside a method is a bug here; the loop reports what is raised in a callback
 
 
-def listen_unix(path: str | os.PathLike[str], mode: int, gid: int | None = None) -> socket.socket:
-    """A listening socket at `path` with exactly this mode, whatever the umask, and this group.
+def listen_unix(path: str | os.PathLike[str], mode: int) -> socket.socket:
+    """A listening socket at `path` with exactly this mode, whatever the umask.
 
     Removes a socket file that a dead process left; the caller holds the lock that keeps a second daemon from doing
     the same at this moment. Raises OSError: EADDRINUSE if somebody listens there, EEXIST if it is no socket,
@@ -204,8 +187,6 @@ def listen_unix(path: str | os.PathLike[str], mode: int, gid: int | None = None)
     try:
         sock.bind(name)
         # Nobody can connect before listen(), so that the mode that the umask gave is never in force.
-        if gid is not None:
-            os.chown(name, -1, gid)
         os.chmod(name, mode)
         sock.listen(_BACKLOG)
         sock.setblocking(False)

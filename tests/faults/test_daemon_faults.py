@@ -18,6 +18,7 @@ from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailabl
 from shmserve.daemon.clients.shm_names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.support.daemon_process import Daemon, is_running, wait_until
+from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.daemon.varlink.connection import Connection, Limits
-from shmserve.daemon.varlink.interface import Interface, Method, ServiceInfo
+from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.interface import Connection, Interface, Method, ServiceInfo
 from shmserve.daemon.varlink.peer import Peer
 from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
 from shmserve.varlink import MESSAGE_LIMIT, Reply, VarlinkError, optional, required
@@ -30,6 +30,7 @@ method Count(to: int, fail: ?string) -> (n: ?int)
 method Fail(how: string) -> ()
 method Wait() -> ()
 method TakeFds(keep: ?int) -> (sizes: []int)
+method GiveFd(size: int) -> ()
 method GiveFds(count: int, padding: ?int) -> (count: int, padding: string)
 method Missing() -> ()
 
@@ -62,9 +63,10 @@ class Service:
             "Fail": self.fail,
             "Wait": self.wait,
             "TakeFds": self.take_fds,
+            "GiveFd": self.give_fd,
             "GiveFds": self.give_fds,
         }
-        return Interface("org.example.Test", DESCRIPTION, methods, without_more=frozenset({"GiveFds"}))
+        return Interface("org.example.Test", DESCRIPTION, methods)
 
     async def echo(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self.seen(connection)
@@ -120,6 +122,9 @@ class Service:
             self.kept.append(fds.pop(0))
         return {"sizes": sizes}
 
+    async def give_fd(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
+        return Reply({}, fds=(memory_file(required(parameters, "size", int)),))
+
     async def give_fds(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncIterator[Reply]:
@@ -164,6 +169,12 @@ class Service:
         if error is None:
             assert self.loop_errors == []
             assert sorted(os.listdir("/proc/self/fd")) == self.fds
+
+    def open_connections(self) -> list[int]:
+        """The numbers of the connections that are served now, by the names of their tasks."""
+        prefix = "varlink connection "
+        names = [task.get_name() for task in asyncio.all_tasks(self.loop)]
+        return sorted(int(name.removeprefix(prefix)) for name in names if name.startswith(prefix))
 
     def connect(self, accept_fds: int = 0) -> VarlinkConnection:
         return VarlinkConnection.connect(self.path, 30, accept_fds=accept_fds)

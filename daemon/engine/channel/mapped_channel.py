@@ -7,10 +7,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
-from shmserve.channel import EngineChannel, Lane
+import posix_ipc
+import torch
 
-from ..device.registration import RegisteredRequests, Registrar, open_requests
+from shmserve.channel import ChannelInfo, EngineChannel
+from shmserve.layout import Geometry
+
+
+class RegisteredRequests(Protocol):
+    """One generation of a client's requests, as memory that a device reads by itself."""
+
+    def payload(self, sequence: int) -> torch.Tensor:
+        """The payload bytes of the slot that `sequence` uses."""
+
+    def close(self) -> None:
+        """Wait for the device's copies and unregister; may be called twice."""
+
+
+class Registrar(Protocol):
+    """Registers request segments with a device."""
+
+    #: Requests of at least this many payload bytes are copied directly; None: no channel is registered.
+    threshold: int | None
+
+    def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
+        """Register the segment behind the descriptor, which stays the caller's; None where that fails or does not pay."""
 
 
 class MappedChannel:
@@ -18,23 +41,22 @@ class MappedChannel:
 
     def __init__(
         self,
-        lane: Lane,
+        channel_info: ChannelInfo,
         descriptors: Sequence[int] = (),
         *,
         writable_requests: bool = False,
         registrar: Registrar | None = None,
     ) -> None:
         """Takes `descriptors` over, see `EngineChannel`. With a `registrar` the device is to read the requests by itself."""
-        self.lane = lane
+        self.channel_info = channel_info
         self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
         #: For the registrar's own mapping, until that is made.
-        self._requests = None
-        if self._registrar is not None and (
-            lane.names is not None or descriptors
-        ):  # without any, EngineChannel says so
-            self._requests = open_requests(lane, descriptors)
+        self._requests: int | None = None
+        # Without names and descriptors EngineChannel raises the error.
+        if self._registrar is not None and (channel_info.names is not None or descriptors):
+            self._requests = _open_requests(channel_info, descriptors)
         try:
-            self.channel = EngineChannel(lane, descriptors, writable_requests=writable_requests)
+            self.channel = EngineChannel(channel_info, descriptors, writable_requests=writable_requests)
         except BaseException:
             self._close_requests()
             raise
@@ -61,3 +83,15 @@ class MappedChannel:
         requests, self._requests = self._requests, None
         if requests is not None:
             os.close(requests)
+
+
+def _open_requests(channel_info: ChannelInfo, descriptors: Sequence[int]) -> int:
+    """A descriptor of the channel's requests that may be mapped to be written; the caller closes it."""
+    if channel_info.names is not None:
+        try:
+            shared = posix_ipc.SharedMemory(channel_info.names.requests)
+        except posix_ipc.ExistentialError as error:
+            raise FileNotFoundError(f"shared memory {channel_info.names.requests} is gone") from error
+        descriptor: int = shared.fd
+        return descriptor
+    return os.dup(descriptors[0])

@@ -1,4 +1,4 @@
-"""How many requests a second each user's clients may have run, where the operator set a limit.
+"""Token bucket per user for requests, where the operator set a limit.
 
 >>> limit = Rates(2).of(1001)
 >>> limit is Rates(None).of(1001)
@@ -13,25 +13,16 @@ False
 
 from __future__ import annotations
 
+from ...token_bucket import TokenBucket
+
 
 class Rate:
     """One user's allowance, which all channels of that user draw on; a second's worth of requests is kept."""
 
     def __init__(self, uid: int, per_s: float) -> None:
-        self._each_ns = int(1e9 / per_s)
-        self._most_ns = max(1_000_000_000, self._each_ns)
-        self._allowed_ns = self._most_ns
-        self._looked_ns = 0
+        #: Whether one more request may run now (ns).
+        self.take = TokenBucket(per_s, burst=max(1.0, per_s), now_ns=0).take
         self.refusal = f"max_rate_per_user is {per_s:g} requests a second, and uid {uid} sends more"
-
-    def take(self, now_ns: int) -> bool:
-        """Whether one more request may run now."""
-        self._allowed_ns = min(self._most_ns, self._allowed_ns + now_ns - self._looked_ns)
-        self._looked_ns = now_ns
-        if self._allowed_ns < self._each_ns:
-            return False
-        self._allowed_ns -= self._each_ns
-        return True
 
 
 class Rates:

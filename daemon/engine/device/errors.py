@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..device_failure import DeviceLost
+from ..error_text import text_of
 from ..models.model import Model, PerClient
-from ..requests.error_text import text_of
 from .interface import Device
 
-#: EX_TEMPFAIL: nothing is wrong with the model or its settings.
-EXIT_STATUS = 75
 #: How CUDA, its libraries, Triton and XLA say that there is no memory.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA(?: error|\])?: out of memory|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|"
@@ -30,17 +29,6 @@ _OUT_OF_MEMORY_CODE = 2
 _ACCELERATOR_ERROR = getattr(torch, "AcceleratorError", None)
 
 T = TypeVar("T")
-
-
-class DeviceError(RuntimeError):
-    """The device failed while it ran this request, and took its context along."""
-
-
-class DeviceLost(BaseException):
-    """No call of this process will succeed any more: the engine must end, with EXIT_STATUS and without cleaning up.
-
-    No Exception: it is not for whoever answers one request and goes on with the next.
-    """
 
 
 def is_out_of_memory(error: BaseException) -> bool:

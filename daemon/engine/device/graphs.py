@@ -20,10 +20,10 @@ from shmserve.errors import ContractMismatch, ModelPackageError
 from shmserve.schema import Schema
 
 from ...packages.package import ModelPackage
+from ..models.determinism import generators_apart, seed
 from ..models.model import Model
-from ..warmup.validation import deviations
+from ..models.validation import deviations
 from .arena import torch_dtype
-from .determinism import generators_apart, seed
 from .interface import Captured
 from .side import DeviceSide
 
@@ -163,7 +163,7 @@ def _variations(schema: Schema, payload: Any) -> list[Any]:
 def _example(schema: Schema) -> Any:
     """Any observation of this structure."""
     arrays = [np.zeros(place.shape, place.stored_as) for place in schema.arrays]
-    return schema.build([0] * (schema.numbers.size // 8), arrays)
+    return schema.unflatten([0] * (schema.numbers.size // 8), arrays)
 
 
 def _owned(action: Any) -> list[tuple[str, Any]]:

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-from collections.abc import Sequence
 
 import numpy as np
-import posix_ipc
 import torch
 
-from shmserve.channel import Lane
 from shmserve.layout import Geometry, slot_of
 
 from .host_memory import REMEDY, HostMemory
@@ -109,15 +105,3 @@ class RegisteredRequests:
                 event = self._device.event()
                 self._device.record(event, ahead=ahead)
                 event.synchronize()
-
-
-def open_requests(lane: Lane, descriptors: Sequence[int]) -> int:
-    """A descriptor of the lane's requests that may be mapped to be written; the caller closes it."""
-    if lane.names is not None:
-        try:
-            shared = posix_ipc.SharedMemory(lane.names.requests)
-        except posix_ipc.ExistentialError as error:
-            raise FileNotFoundError(f"shared memory {lane.names.requests} is gone") from error
-        descriptor: int = shared.fd
-        return descriptor
-    return os.dup(descriptors[0])

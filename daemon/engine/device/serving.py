@@ -26,13 +26,14 @@ from ...ipc.stats import Counter, Stats
 from ...packages.value_ranges import NumberCheck
 from ..channel.staging import Staging
 from ..channel.tenancy import Tenancy
+from ..device_failure import DeviceError, DeviceLost
+from ..error_text import logged
 from ..loop.schedule import charge
 from ..models.model import Model
 from ..models.range_checks import CheckedNumbers
-from ..requests.error_text import logged
 from ..requests.serving import Serving, Taken, forget_traceback
 from .arena import Arena
-from .errors import DeviceError, DeviceLost, as_out_of_memory, raise_if_lost
+from .errors import as_out_of_memory, raise_if_lost
 from .graphs import Graphs
 from .results import private
 from .side import DeviceSide

@@ -7,9 +7,9 @@ import torch
 from shmserve.errors import ModelPackageError
 
 from ...packages.package import ModelPackage
+from ..models.determinism import Deterministic
 from ..models.model import Model
 from ..warmup.warmup import Warmth, warm_up
-from .determinism import Deterministic
 from .graphs import Graphs
 from .side import DeviceSide, WarmUpStaging
 

@@ -9,6 +9,7 @@ and time passes it. An idle client owes nothing, and only a request that waits h
 A client that is suspected of killing engines stands behind: its requests count as a second younger than they are.
 
 >>> from types import SimpleNamespace as T
+>>> from shmserve.daemon.engine.channel.tenancy import BEHIND_NS
 >>> def client(served, *submitted, behind=0):
 ...     return T(last_served_ns=served, behind_ns=behind, waiting=[T(submitted_ns=ns) for ns in submitted], number=0)
 >>> busy, single = client(90, 10, 20, 30), client(0, 50)
@@ -26,13 +27,8 @@ True
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..channel.tenancy import Tenancy
-
-#: So much younger counts a request of a suspected client. It waits no longer for its turn than this and its share.
-BEHIND_NS = 1_000_000_000
+from ..channel.tenancy import Tenancy
 
 
 def turn_ns(tenancy: Tenancy) -> tuple[int, int]:

@@ -14,8 +14,8 @@ import torch
 from shmserve.contract import named_leaves
 
 from ...packages.package import ModelPackage
-from ..device.determinism import seed
-from ..warmup.validation import deviations
+from .determinism import seed
+from .validation import deviations
 
 #: Entries of an action that a warning names.
 _NAMED = 3

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..warmup.validation import deviations
 from .repeatability import leaves_of
+from .validation import deviations
 
 #: Operators whose result is the memory of their first argument, and never a copy of it.
 _VIEWS = {

@@ -150,8 +150,8 @@ def test_the_daemon_s_lines_in_the_journal_are_their_text_alone() -> None:
 
 
 def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not() -> None:
-    now_s = 100.0
-    limit, through = RateLimit(clock=lambda: now_s), []
+    now_ns = 100_000_000_000
+    limit, through = RateLimit(clock=lambda: now_ns), []
 
     def log(text: str, *arguments: object) -> None:
         record = logging.LogRecord("a", logging.ERROR, __file__, 1, text, arguments, None)
@@ -161,7 +161,7 @@ def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not() -> Non
     for number in range(1000):
         log("client %d failed", number)
     log("another")
-    now_s += 1.5
+    now_ns += 1_500_000_000
     log("client %d failed", 7)
 
     assert len(through) == 22

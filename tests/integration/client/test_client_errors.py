@@ -32,6 +32,7 @@ from shmserve.client import (
     ShmServeError,
 )
 from shmserve.client.chunks import ActionChunks
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import in_loop, run
 from tests.support.gate import Gate
@@ -84,10 +85,10 @@ def answering(folder: Path, *answers: bytes | dict[str, Any], descriptors: int =
         thread.join()
 
 
-def lane(**changes: Any) -> dict[str, Any]:
+def channel_info(**changes: Any) -> dict[str, Any]:
     names = dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/shmserve-test-none")
     fields = {"identity": {"epoch": 1, "channel": 1, "generation": 1}, "names": names, **changes}
-    return {"parameters": {"lane": fields, "trusted": True, "state": "ready"}}
+    return {"parameters": {"channel_info": fields, "trusted": True, "state": "ready"}}
 
 
 _NONSENSE: dict[str, bytes | dict[str, Any]] = {
@@ -96,17 +97,21 @@ _NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "a list": b"[]\0",
     "too long": b"x" * 70_000,
     "nothing in it": {},
-    "no lane": {"parameters": {"lane": None}},
-    "a lane of text": {"parameters": {"lane": "lane"}},
-    "half a lane": {"parameters": {"lane": {"names": None}}},
-    "an identity of text": lane(identity={"epoch": "x", "channel": 1, "generation": 1}),
-    "an identity too many": lane(identity={"epoch": 1, "channel": 1, "generation": 1, "more": 1}),
-    "names that are numbers": lane(names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), 3)),
-    "a name with a NUL": lane(names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/a\0b")),
-    "a name too long": lane(
+    "no channel": {"parameters": {"channel_info": None}},
+    "a channel of text": {"parameters": {"channel_info": "channel_info"}},
+    "half a channel": {"parameters": {"channel_info": {"names": None}}},
+    "an identity of text": channel_info(identity={"epoch": "x", "channel": 1, "generation": 1}),
+    "an identity too many": channel_info(identity={"epoch": 1, "channel": 1, "generation": 1, "more": 1}),
+    "names that are numbers": channel_info(
+        names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), 3)
+    ),
+    "a name with a NUL": channel_info(
+        names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/a\0b")
+    ),
+    "a name too long": channel_info(
         names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/" + "a" * 999)
     ),
-    "no descriptors": lane(names=None),
+    "no descriptors": channel_info(names=None),
 }
 
 
@@ -121,7 +126,7 @@ def test_a_daemon_that_answers_nonsense_is_a_typed_error(folder: Path, answer: s
 @pytest.mark.usefixtures("no_descriptor_is_left")
 @pytest.mark.parametrize("descriptors", [1, 2, 4, 5])
 def test_descriptors_that_are_no_channel_are_a_typed_error_and_closed(folder: Path, descriptors: int) -> None:
-    with answering(folder, lane(names=None), descriptors=descriptors), pytest.raises(ShmServeError):
+    with answering(folder, channel_info(names=None), descriptors=descriptors), pytest.raises(ShmServeError):
         client_of(folder).infer({"x": 1})
 
 
@@ -148,7 +153,7 @@ def test_a_refusal_that_says_less_than_it_should_is_a_typed_error(folder: Path, 
      {"version": "a", "stateful": False, "contract": "x"}], ids=str,
 )  # fmt: skip
 def test_a_daemon_that_describes_no_model_is_a_typed_error(lone: ShmClient, model: Any) -> None:
-    attachment = lone.connect()._pipeline._connector.connection
+    attachment = connection_of(lone.connect())
 
     def describe(*arguments: object, **settings: object) -> Any:
         from shmserve.varlink import Reply as VarlinkReply
@@ -360,7 +365,7 @@ def test_a_result_without_memory_for_it_is_a_typed_error_of_its_own_request(
     client: ShmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (client.submit({"do": "echo", "value": number}) for number in range(2))
-    decoder = client._pipeline._connector.connection.decoder
+    decoder = connection_of(client).decoder
     decode = decoder.decode
     failed: list[bool] = []
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from shmserve.client import InferenceFailed, LoanEnded, LoanOutlived, RequestTimeout, ShmClient, SlotsExhausted
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.other_process import overwrite
@@ -312,8 +313,7 @@ def test_a_reply_is_lent_out_beside_an_abandoned_request_whose_result_needs_room
     gate = Gate(tmp_path / "gate")
     with obedient.client(slots=3) as client:
         client.connect()
-        attachment = client._pipeline._connector.connection
-        assert attachment is not None
+        attachment = connection_of(client)
         grown = client.submit({"do": "grow", "items": 300_000, "value": 1})
         wait_until("it was answered", lambda: attachment.channel.replies.answered(grown.sequence))
         client._pipeline.control.abandon(grown)  # as Ctrl-C does

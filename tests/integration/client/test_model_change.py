@@ -153,9 +153,9 @@ def test_a_reply_of_whatever_version_is_no_change_if_nothing_was_known() -> None
     watch = ModelWatch(None)
     watch.add(lambda before, after: heard.append((before, after)))
 
-    watch.saw(0xA)
+    watch.observe(0xA)
     assert heard == []
-    watch.saw(0xB)
+    watch.observe(0xB)
 
     assert heard == [("000000000000000a", "000000000000000b")]
 

@@ -13,8 +13,8 @@ import torch
 from fuzz.echo_model import EchoModel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.device import loop
-from shmserve.daemon.engine.device.errors import DeviceLost
 from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
+from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.protocol import Status
 from shmserve.spin import SpinBudget
 from tests.support.daemon_process import POLICIES
@@ -531,7 +531,7 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         direct.serving,
         SpinBudget(0),
         lambda timeout_s: False,
-        lambda lane, reason: broken.append(lane.identity.channel),
+        lambda channel_info, reason: broken.append(channel_info.identity.channel),
         side=direct.side,
     )
     villain, honest, _ = direct.clients

@@ -16,6 +16,7 @@ import torch
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
 from shmserve.contract import described as described_entries
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.event_loop import in_loop
 from tests.support.trees import Mode, Pixels, Task
@@ -156,8 +157,7 @@ def test_a_mismatch_is_one_with_the_model_that_serves_now(described: Daemon) -> 
     with described.client() as client:
         client.infer(right())
         # As if the model had been updated since this client attached.
-        attachment = client._pipeline._connector.connection
-        assert attachment is not None
+        attachment = connection_of(client)
         assert attachment.model is not None
         attachment.model["contract"] = {"observation": {"joints": {"type": "int"}}, "action": None}
         attachment.asked_ns = 0

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shmserve.client import ShmClient
-from shmserve.daemon.engine.device.determinism import require_determinism
+from shmserve.daemon.engine.models.determinism import require_determinism
 from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import POLICIES, Daemon
 

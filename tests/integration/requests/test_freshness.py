@@ -23,6 +23,7 @@ from shmserve.client import (
     ShmServeError,
     SlotsExhausted,
 )
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
@@ -138,7 +139,7 @@ def test_a_reset_is_not_replaced_by_a_newer_request(obedient: Daemon, gate: Gate
         resets = client.infer({"do": "count"})["resets"]
         held = client.submit(gate.observation)
         gate.wait_entered()
-        published = client._pipeline._connector.connection.channel.requests.published
+        published = connection_of(client).channel.requests.published
         before = published()
         resetting = threading.Thread(target=client.reset)
         resetting.start()

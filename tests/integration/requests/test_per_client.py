@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.engine.device.determinism import deterministic
+from shmserve.daemon.engine.models.determinism import deterministic
 from shmserve.daemon.engine.models.model import PerClient
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ModelPackageError

@@ -63,7 +63,7 @@ def test_a_peer_that_does_not_read_its_replies_is_closed(tmp_path: Path, caplog:
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             while True:
                 sock.sendall(echo_call("x" * 60000))
-        eventually(lambda: service.server.stats().connections == 0)
+        eventually(lambda: not service.open_connections())
     assert "it did not read a reply in 0.2 s" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_a_peer_that_hangs_up_cancels_its_method(tmp_path: Path) -> None:
         assert service.cancelled.wait(30)
         eventually(lambda: service.closed)
         assert list(service.closed.values()) == ["the peer closed it"]
-        eventually(lambda: service.server.stats().connections == 0)
+        eventually(lambda: not service.open_connections())
 
 
 def test_a_peer_that_hangs_up_in_the_middle_of_a_reply_is_no_error(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_peer_that_hangs_up_in_the_middle_of_a_reply_is_no_error(tmp_path: Pat
             )
             read_messages(sock, 1)
             time.sleep(0.2)  # the service has filled its buffer, and waits in the middle of a reply
-        eventually(lambda: service.server.stats().connections == 0)
+        eventually(lambda: not service.open_connections())
 
 
 FORKING_CLIENT = """

@@ -59,8 +59,8 @@ def chunks(client: ShmClient, **settings: Any) -> ActionChunks:
 OPTIONAL: dict[str, Callable[[ShmClient, Any], Any]] = {
     "infer": lambda client, time: client.infer({}, timeout=time),
     "infer, its age": lambda client, time: client.infer({}, max_age=time),
-    "infer_async": lambda client, time: asyncio.run(in_loop(client).infer({}, timeout=time)),
-    "infer_async, its age": lambda client, time: asyncio.run(in_loop(client).infer({}, max_age=time)),
+    "infer in a loop": lambda client, time: asyncio.run(in_loop(client).infer({}, timeout=time)),
+    "infer in a loop, its age": lambda client, time: asyncio.run(in_loop(client).infer({}, max_age=time)),
     "submit": lambda client, time: client.submit({}, timeout=time),
     "submit, its age": lambda client, time: client.submit({}, max_age=time),
     "loan": lambda client, time: client.loan({}, timeout=time),
@@ -101,13 +101,13 @@ def test_what_is_no_time_is_refused_by_a_wait_for_a_result(pending: Pending, tim
 
 
 @pytest.mark.parametrize("time", [math.nan, math.inf, -1.0, 1e12, "3", [], True], ids=repr)
-@pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer_async", "step"])
+@pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer in a loop", "step"])
 def test_what_is_no_time_of_capture_is_refused(client: ShmClient, way: str, time: Any) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "infer": lambda: client.infer({}, capture_time=time),
         "submit": lambda: client.submit({}, capture_time=time),
         "loan": lambda: client.loan({}, capture_time=time),
-        "infer_async": lambda: asyncio.run(in_loop(client).infer({}, capture_time=time)),
+        "infer in a loop": lambda: asyncio.run(in_loop(client).infer({}, capture_time=time)),
         "step": lambda: chunks(client).step({}, capture_time=time),
     }
     with pytest.raises(InvalidArgument, match="capture_time"):

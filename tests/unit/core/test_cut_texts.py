@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shmserve.daemon.engine.requests.error_text import told
+from shmserve.daemon.engine.error_text import told
 from shmserve.shortened import shortened
 from tests.support.folders import REPOSITORY
 

@@ -61,7 +61,7 @@ def test_a_foreign_client_gets_replies_errors_progress_and_descriptions(tmp_path
                 reply, _ = await protocol.call(call("TakeFds", {}), fds)
                 assert reply.parameters == {"sizes": [11, 22]}
             done = asyncio.get_running_loop().create_future()
-            _, received = await protocol.call(call("GiveFds", {"count": 1}), replyfdsdone=done)
+            _, received = await protocol.call(call("GiveFd", {"size": 1}), replyfdsdone=done)
             assert len(received) == 1
             done.set_result(None)
         finally:

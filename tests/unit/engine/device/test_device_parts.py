@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from shmserve.daemon.engine.device.errors import DeviceLost, Guarded, guarded
+from shmserve.daemon.engine.device.errors import Guarded, guarded
 from shmserve.daemon.engine.device.memory import Beside, DeviceMemoryShort, available_bytes, check_room, needed_bytes
 from shmserve.daemon.engine.device.threshold import SIZES, least_size, measured_threshold
 from shmserve.daemon.engine.device.waiting import DeviceWait
+from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.daemon.engine.models.model import PerClient
 from shmserve.spin import SpinBudget
 from tests.support.fake_device import FakeDevice

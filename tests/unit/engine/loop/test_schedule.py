@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.engine.loop.schedule import BEHIND_NS, charge, next_of
+from shmserve.daemon.engine.channel.tenancy import BEHIND_NS
+from shmserve.daemon.engine.loop.schedule import charge, next_of
 
 
 def client(number: int, *submitted_ns: int) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.daemon.engine.requests.error_text import logged, told
+from shmserve.daemon.engine.error_text import logged, told
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.support.packages import networks

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.models.example_files import read_recorded
-from shmserve.daemon.engine.warmup.validation import deviations, not_finite
+from shmserve.daemon.engine.models.validation import deviations, not_finite
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ModelPackageError, UnsupportedType
 from tests.support.packages.saving import CPU, loaded, package
