@@ -40,15 +40,16 @@ from shmserve.errors import (
 
 if TYPE_CHECKING:
     from .action_chunks import ActionChunks, ActionStep, ChunkStats
+    from .async_client import AsyncShmClient
     from .compat.flask_pickle import send_inference_request
-    from .loans import LentReply, LoanedObservation
-    from .pending import Pending
-    from .reply import Reply
+    from .loans import ReplyLoan, RequestLoan
+    from .pending import Pending, Reply, RequestTiming
     from .shm_client import ShmClient
 
 __all__ = [
     "ActionChunks",
     "ActionStep",
+    "AsyncShmClient",
     "ChunkStats",
     "ClientClosed",
     "ClientEvicted",
@@ -59,10 +60,8 @@ __all__ = [
     "InferenceFailed",
     "InvalidArgument",
     "InvalidChunk",
-    "LentReply",
     "LoanEnded",
     "LoanOutlived",
-    "LoanedObservation",
     "NoFreshAction",
     "ObservationStale",
     "ObservationTooLarge",
@@ -71,10 +70,13 @@ __all__ = [
     "ProtocolMismatch",
     "ReentrantCall",
     "Reply",
+    "ReplyLoan",
     "RequestCancelled",
+    "RequestLoan",
     "RequestRejected",
     "RequestSuperseded",
     "RequestTimeout",
+    "RequestTiming",
     "ServiceRestarted",
     "ServiceStopping",
     "ServiceUnavailable",
@@ -91,10 +93,12 @@ _WHERE = {
     "ActionChunks": "action_chunks",
     "ActionStep": "action_chunks",
     "ChunkStats": "action_chunks",
-    "LentReply": "loans",
-    "LoanedObservation": "loans",
+    "AsyncShmClient": "async_client",
     "Pending": "pending",
-    "Reply": "reply",
+    "Reply": "pending",
+    "ReplyLoan": "loans",
+    "RequestLoan": "loans",
+    "RequestTiming": "pending",
     "ShmClient": "shm_client",
     "send_inference_request": "compat.flask_pickle",
 }

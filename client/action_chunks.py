@@ -28,7 +28,7 @@ from shmserve.errors import (
 from .arguments import capture_seconds, seconds, whole
 from .background_connect import BackgroundConnect
 from .chunk_rows import Chunk, find_rows, map_leaves, row_due
-from .reply import Reply
+from .pending import Reply
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -254,7 +254,7 @@ class ActionChunks:
                 observation,
                 timeout=self._useful_s,
                 capture_time=None if self._useful_s is None else capture_ns / 1e9,
-                max_age_s=self._useful_s,
+                max_age=self._useful_s,
             )
         except (RequestRejected, InvalidArgument, ClientClosed):
             raise  # a fault of this very observation, or of this client: the caller's to correct

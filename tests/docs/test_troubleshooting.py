@@ -164,7 +164,7 @@ def test_a_failing_model_is_on_the_page(robot: ShmClient, wish: dict[str, object
 def test_requests_that_did_not_run_are_on_the_page(robot: ShmClient, gate: Gate) -> None:
     inside = robot.submit(gate.observation)
     gate.wait_entered()
-    stale = robot.submit({"do": "count"}, max_age_s=0.0)
+    stale = robot.submit({"do": "count"}, max_age=0.0)
     cancelled = robot.submit({"do": "count"})
     cancelled.cancel()
     with pytest.raises(SlotsExhausted) as full:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shmserve.client import InvalidChunk, NoFreshAction
 from shmserve.client.action_chunks import ActionChunks, ActionStep
 from shmserve.client.chunk_rows import row_due
-from shmserve.client.reply import Reply
+from shmserve.client.pending import Reply, RequestTiming
 from shmserve.errors import (
     ClientClosed,
     InferenceFailed,
@@ -70,7 +70,7 @@ class Request:
 
     @property
     def reply(self) -> Reply:
-        return Reply(1, self.version, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+        return Reply(self.answer, RequestTiming(0.0, 0.0, 0.0, 0.0, 0.0), self.version, 1, False, False)
 
 
 class Policy:
@@ -98,7 +98,7 @@ class Policy:
         *,
         timeout: float | None = None,
         capture_time: float | None = None,
-        max_age_s: float | None = None,
+        max_age: float | None = None,
     ) -> Request:
         assert all(request.done() for request in self.requests), "one request at a time"
         number = len(self.requests)
