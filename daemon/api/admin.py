@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
-from shmserve import __version__
 from shmserve.errors import ModelPackageError
 from shmserve.shortened import shortened
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
 from ..config.config import ConfigError
 from ..config.sources import Settings
-from ..host.logging import how_to_read
 from ..ipc.release import RELEASE_MISMATCH
-from ..ipc.stats import Stage
 from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import EngineFailed
+from ..supervisor.status import ServiceStatus
 from ..supervisor.supervisor import Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
-from . import admin_config as admin_settings
-from . import admin_monitoring as admin_sight
-from . import admin_recording
-from .admin_config import AdminSettings
-from .admin_monitoring import AdminSight, fitted
+from . import admin_config, admin_monitoring, admin_recording
+from .admin_config import AdminConfig
+from .admin_monitoring import AdminMonitoring, fitted, status_json
 from .admin_recording import AdminRecording
 
 log = logging.getLogger(__name__)
@@ -78,8 +73,8 @@ class AdminService:
 
     def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store, settings: Settings) -> None:
         self._supervisor = supervisor
-        self._settings = AdminSettings(NAME, settings, supervisor.config, supervisor.reloaded)
-        self._sight = AdminSight(supervisor, clients)
+        self._config = AdminConfig(NAME, settings, supervisor.config, supervisor.reloaded)
+        self._monitoring = AdminMonitoring(supervisor)
         self._recording = AdminRecording(NAME, supervisor)
         self._changes = changes
         self._store = store
@@ -93,8 +88,8 @@ class AdminService:
             "Versions": self.versions,
             "Drain": self.drain,
         }
-        methods |= self._settings.methods() | self._sight.methods() | self._recording.methods()
-        parts = (DESCRIPTION, admin_settings.DESCRIPTION, admin_sight.DESCRIPTION, admin_recording.DESCRIPTION)
+        methods |= self._config.methods() | self._monitoring.methods() | self._recording.methods()
+        parts = (DESCRIPTION, admin_config.DESCRIPTION, admin_monitoring.DESCRIPTION, admin_recording.DESCRIPTION)
         return Interface(NAME, "".join(parts), methods)
 
     async def update_model(
@@ -126,34 +121,33 @@ class AdminService:
                 yield reply
 
     async def versions(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"versions": versions(self._supervisor, self._changes, self._store)}
+        return {"versions": versions(self._supervisor.snapshot(), self._changes, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        other_release = self._supervisor.engines.other_release
-        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *([other_release] if other_release else [])]
-        found = {"taken_back": self._changes.taken_back, "problems": problems}
-        return {"status": fitted({**status(self._supervisor), **found})}
+        status = self._supervisor.snapshot()
+        mismatch = [status.release_mismatch] if status.release_mismatch else []
+        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch]
+        document = {**status_json(status), "taken_back": self._changes.taken_back, "problems": problems}
+        return {"status": fitted(document)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
         supervisor = self._supervisor
 
         async def settled() -> None:
-            # While an update is on its way the model before it serves, unless it was stopped for it.
-            while supervisor.state not in ("ready", "failed", "draining") and not (
-                supervisor.state == "updating" and supervisor.engines.serving is not None
-            ):
+            while not supervisor.snapshot().is_settled:
                 await supervisor.wait_change()
 
         is_settled = False
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(settled(), timeout_s)
             is_settled = True
+        status = supervisor.snapshot()
         return {
-            "state": supervisor.state,
-            "error": supervisor.error,
+            "state": status.state.value,
+            "error": status.error,
             "settled": is_settled,
-            "intake": supervisor.intake.to_json(),
+            "intake": status.intake,
         }
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -205,17 +199,17 @@ def _reason(error: Exception) -> str:
     return "engine" if isinstance(error, EngineFailed) else "package"
 
 
-def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:
-    """What is known of each kept version, the last sent first."""
-    serving, standby = supervisor.engines.serving, supervisor.engines.standby
+def versions(status: ServiceStatus, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:
+    """Return the metadata of each kept version, the last sent first."""
+    serving = status.engine.version if status.engine is not None else None
     current, previous = store.current(), changes.before()
     found = []
     for stored in store.versions():
         found.append(
             {
                 "version": stored.version,
-                "serving": serving is not None and serving.served.version == stored.version,
-                "standby": standby is not None and standby.served.version == stored.version,
+                "serving": stored.version == serving,
+                "standby": stored.version == status.standby_version,
                 "current": current is not None and current.digest == stored.digest,
                 "previous": previous is not None and previous.digest == stored.digest,
                 "source": stored.source,
@@ -230,87 +224,4 @@ def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> lis
                 "served": changes.notes.counts.of(stored.version),
             }
         )
-    return found
-
-
-def status(supervisor: Supervisor) -> dict[str, Any]:
-    """One picture of the service, as `shmserve-admin status --json` prints it."""
-    now_ns = time.monotonic_ns()
-    engine = supervisor.engines.serving
-    counters = supervisor.engines.counts.counters()
-    served = counters["served"]
-    return {
-        "service": supervisor.config.name,
-        "state": supervisor.state,
-        "error": supervisor.error,
-        "intake": supervisor.intake.to_json(),
-        "transport": supervisor.config.transport,
-        "release": __version__,
-        "pid": os.getpid(),
-        "uptime_s": round((now_ns - supervisor.started_ns) / 1e9, 3),
-        "directory": str(supervisor.directory),
-        "logs": how_to_read(),
-        "engine": None
-        if engine is None
-        else {
-            "pid": engine.pid,
-            "restarts": supervisor.restarts,
-            "heartbeat_age_s": supervisor.heartbeat_age_s(),
-            "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "compiled": engine.ready is not None and engine.ready["compiled"],
-        },
-        "model": supervisor.engines.model,
-        "recording": supervisor.engines.channels.recording,
-        "clients": clients(supervisor),
-        "requests": {
-            "served": served,
-            "failed": counters["failed"],
-            "rejected": counters["rejected"],
-            **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
-            "in_place": counters["in_place"],
-            "staged_ahead": counters["staged_ahead"],
-            "clamped": counters["clamped"],
-            "out_of_range": counters["out_of_range"],
-            "batches": counters["batches"],
-        },
-        "latency": {stage.name.lower(): _percentiles(supervisor, stage) for stage in Stage},
-    }
-
-
-def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
-    """What is known of each client."""
-    now_ns = time.monotonic_ns()
-    return [
-        {
-            "id": lease.channel,
-            "pid": lease.peer.pid,
-            "uid": lease.peer.uid,
-            "program": lease.program,
-            "trusted": lease.trusted,
-            "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
-            "slots": lease.wanted.slots,
-            "generation": lease.lane.identity.generation,
-            **_counts(supervisor, lease.channel, now_ns),
-        }
-        for lease in supervisor.leases
-    ]
-
-
-def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]:
-    served, errors, last_ns = supervisor.engines.channel_counts(channel)
-    return {
-        "served": served,
-        "errors": errors,
-        "last_s": round((now_ns - last_ns) / 1e9, 3) if last_ns else None,
-    }
-
-
-def _percentiles(supervisor: Supervisor, stage: Stage) -> dict[str, float | int | None] | None:
-    latency = supervisor.engines.counts.latency(stage)
-    if latency is None or not latency.total:
-        return None
-    found: dict[str, float | int | None] = {"count": latency.total}
-    for percent, name in ((50, "p50_us"), (90, "p90_us"), (99, "p99_us"), (99.9, "p999_us")):
-        value = latency.percentile_us(percent)
-        found[name] = None if value is None else round(value, 1)
     return found

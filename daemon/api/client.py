@@ -15,6 +15,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, r
 
 from ..clients.attach_rate_limit import AttachRates
 from ..clients.leases import Lease, LeaseRefused, Wanted
+from ..supervisor.status import ServiceState
 from ..supervisor.supervisor import Supervisor
 from ..varlink.interface import Connection, Interface
 from ..varlink.peer import Peer
@@ -82,7 +83,7 @@ class ClientService:
             raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
         if connection.number in self._leases:
             raise VarlinkError(f"{NAME}.AlreadyAttached")
-        if self._supervisor.state == "draining":
+        if self._supervisor.state is ServiceState.DRAINING:
             raise VarlinkError(f"{NAME}.Stopping")
         wanted = _wanted(required(parameters, "wanted", dict))
         program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
@@ -95,9 +96,9 @@ class ClientService:
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
-        reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+        reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state.value}
         return Reply(reply, fds=tuple(given))
 
     async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
@@ -124,7 +125,7 @@ class ClientService:
         except LeaseRefused as refusal:
             raise _refused(refusal) from refusal
         self._charge(lease)
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
@@ -156,9 +157,9 @@ class ClientService:
         supervisor = self._supervisor
         return {
             "service": supervisor.config.name,
-            "state": supervisor.state,
+            "state": supervisor.state.value,
             "epoch": supervisor.epoch,
-            "model": supervisor.engines.model,
+            "model": supervisor.model,
         }
 
     def evict(self, lease: Lease, reason: str) -> None:
@@ -166,7 +167,7 @@ class ClientService:
         for number, held in self._leases.items():
             if held is lease:
                 log.warning("client %d is evicted: %s", lease.channel, reason)
-                self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
+                self._supervisor.ban(lease.peer, reason)
                 self._connections[number].say_farewell(f"{NAME}.Evicted", {"message": reason})
                 return
 

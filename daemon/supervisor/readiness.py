@@ -10,6 +10,7 @@ from shmserve.shortened import shortened
 
 from ..host.notify import Notifier
 from .engine_watchdog import HeartbeatWatch
+from .status import ServiceState, ServiceStatus
 from .supervisor import Supervisor
 
 _LOOK_S = 0.5
@@ -43,12 +44,12 @@ class ServiceReport:
 
     def look(self) -> None:
         """Tell what has changed, and what is due."""
-        supervisor, now_s = self._supervisor, time.monotonic()
-        if not self._ready and supervisor.state in ("ready", "updating"):
+        current, now_s = self._supervisor.snapshot(), time.monotonic()
+        if not self._ready and current.state in (ServiceState.READY, ServiceState.UPDATING):
             self._ready = self._notifier.tell(READY=1)
-        if supervisor.stopping:
+        if self._supervisor.stopping:
             self.stopping()
-        status = self._status_text()
+        status = _status_text(current)
         if status != self._status and not self._stopping and self._notifier.tell(STATUS=status):
             self._status = status
         if not self._ready and not self._stopping and now_s - self._extended_s >= _EXTEND_EVERY_S:
@@ -78,12 +79,11 @@ class ServiceReport:
         watchdog_s = self._notifier.watchdog_s
         return _LOOK_S if watchdog_s is None else min(_LOOK_S, watchdog_s / 4)
 
-    def _status_text(self) -> str:
-        supervisor = self._supervisor
-        model = supervisor.engines.model
-        text: str = supervisor.state
-        if model is not None:
-            text += f": {model['name']} version {model['version']} on {model['device']}"
-        if supervisor.error:
-            text += f": {supervisor.error}"
-        return shortened(text, _STATUS_TEXT)
+
+def _status_text(status: ServiceStatus) -> str:
+    text: str = status.state.value
+    if status.model is not None:
+        text += f": {status.model['name']} version {status.model['version']} on {status.model['device']}"
+    if status.error:
+        text += f": {status.error}"
+    return shortened(text, _STATUS_TEXT)

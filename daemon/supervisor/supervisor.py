@@ -22,12 +22,14 @@ from ..config.config import Config
 from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
-from ..ipc.stats import Counter
+from ..ipc.stats import Counter, Stage
 from ..store.intake_progress import IntakeProgress
+from ..varlink.peer import Peer
 from .backoff import Backoff
 from .deployment import EngineFailed, Served
 from .engine_pool import Engines
 from .engine_process import EngineProcess, exit_reason
+from .status import ClientStatus, EngineStatus, ServiceState, ServiceStatus
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Supervisor:
         self.directory = config.runtime_dir / check_service_name(config.name)
         self.epoch = secrets.randbits(62)
         self.started_ns = time.monotonic_ns()
-        self.state = "starting"
+        self.state = ServiceState.STARTING
         self.error: str | None = None
         self.restarts = 0
         self.intake = IntakeProgress()
@@ -145,7 +147,7 @@ class Supervisor:
                 first.cancel()  # asked to stop while the model still loads: nothing of anybody's is under way
                 with contextlib.suppress(asyncio.CancelledError):
                     await first
-                self.enter("draining")
+                self.enter(ServiceState.DRAINING)
                 return
             first.result()
             on_first()
@@ -155,7 +157,7 @@ class Supervisor:
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-            self.enter("draining")
+            self.enter(ServiceState.DRAINING)
             with contextlib.suppress(asyncio.TimeoutError):  # a swap under way is done in no time
                 await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
             await self.engines.drain(self.config.drain_s)
@@ -170,11 +172,11 @@ class Supervisor:
         """
         served = self.served
         assert served is not None
-        self._enter_unless_serving("loading")
+        self._enter_unless_serving(ServiceState.LOADING)
         try:
             engine = self.engines.claim_standby(served)  # warm already, after a new model was taken back
             if engine is None:
-                engine = await self.engines.start(served, self._enter_unless_serving)
+                engine = await self.engines.start(served, self._enter_stage)
             # Not held until here: an update under way may take minutes, and until then this is what serves.
             async with self.changing:
                 if self.engines.serving is None and self.served == served:
@@ -184,30 +186,30 @@ class Supervisor:
         except EngineFailed as failure:
             if self.engines.serving is None:
                 self.error = str(failure)
-            self._enter_unless_serving("failed")
+            self._enter_unless_serving(ServiceState.FAILED)
             raise
         await self.engines.discard(engine)
 
     def fail(self, error: str) -> None:
         """There is nothing to serve, because of this."""
         self.error = error
-        self.enter("failed")
+        self.enter(ServiceState.FAILED)
 
     def begin_update(self) -> None:
         """A new model is on its way, beside the one that serves."""
         self._updating = True
-        if self.state == "ready":
-            self.enter("updating")
+        if self.state is ServiceState.READY:
+            self.enter(ServiceState.UPDATING)
 
     def end_update(self) -> None:
         """It serves, or it does not."""
         self._updating = False
-        if self.state == "updating":
-            self.enter("ready")
+        if self.state is ServiceState.UPDATING:
+            self.enter(ServiceState.READY)
 
     def revive(self) -> None:
         """Nothing serves: start what is to be served, and try again until it does."""
-        self.enter("loading")
+        self.enter(ServiceState.LOADING)
         self._crashed.set()
 
     def now_serving(self, engine: EngineProcess) -> None:
@@ -224,7 +226,7 @@ class Supervisor:
             extra={"message_id": SERVING},
         )
         self.error = None
-        self.enter("updating" if self._updating else "ready")
+        self.enter(ServiceState.UPDATING if self._updating else ServiceState.READY)
 
     async def _keep_serving(self) -> None:
         backoff = Backoff()
@@ -319,17 +321,21 @@ class Supervisor:
             self._on_detach(lease)
         self.engines.end_all()
 
-    def enter(self, state: str) -> None:
+    def enter(self, state: ServiceState) -> None:
         """Move to a state; draining is the last."""
-        if state != self.state and self.state != "draining":
-            log.info("state %s", state)
+        if state is not self.state and self.state is not ServiceState.DRAINING:
+            log.info("state %s", state.value)
             self.state = state
             self._changed.set()
             self._changed = asyncio.Event()
 
-    def _enter_unless_serving(self, state: str) -> None:
+    def _enter_unless_serving(self, state: ServiceState) -> None:
         if self.engines.serving is None:
             self.enter(state)
+
+    def _enter_stage(self, stage: str) -> None:
+        """Show the stage, "loading" or "warming", of an engine that is started while none serves."""
+        self._enter_unless_serving(ServiceState(stage))
 
     async def wait_change(self) -> None:
         """Until the state changes."""
@@ -342,16 +348,81 @@ class Supervisor:
 
     # Clients
 
+    def send_lease(self, lease: Lease) -> None:
+        """Report a new lease, or a lease's new generation, to the engines."""
+        self.engines.channels.attach(lease)
+
+    def ban(self, peer: Peer, reason: str) -> None:
+        """Refuse this client, which is being evicted, for `ban_s`."""
+        self.leases.offenders.note(peer, reason, time.monotonic())
+
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone: remove its names, tell the engines."""
         if self.leases.release(channel) is not None:
             self.engines.channels.detach(channel)
 
-    # Seeing
+    # Recording
 
-    def heartbeat_age_s(self) -> float | None:
-        """Seconds since the serving engine's loop went round; None without one."""
+    def record(self, tape: int, channel: int | None) -> None:
+        """Let every engine that serves write to a recorder's tape; the descriptor stays the caller's."""
+        self.engines.record(tape, channel)
+
+    def end_recording(self) -> None:
+        self.engines.end_recording()
+
+    # Status
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        """The serving engine's description of its model; None without an engine."""
+        return self.engines.model
+
+    def snapshot(self) -> ServiceStatus:
+        """Return the service's status at this moment."""
+        now_ns = time.monotonic_ns()
+        engines, standby = self.engines, self.engines.standby
+        return ServiceStatus(
+            name=self.config.name,
+            transport=self.config.transport,
+            directory=self.directory,
+            max_clients=self.config.max_clients,
+            uptime_s=(now_ns - self.started_ns) / 1e9,
+            state=self.state,
+            error=self.error,
+            intake=self.intake.to_json(),
+            is_recording=engines.channels.recording,
+            release_mismatch=engines.other_release,
+            restarts=self.restarts,
+            engine=self._engine_status(now_ns),
+            standby_version=standby.served.version if standby is not None else None,
+            model=engines.model,
+            clients=tuple(self._client_status(lease, now_ns) for lease in self.leases),
+            counters=engines.counts.counters(),
+            latency={stage: latency for stage in Stage if (latency := engines.counts.latency(stage)) is not None},
+        )
+
+    def _engine_status(self, now_ns: int) -> EngineStatus | None:
         engine = self.engines.serving
-        if engine is None or engine.stats is None:
+        if engine is None:
             return None
-        return max(0.0, (time.monotonic_ns() - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
+        age_s = None
+        if engine.stats is not None:
+            age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
+        is_compiled = engine.ready is not None and bool(engine.ready["compiled"])
+        return EngineStatus(engine.pid, engine.served.version, age_s, is_compiled)
+
+    def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
+        served, errors, last_ns = self.engines.channel_counts(lease.channel)
+        return ClientStatus(
+            channel=lease.channel,
+            pid=lease.peer.pid,
+            uid=lease.peer.uid,
+            program=lease.program,
+            trusted=lease.trusted,
+            attached_s=(now_ns - lease.attached_ns) / 1e9,
+            slots=lease.wanted.slots,
+            generation=lease.lane.identity.generation,
+            served=served,
+            errors=errors,
+            last_s=(now_ns - last_ns) / 1e9 if last_ns else None,
+        )
