@@ -62,7 +62,7 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, tape,
+# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, record_ring,
 # unknown_client, unknown_version or stopping.
 error Refused (reason: string, message: string)
 """

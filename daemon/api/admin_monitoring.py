@@ -50,7 +50,7 @@ _REQUEST_COUNTERS = (
     "lost",
     "resets",
     "in_place",
-    "staged_ahead",
+    "cut_through",
     "clamped",
     "out_of_range",
     "batches",

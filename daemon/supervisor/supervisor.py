@@ -215,14 +215,14 @@ class Supervisor:
     def now_serving(self, engine: EngineProcess) -> None:
         """An engine has begun to serve: say so."""
         assert engine.ready is not None
-        infer_ms = engine.ready["infer_ms"]
+        infer_ms = engine.ready.infer_ms
         log.info(
             "serving %s version %s on %s%s%s",
-            engine.ready["name"],
+            engine.ready.name,
             engine.served.version,
-            engine.ready["device"],
+            engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready["compiled"] else "; request path: Python (not compiled)",
+            "" if engine.ready.compiled else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None
@@ -363,9 +363,9 @@ class Supervisor:
 
     # Recording
 
-    def record(self, tape: int, channel: int | None) -> None:
-        """Let every engine that serves write to a recorder's tape; the descriptor stays the caller's."""
-        self.engines.record(tape, channel)
+    def record(self, record_ring: int, channel: int | None) -> None:
+        """Let every engine that serves write to a record ring; the descriptor stays the caller's."""
+        self.engines.record(record_ring, channel)
 
     def end_recording(self) -> None:
         self.engines.end_recording()
@@ -408,7 +408,7 @@ class Supervisor:
         age_s = None
         if engine.stats is not None:
             age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
-        is_compiled = engine.ready is not None and bool(engine.ready["compiled"])
+        is_compiled = engine.ready is not None and engine.ready.compiled
         return EngineStatus(engine.pid, engine.served.version, age_s, is_compiled)
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
@@ -421,7 +421,7 @@ class Supervisor:
             trusted=lease.trusted,
             attached_s=(now_ns - lease.attached_ns) / 1e9,
             slots=lease.wanted.slots,
-            generation=lease.lane.identity.generation,
+            generation=lease.channel_info.identity.generation,
             served=served,
             errors=errors,
             last_s=(now_ns - last_ns) / 1e9 if last_ns else None,

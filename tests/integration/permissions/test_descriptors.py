@@ -12,8 +12,9 @@ import pytest
 
 from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.host.own_descriptors import keep_from_children
-from shmserve.daemon.ipc.control import ControlSocket, encode
-from shmserve.tape import TapeReader
+from shmserve.daemon.ipc.control import ControlSocket
+from shmserve.daemon.ipc.messages import Record, Serve, encode
+from shmserve.record_ring import RecordRingReader
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.descriptors import inheritable
 
@@ -21,15 +22,16 @@ from tests.support.descriptors import inheritable
 def look(daemon: Daemon) -> None:
     """Robots and a recorder at work: every descriptor of theirs, of the supervisor's and of the engine's."""
     before = inheritable(os.getpid())
-    tape = TapeReader(4096)
+    record_ring = RecordRingReader(4096)
     with (
         daemon.client() as robot,
         daemon.client() as other,
         AdminConnection(daemon.name, daemon.runtime_dir) as connection,
     ):
-        next(connection.call_more("Record", {}, fd=tape.descriptor))
+        next(connection.call_more("Record", {}, fd=record_ring.descriptor))
         wait_until(
-            "the engine has the tape", lambda: "shmserve-tape" in Path(f"/proc/{daemon.engine_pid}/maps").read_text()
+            "the engine has the record ring",
+            lambda: "shmserve-record-ring" in Path(f"/proc/{daemon.engine_pid}/maps").read_text(),
         )
         for client in (robot, other):
             assert client.infer({"do": "echo", "value": 1})
@@ -38,7 +40,7 @@ def look(daemon: Daemon) -> None:
         assert inheritable(daemon.engine_pid) == {}
         assert inheritable(daemon.pid) == {}
         assert inheritable(os.getpid()).keys() <= before.keys()
-    tape.close()
+    record_ring.close()
 
 
 def test_a_policy_s_and_a_robot_s_children_inherit_no_descriptor(start_daemon: Callable[..., Daemon]) -> None:
@@ -68,19 +70,19 @@ def test_an_engine_without_room_for_descriptors_gives_no_message_those_of_anothe
     given = [os.open(path, os.O_RDONLY) for path in ("/", "/proc", "/dev", "/sys", "/tmp")]
     spare = os.dup(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    socket.send_fds(ours, [encode("first", fds=4)], given[:4])
-    socket.send_fds(ours, [encode("between", fds=0)], [])
-    socket.send_fds(ours, [encode("second", fds=1)], given[4:])
+    socket.send_fds(ours, [encode(Record(1), 4)], given[:4])
+    socket.send_fds(ours, [encode(Serve())], [])
+    socket.send_fds(ours, [encode(Record(2), 1)], given[4:])
     os.close(spare)
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
     try:
-        messages = control.receive()
+        arrivals = control.receive()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert [message["event"] for message in messages] == ["first", "between", "second"]
-    assert [len(message["fds"]) for message in messages] == [0, 0, 1]
-    (came,) = messages[2]["fds"]
+    assert [arrival.message for arrival in arrivals] == [Record(1), Serve(), Record(2)]
+    assert [len(arrival.fds) for arrival in arrivals] == [0, 0, 1]
+    (came,) = arrivals[2].fds
     assert os.path.samestat(os.fstat(came), os.fstat(given[4]))
     assert not os.get_inheritable(came)
     for descriptor in (*given, came):
