@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..store.store import Store
-from ..supervisor.engine_pool import Engines
+from ..supervisor.engine_pool import EnginePool
 
 #: The fact in which the store keeps it.
 SERVED = "served"
@@ -14,7 +14,7 @@ SERVED = "served"
 class ServedCounts:
     """What was counted before this run began, and what this run's engines count."""
 
-    def __init__(self, engines: Engines, store: Store) -> None:
+    def __init__(self, engines: EnginePool, store: Store) -> None:
         self._engines = engines
         self._store = store
 
@@ -26,4 +26,4 @@ class ServedCounts:
 
     def of(self, version: str) -> int:
         """Requests that this version has answered until now."""
-        return self._earlier.get(version, 0) + self._engines.counts.served_by_version(version)
+        return self._earlier.get(version, 0) + self._engines.counters.served_by_version(version)

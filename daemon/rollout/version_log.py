@@ -12,7 +12,7 @@ from shmserve.errors import ShmServeError
 from ..store.errors import StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import Served
-from ..supervisor.engine_pool import Engines
+from ..supervisor.engine_pool import EnginePool
 from ..supervisor.engine_process import EngineProcess
 from .version_counts import SERVED, ServedCounts
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class VersionNotes:
     """One writer at a time, in a thread; `close` returns once everything is on the disk."""
 
-    def __init__(self, store: Store, engines: Engines) -> None:
+    def __init__(self, store: Store, engines: EnginePool) -> None:
         self._store = store
         self.counts = ServedCounts(engines, store)
         self._turn = asyncio.Lock()

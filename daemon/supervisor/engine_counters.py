@@ -9,7 +9,7 @@ from ..ipc.stats import Distribution, Stage
 from .engine_process import EngineProcess
 
 
-class EngineCounts:
+class EngineCounters:
     """Sums over `living`, which the owner keeps true, and what `keep` took over from engines that ended."""
 
     def __init__(self, living: Collection[EngineProcess]) -> None:
@@ -33,7 +33,7 @@ class EngineCounts:
         living = (engine for engine in self._living if engine.served.version == version and engine.stats is not None)
         return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
 
-    def counters(self) -> Tally[str]:
+    def totals(self) -> Tally[str]:
         """What all engines of this run counted."""
         total = self._totals.copy()
         for engine in self._living:

@@ -35,7 +35,7 @@ from ..ipc.release import RELEASE_MISMATCH, installed_mismatch
 from ..ipc.stats import Counter
 from .deployment import EngineFailed, Served
 from .engine_channels import EngineChannels
-from .engine_counters import EngineCounts
+from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
 from .standby import Standby
 
@@ -51,8 +51,8 @@ _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
 
 
-class Engines:
-    """Starts, swaps and buries engines.
+class EnginePool:
+    """Starts, swaps and stops engine processes.
 
     `on_lost` is told when the serving one has died, `on_ended` of every one that has, with its counts still there.
     """
@@ -77,10 +77,10 @@ class Engines:
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._standby = Standby(self.drop_standby)
         self.channels = EngineChannels(config, leases)
-        self.counts = EngineCounts(self._watchers.keys())
+        self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
         #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
-        self.other_release: str | None = None
+        self.release_mismatch: str | None = None
 
     # Life
 
@@ -134,15 +134,15 @@ class Engines:
             raise EngineFailed(stage, "the engine died", said) from ended
         if isinstance(answer, Failed):
             if answer.error == RELEASE_MISMATCH:
-                self.other_release = answer.message
+                self.release_mismatch = answer.message
             raise EngineFailed(answer.stage, answer.error, answer.message)
-        self.other_release = None
+        self.release_mismatch = None
 
     async def check_release(self) -> None:
         """Raises EngineFailed where an engine that is started now would refuse to run under this daemon."""
-        self.other_release = await installed_mismatch()
-        if self.other_release is not None:
-            raise EngineFailed("start", RELEASE_MISMATCH, self.other_release)
+        self.release_mismatch = await installed_mismatch()
+        if self.release_mismatch is not None:
+            raise EngineFailed("start", RELEASE_MISMATCH, self.release_mismatch)
 
     def _serving_model(self) -> ServingModel | None:
         """The serving engine's use of its GPU, for an engine that is to be loaded there as well; None without one."""
@@ -299,7 +299,7 @@ class Engines:
         if was_serving:
             self.serving = None
         assert engine.stats is not None
-        self.counts.keep(engine)
+        self.counters.keep(engine)
         self.channels.disown(engine)
         if status:
             self._on_death(engine, status)

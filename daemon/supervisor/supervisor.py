@@ -27,7 +27,7 @@ from ..store.intake_progress import IntakeProgress
 from ..varlink.peer import Peer
 from .backoff import Backoff
 from .deployment import EngineFailed, Served
-from .engine_pool import Engines
+from .engine_pool import EnginePool
 from .engine_process import EngineProcess, exit_reason
 from .status import ClientStatus, EngineStatus, ServiceState, ServiceStatus
 
@@ -78,7 +78,7 @@ class Supervisor:
         self._names = Names(self.directory)
         self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
         self._tampering = Tampering()
-        self.engines = Engines(
+        self.engines = EnginePool(
             config,
             self.leases,
             on_lost=self._lost,
@@ -391,14 +391,14 @@ class Supervisor:
             error=self.error,
             intake=self.intake.to_json(),
             is_recording=engines.channels.recording,
-            release_mismatch=engines.other_release,
+            release_mismatch=engines.release_mismatch,
             restarts=self.restarts,
             engine=self._engine_status(now_ns),
             standby_version=standby.served.version if standby is not None else None,
             model=engines.model,
             clients=tuple(self._client_status(lease, now_ns) for lease in self.leases),
-            counters=engines.counts.counters(),
-            latency={stage: latency for stage in Stage if (latency := engines.counts.latency(stage)) is not None},
+            counters=engines.counters.totals(),
+            latency={stage: latency for stage in Stage if (latency := engines.counters.latency(stage)) is not None},
         )
 
     def _engine_status(self, now_ns: int) -> EngineStatus | None:
