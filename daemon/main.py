@@ -46,8 +46,8 @@ from .packages.package import ModelPackage
 from .rollout.rollout import ModelChanges
 from .rollout.startup_version import first_version, open_store
 from .supervisor.deployment import EngineFailed
-from .supervisor.engine_watchdog import HeartbeatWatch
-from .supervisor.readiness import ServiceReport
+from .supervisor.engine_watchdog import EngineWatchdog
+from .supervisor.readiness import ReadinessNotifier
 from .supervisor.supervisor import Supervisor
 from .varlink.connection import Limits
 from .varlink.interface import ServiceInfo
@@ -82,11 +82,11 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     store = open_store(config, in_use=supervisor.engines.versions)
     client_service = ClientService(supervisor)
     changes = ModelChanges(supervisor, store)
-    watch = HeartbeatWatch(supervisor)
-    report = ServiceReport(supervisor, notifier, watch)
+    watchdog = EngineWatchdog(supervisor)
+    readiness = ReadinessNotifier(supervisor, notifier, watchdog)
     loop = asyncio.get_running_loop()
     descriptor_limit.raise_own()
-    background = [asyncio.create_task(task) for task in (watch.run(), report.run())]
+    background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
     for task in background:
         task.add_done_callback(_tell_failure)
     try:
@@ -125,7 +125,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             await asyncio.sleep(_ANSWERED_S)
             raise
         finally:
-            report.stopping()
+            readiness.stopping()
             clients.close()
             admin.close()
             await asyncio.gather(*servers, return_exceptions=True)
@@ -133,7 +133,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             for file in {CLIENT_SOCKET, ADMIN_SOCKET} - inherited.keys():
                 (supervisor.directory / file).unlink(missing_ok=True)
     except Exception as error:
-        report.failed(str(error))
+        readiness.failed(str(error))
         raise
     finally:
         for task in background:

@@ -9,7 +9,7 @@ import time
 from shmserve.shortened import shortened
 
 from ..host.notify import Notifier
-from .engine_watchdog import HeartbeatWatch
+from .engine_watchdog import EngineWatchdog
 from .status import ServiceState, ServiceStatus
 from .supervisor import Supervisor
 
@@ -23,13 +23,13 @@ _EXTENSION_S = 30.0
 _STOP_MARGIN_S = 10.0
 
 
-class ServiceReport:
+class ReadinessNotifier:
     """`run` until cancelled; `stopping` when the daemon begins to end."""
 
-    def __init__(self, supervisor: Supervisor, notifier: Notifier, watch: HeartbeatWatch) -> None:
+    def __init__(self, supervisor: Supervisor, notifier: Notifier, watchdog: EngineWatchdog) -> None:
         self._supervisor = supervisor
         self._notifier = notifier
-        self._watch = watch
+        self._watchdog = watchdog
         self._ready = False
         self._stopping = False
         self._status = ""
@@ -58,7 +58,7 @@ class ServiceReport:
             self._notifier.tell(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
         watchdog_s = self._notifier.watchdog_s
         # Not from a timer of its own: this task runs in the supervisor's loop, and only for an engine that moves.
-        if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watch.stuck:
+        if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watchdog.stuck:
             self._fed_s = now_s
             self._notifier.tell(WATCHDOG=1)
 
