@@ -17,7 +17,7 @@ from shmserve.segment import Identity
 from ..config.config import Config
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
-from .bans import Offenders
+from .bans import Bans
 from .cgroup_memory import without_room
 from .engine_deaths import Deaths
 from .shm_names import Names
@@ -90,7 +90,7 @@ class Leases:
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
-        self.offenders = Offenders()
+        self.bans = Bans()
         self.deaths = Deaths(own_uids=(0, os.getuid()))
         self._gone: OrderedDict[int, Lease] = OrderedDict()
 
@@ -116,7 +116,7 @@ class Leases:
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
-        refusal = self.offenders.refusal(peer, self._config.ban_s, now_ns / 1e9)
+        refusal = self.bans.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
             raise LeaseRefused("evicted", refusal)
         if len(self._held) >= self._config.max_clients:

@@ -284,7 +284,7 @@ class Supervisor:
                 continue
             attached = self.leases.get(lease.channel) is lease
             if verdict.whole_user or not attached:
-                self.leases.offenders.note(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
+                self.leases.bans.add(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
             if attached:
                 self._on_evict(lease, verdict.reason)
         for lease in self.leases:
@@ -354,7 +354,7 @@ class Supervisor:
 
     def ban(self, peer: Peer, reason: str) -> None:
         """Refuse this client, which is being evicted, for `ban_s`."""
-        self.leases.offenders.note(peer, reason, time.monotonic())
+        self.leases.bans.add(peer, reason, time.monotonic())
 
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone: remove its names, tell the engines."""

@@ -155,7 +155,7 @@ def test_the_client_whose_request_was_in_hand_is_evicted_at_the_third_death(serv
         assert service.restarts_at_once
 
     assert service.evicted == [(0, "its requests crashed the engine 3 times within 10 minutes")]
-    assert service.supervisor.leases.offenders.refusal(other.peer, 60, service.now_s) is None
+    assert service.supervisor.leases.bans.refusal(other.peer, 60, service.now_s) is None
 
 
 def test_a_client_that_left_before_its_request_killed_the_engine_is_not_let_back_in(service: Service) -> None:
@@ -166,7 +166,7 @@ def test_a_client_that_left_before_its_request_killed_the_engine_is_not_let_back
         service.die(killer)
 
     assert service.evicted == []
-    refusal = service.supervisor.leases.offenders.refusal
+    refusal = service.supervisor.leases.bans.refusal
     assert "crashed the engine 3 times" in str(refusal(killer.peer, 60, service.now_s))
     assert refusal(newcomer.peer, 60, service.now_s) is None
 
