@@ -94,24 +94,24 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
         await asyncio.to_thread(store.open)  # it may have much to sweep up, and the watchdog is fed meanwhile
-        admission = supervisor.admission
+        access_policy = supervisor.access_policy
 
         def listener(file: str, mode: int) -> socket.socket:
             return inherited.get(file) or listen_unix(supervisor.directory / file, mode)
 
         clients = VarlinkServer(
-            listener(CLIENT_SOCKET, admission.client_socket_mode),
+            listener(CLIENT_SOCKET, access_policy.client_socket_mode),
             _INFO,
             [client_service.interface()],
-            refusal=admission.client_refusal,
+            refusal=access_policy.client_refusal,
             # One user's processes leave half of them to the others.
             limits=Limits(connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16),
         )
         admin = VarlinkServer(
-            listener(ADMIN_SOCKET, admission.admin_socket_mode),
+            listener(ADMIN_SOCKET, access_policy.admin_socket_mode),
             _INFO,
             [AdminService(supervisor, changes, store, settings).interface()],
-            refusal=admission.admin_refusal,
+            refusal=access_policy.admin_refusal,
             limits=Limits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
-from ..clients.access_control import Admission
+from ..clients.access_control import AccessPolicy
 from ..clients.engine_deaths import CLEAR_S
 from ..clients.leases import Lease, Leases
 from ..clients.shm_names import Names
@@ -73,7 +73,7 @@ class Supervisor:
         #: Held by whoever changes which engine serves: a restart, an update, a rollback.
         self.changing = asyncio.Lock()
         self._updating = False
-        self.admission = Admission(config)
+        self.access_policy = AccessPolicy(config)
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
         self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
@@ -96,7 +96,7 @@ class Supervisor:
 
     def open(self) -> None:
         """Take the service's name; raises AlreadyRunning or OSError."""
-        self._lock.acquire(self.admission.directory_mode)
+        self._lock.acquire(self.access_policy.directory_mode)
         swept = self._names.sweep()
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
