@@ -20,7 +20,7 @@ from ..varlink.peer import Peer
 from .bans import Bans
 from .cgroup_memory import without_room
 from .engine_deaths import Deaths
-from .shm_names import Names
+from .shm_names import NameRegistry
 
 _PAGE = 4096
 _LEAST_METADATA = 4096
@@ -79,7 +79,7 @@ class LeaseRefused(Exception):
 class Leases:
     """Creates, resizes and removes the channels of one daemon run."""
 
-    def __init__(self, config: Config, names: Names, epoch: int, *, on_bell_removed: Callable[[], None]) -> None:
+    def __init__(self, config: Config, names: NameRegistry, epoch: int, *, on_bell_removed: Callable[[], None]) -> None:
         """`on_bell_removed` is called when the request bell's name is gone and no client is attached."""
         self._config = config
         self._names = names

@@ -16,7 +16,7 @@ from shmserve.doorbell import create_doorbell, unlink_doorbell
 from ..clients.access_control import AccessPolicy
 from ..clients.engine_deaths import CLEAR_S
 from ..clients.leases import Lease, Leases
-from ..clients.shm_names import Names
+from ..clients.shm_names import NameRegistry
 from ..clients.tampering import Tampering
 from ..config.config import Config
 from ..host.message_ids import ENGINE_DIED, SERVING
@@ -75,7 +75,7 @@ class Supervisor:
         self._updating = False
         self.access_policy = AccessPolicy(config)
         self._lock = ServiceLock(self.directory)
-        self._names = Names(self.directory)
+        self._names = NameRegistry(self.directory)
         self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
         self._tampering = Tampering()
         self.engines = EnginePool(
