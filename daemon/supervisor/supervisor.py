@@ -14,10 +14,10 @@ from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
 from ..clients.access_control import AccessPolicy
+from ..clients.channel_integrity import IntegrityCheck
 from ..clients.engine_deaths import CLEAR_S
 from ..clients.leases import Lease, Leases
 from ..clients.shm_names import NameRegistry
-from ..clients.tampering import Tampering
 from ..config.config import Config
 from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
@@ -77,7 +77,7 @@ class Supervisor:
         self._lock = ServiceLock(self.directory)
         self._names = NameRegistry(self.directory)
         self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
-        self._tampering = Tampering()
+        self._integrity = IntegrityCheck()
         self.engines = EnginePool(
             config,
             self.leases,
@@ -101,7 +101,7 @@ class Supervisor:
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
         if self.config.transport == "named":
-            self._tampering.open()
+            self._integrity.open()
             self._create_request_bell()
 
     def close(self) -> None:
@@ -294,11 +294,11 @@ class Supervisor:
         """Whether an engine had reason to die of what clients may write to; whoever shows is evicted."""
         found = False
         for lease in self.leases:
-            damage = self._tampering.of_lease(lease)
+            damage = self._integrity.of_lease(lease)
             if damage is not None:
                 self._on_evict(lease, damage)
                 found = True
-        damage = self._tampering.of_bell(self.leases.request_bell)
+        damage = self._integrity.of_bell(self.leases.request_bell)
         if damage is not None:
             self._replace_request_bell(damage)
         return found or damage is not None
