@@ -13,7 +13,7 @@ from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients.attach_rate_limit import AttachRates
+from ..clients.attach_rate_limit import AttachRateLimit
 from ..clients.leases import Lease, LeaseRefused, Wanted
 from ..supervisor.status import ServiceState
 from ..supervisor.supervisor import Supervisor
@@ -72,7 +72,7 @@ class ClientService:
         self._supervisor = supervisor
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
-        self._rates = AttachRates()
+        self._rate_limit = AttachRateLimit()
 
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
@@ -142,7 +142,7 @@ class ClientService:
         config = self._supervisor.config
         burst = 4 * (config.max_clients_per_user or config.max_clients)
         rate = config.max_attach_rate_per_user
-        wait_s = self._rates.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
+        wait_s = self._rate_limit.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
         if wait_s:
             await asyncio.sleep(_SLOW_REFUSAL_S)
             raise _refused(
@@ -155,7 +155,7 @@ class ClientService:
 
     def _charge(self, lease: Lease) -> None:
         if not _is_exempt(lease.peer):
-            self._rates.charge(lease.peer.uid, lease.bytes)
+            self._rate_limit.charge(lease.peer.uid, lease.bytes)
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         supervisor = self._supervisor
