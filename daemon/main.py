@@ -45,7 +45,7 @@ from .host.socket_activation import ActivationError, group_may_connect, inherite
 from .packages.package import ModelPackage
 from .rollout.rollout import ModelChanges
 from .rollout.startup_version import first_version, open_store
-from .supervisor.deployment import EngineFailed
+from .supervisor.deployment import EngineStartError
 from .supervisor.engine_watchdog import EngineWatchdog
 from .supervisor.readiness import ReadinessNotifier
 from .supervisor.supervisor import Supervisor
@@ -119,7 +119,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             taking = asyncio.create_task(first_version(config, store, supervisor.intake))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
-                await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))
+                await supervisor.run(first.deployment, on_first=lambda: changes.notes.remember(first.remember))
         except Exception as error:
             supervisor.fail(str(error))
             await asyncio.sleep(_ANSWERED_S)
@@ -234,7 +234,7 @@ def main(
     except ConfigError as error:  # there is nothing that it could serve, whenever it is started again
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
-    except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
+    except (AlreadyRunning, EngineStartError, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
     finally:

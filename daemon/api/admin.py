@@ -19,7 +19,7 @@ from ..ipc.release import RELEASE_MISMATCH
 from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor.deployment import EngineFailed
+from ..supervisor.deployment import EngineStartError
 from ..supervisor.status import ServiceStatus
 from ..supervisor.supervisor import Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
@@ -171,7 +171,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
         while (step := await steps.get()) is not None:
             yield step
         yield reply("done", {}, task.result())
-    except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineFailed) as error:
+    except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
         log.warning("the model stays: %s", error)
         raise VarlinkError(
             f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
@@ -184,11 +184,11 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
 def _reason(error: Exception) -> str:
     if isinstance(error, ChangeRefused):
         return error.reason
-    if isinstance(error, EngineFailed) and error.error == DEVICE_MEMORY_SHORT:
+    if isinstance(error, EngineStartError) and error.error == DEVICE_MEMORY_SHORT:
         return "device_memory"
-    if isinstance(error, EngineFailed) and error.error == RELEASE_MISMATCH:
+    if isinstance(error, EngineStartError) and error.error == RELEASE_MISMATCH:
         return "restart"
-    if isinstance(error, ConfigError) or (isinstance(error, EngineFailed) and error.error == DEVICE_MISSING):
+    if isinstance(error, ConfigError) or (isinstance(error, EngineStartError) and error.error == DEVICE_MISSING):
         return "device"
     if isinstance(error, VersionUnknown):
         return "unknown_version"
@@ -196,7 +196,7 @@ def _reason(error: Exception) -> str:
         return "store"
     if isinstance(error, DowngradeRefused):
         return "downgrade"
-    return "engine" if isinstance(error, EngineFailed) else "package"
+    return "engine" if isinstance(error, EngineStartError) else "package"
 
 
 def versions(status: ServiceStatus, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from ..store.receive import Progress as Received
 from ..store.receive import undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import EngineFailed, Served
+from ..supervisor.deployment import Deployment, EngineStartError
 from ..supervisor.engine_process import EngineProcess
 from ..supervisor.supervisor import Supervisor
 from .probation import Probation
@@ -76,7 +76,7 @@ class ModelChanges:
     async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
-        Raises ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineFailed; then the old model
+        Raises ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
         serves on.
         """
         if wish.device is not None:
@@ -115,18 +115,20 @@ class ModelChanges:
             progress("check", {"version": target.version})
             device = str(target.facts.get("device") or self._device())
             standby = self._supervisor.engines.standby
-            if standby is None or standby.served != _served(target, device):
+            if standby is None or standby.deployment != _deployment(target, device):
                 await self._store.check(target)
             wish = Wish(allow_contract_change=True, probation=False)
             return await self._change(target, device, wish, progress)
 
     def before(self) -> StoredVersion | None:
         """Where a rollback goes: what was served last before the present version and not taken back."""
-        served = self._supervisor.served
+        deployment = self._supervisor.deployment
         candidates = [
             stored
             for stored in self._store.versions()
-            if stored.turn and not stored.facts.get("taken_back") and (not served or stored.version != served.version)
+            if stored.turn
+            and not stored.facts.get("taken_back")
+            and (not deployment or stored.version != deployment.version)
         ]
         return max(candidates, key=lambda stored: stored.turn, default=None)
 
@@ -151,8 +153,8 @@ class ModelChanges:
             raise ChangeRefused("stopping", "the daemon is stopping: it changes nothing any more")
 
     def _device(self) -> str:
-        served = self._supervisor.served
-        return served.device if served is not None else self._supervisor.config.device
+        deployment = self._supervisor.deployment
+        return deployment.device if deployment is not None else self._supervisor.config.device
 
     def _no_previous(self) -> str:
         bad = [stored.version for stored in self._store.versions() if stored.facts.get("taken_back")]
@@ -166,29 +168,29 @@ class ModelChanges:
     async def _change(self, stored: StoredVersion, device: str, wish: Wish, progress: Progress) -> dict[str, Any]:
         supervisor = self._supervisor
         await supervisor.begun.wait()
-        served = _served(stored, device)
+        deployment = _deployment(stored, device)
         serving = supervisor.engines.serving
-        if serving is not None and serving.served == served:
+        if serving is not None and serving.deployment == deployment:
             return {"version": stored.version, "changed": False, "pause_ms": 0.0}
         supervisor.begin_update()
         try:
             change = self._in_place if wish.in_place else self._beside
-            return await change(served, wish, progress)
-        except (EngineFailed, ChangeRefused) as error:
+            return await change(deployment, wish, progress)
+        except (EngineStartError, ChangeRefused) as error:
             if _is_about_the_version(error):
                 self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
             raise
         finally:
             supervisor.end_update()
 
-    async def _beside(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _beside(self, deployment: Deployment, wish: Wish, progress: Progress) -> dict[str, Any]:
         engines, contract = self._supervisor.engines, self._contract()
-        engine = engines.claim_standby(served)
+        engine = engines.claim_standby(deployment)
         was_standby = engine is not None
         if engine is None:
             progress("start", {})
             failpoint("update.before_start")
-            engine = await self._start_beside(served, progress)
+            engine = await self._start_beside(deployment, progress)
         try:
             failpoint("update.warm")
             _check_contract(contract, engine, wish)
@@ -201,30 +203,30 @@ class ModelChanges:
                 else:
                     await undisturbed(engines.discard(engine))
 
-    async def _start_beside(self, served: Served, progress: Progress) -> EngineProcess:
-        """A warm engine of `served`; where the GPU has too little room, what is only kept for a rollback goes first."""
+    async def _start_beside(self, deployment: Deployment, progress: Progress) -> EngineProcess:
+        """A warm engine of `deployment`; where the GPU has too little room, what is only kept for a rollback goes first."""
         engines = self._supervisor.engines
         try:
-            return await engines.start(served, _steps(progress))
-        except EngineFailed as failure:
+            return await engines.start(deployment, _steps(progress))
+        except EngineStartError as failure:
             dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
             if dropped is None:
                 raise
             log.info("the GPU has too little room: the engine kept warm for a rollback goes, then once more")
             await asyncio.wait((dropped,))
-            return await engines.start(served, _steps(progress))
+            return await engines.start(deployment, _steps(progress))
 
     async def _swap_alone(self, engine: EngineProcess, wish: Wish, progress: Progress) -> dict[str, Any]:
         async with self._supervisor.changing:
             progress("swap", {})
             return await self._swap(engine, wish, None)
 
-    async def _in_place(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _in_place(self, deployment: Deployment, wish: Wish, progress: Progress) -> dict[str, Any]:
         """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
         supervisor, engines = self._supervisor, self._supervisor.engines
         contract = self._contract()
         async with supervisor.changing:
-            old = supervisor.served
+            old = supervisor.deployment
             assert old is not None
             progress("stop", {})
             began = time.monotonic()
@@ -232,7 +234,7 @@ class ModelChanges:
                 await undisturbed(engines.stop_all())
                 failpoint("update.stopped_old")
                 progress("start", {})
-                engine = await engines.start(served, _steps(progress))
+                engine = await engines.start(deployment, _steps(progress))
                 try:
                     failpoint("update.warm")
                     _check_contract(contract, engine, wish)
@@ -246,11 +248,11 @@ class ModelChanges:
                     log.warning("the new model does not serve: version %s is started again", old.version)
                     await undisturbed(self._bring_back(old))
 
-    async def _bring_back(self, served: Served) -> None:
+    async def _bring_back(self, deployment: Deployment) -> None:
         """Start the model before again after it was stopped; under the lock."""
         try:
-            await self._go_back(served)
-        except EngineFailed as failure:
+            await self._go_back(deployment)
+        except EngineStartError as failure:
             log.error("%s", failure)
             self._supervisor.revive()  # which tries again until it works
 
@@ -265,33 +267,33 @@ class ModelChanges:
             pause_s = time.monotonic() - began
         failpoint("update.swapped")
         self._end_probation()
-        before = supervisor.served
+        before = supervisor.deployment
         assert before is not None
-        supervisor.served = engine.served
+        supervisor.deployment = engine.deployment
         supervisor.now_serving(engine)
         taken_back, self.taken_back = self.taken_back, None
-        if wish.probation and before != engine.served:
+        if wish.probation and before != engine.deployment:
             self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
-            await self.notes.make_current(engine.served, allow_downgrade=wish.allow_downgrade)
+            await self.notes.make_current(engine.deployment, allow_downgrade=wish.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
             self.taken_back = self.taken_back or taken_back
-            log.error("version %s cannot be made current: back to %s", engine.served.version, before.version)
+            log.error("version %s cannot be made current: back to %s", engine.deployment.version, before.version)
             await self._bring_back(before)
             raise
         failpoint("update.committed")
-        return {"version": engine.served.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
+        return {"version": engine.deployment.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
 
-    async def _go_back(self, served: Served) -> None:
-        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineFailed."""
+    async def _go_back(self, deployment: Deployment) -> None:
+        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineStartError."""
         engines = self._supervisor.engines
-        engine = engines.claim_standby(served)
+        engine = engines.claim_standby(deployment)
         if engine is None:
-            engine = await engines.start(served, lambda stage: None)
+            engine = await engines.start(deployment, lambda stage: None)
         await engines.swap(engine)
-        self._supervisor.served = served
+        self._supervisor.deployment = deployment
         self._supervisor.now_serving(engine)
         engines.drop_standby()  # what is no good is not kept warm
 
@@ -317,8 +319,8 @@ class ModelChanges:
         if probation is None or not self.is_on_probation(engine):
             return
         self._end_probation()
-        self._note_taken_back(engine.served, probation.before, "its engine died on probation")
-        self._supervisor.served = probation.before
+        self._note_taken_back(engine.deployment, probation.before, "its engine died on probation")
+        self._supervisor.deployment = probation.before
 
     async def _take_back(self, probation: Probation, why: str) -> None:
         async with self._supervisor.changing:
@@ -327,12 +329,12 @@ class ModelChanges:
             self._probation = None
             try:
                 await self._go_back(probation.before)
-            except EngineFailed as failure:
+            except EngineStartError as failure:
                 log.error("%s; the model before cannot serve either: %s", why, failure)
                 return
-            self._note_taken_back(probation.engine.served, probation.before, why)
+            self._note_taken_back(probation.engine.deployment, probation.before, why)
 
-    def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
+    def _note_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
         # Where only the device was another, the version itself is the good one.
@@ -344,11 +346,11 @@ class ModelChanges:
             probation.end()
 
 
-def _served(stored: StoredVersion, device: str) -> Served:
-    return Served(stored.path, stored.version, device, stored.source)
+def _deployment(stored: StoredVersion, device: str) -> Deployment:
+    return Deployment(stored.path, stored.version, device, stored.source)
 
 
-def _is_about_the_version(error: EngineFailed | ChangeRefused) -> bool:
+def _is_about_the_version(error: EngineStartError | ChangeRefused) -> bool:
     """Whether it is refused for what it is: on another device, by another daemon, or later it may be as good as ever."""
     if isinstance(error, ChangeRefused):
         return error.reason == "contract"

@@ -23,7 +23,7 @@ from ..store.limits import Limits
 from ..store.signature_policy import Trust
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import Served
+from ..supervisor.deployment import Deployment
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Given:
 class FirstVersion:
     """What a daemon begins with; `remember` once it serves."""
 
-    served: Served
+    deployment: Deployment
     _store: Store
     _given: Given
     _given_file: Path
@@ -72,11 +72,13 @@ class FirstVersion:
     def remember(self) -> None:
         """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
         try:
-            self._store.make_current(self.served.version, device=self.served.device, taken_back=None, refused=None)
+            self._store.make_current(
+                self.deployment.version, device=self.deployment.device, taken_back=None, refused=None
+            )
             if self._given != Given.read(self._given_file):
                 write_json(self._given_file, asdict(self._given), steps="given")
         except OSError as error:
-            log.error("a restart may begin with another version than %s: %s", self.served.version, error)
+            log.error("a restart may begin with another version than %s: %s", self.deployment.version, error)
 
 
 async def first_version(config: Config, store: Store, intake: IntakeProgress) -> FirstVersion:
@@ -91,8 +93,8 @@ async def first_version(config: Config, store: Store, intake: IntakeProgress) ->
 
     def first(stored: StoredVersion, digest: str | None) -> FirstVersion:
         device = stored.facts.get("device") if config.device == before.device else None
-        served = Served(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
-        return FirstVersion(served, store, Given(digest, config.device), file)
+        deployment = Deployment(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
+        return FirstVersion(deployment, store, Given(digest, config.device), file)
 
     if config.model_path is None:
         stored = await store.last_good()

@@ -11,7 +11,7 @@ from shmserve.errors import ShmServeError
 
 from ..store.errors import StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor.deployment import Served
+from ..supervisor.deployment import Deployment
 from ..supervisor.engine_pool import EnginePool
 from ..supervisor.engine_process import EngineProcess
 from .version_counts import SERVED, ServedCounts
@@ -28,12 +28,12 @@ class VersionNotes:
         self._turn = asyncio.Lock()
         self._writers: set[asyncio.Task[None]] = set()
 
-    async def make_current(self, served: Served, *, allow_downgrade: bool) -> None:
+    async def make_current(self, deployment: Deployment, *, allow_downgrade: bool) -> None:
         """From now on a restart serves this one; raises StoreUnavailable."""
         async with self._turn:
-            await asyncio.to_thread(self._make_current, served, allow_downgrade=allow_downgrade)
+            await asyncio.to_thread(self._make_current, deployment, allow_downgrade=allow_downgrade)
 
-    def note(self, version: str, facts: dict[str, Any], *, then_current: Served | None = None) -> None:
+    def note(self, version: str, facts: dict[str, Any], *, then_current: Deployment | None = None) -> None:
         """Remember facts of a version, and which one is current."""
 
         def work() -> None:
@@ -50,7 +50,7 @@ class VersionNotes:
 
     def note_served(self, engine: EngineProcess) -> None:
         """An engine has ended: how many requests its version has answered."""
-        version = engine.served.version
+        version = engine.deployment.version
         if count := self.counts.of(version):
             self.note(version, {SERVED: count})
 
@@ -73,7 +73,7 @@ class VersionNotes:
         while self._writers:
             await asyncio.wait(self._writers)
 
-    def _make_current(self, served: Served, *, allow_downgrade: bool = False) -> None:
+    def _make_current(self, deployment: Deployment, *, allow_downgrade: bool = False) -> None:
         self._store.make_current(
-            served.version, allow_downgrade=allow_downgrade, device=served.device, taken_back=None, refused=None
+            deployment.version, allow_downgrade=allow_downgrade, device=deployment.device, taken_back=None, refused=None
         )

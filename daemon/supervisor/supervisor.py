@@ -26,7 +26,7 @@ from ..ipc.stats import Counter, Stage
 from ..store.intake_progress import IntakeProgress
 from ..varlink.peer import Peer
 from .backoff import Backoff
-from .deployment import EngineFailed, Served
+from .deployment import Deployment, EngineStartError
 from .engine_pool import EnginePool
 from .engine_process import EngineProcess, exit_reason
 from .status import ClientStatus, EngineStatus, ServiceState, ServiceStatus
@@ -63,7 +63,7 @@ class Supervisor:
         self.restarts = 0
         self.intake = IntakeProgress()
         #: What is to be served; an update moves it once the new model serves.
-        self.served: Served | None = None
+        self.deployment: Deployment | None = None
         #: Set once the first model serves.
         self.begun = asyncio.Event()
         self._on_evict = on_evict
@@ -133,12 +133,12 @@ class Supervisor:
         finally:
             stop.cancel()
 
-    async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
-        """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.
+    async def run(self, deployment: Deployment, on_first: Callable[[], None] = lambda: None) -> None:
+        """Keep an engine serving, at first of `deployment`, until `stop`; `on_first` hears that the first one serves.
 
-        Raises EngineFailed if that model cannot be served at all, or nothing can any more (see release.py).
+        Raises EngineStartError if that model cannot be served at all, or nothing can any more (see release.py).
         """
-        self.served = served
+        self.deployment = deployment
         stop = asyncio.create_task(self._stopping.wait())
         try:
             first = asyncio.create_task(self.start_serving())
@@ -168,22 +168,22 @@ class Supervisor:
     async def start_serving(self) -> None:
         """Start an engine of what is to be served, and let it serve unless another one does by then.
 
-        Raises EngineFailed.
+        Raises EngineStartError.
         """
-        served = self.served
-        assert served is not None
+        deployment = self.deployment
+        assert deployment is not None
         self._enter_unless_serving(ServiceState.LOADING)
         try:
-            engine = self.engines.claim_standby(served)  # warm already, after a new model was taken back
+            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was taken back
             if engine is None:
-                engine = await self.engines.start(served, self._enter_stage)
+                engine = await self.engines.start(deployment, self._enter_stage)
             # Not held until here: an update under way may take minutes, and until then this is what serves.
             async with self.changing:
-                if self.engines.serving is None and self.served == served:
+                if self.engines.serving is None and self.deployment == deployment:
                     await self.engines.swap(engine)
                     self.now_serving(engine)
                     return
-        except EngineFailed as failure:
+        except EngineStartError as failure:
             if self.engines.serving is None:
                 self.error = str(failure)
             self._enter_unless_serving(ServiceState.FAILED)
@@ -219,7 +219,7 @@ class Supervisor:
         log.info(
             "serving %s version %s on %s%s%s",
             engine.ready.name,
-            engine.served.version,
+            engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
             "" if engine.ready.compiled else "; request path: Python (not compiled)",
@@ -234,7 +234,7 @@ class Supervisor:
             await self._crashed.wait()
             self._crashed.clear()
             while self.engines.serving is None:
-                delay_s = backoff.delay_s(self.served, time.monotonic(), of_client=self._of_client)
+                delay_s = backoff.delay_s(self.deployment, time.monotonic(), of_client=self._of_client)
                 self._of_client = False  # that the next one cannot be started is no client's doing
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
@@ -245,7 +245,7 @@ class Supervisor:
                     break
                 try:
                     await self.start_serving()
-                except EngineFailed as failure:
+                except EngineStartError as failure:
                     if failure.error == RELEASE_MISMATCH:
                         raise  # no engine will ever do; whoever starts the daemon again gets one of the new release
                     log.error("%s", failure)
@@ -394,7 +394,7 @@ class Supervisor:
             release_mismatch=engines.release_mismatch,
             restarts=self.restarts,
             engine=self._engine_status(now_ns),
-            standby_version=standby.served.version if standby is not None else None,
+            standby_version=standby.deployment.version if standby is not None else None,
             model=engines.model,
             clients=tuple(self._client_status(lease, now_ns) for lease in self.leases),
             counters=engines.counters.totals(),
@@ -409,7 +409,7 @@ class Supervisor:
         if engine.stats is not None:
             age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
         is_compiled = engine.ready is not None and engine.ready.compiled
-        return EngineStatus(engine.pid, engine.served.version, age_s, is_compiled)
+        return EngineStatus(engine.pid, engine.deployment.version, age_s, is_compiled)
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
         served, errors, last_ns = self.engines.channel_counts(lease.channel)
