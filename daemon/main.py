@@ -43,7 +43,7 @@ from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
 from .packages.package import ModelPackage
-from .rollout.rollout import ModelChanges
+from .rollout.rollout import Rollout
 from .rollout.startup_version import first_version, open_store
 from .supervisor.deployment import EngineStartError
 from .supervisor.engine_watchdog import EngineWatchdog
@@ -75,13 +75,13 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         config,
         on_evict=lambda lease, reason: client_service.evict(lease, reason),
         on_detach=lambda lease: client_service.detach(lease),
-        on_crash=lambda engine: changes.crashed(engine),
-        on_ended=lambda engine: changes.notes.note_served(engine),
-        is_on_probation=lambda engine: changes.is_on_probation(engine),
+        on_crash=lambda engine: rollout.crashed(engine),
+        on_ended=lambda engine: rollout.notes.note_served(engine),
+        is_on_probation=lambda engine: rollout.is_on_probation(engine),
     )
     store = open_store(config, in_use=supervisor.engines.versions)
     client_service = ClientService(supervisor)
-    changes = ModelChanges(supervisor, store)
+    rollout = Rollout(supervisor, store)
     watchdog = EngineWatchdog(supervisor)
     readiness = ReadinessNotifier(supervisor, notifier, watchdog)
     loop = asyncio.get_running_loop()
@@ -110,7 +110,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         admin = VarlinkServer(
             listener(ADMIN_SOCKET, access_policy.admin_socket_mode),
             _INFO,
-            [AdminService(supervisor, changes, store, settings).interface()],
+            [AdminService(supervisor, rollout, store, settings).interface()],
             refusal=access_policy.admin_refusal,
             limits=Limits(connections=32, accept_fds=1),
         )
@@ -119,7 +119,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             taking = asyncio.create_task(first_version(config, store, supervisor.intake))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
-                await supervisor.run(first.deployment, on_first=lambda: changes.notes.remember(first.remember))
+                await supervisor.run(first.deployment, on_first=lambda: rollout.notes.remember(first.remember))
         except Exception as error:
             supervisor.fail(str(error))
             await asyncio.sleep(_ANSWERED_S)
@@ -129,7 +129,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             clients.close()
             admin.close()
             await asyncio.gather(*servers, return_exceptions=True)
-            await changes.close()
+            await rollout.close()
             for file in {CLIENT_SOCKET, ADMIN_SOCKET} - inherited.keys():
                 (supervisor.directory / file).unlink(missing_ok=True)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Answers io.shmserve.Admin: what the operator sees and changes."""
+"""Answers io.shmserve.Admin: status, updates and versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 from ..config.config import ConfigError
 from ..config.sources import Settings
 from ..ipc.release import RELEASE_MISMATCH
-from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
+from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, Progress, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import EngineStartError
@@ -71,12 +71,12 @@ error Refused (reason: string, message: string)
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store, settings: Settings) -> None:
+    def __init__(self, supervisor: Supervisor, rollout: Rollout, store: Store, settings: Settings) -> None:
         self._supervisor = supervisor
         self._config = AdminConfig(NAME, settings, supervisor.config, supervisor.reloaded)
         self._monitoring = AdminMonitoring(supervisor)
         self._recording = AdminRecording(NAME, supervisor)
-        self._changes = changes
+        self._rollout = rollout
         self._store = store
 
     def interface(self) -> Interface:
@@ -97,7 +97,7 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         if len(fds) != 1:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "the package's file descriptor"})
-        wish = Wish(
+        options = UpdateOptions(
             device=optional(parameters, "device", str),
             in_place=optional(parameters, "in_place", bool) or False,
             allow_contract_change=optional(parameters, "allow_contract_change", bool) or False,
@@ -107,7 +107,7 @@ class AdminService:
         uid = connection.peer.uid
         name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
         log.info("update asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._changes.update(fds[0], name, uid, wish, told))) as replies:
+        async with aclosing(_told(lambda told: self._rollout.update(fds[0], name, uid, options, told))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -116,18 +116,18 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         version = optional(parameters, "version", str)
         log.info("rollback asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._changes.rollback(version, told))) as replies:
+        async with aclosing(_told(lambda told: self._rollout.rollback(version, told))) as replies:
             async for reply in replies:
                 yield reply
 
     async def versions(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"versions": versions(self._supervisor.snapshot(), self._changes, self._store)}
+        return {"versions": versions(self._supervisor.snapshot(), self._rollout, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         status = self._supervisor.snapshot()
         mismatch = [status.release_mismatch] if status.release_mismatch else []
         problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch]
-        document = {**status_json(status), "taken_back": self._changes.taken_back, "problems": problems}
+        document = {**status_json(status), "taken_back": self._rollout.taken_back, "problems": problems}
         return {"status": fitted(document)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
         while (step := await steps.get()) is not None:
             yield step
         yield reply("done", {}, task.result())
-    except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
+    except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
         log.warning("the model stays: %s", error)
         raise VarlinkError(
             f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
@@ -182,7 +182,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ChangeRefused):
+    if isinstance(error, RolloutRefused):
         return error.reason
     if isinstance(error, EngineStartError) and error.error == DEVICE_MEMORY_SHORT:
         return "device_memory"
@@ -199,10 +199,10 @@ def _reason(error: Exception) -> str:
     return "engine" if isinstance(error, EngineStartError) else "package"
 
 
-def versions(status: ServiceStatus, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:
+def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict[str, Any]]:
     """Return the metadata of each kept version, the last sent first."""
     serving = status.engine.version if status.engine is not None else None
-    current, previous = store.current(), changes.before()
+    current, previous = store.current(), rollout.before()
     found = []
     for stored in store.versions():
         found.append(
@@ -221,7 +221,7 @@ def versions(status: ServiceStatus, changes: ModelChanges, store: Store) -> list
                 "device": stored.facts.get("device"),
                 "taken_back": stored.facts.get("taken_back"),
                 "refused": stored.facts.get("refused"),
-                "served": changes.notes.counts.of(stored.version),
+                "served": rollout.notes.counts.of(stored.version),
             }
         )
     return found

@@ -39,7 +39,7 @@ _REASON_TEXT = 300
 Progress = Callable[[str, dict[str, Any]], None]
 
 
-class ChangeRefused(Exception):
+class RolloutRefused(Exception):
     """The model stays as it is: `reason` is a word for programs, the text says why and what to do."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -48,7 +48,7 @@ class ChangeRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
+class UpdateOptions:
     """How an update is to be done."""
 
     device: str | None = None
@@ -61,7 +61,7 @@ class Wish:
     probation: bool = True
 
 
-class ModelChanges:
+class Rollout:
     """One change at a time; a second one meanwhile is refused as busy."""
 
     def __init__(self, supervisor: Supervisor, store: Store) -> None:
@@ -73,14 +73,14 @@ class ModelChanges:
         self.taken_back: str | None = None
         self.notes = VersionNotes(store, supervisor.engines)
 
-    async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def update(self, fd: int, name: str, uid: int, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
-        Raises ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
+        Raises RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
         serves on.
         """
-        if wish.device is not None:
-            check_device(wish.device)
+        if options.device is not None:
+            check_device(options.device)
         with self._alone():
             # Before the old engine is stopped for it (--in-place), or another release takes the package in.
             await self._supervisor.engines.check_release()
@@ -95,13 +95,13 @@ class ModelChanges:
                     fd,
                     name,
                     uid=uid,
-                    note=wish.note,
-                    allow_downgrade=wish.allow_downgrade,
+                    note=options.note,
+                    allow_downgrade=options.allow_downgrade,
                     progress=receiving,
                     received=lambda: progress("check", {}),
                 )
             failpoint("update.received")
-            return await self._change(stored, wish.device or self._device(), wish, progress)
+            return await self._change(stored, options.device or self._device(), options, progress)
 
     async def rollback(self, version: str | None, progress: Progress) -> dict[str, Any]:
         """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`.
@@ -111,14 +111,14 @@ class ModelChanges:
         with self._alone():
             target = self.before() if version is None else self._store.resolve(version)
             if target is None:
-                raise ChangeRefused("no_previous", self._no_previous())
+                raise RolloutRefused("no_previous", self._no_previous())
             progress("check", {"version": target.version})
             device = str(target.facts.get("device") or self._device())
             standby = self._supervisor.engines.standby
             if standby is None or standby.deployment != _deployment(target, device):
                 await self._store.check(target)
-            wish = Wish(allow_contract_change=True, probation=False)
-            return await self._change(target, device, wish, progress)
+            options = UpdateOptions(allow_contract_change=True, probation=False)
+            return await self._change(target, device, options, progress)
 
     def before(self) -> StoredVersion | None:
         """Where a rollback goes: what was served last before the present version and not taken back."""
@@ -140,7 +140,7 @@ class ModelChanges:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if self._busy:
-            raise ChangeRefused("busy", "another update or rollback is under way: wait for it to end")
+            raise RolloutRefused("busy", "another update or rollback is under way: wait for it to end")
         self._check_not_stopping()
         self._busy = True
         try:
@@ -150,7 +150,7 @@ class ModelChanges:
 
     def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise ChangeRefused("stopping", "the daemon is stopping: it changes nothing any more")
+            raise RolloutRefused("stopping", "the daemon is stopping: it changes nothing any more")
 
     def _device(self) -> str:
         deployment = self._supervisor.deployment
@@ -165,7 +165,9 @@ class ModelChanges:
             )
         return "there is no earlier version to go back to: this is the first one served here"
 
-    async def _change(self, stored: StoredVersion, device: str, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _change(
+        self, stored: StoredVersion, device: str, options: UpdateOptions, progress: Progress
+    ) -> dict[str, Any]:
         supervisor = self._supervisor
         await supervisor.begun.wait()
         deployment = _deployment(stored, device)
@@ -174,16 +176,16 @@ class ModelChanges:
             return {"version": stored.version, "changed": False, "pause_ms": 0.0}
         supervisor.begin_update()
         try:
-            change = self._in_place if wish.in_place else self._beside
-            return await change(deployment, wish, progress)
-        except (EngineStartError, ChangeRefused) as error:
+            change = self._in_place if options.in_place else self._beside
+            return await change(deployment, options, progress)
+        except (EngineStartError, RolloutRefused) as error:
             if _is_about_the_version(error):
                 self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
             raise
         finally:
             supervisor.end_update()
 
-    async def _beside(self, deployment: Deployment, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _beside(self, deployment: Deployment, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
         engines, contract = self._supervisor.engines, self._contract()
         engine = engines.claim_standby(deployment)
         was_standby = engine is not None
@@ -193,9 +195,9 @@ class ModelChanges:
             engine = await self._start_beside(deployment, progress)
         try:
             failpoint("update.warm")
-            _check_contract(contract, engine, wish)
+            _check_contract(contract, engine, options)
             # Whoever asked may go away now: the swap and its record belong together.
-            return await undisturbed(self._swap_alone(engine, wish, progress))
+            return await undisturbed(self._swap_alone(engine, options, progress))
         finally:
             if engine is not engines.serving and engine is not engines.standby and engine.alive:
                 if was_standby:
@@ -216,12 +218,12 @@ class ModelChanges:
             await asyncio.wait((dropped,))
             return await engines.start(deployment, _steps(progress))
 
-    async def _swap_alone(self, engine: EngineProcess, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _swap_alone(self, engine: EngineProcess, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
         async with self._supervisor.changing:
             progress("swap", {})
-            return await self._swap(engine, wish, None)
+            return await self._swap(engine, options, None)
 
-    async def _in_place(self, deployment: Deployment, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _in_place(self, deployment: Deployment, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
         """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
         supervisor, engines = self._supervisor, self._supervisor.engines
         contract = self._contract()
@@ -237,9 +239,9 @@ class ModelChanges:
                 engine = await engines.start(deployment, _steps(progress))
                 try:
                     failpoint("update.warm")
-                    _check_contract(contract, engine, wish)
+                    _check_contract(contract, engine, options)
                     progress("swap", {})
-                    return await undisturbed(self._swap(engine, wish, began))
+                    return await undisturbed(self._swap(engine, options, began))
                 finally:
                     if engine is not engines.serving and engine.alive:
                         await undisturbed(engines.discard(engine))
@@ -256,7 +258,7 @@ class ModelChanges:
             log.error("%s", failure)
             self._supervisor.revive()  # which tries again until it works
 
-    async def _swap(self, engine: EngineProcess, wish: Wish, began: float | None) -> dict[str, Any]:
+    async def _swap(self, engine: EngineProcess, options: UpdateOptions, began: float | None) -> dict[str, Any]:
         """Let `engine` serve and remember that it does; `began`: when requests were stopped for it. Under the lock."""
         supervisor = self._supervisor
         self._check_not_stopping()
@@ -272,10 +274,10 @@ class ModelChanges:
         supervisor.deployment = engine.deployment
         supervisor.now_serving(engine)
         taken_back, self.taken_back = self.taken_back, None
-        if wish.probation and before != engine.deployment:
+        if options.probation and before != engine.deployment:
             self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
-            await self.notes.make_current(engine.deployment, allow_downgrade=wish.allow_downgrade)
+            await self.notes.make_current(engine.deployment, allow_downgrade=options.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
@@ -350,9 +352,9 @@ def _deployment(stored: StoredVersion, device: str) -> Deployment:
     return Deployment(stored.path, stored.version, device, stored.source)
 
 
-def _is_about_the_version(error: EngineStartError | ChangeRefused) -> bool:
+def _is_about_the_version(error: EngineStartError | RolloutRefused) -> bool:
     """Whether it is refused for what it is: on another device, by another daemon, or later it may be as good as ever."""
-    if isinstance(error, ChangeRefused):
+    if isinstance(error, RolloutRefused):
         return error.reason == "contract"
     return error.error not in (DEVICE_MEMORY_SHORT, DEVICE_MISSING, RELEASE_MISMATCH)
 
@@ -362,11 +364,11 @@ def _steps(progress: Progress) -> Callable[[str], None]:
     return lambda stage: progress("warm up" if stage == "warming" else "load", {})
 
 
-def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, wish: Wish) -> None:
-    if wish.allow_contract_change or before is None or engine.ready is None:
+def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, options: UpdateOptions) -> None:
+    if options.allow_contract_change or before is None or engine.ready is None:
         return
     if differences := contract_differences(before, engine.ready.contract):
-        raise ChangeRefused(
+        raise RolloutRefused(
             "contract",
             f"the new model gives or takes something else than the one that serves: {'; '.join(differences)}. "
             "If the robots are ready for that: --allow-contract-change",
