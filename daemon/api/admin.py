@@ -16,7 +16,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 from ..config.config import ConfigError
 from ..config.sources import Settings
 from ..ipc.release import RELEASE_MISMATCH
-from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, Progress, Rollout, RolloutRefused, UpdateOptions
+from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor.deployment import EngineStartError
@@ -155,7 +155,7 @@ class AdminService:
         return {}
 
 
-async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
+async def _told(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
     """A change's steps as replies while it goes on; closing this generator cancels the change."""
     began = time.monotonic()
     steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was the last one

@@ -18,8 +18,7 @@ from ..failpoints import failpoint
 from ..host.message_ids import TAKEN_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
-from ..store.receive import Progress as Received
-from ..store.receive import undisturbed
+from ..store.receive import Progress, undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
 from ..supervisor.deployment import Deployment, EngineStartError
@@ -36,7 +35,8 @@ DEVICE_MEMORY_SHORT, DEVICE_MISSING = "DeviceMemoryShort", "DeviceMissing"
 #: Characters of a refusal's reason that are kept with the version.
 _REASON_TEXT = 300
 
-Progress = Callable[[str, dict[str, Any]], None]
+#: Called with each step of an update or a rollback, and its details.
+ReportStep = Callable[[str, dict[str, Any]], None]
 
 
 class RolloutRefused(Exception):
@@ -73,7 +73,9 @@ class Rollout:
         self.taken_back: str | None = None
         self.notes = VersionNotes(store, supervisor.engines)
 
-    async def update(self, fd: int, name: str, uid: int, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
+    async def update(
+        self, fd: int, name: str, uid: int, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
         Raises RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
@@ -84,12 +86,12 @@ class Rollout:
         with self._alone():
             # Before the old engine is stopped for it (--in-place), or another release takes the package in.
             await self._supervisor.engines.check_release()
-            progress("receive", {})
+            report_step("receive", {})
             with self._supervisor.intake.of(name, "receive") as report:
 
-                def receiving(received: Received) -> None:
-                    report(received.read_bytes, received.total_bytes)
-                    progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
+                def receiving(progress: Progress) -> None:
+                    report(progress.read_bytes, progress.total_bytes)
+                    report_step("receive", {"bytes": progress.read_bytes, "of": progress.total_bytes})
 
                 stored = await self._store.add(
                     fd,
@@ -98,12 +100,12 @@ class Rollout:
                     note=options.note,
                     allow_downgrade=options.allow_downgrade,
                     progress=receiving,
-                    received=lambda: progress("check", {}),
+                    received=lambda: report_step("check", {}),
                 )
             failpoint("update.received")
-            return await self._change(stored, options.device or self._device(), options, progress)
+            return await self._change(stored, options.device or self._device(), options, report_step)
 
-    async def rollback(self, version: str | None, progress: Progress) -> dict[str, Any]:
+    async def rollback(self, version: str | None, report_step: ReportStep) -> dict[str, Any]:
         """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`.
 
         Nothing goes back by itself after that: the version that was left is the one that was no good.
@@ -112,13 +114,13 @@ class Rollout:
             target = self.before() if version is None else self._store.resolve(version)
             if target is None:
                 raise RolloutRefused("no_previous", self._no_previous())
-            progress("check", {"version": target.version})
+            report_step("check", {"version": target.version})
             device = str(target.facts.get("device") or self._device())
             standby = self._supervisor.engines.standby
             if standby is None or standby.deployment != _deployment(target, device):
                 await self._store.check(target)
             options = UpdateOptions(allow_contract_change=True, probation=False)
-            return await self._change(target, device, options, progress)
+            return await self._change(target, device, options, report_step)
 
     def before(self) -> StoredVersion | None:
         """Where a rollback goes: what was served last before the present version and not taken back."""
@@ -166,7 +168,7 @@ class Rollout:
         return "there is no earlier version to go back to: this is the first one served here"
 
     async def _change(
-        self, stored: StoredVersion, device: str, options: UpdateOptions, progress: Progress
+        self, stored: StoredVersion, device: str, options: UpdateOptions, report_step: ReportStep
     ) -> dict[str, Any]:
         supervisor = self._supervisor
         await supervisor.begun.wait()
@@ -177,7 +179,7 @@ class Rollout:
         supervisor.begin_update()
         try:
             change = self._in_place if options.in_place else self._beside
-            return await change(deployment, options, progress)
+            return await change(deployment, options, report_step)
         except (EngineStartError, RolloutRefused) as error:
             if _is_about_the_version(error):
                 self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
@@ -185,19 +187,19 @@ class Rollout:
         finally:
             supervisor.end_update()
 
-    async def _beside(self, deployment: Deployment, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
+    async def _beside(self, deployment: Deployment, options: UpdateOptions, report_step: ReportStep) -> dict[str, Any]:
         engines, contract = self._supervisor.engines, self._contract()
         engine = engines.claim_standby(deployment)
         was_standby = engine is not None
         if engine is None:
-            progress("start", {})
+            report_step("start", {})
             failpoint("update.before_start")
-            engine = await self._start_beside(deployment, progress)
+            engine = await self._start_beside(deployment, report_step)
         try:
             failpoint("update.warm")
             _check_contract(contract, engine, options)
             # Whoever asked may go away now: the swap and its record belong together.
-            return await undisturbed(self._swap_alone(engine, options, progress))
+            return await undisturbed(self._swap_alone(engine, options, report_step))
         finally:
             if engine is not engines.serving and engine is not engines.standby and engine.alive:
                 if was_standby:
@@ -205,42 +207,46 @@ class Rollout:
                 else:
                     await undisturbed(engines.discard(engine))
 
-    async def _start_beside(self, deployment: Deployment, progress: Progress) -> EngineProcess:
+    async def _start_beside(self, deployment: Deployment, report_step: ReportStep) -> EngineProcess:
         """A warm engine of `deployment`; where the GPU has too little room, what is only kept for a rollback goes first."""
         engines = self._supervisor.engines
         try:
-            return await engines.start(deployment, _steps(progress))
+            return await engines.start(deployment, _steps(report_step))
         except EngineStartError as failure:
             dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
             if dropped is None:
                 raise
             log.info("the GPU has too little room: the engine kept warm for a rollback goes, then once more")
             await asyncio.wait((dropped,))
-            return await engines.start(deployment, _steps(progress))
+            return await engines.start(deployment, _steps(report_step))
 
-    async def _swap_alone(self, engine: EngineProcess, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
+    async def _swap_alone(
+        self, engine: EngineProcess, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         async with self._supervisor.changing:
-            progress("swap", {})
+            report_step("swap", {})
             return await self._swap(engine, options, None)
 
-    async def _in_place(self, deployment: Deployment, options: UpdateOptions, progress: Progress) -> dict[str, Any]:
+    async def _in_place(
+        self, deployment: Deployment, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
         supervisor, engines = self._supervisor, self._supervisor.engines
         contract = self._contract()
         async with supervisor.changing:
             old = supervisor.deployment
             assert old is not None
-            progress("stop", {})
+            report_step("stop", {})
             began = time.monotonic()
             try:
                 await undisturbed(engines.stop_all())
                 failpoint("update.stopped_old")
-                progress("start", {})
-                engine = await engines.start(deployment, _steps(progress))
+                report_step("start", {})
+                engine = await engines.start(deployment, _steps(report_step))
                 try:
                     failpoint("update.warm")
                     _check_contract(contract, engine, options)
-                    progress("swap", {})
+                    report_step("swap", {})
                     return await undisturbed(self._swap(engine, options, began))
                 finally:
                     if engine is not engines.serving and engine.alive:
@@ -359,9 +365,9 @@ def _is_about_the_version(error: EngineStartError | RolloutRefused) -> bool:
     return error.error not in (DEVICE_MEMORY_SHORT, DEVICE_MISSING, RELEASE_MISMATCH)
 
 
-def _steps(progress: Progress) -> Callable[[str], None]:
+def _steps(report_step: ReportStep) -> Callable[[str], None]:
     """An engine's stages as steps of a change."""
-    return lambda stage: progress("warm up" if stage == "warming" else "load", {})
+    return lambda stage: report_step("warm up" if stage == "warming" else "load", {})
 
 
 def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, options: UpdateOptions) -> None:
