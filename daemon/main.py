@@ -76,7 +76,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         on_evict=lambda lease, reason: client_service.evict(lease, reason),
         on_detach=lambda lease: client_service.detach(lease),
         on_crash=lambda engine: rollout.crashed(engine),
-        on_ended=lambda engine: rollout.notes.note_served(engine),
+        on_ended=lambda engine: rollout.version_log.record_requests(engine),
         is_on_probation=lambda engine: rollout.is_on_probation(engine),
     )
     store = open_store(config, in_use=supervisor.engines.versions)
@@ -119,7 +119,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             taking = asyncio.create_task(first_version(config, store, supervisor.intake))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
-                await supervisor.run(first.deployment, on_first=lambda: rollout.notes.remember(first.remember))
+                await supervisor.run(first.deployment, on_first=lambda: rollout.version_log.enqueue(first.remember))
         except Exception as error:
             supervisor.fail(str(error))
             await asyncio.sleep(_ANSWERED_S)

@@ -221,7 +221,7 @@ def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict
                 "device": stored.facts.get("device"),
                 "taken_back": stored.facts.get("taken_back"),
                 "refused": stored.facts.get("refused"),
-                "served": rollout.notes.counts.of(stored.version),
+                "served": rollout.version_log.request_counts.of(stored.version),
             }
         )
     return found

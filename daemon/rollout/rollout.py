@@ -25,7 +25,7 @@ from ..supervisor.deployment import Deployment, EngineStartError
 from ..supervisor.engine_process import EngineProcess
 from ..supervisor.supervisor import Supervisor
 from .probation import Probation
-from .version_log import VersionNotes
+from .version_log import VersionLog
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Rollout:
         self._probation: Probation | None = None
         #: The change that was taken back by itself, until another one succeeds; for people.
         self.taken_back: str | None = None
-        self.notes = VersionNotes(store, supervisor.engines)
+        self.version_log = VersionLog(store, supervisor.engines)
 
     async def update(
         self, fd: int, name: str, uid: int, options: UpdateOptions, report_step: ReportStep
@@ -137,7 +137,7 @@ class Rollout:
     async def close(self) -> None:
         """Returns once everything that was to be remembered is on the disk."""
         self._end_probation()
-        await self.notes.close()
+        await self.version_log.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -182,7 +182,7 @@ class Rollout:
             return await change(deployment, options, report_step)
         except (EngineStartError, RolloutRefused) as error:
             if _is_about_the_version(error):
-                self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
+                self.version_log.set_metadata(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
             raise
         finally:
             supervisor.end_update()
@@ -283,7 +283,7 @@ class Rollout:
         if options.probation and before != engine.deployment:
             self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
-            await self.notes.make_current(engine.deployment, allow_downgrade=options.allow_downgrade)
+            await self.version_log.make_current(engine.deployment, allow_downgrade=options.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
@@ -327,7 +327,7 @@ class Rollout:
         if probation is None or not self.is_on_probation(engine):
             return
         self._end_probation()
-        self._note_taken_back(engine.deployment, probation.before, "its engine died on probation")
+        self._record_taken_back(engine.deployment, probation.before, "its engine died on probation")
         self._supervisor.deployment = probation.before
 
     async def _take_back(self, probation: Probation, why: str) -> None:
@@ -340,13 +340,15 @@ class Rollout:
             except EngineStartError as failure:
                 log.error("%s; the model before cannot serve either: %s", why, failure)
                 return
-            self._note_taken_back(probation.engine.deployment, probation.before, why)
+            self._record_taken_back(probation.engine.deployment, probation.before, why)
 
-    def _note_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
+    def _record_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
         # Where only the device was another, the version itself is the good one.
-        self.notes.note(bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good)
+        self.version_log.set_metadata(
+            bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good
+        )
 
     def _end_probation(self) -> None:
         probation, self._probation = self._probation, None
