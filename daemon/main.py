@@ -44,7 +44,7 @@ from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
 from .packages.package import ModelPackage
 from .rollout.rollout import Rollout
-from .rollout.startup_version import first_version, open_store
+from .rollout.startup_version import choose_startup_version, open_store
 from .supervisor.deployment import EngineStartError
 from .supervisor.engine_watchdog import EngineWatchdog
 from .supervisor.readiness import ReadinessNotifier
@@ -66,7 +66,7 @@ _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
 async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
-    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise.
+    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `choose_startup_version` and `run` raise.
 
     `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
     """
@@ -116,7 +116,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            taking = asyncio.create_task(first_version(config, store, supervisor.intake))
+            taking = asyncio.create_task(choose_startup_version(config, store, supervisor.intake))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
                 await supervisor.run(first.deployment, on_first=lambda: rollout.version_log.enqueue(first.remember))
