@@ -18,7 +18,7 @@ from ..config.config import Config
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
 from .bans import Bans
-from .cgroup_memory import without_room
+from .cgroup_memory import group_without_headroom
 from .engine_deaths import Deaths
 from .shm_names import NameRegistry
 
@@ -210,12 +210,12 @@ class Leases:
 
     def _check_memory(self, wanted_bytes: int) -> None:
         """That the kernel does not kill engines, or this process, for what is about to be allocated."""
-        room = without_room(wanted_bytes)
-        if room is not None:
+        headroom = group_without_headroom(wanted_bytes)
+        if headroom is not None:
             raise LeaseRefused(
                 "no_shared_memory",
-                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {room.limit} bytes, "
-                f"{room.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
+                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {headroom.limit} bytes, "
+                f"{headroom.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
                 "fewer slots, or close other clients",
             )
 
