@@ -32,8 +32,7 @@ from shmserve.shortened import shortened
 from shmserve.standard_streams import open_standard_streams
 from shmserve.toml_value import toml_value
 
-from .api.admin import AdminService
-from .api.client import ClientService
+from .api import AdminService, ClientService
 from .config.config import Config, ConfigError
 from .config.sources import Settings
 from .host import descriptor_limit
@@ -43,12 +42,8 @@ from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
 from .packages.package import ModelPackage
-from .rollout.rollout import Rollout
-from .rollout.startup_version import choose_startup_version, open_store
-from .supervisor.deployment import EngineStartError
-from .supervisor.engine_watchdog import EngineWatchdog
-from .supervisor.readiness import ReadinessNotifier
-from .supervisor.supervisor import Supervisor
+from .rollout import Rollout, choose_startup_version, open_store
+from .supervisor import EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
 from .varlink.connection import Limits
 from .varlink.interface import ServiceInfo
 from .varlink.server import VarlinkServer, listen_unix

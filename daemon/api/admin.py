@@ -16,12 +16,10 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 from ..config.config import ConfigError
 from ..config.sources import Settings
 from ..ipc.release import RELEASE_MISMATCH
-from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
+from ..rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor.deployment import EngineStartError
-from ..supervisor.status import ServiceStatus
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import EngineStartError, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
 from . import admin_config, admin_monitoring, admin_recording
 from .admin_config import AdminConfig

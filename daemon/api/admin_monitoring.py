@@ -12,8 +12,7 @@ from shmserve.varlink import Reply
 
 from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
-from ..supervisor.status import ClientStatus, ServiceStatus
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import ClientStatus, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
 
 DESCRIPTION = """\

@@ -9,7 +9,7 @@ from typing import Any
 from shmserve.record_ring import RecordRingBroken, check_record_ring
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import Supervisor
 from ..varlink.interface import Answer, Connection, Method
 
 log = logging.getLogger(__name__)

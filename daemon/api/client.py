@@ -13,10 +13,8 @@ from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients.attach_rate_limit import AttachRateLimit
-from ..clients.leases import Lease, LeaseRefused, Wanted
-from ..supervisor.status import ServiceState
-from ..supervisor.supervisor import Supervisor
+from ..clients import AttachRateLimit, Lease, LeaseRefused, Wanted
+from ..supervisor import ServiceState, Supervisor
 from ..varlink.interface import Connection, Interface
 from ..varlink.peer import Peer
 

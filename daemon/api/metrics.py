@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from shmserve import __version__
 
 from ..ipc.stats import Distribution, lower_ns
-from ..supervisor.status import ServiceState, ServiceStatus
+from ..supervisor import ServiceState, ServiceStatus
 
 _ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.

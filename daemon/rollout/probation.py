@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from ..config.config import Config
-from ..supervisor.deployment import Deployment
-from ..supervisor.engine_process import EngineProcess
+from ..supervisor import Deployment, EngineProcess
 
 #: How often a model on probation is looked at.
 _LOOK_S = 0.02

@@ -21,9 +21,7 @@ from ..store.errors import StoreUnavailable
 from ..store.receive import Progress, undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import Deployment, EngineStartError
-from ..supervisor.engine_process import EngineProcess
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import Deployment, EngineProcess, EngineStartError, Supervisor
 from .probation import Probation
 from .version_log import VersionLog
 

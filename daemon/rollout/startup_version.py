@@ -23,7 +23,7 @@ from ..store.limits import Limits
 from ..store.signature_policy import Trust
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import Deployment
+from ..supervisor import Deployment
 
 log = logging.getLogger(__name__)
 

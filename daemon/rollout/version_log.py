@@ -12,9 +12,7 @@ from shmserve.errors import ShmServeError
 
 from ..store.errors import StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor.deployment import Deployment
-from ..supervisor.engine_pool import EnginePool
-from ..supervisor.engine_process import EngineProcess
+from ..supervisor import Deployment, EnginePool, EngineProcess
 
 log = logging.getLogger(__name__)
 

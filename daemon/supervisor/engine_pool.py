@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..clients.leases import Lease, Leases, Wanted
+from ..clients import Lease, Leases, Wanted
 from ..config.config import Config
 from ..failpoints import failpoint
 from ..ipc.control import WAKE_SIGNAL

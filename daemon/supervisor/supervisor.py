@@ -13,11 +13,7 @@ from typing import Any, TypeVar
 from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
-from ..clients.access_control import AccessPolicy
-from ..clients.channel_integrity import IntegrityCheck
-from ..clients.engine_deaths import CLEAR_S
-from ..clients.leases import Lease, Leases
-from ..clients.shm_names import NameRegistry
+from ..clients import CLEAR_S, AccessPolicy, IntegrityCheck, Lease, Leases, NameRegistry
 from ..config.config import Config
 from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
