@@ -111,7 +111,7 @@ class Attachment:
             raise
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
-        self.asking: core.Asking | None = None
+        self.fast_path: core.ClientFastPath | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered RESIZE_REQUIRED: delivered once the channel has been resized.
@@ -225,7 +225,7 @@ class Attachment:
     def move(self, channel: ClientChannel, carried: list[int]) -> ClientChannel:
         """Go on in the next generation; returns the one that is left."""
         old, self.channel = self.channel, channel
-        self.asking = None
+        self.fast_path = None
         # Requests that nobody waits for stayed in the old generation; they will not be answered.
         self.in_flight = {sequence: self.in_flight[sequence] for sequence in carried}
         self.carried = []
@@ -310,7 +310,7 @@ class Attachment:
         """Hang up, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
         self.hang_up()
         self._connection.close()
-        self.asking = None  # it views the memory
+        self.fast_path = None  # it views the memory
         self.channel.close()
 
 

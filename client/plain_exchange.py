@@ -19,7 +19,7 @@ class PlainExchange(Exchange):
     """An `Exchange` with a short way from an observation to its result, for a request that nothing is special about.
 
     Nothing else of this client is out or on loan, and it and its result are of the structures that were learnt from the
-    last that went the long way. The native core (native/python/asking.c) does most of it; whatever turns out otherwise goes
+    last that went the long way. The native core (native/python/client_fast_path.c) does most of it; whatever turns out otherwise goes
     on by the long way from where it is.
     """
 
@@ -31,10 +31,10 @@ class PlainExchange(Exchange):
         try:
             with self._lock:
                 attachment = self._attachment_for_plain()
-                if attachment is None or (asking := attachment.asking) is None:
+                if attachment is None or (path := attachment.fast_path) is None:
                     return False
                 try:
-                    if not asking.send(observation, pending.deadline_ns, attachment.in_flight, pending):
+                    if not path.try_send(observation, pending.deadline_ns, attachment.in_flight, pending):
                         return False
                 except READ_ERRORS:
                     return False  # as in Encoder.encode: the long way tells what is the matter
@@ -44,7 +44,7 @@ class PlainExchange(Exchange):
                 waits = True
             self._news.wait(channel, pending.deadline_ns, True)
             with self._lock:
-                settled = self._settle_plain(attachment, asking, pending)
+                settled = self._settle_plain(attachment, path, pending)
         finally:
             # No call before the store, as in _wait_for_reply.
             if waits and self._waiter == me:
@@ -67,10 +67,10 @@ class PlainExchange(Exchange):
                 return
             if reply is None or reply.decoder is None or not reply.is_all_arrays:
                 return
-            if attachment.asking is None:
+            if attachment.fast_path is None:
                 if requests.native is None or replies.native is None:
                     return
-                attachment.asking = core.Asking(
+                attachment.fast_path = core.ClientFastPath(
                     requests.native,
                     requests.memories,
                     requests.rotating_slots,
@@ -78,7 +78,9 @@ class PlainExchange(Exchange):
                     replies.memories,
                     replies.poller,
                 )
-            attachment.asking.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
+            attachment.fast_path.specialize(
+                known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema
+            )
 
     def _attachment_for_plain(self) -> Attachment | None:
         """The one that a plain request may go through now; in a forked child none is held."""
@@ -87,9 +89,9 @@ class PlainExchange(Exchange):
         attachment = self._held[0]
         return None if attachment.closed or attachment.moving or attachment.lent else attachment
 
-    def _settle_plain(self, attachment: Attachment, asking: core.Asking, pending: Pending) -> bool:
+    def _settle_plain(self, attachment: Attachment, path: core.ClientFastPath, pending: Pending) -> bool:
         """Settle it with its reply; False if that is not there, or not plain, or another thread was faster."""
-        found = asking.receive(ReplyHead)
+        found = path.try_receive(ReplyHead)
         if found is None or attachment.in_flight.get(pending.sequence) is not pending:
             return False
         # No call from here on, nor anything else that runs other code.

@@ -110,7 +110,7 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
             "restarts": status.restarts,
             "heartbeat_age_s": engine.heartbeat_age_s,
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "compiled": engine.is_compiled,
+            "native": engine.is_native,
         },
         "model": status.model,
         "recording": status.is_recording,

@@ -52,7 +52,7 @@ class EngineStatus:
     pid: int
     version: str
     heartbeat_age_s: float | None
-    is_compiled: bool
+    is_native: bool
 
 
 @dataclass(frozen=True)

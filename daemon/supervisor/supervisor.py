@@ -404,8 +404,8 @@ class Supervisor:
         age_s = None
         if engine.stats is not None:
             age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
-        is_compiled = engine.ready is not None and engine.ready.compiled
-        return EngineStatus(engine.pid, engine.deployment.version, age_s, is_compiled)
+        is_native = engine.ready is not None and engine.ready.compiled
+        return EngineStatus(engine.pid, engine.deployment.version, age_s, is_native)
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
         served, errors, last_ns = self.engines.channel_counts(lease.channel)

@@ -8,7 +8,7 @@ import pytest
 
 from shmserve.daemon.supervisor.status import EngineStatus, ServiceState, ServiceStatus
 
-ENGINE = EngineStatus(pid=7, version="v", heartbeat_age_s=0.1, is_compiled=True)
+ENGINE = EngineStatus(pid=7, version="v", heartbeat_age_s=0.1, is_native=True)
 
 
 def status(state: ServiceState, engine: EngineStatus | None) -> ServiceStatus:
