@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from shmserve.daemon.host.notify import Notifier
-from shmserve.daemon.supervisor.engine_watchdog import HeartbeatWatch
+from shmserve.daemon.supervisor.engine_watchdog import EngineWatchdog
 from shmserve.daemon.supervisor.supervisor import Supervisor
 from shmserve.errors import EngineLost
 from tests.support.daemon_process import Daemon, wait_until
@@ -186,7 +186,7 @@ def test_an_inference_shorter_than_stuck_s_is_left_alone(start_daemon: Callable[
 
 
 def test_a_watch_that_has_ended_is_not_taken_for_an_engine_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = HeartbeatWatch(cast("Supervisor", None))  # it never looks here
+    watch = EngineWatchdog(cast("Supervisor", None))  # it never looks here
     assert not watch.stuck
 
     began_s = time.monotonic()
