@@ -21,14 +21,14 @@ help:
 	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
 	@echo "make chaos  kill, stop, starve and storm clients, engines and the supervisor; account for every request (an hour)"
 	@echo "make growth 10,000 clients and a million requests; nothing may grow"
-	@echo "make sanitize  the tests and the fuzzing of what is compiled, with gcc's checks of addresses and undefined behaviour"
+	@echo "make sanitize  the tests and the fuzzing of the native core, with gcc's checks of addresses and undefined behaviour"
 	@echo "make man    the man pages, from the commands' own help"
 	@echo "make test-gpu   the tests that need a GPU, and those around them; installs nothing"
 	@echo "make bench-gpu  measure on a GPU; docs/gpu.md"
 	@echo "make clean  remove what these made"
 
-# What is compiled (compiled/) is built as part of the installation.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
+# The native core (native/python/) is built as part of the installation.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -57,12 +57,12 @@ test: $(VENV)/installed
 # Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
 run-tests: $(VENV)/installed
 	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SEALED_AS_WELL)
-	@SHMSERVE_COMPILED=0 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(NOT_COMPILED_AS_WELL)
+	@SHMSERVE_PURE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PURE_AS_WELL)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-# Those that reach what is compiled (compiled/), again with the Python that takes its place where there is no compiler.
-NOT_COMPILED_AS_WELL := tests/unit/core/test_codec.py tests/unit/core/test_ring.py tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py \
-	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_compiled_leaks.py shmserve/codec.py shmserve/watch.py
+# Those that reach the native core (native/python/), again with the Python that replaces it where there is no compiler.
+PURE_AS_WELL := tests/unit/core/test_codec.py tests/unit/core/test_ring.py tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py \
+	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_native_leaks.py shmserve/codec.py shmserve/counter_poller.py
 
 # The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
 SEALED_AS_WELL := tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py
@@ -80,7 +80,7 @@ test-long: $(VENV)/installed
 	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile
 
 # Its own environment: the peers' packages are many, and no test needs them.
-$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
+$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'

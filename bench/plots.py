@@ -1,4 +1,4 @@
-"""The pictures in docs/images: latency against payload, the distribution of round trips, the stages of a request."""
+"""Pictures in docs/images: latency against payload, the distribution of round trips, the stages of a request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bench.peers.rows import QUANTILES
 from bench.results import Document
 from bench.stages import STAGES
 
-#: Name of the file, and what it shows.
+#: Name of the file, and its alternative text.
 PICTURES = {
     "latency-by-payload.png": "Round trip against the size of the observation, one client, median",
     "distribution.png": "How the round trips of each way are distributed, one client",
-    "stages.png": "Where a request's time goes, as the replies tell it, medians",
+    "stages.png": "The stages of a request, medians of the timing in the replies",
 }
 DISTRIBUTION_OF = "vga"
 
@@ -44,7 +44,7 @@ STAGE_NAMES = {
 
 
 def draw(document: Document, folder: Path) -> None:
-    """All pictures of which this run has the figures."""
+    """Draw every picture for which this run has the figures."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -58,7 +58,7 @@ def draw(document: Document, folder: Path) -> None:
 
 
 def latency_by_payload(document: Document) -> Any:
-    """Both axes logarithmic; the legend in the order of the lines' right ends."""
+    """Draw round trip against payload on logarithmic axes, the legend in the order of the lines' right ends."""
     figure, axes = _axes("bytes of arrays in the observation", "round trip, p50, µs")
     workloads = sorted(document["closed_loop"].values(), key=lambda found: found["array_bytes"])
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -76,7 +76,7 @@ def latency_by_payload(document: Document) -> Any:
 
 
 def distribution(document: Document) -> Any:
-    """The share of requests that were answered within a time."""
+    """Draw the share of requests answered within a time."""
     figure, axes = _axes(f"round trip, {DISTRIBUTION_OF}, µs", "share of requests answered by then")
     rows = measured(document["closed_loop"][DISTRIBUTION_OF]["rows"])
     styles = styles_of([row["name"] for row in rows])
@@ -90,7 +90,7 @@ def distribution(document: Document) -> Any:
 
 
 def stage_bars(document: Document) -> Any:
-    """One panel for each workload, because a tiny observation's bar would not show beside a large one's."""
+    """Draw one panel for each workload: beside a large observation's bar a tiny one's would not be visible."""
     from matplotlib.figure import Figure
 
     workloads = document["stages"]["workloads"]
@@ -117,7 +117,7 @@ def measured(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Ours strong, the floors grey and dashed, the others each in a colour of its own."""
+    """Return a style for each way: shmserve strong, the floors grey and dashed, each other way in a separate colour."""
     styles: dict[str, dict[str, Any]] = {}
     others = 0
     for name in names:

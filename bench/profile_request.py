@@ -29,11 +29,11 @@ from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
 from shmserve.codec import Decoder, Encoded, Encoder
-from shmserve.description import describe
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Segment
+from shmserve.structure_guard import infer_schema
 
 WORKLOADS = ("tiny", "vga", "fullhd")
 METADATA_BYTES, REPLY_BYTES = 4096, 4096
@@ -123,8 +123,8 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 
     asked = workload(name)
-    schema, _ = describe(asked.observation)
-    receiver = schema.receiver
+    schema, _ = infer_schema(asked.observation)
+    tree_decoder = schema.decoder
     with ExitStack() as cleanup:
         client_out, engine_in = cleanup.enter_context(
             ends(Geometry(4, METADATA_BYTES, schema.payload_bytes), RequestWriter, RequestReader)
@@ -188,8 +188,8 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
             "ring": bell.ring,
             "look": look,
             "take": take,
-            "stage": (lambda: receiver.stage(taken.payload, arena))
-            if receiver is not None
+            "stage": (lambda: tree_decoder.stage(taken.payload, arena))
+            if tree_decoder is not None
             else (lambda: np.copyto(arena, taken.payload[: arena.size])),
             "arrays": lambda: observed(True),
             "policy": lambda: policy.infer(observation),

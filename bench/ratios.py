@@ -44,7 +44,7 @@ class Ratio:
 
 #: The ratios among the figures of bench/scale, with how far apart two runs of the same program lie.
 SCALES: dict[tuple[str, str], Ratio] = {
-    ("idle_clients", "ratio"): Ratio("beside 64 silent clients, to alone", 0, slack=0.05),
+    ("idle_clients", "ratio"): Ratio("beside 64 idle clients, to alone", 0, slack=0.05),
     ("fairness", "jain"): Ratio("Jain's index of three saturating clients", 0, False, 1.02),
     ("one_beside_eight", "p50"): Ratio("wait beside eight, in service times", 0, slack=0.2),
     ("batching", "one_each"): Ratio("eight clients, to ready batches", 0, False, 1.2),

@@ -1,4 +1,4 @@
-"""The small table of both READMEs: its rows' names are each page's own words, its numbers come from the results."""
+"""Table of figures in both READMEs: each page keeps its own row names, the numbers come from the results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from bench.results import Document
 
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 WORKLOADS = ("tiny", "vga", "fullhd")
-#: What the rows are, from the first one down.
+#: The way of each row, in the order of the table.
 WAYS = (
     "flask-pickle",
     "lerobot-grpc",
@@ -24,7 +24,7 @@ WAYS = (
 
 
 def with_figures(text: str, document: Document) -> str:
-    """A page with the numbers of its table made anew; raises ValueError for a page that has no such table."""
+    """Return the page with the numbers of its table replaced; raise ValueError if it has no such table."""
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
     lines = table.split("\n")
@@ -37,7 +37,7 @@ def with_figures(text: str, document: Document) -> str:
 
 
 def row(line: str, medians_us: list[float]) -> str:
-    """One line with these numbers; they are bold where its name is.
+    """Format one line with these numbers, bold if its name is.
 
     >>> row("| **shmserve** | 1 | 2 | 3 |", [52.4, 125.0, 1000.2])
     '| **shmserve** | **52** | **125** | **1,000** |'

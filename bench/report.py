@@ -1,4 +1,4 @@
-"""Makes docs/benchmarks.md, its pictures, and the tables of other pages from results: `python -m bench.report`."""
+"""Generator of docs/benchmarks.md, its pictures, and the tables of other pages: `python -m bench.report`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bench.targets import targets
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 READMES = ("README.md", "README_CN.md")
-#: Other programs had more of the processors than this: the figures are worth little.
+#: Share of the processors used by other programs above which the figures are marked as unreliable.
 LOUD = 0.05
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
@@ -27,7 +27,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def markdown(heads: Sequence[str], rows: Rows) -> str:
-    """A table: its first column is text, the others numbers.
+    """Format a table whose first column is text and whose others are numbers.
 
     >>> print(markdown(["way", "p50"], [["a", "1.0"]]))
     | way | p50 |
@@ -39,7 +39,7 @@ def markdown(heads: Sequence[str], rows: Rows) -> str:
 
 
 def benchmarks(document: Document) -> str:
-    """The whole of docs/benchmarks.md."""
+    """Return the complete text of docs/benchmarks.md."""
     return "\n\n".join(_sections(document)) + "\n"
 
 
@@ -47,19 +47,20 @@ def _sections(document: Document) -> Iterator[str]:
     machine = document["machine"]
     yield "# Benchmarks"
     yield (
-        "What asking a policy on the same host costs, with shmserve and with everything else. All of it was measured in "
-        "one run, every reply was checked, and nothing was left out that makes a peer faster; "
-        "[bench/README.md](../bench/README.md) says how. `make bench` measures again and writes this page anew."
+        "The cost of a request to a policy on the same host, with shmserve and with other servers. All figures are from "
+        "one run, every reply was checked, and no peer runs without something that makes it faster; "
+        "[bench/README.md](../bench/README.md) describes the method. `make bench` measures again and rewrites this page."
     )
     yield (
         f"{machine['cpu']}, {machine['cpus']} processors, governor {machine['governor']}, {machine['kernel']}, "
         f"{machine['python']}, {machine['date'][:10]}; `{document['command']}`, {document['took_s'] / 60:.0f} minutes, "
         f"{document['seconds']:g} s for each way and workload. {quiet(document)}"
     )
-    yield "## Asked and reached"
-    yield "What this project set out to reach, on a machine with two virtual processors."
+    yield "## Targets"
+    yield "The performance targets of this project, set for a machine with two virtual processors."
     yield markdown(
-        ["what", "asked", "reached", "met", "floor, in the same run"], [target.cells() for target in targets(document)]
+        ["figure", "target", "measured", "met", "floor, in the same run"],
+        [target.cells() for target in targets(document)],
     )
     if document.get("closed_loop"):
         yield from _closed_loop(document)
@@ -69,7 +70,7 @@ def _sections(document: Document) -> Iterator[str]:
         yield "## Where the time goes"
         yield f"![{PICTURES['stages.png']}](images/stages.png)"
         yield stages_table(document["stages"]["workloads"])
-        yield "[performance.md](performance.md) takes a request further apart."
+        yield "[performance.md](performance.md) measures each step of a request."
     if document.get("scale"):
         yield from _scale(document["scale"])
     yield "## Versions"
@@ -82,8 +83,8 @@ def _closed_loop(document: Document) -> Iterator[str]:
     loops = document["closed_loop"]
     yield "## One client"
     yield (
-        "Round trips in microseconds, closed loop: the next request follows upon the reply. `in-process` is the policy "
-        "called without any server; `Python` and `C` are the same exchange with no server in it."
+        "Round trips in microseconds, closed loop: the client sends the next request after the reply. `in-process` is the "
+        "policy called without a server; `Python` and `C` are the same exchange without a server."
     )
     yield f"![{PICTURES['latency-by-payload.png']}](images/latency-by-payload.png)"
     names = list(dict.fromkeys(row["name"] for found in loops.values() for row in measured(found["rows"])))
@@ -104,9 +105,9 @@ def _clients(found: dict[str, Any]) -> Iterator[str]:
     yield "## Several clients"
     yield (
         f"`{found['workload']}`; requests per second of all clients together, and the p99 of their round trips in µs. "
-        "The clients make and check each request in between. The open loop is four clients that ask when a Poisson "
-        f"process says, {found['rate_hz']:g} times a second together; its latencies count from the time at which a "
-        "request was due, so a server that falls behind shows it."
+        "The clients make each request and check each reply in between. In the open loop four clients send requests at the "
+        f"times of a Poisson process, {found['rate_hz']:g} per second together; a latency counts from the time at which the "
+        "request was due, so a server that falls behind is visible."
     )
     heads = ["way", *(f"{number} client{'' if number == '1' else 's'}" for number in numbers), "open loop: p50, p99"]
     yield markdown(heads, [[row["name"], *crowd_cells(row)] for row in rows])
@@ -115,18 +116,18 @@ def _clients(found: dict[str, Any]) -> Iterator[str]:
 
 def _scale(found: dict[str, Any]) -> Iterator[str]:
     yield "## Scale"
-    yield "Ratios are of turns that follow upon each other in the same run."
+    yield "A ratio compares consecutive turns of the same run."
     rows = []
     for one in found.values():
         if "figures" not in one:
             rows.append([one["title"], one.get("not_measured") or one["failed"], "", ""])
         for index, figure in enumerate(Figure(**fields) for fields in one.get("figures", ())):
             rows.append([one["title"] if index == 0 else "", figure.what, figure.text(), figure.floor_text()])
-    yield markdown(["benchmark", "what", "reached", "floor, in the same run"], rows)
+    yield markdown(["benchmark", "figure", "measured", "floor, in the same run"], rows)
 
 
 def stages_table(workloads: dict[str, Any]) -> str:
-    """Medians of what `ShmClient.last_reply` says."""
+    """Format the medians of `ShmClient.last_reply`."""
     rows = [
         [f"{name}, {way}", *(short(medians[key]) for key in (*STAGES, "round_trip"))]
         for name, ways in workloads.items()
@@ -136,7 +137,7 @@ def stages_table(workloads: dict[str, Any]) -> str:
 
 
 def steps_table(workloads: dict[str, Any]) -> str:
-    """What bench/profile_request.py found."""
+    """Format the results of bench/profile_request.py."""
     rows = [[what, side, *(short(one["steps"][key]) for one in workloads.values())] for key, side, what in STEPS]
     for way in ("staged", "in_place"):
         label = way.replace("_", " ")
@@ -146,23 +147,23 @@ def steps_table(workloads: dict[str, Any]) -> str:
         rows.append(
             ["the rest: the calls between the steps, waiting, memory", "", *(short(one["rest"]) for one in ours)]
         )
-    return markdown(["step, least of many, µs", "side", *workloads], rows)
+    return markdown(["step, minimum of many, µs", "side", *workloads], rows)
 
 
 def measured_block(document: Document) -> str:
-    """What stands between the two marks in docs/performance.md."""
+    """Return the block between the two marks in docs/performance.md."""
     machine = document["machine"]
     parts = [f"{machine['cpu']}, {machine['cpus']} processors, {machine['python']}. {quiet(document)}"]
     if document.get("profile"):
         parts.append(steps_table(document["profile"]["workloads"]))
     if document.get("stages"):
-        parts.append("Medians of what each reply says of itself:")
+        parts.append("Medians of the timing in the replies:")
         parts.append(stages_table(document["stages"]["workloads"]))
     return "\n\n".join([BEGIN, *parts, END])
 
 
 def with_block(text: str, document: Document) -> str:
-    """A page with what stands between the marks made anew; raises ValueError for a page without them."""
+    """Return the page with the block between the marks replaced; raise ValueError if it has no marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -171,18 +172,18 @@ def with_block(text: str, document: Document) -> str:
 
 
 def quiet(document: Document) -> str:
-    """One sentence about what else ran."""
+    """Return one sentence about the load of other programs."""
     shares = list(parts_of(document))
     others = max((share["other_cpu_share"] for share in shares), default=0.0)
     steal = max((share["steal_share"] for share in shares), default=0.0)
     text = f"Other programs had at most {100 * others:.0f} % of the processors, the hypervisor {100 * steal:.0f} %"
     if max(others, steal) > LOUD:
-        return f"**{text}: the machine was not quiet, and these figures are not worth keeping.**"
+        return f"**{text}: the machine was busy, and these figures are not reliable.**"
     return f"{text}."
 
 
 def parts_of(document: Document) -> Iterator[dict[str, float]]:
-    """Every part that noted what else ran."""
+    """Yield every part that recorded the load of other programs."""
     for part in document.values():
         if isinstance(part, dict):
             if "other_cpu_share" in part:
@@ -192,7 +193,7 @@ def parts_of(document: Document) -> Iterator[dict[str, float]]:
 
 
 def size(array_bytes: int) -> str:
-    """Bytes as people read them.
+    """Format a number of bytes for readers.
 
     >>> size(216), size(301_088), size(6_220_824)
     ('216 B', '301 kB', '6.2 MB')
@@ -203,7 +204,7 @@ def size(array_bytes: int) -> str:
 
 
 def write(document: Document, docs: Path) -> None:
-    """All of it."""
+    """Write every page and picture."""
     (docs / "benchmarks.md").write_text(benchmarks(document))
     performance = docs / "performance.md"
     performance.write_text(with_block(performance.read_text(), document))

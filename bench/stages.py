@@ -1,4 +1,4 @@
-"""Where a request's time goes, as the replies themselves tell it: `ShmClient.last_reply`, staged and in place."""
+"""Stages of a request by the timing in the replies (`ShmClient.last_reply`), staged and in place."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
 
-#: In the order in which they happen; "client" is what the engine does not see: encode, notice, decode.
+#: In order of time; "client" is the time that the engine does not see: encode, notice, decode.
 STAGES = ("queued", "staged", "infer", "copied", "client")
 ROUNDS = 5
 
 
 def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
-    """For each workload and way the median of each stage and of the round trip, us."""
+    """Measure for each workload and way the median of each stage and of the round trip, us."""
     found: dict[str, Any] = {}
     with ExitStack() as cleanup:
         services = {

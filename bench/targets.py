@@ -1,7 +1,6 @@
-"""What was asked of shmserve, beside what it reached: `python -m bench.targets [RESULTS]`.
+"""Table of the performance targets and the measured values: `python -m bench.targets [RESULTS]`.
 
-The figures that were asked for are of a machine with two virtual processors; on another one they say less than the
-ratios do.
+The absolute targets were set for a machine with two virtual processors; on other machines the ratios mean more.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from bench.ratios import figure, p50_ratio, row_of
 from bench.results import Document
 from bench.scale.figure import amount
 
-#: Way, the factor that it was to be slower by than shmserve with a VGA image, and what people call it.
+#: Way, the targeted ratio of its round trip to that of shmserve with a VGA image, and its name in the table.
 FACTORS = (
     ("flask-pickle", 60, "Flask + pickle"),
     ("openpi-websocket", 30, "openpi"),
@@ -28,20 +27,20 @@ FACTORS = (
     ("triton-shm", 30, "Triton with shared memory"),
     ("iceoryx2-event", 4, "iceoryx2 from Python, with events"),
 )
-#: Workload, way, most microseconds.
+#: Workload, way, targeted maximum in microseconds.
 ROUND_TRIPS = (("tiny", "shmserve", 20), ("vga", "shmserve", 90), ("fullhd", "shmserve-in-place", 450))
-#: A data path in Python that does nothing else, and how much more than it shmserve may take (us).
+#: The same data path in bare Python, and the time (us) by which shmserve may exceed it.
 BARE = {"shmserve": "Python, 2 copies, spin", "shmserve-in-place": "Python, 1 copy, spin"}
 MORE_THAN_BARE_US = 10
 C_FLOOR = {"shmserve": "C, 2 copies, spin", "shmserve-in-place": "C, 1 copy, spin"}
 
-#: Benchmark, figure, how much was asked, whether that is the most, what it is.
+#: Benchmark, key of its figure, target, whether the target is a maximum, text in the table.
 SCALES = (
-    ("idle_cpu", "both", 0.5, True, "attached and silent, daemon and client, of one processor"),
+    ("idle_cpu", "both", 0.5, True, "CPU of an idle daemon and client, share of one processor"),
     ("kernel_entries", "client_calls", 0.05, True, "system calls of a request while spinning, client"),
     ("kernel_entries", "daemon_calls", 0.05, True, "system calls of a request while spinning, daemon"),
     ("changing_timestamp", "numbers", 1.3, True, "a timestamp and a counter change, to nothing changes"),
-    ("idle_clients", "ratio", 1.15, True, "a request beside 64 silent clients, to one alone"),
+    ("idle_clients", "ratio", 1.15, True, "a request beside 64 idle clients, to one alone"),
     ("fairness", "jain", 0.99, False, "Jain's index of three saturating clients"),
     ("one_beside_eight", "p99", 2, True, "wait of one request beside eight, in service times, p99"),
     ("batching", "one_each", 0.9, False, "eight clients, one request each, to ready batches of eight"),
@@ -55,7 +54,7 @@ SCALES = (
 
 @dataclass(frozen=True)
 class Target:
-    """One line of the table; `reached` is None where this run did not measure it."""
+    """One line of the table; `reached` is None if this run did not measure it."""
 
     what: str
     asked: float
@@ -71,7 +70,7 @@ class Target:
         return self.reached <= self.asked if self.at_most else self.reached >= self.asked
 
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Its text: what, asked, reached, met, floor."""
+        """Return the texts of its cells: figure, target, measured, met, floor."""
         sign = "≤" if self.at_most else "≥"
         asked = f"{sign} {self.asked:g} {self.unit}".rstrip()
         reached = "not measured" if self.reached is None else amount(self.reached, self.unit)
@@ -80,7 +79,7 @@ class Target:
 
 
 def targets(document: Document) -> Iterator[Target]:
-    """Every figure that was asked for."""
+    """Yield every target."""
     for name, way, asked in ROUND_TRIPS:
         row = row_of(document, name, way)
         floors = [row_of(document, name, floor) for floor in (C_FLOOR[way], BARE[way])]
@@ -106,7 +105,7 @@ def targets(document: Document) -> Iterator[Target]:
 
 
 def table(document: Document) -> Table:
-    shown = Table("what", "asked", "reached", "met", "floor, in the same run", title="Asked and reached")
+    shown = Table("figure", "target", "measured", "met", "floor, in the same run", title="Targets")
     for target in targets(document):
         style = {True: None, False: "yellow", None: "dim"}[target.met]
         shown.add_row(*target.cells(), style=style)

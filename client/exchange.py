@@ -197,7 +197,7 @@ class Exchange(DaemonCalls):
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
-                requests.memories[slot_of(sequence)].writing,
+                requests.memories[slot_of(sequence)].write_id,
             )
         )
         channel.request_bell.ring()
@@ -344,7 +344,7 @@ class Exchange(DaemonCalls):
                     answered = replies.words[replies.counter]
                     if answered != attachment.answered and self._collect(attachment):
                         return
-                    replies.watch.seen = answered  # the waiting thread's own note: others may collect meanwhile
+                    replies.poller.last_seen = answered  # the waiting thread's own note: others may collect meanwhile
             if not waits:
                 self._followers.follow(until_ns)
                 return

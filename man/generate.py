@@ -11,7 +11,7 @@ import click
 from click_man.core import write_man_pages
 
 from shmserve import __version__
-from shmserve.client.admin.cli import main as admin
+from shmserve.client.cli.main import main as admin
 from shmserve.daemon.main import main as daemon
 
 FOLDER = Path(__file__).resolve().parent

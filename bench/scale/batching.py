@@ -107,11 +107,11 @@ def measure(seconds: float) -> list[Figure]:
         return Figure(name, what, ratio, "x", float(np.median(single)) / best, "the model called with one at a time")
 
     return [
-        figure("two_each", "8 clients with two requests out each, to ready batches of 8 in process", reached[2]),
-        figure("one_each", "8 clients with one request out each, to ready batches of 8 in process", reached[1]),
+        figure("two_each", "8 clients with two requests in flight each, to ready batches of 8 in process", reached[2]),
+        figure("one_each", "8 clients with one request in flight each, to ready batches of 8 in process", reached[1]),
         Figure("in_process_per_s", "ready batches of 8 in process, observations per second", best, ""),
         *(
-            Figure(f"mean_batch_{in_flight}", f"mean batch, {in_flight} out each", float(np.mean(found)), "")
+            Figure(f"mean_batch_{in_flight}", f"mean batch, {in_flight} in flight each", float(np.mean(found)), "")
             for in_flight, found in sizes.items()
             if found
         ),

@@ -36,7 +36,7 @@ def measure(seconds: float) -> list[Figure]:
         Figure("jain", "Jain's index of three saturating clients", jain_index(served), "x", 1.0, "all the same"),
         Figure(
             "least_share",
-            "requests of the client that got least, to an even share",
+            "requests of the client with the fewest, to an even share",
             min(served) / even,
             "x",
             1.0,

@@ -13,7 +13,7 @@ from bench.service import Service, clients
 
 from .figure import Figure, main
 
-TITLE = "64 silent clients"
+TITLE = "64 idle clients"
 IDLE = 64
 ROUNDS = 5
 #: After so long the engine counts a silent client as one that will stay silent.
@@ -58,7 +58,7 @@ def measure(seconds: float) -> list[Figure]:
     return [
         Figure(
             "p50_us",
-            f"round trip, tiny, p50, beside {IDLE} silent clients",
+            f"round trip, tiny, p50, beside {IDLE} idle clients",
             float(np.median(medians[1])),
             "us",
             float(np.median(medians[0])),
@@ -66,7 +66,7 @@ def measure(seconds: float) -> list[Figure]:
         ),
         Figure(
             "ratio",
-            f"round trip beside {IDLE} silent clients, to that without",
+            f"round trip beside {IDLE} idle clients, to the round trip without",
             float(np.median(ratios)),
             "x",
             float(np.median(noise)),

@@ -12,7 +12,7 @@ from bench.peers.shmserve_peer import Shmserve
 
 from .figure import Figure, main
 
-TITLE = "Attached and silent"
+TITLE = "Idle daemon and client"
 #: Longer than an engine counts a client among those that may ask at any moment (`_COLD_AFTER_NS` in its loop.py).
 SETTLE_S = 2.0
 

@@ -56,8 +56,8 @@ def measure(seconds: float) -> list[Figure]:
         figure("daemon_calls", f"system calls of supervisor and engine ({tool})"),
         figure("client_faults", "page faults of the client"),
         figure("engine_faults", "page faults of the engine"),
-        figure("client_sleeps", "times that the client gives up its processor"),
-        figure("engine_sleeps", "times that the engine gives up its processor"),
+        figure("client_sleeps", "voluntary context switches of the client"),
+        figure("engine_sleeps", "voluntary context switches of the engine"),
     ]
 
 

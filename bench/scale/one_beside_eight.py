@@ -12,7 +12,7 @@ from bench.service import POLICIES, Service
 from .figure import Figure, main
 from .load import Answered, Load
 
-TITLE = "A client with one request out beside one with eight"
+TITLE = "A client with one request in flight beside one with eight"
 SERVICE_US = 1000
 ROUNDS = 3
 
@@ -36,7 +36,7 @@ def measure(seconds: float) -> list[Figure]:
     return [
         Figure(
             f"p{percentile}",
-            f"wait of the client with one request out, in service times, p{percentile}",
+            f"wait of the client with one request in flight, in service times, p{percentile}",
             float(np.percentile(waits, percentile)),
             "x",
             float(np.percentile(undisturbed, percentile)),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.service import POLICIES, Service
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.connection import AdminConnection
 
 from .figure import Figure, main
 from .load import Answered, Load

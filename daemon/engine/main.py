@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from shmserve.channel import EngineChannel, Lane
-from shmserve.compiled import COMPILED
+from shmserve.backend import NATIVE
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
+from shmserve.record_ring import RecordRingBroken, RecordRingWriter
 from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
-from shmserve.tape import TapeBroken, TapeWriter
 
 from ..failpoints import failpoint
 from ..host import descriptor_limit
@@ -121,7 +121,7 @@ class Engine:
         self._rates = Rates(None)
         self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
-        self._tape: TapeWriter | None = None
+        self._record_ring: RecordRingWriter | None = None
         self._drains = False
 
     def load(self) -> bool:
@@ -220,7 +220,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            compiled=COMPILED,
+            native=NATIVE,
         )
         self._control.send(ready)
         return True
@@ -290,7 +290,7 @@ class Engine:
                 self._failpoint("paused")
             case Lost(channel, generation, carried):
                 tenancy = loop.tenancies.get(channel)
-                if tenancy is not None and tenancy.lane.identity.generation == generation:
+                if tenancy is not None and tenancy.channel_info.identity.generation == generation:
                     tenancy.carry(carried, serving=loop.serving)
             case Record(channel):
                 self._record(loop, arrival.fds, channel)
@@ -302,12 +302,12 @@ class Engine:
             case Stop():
                 loop.stopped = True
 
-    def _map(self, lane: Lane, fds: Sequence[int]) -> MappedChannel:
+    def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
         descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._side.registrar if self._side is not None else None
-        return MappedChannel(lane, fds, writable_requests=writable, registrar=registrar)
+        return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
     def _tenancy(self, mapped: MappedChannel, attach: Attach) -> Tenancy:
         return Tenancy(
@@ -328,22 +328,22 @@ class Engine:
         self._end_recording(loop)
         try:
             if not fds:
-                raise TapeBroken("the tape did not come: this process has no room for more descriptors")
-            self._tape = TapeWriter(fds[0])
-        except (TapeBroken, OSError) as error:  # the supervisor has looked at it: memory is short
+                raise RecordRingBroken("the record ring did not come: this process has no room for more descriptors")
+            self._record_ring = RecordRingWriter(fds[0])
+        except (RecordRingBroken, OSError) as error:  # the supervisor has looked at it: memory is short
             log.error("nothing is recorded: %s", error)
             return
         finally:
             for descriptor in fds:
                 os.close(descriptor)
-        loop.serve_through(RecordedServing(self._serving, self._tape, channel))
+        loop.serve_through(RecordedServing(self._serving, self._record_ring, channel))
 
     def _end_recording(self, loop: EngineLoop) -> None:
-        tape, self._tape = self._tape, None
-        if tape is not None:
+        record_ring, self._record_ring = self._record_ring, None
+        if record_ring is not None:
             assert self._serving is not None
             loop.serve_through(self._serving)
-            tape.close()
+            record_ring.close()
 
     def _report_gpu(self) -> None:
         if self._side is None:
@@ -355,9 +355,11 @@ class Engine:
             return
         self._control.send(Gpu(report))
 
-    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
+    def _report_broken(
+        self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None
+    ) -> None:
         """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
-        self._control.send(Broken(**vars(lane.identity), reason=reason, blame=blame, detail=detail))
+        self._control.send(Broken(**vars(channel_info.identity), reason=reason, blame=blame, detail=detail))
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from shmserve.channel import Lane
+from shmserve.channel import ChannelInfo
 from shmserve.spin import SpinSetting
 
 
@@ -75,7 +75,7 @@ class Load:
 class Attach:
     """Serve a channel, or the next generation of one. Its descriptors come with it (transport `sealed`)."""
 
-    lane: Lane
+    channel_info: ChannelInfo
     trusted: bool
     uid: int
     carried: tuple[int, ...]  # sequences of deferred replies for which the client has made room
@@ -115,14 +115,14 @@ class Lost:
 
 @dataclass(frozen=True)
 class Record:
-    """Put the requests of a channel, or of all, on the tape whose descriptor comes with this."""
+    """Put the requests of a channel, or of all, on the record ring whose descriptor comes with this."""
 
     channel: int | None
 
 
 @dataclass(frozen=True)
 class EndRecording:
-    """Put nothing more on the tape."""
+    """Put nothing more on the record ring."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Ready:
     action: Any
     metadata: dict[str, Any]
     gpu: dict[str, Any] | None
-    compiled: bool
+    native: bool
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from shmserve.client.admin.cli import main as shmserve_admin
+from shmserve.client.cli.main import main as shmserve_admin
 from shmserve.daemon.main import main as shmserved
 from tests.support.folders import REPOSITORY
 

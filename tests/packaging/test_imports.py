@@ -48,7 +48,7 @@ def test_the_client_needs_numpy_posix_ipc_and_the_standard_library_alone() -> No
     [
         "shmserve",
         "shmserve.client",
-        "shmserve.client.admin.cli",
+        "shmserve.client.cli.main",
         "shmserve.daemon.main",
         "shmserve.daemon.supervisor.supervisor",
         "shmserve.daemon.packages.package",
@@ -83,7 +83,7 @@ def test_the_two_sides_never_load_each_other(module: str, other: str) -> None:
 def test_an_operator_s_command_loads_what_it_needs_alone(echo: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "loaded.json"
     statement = (
-        "import atexit, json, sys; from shmserve.client.admin.cli import main; "
+        "import atexit, json, sys; from shmserve.client.cli.main import main; "
         f"atexit.register(lambda: open({str(file)!r}, 'w').write(json.dumps(sorted(sys.modules)))); "
         f"sys.argv = ['shmserve-admin', '--name', {echo.name!r}, '--runtime-dir', {str(echo.runtime_dir)!r}, "
         "'--json', 'status']; main()"
@@ -119,4 +119,4 @@ def test_what_the_client_package_offers_is_there_when_asked_for() -> None:
 
 
 def test_a_program_that_asks_for_json_does_not_load_what_draws_tables() -> None:
-    assert not {"rich", "matplotlib"} & loaded_by("import shmserve.client.admin.cli")
+    assert not {"rich", "matplotlib"} & loaded_by("import shmserve.client.cli.main")

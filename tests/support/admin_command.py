@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.connection import AdminConnection
 from shmserve.varlink import VarlinkError
 from tests.support import watchdog
 from tests.support.daemon_process import Daemon, environment

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.client.admin.load_process import ask
-from shmserve.client.admin.made_up_observation import NotKnown, made_up_observation
+from shmserve.client.cli.load_process import ask
+from shmserve.client.cli.synthetic_observation import NotKnown, synthetic_observation
 from shmserve.contract import described
 from tests.support.daemon_process import SHMSERVED, Daemon
 from tests.support.gate import Gate
@@ -121,11 +121,11 @@ TREE: dict[str, Any] = {
 
 def test_a_made_up_observation_has_the_contract_it_was_made_from() -> None:
     entries = json.loads(json.dumps(described(TREE)))
-    assert described(made_up_observation(entries)) == entries
+    assert described(synthetic_observation(entries)) == entries
 
 
 def test_an_observation_that_is_one_array_is_made_up_as_one() -> None:
-    made = made_up_observation(described(np.zeros((3, 2), np.float16)))
+    made = synthetic_observation(described(np.zeros((3, 2), np.float16)))
 
     assert made.shape == (3, 2) and made.dtype == np.float16
 
@@ -133,4 +133,4 @@ def test_an_observation_that_is_one_array_is_made_up_as_one() -> None:
 def test_what_cannot_be_made_up_asks_for_an_example() -> None:
     for entry in ({"type": "torch.Size"}, {"dtype": "float17", "shape": [1]}):
         with pytest.raises(NotKnown, match="--example"):
-            made_up_observation({"a": entry})
+            synthetic_observation({"a": entry})

@@ -15,7 +15,7 @@ import sys
 import click
 import pytest
 
-from shmserve.client.admin.cli import main as admin_command
+from shmserve.client.cli.main import main as admin_command
 from shmserve.daemon.main import main as daemon_command
 from tests.support.admin_command import COMMAND
 from tests.support.daemon_process import Daemon, environment

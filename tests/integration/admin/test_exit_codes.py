@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.client.admin.cli import main as admin_command
+from shmserve.client.cli.main import main as admin_command
 from tests.support.admin_command import COMMAND, admin, end_admin, served, start_admin
 from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.gain_packages import gain_package

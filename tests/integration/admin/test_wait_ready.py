@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.client.admin import update, waiting
+from shmserve.client.cli import update, wait_ready
 from shmserve.daemon.store import intake_progress
 from shmserve.daemon.store.intake_progress import IntakeProgress
 from tests.support.admin_command import admin, end_admin, served, staged, start_admin
@@ -145,6 +145,6 @@ def test_an_update_says_how_much_of_the_package_has_come(
 
 
 def test_a_service_whose_old_model_was_stopped_for_an_update_does_not_answer() -> None:
-    assert waiting.answers({"state": "updating", "settled": True})
-    assert not waiting.answers({"state": "updating", "settled": False})
-    assert waiting.answers(json.loads('{"state": "ready", "settled": true}'))
+    assert wait_ready.answers({"state": "updating", "settled": True})
+    assert not wait_ready.answers({"state": "updating", "settled": False})
+    assert wait_ready.answers(json.loads('{"state": "ready", "settled": true}'))

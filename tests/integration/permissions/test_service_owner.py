@@ -16,9 +16,9 @@ import pytest
 
 from shmserve import directories
 from shmserve.client import ForeignService, ShmClient, ShmServeError
-from shmserve.client.admin.cli import main as admin_command
-from shmserve.client.admin.completion import complete_services
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.completion import complete_services
+from shmserve.client.cli.connection import AdminConnection
+from shmserve.client.cli.main import main as admin_command
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import Geometry

@@ -14,7 +14,7 @@ from typing import Any, final
 import pytest
 import torch
 
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Encoder
 from shmserve.daemon.engine.loop.channel_setup import TURN_NS
 from shmserve.daemon.engine.main import Engine
@@ -36,7 +36,7 @@ from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.daemon_process import POLICIES
 from tests.support.messages import load
@@ -52,7 +52,7 @@ class Client:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.sealed = SealedLane()
+        self.sealed = SealedChannelFds()
         self._generation = 0
         self._encoder = Encoder()
         self.channel: ClientChannel | None = None
@@ -60,13 +60,13 @@ class Client:
     def grow(self, geometry: Geometry) -> Attach:
         """Another generation, the first one, too; what the supervisor says of it."""
         self._generation += 1
-        lane = Lane(Identity(1, self.number, self._generation), None)
+        channel_info = ChannelInfo(Identity(1, self.number, self._generation), None)
         before, self.channel = self.channel, None
-        given = self.sealed.create(lane.identity, geometry, _SMALL)
-        self.channel = ClientChannel(lane, given, before)
+        given = self.sealed.create(channel_info.identity, geometry, _SMALL)
+        self.channel = ClientChannel(channel_info, given, before)
         if before is not None:
             before.close()
-        return Attach(lane, trusted=False, uid=0, carried=(), suspicion=None)
+        return Attach(channel_info, trusted=False, uid=0, carried=(), suspicion=None)
 
     def publish(self, count: int) -> list[int]:
         """So many requests, without a ring; their sequences."""
@@ -228,8 +228,8 @@ def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its
 def test_a_channel_that_is_none_is_told_of_and_leaves_nothing(told: Told) -> None:
     client = told.client()
     attach = client.grow(_SMALL)
-    identity = attach.lane.identity
-    attach = replace(attach, lane=Lane(replace(identity, generation=identity.generation + 1), None))
+    identity = attach.channel_info.identity
+    attach = replace(attach, channel_info=ChannelInfo(replace(identity, generation=identity.generation + 1), None))
     before = sorted(os.listdir("/proc/self/fd"))
     told.tell(Serve())
     told.tell(attach, client.sealed.engine_ends())

@@ -4,7 +4,7 @@ import sys
 import tempfile
 
 from shmserve.client import ShmClient, ShmServeError
-from shmserve.client.admin.connection import AdminConnection
+from shmserve.client.cli.connection import AdminConnection
 from tests.support.stranger_process import become
 
 

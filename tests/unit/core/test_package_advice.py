@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shmserve.client.admin.update import open_package
+from shmserve.client.cli.update import open_package
 from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError

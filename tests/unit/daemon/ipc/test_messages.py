@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.channel import Lane, LaneNames
+from shmserve.channel import ChannelInfo, ChannelNames
 from shmserve.daemon.ipc.control import MESSAGE_LIMIT, take_messages
 from shmserve.daemon.ipc.messages import (
     FROM_ENGINE,
@@ -43,7 +43,7 @@ from shmserve.daemon.ipc.messages import (
 )
 from shmserve.segment import Identity
 
-_NAMES = LaneNames("/requests", "/replies", "/request-bell", "/reply-bell")
+_NAMES = ChannelNames("/requests", "/replies", "/request-bell", "/reply-bell")
 _LOAD = Load(
     serial=7,
     package="/models/arm",
@@ -74,13 +74,15 @@ _READY = Ready(
     action=None,
     metadata={"nested": {"list": [1, None, "a\\u0000"]}},
     gpu={"free_bytes": 1},
-    compiled=True,
+    native=True,
 )
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,
     Load(1, "p", None, "c", "cpu", True, None, None, 12, None, False, None, None),
-    Attach(Lane(Identity(1, 2, 3), None), trusted=False, uid=1000, carried=(), suspicion=None),
-    Attach(Lane(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, carried=(64, 129), suspicion=Suspicion(12.5, True)),
+    Attach(ChannelInfo(Identity(1, 2, 3), None), trusted=False, uid=1000, carried=(), suspicion=None),
+    Attach(
+        ChannelInfo(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, carried=(64, 129), suspicion=Suspicion(12.5, True)
+    ),
     Suspect(3, Suspicion(60, False)),
     LimitRate(None),
     LimitRate(0.5),
@@ -181,9 +183,9 @@ def test_a_frame_that_is_not_a_whole_message_is_refused(frame: bytes, text: str)
 @pytest.mark.parametrize(
     ("path", "value", "text"),
     [
-        (("lane",), None, "Attach: lane must be an object, not None"),
-        (("lane", "names"), [], "Attach: lane: names must be an object"),
-        (("lane", "identity", "epoch"), "1", "Attach: lane: identity: epoch must be int, not '1'"),
+        (("channel_info",), None, "Attach: channel_info must be an object, not None"),
+        (("channel_info", "names"), [], "Attach: channel_info: names must be an object"),
+        (("channel_info", "identity", "epoch"), "1", "Attach: channel_info: identity: epoch must be int, not '1'"),
         (("carried",), [1, None], "Attach: carried must be int, not None"),
         (("suspicion",), {"left_s": 1.0}, "Attach: suspicion has the fields left_s, blamed, not left_s"),
         (("uid",), 0.5, "Attach: uid must be int, not 0.5"),

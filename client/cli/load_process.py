@@ -1,0 +1,110 @@
+"""One client of a load: a process of its own, as a robot is. `python -m shmserve.client.cli.load_process`.
+
+Reads one JSON line of what to do, says "ready", reads when to begin (CLOCK_MONOTONIC ns), asks, and writes one JSON
+line and the measurements as a .npy of float64 microseconds, a row a request.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from shmserve.client import ShmClient
+from shmserve.errors import ShmServeError
+
+from .synthetic_observation import NotKnown, synthetic_observation
+
+#: Columns of the measurements. `latency` counts from when the request was due, `round_trip` from when it was sent.
+COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
+
+
+class ExampleUnreadable(ShmServeError):
+    """The observation to ask with is not there, or none; the message says which."""
+
+
+def read_example(path: str) -> dict[str, Any]:
+    """The arrays of an .npz by their names; text as str. Raises ExampleUnreadable."""
+    try:
+        with open(path, "rb") as stream:
+            if not zipfile.is_zipfile(stream):
+                raise ExampleUnreadable(f"{path} is no .npz of named arrays: numpy.savez makes one")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as archive:
+                found = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise ExampleUnreadable(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise ExampleUnreadable(f"{path} cannot be read: {error}") from error
+    return {name: array.tolist() if array.dtype.kind in "US" else array for name, array in found.items()}
+
+
+def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate_hz: float | None) -> dict[str, Any]:
+    """Ask until the time is over: one after the other, or at `rate_hz` whatever the answers take.
+
+    A request that could not be sent when it was due, because the one before took too long, is sent at once and
+    counts from when it was due: otherwise a service that hangs for a second would have one slow request.
+    """
+    end_ns = begin_ns + int(seconds * 1e9)
+    period_ns = int(1e9 / rate_hz) if rate_hz else 0
+    rows: list[tuple[float, ...]] = []
+    errors: dict[str, int] = {}
+    due_ns = begin_ns
+    while (now_ns := time.monotonic_ns()) < end_ns:
+        if now_ns < due_ns:
+            if due_ns >= end_ns:
+                break
+            time.sleep((due_ns - now_ns) / 1e9)
+        elif not period_ns:
+            due_ns = now_ns
+        try:
+            client.infer(observation)
+        except ShmServeError as error:
+            name = type(error).__name__
+            errors[name] = errors.get(name, 0) + 1
+        else:
+            reply = client.last_reply
+            assert reply is not None
+            latency_us = (time.monotonic_ns() - due_ns) / 1e3
+            rows.append(
+                (latency_us, reply.round_trip_us, reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
+            )
+        due_ns += period_ns
+    took_s = (time.monotonic_ns() - begin_ns) / 1e9
+    return {"rows": rows, "errors": errors, "took_s": took_s}
+
+
+def main() -> int:
+    order = json.loads(sys.stdin.readline())
+    try:
+        with ShmClient(order["name"], runtime_dir=order["runtime_dir"], timeout=order["timeout_s"]) as client:
+            observation = read_example(order["example"]) if order["example"] else None
+            if observation is None:
+                observation = synthetic_observation((client.metadata.get("contract") or {}).get("observation"))
+            for _ in range(order["warmup"]):
+                client.infer(observation)
+            print("ready", flush=True)
+            begin_ns = int(sys.stdin.readline())
+            time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
+            found = ask(client, observation, begin_ns, order["seconds"], order["rate_hz"])
+    except (ShmServeError, OSError, ValueError) as error:
+        own = isinstance(error, (ExampleUnreadable, NotKnown))
+        print(json.dumps({"error": str(error) if own else f"{type(error).__name__}: {error}"}), flush=True)
+        return 1
+    rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))
+    print(json.dumps(found), flush=True)
+    # Not into the stream: numpy then asks for its position, which a pipe has not.
+    measured = io.BytesIO()
+    np.save(measured, rows, allow_pickle=False)
+    sys.stdout.buffer.write(measured.getvalue())
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

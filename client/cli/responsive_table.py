@@ -1,0 +1,63 @@
+"""A table for whatever width there is: what it leaves out first is what is missed least, and no figure is cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+
+_ANY_WIDTH = 10_000
+#: Into lines of so many characters free text is broken before a column is left out for it.
+_TEXT_WIDTH = 24
+
+
+class FirstThatFits:
+    """The first of some tables that there is room for, or the last."""
+
+    def __init__(self, tables: Iterable[Callable[[int | None], RenderableType]]) -> None:
+        """`tables` make them, the fullest first, with columns of free text of so many characters at most."""
+        self._tables = list(tables)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._chosen(console, options)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement.get(console, options, self._chosen(console, options))
+
+    def _chosen(self, console: Console, options: ConsoleOptions) -> RenderableType:
+        roomy = options.update(width=_ANY_WIDTH)
+        for make in self._tables:
+            if Measurement.get(console, roomy, make(_TEXT_WIDTH)).maximum <= options.max_width:
+                break
+        return make(None)
+
+
+def without(columns: Collection[str], *left_out: str) -> list[list[str]]:
+    """All columns, then one more of `left_out` missing each time.
+
+    >>> without(["id", "program", "pid"], "pid", "program")
+    [['id', 'program', 'pid'], ['id', 'program'], ['id']]
+    """
+    return [[name for name in columns if name not in left_out[:count]] for count in range(len(left_out) + 1)]
+
+
+def bare_table(title: str | None = None) -> Table:
+    """A table without columns yet."""
+    return Table(title=title, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
+
+
+def rows_table(title: str | None, names: Sequence[str], left: Sequence[str], text_width: int | None) -> Table:
+    """One with these columns, numbers to the right but for those on the `left`; a program's name is folded to its width."""
+    table = bare_table(title)
+    for name in names:
+        text = name == "program"
+        table.add_column(
+            name,
+            justify="left" if name in left else "right",
+            no_wrap=not text,
+            overflow="fold",
+            max_width=text_width if text else None,
+        )
+    return table

@@ -1,0 +1,197 @@
+"""One screen that answers: is it healthy, what does it serve, who is connected, how fast."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from .responsive_table import FirstThatFits, rows_table, without
+from .wait_ready import amount
+
+#: An engine looks around more often than that, unless it has a request in hand.
+_QUIET_S = 5.0
+_STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them.
+
+    >>> duration(0.0042), duration(12.34), duration(3700), duration(None)
+    ('4.2 ms', '12.3 s', '1 h 1 min', '-')
+    """
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
+
+
+def micro(value: float | None) -> str:
+    """Microseconds as people read them.
+
+    >>> micro(12.34), micro(2500), micro(3_411_810), micro(None)
+    ('12.3 us', '2.50 ms', '3.41 s', '-')
+    """
+    if value is None:
+        return "-"
+    if value < 1000:
+        return f"{value:.1f} us"
+    return f"{value / 1000:.2f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
+
+
+def render(status: dict[str, Any]) -> RenderableType:
+    """The status of one service."""
+    parts: list[RenderableType] = [_summary(status)]
+    if status["clients"]:
+        parts.append(clients_table(status["clients"]))
+        hidden = status["clients_total"] - len(status["clients"])
+        if hidden:
+            parts.append(Text(f"and {hidden} more: shmserve-admin clients", style="dim"))
+    latency = _latency(status["latency"])
+    if latency is not None:
+        parts.append(latency)
+    return Group(*parts)
+
+
+def advice(status: dict[str, Any]) -> str | None:
+    """One sentence, or None where nothing is to be done.
+
+    >>> advice({"state": "ready", "engine": None, "logs": "tail /log"}) is None
+    True
+    >>> advice({"state": "failed", "engine": None, "logs": "tail /log"})
+    'the log says why (tail /log); once that is put right: shmserve-admin update-model PATH, or start it again'
+    """
+    state, engine, logs = status["state"], status["engine"], status["logs"]
+    beat = engine["heartbeat_age_s"] if engine is not None else None
+    if state == "failed":
+        return f"the log says why ({logs}); once that is put right: shmserve-admin update-model PATH, or start it again"
+    if state == "draining":
+        return "it answers what was sent and ends; robots wait for the next one"
+    if beat is not None and beat > _QUIET_S:
+        return (
+            f"the engine has not moved for {beat:.0f} s: a long request, or it is stuck and replaced after heartbeat_timeout_s "
+            "(shmserve-admin config)"
+        )
+    if state in ("loading", "warming") and engine is not None and engine["restarts"]:
+        return f"engines died and another one loads: the log says of what ({logs})"
+    return None
+
+
+def _summary(status: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")  # a path that is cut short is none
+    state = Text(status["state"], style=_STYLES.get(status["state"], "bold yellow"))
+    if status["error"]:
+        state.append(f"  {status['error']}", style="red")
+    table.add_row("service", Text(f"{status['service']}  ", style="bold") + state)
+    if (to_do := advice(status)) is not None:
+        table.add_row("do", Text(to_do, style="yellow"))
+    if intake := status.get("intake"):
+        table.add_row("taking in", Text(f"{intake['source']}: {amount(intake['bytes'], intake['of'])}"))
+    model = status["model"]
+    if model is None:
+        table.add_row("model", "none")
+    else:
+        table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
+    if status["taken_back"]:
+        table.add_row("taken back", Text(status["taken_back"], style="red"))
+    for problem in status["problems"]:
+        table.add_row("problem", Text(problem, style="red"))
+    engine = status["engine"]
+    if engine is not None:
+        beat = engine["heartbeat_age_s"]
+        restarts = engine["restarts"]
+        table.add_row(
+            "engine",
+            Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
+            + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
+        )
+        if not engine.get("native", True):
+            table.add_row("request path", "Python (not compiled): see docs/performance.md")
+    daemon = Text(f"pid {status['pid']}")
+    if "uid" in status:
+        daemon.append(f" of {_user(status['uid'], status['user'])}", style=_style(status["uid"]))
+    table.add_row("daemon", daemon + f", up {duration(status['uptime_s'])}, transport {status['transport']}")
+    if "runtime_dir" in status:
+        owner = Text(_user(status["runtime_dir_uid"], status["runtime_dir_user"]), _style(status["runtime_dir_uid"]))
+        table.add_row("runtime dir", Text(f"{status['runtime_dir']} of ") + owner)
+    if status["recording"]:
+        table.add_row("recording", Text("somebody keeps what clients ask and get", style="yellow"))
+    requests = status["requests"]
+    counts = Text(f"{requests['served']} served")
+    for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):
+        if requests[name]:
+            counts.append(f", {requests[name]} {name}", style="red" if name in ("failed", "lost") else "yellow")
+    for name in ("out_of_range", "clamped"):
+        if requests[name]:
+            counts.append(f" ({requests[name]} {name.replace('_', ' ')})", style="yellow")
+    table.add_row("requests", counts)
+    table.add_row("logs", Text(status["logs"]))
+    return table
+
+
+def _user(uid: int, name: str | None) -> str:
+    return f"uid {uid}" if name is None else f"uid {uid} ({name})"
+
+
+def _style(uid: int) -> str:
+    return "" if uid in (0, os.geteuid()) else "yellow"  # another user's, which the operator named
+
+
+def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
+    """One line a client."""
+    rows = [_client_cells(client) for client in clients]
+    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last", "attached")
+    return FirstThatFits(
+        partial(_table, "clients", names, rows)
+        for names in without(columns, "attached", "slots", "pid", "uid", "last", "program")
+    )
+
+
+def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
+    return {
+        "id": str(client["id"]),
+        "program": Text(client["program"]),
+        "pid": str(client["pid"]),
+        "uid": f"{client['uid']}{' trusted' if client['trusted'] else ''}",
+        "slots": str(client["slots"]),
+        "served": str(client["served"]),
+        "errors": str(client["errors"]),
+        "last": f"{duration(client['last_s'])}{' ago' if client['last_s'] is not None else ''}",
+        "attached": duration(client["attached_s"]),
+    }
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
+    """These columns of the rows; numbers to the right."""
+    table = rows_table(title, names, ("id", "program", "pid", "uid", "stage"), text_width)
+    for row in rows:
+        table.add_row(*(row[name] for name in names), style="bold" if row.get("stage") == "total" else "")
+    return table
+
+
+def _latency(latency: dict[str, dict[str, Any] | None]) -> RenderableType | None:
+    if not latency.get("total"):
+        return None
+    keys = {"p50": "p50_us", "p90": "p90_us", "p99": "p99_us", "p99.9": "p999_us"}
+    rows: list[dict[str, str | Text]] = [
+        {"stage": stage, **{name: micro(found[key]) for name, key in keys.items()}}
+        for stage, found in latency.items()
+        if found
+    ]
+    return FirstThatFits(
+        partial(_table, "time in the service", names, rows) for names in without(("stage", *keys), "p99.9", "p90")
+    )

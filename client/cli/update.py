@@ -1,0 +1,118 @@
+"""Tells the steps of a change of model while it goes on."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shmserve.package_advice import advice_for_file, advice_for_url, is_url, looks_like_tar
+
+from .wait_ready import amount
+
+#: What zip, xz, zstd and bzip2 begin with: the daemon names them.
+_PACKED = (b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
+#: Between two numbers in what is no terminal.
+_TELL_S = 5.0
+
+
+def open_package(path: Path) -> int:
+    """A descriptor of a model package, a directory or a tar; the caller closes it.
+
+    The daemon may be sandboxed: it gets the open package, never a path.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        advice = f": {advice_for_url()}" if is_url(path) else ""
+        raise FileNotFoundError(f"model package {path} does not exist{advice}") from error
+    except PermissionError as error:
+        raise PermissionError(f"model package {path} may not be read by uid {os.getuid()}") from error
+    kind = os.fstat(descriptor).st_mode
+    fault = None if stat.S_ISDIR(kind) else _file_fault(path, descriptor if stat.S_ISREG(kind) else None)
+    if fault is not None:
+        os.close(descriptor)
+        raise ValueError(f"model package {path} {fault}")
+    return descriptor
+
+
+def _file_fault(path: Path, descriptor: int | None) -> str | None:
+    """Why this is not a tar as far as its first bytes tell; None: the daemon looks at it more closely."""
+    advice = None
+    if descriptor is not None:
+        start = os.pread(descriptor, 512, 0)
+        advice = advice_for_file(path.name, start)
+        if looks_like_tar(start) or path.suffix == ".tar" or (advice is None and start.startswith(_PACKED)):
+            return None
+    return f"is neither a directory nor a tar file{f': it is {advice}' if advice else ''}"
+
+
+def name_of(path: Path) -> str:
+    """What `versions` calls the package: its own name, also for '.' and 'model/..'."""
+    return path.resolve().name or str(path)
+
+
+def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+    """Print each step with the time it took, and return the result."""
+    steps = _Steps(quiet)
+    try:
+        for reply in replies:
+            if reply["result"] is not None:
+                steps.end(reply["elapsed_s"])
+                result: dict[str, Any] = reply["result"]
+                return result
+            steps.go_on(reply["step"], reply["elapsed_s"])
+            steps.tell(reply["detail"])
+    except BaseException:
+        steps.break_off()
+        raise
+    raise ConnectionError("the daemon ended its answer before the change was done")
+
+
+class _Steps:
+    """One line a step, which ends when the step does."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._step: str | None = None
+        self._began_s = 0.0
+        self._told = False
+        self._told_s = time.monotonic()
+
+    def go_on(self, step: str, elapsed_s: float) -> None:
+        if step == self._step:
+            return
+        self.end(elapsed_s)
+        self._step, self._began_s = step, elapsed_s
+        if not self._quiet:
+            print(f"  {step:<10}", end="", flush=True)
+
+    def tell(self, detail: dict[str, Any]) -> None:
+        """How much of the package has come: anew on a terminal, elsewhere a number now and then."""
+        done, of = detail.get("bytes"), detail.get("of")
+        if self._step is None or self._quiet or not done:
+            return
+        percent = f" {min(100, 100 * done // of)} %" if of else ""
+        if sys.stdout.isatty():
+            print(f"\r  {self._step:<10}{amount(done, of)}{percent}", end="\x1b[K", flush=True)
+            self._told = True
+        elif percent and time.monotonic() - self._told_s >= _TELL_S:
+            print(percent, end="", flush=True)
+            self._told_s = time.monotonic()
+
+    def end(self, elapsed_s: float) -> None:
+        if self._told and self._step is not None:
+            print(f"\r  {self._step:<10}", end="\x1b[K")
+        self._told = False
+        if self._step is not None and not self._quiet:
+            print(f"{elapsed_s - self._began_s:8.3f} s", flush=True)
+        self._step = None
+
+    def break_off(self) -> None:
+        """The error that follows gets a line of its own."""
+        if self._step is not None and not self._quiet:
+            print(flush=True)
