@@ -70,8 +70,18 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
 
     `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
     """
-    supervisor = Supervisor(config)
-    store = open_store(config)
+    # The supervisor reports to the two services that are made on top of it below, before any engine is started.
+    supervisor = Supervisor(
+        config,
+        on_evict=lambda lease, reason: client_service.evict(lease, reason),
+        on_detach=lambda lease: client_service.detach(lease),
+        on_crash=lambda engine: changes.crashed(engine),
+        on_ended=lambda engine: changes.notes.note_served(engine),
+        is_on_probation=lambda engine: changes.is_on_probation(engine),
+    )
+    store = open_store(config, in_use=supervisor.engines.versions)
+    client_service = ClientService(supervisor)
+    changes = ModelChanges(supervisor, store)
     watch = HeartbeatWatch(supervisor)
     report = ServiceReport(supervisor, notifier, watch)
     loop = asyncio.get_running_loop()
@@ -84,8 +94,6 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
         await asyncio.to_thread(store.open)  # it may have much to sweep up, and the watchdog is fed meanwhile
-        client_service = ClientService(supervisor)
-        changes = ModelChanges(supervisor, store)
         admission = supervisor.admission
 
         def listener(file: str, mode: int) -> socket.socket:

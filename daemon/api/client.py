@@ -72,8 +72,6 @@ class ClientService:
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
         self._rates = AttachRates()
-        supervisor.on_evict = self.evict
-        supervisor.on_detach = self.detach
 
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})

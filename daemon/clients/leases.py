@@ -79,17 +79,17 @@ class LeaseRefused(Exception):
 class Leases:
     """Creates, resizes and removes the channels of one daemon run."""
 
-    def __init__(self, config: Config, names: Names, epoch: int) -> None:
+    def __init__(self, config: Config, names: Names, epoch: int, *, on_bell_removed: Callable[[], None]) -> None:
+        """`on_bell_removed` is called when the request bell's name is gone and no client is attached."""
         self._config = config
         self._names = names
         self._epoch = epoch
+        self._on_bell_removed = on_bell_removed
         #: What every client rings, of transport `named`.
         self.request_bell = names.fresh()
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
-        #: Called when the request bell's name is gone and nobody is attached.
-        self.on_removed: Callable[[], None] = lambda: None
         self.offenders = Offenders()
         self.deaths = Deaths(own_uids=(0, os.getuid()))
         self._gone: OrderedDict[int, Lease] = OrderedDict()
@@ -132,7 +132,7 @@ class Leases:
                 f"{self._config.max_clients_per_user}",
             )
         if not self._held and self._bell_removed():
-            self.on_removed()
+            self._on_bell_removed()
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
         sealed = SealedChannelFds() if self._config.transport == "sealed" else None
         channel_info, given, size = self._create(channel, peer, wanted, sealed, published=0)

@@ -72,10 +72,6 @@ class ModelChanges:
         #: The change that was taken back by itself, until another one succeeds; for people.
         self.taken_back: str | None = None
         self.notes = VersionNotes(store, supervisor.engines)
-        store.in_use = supervisor.engines.versions
-        supervisor.on_crash = self._crashed
-        supervisor.is_on_probation = self._is_on_probation
-        supervisor.on_ended = self.notes.note_served
 
     async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
@@ -310,14 +306,15 @@ class ModelChanges:
         self._probation = probation
         probation.begin(lambda why: self._take_back(probation, why))
 
-    def _is_on_probation(self, engine: EngineProcess) -> bool:
+    def is_on_probation(self, engine: EngineProcess) -> bool:
+        """Report whether a crash of this engine takes its model back."""
         probation = self._probation
         return probation is not None and not probation.over and probation.engine is engine
 
-    def _crashed(self, engine: EngineProcess) -> None:
+    def crashed(self, engine: EngineProcess) -> None:
         """The serving engine died: on probation, the model before is what is started in its place."""
         probation = self._probation
-        if probation is None or not self._is_on_probation(engine):
+        if probation is None or not self.is_on_probation(engine):
             return
         self._end_probation()
         self._note_taken_back(engine.served, probation.before, "its engine died on probation")

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from ..supervisor.deployment import Served
 log = logging.getLogger(__name__)
 
 
-def open_store(config: Config) -> Store:
-    """The service's store, not yet opened."""
+def open_store(config: Config, *, in_use: Callable[[], Collection[str]]) -> Store:
+    """Return the service's store, not yet opened; versions that are `in_use` stay in it."""
 
     def examine(path: Path) -> int:
         return ModelPackage.read(path, allow_code=config.allow_code).release
@@ -39,6 +40,7 @@ def open_store(config: Config) -> Store:
         limits=Limits(total_bytes=config.max_package_bytes),
         trust=Trust(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
         examine=examine,
+        in_use=in_use,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from ..store.store import Store
 from ..supervisor.engine_pool import Engines
 
@@ -13,10 +15,14 @@ class ServedCounts:
     """What was counted before this run began, and what this run's engines count."""
 
     def __init__(self, engines: Engines, store: Store) -> None:
-        """`store` is open."""
         self._engines = engines
-        found = ((stored.version, stored.facts.get(SERVED)) for stored in store.versions())
-        self._earlier = {version: count for version, count in found if isinstance(count, int)}
+        self._store = store
+
+    @cached_property
+    def _earlier(self) -> dict[str, int]:
+        """What the store held before this run recorded anything in it."""
+        found = ((stored.version, stored.facts.get(SERVED)) for stored in self._store.versions())
+        return {version: count for version, count in found if isinstance(count, int)}
 
     def of(self, version: str) -> int:
         """Requests that this version has answered until now."""

@@ -23,7 +23,6 @@ class VersionNotes:
     """One writer at a time, in a thread; `close` returns once everything is on the disk."""
 
     def __init__(self, store: Store, engines: Engines) -> None:
-        """`store` is open."""
         self._store = store
         self.counts = ServedCounts(engines, store)
         self._turn = asyncio.Lock()

@@ -47,9 +47,12 @@ class Store:
         limits: Limits | None = None,
         trust: Trust | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
+        in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
-        should not be kept."""
+        should not be kept. `in_use` returns the versions whose files an engine reads: they are not removed. It is
+        called in any thread.
+        """
         if keep_versions < LEAST_KEPT:
             raise ValueError(f"keep_versions = {keep_versions}: {LEAST_KEPT} or more")
         self.directory = directory
@@ -58,12 +61,11 @@ class Store:
         self._limits = limits or Limits()
         self._trust = trust or Trust()
         self._examine = examine
+        self._in_use = in_use
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
         self._state = Kept()
-        #: Versions that are not removed because an engine reads their files; called in any thread.
-        self.in_use: Callable[[], Collection[str]] = tuple
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -304,7 +306,7 @@ class Store:
         Never the current one, the previous one, a pinned one, one in use or `spare`, and those that were never served
         go first.
         """
-        in_use = self.in_use()
+        in_use = self._in_use()
         with self._guard, self._directory.disk():
             self._directory.need()
             state = self._state

@@ -37,7 +37,21 @@ _T = TypeVar("_T")
 class Supervisor:
     """One run of the daemon. `open`, then `run` until `stop`, then `close`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_evict: Callable[[Lease, str], None],
+        on_detach: Callable[[Lease], None],
+        on_crash: Callable[[EngineProcess], None],
+        on_ended: Callable[[EngineProcess], None],
+        is_on_probation: Callable[[EngineProcess], bool],
+    ) -> None:
+        """`on_evict` ends the connection of a client that broke its channel, `on_detach` that of one that may attach
+        again at once. `on_crash` is called when the serving engine has died, before it is restarted; `on_ended` for
+        every engine that has ended, while its counts can still be read. `is_on_probation` reports whether the engine's
+        model, rather than its clients, is to blame for a death.
+        """
         self.config = config
         self.directory = config.runtime_dir / check_service_name(config.name)
         self.epoch = secrets.randbits(62)
@@ -50,30 +64,24 @@ class Supervisor:
         self.served: Served | None = None
         #: Set once the first model serves.
         self.begun = asyncio.Event()
-        self.on_evict: Callable[[Lease, str], None] = lambda lease, reason: None
-        #: Called to end a client's connection that did nothing wrong: it may attach again at once.
-        self.on_detach: Callable[[Lease], None] = lambda lease: None
-        #: Called when the serving engine has died, before it is restarted.
-        self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
-        #: Whether it is the model of this engine that has yet to show what it is worth, rather than its clients.
-        self.is_on_probation: Callable[[EngineProcess], bool] = lambda engine: False
-        #: Called when any engine has ended.
-        self.on_ended: Callable[[EngineProcess], None] = lambda engine: None
+        self._on_evict = on_evict
+        self._on_detach = on_detach
+        self._on_crash = on_crash
+        self._is_on_probation = is_on_probation
         #: Held by whoever changes which engine serves: a restart, an update, a rollback.
         self.changing = asyncio.Lock()
         self._updating = False
         self.admission = Admission(config)
         self._lock = ServiceLock(self.directory)
         self._names = Names(self.directory)
-        self.leases = Leases(config, self._names, self.epoch)
-        self.leases.on_removed = self._renew_request_bell
+        self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
         self._tampering = Tampering()
         self.engines = Engines(
             config,
             self.leases,
             on_lost=self._lost,
-            on_ended=lambda engine: self.on_ended(engine),
-            on_broken=lambda lease, reason, blame: self.on_evict(lease, reason) if blame else self.on_detach(lease),
+            on_ended=on_ended,
+            on_broken=lambda lease, reason, blame: on_evict(lease, reason) if blame else on_detach(lease),
             on_death=self._examine,
         )
         self._changed = asyncio.Event()
@@ -243,13 +251,13 @@ class Supervisor:
     def _lost(self, engine: EngineProcess, status: int) -> None:
         self.restarts += 1
         log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
-        self.on_crash(engine)
+        self._on_crash(engine)
         self.revive()
 
     def _examine(self, engine: EngineProcess, status: int) -> None:
         """An engine has died: was it a client's doing?"""
         self._of_client = False
-        if engine.ended_on_purpose or self.is_on_probation(engine):
+        if engine.ended_on_purpose or self._is_on_probation(engine):
             return
         if self.config.transport == "named" and self._find_tampering():
             self._of_client = True
@@ -276,7 +284,7 @@ class Supervisor:
             if verdict.whole_user or not attached:
                 self.leases.offenders.note(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
             if attached:
-                self.on_evict(lease, verdict.reason)
+                self._on_evict(lease, verdict.reason)
         for lease in self.leases:
             self.engines.channels.suspect(lease)
 
@@ -286,7 +294,7 @@ class Supervisor:
         for lease in self.leases:
             damage = self._tampering.of_lease(lease)
             if damage is not None:
-                self.on_evict(lease, damage)
+                self._on_evict(lease, damage)
                 found = True
         damage = self._tampering.of_bell(self.leases.request_bell)
         if damage is not None:
@@ -308,7 +316,7 @@ class Supervisor:
         self.leases.request_bell = self._names.fresh()
         self._create_request_bell()
         for lease in self.leases:
-            self.on_detach(lease)
+            self._on_detach(lease)
         self.engines.end_all()
 
     def enter(self, state: str) -> None:

@@ -105,9 +105,16 @@ class Service:
         self.now_s = 1000.0
         clock = SimpleNamespace(monotonic=lambda: self.now_s, monotonic_ns=lambda: int(self.now_s * 1e9))
         monkeypatch.setattr(supervisor_module, "time", clock)
-        self.supervisor = Supervisor(Config(tmp_path, tmp_path, name="t", transport="sealed"))
         self.evicted: list[tuple[int, str]] = []
-        self.supervisor.on_evict = lambda lease, reason: self.evicted.append((lease.channel, reason))
+        self.on_probation = False
+        self.supervisor = Supervisor(
+            Config(tmp_path, tmp_path, name="t", transport="sealed"),
+            on_evict=lambda lease, reason: self.evicted.append((lease.channel, reason)),
+            on_detach=lambda lease: None,
+            on_crash=lambda engine: None,
+            on_ended=lambda engine: None,
+            is_on_probation=lambda engine: self.on_probation,
+        )
         self._generation = 0
 
     def attach(self, channel: int, pid: int, uid: int = STRANGERS) -> Lease:
@@ -168,7 +175,7 @@ def test_an_engine_that_dies_by_itself_or_is_ended_on_purpose_is_held_against_no
     lease = service.attach(0, 7)
     service.die()
     service.die(lease, on_purpose=True)
-    service.supervisor.is_on_probation = lambda engine: True
+    service.on_probation = True
     service.die(lease)
 
     assert not service.restarts_at_once

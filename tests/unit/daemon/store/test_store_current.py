@@ -91,10 +91,10 @@ def test_the_oldest_go_first_and_current_previous_and_pinned_stay(open_store: Op
 
 
 def test_a_version_whose_files_an_engine_reads_stays(open_store: Open, tmp_path: Path) -> None:
-    store = open_store(keep_versions=3)
+    in_use: set[str] = set()
+    store = open_store(keep_versions=3, in_use=lambda: in_use)
     versions = [add(store, numbered(tmp_path / "m0", 0))]
-    in_use = {versions[0].version}
-    store.in_use = lambda: in_use
+    in_use.add(versions[0].version)
 
     versions += [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(1, 5)]
 
