@@ -65,7 +65,8 @@ class Store:
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
-        self._state = Kept()
+        #: Replaced as a whole, so that readers need no lock.
+        self.index = Kept()
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -79,7 +80,7 @@ class Store:
             with self._guard, self._directory.disk():
                 self._directory.acquire()
                 self._directory.sweep()
-                self._state = self._directory.read()
+                self.index = self._directory.read()
         except BaseException:
             self.close()
             raise
@@ -93,30 +94,25 @@ class Store:
 
     def versions(self) -> list[StoredVersion]:
         """Every version that is kept, the last sent first."""
-        return self._state.newest_first()
+        return self.index.newest_first()
 
     def current(self) -> StoredVersion | None:
         """The version that is served, or was when the last daemon ended."""
-        state = self._state
+        state = self.index
         return state.versions.get(state.current or "")
-
-    def previous(self) -> StoredVersion | None:
-        """The version that was current before."""
-        state = self._state
-        return state.versions.get(state.previous or "")
 
     def get(self, version: StoredVersion | str) -> StoredVersion:
         """A version with what is known of it now; raises VersionUnknown if it is not kept (any more)."""
         if isinstance(version, str):
             return self.resolve(version)
         try:
-            return self._state.versions[version.digest]
+            return self.index.versions[version.digest]
         except KeyError:
             raise VersionUnknown(f"version {version.version} is not kept any more") from None
 
     def resolve(self, name: str) -> StoredVersion:
         """The version whose digest begins with `name`; raises VersionUnknown naming the candidates."""
-        return self._state.resolve(name)
+        return self.index.resolve(name)
 
     # In
 
@@ -185,7 +181,7 @@ class Store:
         return version
 
     def _check_release(self, digest: str, release: int) -> None:
-        state = self._state
+        state = self.index
         if release >= state.release or digest == state.current:
             return
         raise DowngradeRefused(
@@ -194,7 +190,7 @@ class Store:
         )
 
     def _describe(self, received: Received, name: str, uid: int | None, note: str, release: int) -> StoredVersion:
-        versions = self._state.versions
+        versions = self.index.versions
         version = StoredVersion(
             received.digest,
             self._directory.path_of(received.digest),
@@ -209,16 +205,16 @@ class Store:
         before = versions.get(version.digest)
         if before is None:
             return version
-        return replace(version, note=note or before.note, turn=before.turn, pinned=before.pinned, facts=before.facts)
+        return replace(version, note=note or before.note, turn=before.turn, facts=before.facts)
 
     def _place(self, received: Received, version: StoredVersion) -> None:
         damaged = self._directory.place(received.path, version)
-        self._state = self._state.with_version(version)
+        self.index = self.index.with_version(version)
         if damaged is not None:
             remove_tree(damaged)
 
     def _is_kept_whole(self, digest: str) -> bool:
-        kept = self._state.versions.get(digest)
+        kept = self.index.versions.get(digest)
         if kept is None:
             return False
         try:
@@ -239,14 +235,14 @@ class Store:
         """
         with self._guard, self._directory.disk():
             self._directory.need()
-            kept, state = self.get(version), self._state
+            kept, state = self.get(version), self.index
             kept = kept.with_facts(facts)
             if kept.digest != state.current:
                 previous = state.current if state.current in state.versions else state.previous
                 release = kept.release if allow_downgrade else max(kept.release, state.release)
                 after = replace(state, current=kept.digest, previous=previous, release=release)
                 self._directory.write_current(after)
-                self._state = after
+                self.index = after
                 # For the day on which `current` is lost: which versions were served, and in what order.
                 kept = replace(kept, turn=1 + max(other.turn for other in state.versions.values()))
             if kept == state.versions[kept.digest]:
@@ -261,7 +257,7 @@ class Store:
 
         What is damaged is in `problems`. None if no version that was ever current is left whole.
         """
-        for version in self._state.by_turn():
+        for version in self.index.by_turn():
             try:
                 await self.check(version)
             except (VersionDamaged, SignatureRefused) as error:
@@ -293,28 +289,23 @@ class Store:
         with self._guard, self._directory.disk():
             return self._update(self.get(version).with_facts(facts), "facts")
 
-    def pin(self, version: StoredVersion | str, *, pinned: bool = True) -> StoredVersion:
-        """A pinned version is kept however old it is."""
-        with self._guard, self._directory.disk():
-            return self._update(replace(self.get(version), pinned=pinned), "facts")
-
     # Out
 
     def prune(self, keep_versions: int | None = None, *, spare: StoredVersion | None = None) -> list[StoredVersion]:
         """Remove the oldest beyond `keep_versions`; returns them.
 
-        Never the current one, the previous one, a pinned one, one in use or `spare`, and those that were never served
+        Never the current one, the previous one, one in use or `spare`, and those that were never served
         go first.
         """
         in_use = self._in_use()
         with self._guard, self._directory.disk():
             self._directory.need()
-            state = self._state
+            state = self.index
             stays = {state.current, state.previous, spare.digest if spare else None}
             may_go = [
                 version
                 for version in state.versions.values()
-                if version.digest not in stays and not version.pinned and version.version not in in_use
+                if version.digest not in stays and version.version not in in_use
             ]
             may_go.sort(key=lambda version: (version.turn > 0, version.serial))
             surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
@@ -323,20 +314,10 @@ class Store:
         self._directory.remove_trees(gone)
         return removed
 
-    def remove(self, version: StoredVersion | str) -> None:
-        """Remove one that is neither current nor previous; raises ValueError for those, VersionUnknown."""
-        with self._guard, self._directory.disk():
-            self._directory.need()
-            kept, state = self.get(version), self._state
-            if kept.digest in (state.current, state.previous):
-                raise ValueError(f"version {kept.version} is current or previous: it stays")
-            gone = self._retire(kept)
-        self._directory.remove_trees([gone])
-
     def _retire(self, version: StoredVersion) -> Path:
         """Take a version out of sight; its files are at the returned place still, to be removed without the guard."""
         gone = self._directory.retire(version)
-        self._state = self._state.without_version(version.digest)
+        self.index = self.index.without_version(version.digest)
         self._directory.forget(version)
         return gone
 
@@ -345,7 +326,7 @@ class Store:
     def _update(self, version: StoredVersion, steps: str) -> StoredVersion:
         self._directory.need()
         self._directory.write_record(version, steps)
-        self._state = self._state.with_version(version)
+        self.index = self.index.with_version(version)
         return version
 
     def _problem(self, text: str) -> None:

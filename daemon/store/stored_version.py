@@ -29,7 +29,6 @@ class StoredVersion:
     #: Order of coming in (last sent) and of becoming current (0: never was). Robots boot with clocks that are wrong.
     serial: int = 0
     turn: int = 0
-    pinned: bool = False
     #: What the package says (model.toml); 0: nothing.
     release: int = 0
     #: What the service learnt of it: device, requests served, ...; anything that JSON has a word for.
@@ -60,7 +59,6 @@ class StoredVersion:
             "added_s": self.added_s,
             "serial": self.serial,
             "turn": self.turn,
-            "pinned": self.pinned,
             "release": self.release,
             "facts": dict(self.facts),
             "files": None if self.files is None else [asdict(file) for file in self.files],
@@ -82,7 +80,6 @@ class StoredVersion:
             files=None if files is None else tuple(PackageFile(**file) for file in files),
             serial=int(record["serial"]),
             turn=int(record["turn"]),
-            pinned=bool(record["pinned"]),
             release=int(record["release"]),
             facts=MappingProxyType(dict(record["facts"])),
         )

@@ -133,7 +133,11 @@ def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
             ballast.flush()
 
     with caplog.at_level(logging.CRITICAL):
-        for attempt in (lambda: store.make_current(two), lambda: store.record(one, served=1), lambda: store.pin(one)):
+        for attempt in (
+            lambda: store.make_current(two),
+            lambda: store.record(one, served=1),
+            lambda: store.record(two, served=1),
+        ):
             with pytest.raises(StoreUnavailable, match="make room"):
                 attempt()
     assert store.current() == store.get(one)
