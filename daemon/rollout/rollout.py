@@ -126,9 +126,11 @@ class ModelChanges:
         candidates = [
             stored
             for stored in self._store.versions()
-            if stored.turn and not stored.facts.get("taken_back") and (not served or stored.version != served.version)
+            if stored.activated_seq
+            and not stored.facts.get("taken_back")
+            and (not served or stored.version != served.version)
         ]
-        return max(candidates, key=lambda stored: stored.turn, default=None)
+        return max(candidates, key=lambda stored: stored.activated_seq, default=None)
 
     async def close(self) -> None:
         """Returns once everything that was to be remembered is on the disk."""

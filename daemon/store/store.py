@@ -19,7 +19,7 @@ from ..failpoints import failpoint
 from .atomic_files import remove_tree
 from .directory import StoreDirectory
 from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
-from .index import Kept
+from .index import Index
 from .integrity import check_files
 from .limits import Limits
 from .receive import Progress, Received, receive, undisturbed
@@ -66,7 +66,7 @@ class Store:
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
         #: Replaced as a whole, so that readers need no lock.
-        self.index = Kept()
+        self.index = Index()
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -200,12 +200,12 @@ class Store:
             added_s=time.time(),
             files=received.files,
             release=release,
-            serial=1 + max((version.serial for version in versions.values()), default=0),
+            added_seq=1 + max((version.added_seq for version in versions.values()), default=0),
         )
         before = versions.get(version.digest)
         if before is None:
             return version
-        return replace(version, note=note or before.note, turn=before.turn, facts=before.facts)
+        return replace(version, note=note or before.note, activated_seq=before.activated_seq, facts=before.facts)
 
     def _place(self, received: Received, version: StoredVersion) -> None:
         damaged = self._directory.place(received.path, version)
@@ -244,11 +244,11 @@ class Store:
                 self._directory.write_current(after)
                 self.index = after
                 # For the day on which `current` is lost: which versions were served, and in what order.
-                kept = replace(kept, turn=1 + max(other.turn for other in state.versions.values()))
+                kept = replace(kept, activated_seq=1 + max(other.activated_seq for other in state.versions.values()))
             if kept == state.versions[kept.digest]:
                 return
             try:
-                self._update(kept, "turn")
+                self._update(kept, "activated")
             except OSError as error:
                 log.warning("version %s is current, but its record does not say so: %s", kept.version, error)
 
@@ -257,7 +257,7 @@ class Store:
 
         What is damaged is in `problems`. None if no version that was ever current is left whole.
         """
-        for version in self.index.by_turn():
+        for version in self.index.by_activation():
             try:
                 await self.check(version)
             except (VersionDamaged, SignatureRefused) as error:
@@ -307,7 +307,7 @@ class Store:
                 for version in state.versions.values()
                 if version.digest not in stays and version.version not in in_use
             ]
-            may_go.sort(key=lambda version: (version.turn > 0, version.serial))
+            may_go.sort(key=lambda version: (version.activated_seq > 0, version.added_seq))
             surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
             removed = may_go[: max(0, surplus)]
             gone = [self._retire(version) for version in removed]

@@ -165,7 +165,11 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
 @pytest.mark.parametrize(
     "name",
     _every_other_long(
-        [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+        [
+            name
+            for name in FAILPOINTS
+            if not name.startswith(("intake.", "prune.", "activated.")) and name not in WRITTEN
+        ]
     ),
 )
 def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
@@ -194,7 +198,7 @@ def test_a_disk_that_fails_while_old_versions_go_is_told(name: str, stage: Stage
     stage.check()
 
 
-@pytest.mark.parametrize("name", ["turn.before_write", "turn.before_sync", "turn.before_rename"])
+@pytest.mark.parametrize("name", ["activated.before_write", "activated.before_sync", "activated.before_rename"])
 def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not(name: str, stage: Stage) -> None:
 
     done = _run(stage.directory, "current", stage.names[2], failpoints=f"{name}=raise:ENOSPC")
