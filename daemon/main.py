@@ -49,7 +49,7 @@ from .supervisor.deployment import EngineFailed
 from .supervisor.engine_watchdog import HeartbeatWatch
 from .supervisor.readiness import ServiceReport
 from .supervisor.supervisor import Supervisor
-from .varlink.connection import Limits
+from .varlink.connection import ConnectionLimits
 from .varlink.interface import ServiceInfo
 from .varlink.server import VarlinkServer, listen_unix
 
@@ -105,18 +105,20 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             [client_service.interface()],
             refusal=admission.client_refusal,
             # One user's processes leave half of them to the others.
-            limits=Limits(connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16),
+            limits=ConnectionLimits(
+                connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16
+            ),
         )
         admin = VarlinkServer(
             listener(ADMIN_SOCKET, admission.admin_socket_mode),
             _INFO,
             [AdminService(supervisor, changes, store, settings).interface()],
             refusal=admission.admin_refusal,
-            limits=Limits(connections=32, accept_fds=1),
+            limits=ConnectionLimits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            taking = asyncio.create_task(first_version(config, store, supervisor.intake))
+            taking = asyncio.create_task(first_version(config, store, supervisor.ingest))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
                 await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))

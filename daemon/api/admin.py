@@ -50,8 +50,8 @@ interface io.shmserve.Admin
 method Status() -> (status: object)
 
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
-# `intake`: what is taken in at the moment, by step, source, bytes and of.
-method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, intake: ?object)
+# `ingest`: what is taken in at the moment, by step, source, bytes and of.
+method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, ingest: ?object)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
 # one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
@@ -153,7 +153,7 @@ class AdminService:
             "state": supervisor.state,
             "error": supervisor.error,
             "settled": is_settled,
-            "intake": supervisor.intake.to_json(),
+            "ingest": supervisor.ingest.to_json(),
         }
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -243,7 +243,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
         "service": supervisor.config.name,
         "state": supervisor.state,
         "error": supervisor.error,
-        "intake": supervisor.intake.to_json(),
+        "ingest": supervisor.ingest.to_json(),
         "transport": supervisor.config.transport,
         "release": __version__,
         "pid": os.getpid(),

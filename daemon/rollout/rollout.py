@@ -18,8 +18,7 @@ from ..failpoints import failpoint
 from ..host.message_ids import TAKEN_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
-from ..store.receive import Progress as Received
-from ..store.receive import undisturbed
+from ..store.ingest import BytesIngested, undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
 from ..supervisor.deployment import EngineFailed, Served
@@ -85,9 +84,9 @@ class ModelChanges:
             # Before the old engine is stopped for it (--in-place), or another release takes the package in.
             await self._supervisor.engines.check_release()
             progress("receive", {})
-            with self._supervisor.intake.of(name, "receive") as report:
+            with self._supervisor.ingest.of(name, "receive") as report:
 
-                def receiving(received: Received) -> None:
+                def receiving(received: BytesIngested) -> None:
                     report(received.read_bytes, received.total_bytes)
                     progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
 

@@ -20,10 +20,10 @@ from .atomic_files import remove_tree
 from .directory import StoreDirectory
 from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
 from .index import Index
+from .ingest import BytesIngested, IngestedPackage, ingest, undisturbed
 from .integrity import check_files
-from .limits import Limits
-from .receive import Progress, Received, receive, undisturbed
-from .signature_policy import Trust
+from .limits import PackageLimits
+from .signature_policy import SignaturePolicy
 from .stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ class Store:
         directory: Path,
         *,
         keep_versions: int = 5,
-        limits: Limits | None = None,
-        trust: Trust | None = None,
+        limits: PackageLimits | None = None,
+        signatures: SignaturePolicy | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
         in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
@@ -58,8 +58,8 @@ class Store:
         self.directory = directory
         self._directory = StoreDirectory(directory, self._problem)
         self._keep_versions = keep_versions
-        self._limits = limits or Limits()
-        self._trust = trust or Trust()
+        self._limits = limits or PackageLimits()
+        self._signatures = signatures or SignaturePolicy()
         self._examine = examine
         self._in_use = in_use
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
@@ -74,7 +74,7 @@ class Store:
 
     def open(self) -> None:
         """Take the directory and read it; raises StoreUnavailable, or KeyUnusable if signatures cannot be checked."""
-        if self._trust.keys:
+        if self._signatures.keys:
             need_cryptography()
         try:
             with self._guard, self._directory.disk():
@@ -124,7 +124,7 @@ class Store:
         uid: int | None = None,
         note: str = "",
         allow_downgrade: bool = False,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[BytesIngested], None] | None = None,
         received: Callable[[], None] = lambda: None,
     ) -> StoredVersion:
         """Keep the package in the open directory or tar file `source`, which the sender calls `name`.
@@ -140,7 +140,7 @@ class Store:
         async with self._one_at_a_time:
             self._directory.need()
             name = name or _path_of(source)
-            package = await receive(source, self._directory.fresh_incoming(), self._limits, progress)
+            package = await ingest(source, self._directory.fresh_incoming(), self._limits, progress)
             try:
                 received()
             except BaseException:
@@ -149,19 +149,19 @@ class Store:
             return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note, allow_downgrade))
 
     def _commit(
-        self, received: Received, name: str, uid: int | None, note: str, allow_downgrade: bool
+        self, received: IngestedPackage, name: str, uid: int | None, note: str, allow_downgrade: bool
     ) -> StoredVersion:
         try:
             with self._directory.disk():
                 failpoint("store.received")
-                self._trust.check(received.files, received.path)
+                self._signatures.check(received.files, received.path)
                 try:
                     release = self._examine(received.path)
                 except ModelPackageError as error:
                     # The sender knows the package by another name than its place here.
                     raise type(error)(str(error).replace(str(received.path), name)) from error
                 failpoint("store.examined")
-                if self._trust.required and not allow_downgrade:
+                if self._signatures.required and not allow_downgrade:
                     self._check_release(received.digest, release)
                 is_kept = self._is_kept_whole(received.digest)
                 with self._guard:
@@ -189,7 +189,9 @@ class Store:
             "model.toml). To go back on purpose: shmserve-admin rollback, or update-model --allow-downgrade"
         )
 
-    def _describe(self, received: Received, name: str, uid: int | None, note: str, release: int) -> StoredVersion:
+    def _describe(
+        self, received: IngestedPackage, name: str, uid: int | None, note: str, release: int
+    ) -> StoredVersion:
         versions = self.index.versions
         version = StoredVersion(
             received.digest,
@@ -207,7 +209,7 @@ class Store:
             return version
         return replace(version, note=note or before.note, activated_seq=before.activated_seq, facts=before.facts)
 
-    def _place(self, received: Received, version: StoredVersion) -> None:
+    def _place(self, received: IngestedPackage, version: StoredVersion) -> None:
         damaged = self._directory.place(received.path, version)
         self.index = self.index.with_version(version)
         if damaged is not None:
@@ -275,7 +277,7 @@ class Store:
         def work() -> None:
             kept = self.get(version)
             try:
-                self._trust.check(check_files(kept), kept.path)
+                self._signatures.check(check_files(kept), kept.path)
             except ModelPackageError:
                 self.get(version)  # removed meanwhile is another fault than damaged
                 raise

@@ -23,7 +23,7 @@ from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
 from ..ipc.stats import Counter
-from ..store.intake_progress import IntakeProgress
+from ..store.ingest_progress import IngestProgress
 from .backoff import Backoff
 from .deployment import EngineFailed, Served
 from .engine_pool import Engines
@@ -59,7 +59,7 @@ class Supervisor:
         self.state = "starting"
         self.error: str | None = None
         self.restarts = 0
-        self.intake = IntakeProgress()
+        self.ingest = IngestProgress()
         #: What is to be served; an update moves it once the new model serves.
         self.served: Served | None = None
         #: Set once the first model serves.

@@ -154,7 +154,7 @@ def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage
     killed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=kill")
 
     assert f"failpoint {name} reached" in killed.stderr
-    assert killed.returncode == (REFUSED if name.startswith("intake.") else -signal.SIGKILL), killed.stderr
+    assert killed.returncode == (REFUSED if name.startswith("ingest.") else -signal.SIGKILL), killed.stderr
     stage.check()
 
 
@@ -168,7 +168,7 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
         [
             name
             for name in FAILPOINTS
-            if not name.startswith(("intake.", "prune.", "activated.")) and name not in WRITTEN
+            if not name.startswith(("ingest.", "prune.", "activated.")) and name not in WRITTEN
         ]
     ),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import ArchiveRefused, Progress, StoredVersion
+from shmserve.daemon.store import ArchiveRefused, BytesIngested, StoredVersion
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version
 from tests.support.archives.packages import FILES, content_of, numbered, opened, write_package
@@ -118,7 +118,7 @@ def test_a_refused_archive_changes_nothing(open_store: Open, tmp_path: Path) -> 
 
 
 def test_progress_reaches_whoever_adds(open_store: Open, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[BytesIngested] = []
     (tmp_path / "arm.tgz").write_bytes(packed(tar(BASE)))
 
     add(open_store(), tmp_path / "arm.tgz", progress=told.append)
