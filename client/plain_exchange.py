@@ -49,7 +49,7 @@ class PlainExchange(Exchange):
             # No call before the store, as in _wait_for_reply.
             if waits and self._waiter == me:
                 self._waiter = 0
-                self._followers.wake()
+                self._parking_lot.unpark_all()
         if not settled or self.model_watch is not None:
             pending.result()
         return True

@@ -220,7 +220,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            native=NATIVE,
+            compiled=NATIVE,
         )
         self._control.send(ready)
         return True

@@ -1,4 +1,8 @@
-"""The function that the HTTP server's users call, over shared memory."""
+"""send_inference_request: the function of a Flask server that exchanges pickles, over shared memory.
+
+Before: an HTTP request whose body is a pickle
+After:  `from shmserve.client import send_inference_request`
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import Any
 
 from shmserve.errors import InvalidArgument, ShmServeError
 
-from .retry_policy import RetryPolicy
-from .shm_client import ShmClient
+from ..retry_policy import RetryPolicy
+from ..shm_client import ShmClient
 
 _clients: dict[str, ShmClient] = {}
 
@@ -21,11 +25,11 @@ def send_inference_request(
     max_retries: int = 3,
     retry_delay: float = 1.0,
 ) -> dict[str, Any]:
-    """Ask service `name`; returns `{"status": "ok", "output": what the model returned}`.
+    """Send an observation to service `name`; return `{"status": "ok", "output": the model's result}`.
 
-    The client behind it is kept for the next call, of any thread; the settings are this call's alone. Raises
-    RuntimeError when the retries are used up or the request failed; its `__cause__` is the typed error. InvalidArgument
-    (a ValueError) says that an argument has no meaning.
+    The client is kept for the next call of any thread; the settings govern this call alone. Raises RuntimeError when
+    the retries are used up or the request failed, with the typed error as its `__cause__`, and InvalidArgument (a
+    ValueError) for an argument without meaning.
     """
     retry = RetryPolicy.of(max_retries, retry_delay)
     try:
@@ -38,8 +42,8 @@ def send_inference_request(
 
 def _client(name: str) -> ShmClient:
     client = _clients.get(name) if isinstance(name, str) else None
-    # No lock, which a finalizer or a signal handler would find held by the call that it interrupts. A client that
-    # another thread was faster with is none yet: it attaches with its first request.
+    # Without a lock, which a finalizer or a signal handler would find held by the call that it interrupts. A client
+    # that loses this race has no connection to close: it attaches with its first request.
     return client or _clients.setdefault(name, ShmClient(name))
 
 
@@ -50,7 +54,7 @@ def _close_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The clients are the parent's."""
+    """Forget the clients, which belong to the parent process."""
     _clients.clear()
 
 

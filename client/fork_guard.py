@@ -1,4 +1,4 @@
-"""Tells what belongs to this process that it was copied: a forked child must not touch what it shares with its parent."""
+"""Notification of objects that a fork has copied: a forked child must not touch resources shared with its parent."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Protocol
 
 
 class Owned(Protocol):
-    """What only the process that made it may use."""
+    """An object that only the process that made it may use."""
 
     def after_fork_in_child(self) -> None:
-        """This is the copy."""
+        """Disable this copy."""
 
 
 _owned: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
 def note_owned(owned: Owned) -> None:
-    """`owned` is told in each child that is forked while it lives."""
+    """Call `owned.after_fork_in_child` in each child that is forked while `owned` lives."""
     _owned.add(owned)
 
 
