@@ -1,6 +1,6 @@
 """The engine's loop beside a client that writes any word and byte of its segment between any two steps.
 
-An input is a program: operations of one byte and their arguments. The real loop, tenancy and serving run it with an
+An input is a program: operations of one byte and their arguments. The real loop, state and serving run it with an
 echo for a model; a second client is honest and must get every one of its answers.
 """
 
@@ -19,8 +19,8 @@ from fuzz.observations import TREES
 from fuzz.target import Target
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop.loop import EngineLoop
 from shmserve.daemon.engine.requests.fast_path import PlainServing
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
@@ -57,10 +57,10 @@ class _Bell:
         self.loop: EngineLoop | None = None
         self.token = False
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         pass
 
-    def forget(self, tenancy: Tenancy) -> None:
+    def forget(self, state: ChannelState) -> None:
         pass
 
     def pardon(self, now_ns: int) -> None:
@@ -99,14 +99,14 @@ class _Client:
     def _segments(self) -> tuple[Segment, Segment]:
         return self.channel.requests.segment, self._replies
 
-    def attach(self) -> Tenancy:
+    def attach(self) -> ChannelState:
         """As a client that has just come."""
         for segment, header in zip(self._segments, self._headers, strict=True):
             segment.bytes[:CACHE_LINE] = header
             segment.bytes[CACHE_LINE:] = 0
         for memory in self.channel.requests.memories:
             memory.written_schema = None
-        return Tenancy(
+        return ChannelState(
             MappedChannel(self._channel_info, [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]),
             trusted=False,
             uid=0,
@@ -154,9 +154,9 @@ class _Engine:
         self._steps += 1
         if self._steps % 2:
             # As the loop does that was looking when its client published.
-            for tenancy in list(self.loop.tenancies.values()):
-                if tenancy.words[tenancy.counter] != tenancy.poller.last_seen:
-                    self.loop._serve_found(tenancy, time.monotonic_ns())
+            for state in list(self.loop.states.values()):
+                if state.words[state.counter] != state.poller.last_seen:
+                    self.loop._serve_found(state, time.monotonic_ns())
         self.bell.token = True
         self.loop._scanned_ns = 0  # as if the longest wait were over: who publishes and rings no bell is found by that
         self.loop.stopped = False
@@ -187,13 +187,13 @@ def run(data: bytes) -> None:
     engine = _engine[0]
     engine.broken.clear()
     engine.begin()
-    tenancy = engine.hostile.attach()
-    engine.loop.add(tenancy)
+    state = engine.hostile.attach()
+    engine.loop.add(state)
     try:
         _perform(engine, engine.hostile, data)
         engine.step()
         engine.ask_as_neighbour(len(data))
-        assert len(tenancy.waiting) <= _GEOMETRY.slots
+        assert len(state.waiting) <= _GEOMETRY.slots
     finally:
         engine.loop.remove(0)
 

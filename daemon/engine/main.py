@@ -62,10 +62,10 @@ from ..ipc.messages import Serving as ServingMessage
 from ..ipc.release import RELEASE_MISMATCH, mismatch
 from ..ipc.stats import Stats
 from ..packages.package import ModelPackage
+from .channel.channel_state import ChannelState
 from .channel.mapped_channel import MappedChannel
 from .channel.overhead import Overheads
 from .channel.request_rate_limit import Rates
-from .channel.tenancy import Tenancy
 from .device import cuda
 from .device.chosen import DeviceMissing
 from .device.errors import guarded
@@ -199,7 +199,7 @@ class Engine:
             self._stats,
             left,
             self._map,
-            self._tenancy,
+            self._channel_state,
             self._report_broken,
             self._report_gpu,
             turn_ns=self._channel_turn_ns,
@@ -268,11 +268,11 @@ class Engine:
             case Attach() as attach:
                 channels.attach(attach, arrival.fds)
             case Suspect(channel, suspicion):
-                if (tenancy := loop.tenancies.get(channel)) is not None:
-                    tenancy.suspect(suspicion)
+                if (state := loop.states.get(channel)) is not None:
+                    state.suspect(suspicion)
             case LimitRate(max_rate_per_user):
                 self._rates.change(max_rate_per_user)
-                for each in loop.tenancies.values():
+                for each in loop.states.values():
                     each.rate = self._rates.of(each.uid)
             case Detach(channel):
                 channels.detach(channel)
@@ -285,13 +285,13 @@ class Engine:
             case Pause():
                 self._failpoint("pause")
                 loop.pause()
-                held = [(tenancy.number, sequence) for tenancy in loop.tenancies.values() for sequence in tenancy.held]
+                held = [(state.number, sequence) for state in loop.states.values() for sequence in state.held]
                 self._control.send(Paused(tuple(held)))
                 self._failpoint("paused")
             case Lost(channel, generation, carried):
-                tenancy = loop.tenancies.get(channel)
-                if tenancy is not None and tenancy.channel_info.identity.generation == generation:
-                    tenancy.carry(carried, serving=loop.serving)
+                state = loop.states.get(channel)
+                if state is not None and state.channel_info.identity.generation == generation:
+                    state.carry(carried, serving=loop.serving)
             case Record(channel):
                 self._record(loop, arrival.fds, channel)
             case EndRecording():
@@ -309,8 +309,8 @@ class Engine:
         registrar = self._side.registrar if self._side is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
-    def _tenancy(self, mapped: MappedChannel, attach: Attach) -> Tenancy:
-        return Tenancy(
+    def _channel_state(self, mapped: MappedChannel, attach: Attach) -> ChannelState:
+        return ChannelState(
             mapped,
             trusted=attach.trusted,
             uid=attach.uid,

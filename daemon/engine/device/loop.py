@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ipc.stats import Counter
+from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
-from ..channel.tenancy import BrokenChannel, Tenancy
 from ..loop.loop import EngineLoop
 from .errors import raise_if_lost
 from .interface import Device
@@ -66,23 +66,23 @@ class DeviceLoop(GuardedLoop):
         assert isinstance(self._serving, DeviceServing)
         self._device_serving = self._serving
         self._busy = False
-        self._broken_meanwhile: list[tuple[Tenancy, str]] = []
+        self._broken_meanwhile: list[tuple[ChannelState, str]] = []
 
-    def add(self, tenancy: Tenancy) -> None:
+    def add(self, state: ChannelState) -> None:
         try:
-            self._make_room(tenancy)
+            self._make_room(state)
         except BrokenChannel:
-            tenancy.close()  # it is nobody's yet
+            state.close()  # it is nobody's yet
             raise
-        super().add(tenancy)
+        super().add(state)
 
-    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
-        super().move(tenancy, mapped, carried)
-        self._make_room(tenancy)
+    def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
+        super().move(state, mapped, carried)
+        self._make_room(state)
 
-    def _make_room(self, tenancy: Tenancy) -> None:
+    def _make_room(self, state: ChannelState) -> None:
         try:
-            self._side.make_room(tenancy.channel.requests.segment.geometry.payload_bytes)
+            self._side.make_room(state.channel.requests.segment.geometry.payload_bytes)
         except RuntimeError as error:
             raise_if_lost(self._side.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
@@ -112,9 +112,9 @@ class DeviceLoop(GuardedLoop):
         finally:
             self._busy = False
         while self._broken_meanwhile:
-            tenancy, reason = self._broken_meanwhile.pop()
-            if self.tenancies.get(tenancy.number) is tenancy:
-                super()._give_up(tenancy, reason)
+            state, reason = self._broken_meanwhile.pop()
+            if self.states.get(state.number) is state:
+                super()._give_up(state, reason)
 
     def _listens(self) -> bool:
         """Whether further requests may be begun before the loop has looked at its messages."""
@@ -124,21 +124,21 @@ class DeviceLoop(GuardedLoop):
         """Stage those whose turn it is, until the batch is full."""
         serving = self._device_serving
         while self._waiting:
-            tenancy = self._next()
-            if tenancy is None or (ahead and tenancy.behind_ns):
+            state = self._next()
+            if state is None or (ahead and state.behind_ns):
                 return  # a suspected client's is staged when nothing else is
-            head = tenancy.waiting[0]
-            if not serving.admits(head, tenancy):
+            head = state.waiting[0]
+            if not serving.admits(head, state):
                 return
             # Whose request is on the device could have the next turn as well, before a client with a single request
             # is back from its own: it waits for the end of this one, unless nobody else is about.
-            if ahead and len(self._hot) > 1 and serving.flies(tenancy):
+            if ahead and len(self._hot) > 1 and serving.flies(state):
                 return
-            tenancy.waiting.popleft()
-            tenancy.last_served_ns = time.monotonic_ns()
-            if not tenancy.waiting:
-                self._waiting.remove(tenancy)
-            serving.stage(tenancy, head, ahead=ahead)
+            state.waiting.popleft()
+            state.last_served_ns = time.monotonic_ns()
+            if not state.waiting:
+                self._waiting.remove(state)
+            serving.stage(state, head, ahead=ahead)
 
     def _look_meanwhile(self) -> None:
         """See to requests that came while the device works."""
@@ -160,11 +160,11 @@ class DeviceLoop(GuardedLoop):
             self._rung = not self._bell.tells_who
             self._take_tokens(time.monotonic_ns())
 
-    def _give_up(self, tenancy: Tenancy, reason: str) -> None:
+    def _give_up(self, state: ChannelState, reason: str) -> None:
         if not self._busy:
-            super()._give_up(tenancy, reason)
+            super()._give_up(state, reason)
             return
         # Requests of it may be staged or on the device: its memory stays until they are answered.
-        self._forget(tenancy)
-        tenancy.waiting.clear()
-        self._broken_meanwhile.append((tenancy, reason))
+        self._forget(state)
+        state.waiting.clear()
+        self._broken_meanwhile.append((state, reason))

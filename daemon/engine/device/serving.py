@@ -24,8 +24,8 @@ from shmserve.shortened import shortened
 
 from ...ipc.stats import Counter, Stats
 from ...packages.value_ranges import NumberCheck
+from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
-from ..channel.tenancy import Tenancy
 from ..device_failure import DeviceError, DeviceLost
 from ..error_text import logged
 from ..loop.schedule import charge
@@ -47,10 +47,10 @@ _ERROR_TEXT = 300
 class _Row:
     """One request, staged."""
 
-    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "tenancy")
+    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "state")
 
-    def __init__(self, tenancy: Tenancy, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
-        self.tenancy = tenancy
+    def __init__(self, state: ChannelState, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
+        self.state = state
         self.head = head
         self.queued_ns = queued_ns
         self.ahead = ahead
@@ -96,10 +96,10 @@ class DeviceServing(Serving):
 
     def serve(self, batch: list[Taken]) -> None:
         """Answer every request of `batch` before anything else is done, as while somebody records."""
-        for tenancy, head in batch:
-            if not self.admits(head, tenancy):
+        for state, head in batch:
+            if not self.admits(head, state):
                 self._run_staged()
-            self.stage(tenancy, head, ahead=False)
+            self.stage(state, head, ahead=False)
         self._run_staged()
 
     def _run_staged(self) -> None:
@@ -114,7 +114,7 @@ class DeviceServing(Serving):
         """Requests that are ready for the next launch."""
         return len(self._staged)
 
-    def admits(self, head: RequestHead, tenancy: Tenancy) -> bool:
+    def admits(self, head: RequestHead, state: ChannelState) -> bool:
         """Whether this request may join what is staged; one that may not is asked about again when that has run."""
         rows = self._staged
         if head.kind == Kind.RESET:
@@ -122,43 +122,43 @@ class DeviceServing(Serving):
         if not rows:
             return True
         # Whoever was being run when an engine died runs alone: only one of them is to blame.
-        if len(rows) >= self.max_batch or rows[0].retried or tenancy.channel.replies.attempts(head.sequence):
+        if len(rows) >= self.max_batch or rows[0].retried or state.channel.replies.attempts(head.sequence):
             return False
-        if rows[0].tenancy.behind_ns or tenancy.behind_ns:
+        if rows[0].state.behind_ns or state.behind_ns:
             return False
         return self._arena.has_room(head.payload_bytes)
 
     @property
     def flies_suspect(self) -> bool:
         """Whether a request is on the device of a client that is suspected of killing engines."""
-        return any(row.tenancy.behind_ns for row in self._flying)
+        return any(row.state.behind_ns for row in self._flying)
 
-    def flies(self, tenancy: Tenancy) -> bool:
+    def flies(self, state: ChannelState) -> bool:
         """Whether a request of this client is on the device."""
-        return any(row.tenancy is tenancy for row in self._flying)
+        return any(row.state is state for row in self._flying)
 
     @property
     def _arena(self) -> Arena:
         return self._side.arenas[self._filling]
 
-    def stage(self, tenancy: Tenancy, head: RequestHead, *, ahead: bool) -> None:
+    def stage(self, state: ChannelState, head: RequestHead, *, ahead: bool) -> None:
         """Take a request over; it is answered at once if it cannot or need not run."""
         words = self._words
         before = words[Counter.CHANNEL]
-        words[Counter.CHANNEL] = tenancy.number + 1
+        words[Counter.CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
         row = _Row(
-            tenancy,
+            state,
             head,
             max(0, taken_ns - head.submitted_ns),
             ahead=ahead,
-            retried=bool(tenancy.channel.replies.attempts(head.sequence)),
+            retried=bool(state.channel.replies.attempts(head.sequence)),
         )
-        if self._refused(tenancy, head, taken_ns, row.queued_ns):
+        if self._refused(state, head, taken_ns, row.queued_ns):
             pass
         elif head.kind == Kind.RESET:
             if self._may_run(row, taken_ns):
-                self._reset(tenancy, head, row.queued_ns)
+                self._reset(state, head, row.queued_ns)
         elif self._observe(row):
             row.staged_ns = time.monotonic_ns() - taken_ns
             self._staged.append(row)
@@ -174,23 +174,23 @@ class DeviceServing(Serving):
 
     def _is_too_late(self, row: _Row, now_ns: int) -> bool:
         """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
-        refusal = self._refusal(row.tenancy, row.head, now_ns)
+        refusal = self._refusal(row.state, row.head, now_ns)
         if refusal is None:
             return False
         self._arena.arrived()
-        self._finish(row.tenancy, row.head, refusal, None, 0, row.queued_ns)
+        self._finish(row.state, row.head, refusal, None, 0, row.queued_ns)
         return True
 
     def _observe(self, row: _Row) -> bool:
-        tenancy, head = row.tenancy, row.head
+        state, head = row.state, row.head
         began_ns = time.monotonic_ns()
-        is_new = head.schema not in tenancy.schemas.known
-        slot = tenancy.channel.requests.memory(head.sequence)
+        is_new = head.schema not in state.schemas.known
+        slot = state.channel.requests.memory(head.sequence)
         pickled = bool(head.flags & Flag.PICKLED)
         try:
-            if pickled and not tenancy.trusted:
+            if pickled and not state.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            schema = state.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
@@ -200,7 +200,7 @@ class DeviceServing(Serving):
             else:
                 row.observation = self._placed(row, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, row.queued_ns, began_ns)
+            self._reject(state, head, error, row.queued_ns, began_ns)
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             of_device = issubclass(type(error), RuntimeError)
@@ -208,18 +208,18 @@ class DeviceServing(Serving):
                 raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
             if short is not None or (of_device and not pickled):  # nothing that its client did
-                self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
+                self._fail(state, head, short or error, row.queued_ns, 0, 0)
                 return False
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, row.queued_ns, began_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            self._reject(state, head, error, row.queued_ns, began_ns)
             return False
         if is_new:
             now_ns = time.monotonic_ns()
-            tenancy.overhead.add(now_ns - began_ns, now_ns)
+            state.overhead.add(now_ns - began_ns, now_ns)
         return True
 
     def _placed(self, row: _Row, schema: Schema, payload: Any) -> Any:
-        registered, threshold = row.tenancy.registered, self._side.registrar.threshold
+        registered, threshold = row.state.registered, self._side.registrar.threshold
         directly = None
         if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
             directly = registered.payload(row.head.sequence)
@@ -247,9 +247,9 @@ class DeviceServing(Serving):
             arena.done()
             return False
         if len(rows) == 1:
-            self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1
+            self._words[Counter.CHANNEL] = rows[0].state.number + 1
         else:
-            self._note_in_hand(row.tenancy for row in rows)
+            self._note_in_hand(row.state for row in rows)
         self._flying, self._flown = rows, arena
         self._filling ^= 1
         self._launched_ns = time.monotonic_ns()
@@ -277,8 +277,8 @@ class DeviceServing(Serving):
             # Also if it raised: what it had launched by then reads the arena.
             self._flown.computed()
 
-    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
-        super()._reset(tenancy, head, queued_ns)
+    def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
+        super()._reset(state, head, queued_ns)
         self._device.rejoin()
 
     def client_left(self, client_id: int) -> None:
@@ -292,16 +292,16 @@ class DeviceServing(Serving):
             row.observation, row.clamped = checked.hold(row.observation)
         except ValueOutOfRange as error:
             self._words[Counter.OUT_OF_RANGE] += 1
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(row.state, row.head, error, row.queued_ns)
             row.observation = None
             return False
         except RuntimeError as error:  # of the device, which compares
             raise_if_lost(self._device, error)
-            self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
+            self._fail(row.state, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
             row.observation = None
             return False
         except BaseException as error:  # noqa: BLE001  an unpickled object may be asked for its entries
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(row.state, row.head, error, row.queued_ns)
             row.observation = None
             return False
         return True
@@ -310,16 +310,16 @@ class DeviceServing(Serving):
         observations = [row.observation for row in rows]
         if self._per_client is None:
             return self._model.infer(observations)
-        return self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
+        return self._per_client.infer_for(observations, [row.state.number for row in rows])
 
     def _may_run(self, row: _Row, now_ns: int) -> bool:
         if row.ahead and self._is_too_late(row, now_ns):
             return False
-        if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.tenancy, row.head):
+        if 0 < row.state.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.state, row.head):
             return True
         self._arena.arrived()
         error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-        self._finish(row.tenancy, row.head, Status.ENGINE_LOST, error, 0, row.queued_ns)
+        self._finish(row.state, row.head, Status.ENGINE_LOST, error, 0, row.queued_ns)
         return False
 
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
@@ -334,7 +334,7 @@ class DeviceServing(Serving):
         except RuntimeError as error:
             self._failure = self._failure or error
 
-    def finish(self, waiting: Collection[Tenancy] = ()) -> None:
+    def finish(self, waiting: Collection[ChannelState] = ()) -> None:
         """Answer what was launched, while these wait for their turn. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
         rows, self._flying = self._flying, []
         failure, self._failure = self._failure, None
@@ -347,11 +347,11 @@ class DeviceServing(Serving):
             self._answer(rows, self._results_of, infer_ns)
         del failure
         self._results_of = []
-        self._note_answered(row.tenancy for row in rows)
+        self._note_answered(row.state for row in rows)
         for row in rows:
             # From the end of its turn: a client with one request out can send its next only now. Its part of the time.
-            others = len(waiting) - (row.tenancy in waiting)
-            charge(row.tenancy, ended_ns - infer_ns // len(rows), ended_ns, others=others)
+            others = len(waiting) - (row.state in waiting)
+            charge(row.state, ended_ns - infer_ns // len(rows), ended_ns, others=others)
         rows.clear()
         self._flown.done()
         self._words[Counter.CHANNEL] = 0
@@ -359,16 +359,16 @@ class DeviceServing(Serving):
 
     def _answer(self, rows: list[_Row], actions: list[Any], infer_ns: int) -> None:
         for index, row in enumerate(rows):
-            tenancy, head = row.tenancy, row.head
+            state, head = row.state, row.head
             try:
                 action, flags = self._held(actions[index], clamped=row.clamped)
-                self._finish(tenancy, head, Status.OK, action, flags, row.queued_ns, row.staged_ns, infer_ns)
+                self._finish(state, head, Status.OK, action, flags, row.queued_ns, row.staged_ns, infer_ns)
             except RequestRejected as error:  # out of range, or the codec cannot carry what the model returned
-                self._fail(tenancy, head, error, row.queued_ns, row.staged_ns, infer_ns)
-            if tenancy.held and head.sequence in tenancy.held:
+                self._fail(state, head, error, row.queued_ns, row.staged_ns, infer_ns)
+            if state.held and head.sequence in state.held:
                 # It did not fit its slot and waits there for room; this memory is the next batch's.
-                facts, tree = tenancy.held[head.sequence]
-                tenancy.held[head.sequence] = (facts, private(tree))
+                facts, tree = state.held[head.sequence]
+                state.held[head.sequence] = (facts, private(tree))
             actions[index] = row.observation = None  # it must not look as if the policy kept them
 
     # What goes wrong
@@ -379,7 +379,7 @@ class DeviceServing(Serving):
             if len(rows) == 1:
                 lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
                 lost.__cause__ = error
-                self._fail(rows[0].tenancy, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
+                self._fail(rows[0].state, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
             raise DeviceLost(reason) from error
         short = as_out_of_memory(error)
         if short is not None:
@@ -394,19 +394,19 @@ class DeviceServing(Serving):
         row = rows[0]
         row.observation = None
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(row.state, row.head, error, row.queued_ns)
         else:
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+            self._fail(row.state, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
 
     def _fail_staged(self, error: RuntimeError) -> None:
         """The device did not take the rows over: those that are not answered fail."""
         for row in self._staged:
-            if not row.tenancy.channel.replies.answered(row.head.sequence):
-                self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
+            if not row.state.channel.replies.answered(row.head.sequence):
+                self._fail(row.state, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
 
     def _run_alone(self, row: _Row) -> None:
         began_ns = time.monotonic_ns()
-        self._words[Counter.CHANNEL] = row.tenancy.number + 1
+        self._words[Counter.CHANNEL] = row.state.number + 1
         try:
             actions = self._begun([row], graphs=None)
             self._flown.finished.synchronize()

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from shmserve.doorbell import Listener
 
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 
 #: Tokens taken in one turn of the loop: two billion stale ones must not hold it.
 _MOST_TOKENS = 1024
@@ -19,16 +19,16 @@ class Bells(Protocol):
     #: Whether `take` knows who rang. If not, the token that ends a wait is used up by that.
     tells_who: bool
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         """Listen to this client, too."""
 
-    def forget(self, tenancy: Tenancy) -> None:
+    def forget(self, state: ChannelState) -> None:
         """Before the channel is closed; one that is not watched is no error."""
 
     def tokens(self) -> int:
         """How many tokens wait, roughly; above zero if there is any."""
 
-    def take(self) -> Collection[Tenancy] | None:
+    def take(self) -> Collection[ChannelState] | None:
         """Use up the tokens that are there, or many; the channels that rang. None: nobody knows which."""
 
     def wait(self, timeout_ns: int) -> bool:
@@ -52,13 +52,13 @@ class SharedBell:
         self.wait = doorbell.wait
         self.close = doorbell.close
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         pass
 
-    def forget(self, tenancy: Tenancy) -> None:
+    def forget(self, state: ChannelState) -> None:
         pass
 
-    def take(self) -> Collection[Tenancy] | None:
+    def take(self) -> Collection[ChannelState] | None:
         try_take = self._try_take
         taken = 0
         while taken < _MOST_TOKENS and try_take():

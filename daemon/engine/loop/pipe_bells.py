@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 from shmserve.layout import number_of
 
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 
 _ALL_TOKENS = 65536
 #: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
@@ -22,10 +22,10 @@ _DEAF_NS = 1_000_000_000
 class _Ringer:
     """One client's pipe, and how often it rang without need."""
 
-    __slots__ = ("allowed", "deaf_until_ns", "pipe", "tenancy", "tokens")
+    __slots__ = ("allowed", "deaf_until_ns", "pipe", "state", "tokens")
 
-    def __init__(self, tenancy: Tenancy, pipe: int) -> None:
-        self.tenancy = tenancy
+    def __init__(self, state: ChannelState, pipe: int) -> None:
+        self.state = state
         self.pipe = pipe
         self.tokens = 0
         #: So many tokens are allowed beside those of the requests that were seen; known when the first one comes.
@@ -52,14 +52,14 @@ class PipeBells:
         self._deaf: list[_Ringer] = []
         self._ready: list[int] = []
 
-    def watch(self, tenancy: Tenancy) -> None:
-        pipe = tenancy.channel.request_pipe
+    def watch(self, state: ChannelState) -> None:
+        pipe = state.channel.request_pipe
         if pipe is not None:
-            self._ringers[pipe] = _Ringer(tenancy, pipe)
+            self._ringers[pipe] = _Ringer(state, pipe)
             self._poll.register(pipe, select.EPOLLIN)
 
-    def forget(self, tenancy: Tenancy) -> None:
-        pipe = tenancy.channel.request_pipe
+    def forget(self, state: ChannelState) -> None:
+        pipe = state.channel.request_pipe
         ringer = self._ringers.pop(pipe, None) if pipe is not None else None
         if ringer is not None:
             self._ignore(ringer)
@@ -71,7 +71,7 @@ class PipeBells:
             self._look(0)
         return len(self._ready)
 
-    def take(self) -> Collection[Tenancy]:
+    def take(self) -> Collection[ChannelState]:
         """One read of each pipe that is ready, whatever is left in it."""
         if not self._ready:
             self._look(0)
@@ -85,12 +85,12 @@ class PipeBells:
                     # The client closed its end and lives: it would be ready for ever. Its requests are found by looking.
                     self._ignore(ringer)
             if tokens:
-                rang.append(ringer.tenancy)
+                rang.append(ringer.state)
                 self._count(ringer, tokens)
         return rang
 
     def _count(self, ringer: _Ringer, tokens: int) -> None:
-        seen = _RINGS * number_of(ringer.tenancy.poller.last_seen)
+        seen = _RINGS * number_of(ringer.state.poller.last_seen)
         if ringer.allowed is None:
             ringer.allowed = _SPARE_RINGS - seen
         ringer.tokens += tokens

@@ -5,45 +5,45 @@ from __future__ import annotations
 from shmserve.backend import core
 from shmserve.counter_poller import CounterPoller, poll_all
 
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 
 
 class Watched:
     """Some of the engine's channels, in the order in which they came, and their pollers beside them."""
 
     def __init__(self) -> None:
-        self.tenancies: list[Tenancy] = []
+        self.states: list[ChannelState] = []
         self.pollers: list[CounterPoller] = []
         #: Those of them that copy what a client is still writing.
         self.copiers: list[core.CutThroughCopier] = []
 
-    def __contains__(self, tenancy: Tenancy) -> bool:
-        return tenancy in self.tenancies
+    def __contains__(self, state: ChannelState) -> bool:
+        return state in self.states
 
     def __len__(self) -> int:
-        return len(self.tenancies)
+        return len(self.states)
 
-    def add(self, tenancy: Tenancy) -> None:
-        self.tenancies.append(tenancy)
+    def add(self, state: ChannelState) -> None:
+        self.states.append(state)
         self._beside()
 
-    def remove(self, tenancy: Tenancy) -> None:
+    def remove(self, state: ChannelState) -> None:
         """If it is among them."""
-        if tenancy in self.tenancies:
-            self.tenancies.remove(tenancy)
+        if state in self.states:
+            self.states.remove(state)
             self._beside()
 
-    def keep(self, tenancies: list[Tenancy]) -> None:
+    def keep(self, states: list[ChannelState]) -> None:
         """These alone."""
-        if len(tenancies) != len(self.tenancies):
-            self.tenancies = tenancies
+        if len(states) != len(self.states):
+            self.states = states
             self._beside()
 
     def _beside(self) -> None:
-        self.pollers = [tenancy.poller for tenancy in self.tenancies]
-        self.copiers = [copier for each in self.tenancies if (copier := each.channel.requests.copier) is not None]
+        self.pollers = [state.poller for state in self.states]
+        self.copiers = [copier for each in self.states if (copier := each.channel.requests.copier) is not None]
 
-    def moved(self) -> list[Tenancy]:
+    def moved(self) -> list[ChannelState]:
         """Those whose client has published."""
-        tenancies = self.tenancies
-        return [tenancies[place] for place in poll_all(self.pollers)]
+        states = self.states
+        return [states[place] for place in poll_all(self.pollers)]

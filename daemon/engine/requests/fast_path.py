@@ -12,7 +12,7 @@ from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
 
 from ...ipc.stats import ChannelWord, Counter
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
 from ..error_text import logged
 from .serving import Row, Serving
@@ -38,30 +38,30 @@ class PlainServing(Serving):
         self._plain = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
-    def serve_plain(self, tenancy: Tenancy) -> bool:
-        intake = tenancy.intake
+    def serve_plain(self, state: ChannelState) -> bool:
+        intake = state.intake
         if intake is None or not intake.schema or not self._plain:
             return False
         words = self._words
-        words[_CHANNEL] = tenancy.number + 1
+        words[_CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
-        self._take_and_answer(tenancy, intake)
+        self._take_and_answer(state, intake)
         words[_CHANNEL] = 0
         if not intake.sequence:
             return False
         words[_BUSY_NS] += time.monotonic_ns() - taken_ns
         return True
 
-    def _take_and_answer(self, tenancy: Tenancy, intake: core.Intake) -> None:
-        poller = tenancy.poller
+    def _take_and_answer(self, state: ChannelState, intake: core.Intake) -> None:
+        poller = state.poller
         try:
             observation = intake.take(poller.last_seen)
         except Exception as error:
             if not intake.sequence:
                 raise
             poller.last_seen = intake.sequence
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, intake.head(RequestHead), error, intake.queued_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            self._reject(state, intake.head(RequestHead), error, intake.queued_ns)
             return
         sequence = intake.sequence
         if not sequence:
@@ -73,14 +73,14 @@ class PlainServing(Serving):
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
-            row, observation = self._row(tenancy, intake, observation), None
+            row, observation = self._row(state, intake, observation), None
             self._failed([row], error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         words = self._words
         words[_BATCHES] += 1
-        known, copied_ns = tenancy.encoder.latest, -1
-        memory = tenancy.channel.replies.memories[slot_of(sequence)]
+        known, copied_ns = state.encoder.latest, -1
+        memory = state.channel.replies.memories[slot_of(sequence)]
         if known is not None and known.encoder is not None and memory.written_schema == known.schema_id:
             try:
                 copied_ns = intake.answer(
@@ -96,12 +96,12 @@ class PlainServing(Serving):
             except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
                 copied_ns = -1
         if copied_ns < 0:
-            row, observation = self._row(tenancy, intake, observation), None
+            row, observation = self._row(state, intake, observation), None
             self._reply(row, results, 0, infer_ns)
             return
-        tenancy.channel.reply_bell.ring()
+        state.channel.reply_bell.ring()
         words[_SERVED] += 1
-        line = self._stats.channel_index(tenancy.number)
+        line = self._stats.channel_index(state.number)
         words[line + _CHANNEL_SERVED] += 1
         if intake.cut_through_bytes:
             words[_CUT_THROUGH] += 1
@@ -111,12 +111,12 @@ class PlainServing(Serving):
         if self._in_place:
             words[_IN_PLACE] += 1
         else:
-            tenancy.staging(0).keep_unless_held(tenancy.plain_views)
+            state.staging(0).keep_unless_held(state.plain_views)
 
-    def _row(self, tenancy: Tenancy, intake: core.Intake, observation: Any) -> Row:
+    def _row(self, state: ChannelState, intake: core.Intake, observation: Any) -> Row:
         """The plain request that was taken last, for the long way."""
-        schema = tenancy.plain_schema
+        schema = state.plain_schema
         assert schema is not None
         head = intake.head(RequestHead)
         times = intake.queued_ns, intake.staged_ns
-        return Row(tenancy, head, observation, tenancy.staging(0), schema, self._in_place, *times)
+        return Row(state, head, observation, state.staging(0), schema, self._in_place, *times)

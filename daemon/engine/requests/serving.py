@@ -16,8 +16,8 @@ from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
 from ...packages.value_ranges import NumberCheck
+from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
-from ..channel.tenancy import Tenancy
 from ..device_failure import DeviceLost
 from ..error_text import PolicyRaised, logged, told
 from ..models.model import Model, PerClient
@@ -43,7 +43,7 @@ _CUT_THROUGH = int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 _IN_HAND = int(ChannelWord.IN_HAND)
 
-Taken = tuple[Tenancy, RequestHead]
+Taken = tuple[ChannelState, RequestHead]
 
 
 class Row:
@@ -59,12 +59,12 @@ class Row:
         "schema",
         "staged_ns",
         "staging",
-        "tenancy",
+        "state",
     )
 
     def __init__(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         observation: Any,
         staging: Staging,
@@ -73,7 +73,7 @@ class Row:
         queued_ns: int,
         staged_ns: int,
     ) -> None:
-        self.tenancy = tenancy
+        self.state = state
         self.head = head
         self.observation = observation
         self.staging = staging
@@ -118,7 +118,7 @@ class Serving:
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
 
-    def serve_plain(self, tenancy: Tenancy) -> bool:
+    def serve_plain(self, state: ChannelState) -> bool:
         """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
         return False
 
@@ -128,17 +128,17 @@ class Serving:
         began_ns = taken_ns = time.monotonic_ns()
         rows: list[Row] = []
         alone: list[Taken] = []
-        for index, (tenancy, head) in enumerate(batch):
+        for index, (state, head) in enumerate(batch):
             if index:
                 taken_ns = time.monotonic_ns()
-            if len(batch) > 1 and tenancy.channel.replies.attempts(head.sequence):
-                alone.append((tenancy, head))  # an engine died of it, or of its neighbours: this time it is known which
+            if len(batch) > 1 and state.channel.replies.attempts(head.sequence):
+                alone.append((state, head))  # an engine died of it, or of its neighbours: this time it is known which
                 continue
             if head.kind != _INFER and rows:
                 self._infer(rows)  # a reset keeps its place: what came before it runs before it
                 rows = []
-            words[_CHANNEL] = tenancy.number + 1
-            row = self._stage(tenancy, head, index, taken_ns)
+            words[_CHANNEL] = state.number + 1
+            row = self._stage(state, head, index, taken_ns)
             if row is not None:
                 rows.append(row)
         if rows:
@@ -146,57 +146,57 @@ class Serving:
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
         if len(batch) > 1:
-            self._note_answered(tenancy for tenancy, _ in batch)
+            self._note_answered(state for state, _ in batch)
         for taken in alone:
             self.serve([taken])
 
-    def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> Row | None:
+    def _stage(self, state: ChannelState, head: RequestHead, index: int, taken_ns: int) -> Row | None:
         """The request ready for the model; None if it was answered without."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
-        channel = tenancy.channel
+        channel = state.channel
         # What a plain request need not be asked for any closer.
         if (
             head.kind != _INFER
             or head.max_age_ns
             or head.cancelled
             or 0 < head.deadline_ns < taken_ns
-            or tenancy.rate is not None
+            or state.rate is not None
             or channel.requests.cancelled(head.sequence)
-        ) and self._refused(tenancy, head, taken_ns, queued_ns):
+        ) and self._refused(state, head, taken_ns, queued_ns):
             return None
         attempts = channel.replies.take(head.sequence)
-        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(tenancy, head):
+        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(state, head):
             error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-            self._finish(tenancy, head, Status.ENGINE_LOST, error, 0, queued_ns)
+            self._finish(state, head, Status.ENGINE_LOST, error, 0, queued_ns)
             return None
         if head.kind != _INFER:
-            self._reset(tenancy, head, queued_ns)
+            self._reset(state, head, queued_ns)
             return None
         slot = channel.requests.memories[slot_of(head.sequence)]
-        staging = tenancy.staging(index)
+        staging = state.staging(index)
         in_place = self._in_place
         is_new = False
         try:
             pickled = head.flags & Flag.PICKLED != 0
-            if pickled and not tenancy.trusted:
+            if pickled and not state.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schemas = tenancy.schemas
+            schemas = state.schemas
             schema = schemas.known.get(head.schema)
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
                 is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
             if self._plain and not index and not pickled:
-                tenancy.learn(head.schema, schema, in_place=in_place)
+                state.learn(head.schema, schema, in_place=in_place)
             if staging.cut_through_bytes:
                 self._words[_CUT_THROUGH] += 1
                 staging.cut_through_bytes = 0
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, queued_ns, taken_ns)
+            self._reject(state, head, error, queued_ns, taken_ns)
             return None
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, queued_ns, taken_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            self._reject(state, head, error, queued_ns, taken_ns)
             return None
         clamped = False
         if self._observations is not None:
@@ -204,35 +204,35 @@ class Serving:
                 observation, clamped = self._observations.hold(observation)
             except ValueOutOfRange as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
-                self._reject(tenancy, head, error, queued_ns, taken_ns)
+                self._reject(state, head, error, queued_ns, taken_ns)
                 return None
             except BaseException as error:  # noqa: BLE001  as above: an object may be asked for its entries
-                self._reject(tenancy, head, error, queued_ns, taken_ns)
+                self._reject(state, head, error, queued_ns, taken_ns)
                 return None
         now_ns = time.monotonic_ns()
         staged_ns = now_ns - taken_ns
         if is_new:
-            tenancy.overhead.add(staged_ns, now_ns)
-        row = Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+            state.overhead.add(staged_ns, now_ns)
+        row = Row(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
         row.clamped = clamped
         row.is_new = is_new
         return row
 
-    def _refused(self, tenancy: Tenancy, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
+    def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
         """Whether the request was answered because it may not run, or not any more."""
-        refusal = self._refusal(tenancy, head, taken_ns)
+        refusal = self._refusal(state, head, taken_ns)
         if refusal is not None:
             error = ("RequestRejected", f"no kind of request: {head.kind}") if refusal == Status.REJECTED else None
-            self._finish(tenancy, head, refusal, error, 0, queued_ns)
+            self._finish(state, head, refusal, error, 0, queued_ns)
             return True
-        if tenancy.rate is not None and not tenancy.rate.take(taken_ns):
-            self._finish(tenancy, head, Status.REJECTED, ("TooManyRequests", tenancy.rate.refusal), 0, queued_ns)
+        if state.rate is not None and not state.rate.take(taken_ns):
+            self._finish(state, head, Status.REJECTED, ("TooManyRequests", state.rate.refusal), 0, queued_ns)
             return True
         return False
 
-    def _refusal(self, tenancy: Tenancy, head: RequestHead, now_ns: int) -> Status | None:
+    def _refusal(self, state: ChannelState, head: RequestHead, now_ns: int) -> Status | None:
         # The head shows what the client had written when it was copied; who waited may be withdrawn since.
-        if head.cancelled == head.sequence or tenancy.channel.requests.cancelled(head.sequence):
+        if head.cancelled == head.sequence or state.channel.requests.cancelled(head.sequence):
             return Status.CANCELLED
         if head.deadline_ns and now_ns > head.deadline_ns:
             return Status.EXPIRED
@@ -242,21 +242,21 @@ class Serving:
             return Status.REJECTED
         return None
 
-    def _attempts_allowed(self, tenancy: Tenancy, head: RequestHead) -> int:
-        if not tenancy.may_try_again:
+    def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
+        if not state.may_try_again:
             return 1  # an engine died of it alone, and others would wait for the next one
         if self._stateful and head.kind == Kind.INFER and not head.flags & Flag.REPEATABLE:
             return 1
         return 2
 
-    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
+    def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
         began_ns = time.monotonic_ns()
         try:
-            self._model.reset(tenancy.number)
+            self._model.reset(state.number)
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code
-            self._fail(tenancy, head, error, queued_ns, 0, 0)
+            self._fail(state, head, error, queued_ns, 0, 0)
             return
         if not self._model.resets and not self._told_of_reset:
             self._told_of_reset = True
@@ -264,11 +264,11 @@ class Serving:
             log.log(
                 logging.WARNING if self._stateful else logging.INFO,
                 "client %d asked for a reset, which changes nothing: the model has no reset, %s",
-                tenancy.number,
+                state.number,
                 keeps,
             )
         self._words[Counter.RESETS] += 1
-        self._finish(tenancy, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
+        self._finish(state, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
 
     def client_left(self, client_id: int) -> None:
         """Tell a model that keeps the state of each client apart."""
@@ -287,12 +287,12 @@ class Serving:
             if len(rows) == 1:
                 observations = [rows[0].observation]
             else:
-                self._note_in_hand([row.tenancy for row in rows])
+                self._note_in_hand([row.state for row in rows])
                 observations = [row.observation for row in rows]
             if self._per_client is None:
                 results = self._model.infer(observations)
             else:
-                results = self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
+                results = self._per_client.infer_for(observations, [row.state.number for row in rows])
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
@@ -304,31 +304,31 @@ class Serving:
         for index, row in enumerate(rows):
             self._reply(row, results, index, infer_ns)
 
-    def _note_in_hand(self, clients: Iterable[Tenancy]) -> None:
+    def _note_in_hand(self, clients: Iterable[ChannelState]) -> None:
         """Whom to ask if the engine dies of a batch of theirs; `_note_answered` ends it."""
-        for tenancy in clients:
-            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 1
+        for state in clients:
+            self._words[self._stats.channel_index(state.number) + _IN_HAND] = 1
         self._words[_CHANNEL] = SEVERAL
 
-    def _note_answered(self, clients: Iterable[Tenancy]) -> None:
-        for tenancy in clients:
-            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 0
+    def _note_answered(self, clients: Iterable[ChannelState]) -> None:
+        for state in clients:
+            self._words[self._stats.channel_index(state.number) + _IN_HAND] = 0
 
     def _failed(self, rows: list[Row], error: BaseException, began_ns: int) -> None:
         """The model raised."""
         if len(rows) > 1:
             # One bad row must not fail its neighbours: each alone.
             for row in rows:
-                self._words[Counter.CHANNEL] = row.tenancy.number + 1
+                self._words[Counter.CHANNEL] = row.state.number + 1
                 self._infer([row])
             return
         row = rows[0]
         # Not isinstance, which asks an object for its class.
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(row.state, row.head, error, row.queued_ns)
             forget_traceback(error)
         else:
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
+            self._fail(row.state, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
         self._release(row)
 
     def _reply(self, row: Row, results: list[Any], index: int, infer_ns: int) -> None:
@@ -338,11 +338,11 @@ class Serving:
             if row.clamped or self._actions is not None:
                 result, held = self._held(result, clamped=row.clamped)
                 flags |= held
-            copied_ns = self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
+            copied_ns = self._finish(row.state, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
             if row.is_new:
-                row.tenancy.overhead.add(copied_ns, time.monotonic_ns())
+                row.state.overhead.add(copied_ns, time.monotonic_ns())
         except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+            self._fail(row.state, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
         result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
         self._release(row)
 
@@ -367,17 +367,17 @@ class Serving:
             row.staging.give_back(row.schema)
 
     def _reject(
-        self, tenancy: Tenancy, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
+        self, state: ChannelState, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
     ) -> None:
         """Refuse a request; the time since `began_ns`, or that of the refusal, is charged to its client."""
         began_ns = began_ns or time.monotonic_ns()
-        self._finish(tenancy, head, Status.REJECTED, told(error), 0, queued_ns)
+        self._finish(state, head, Status.REJECTED, told(error), 0, queued_ns)
         now_ns = time.monotonic_ns()
-        tenancy.overhead.add(now_ns - began_ns, now_ns)
+        state.overhead.add(now_ns - began_ns, now_ns)
 
     def _fail(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         error: BaseException,
         queued_ns: int,
@@ -385,15 +385,15 @@ class Serving:
         infer_ns: int,
     ) -> None:
         failed_ns = time.monotonic_ns()
-        log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
+        log.error("the model failed on a request of client %d\n%s", state.number, logged(error))
         forget_traceback(error)
-        self._finish(tenancy, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
+        self._finish(state, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
         now_ns = time.monotonic_ns()
-        tenancy.overhead.add(now_ns - failed_ns, now_ns)
+        state.overhead.add(now_ns - failed_ns, now_ns)
 
     def _finish(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         status: int,
         tree: Any,
@@ -408,10 +408,10 @@ class Serving:
         """
         if self._stateful:
             flags |= Flag.STATEFUL
-        copied_ns = tenancy.answer(head.sequence, status, tree, flags, self._version, (queued_ns, staged_ns, infer_ns))
+        copied_ns = state.answer(head.sequence, status, tree, flags, self._version, (queued_ns, staged_ns, infer_ns))
         words = self._words
         words[_COUNTED[status]] += 1
-        line = self._stats.channel_index(tenancy.number)
+        line = self._stats.channel_index(state.number)
         if status == _OK:
             words[line + _CHANNEL_SERVED] += 1
             if flags & Flag.IN_PLACE:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.device import loop
 from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
 from shmserve.daemon.engine.device_failure import DeviceLost
@@ -117,8 +117,8 @@ def test_a_device_that_is_lost_while_it_works_is_noticed_by_what_is_staged_ahead
     for client, ahead in zip(engine.clients, (False, True), strict=False):
         client.submit(x(1))
         if ahead:
-            client.tenancy.look(time.monotonic_ns())
-            engine.serving.stage(client.tenancy, client.tenancy.waiting.popleft(), ahead=True)
+            client.state.look(time.monotonic_ns())
+            engine.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
             engine.device.poison = LOST
         else:
             engine.stage()
@@ -150,13 +150,13 @@ def _attached(engine: DeviceEngine) -> None:
     """What the loop does for a client whose requests are larger than those before."""
     made = object.__new__(loop.DeviceLoop)
     made._side = engine.side
-    tenancy = engine.clients[0].tenancy
-    geometry = tenancy.channel.requests.segment.geometry
-    tenancy.channel.requests.segment.geometry = geometry.__class__(geometry.slots, 4096, 1 << 20)
+    state = engine.clients[0].state
+    geometry = state.channel.requests.segment.geometry
+    state.channel.requests.segment.geometry = geometry.__class__(geometry.slots, 4096, 1 << 20)
     try:
-        made._make_room(tenancy)
+        made._make_room(state)
     finally:
-        tenancy.channel.requests.segment.geometry = geometry
+        state.channel.requests.segment.geometry = geometry
 
 
 # No memory
@@ -424,8 +424,8 @@ def test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_th
     assert direct.device.registered
     client = direct.clients.pop(0)
     client.submit(x(1))
-    client.tenancy.look(time.monotonic_ns())
-    direct.serving.stage(client.tenancy, client.tenancy.waiting.popleft(), ahead=True)
+    client.state.look(time.monotonic_ns())
+    direct.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
 
     client.close()
 
@@ -500,7 +500,7 @@ class _Bell:
     def __init__(self) -> None:
         self.loop: DeviceLoop | None = None
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         pass
 
     forget = watch
@@ -537,12 +537,12 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
     villain, honest, _ = direct.clients
     model(direct).answer = Model.double
     for client in direct.clients:
-        made.add(client.tenancy)
+        made.add(client.state)
     sent = villain.submit(x(1)), honest.submit(x(2))
     made.serve()
 
     def answer(observations: list[Any]) -> list[Any]:
-        villain.channel.requests.words[villain.tenancy.counter] += 1 << 20
+        villain.channel.requests.words[villain.state.counter] += 1 << 20
         return Model.double(observations)
 
     model(direct).answer = answer
@@ -555,4 +555,4 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         4,
     ]
     assert len(direct.device.registered) == 2
-    assert list(made.tenancies) == [1, 2]
+    assert list(made.states) == [1, 2]

@@ -17,8 +17,8 @@ from shmserve.backend import NATIVE, core
 from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
 from shmserve.counter_poller import same_cpu_writers
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop import loop
 from shmserve.daemon.engine.loop.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop.loop import EngineLoop
@@ -113,7 +113,7 @@ class Engine:
         client_channel = ClientChannel(channel_info, given)
         self.channels.append(client_channel)
         self.loop.add(
-            Tenancy(
+            ChannelState(
                 MappedChannel(channel_info, ends),
                 trusted=False,
                 uid=0,
@@ -134,7 +134,7 @@ class Engine:
         return self.model.order
 
     def close(self) -> None:
-        for number in list(self.loop.tenancies):
+        for number in list(self.loop.states):
             self.loop.remove(number)
         for channel in self.channels:
             channel.close()
@@ -330,7 +330,7 @@ def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
     engine = Engine("sealed", max_batch=4)
     try:
         suspect, first, second = (engine.client(name) for name in ("suspect", "first", "second"))
-        engine.loop.tenancies[0].suspect(Suspicion(left_s=3600, blamed=True))
+        engine.loop.states[0].suspect(Suspicion(left_s=3600, blamed=True))
         for each in (suspect, first, second, suspect):
             each.publish()
             each.ring()
@@ -346,9 +346,9 @@ def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
 def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(engine: Engine) -> None:
     killer, robot = engine.client("killer"), engine.client("robot")
     killer.publish()
-    tenancy = engine.loop.tenancies[0]
-    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1  # as by an engine that died of it
-    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
+    state = engine.loop.states[0]
+    assert state.channel.replies.take(state.channel.requests.published()) == 1  # as by an engine that died of it
+    state.suspect(Suspicion(left_s=3600, blamed=True))
     killer.publish()
     killer.ring()
 
@@ -369,9 +369,9 @@ def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(en
 def test_a_request_that_an_engine_died_of_is_tried_again_once_nobody_else_asks(engine: Engine) -> None:
     killer, robot = engine.client("killer"), engine.client("robot")
     killer.publish()
-    tenancy = engine.loop.tenancies[0]
-    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1
-    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
+    state = engine.loop.states[0]
+    assert state.channel.replies.take(state.channel.requests.published()) == 1
+    state.suspect(Suspicion(left_s=3600, blamed=True))
     killer.ring()
     robot.publish()
     robot.ring()

@@ -34,7 +34,7 @@ class BrokenChannel(Exception):
     """What the client wrote contradicts the protocol; its channel cannot be served any more."""
 
 
-class Tenancy:
+class ChannelState:
     """One client's channel. All state the engine decides by is here, in private memory."""
 
     def __init__(
