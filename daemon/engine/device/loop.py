@@ -132,7 +132,7 @@ class DeviceLoop(GuardedLoop):
                 return
             # Whose request is on the device could have the next turn as well, before a client with a single request
             # is back from its own: it waits for the end of this one, unless nobody else is about.
-            if ahead and len(self._hot) > 1 and serving.flies(state):
+            if ahead and len(self._active) > 1 and serving.flies(state):
                 return
             state.waiting.popleft()
             state.last_served_ns = time.monotonic_ns()
@@ -144,7 +144,7 @@ class DeviceLoop(GuardedLoop):
         """See to requests that came while the device works."""
         if not self._listens():
             return
-        self._look_at_hot(time.monotonic_ns())
+        self._look_at_active(time.monotonic_ns())
         # Nobody's is touched beside a request that may end the engine.
         if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged

@@ -19,15 +19,15 @@ from ..channel.mapped_channel import MappedChannel
 from ..requests.recording import RecordedServing
 from ..requests.serving import Serving, Taken
 from .bells import Bells
+from .poll_set import PollSet
 from .schedule import charge, next_of
-from .watch_set import Watched
 
 #: No wait is longer, whatever bells were lost; four times as long where nobody has asked for a second.
 LONGEST_WAIT_NS = 50_000_000
-_LONGEST_COLD_WAIT_NS = 200_000_000
+_LONGEST_IDLE_WAIT_NS = 200_000_000
 #: A channel that was silent this long is looked at only when a token or the clock says so.
-_COLD_AFTER_NS = 1_000_000_000
-#: Requests served between two looks at the tokens, which tell of requests in cold channels; sooner if they take long.
+_IDLE_AFTER_NS = 1_000_000_000
+#: Requests served between two looks at the tokens, which tell of requests in idle channels; sooner if they take long.
 _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
 #: Where nobody knows whose a token was: no two looks at every channel are closer together, for each channel. A look
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
@@ -36,7 +36,7 @@ _SCAN_AFTER_NS = 2_000
 _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 #: A client that was answered no longer ago is likely to be making its next request.
 _ABOUT_NS = 2_000_000
-#: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
+#: Of looking at the active channels alone, between two looks at the tokens and at the supervisor's word.
 _LOOKING_NS = 5_000
 #: A request that was in hand when an engine died is tried again once nobody else has asked for this long.
 _QUIET_NS = 500_000_000
@@ -70,9 +70,9 @@ class EngineLoop:
         self._control_seen = 0
         self._more_control = False
         self.states: dict[int, ChannelState] = {}
-        self._everyone = Watched()
+        self._all = PollSet()
         self._let_go = let_go
-        self._hot = Watched()
+        self._active = PollSet()
         self._waiting: list[ChannelState] = []
         #: Those whose requests wait for a time rather than for their turn, and until when.
         self._resting: dict[ChannelState, int] = {}
@@ -89,7 +89,7 @@ class EngineLoop:
     def add(self, state: ChannelState) -> None:
         """Serve this channel from now on."""
         self.states[state.number] = state
-        self._everyone.add(state)
+        self._all.add(state)
         self._bell.watch(state)
         if self.serving:
             self._open(state)
@@ -113,9 +113,9 @@ class EngineLoop:
         self._forget(state)
         self._bell.forget(state)
         state.move(mapped, carried, serving=True, let_go=self._let_go)
-        self._everyone.add(state)
+        self._all.add(state)
         self._bell.watch(state)
-        self._heat(state)
+        self._activate(state)
         if state.waiting:
             self._waiting.append(state)
 
@@ -136,7 +136,7 @@ class EngineLoop:
             state.waiting.clear()
         self._waiting.clear()
         self._resting.clear()
-        self._hot.keep([])
+        self._active.keep([])
 
     def drain(self) -> int:
         """Answer what has been published until now, then stop; later requests are refused.
@@ -172,7 +172,7 @@ class EngineLoop:
                 self._more_control = self._control(0)
                 if not self._more_control or not self.serving or self._draining or self.stopped:
                     continue
-            self._look_at_hot(now_ns)
+            self._look_at_active(now_ns)
             if self._resting:
                 self._end_rests(now_ns)
             if self._waiting:
@@ -212,17 +212,17 @@ class EngineLoop:
             self._give_up(state, str(error))
             return
         if state.waiting:
-            self._heat(state)
+            self._activate(state)
             self._waiting.append(state)
 
-    def _heat(self, state: ChannelState) -> None:
-        if state not in self._hot:
+    def _activate(self, state: ChannelState) -> None:
+        if state not in self._active:
             state.active_ns = time.monotonic_ns()
-            self._hot.add(state)
+            self._active.add(state)
 
     def _forget(self, state: ChannelState) -> None:
-        self._everyone.remove(state)
-        self._hot.remove(state)
+        self._all.remove(state)
+        self._active.remove(state)
         self._resting.pop(state, None)
         if state in self._waiting:
             self._waiting.remove(state)
@@ -244,8 +244,8 @@ class EngineLoop:
             self._waiting.append(state)
         return True
 
-    def _look_at_hot(self, now_ns: int) -> None:
-        for state in self._hot.moved():
+    def _look_at_active(self, now_ns: int) -> None:
+        for state in self._active.changed():
             self._look(state, now_ns)
 
     def _take_tokens(self, now_ns: int) -> None:
@@ -255,7 +255,7 @@ class EngineLoop:
             self._rung = True
         else:
             for state in rang:
-                self._look_at_cold(state, now_ns)
+                self._look_at_idle(state, now_ns)
         since_ns = now_ns - self._scanned_ns
         # With nothing else to do at once: who is waited for may be the one that is due.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
@@ -263,25 +263,25 @@ class EngineLoop:
             return
         self._rung = False
         self._scanned_ns = now_ns
-        for state in self._everyone.moved():
-            self._look_at_cold(state, now_ns)
-        self._hot.keep([each for each in self._hot.states if now_ns - each.active_ns < _COLD_AFTER_NS])
+        for state in self._all.changed():
+            self._look_at_idle(state, now_ns)
+        self._active.keep([each for each in self._active.states if now_ns - each.active_ns < _IDLE_AFTER_NS])
         self._bell.pardon(now_ns)
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
         """Serve what this client has published while nobody waited, the short way if it has one."""
         if not state.waiting and not state.held and self._serving.serve_plain(state):
             state.active_ns = now_ns
-            if state not in self._hot:
-                self._hot.add(state)
+            if state not in self._active:
+                self._active.add(state)
             return
-        self._look_at_cold(state, now_ns)
+        self._look_at_idle(state, now_ns)
         if len(self._waiting) == 1:
             self._serve_next()
 
-    def _look_at_cold(self, state: ChannelState, now_ns: int) -> None:
-        if self._look(state, now_ns) and state not in self._hot:
-            self._hot.add(state)
+    def _look_at_idle(self, state: ChannelState, now_ns: int) -> None:
+        if self._look(state, now_ns) and state not in self._active:
+            self._active.add(state)
 
     def _serve_next(self) -> None:
         waiting = self._waiting
@@ -336,7 +336,7 @@ class EngineLoop:
                 state.quiet_since_ns = now_ns
                 until_ns = max(until_ns, now_ns + _QUIET_NS)
             else:
-                others = (each.active_ns for each in self._hot.states if each is not state)
+                others = (each.active_ns for each in self._active.states if each is not state)
                 state.may_try_again = max(others) <= state.quiet_since_ns
         if until_ns <= now_ns:
             state.overhead.until_ns = 0
@@ -346,7 +346,7 @@ class EngineLoop:
 
     def _is_beside_others(self, state: ChannelState) -> bool:
         """Whether others have used the service within the last second."""
-        return len(self._hot) > (state in self._hot)
+        return len(self._active) > (state in self._active)
 
     def _end_rests(self, now_ns: int) -> None:
         for state, until_ns in list(self._resting.items()):
@@ -359,13 +359,13 @@ class EngineLoop:
         if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
-        if bytes_in_flight(self._everyone.copiers) >= 0:
+        if bytes_in_flight(self._all.copiers) >= 0:
             if self._look_at_written(began_ns):
                 return
         elif self._spin(began_ns):
             return
         self._words[Counter.WAKES] += 1
-        longest_ns = LONGEST_WAIT_NS if self._hot else _LONGEST_COLD_WAIT_NS
+        longest_ns = LONGEST_WAIT_NS if self._active else _LONGEST_IDLE_WAIT_NS
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
@@ -375,20 +375,20 @@ class EngineLoop:
             self._budget.waited(longest_ns)
 
     def _spin(self, began_ns: int) -> bool:
-        """Look at the hot channels for as long as the last waits suggest; whether there is anything to do."""
-        hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
+        """Look at the active channels for as long as the last waits suggest; whether there is anything to do."""
+        active, words, control_seen, tokens = self._active, self._words, self._control_seen, self._bell.tokens
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := same_cpu_writers(hot.pollers)) and _in_the_way(hot, near, now_ns):
+            if (near := same_cpu_writers(active.pollers)) and _in_the_way(active, near, now_ns):
                 return False
-            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.copiers)
+            place = spin(active.pollers, min(until_ns, now_ns + _LOOKING_NS), active.copiers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
                 # A lone client need not wait for the long way round the loop.
-                if len(hot.states) == 1:
-                    self._serve_found(hot.states[0], now_ns)
+                if len(active.states) == 1:
+                    self._serve_found(active.states[0], now_ns)
                 return True
             now_ns = time.monotonic_ns()
             if tokens() > 0 or words[_CONTROL] != control_seen:
@@ -401,24 +401,24 @@ class EngineLoop:
 
         Only while the client gets on with it: if it does not, it may be waiting for this very processor.
         """
-        everyone, words, control_seen = self._everyone, self._words, self._control_seen
+        all_channels, words, control_seen = self._all, self._words, self._control_seen
         now_ns = moved_ns = began_ns
         there = -1
-        while (bytes_there := bytes_in_flight(everyone.copiers)) >= 0:
+        while (bytes_there := bytes_in_flight(all_channels.copiers)) >= 0:
             if bytes_there != there:
                 there, moved_ns = bytes_there, now_ns
             if (
                 now_ns - moved_ns > _STANDSTILL_NS
                 or now_ns - began_ns > _WRITING_NS
-                or ((near := same_cpu_writers(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
+                or ((near := same_cpu_writers(all_channels.pollers)) and _in_the_way(all_channels, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
-                abandon(everyone.copiers)
+                abandon(all_channels.copiers)
                 return False
-            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.copiers)
+            place = spin(all_channels.pollers, now_ns + _LOOKING_NS, all_channels.copiers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
-                state = everyone.states[place]
+                state = all_channels.states[place]
                 # As in _spin.
                 self._serve_found(state, now_ns)
                 return True
@@ -427,6 +427,6 @@ class EngineLoop:
         return False
 
 
-def _in_the_way(channels: Watched, near: list[int], now_ns: int) -> bool:
+def _in_the_way(channels: PollSet, near: list[int], now_ns: int) -> bool:
     """Whether one of those that were seen on this processor is of a client that is about: it waits for this very one."""
     return any(now_ns - channels.states[place].active_ns < _ABOUT_NS for place in near)

@@ -218,13 +218,13 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         assert engine.run() == ["here"]
         now_ns = time.monotonic_ns()
 
-        near = same_cpu_writers(engine.loop._hot.pollers)
+        near = same_cpu_writers(engine.loop._active.pollers)
 
-        assert loop._in_the_way(engine.loop._hot, near, now_ns)
-        assert not loop._in_the_way(engine.loop._hot, near, now_ns + 10**9)  # it asks now and then, and is not about
+        assert loop._in_the_way(engine.loop._active, near, now_ns)
+        assert not loop._in_the_way(engine.loop._active, near, now_ns + 10**9)  # it asks now and then, and is not about
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
-        assert not same_cpu_writers(engine.loop._hot.pollers)
+        assert not same_cpu_writers(engine.loop._active.pollers)
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
@@ -241,7 +241,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert core.bytes_in_flight(engine.loop._everyone.copiers) == -1  # and nobody waits for it again
+        assert core.bytes_in_flight(engine.loop._all.copiers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()

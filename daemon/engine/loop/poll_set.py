@@ -8,7 +8,7 @@ from shmserve.counter_poller import CounterPoller, poll_all
 from ..channel.channel_state import ChannelState
 
 
-class Watched:
+class PollSet:
     """Some of the engine's channels, in the order in which they came, and their pollers beside them."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Watched:
         self.pollers = [state.poller for state in self.states]
         self.copiers = [copier for each in self.states if (copier := each.channel.requests.copier) is not None]
 
-    def moved(self) -> list[ChannelState]:
+    def changed(self) -> list[ChannelState]:
         """Those whose client has published."""
         states = self.states
         return [states[place] for place in poll_all(self.pollers)]
