@@ -51,7 +51,7 @@ _WORD, _BYTES, _PUBLISH, _STEP, _COUNT, _NEIGHBOUR = range(6)
 class _Bell:
     """A token for each step, and at the end of the step its end."""
 
-    tells_who = False
+    names_channels = False
 
     def __init__(self) -> None:
         self.loop: EngineLoop | None = None
@@ -63,10 +63,10 @@ class _Bell:
     def forget(self, state: ChannelState) -> None:
         pass
 
-    def pardon(self, now_ns: int) -> None:
+    def unmute(self, now_ns: int) -> None:
         pass
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         return int(self.token)
 
     def take(self) -> None:

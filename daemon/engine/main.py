@@ -77,10 +77,10 @@ from .device.warming import warm_up_device
 from .device_failure import EXIT_STATUS, DeviceLost
 from .error_text import logged, name_of, text_of
 from .exit import leave
-from .loop.bells import Bells, SharedBell
 from .loop.channel_setup import TURN_NS, Channels
+from .loop.doorbells import Doorbells, SharedDoorbell
 from .loop.loop import EngineLoop
-from .loop.pipe_bells import PipeBells
+from .loop.pipe_doorbells import PipeDoorbells
 from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
 from .models import load_model
 from .models.determinism import deterministic, require_determinism
@@ -176,10 +176,10 @@ class Engine:
             "stateful": package.stateful,
             "checks": package.checks,
         }
-        bell: Bells = (
-            SharedBell(NamedDoorbell(order.request_bell))
+        bell: Doorbells = (
+            SharedDoorbell(NamedDoorbell(order.request_bell))
             if order.request_bell is not None
-            else PipeBells(self._control.fileno())
+            else PipeDoorbells(self._control.fileno())
         )
         budget = SpinBudget(order.spin_us)
         serving: Serving

@@ -105,8 +105,8 @@ class DeviceLoop(GuardedLoop):
                     serving.wait(self._look_meanwhile, self._sleep)
                     serving.finish(self._waiting)
                 batches += 1
-                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.tokens() > 0):
-                    self._take_tokens(time.monotonic_ns())
+                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.count() > 0):
+                    self._take_rings(time.monotonic_ns())
                 if serving.staged:
                     self._fill(ahead=False)  # what came since joins the batch
         finally:
@@ -157,8 +157,8 @@ class DeviceLoop(GuardedLoop):
         if not self._listens():
             time.sleep(timeout_ns / 1e9)
         elif self._bell.wait(timeout_ns):
-            self._rung = not self._bell.tells_who
-            self._take_tokens(time.monotonic_ns())
+            self._rung = not self._bell.names_channels
+            self._take_rings(time.monotonic_ns())
 
     def _give_up(self, state: ChannelState, reason: str) -> None:
         if not self._busy:

@@ -18,7 +18,7 @@ from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
 from ..requests.recording import RecordedServing
 from ..requests.serving import Serving, Taken
-from .bells import Bells
+from .doorbells import Doorbells
 from .poll_set import PollSet
 from .schedule import charge, next_of
 
@@ -52,7 +52,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        bell: Bells,
+        bell: Doorbells,
         stats: Stats,
         serving: Serving,
         budget: SpinBudget,
@@ -183,8 +183,8 @@ class EngineLoop:
                     continue
             untaken = 0
             self._taken_ns = now_ns
-            if self._rung or self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
-                self._take_tokens(now_ns)
+            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
+                self._take_rings(now_ns)
             if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
 
@@ -248,7 +248,7 @@ class EngineLoop:
         for state in self._active.changed():
             self._look(state, now_ns)
 
-    def _take_tokens(self, now_ns: int) -> None:
+    def _take_rings(self, now_ns: int) -> None:
         """Use up the tokens, and look at the channels that they may be of."""
         rang = self._bell.take()
         if rang is None:
@@ -266,7 +266,7 @@ class EngineLoop:
         for state in self._all.changed():
             self._look_at_idle(state, now_ns)
         self._active.keep([each for each in self._active.states if now_ns - each.active_ns < _IDLE_AFTER_NS])
-        self._bell.pardon(now_ns)
+        self._bell.unmute(now_ns)
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
         """Serve what this client has published while nobody waited, the short way if it has one."""
@@ -369,14 +369,14 @@ class EngineLoop:
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
-            self._rung = not self._bell.tells_who  # the token that ended the wait is gone
+            self._rung = not self._bell.names_channels  # the token that ended the wait is gone
             self._budget.waited(time.monotonic_ns() - began_ns)
         elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)
 
     def _spin(self, began_ns: int) -> bool:
         """Look at the active channels for as long as the last waits suggest; whether there is anything to do."""
-        active, words, control_seen, tokens = self._active, self._words, self._control_seen, self._bell.tokens
+        active, words, control_seen, count = self._active, self._words, self._control_seen, self._bell.count
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
@@ -391,7 +391,7 @@ class EngineLoop:
                     self._serve_found(active.states[0], now_ns)
                 return True
             now_ns = time.monotonic_ns()
-            if tokens() > 0 or words[_CONTROL] != control_seen:
+            if count() > 0 or words[_CONTROL] != control_seen:
                 self._budget.waited(now_ns - began_ns)
                 return True
         return False

@@ -495,7 +495,7 @@ def test_a_recorded_policy_uses_the_same_memory_for_ever() -> None:
 class _Bell:
     """Nobody rings; the loop ends when it would wait."""
 
-    tells_who = False
+    names_channels = False
 
     def __init__(self) -> None:
         self.loop: DeviceLoop | None = None
@@ -505,10 +505,10 @@ class _Bell:
 
     forget = watch
 
-    def pardon(self, now_ns: int) -> None:
+    def unmute(self, now_ns: int) -> None:
         pass
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         return 0
 
     def take(self) -> None:

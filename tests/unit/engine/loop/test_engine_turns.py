@@ -20,9 +20,9 @@ from shmserve.counter_poller import same_cpu_writers
 from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.loop import loop
-from shmserve.daemon.engine.loop.bells import Bells, SharedBell
+from shmserve.daemon.engine.loop.doorbells import Doorbells, SharedDoorbell
 from shmserve.daemon.engine.loop.loop import EngineLoop
-from shmserve.daemon.engine.loop.pipe_bells import PipeBells
+from shmserve.daemon.engine.loop.pipe_doorbells import PipeDoorbells
 from shmserve.daemon.engine.requests.fast_path import PlainServing
 from shmserve.daemon.ipc.messages import Suspicion
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
@@ -69,12 +69,12 @@ class Engine:
         self.shared_bell = f"/shmserve-test.{secrets.token_hex(8)}" if transport == "named" else None
         self._supervisor, control = socket.socketpair()
         self._control = control
-        bell: Bells
+        bell: Doorbells
         if self.shared_bell is not None:
             create_doorbell(self.shared_bell)
-            bell = SharedBell(NamedDoorbell(self.shared_bell))
+            bell = SharedDoorbell(NamedDoorbell(self.shared_bell))
         else:
-            bell = PipeBells(control.fileno())
+            bell = PipeDoorbells(control.fileno())
         self.bell = bell
         serving = PlainServing(
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
@@ -235,7 +235,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
     engine = Engine("named")
     try:
         client = engine.client("large")
-        engine.loop._take_tokens(time.monotonic_ns())
+        engine.loop._take_rings(time.monotonic_ns())
         line = COUNTER_OFFSET // WORD
         words = client.channel.requests.segment.words
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
@@ -273,8 +273,8 @@ def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
         assert engine.run() == ["noisy"]  # found by looking
 
         now_ns = time.monotonic_ns()
-        engine.bell.pardon(now_ns)
-        engine.bell.pardon(now_ns + 2 * 10**9)
+        engine.bell.unmute(now_ns)
+        engine.bell.unmute(now_ns + 2 * 10**9)
         assert engine.bell.tokens() == 1
     finally:
         engine.close()

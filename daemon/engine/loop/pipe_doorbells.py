@@ -11,18 +11,18 @@ from shmserve.layout import number_of
 
 from ..channel.channel_state import ChannelState
 
-_ALL_TOKENS = 65536
+_READ_BYTES = 65536
 #: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
 #: rings once or twice for each request; an earlier engine may have left tokens of as many as the channel has slots (64).
 _SPARE_RINGS = 256
 _RINGS = 2
-_DEAF_NS = 1_000_000_000
+_MUTED_NS = 1_000_000_000
 
 
-class _Ringer:
+class _Pipe:
     """One client's pipe, and how often it rang without need."""
 
-    __slots__ = ("allowed", "deaf_until_ns", "pipe", "state", "tokens")
+    __slots__ = ("allowed", "muted_until_ns", "pipe", "state", "tokens")
 
     def __init__(self, state: ChannelState, pipe: int) -> None:
         self.state = state
@@ -30,43 +30,43 @@ class _Ringer:
         self.tokens = 0
         #: So many tokens are allowed beside those of the requests that were seen; known when the first one comes.
         self.allowed: int | None = None
-        self.deaf_until_ns = 0
+        self.muted_until_ns = 0
 
 
-class PipeBells:
-    """The engine's `Bells` over the pipes of all channels; each pipe's descriptor stays its channel's.
+class PipeDoorbells:
+    """The engine's `Doorbells` over the pipes of all channels; each pipe's descriptor stays its channel's.
 
     A pipe tells who rang, so only that channel is looked at. Who rings and rings without a request is not
     listened to for a while, and can wake the engine no more often than it serves him; what such a client does
     publish is found by looking.
     """
 
-    tells_who = True
+    names_channels = True
 
     def __init__(self, control: int) -> None:
         """`control` is the supervisor's socket: a message ends a wait, but is no token."""
         self._poll = select.epoll()
         self._poll.register(control, select.EPOLLIN)
         self._control = control
-        self._ringers: dict[int, _Ringer] = {}
-        self._deaf: list[_Ringer] = []
+        self._pipes: dict[int, _Pipe] = {}
+        self._muted: list[_Pipe] = []
         self._ready: list[int] = []
 
     def watch(self, state: ChannelState) -> None:
         pipe = state.channel.request_pipe
         if pipe is not None:
-            self._ringers[pipe] = _Ringer(state, pipe)
+            self._pipes[pipe] = _Pipe(state, pipe)
             self._poll.register(pipe, select.EPOLLIN)
 
     def forget(self, state: ChannelState) -> None:
         pipe = state.channel.request_pipe
-        ringer = self._ringers.pop(pipe, None) if pipe is not None else None
-        if ringer is not None:
-            self._ignore(ringer)
-            if ringer in self._deaf:
-                self._deaf.remove(ringer)
+        pipe_state = self._pipes.pop(pipe, None) if pipe is not None else None
+        if pipe_state is not None:
+            self._ignore(pipe_state)
+            if pipe_state in self._muted:
+                self._muted.remove(pipe_state)
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         if not self._ready:
             self._look(0)
         return len(self._ready)
@@ -77,28 +77,28 @@ class PipeBells:
             self._look(0)
         rang = []
         while self._ready:
-            ringer = self._ringers[self._ready.pop()]
+            pipe_state = self._pipes[self._ready.pop()]
             tokens = 0
             with contextlib.suppress(OSError):
-                tokens = len(os.read(ringer.pipe, _ALL_TOKENS))
+                tokens = len(os.read(pipe_state.pipe, _READ_BYTES))
                 if not tokens:
                     # The client closed its end and lives: it would be ready for ever. Its requests are found by looking.
-                    self._ignore(ringer)
+                    self._ignore(pipe_state)
             if tokens:
-                rang.append(ringer.state)
-                self._count(ringer, tokens)
+                rang.append(pipe_state.state)
+                self._count(pipe_state, tokens)
         return rang
 
-    def _count(self, ringer: _Ringer, tokens: int) -> None:
-        seen = _RINGS * number_of(ringer.state.poller.last_seen)
-        if ringer.allowed is None:
-            ringer.allowed = _SPARE_RINGS - seen
-        ringer.tokens += tokens
-        if ringer.tokens > seen + ringer.allowed:
-            ringer.tokens, ringer.allowed = 0, None
-            self._ignore(ringer)
-            self._deaf.append(ringer)
-            ringer.deaf_until_ns = 0
+    def _count(self, pipe_state: _Pipe, tokens: int) -> None:
+        seen = _RINGS * number_of(pipe_state.state.poller.last_seen)
+        if pipe_state.allowed is None:
+            pipe_state.allowed = _SPARE_RINGS - seen
+        pipe_state.tokens += tokens
+        if pipe_state.tokens > seen + pipe_state.allowed:
+            pipe_state.tokens, pipe_state.allowed = 0, None
+            self._ignore(pipe_state)
+            self._muted.append(pipe_state)
+            pipe_state.muted_until_ns = 0
 
     def wait(self, timeout_ns: int) -> bool:
         """The token stays for `take`."""
@@ -106,19 +106,19 @@ class PipeBells:
             self._look(timeout_ns / 1e9)
         return bool(self._ready)
 
-    def pardon(self, now_ns: int) -> None:
-        for ringer in tuple(self._deaf):
-            if not ringer.deaf_until_ns:
-                ringer.deaf_until_ns = now_ns + _DEAF_NS
-            elif now_ns >= ringer.deaf_until_ns:
-                self._deaf.remove(ringer)
-                self._poll.register(ringer.pipe, select.EPOLLIN)
+    def unmute(self, now_ns: int) -> None:
+        for pipe_state in tuple(self._muted):
+            if not pipe_state.muted_until_ns:
+                pipe_state.muted_until_ns = now_ns + _MUTED_NS
+            elif now_ns >= pipe_state.muted_until_ns:
+                self._muted.remove(pipe_state)
+                self._poll.register(pipe_state.pipe, select.EPOLLIN)
 
-    def _ignore(self, ringer: _Ringer) -> None:
+    def _ignore(self, pipe_state: _Pipe) -> None:
         with contextlib.suppress(OSError):
-            self._poll.unregister(ringer.pipe)
-        if ringer.pipe in self._ready:
-            self._ready.remove(ringer.pipe)
+            self._poll.unregister(pipe_state.pipe)
+        if pipe_state.pipe in self._ready:
+            self._ready.remove(pipe_state.pipe)
 
     def _look(self, timeout_s: float) -> None:
         self._ready = [pipe for pipe, _ in self._poll.poll(timeout_s) if pipe != self._control]
