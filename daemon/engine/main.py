@@ -81,7 +81,7 @@ from .loop.channel_setup import TURN_NS, Channels
 from .loop.doorbells import Doorbells, SharedDoorbell
 from .loop.loop import EngineLoop
 from .loop.pipe_doorbells import PipeDoorbells
-from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
+from .loop.time_slice import request_time_slice, request_time_slice_for_every_thread
 from .models import load_model
 from .models.determinism import deterministic, require_determinism
 from .requests.fast_path import PlainServing
@@ -103,7 +103,9 @@ _READY_BYTES = 32 << 10
 class Engine:
     """Wires the model, the loop and the supervisor's messages."""
 
-    def __init__(self, control: ControlSocket, stats: Stats, order: Load, *, channel_turn_ns: int = TURN_NS) -> None:
+    def __init__(
+        self, control: ControlSocket, stats: Stats, order: Load, *, channel_turn_ns: int = TIME_SLICE_NS
+    ) -> None:
         self._control = control
         self._messages: deque[Arrival] = deque()
         self._stats = stats
@@ -414,7 +416,7 @@ def main() -> int:
         return 0  # it died before that
     # faulthandler, too: standard error is the policy's, which may close it.
     faulthandler.enable(configure_engine_logging())
-    ask_for_short_turns()  # before there are other threads
+    request_time_slice()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
     # Before anything else that both sides must see alike: the layout of stats, the messages.
     if (said := mismatch(release)) is not None:
@@ -429,7 +431,7 @@ def main() -> int:
                 engine = Engine(control, stats, arrival.message)
                 if not engine.load():
                     return 1
-                ask_for_short_turns_of_every_thread()
+                request_time_slice_for_every_thread()
                 engine.run()
                 return 0
             if isinstance(arrival.message, Stop):
