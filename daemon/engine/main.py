@@ -103,9 +103,7 @@ _READY_BYTES = 32 << 10
 class Engine:
     """Wires the model, the loop and the supervisor's messages."""
 
-    def __init__(
-        self, control: ControlSocket, stats: Stats, order: Load, *, channel_turn_ns: int = TIME_SLICE_NS
-    ) -> None:
+    def __init__(self, control: ControlSocket, stats: Stats, order: Load, *, channel_turn_ns: int = TURN_NS) -> None:
         self._control = control
         self._messages: deque[Arrival] = deque()
         self._stats = stats
@@ -222,7 +220,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            compiled=NATIVE,
+            native=NATIVE,
         )
         self._control.send(ready)
         return True

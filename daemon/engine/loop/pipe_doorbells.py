@@ -13,7 +13,7 @@ from ..channel.channel_state import ChannelState
 
 _READ_BYTES = 65536
 #: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
-#: rings once or twice for each request; an earlier engine may have left tokens of as many as the channel has slots (64).
+#: rings once or twice for each request; an earlier engine may have left rings of as many as the channel has slots (64).
 _SPARE_RINGS = 256
 _RINGS = 2
 _MUTED_NS = 1_000_000_000
@@ -22,13 +22,13 @@ _MUTED_NS = 1_000_000_000
 class _Pipe:
     """One client's pipe, and how often it rang without need."""
 
-    __slots__ = ("allowed", "muted_until_ns", "pipe", "state", "tokens")
+    __slots__ = ("allowed", "muted_until_ns", "pipe", "state", "rings")
 
     def __init__(self, state: ChannelState, pipe: int) -> None:
         self.state = state
         self.pipe = pipe
-        self.tokens = 0
-        #: So many tokens are allowed beside those of the requests that were seen; known when the first one comes.
+        self.rings = 0
+        #: So many rings are allowed beside those of the requests that were seen; known when the first one comes.
         self.allowed: int | None = None
         self.muted_until_ns = 0
 
@@ -78,24 +78,24 @@ class PipeDoorbells:
         rang = []
         while self._ready:
             pipe_state = self._pipes[self._ready.pop()]
-            tokens = 0
+            rings = 0
             with contextlib.suppress(OSError):
-                tokens = len(os.read(pipe_state.pipe, _READ_BYTES))
-                if not tokens:
+                rings = len(os.read(pipe_state.pipe, _READ_BYTES))
+                if not rings:
                     # The client closed its end and lives: it would be ready for ever. Its requests are found by looking.
                     self._ignore(pipe_state)
-            if tokens:
+            if rings:
                 rang.append(pipe_state.state)
-                self._count(pipe_state, tokens)
+                self._count(pipe_state, rings)
         return rang
 
-    def _count(self, pipe_state: _Pipe, tokens: int) -> None:
+    def _count(self, pipe_state: _Pipe, rings: int) -> None:
         seen = _RINGS * number_of(pipe_state.state.poller.last_seen)
         if pipe_state.allowed is None:
             pipe_state.allowed = _SPARE_RINGS - seen
-        pipe_state.tokens += tokens
-        if pipe_state.tokens > seen + pipe_state.allowed:
-            pipe_state.tokens, pipe_state.allowed = 0, None
+        pipe_state.rings += rings
+        if pipe_state.rings > seen + pipe_state.allowed:
+            pipe_state.rings, pipe_state.allowed = 0, None
             self._ignore(pipe_state)
             self._muted.append(pipe_state)
             pipe_state.muted_until_ns = 0

@@ -262,20 +262,20 @@ def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
 
         looks = 0
         noisy.ring(50)
-        while engine.bell.tokens():
+        while engine.bell.count():
             engine.bell.take()
             noisy.ring(50)
             looks += 1
             assert looks < 100, "the engine listens for ever"
         noisy.publish()
         noisy.ring()
-        assert engine.bell.tokens() == 0
+        assert engine.bell.count() == 0
         assert engine.run() == ["noisy"]  # found by looking
 
         now_ns = time.monotonic_ns()
         engine.bell.unmute(now_ns)
         engine.bell.unmute(now_ns + 2 * 10**9)
-        assert engine.bell.tokens() == 1
+        assert engine.bell.count() == 1
     finally:
         engine.close()
 
@@ -391,6 +391,6 @@ def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:
 
         engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
         assert engine.run() == ["quiet"]
-        assert engine.bell.tokens() > 90_000
+        assert engine.bell.count() > 90_000
     finally:
         engine.close()
