@@ -22,7 +22,7 @@ from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.loop.loop import EngineLoop
-from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import (
     CACHE_LINE,
@@ -130,7 +130,7 @@ class _Engine:
         logging.disable()
         torch.set_num_threads(1)
         self.stats = Stats(create_stats_memory())
-        serving = PlainServing(
+        serving = FastPathServing(
             EchoModel(), self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={}
         )
         bell = _Bell()

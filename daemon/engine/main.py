@@ -84,7 +84,7 @@ from .loop.pipe_doorbells import PipeDoorbells
 from .loop.time_slice import request_time_slice, request_time_slice_for_every_thread
 from .models import load_model
 from .models.determinism import deterministic, require_determinism
-from .requests.fast_path import PlainServing
+from .requests.fast_path import FastPathServing
 from .requests.recording import RecordedServing
 from .requests.serving import Serving
 from .signals import handle_signals
@@ -186,7 +186,7 @@ class Engine:
         left: deque[EngineChannel] = deque()
         callbacks = (self._handle_messages, self._report_broken, left.append)
         if device_arrays is None:
-            serving = PlainServing(model, self._stats, in_place=self._in_place, **settings)
+            serving = FastPathServing(model, self._stats, in_place=self._in_place, **settings)
             wiring = (bell, self._stats, serving, budget, *callbacks)
             self._loop = EngineLoop(*wiring) if self._side is None else GuardedLoop(*wiring, side=self._side)
         else:

@@ -92,8 +92,8 @@ class ChannelState:
         #: What was seen of the client's counter is `seen` of this.
         self.poller = self.channel.requests.poller
         self.intake = self._new_intake()
-        self.plain_schema: Schema | None = None
-        self.plain_views: list[Array] = []
+        self.fast_schema: Schema | None = None
+        self.fast_views: list[Array] = []
         if suspicion is not None:
             self.suspect(suspicion)
 
@@ -119,25 +119,25 @@ class ChannelState:
         wrap = None if device is None else torch.from_numpy
         return core.Intake(requests.native, replies.native, requests.copier, wrap)
 
-    def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
+    def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
         decoder = schema.decoder
         if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]
-        self.plain_schema = schema
+        self.fast_schema = schema
         if in_place:
-            self.plain_views = []
+            self.fast_views = []
             self.intake.learn(schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories])
         else:
             arena = self.staging(0).arena
-            self.plain_views = arena.leaf_views[schema]
-            self.intake.learn(schema_id, decoder, payloads, arena.payload, self.plain_views)
+            self.fast_views = arena.leaf_views[schema]
+            self.intake.learn(schema_id, decoder, payloads, arena.payload, self.fast_views)
 
-    def _forget_plain(self) -> None:
+    def _forget_fast(self) -> None:
         """Hold nothing of the channel's memory any more."""
-        self.plain_views = []
+        self.fast_views = []
         if self.intake is not None:
             self.intake.forget()
 
@@ -293,7 +293,7 @@ class ChannelState:
         """
         old = self._mapped
         self._unregister()
-        self._forget_plain()
+        self._forget_fast()
         self._mapped = mapped
         self.channel_info = mapped.channel_info
         self.channel = mapped.channel
@@ -322,7 +322,7 @@ class ChannelState:
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """`let_go` closes the channel, at once or later."""
         self.held.clear()
-        self._forget_plain()
+        self._forget_fast()
         self._staging = []
         self.words = memoryview(b"")
         self._unregister()

@@ -270,7 +270,7 @@ class EngineLoop:
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
         """Serve what this client has published while nobody waited, the short way if it has one."""
-        if not state.waiting and not state.held and self._serving.serve_plain(state):
+        if not state.waiting and not state.held and self._serving.serve_fast(state):
             state.active_ns = now_ns
             if state not in self._active:
                 self._active.add(state)

@@ -22,7 +22,7 @@ _MUTED_NS = 1_000_000_000
 class _Pipe:
     """One client's pipe, and how often it rang without need."""
 
-    __slots__ = ("allowed", "muted_until_ns", "pipe", "state", "rings")
+    __slots__ = ("allowed", "muted_until_ns", "pipe", "rings", "state")
 
     def __init__(self, state: ChannelState, pipe: int) -> None:
         self.state = state

@@ -25,7 +25,7 @@ _SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), i
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
-class PlainServing(Serving):
+class FastPathServing(Serving):
     """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
 
     The native core (native/python/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
@@ -35,12 +35,12 @@ class PlainServing(Serving):
     def __init__(self, *model: Any, **settings: Any) -> None:
         super().__init__(*model, **settings)
         # A model that is told whose request it is, and numbers that have to be looked at, are nothing plain.
-        self._plain = self._per_client is None and self._observations is None and self._actions is None
+        self._has_fast_path = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
-    def serve_plain(self, state: ChannelState) -> bool:
+    def serve_fast(self, state: ChannelState) -> bool:
         intake = state.intake
-        if intake is None or not intake.schema or not self._plain:
+        if intake is None or not intake.schema or not self._has_fast_path:
             return False
         words = self._words
         words[_CHANNEL] = state.number + 1
@@ -111,11 +111,11 @@ class PlainServing(Serving):
         if self._in_place:
             words[_IN_PLACE] += 1
         else:
-            state.staging(0).keep_unless_held(state.plain_views)
+            state.staging(0).keep_unless_held(state.fast_views)
 
     def _row(self, state: ChannelState, intake: core.Intake, observation: Any) -> Row:
         """The plain request that was taken last, for the long way."""
-        schema = state.plain_schema
+        schema = state.fast_schema
         assert schema is not None
         head = intake.head(RequestHead)
         times = intake.queued_ns, intake.staged_ns

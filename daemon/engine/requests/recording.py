@@ -37,7 +37,7 @@ class RecordedServing:
         for state, head in noted:
             self._note_reply(state, head.sequence)
 
-    def serve_plain(self, state: ChannelState) -> bool:
+    def serve_fast(self, state: ChannelState) -> bool:
         """Never: whatever is served has to be noted."""
         return False
 

@@ -114,11 +114,11 @@ class Serving:
         #: Whether it was said that a reset reaches nothing of the model.
         self._told_of_reset = False
         #: Whether there is a short way for plain requests (plain_serving.py).
-        self._plain = False
+        self._has_fast_path = False
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
 
-    def serve_plain(self, state: ChannelState) -> bool:
+    def serve_fast(self, state: ChannelState) -> bool:
         """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
         return False
 
@@ -186,8 +186,8 @@ class Serving:
                 is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
-            if self._plain and not index and not pickled:
-                state.learn(head.schema, schema, in_place=in_place)
+            if self._has_fast_path and not index and not pickled:
+                state.specialize(head.schema, schema, in_place=in_place)
             if staging.cut_through_bytes:
                 self._words[_CUT_THROUGH] += 1
                 staging.cut_through_bytes = 0

@@ -23,7 +23,7 @@ from shmserve.daemon.engine.loop import loop
 from shmserve.daemon.engine.loop.doorbells import Doorbells, SharedDoorbell
 from shmserve.daemon.engine.loop.loop import EngineLoop
 from shmserve.daemon.engine.loop.pipe_doorbells import PipeDoorbells
-from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.messages import Suspicion
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
@@ -76,7 +76,7 @@ class Engine:
         else:
             bell = PipeDoorbells(control.fileno())
         self.bell = bell
-        serving = PlainServing(
+        serving = FastPathServing(
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
