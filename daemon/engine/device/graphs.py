@@ -60,9 +60,9 @@ class Graphs:
             f"{'; '.join(differences) or 'the same entries in another order, or other text'}"
         )
 
-    def run(self, arena: int, rows: int) -> list[Any]:
+    def run(self, arena: int, items: int) -> list[Any]:
         """Launch the graph of these rows; its actions hold until the next one runs."""
-        captured = self._graphs[arena, rows]
+        captured = self._graphs[arena, items]
         if self._seeded:
             seed()
         captured.replay()
@@ -82,8 +82,8 @@ class Graphs:
             )
         payloads = _variations(self._schema, payload)
         for index, arena in enumerate(self._side.arenas):
-            for rows in range(1, self._side.max_batch + 1):
-                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+            for items in range(1, self._side.max_batch + 1):
+                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
                 arena.send(ahead=False)
 
                 def call(observations: list[Any] = observations) -> list[Any]:
@@ -91,7 +91,7 @@ class Graphs:
 
                 try:
                     self._side.device.prepare_capture(call)
-                    self._graphs[index, rows] = self._side.device.capture(call)
+                    self._graphs[index, items] = self._side.device.capture(call)
                 except Exception as error:  # whatever the policy's libraries make of it
                     own, place = _own_line(error, package.path)
                     raise ModelPackageError(
@@ -103,10 +103,10 @@ class Graphs:
                 arena.fixed = True
                 arena.done()
                 for changed in payloads:
-                    self._compare(model, index, rows, changed, package)
+                    self._compare(model, index, items, changed, package)
         self._side.graphs = self._side.max_batch
 
-    def _compare(self, model: Model, index: int, rows: int, payload: Any, package: ModelPackage) -> None:
+    def _compare(self, model: Model, index: int, items: int, payload: Any, package: ModelPackage) -> None:
         arena, results, device = self._side.arenas[index], self._side.results, self._side.device
 
         def run(how: Any) -> list[Any]:
@@ -118,7 +118,7 @@ class Graphs:
             device.synchronize()
             return [dict(_owned(action)) for action in found]
 
-        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
         arena.send(ahead=False)
         with generators_apart(device.torch_device):
             # Whoever draws noise on the device draws the same for both; what was drawn on the host is in the graph for
@@ -126,7 +126,7 @@ class Graphs:
             seed()
             eager = run(lambda: model.infer(observations))
             seed()
-            graph = run(lambda: self.run(index, rows))
+            graph = run(lambda: self.run(index, items))
         arena.done()
         for have, want in zip(graph, eager, strict=True):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):

@@ -17,7 +17,7 @@ from ...ipc.stats import Counter, Stats
 from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
 from ..requests.recording import RecordedServing
-from ..requests.serving import Serving, Taken
+from ..requests.serving import QueuedRequest, Serving
 from .doorbells import Doorbells
 from .poll_set import PollSet
 from .schedule import charge, next_of
@@ -285,7 +285,7 @@ class EngineLoop:
 
     def _serve_next(self) -> None:
         waiting = self._waiting
-        batch: list[Taken] = []
+        batch: list[QueuedRequest] = []
         began_ns = 0
         for _ in range(self._serving.max_batch):
             state = next_of(waiting) if len(waiting) > 1 else waiting[0]

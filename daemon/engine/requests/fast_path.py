@@ -15,7 +15,7 @@ from ...ipc.stats import ChannelWord, Counter
 from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
 from ..error_text import logged
-from .serving import Row, Serving
+from .serving import BatchItem, Serving
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class FastPathServing(Serving):
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
-            row, observation = self._row(state, intake, observation), None
+            item, observation = self._item(state, intake, observation), None
             self._failed([row], error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
@@ -96,8 +96,8 @@ class FastPathServing(Serving):
             except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
                 copied_ns = -1
         if copied_ns < 0:
-            row, observation = self._row(state, intake, observation), None
-            self._reply(row, results, 0, infer_ns)
+            item, observation = self._item(state, intake, observation), None
+            self._reply(item, results, 0, infer_ns)
             return
         state.channel.reply_bell.ring()
         words[_SERVED] += 1
@@ -113,10 +113,10 @@ class FastPathServing(Serving):
         else:
             state.staging(0).keep_unless_held(state.fast_views)
 
-    def _row(self, state: ChannelState, intake: core.Intake, observation: Any) -> Row:
+    def _item(self, state: ChannelState, intake: core.Intake, observation: Any) -> BatchItem:
         """The plain request that was taken last, for the long way."""
         schema = state.fast_schema
         assert schema is not None
         head = intake.head(RequestHead)
         times = intake.queued_ns, intake.staged_ns
-        return Row(state, head, observation, state.staging(0), schema, self._in_place, *times)
+        return BatchItem(state, head, observation, state.staging(0), schema, self._in_place, *times)

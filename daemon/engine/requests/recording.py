@@ -11,7 +11,7 @@ from shmserve.record_ring import Entry, RecordRingWriter
 from shmserve.ring import ReplyHead, RequestHead
 
 from ..channel.channel_state import ChannelState
-from .serving import Serving, Taken
+from .serving import QueuedRequest, Serving
 
 _NOTHING = np.empty(0, np.uint8)
 #: Of a result that waits for room in its channel, so that it has no bytes in a slot yet.
@@ -28,7 +28,7 @@ class RecordedServing:
         self._channel = channel
         self.max_batch = serving.max_batch
 
-    def serve(self, batch: list[Taken]) -> None:
+    def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer as `Serving.serve` does; what is recorded costs its copy."""
         # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
         # one leaves it on the record ring. The answer after the robot has it.

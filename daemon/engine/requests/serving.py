@@ -43,10 +43,10 @@ _CUT_THROUGH = int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 _IN_HAND = int(ChannelWord.IN_HAND)
 
-Taken = tuple[ChannelState, RequestHead]
+QueuedRequest = tuple[ChannelState, RequestHead]
 
 
-class Row:
+class BatchItem:
     """One request of a batch, staged."""
 
     __slots__ = (
@@ -122,35 +122,37 @@ class Serving:
         """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
         return False
 
-    def serve(self, batch: list[Taken]) -> None:
+    def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
         words = self._words
         began_ns = taken_ns = time.monotonic_ns()
-        rows: list[Row] = []
-        alone: list[Taken] = []
+        items: list[BatchItem] = []
+        isolated: list[QueuedRequest] = []
         for index, (state, head) in enumerate(batch):
             if index:
                 taken_ns = time.monotonic_ns()
             if len(batch) > 1 and state.channel.replies.attempts(head.sequence):
-                alone.append((state, head))  # an engine died of it, or of its neighbours: this time it is known which
+                isolated.append(
+                    (state, head)
+                )  # an engine died of it, or of its neighbours: this time it is known which
                 continue
-            if head.kind != _INFER and rows:
-                self._infer(rows)  # a reset keeps its place: what came before it runs before it
-                rows = []
+            if head.kind != _INFER and items:
+                self._infer(items)  # a reset keeps its place: what came before it runs before it
+                items = []
             words[_CHANNEL] = state.number + 1
-            row = self._stage(state, head, index, taken_ns)
-            if row is not None:
-                rows.append(row)
-        if rows:
-            self._infer(rows)
+            item = self._stage(state, head, index, taken_ns)
+            if item is not None:
+                items.append(item)
+        if items:
+            self._infer(items)
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
         if len(batch) > 1:
             self._note_answered(state for state, _ in batch)
-        for taken in alone:
+        for taken in isolated:
             self.serve([taken])
 
-    def _stage(self, state: ChannelState, head: RequestHead, index: int, taken_ns: int) -> Row | None:
+    def _stage(self, state: ChannelState, head: RequestHead, index: int, taken_ns: int) -> BatchItem | None:
         """The request ready for the model; None if it was answered without."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
         channel = state.channel
@@ -213,9 +215,9 @@ class Serving:
         staged_ns = now_ns - taken_ns
         if is_new:
             state.overhead.add(staged_ns, now_ns)
-        row = Row(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
-        row.clamped = clamped
-        row.is_new = is_new
+        item = BatchItem(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        item.clamped = clamped
+        item.is_new = is_new
         return row
 
     def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
@@ -281,28 +283,28 @@ class Serving:
         except BaseException as error:  # noqa: BLE001  the model's own code: the others' requests go on
             log.error("the model failed when client %d left\n%s", client_id, logged(error))
 
-    def _infer(self, rows: list[Row]) -> None:
+    def _infer(self, items: list[BatchItem]) -> None:
         began_ns = time.monotonic_ns()
         try:
-            if len(rows) == 1:
-                observations = [rows[0].observation]
+            if len(items) == 1:
+                observations = [items[0].observation]
             else:
-                self._note_in_hand([row.state for row in rows])
-                observations = [row.observation for row in rows]
+                self._note_in_hand([item.state for item in items])
+                observations = [item.observation for item in items]
             if self._per_client is None:
                 results = self._model.infer(observations)
             else:
-                results = self._per_client.infer_for(observations, [row.state.number for row in rows])
+                results = self._per_client.infer_for(observations, [item.state.number for item in items])
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
-            self._failed(rows, error, began_ns)
+            self._failed(items, error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         del observations  # or every arena would look as if the policy kept it
         self._words[_BATCHES] += 1
-        for index, row in enumerate(rows):
-            self._reply(row, results, index, infer_ns)
+        for index, item in enumerate(items):
+            self._reply(item, results, index, infer_ns)
 
     def _note_in_hand(self, clients: Iterable[ChannelState]) -> None:
         """Whom to ask if the engine dies of a batch of theirs; `_note_answered` ends it."""
@@ -314,37 +316,39 @@ class Serving:
         for state in clients:
             self._words[self._stats.channel_index(state.number) + _IN_HAND] = 0
 
-    def _failed(self, rows: list[Row], error: BaseException, began_ns: int) -> None:
+    def _failed(self, items: list[BatchItem], error: BaseException, began_ns: int) -> None:
         """The model raised."""
-        if len(rows) > 1:
+        if len(items) > 1:
             # One bad row must not fail its neighbours: each alone.
-            for row in rows:
-                self._words[Counter.CHANNEL] = row.state.number + 1
+            for item in items:
+                self._words[Counter.CHANNEL] = item.state.number + 1
                 self._infer([row])
             return
-        row = rows[0]
+        item = items[0]
         # Not isinstance, which asks an object for its class.
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
-            self._reject(row.state, row.head, error, row.queued_ns)
+            self._reject(item.state, item.head, error, item.queued_ns)
             forget_traceback(error)
         else:
-            self._fail(row.state, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
-        self._release(row)
+            self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, time.monotonic_ns() - began_ns)
+        self._release(item)
 
-    def _reply(self, row: Row, results: list[Any], index: int, infer_ns: int) -> None:
-        flags = Flag.IN_PLACE if row.in_place else 0
+    def _reply(self, item: BatchItem, results: list[Any], index: int, infer_ns: int) -> None:
+        flags = Flag.IN_PLACE if item.in_place else 0
         try:
             result = results[index]
-            if row.clamped or self._actions is not None:
-                result, held = self._held(result, clamped=row.clamped)
+            if item.clamped or self._actions is not None:
+                result, held = self._held(result, clamped=item.clamped)
                 flags |= held
-            copied_ns = self._finish(row.state, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
-            if row.is_new:
-                row.state.overhead.add(copied_ns, time.monotonic_ns())
+            copied_ns = self._finish(
+                item.state, item.head, _OK, result, flags, item.queued_ns, item.staged_ns, infer_ns
+            )
+            if item.is_new:
+                item.state.overhead.add(copied_ns, time.monotonic_ns())
         except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
-            self._fail(row.state, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+            self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
         result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
-        self._release(row)
+        self._release(item)
 
     def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
         """The action within the package's bounds, and the flags of its reply."""
@@ -361,10 +365,10 @@ class Serving:
             self._words[Counter.CLAMPED] += 1
         return action, Flag.CLAMPED if clamped else 0
 
-    def _release(self, row: Row) -> None:
-        row.observation = None
-        if not row.in_place:
-            row.staging.give_back(row.schema)
+    def _release(self, item: BatchItem) -> None:
+        item.observation = None
+        if not item.in_place:
+            item.staging.give_back(item.schema)
 
     def _reject(
         self, state: ChannelState, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
