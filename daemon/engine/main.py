@@ -75,7 +75,7 @@ from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
 from .device_failure import EXIT_STATUS, DeviceLost
-from .error_text import logged, name_of, text_of
+from .error_text import log_message, name_of, text_of
 from .exit import leave
 from .loop.channel_setup import TURN_NS, Channels
 from .loop.doorbells import Doorbells, SharedDoorbell
@@ -162,7 +162,7 @@ class Engine:
             _check_size(warmth.contract, metadata)
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
             if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
-                log.error("the model cannot be served: %s failed\n%s", stage, logged(error, _LOAD_FRAMES))
+                log.error("the model cannot be served: %s failed\n%s", stage, log_message(error, _LOAD_FRAMES))
             message = shortened(text_of(error), _ERROR_TEXT)
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"

@@ -20,7 +20,7 @@ from shmserve.schema import Array, Schema
 
 from ...ipc.messages import Suspicion
 from ...ipc.stats import ChannelWord, Counter, Stats
-from ..error_text import PolicyRaised, told
+from ..error_text import PolicyRaised, client_message
 from .mapped_channel import MappedChannel
 from .overhead import Overhead
 from .request_rate_limit import Rate
@@ -317,7 +317,7 @@ class ChannelState:
                 try:
                     self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
                 except RequestRejected as error:  # it is another one when it is read again
-                    self.answer(sequence, Status.FAILED, told(error), flags, version, (queued, staged, infer))
+                    self.answer(sequence, Status.FAILED, client_message(error), flags, version, (queued, staged, infer))
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """`let_go` closes the channel, at once or later."""

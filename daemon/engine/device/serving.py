@@ -27,7 +27,7 @@ from ...packages.value_ranges import NumberCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceError, DeviceLost
-from ..error_text import logged
+from ..error_text import log_message
 from ..loop.schedule import charge
 from ..models.model import Model
 from ..models.range_checks import CheckedNumbers
@@ -170,7 +170,7 @@ class DeviceServing(Serving):
             self._arena.send(ahead=True)
         except RuntimeError as error:  # launch() sends it again
             raise_if_lost(self._device, error)
-            log.warning("what was staged could not be copied ahead: %s", logged(error))
+            log.warning("what was staged could not be copied ahead: %s", log_message(error))
 
     def _is_too_late(self, item: _Row, now_ns: int) -> bool:
         """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
@@ -210,7 +210,7 @@ class DeviceServing(Serving):
             if short is not None or (of_device and not pickled):  # nothing that its client did
                 self._fail(state, head, short or error, item.queued_ns, 0, 0)
                 return False
-            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
             self._reject(state, head, error, item.queued_ns, began_ns)
             return False
         if is_new:

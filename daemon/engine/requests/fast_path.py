@@ -14,7 +14,7 @@ from shmserve.ring import RequestHead
 from ...ipc.stats import ChannelWord, Counter
 from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
-from ..error_text import logged
+from ..error_text import log_message
 from .serving import BatchItem, Serving
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class FastPathServing(Serving):
             if not intake.sequence:
                 raise
             poller.last_seen = intake.sequence
-            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
             self._reject(state, intake.head(RequestHead), error, intake.queued_ns)
             return
         sequence = intake.sequence

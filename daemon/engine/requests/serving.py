@@ -19,7 +19,7 @@ from ...packages.value_ranges import NumberCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceLost
-from ..error_text import PolicyRaised, logged, told
+from ..error_text import PolicyRaised, client_message, log_message
 from ..models.model import Model, PerClient
 from ..models.range_checks import CheckedNumbers
 
@@ -197,7 +197,7 @@ class Serving:
             self._reject(state, head, error, queued_ns, taken_ns)
             return None
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            log.warning("request of client %d cannot be read\n%s", state.number, logged(error))
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
             self._reject(state, head, error, queued_ns, taken_ns)
             return None
         clamped = False
@@ -281,7 +281,7 @@ class Serving:
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the others' requests go on
-            log.error("the model failed when client %d left\n%s", client_id, logged(error))
+            log.error("the model failed when client %d left\n%s", client_id, log_message(error))
 
     def _infer(self, items: list[BatchItem]) -> None:
         began_ns = time.monotonic_ns()
@@ -375,7 +375,7 @@ class Serving:
     ) -> None:
         """Refuse a request; the time since `began_ns`, or that of the refusal, is charged to its client."""
         began_ns = began_ns or time.monotonic_ns()
-        self._finish(state, head, Status.REJECTED, told(error), 0, queued_ns)
+        self._finish(state, head, Status.REJECTED, client_message(error), 0, queued_ns)
         now_ns = time.monotonic_ns()
         state.overhead.add(now_ns - began_ns, now_ns)
 
@@ -389,9 +389,9 @@ class Serving:
         infer_ns: int,
     ) -> None:
         failed_ns = time.monotonic_ns()
-        log.error("the model failed on a request of client %d\n%s", state.number, logged(error))
+        log.error("the model failed on a request of client %d\n%s", state.number, log_message(error))
         forget_traceback(error)
-        self._finish(state, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
+        self._finish(state, head, Status.FAILED, client_message(error), 0, queued_ns, staged_ns, infer_ns)
         now_ns = time.monotonic_ns()
         state.overhead.add(now_ns - failed_ns, now_ns)
 

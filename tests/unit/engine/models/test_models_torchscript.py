@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.daemon.engine.error_text import logged, told
+from shmserve.daemon.engine.error_text import client_message, log_message
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.support.packages import networks
@@ -193,8 +193,8 @@ def test_what_a_module_raises_is_told_by_its_cause(tmp_path: Path, state: list[f
     with pytest.raises(Exception, match="TorchScript interpreter") as raised:
         model.infer([{"state": torch.tensor(state)}])
 
-    assert told(raised.value)[1].startswith(cause), told(raised.value)
-    assert f"\n    | {cause}" in logged(raised.value)
+    assert client_message(raised.value)[1].startswith(cause), client_message(raised.value)
+    assert f"\n    | {cause}" in log_message(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])
