@@ -155,11 +155,11 @@ class Engine:
             device_arrays = self._side if not model.takes_numpy else None
             if device_arrays is None:
                 with torch.no_grad():
-                    warmth, graphs = warm_up(model, self._device, package), None
+                    result, graphs = warm_up(model, self._device, package), None
             else:
-                warmth, graphs = warm_up_device(model, device_arrays, package)
+                result, graphs = warm_up_device(model, device_arrays, package)
             metadata = _plain(model.metadata())
-            _check_size(warmth.contract, metadata)
+            _check_size(result.contract, metadata)
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
             if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
                 log.error("the model cannot be served: %s failed\n%s", stage, log_message(error, _LOAD_FRAMES))
@@ -209,15 +209,15 @@ class Engine:
             # A package without a name is called after its directory, which in the store is only a number.
             name=package.name if package.name != package.path.name else order.called,
             device=str(self._device),
-            request_bytes=warmth.request_bytes,
-            reply_bytes=warmth.reply_bytes,
-            infer_ms=warmth.infer_ms,
+            request_bytes=result.request_bytes,
+            reply_bytes=result.reply_bytes,
+            infer_ms=result.infer_ms,
             in_place=self._in_place,
             max_batch=serving.max_batch,
             stateful=package.stateful,
-            contract=warmth.contract,
-            observation=warmth.observation,
-            action=warmth.action,
+            contract=result.contract,
+            observation=result.observation,
+            action=result.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
             native=NATIVE,

@@ -54,10 +54,10 @@ def test_a_module_of_one_dict_takes_what_the_example_has_of_an_observation(tmp_p
     model, found = loaded(package(tmp_path, "model.pt", name, IN_ROWS + EXAMPLE, image=IMAGE, state=STATE))
     seen = observation()
 
-    warmth = warm_up(model, CPU, found)
+    result = warm_up(model, CPU, found)
     (action, other) = model.infer([{"task": "lift", **seen}, {"state": seen["state"] * 0, "image": seen["image"]}])
 
-    assert warmth.action == {"actions": {"dtype": "float32", "shape": [4]}, "effort": {"dtype": "float32", "shape": []}}
+    assert result.action == {"actions": {"dtype": "float32", "shape": [4]}, "effort": {"dtype": "float32", "shape": []}}
     torch.testing.assert_close(action["actions"], reach(seen)[0])
     assert not torch.equal(other["actions"], action["actions"])
 
