@@ -23,14 +23,14 @@ from shmserve.schema import Schema
 from shmserve.shortened import shortened
 
 from ...ipc.stats import Counter, Stats
-from ...packages.value_ranges import NumberCheck
+from ...packages.value_ranges import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceError, DeviceLost
 from ..error_text import log_message
 from ..loop.schedule import charge
 from ..models.model import Model
-from ..models.range_checks import CheckedNumbers
+from ..models.range_checks import RangeChecks
 from ..requests.serving import QueuedRequest, Serving, forget_traceback
 from .arena import Arena
 from .errors import as_out_of_memory, raise_if_lost
@@ -75,7 +75,7 @@ class DeviceServing(Serving):
         version: int,
         max_batch: int,
         stateful: bool,
-        checks: Mapping[str, Mapping[str, NumberCheck]],
+        checks: Mapping[str, Mapping[str, RangeCheck]],
         graphs: Graphs | None = None,
     ) -> None:
         super().__init__(
@@ -286,10 +286,10 @@ class DeviceServing(Serving):
         if self._per_client is not None:
             self._device.rejoin()
 
-    def _is_in_range(self, item: _Row, checked: CheckedNumbers) -> bool:
+    def _is_in_range(self, item: _Row, checked: RangeChecks) -> bool:
         """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
         try:
-            item.observation, item.clamped = checked.hold(item.observation)
+            item.observation, item.clamped = checked.apply(item.observation)
         except ValueOutOfRange as error:
             self._words[Counter.OUT_OF_RANGE] += 1
             self._reject(item.state, item.head, error, item.queued_ns)

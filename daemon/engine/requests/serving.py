@@ -15,13 +15,13 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
-from ...packages.value_ranges import NumberCheck
+from ...packages.value_ranges import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceLost
 from ..error_text import PolicyRaised, client_message, log_message
 from ..models.model import Model, PerClient
-from ..models.range_checks import CheckedNumbers
+from ..models.range_checks import RangeChecks
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Serving:
         max_batch: int,
         in_place: bool,
         stateful: bool,
-        checks: Mapping[str, Mapping[str, NumberCheck]],
+        checks: Mapping[str, Mapping[str, RangeCheck]],
     ) -> None:
         self._model = model
         # Decided once: a model that takes no id pays nothing for those that do.
@@ -109,8 +109,8 @@ class Serving:
         self._in_place = in_place
         self._stateful = stateful
         #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
-        self._observations = CheckedNumbers("observation", checks["observation"]) if "observation" in checks else None
-        self._actions = CheckedNumbers("action", checks["action"]) if "action" in checks else None
+        self._observations = RangeChecks("observation", checks["observation"]) if "observation" in checks else None
+        self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
         #: Whether it was said that a reset reaches nothing of the model.
         self._told_of_reset = False
         #: Whether there is a short way for plain requests (plain_serving.py).
@@ -203,7 +203,7 @@ class Serving:
         clamped = False
         if self._observations is not None:
             try:
-                observation, clamped = self._observations.hold(observation)
+                observation, clamped = self._observations.apply(observation)
             except ValueOutOfRange as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 self._reject(state, head, error, queued_ns, taken_ns)
@@ -354,7 +354,7 @@ class Serving:
         """The action within the package's bounds, and the flags of its reply."""
         if self._actions is not None:
             try:
-                action, held = self._actions.hold(action)
+                action, held = self._actions.apply(action)
             except ValueOutOfRange:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise

@@ -24,7 +24,7 @@ from ...packages.package import ModelPackage
 from ..channel.staging import Staging, aligned_bytes
 from ..models.example_files import read_recorded
 from ..models.model import Model, PerClient
-from ..models.range_checks import CheckedNumbers
+from ..models.range_checks import RangeChecks
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
 from ..models.validation import deviations, not_finite
 
@@ -167,7 +167,7 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
     """What the package declares of numbers holds for its own example, and names entries that there are."""
     for side, tree in (("observation", example), ("action", action)):
         try:
-            CheckedNumbers(side, package.checks.get(side, {})).hold(tree)
+            RangeChecks(side, package.checks.get(side, {})).apply(tree)
         except ValueOutOfRange as error:
             raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 
