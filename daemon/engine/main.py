@@ -67,11 +67,11 @@ from .channel.mapped_channel import MappedChannel
 from .channel.overhead import Overheads
 from .channel.request_rate_limit import Rates
 from .device import cuda
-from .device.chosen import DeviceMissing
+from .device.availability import DeviceMissing
+from .device.context import DeviceContext, open_context
 from .device.errors import guarded
 from .device.loop import DeviceLoop, GuardedLoop
 from .device.serving import DeviceServing
-from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
 from .device_failure import EXIT_STATUS, DeviceLost
@@ -115,7 +115,7 @@ class Engine:
         self._tensors_on: torch.device | None = None
         self._in_place = False
         #: What this engine keeps for its GPU; None on the CPU.
-        self._side: DeviceSide | None = None
+        self._context: DeviceContext | None = None
         self._loop: EngineLoop | None = None
         self._channels: Channels | None = None
         self._rates = Rates(None)
@@ -141,18 +141,18 @@ class Engine:
             self._failpoint("loading")
             _configure_torch(package, order.threads)
             if self._device.type == "cuda":
-                self._side = side = open_side(cuda.CudaDevice(self._device), package, order)
-                self._device = side.device.torch_device
+                self._context = context = open_context(cuda.CudaDevice(self._device), package, order)
+                self._device = context.device.torch_device
             model = load_model(package, self._device)
             if package.deterministic:
                 model = deterministic(model)
             self._tensors_on = None if model.takes_numpy else self._device
-            if model.takes_numpy and self._side is not None:
-                model = guarded(model, self._side.device)
+            if model.takes_numpy and self._context is not None:
+                model = guarded(model, self._context.device)
             stage = "warm up"
             self._control.send(Warming())
             self._failpoint("loaded")
-            device_arrays = self._side if not model.takes_numpy else None
+            device_arrays = self._context if not model.takes_numpy else None
             if device_arrays is None:
                 with torch.no_grad():
                     result, graphs = warm_up(model, self._device, package), None
@@ -188,11 +188,11 @@ class Engine:
         if device_arrays is None:
             serving = FastPathServing(model, self._stats, in_place=self._in_place, **settings)
             wiring = (bell, self._stats, serving, budget, *callbacks)
-            self._loop = EngineLoop(*wiring) if self._side is None else GuardedLoop(*wiring, side=self._side)
+            self._loop = EngineLoop(*wiring) if self._context is None else GuardedLoop(*wiring, context=self._context)
         else:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
-            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, side=device_arrays)
+            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
         self._serving = serving
         self._channels = Channels(
             self._loop,
@@ -219,7 +219,7 @@ class Engine:
             observation=result.observation,
             action=result.action,
             metadata=metadata,
-            gpu=self._side.report() if self._side is not None else None,
+            gpu=self._context.report() if self._context is not None else None,
             native=NATIVE,
         )
         self._control.send(ready)
@@ -306,7 +306,7 @@ class Engine:
         descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
-        registrar = self._side.registrar if self._side is not None else None
+        registrar = self._context.registrar if self._context is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
     def _channel_state(self, mapped: MappedChannel, attach: Attach) -> ChannelState:
@@ -346,10 +346,10 @@ class Engine:
             record_ring.close()
 
     def _report_gpu(self) -> None:
-        if self._side is None:
+        if self._context is None:
             return
         try:
-            report = self._side.report()
+            report = self._context.report()
         except RuntimeError as error:  # status keeps what it had
             log.warning("the device does not say how much memory it has: %s", error)
             return
@@ -364,7 +364,7 @@ class Engine:
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
     # Half of the processors: the robot's own processes need the others, and torch's threads wait by
-    # spinning, so that two sides with a thread for every processor slow each other down ten times.
+    # spinning, so that two contexts with a thread for every processor slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
         require_determinism()  # before CUDA starts
@@ -376,7 +376,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
-    # The contract is told twice: as a whole and by its sides.
+    # The contract is told twice: as a whole and by its contexts.
     size = 2 * len(json.dumps(contract)) + len(json.dumps(metadata))
     if size > _READY_BYTES:
         raise ModelPackageError(
@@ -416,7 +416,7 @@ def main() -> int:
     faulthandler.enable(configure_engine_logging())
     request_time_slice()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
-    # Before anything else that both sides must see alike: the layout of stats, the messages.
+    # Before anything else that both contexts must see alike: the layout of stats, the messages.
     if (said := mismatch(release)) is not None:
         log.error("%s", said)
         control.send(Failed("start", RELEASE_MISMATCH, said))

@@ -3,7 +3,7 @@
 | | the request | the engine |
 |---|---|---|
 | no memory for this request | fails, OutOfMemoryError | gives back what it kept, goes on |
-| anything after which no call succeeds (a device-side assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else each is tried alone by the next engine | ends; the next one answers what waits |
+| anything after which no call succeeds (a device-context assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else each is tried alone by the next engine | ends; the next one answers what waits |
 """
 
 from __future__ import annotations

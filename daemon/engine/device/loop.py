@@ -14,10 +14,10 @@ from ...ipc.stats import Counter
 from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
 from ..loop.loop import EngineLoop
+from .context import DeviceContext
 from .errors import raise_if_lost
 from .interface import Device
 from .serving import DeviceServing
-from .side import DeviceSide
 
 #: An idle engine asks its device no more often whether it is still there.
 _ASKED_AFTER_NS = 2_000_000_000
@@ -48,10 +48,10 @@ class IdleDevice:
 class GuardedLoop(EngineLoop):
     """An `EngineLoop` for a model that uses a device by itself."""
 
-    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
+    def __init__(self, *wiring: Any, context: DeviceContext) -> None:
         super().__init__(*wiring)
-        self._side = side
-        self._idle_device = IdleDevice(side.device)
+        self._context = context
+        self._idle_device = IdleDevice(context.device)
 
     def _idle(self, began_ns: int) -> None:
         self._idle_device.look(began_ns)
@@ -61,8 +61,8 @@ class GuardedLoop(EngineLoop):
 class DeviceLoop(GuardedLoop):
     """An `EngineLoop` that does not wait idly for the device."""
 
-    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
-        super().__init__(*wiring, side=side)
+    def __init__(self, *wiring: Any, context: DeviceContext) -> None:
+        super().__init__(*wiring, context=context)
         assert isinstance(self._serving, DeviceServing)
         self._device_serving = self._serving
         self._busy = False
@@ -82,9 +82,9 @@ class DeviceLoop(GuardedLoop):
 
     def _make_room(self, state: ChannelState) -> None:
         try:
-            self._side.make_room(state.channel.requests.segment.geometry.payload_bytes)
+            self._context.make_room(state.channel.requests.segment.geometry.payload_bytes)
         except RuntimeError as error:
-            raise_if_lost(self._side.device, error)
+            raise_if_lost(self._context.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
 
     def _serve_next(self) -> None:

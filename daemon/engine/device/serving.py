@@ -33,10 +33,10 @@ from ..models.model import Model
 from ..models.range_checks import RangeChecks
 from ..requests.serving import QueuedRequest, Serving, forget_traceback
 from .arena import Arena
+from .context import DeviceContext
 from .errors import as_out_of_memory, raise_if_lost
 from .graphs import Graphs
-from .results import private
-from .side import DeviceSide
+from .readback import private
 from .waiting import DeviceWait
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class DeviceServing(Serving):
         self,
         model: Model,
         stats: Stats,
-        side: DeviceSide,
+        context: DeviceContext,
         wait: DeviceWait,
         *,
         version: int,
@@ -81,15 +81,15 @@ class DeviceServing(Serving):
         super().__init__(
             model, stats, version=version, max_batch=max_batch, in_place=False, stateful=stateful, checks=checks
         )
-        self._device = side.device
-        self._side = side
-        self._results = side.results
+        self._device = context.device
+        self._context = context
+        self._results = context.results
         self._wait = wait
         self._graphs = graphs
         self._filling = 0
         self._staged: list[_Row] = []
         self._flying: list[_Row] = []
-        self._flown: Arena = side.arenas[1]
+        self._flown: Arena = context.arenas[1]
         self._results_of: list[Any] = []
         self._failure: BaseException | None = None
         self._launched_ns = 0
@@ -139,7 +139,7 @@ class DeviceServing(Serving):
 
     @property
     def _arena(self) -> Arena:
-        return self._side.arenas[self._filling]
+        return self._context.arenas[self._filling]
 
     def stage(self, state: ChannelState, head: RequestHead, *, ahead: bool) -> None:
         """Take a request over; it is answered at once if it cannot or need not run."""
@@ -219,7 +219,7 @@ class DeviceServing(Serving):
         return True
 
     def _placed(self, item: _Row, schema: Schema, payload: Any) -> Any:
-        registered, threshold = item.state.registered, self._side.registrar.threshold
+        registered, threshold = item.state.registered, self._context.registrar.threshold
         directly = None
         if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
             directly = registered.payload(item.head.sequence)

@@ -10,20 +10,20 @@ from ...packages.package import ModelPackage
 from ..models.determinism import Deterministic
 from ..models.model import Model
 from ..warmup.warmup import WarmupResult, warm_up
+from .context import DeviceContext, WarmUpStaging
 from .graphs import Graphs
-from .side import DeviceSide, WarmUpStaging
 
 
-def warm_up_device(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
+def warm_up_device(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
     """As `warm_up`, with the memory and the streams that requests will use. Raises what that raises."""
     with torch.no_grad():  # as when it serves
-        return _warm_up(model, side, package)
+        return _warm_up(model, context, package)
 
 
-def _warm_up(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
-    side.device.rejoin()  # whatever its constructor did
-    staging = WarmUpStaging(side)
-    result = warm_up(model, side.device.torch_device, package, staging=staging)
+def _warm_up(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
+    context.device.rejoin()  # whatever its constructor did
+    staging = WarmUpStaging(context)
+    result = warm_up(model, context.device.torch_device, package, staging=staging)
     staging.give_back()
     if not package.cuda_graph:
         return result, None
@@ -38,6 +38,6 @@ def _warm_up(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[War
             "example_observation() to the class"
         )
     schema, payload = result.example
-    graphs = Graphs(side, schema, result.observation, seeded=package.deterministic)
+    graphs = Graphs(context, schema, result.observation, seeded=package.deterministic)
     graphs.record(model.inner if isinstance(model, Deterministic) else model, payload, package)
     return result, graphs
