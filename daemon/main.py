@@ -41,7 +41,7 @@ from .host.logging import configure_logging
 from .host.notify import Notifier
 from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
-from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
+from .host.socket_activation import ActivationError, group_may_connect, listen_fds
 from .packages.package import ModelPackage
 from .rollout.rollout import ModelChanges
 from .rollout.startup_version import first_version, open_store
@@ -219,7 +219,7 @@ def main(
         configure_logging("shmserved")
         for unknown in settings.unknown_variables():
             log.warning("%s", unknown)
-        inherited = inherited_sockets(os.environ, config.runtime_dir / name)
+        inherited = listen_fds(os.environ, config.runtime_dir / name)
         if config.group_clients is None:
             sock = inherited.get(CLIENT_SOCKET)
             config = replace(config, group_clients=sock is not None and group_may_connect(sock))
@@ -229,7 +229,7 @@ def main(
             package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
-        notifier.tell(STATUS=shortened(f"failed: {error}", 500))
+        notifier.sd_notify(STATUS=shortened(f"failed: {error}", 500))
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))
