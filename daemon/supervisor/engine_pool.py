@@ -355,7 +355,7 @@ class EnginePool:
         """What the serving engine said of its model; None without one."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key != "compiled"}
+        return {key: value for key, value in vars(self.serving.ready).items() if key != "native"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""

@@ -67,7 +67,7 @@ class ServiceStatus:
     state: ServiceState
     error: str | None
     #: The package that is being received, as IntakeProgress reports it.
-    intake: dict[str, Any] | None
+    ingest: dict[str, Any] | None
     is_recording: bool
     #: Why no engine can be started, after an upgrade of the installed package.
     release_mismatch: str | None
