@@ -16,9 +16,10 @@ import torch
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
+from shmserve.daemon.store.receive import receive
 from tests.support import surroundings, watchdog
 from tests.support.archives.stores import Open
-from tests.support.archives.taking import Take, taker
+from tests.support.archives.taking import Take, receive_here, taker
 from tests.support.daemon_process import Daemon
 from tests.support.folders import REPOSITORY
 from tests.support.gate import Gate
@@ -86,18 +87,24 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def take(tmp_path: Path) -> Take:
-    """Takes a package in, into tmp_path/staging."""
+    """Receives a package into tmp_path/staging, in this process."""
     return taker(tmp_path)
 
 
 @pytest.fixture
+def take_confined(tmp_path: Path) -> Take:
+    """As `take`, through a process under limits, as the daemon does."""
+    return taker(tmp_path, receive)
+
+
+@pytest.fixture
 def open_store(tmp_path: Path) -> Iterator[Open]:
-    """Opens the store in tmp_path/models; the one opened before is closed."""
+    """Opens the store in tmp_path/models, which receives in this process; the one opened before is closed."""
     with contextlib.ExitStack() as stack:
 
         def open_(**settings: Any) -> Store:
             stack.close()
-            store = Store(tmp_path / "models", **settings)
+            store = Store(tmp_path / "models", **{"receive": receive_here, **settings})
             stack.callback(store.close)
             store.open()
             return store

@@ -22,7 +22,7 @@ from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
 from .index import Kept
 from .integrity import check_files
 from .limits import Limits
-from .receive import Progress, Received, receive, undisturbed
+from .receive import Progress, Receive, Received, receive, undisturbed
 from .signature_policy import Trust
 from .stored_version import StoredVersion
 
@@ -47,6 +47,7 @@ class Store:
         limits: Limits | None = None,
         trust: Trust | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
+        receive: Receive = receive,
     ) -> None:
         """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
         should not be kept."""
@@ -58,6 +59,7 @@ class Store:
         self._limits = limits or Limits()
         self._trust = trust or Trust()
         self._examine = examine
+        self._receive = receive
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
@@ -142,7 +144,7 @@ class Store:
         async with self._one_at_a_time:
             self._directory.need()
             name = name or _path_of(source)
-            package = await receive(source, self._directory.fresh_incoming(), self._limits, progress)
+            package = await self._receive(source, self._directory.fresh_incoming(), self._limits, progress)
             try:
                 received()
             except BaseException:

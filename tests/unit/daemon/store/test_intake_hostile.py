@@ -1,4 +1,4 @@
-"""Archives that are refused, and why; each through the real process under limits."""
+"""Archives that are refused, and why."""
 
 from __future__ import annotations
 
