@@ -2,9 +2,9 @@
 
     python -m fuzz.replay [--inputs 200000] [--seed 1] [--target NAME ...]
 
-Of the inputs of all targets together, each target that is named gets its share.
+Each target runs its seeds, its corpus, and then its share of `--inputs` mutations of both.
 
-The same seed runs the same inputs. Ends with how many inputs ran, by target; a finding ends it at once, with the input.
+The same seed gives the same mutations. Prints how many inputs ran, by target; a finding ends the run, with its input.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Finding(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """What one target was given."""
+    """A target's run."""
 
     inputs: int
     seconds: float
@@ -62,16 +62,16 @@ def run_one(name: str, target: Target, data: bytes) -> float:
 
 
 def replay(name: str, target: Target, inputs: int, seed: int) -> Ran:
-    """The seeds, the corpus, and mutations of both until `inputs` have run; raises Finding."""
+    """Run the seeds, the corpus, and `inputs` mutations of both; raises Finding."""
+    began_s = time.perf_counter()
     known = [*target.seeds(), *corpus.read(name)]
     for data in known:
         run_one(name, target, data)
     Path("/proc/self/clear_refs").write_text(_FORGET_THE_PEAK)
     memory = _memory_bytes()
     mutator = Mutator(seed, known, target.words)
-    began_s = time.perf_counter()
     slowest_s = 0.0
-    for number in range(max(0, inputs - len(known))):
+    for number in range(inputs):
         data = mutator.next()
         took_s = run_one(name, target, data)
         slowest_s = max(slowest_s, took_s)
@@ -80,7 +80,7 @@ def replay(name: str, target: Target, inputs: int, seed: int) -> Ran:
             raise Finding(name, data, f"took {took_s:.1f} s, the limit is {TIME_LIMIT_S:g}")
         if number % _STRIDE == 0 and _memory_bytes() - memory > MEMORY_LIMIT_BYTES:
             raise Finding(name, data, f"the process grew by {_memory_bytes() - memory} bytes")
-    return Ran(max(inputs, len(known)), time.perf_counter() - began_s, slowest_s)
+    return Ran(len(known) + inputs, time.perf_counter() - began_s, slowest_s)
 
 
 def _memory_bytes() -> int:
