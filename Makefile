@@ -15,8 +15,8 @@ TESTS := $(BIN)/python -m pytest --dist loadfile
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# What is compiled (compiled/) is built as part of the installation.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
+# The native core (native/python/) is built as part of the installation.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -42,7 +42,7 @@ check: test  ## run make test
 # The second passes first: they are short. Three workers on two cores: many tests wait for a daemon that loads torch.
 run-tests: $(VENV)/installed
 	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
-	@SHMSERVE_COMPILED=0 $(TESTS) -m "both_ways and not long" tests/integration/requests
+	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
 	@$(TESTS) --numprocesses 3
 
 # The number of updates under load; from 1,000 on also a kill at every step and every refused package, with figures.
@@ -51,7 +51,7 @@ test-all: $(VENV)/installed  ## run every test in its long form, the second pass
 	@$(MAKE) --no-print-directory lint
 	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(TESTS) --numprocesses 2 -m "long or not long"
 	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) --numprocesses 2 -m "sealed_too"
-	@SHMSERVE_COMPILED=0 $(TESTS) --numprocesses 2 -m "pure_too"
+	@SHMSERVE_PURE=1 $(TESTS) --numprocesses 2 -m "pure_too"
 	@$(MAKE) --no-print-directory coverage
 
 coverage: $(VENV)/installed  ## print which part of shmserve the tests of make test run, in all processes
@@ -67,7 +67,7 @@ demo: $(VENV)/installed  ## start the daemon with the example policy and let a r
 	@$(BIN)/python examples/cartpole/demo.py
 
 # Its own environment: the peers' packages are many, and no test needs them.
-$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard compiled/*)
+$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -1,4 +1,7 @@
-"""Builds the compiled steps of a request (compiled/). Without a compiler or the headers they are left out, and all works."""
+"""Build of the extension `shmserve._core` (native/python/).
+
+Without a compiler or the headers the extension is left out, and pure Python serves requests.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ except ImportError:  # no isolated build, and nothing that pyproject.toml asks f
 else:
     extensions = [
         Extension(
-            "shmserve._compiled",
-            sources=sorted(str(source) for source in Path("compiled").glob("*.c")),
-            depends=sorted(str(header) for header in Path("compiled").glob("*.h")),
+            "shmserve._core",
+            sources=sorted(str(source) for source in Path("native/python").glob("*.c")),
+            depends=sorted(str(header) for header in Path("native/python").glob("*.h")),
             include_dirs=[numpy.get_include()],
             extra_compile_args=["-O3", "-std=gnu11", "-Wall", "-Wextra"],
             optional=True,

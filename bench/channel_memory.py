@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.layout import Geometry
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 
 _REPLIES = Geometry(slots=4, metadata_bytes=4096, payload_bytes=64 << 10)
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def _at_once(requests: Geometry) -> float:
-    sealed = SealedLane()
+    sealed = SealedChannelFds()
     given = sealed.create(Identity(1, 0, 1), requests, _REPLIES)
     began_s = time.perf_counter()
     segments = [Segment.from_descriptor(each, writable=False) for each in sealed.engine_ends()[:2]]
@@ -55,10 +55,10 @@ def _at_once(requests: Geometry) -> float:
 
 
 def _in_pieces(requests: Geometry) -> tuple[float, float, float, float]:
-    sealed = SealedLane()
-    lane = Lane(Identity(1, 0, 1), None)
-    given = sealed.create(lane.identity, requests, _REPLIES)
-    channel = EngineChannel(lane, [os.dup(descriptor) for descriptor in sealed.engine_ends()])
+    sealed = SealedChannelFds()
+    channel_info = ChannelInfo(Identity(1, 0, 1), None)
+    given = sealed.create(channel_info.identity, requests, _REPLIES)
+    channel = EngineChannel(channel_info, [os.dup(descriptor) for descriptor in sealed.engine_ends()])
     populated, vacated = _pieces_s(channel.populate()), _pieces_s(channel.vacate())
     channel.close()
     _end(sealed, given)
@@ -75,7 +75,7 @@ def _pieces_s(pieces: Iterator[None]) -> list[float]:
     return took_s
 
 
-def _end(sealed: SealedLane, given: list[int]) -> None:
+def _end(sealed: SealedChannelFds, given: list[int]) -> None:
     sealed.close()
     for descriptor in given:
         os.close(descriptor)

@@ -171,7 +171,7 @@ def toml(table: Mapping[str, int | str] | Mapping[str, int | str | list[int]]) -
 def environment() -> dict[str, str]:
     """This process's environment without what would lead a daemon or a client to other directories."""
     away = ("SHMSERVE_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "JOURNAL_STREAM")
-    kept = ("SHMSERVE_COMPILED",)
+    kept = ("SHMSERVE_PURE",)
     return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(away)}
 
 

@@ -39,8 +39,8 @@ from shmserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from .compat.flask_pickle import send_inference_request
     from .loans import LentReply, LoanedObservation
-    from .one_call import send_inference_request
     from .pending import Pending
     from .reply import Reply
     from .shm_client import ShmClient
@@ -89,7 +89,7 @@ _WHERE = {
     "Pending": "pending",
     "Reply": "reply",
     "ShmClient": "shm_client",
-    "send_inference_request": "one_call",
+    "send_inference_request": "compat.flask_pickle",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from shmserve.errors import ClientClosed, ServiceRestarted, ServiceStopping, ServiceUnavailable, ShmServeError
 
 from .exchange import Exchange
-from .forks import note_owned
+from .fork_guard import note_owned
 from .pending import Pending
 from .retry_policy import RetryPolicy
 from .terms import Step, Terms

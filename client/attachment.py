@@ -14,9 +14,9 @@ from typing import Any
 
 import posix_ipc
 
-from shmserve.channel import ClientChannel, Lane
+from shmserve.backend import core
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder
-from shmserve.compiled import steps
 from shmserve.directories import CLIENT_SOCKET, ServicePlace
 from shmserve.errors import (
     ClientEvicted,
@@ -111,7 +111,7 @@ class Attachment:
             raise
         self.decoder = Decoder(allow_pickle=self.trusted)
         #: What asks plain requests in this generation of the channel; None before it has learnt what they are like.
-        self.asking: steps.Asking | None = None
+        self.asking: core.Asking | None = None
         #: Requests without a reply by sequence; None for one that nobody waits for any more.
         self.in_flight: dict[int, Pending | None] = {}
         #: Sequences answered RESIZE_REQUIRED: delivered once the channel has been resized.
@@ -237,7 +237,7 @@ class Attachment:
         requests = self.channel.requests
         published = requests.words[requests.counter]
         number = number_of(published) + 1
-        turn = number % requests.turning
+        turn = number % requests.rotating_slots
         if not self.in_flight and not self.lent:
             return sequence_of(number, turn)
         self._forget_unpublished(published)
@@ -377,13 +377,13 @@ def _nonsense(service: str, method: str, what: str) -> ProtocolMismatch:
     )
 
 
-def _lane(service: str, reply: Reply) -> Lane:
+def _channel_info(service: str, reply: Reply) -> ChannelInfo:
     """The channel of which a reply tells; a sealed one comes with descriptors."""
-    fields = reply.parameters.get("lane")
+    fields = reply.parameters.get("channel_info")
     try:
-        lane = Lane.from_json(fields)  # type: ignore[arg-type]
-        numbers = vars(lane.identity).values()
-        names = () if lane.names is None else vars(lane.names).values()
+        channel_info = ChannelInfo.from_json(fields)  # type: ignore[arg-type]
+        numbers = vars(channel_info.identity).values()
+        names = () if channel_info.names is None else vars(channel_info.names).values()
     except (KeyError, TypeError, AttributeError) as error:
         close_fds(reply.fds)
         raise _nonsense(service, "Attach", f"its channel: {type(error).__name__}: {error}") from error
@@ -393,16 +393,16 @@ def _lane(service: str, reply: Reply) -> Lane:
     ):
         close_fds(reply.fds)
         raise _nonsense(service, "Attach", "its channel is not described by numbers and names")
-    return lane
+    return channel_info
 
 
 def _channel(
     service: str, reply: Reply, owners: Collection[int] | None, before: ClientChannel | None = None
 ) -> ClientChannel:
     """The channel that came with a reply; raises ProtocolMismatch for one that is refused before it is mapped."""
-    lane = _lane(service, reply)
+    channel_info = _channel_info(service, reply)
     try:
-        return ClientChannel(lane, reply.fds, before=before, owners=owners)
+        return ClientChannel(channel_info, reply.fds, before=before, owners=owners)
     except ProtocolMismatch as error:
         raise ProtocolMismatch(f"the channel that the daemon of {service!r} gave is refused: {error}") from error
 

@@ -28,7 +28,7 @@ from shmserve.errors import (
 )
 
 from .arguments import capture_seconds, seconds, whole
-from .followers import Followers
+from .parking_lot import ParkingLot
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -438,7 +438,7 @@ class _Attaching:
         self._pause_s = pause_s
         self._stopped = False
         # Not threading.Event, whose lock a signal handler would find held by the call that it interrupts.
-        self._followers = Followers()
+        self._parking_lot = ParkingLot()
         self.ended = False
         #: What ended the search, None if the client is attached.
         self.error: ShmServeError | None = None
@@ -457,19 +457,19 @@ class _Attaching:
     def wait(self, until_ns: int) -> bool:
         """Whether the search has ended, by then at the latest."""
         while not self.ended and time.monotonic_ns() < until_ns:
-            self._followers.follow(until_ns)
+            self._parking_lot.park(until_ns)
         return self.ended
 
     def stop(self) -> None:
         self._stopped = True
-        self._followers.wake()
+        self._parking_lot.unpark_all()
 
     def _run(self) -> None:
         until_ns = time.monotonic_ns() + round(self._pause_s * 1e9)
         try:
             while True:
                 while not self._stopped and time.monotonic_ns() < until_ns:
-                    self._followers.follow(until_ns)
+                    self._parking_lot.park(until_ns)
                 if self._stopped:
                     return
                 try:
@@ -482,7 +482,7 @@ class _Attaching:
             self.error = error
         finally:
             self.ended = True
-            self._followers.wake()
+            self._parking_lot.unpark_all()
 
 
 def _rows(answer: Any, actions: str | Callable[[Any], Any], steps: int) -> tuple[Any, int]:

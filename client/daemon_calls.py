@@ -56,7 +56,7 @@ class DaemonCalls(Hold):
         until_ns = time.monotonic_ns() + int(retry.delay_s * 1e9)
         while time.monotonic_ns() < until_ns:
             self.check_usable()
-            self._followers.follow(until_ns)
+            self._parking_lot.park(until_ns)
 
     def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
         """Whether a service that is not there is tried again, after the policy's delay.
@@ -152,12 +152,12 @@ class DaemonCalls(Hold):
                     answer = self._call(deadline_ns, lambda: attachment.describe(_remaining_s(deadline_ns)))
             finally:
                 answers.append(answer)
-                self._followers.wake()
+                self._parking_lot.unpark_all()
 
         with contextlib.suppress(RuntimeError):  # no thread is to be had
             _thread.start_new_thread(ask, ())
             while not answers and time.monotonic_ns() < deadline_ns:
-                self._followers.follow(deadline_ns)
+                self._parking_lot.park(deadline_ns)
         return answers[0] if answers else None
 
     def _call(self, deadline_ns: int, call: Callable[[], _T]) -> _T:
@@ -168,7 +168,7 @@ class DaemonCalls(Hold):
             raise self.reentrant_error()  # the connection is in the middle of another call
         try:
             while not self._claim_call(me):
-                self._followers.follow(deadline_ns)
+                self._parking_lot.park(deadline_ns)
                 if time.monotonic_ns() >= deadline_ns:
                     raise ServiceUnavailable(f"the daemon of {self.name!r} did not answer another thread in time")
             try:
@@ -179,7 +179,7 @@ class DaemonCalls(Hold):
         finally:
             if self._caller == me:
                 self._caller = 0
-                self._followers.wake()
+                self._parking_lot.unpark_all()
 
     def _claim_call(self, me: int) -> bool:
         with self._lock:
@@ -215,7 +215,7 @@ class DaemonCalls(Hold):
                 attachment.moving = False
             if self._caller == me and not interrupts:
                 self._caller = 0
-                self._followers.wake()
+                self._parking_lot.unpark_all()
 
     def _may_move(self, attachment: Attachment) -> bool:
         """Whether nothing is out but replies that wait for room: the rest lives in the generation that is left."""

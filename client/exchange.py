@@ -165,7 +165,7 @@ class Exchange(DaemonCalls):
         if awaited and not on_loan and not self._caller:
             self._wait_for_reply(deadline_ns, None)
         else:
-            self._followers.follow(deadline_ns)  # it is another thread that ends a loan, or a call
+            self._parking_lot.park(deadline_ns)  # it is another thread that ends a loan, or a call
 
     def full_error(self, step: int = Step.WAIT) -> SlotsExhausted:
         """Why there was no slot in time."""
@@ -197,7 +197,7 @@ class Exchange(DaemonCalls):
                 encoded.metadata_bytes,
                 encoded.payload_bytes,
                 0,
-                requests.memories[slot_of(sequence)].writing,
+                requests.memories[slot_of(sequence)].write_id,
             )
         )
         channel.request_bell.ring()
@@ -257,7 +257,7 @@ class Exchange(DaemonCalls):
             loan.end()
             self._loaned = None
             self._send(attachment, pending, loan.sequence, encoded, terms)
-        self._followers.wake()
+        self._parking_lot.unpark_all()
 
     def give_back(self, loan: LentSlot) -> None:
         """A borrowed slot was not sent."""
@@ -265,7 +265,7 @@ class Exchange(DaemonCalls):
         with self._lock:
             if self._loaned is not None and self._loaned() is loan:
                 self._loaned = None
-        self._followers.wake()
+        self._parking_lot.unpark_all()
 
     # Waiting: one thread at the doorbell, the others behind it
 
@@ -303,7 +303,7 @@ class Exchange(DaemonCalls):
             self._wait_for_reply(until_ns, None, spin=False)
         else:
             self.check_usable()
-            self._followers.follow(until_ns)
+            self._parking_lot.park(until_ns)
 
     def look(self) -> None:
         """Collect what is there, without waiting for replies."""
@@ -344,9 +344,9 @@ class Exchange(DaemonCalls):
                     answered = replies.words[replies.counter]
                     if answered != attachment.answered and self._collect(attachment):
                         return
-                    replies.watch.seen = answered  # the waiting thread's own note: others may collect meanwhile
+                    replies.poller.last_seen = answered  # the waiting thread's own note: others may collect meanwhile
             if not waits:
-                self._followers.follow(until_ns)
+                self._parking_lot.park(until_ns)
                 return
             self._news.wait(attachment.channel, until_ns, spin)
             with self._lock:
@@ -366,4 +366,4 @@ class Exchange(DaemonCalls):
             # No call before the store: Python looks for signals at calls.
             if self._waiter == me and not interrupts:
                 self._waiter = 0
-                self._followers.wake()
+                self._parking_lot.unpark_all()

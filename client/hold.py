@@ -21,8 +21,8 @@ from shmserve.spin import SpinBudget
 from shmserve.varlink_connection import VarlinkConnection
 
 from .attachment import Attachment, Wanted
-from .followers import Followers
-from .forks import note_owned
+from .parking_lot import ParkingLot
+from .fork_guard import note_owned
 from .lending import LentSlot
 from .model_watch import ModelWatch
 from .news import LONGEST_WAIT_NS, News
@@ -67,7 +67,7 @@ class Hold:
         self._encoder = Encoder()
         self._renew_lock()
         self._waiter = 0  # the thread that waits at the doorbell, for all; 0 for none
-        self._followers = Followers()  # the threads behind it, or behind the one that talks to the daemon
+        self._parking_lot = ParkingLot()  # the threads behind it, or behind the one that talks to the daemon
         self._held: list[Attachment] = []  # at most one; a list, so that the finalizer needs no self
         self._left: list[Attachment | ClientChannel] = []  # to be closed by `_close_left`
         self._check_contract = check_contract
@@ -148,7 +148,7 @@ class Hold:
                 return False
             # Its slot is free again once the engine has answered it.
             pending._settle(None, cancelled_error(self.name, sequence), None)
-        self._followers.wake()
+        self._parking_lot.unpark_all()
         return True
 
     def abandon(self, pending: Pending) -> None:
@@ -166,7 +166,7 @@ class Hold:
         with self._lock:
             for attachment in self._held:
                 attachment.lent.pop(sequence, None)
-        self._followers.wake()
+        self._parking_lot.unpark_all()
 
     # The model behind it
 
@@ -240,7 +240,7 @@ class Hold:
         self._left.append(attachment)
         if attachment in self._held:
             self._held.remove(attachment)
-        self._followers.wake()
+        self._parking_lot.unpark_all()
 
     def _close_left(self) -> None:
         """By the thread that waits at the doorbell, for all, so that no other does; nor may one wait for the daemon."""
@@ -282,10 +282,10 @@ class Hold:
                         self._lock.release()
                     except RuntimeError:  # another thread has it
                         pass
-                self._followers.wake()
+                self._parking_lot.unpark_all()
             if blocked or (until_ns is not None and time.monotonic_ns() >= until_ns):
                 return False
-            self._followers.follow(time.monotonic_ns() + LONGEST_WAIT_NS)
+            self._parking_lot.park(time.monotonic_ns() + LONGEST_WAIT_NS)
 
     def _end_in_flight(self) -> None:
         for attachment in tuple(self._held):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shmserve.codec import SlotMemory, owned_array
-from shmserve.schema import BFLOAT16, Array, ArrayPlace
+from shmserve.schema import BFLOAT16, Array, LeafLayout
 
 if TYPE_CHECKING:
     from .attachment import Attachment
@@ -44,7 +44,7 @@ class LentTree:
         self._raw = memory.raw.toreadonly()
         self._roots: list[weakref.ref[Array]] = []
 
-    def read_leaf(self, place: ArrayPlace, view: Array) -> Any:
+    def read_leaf(self, place: LeafLayout, view: Array) -> Any:
         """A leaf of the reply's tree; an array is read-only slot memory."""
         if place.kind != "array" or place.dtype == BFLOAT16 or not place.size:
             return owned_array(place, view)

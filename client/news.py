@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from shmserve.channel import ClientChannel
+from shmserve.counter_poller import spin_unless_same_cpu
 from shmserve.spin import SpinBudget
-from shmserve.watch import spin_apart
 
 #: No wait is longer without a look at the connection: this is how soon a daemon's end is noticed.
 LONGEST_WAIT_NS = 50_000_000
@@ -29,7 +29,9 @@ class News:
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
             bell.try_take()
-        moved_ns = spin_apart(channel.replies.watches, min(began_ns + self._budget.ns, until_ns) if spin else 0)
+        moved_ns = spin_unless_same_cpu(
+            channel.replies.pollers, min(began_ns + self._budget.ns, until_ns) if spin else 0
+        )
         if moved_ns:
             self._waited_ns = moved_ns - began_ns
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from shmserve.compiled import steps
+from shmserve.backend import core
 from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
@@ -19,7 +19,7 @@ class PlainExchange(Exchange):
     """An `Exchange` with a short way from an observation to its result, for a request that nothing is special about.
 
     Nothing else of this client is out or on loan, and it and its result are of the structures that were learnt from the
-    last that went the long way. What is compiled (compiled/asking.c) does most of it; whatever turns out otherwise goes
+    last that went the long way. The native core (native/python/asking.c) does most of it; whatever turns out otherwise goes
     on by the long way from where it is.
     """
 
@@ -49,7 +49,7 @@ class PlainExchange(Exchange):
             # No call before the store, as in _wait_for_reply.
             if waits and self._waiter == me:
                 self._waiter = 0
-                self._followers.wake()
+                self._parking_lot.unpark_all()
         if not settled or self.model_watch is not None:
             pending.result()
         return True
@@ -58,27 +58,27 @@ class PlainExchange(Exchange):
         """Requests and results like these, which went the long way, are plain from now on."""
         with self._lock:
             head, known = pending._head, self._encoder.latest
-            if not self._held or head is None or head.flags & Flag.PICKLED or known is None or known.sender is None:
+            if not self._held or head is None or head.flags & Flag.PICKLED or known is None or known.encoder is None:
                 return
             attachment = self._held[0]
             channel, reply = attachment.channel, attachment.decoder.known(head.schema)
             requests, replies = channel.requests, channel.replies
             if attachment.closed or (attachment is not self._checked and self._check_contract):
                 return
-            if reply is None or reply.receiver is None or not reply.only_arrays:
+            if reply is None or reply.decoder is None or not reply.is_all_arrays:
                 return
             if attachment.asking is None:
-                if requests.compiled is None or replies.compiled is None:
+                if requests.native is None or replies.native is None:
                     return
-                attachment.asking = steps.Asking(
-                    requests.compiled,
+                attachment.asking = core.Asking(
+                    requests.native,
                     requests.memories,
-                    requests.turning,
-                    replies.compiled,
+                    requests.rotating_slots,
+                    replies.native,
                     replies.memories,
-                    replies.watch,
+                    replies.poller,
                 )
-            attachment.asking.learn(known.sender, known.schema_id, known.metadata_bytes, reply.receiver, head.schema)
+            attachment.asking.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 
     def _attachment_for_plain(self) -> Attachment | None:
         """The one that a plain request may go through now; in a forked child none is held."""
@@ -87,7 +87,7 @@ class PlainExchange(Exchange):
         attachment = self._held[0]
         return None if attachment.closed or attachment.moving or attachment.lent else attachment
 
-    def _settle_plain(self, attachment: Attachment, asking: steps.Asking, pending: Pending) -> bool:
+    def _settle_plain(self, attachment: Attachment, asking: core.Asking, pending: Pending) -> bool:
         """Settle it with its reply; False if that is not there, or not plain, or another thread was faster."""
         found = asking.receive(ReplyHead)
         if found is None or attachment.in_flight.get(pending.sequence) is not pending:

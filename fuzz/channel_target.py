@@ -17,7 +17,7 @@ import torch
 from fuzz.echo_model import EchoModel
 from fuzz.observations import TREES
 from fuzz.target import Target
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
@@ -36,7 +36,7 @@ from shmserve.layout import (
 )
 from shmserve.protocol import Kind, Status
 from shmserve.ring import RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 from shmserve.spin import SpinBudget
 
@@ -85,10 +85,12 @@ class _Client:
     """Both ends of one channel, whose memory is used again."""
 
     def __init__(self, number: int, stats: Stats) -> None:
-        self._sealed = SealedLane()
+        self._sealed = SealedChannelFds()
         self._stats = stats
-        self._lane = Lane(Identity(1, number, 1), None)
-        self.channel = ClientChannel(self._lane, self._sealed.create(self._lane.identity, _GEOMETRY, _GEOMETRY))
+        self._channel_info = ChannelInfo(Identity(1, number, 1), None)
+        self.channel = ClientChannel(
+            self._channel_info, self._sealed.create(self._channel_info.identity, _GEOMETRY, _GEOMETRY)
+        )
         self._replies = Segment.from_descriptor(self._sealed.engine_ends()[1], writable=True)
         self._headers = [segment.bytes[:CACHE_LINE].copy() for segment in self._segments]
         self.encoder = Encoder()
@@ -105,7 +107,7 @@ class _Client:
         for memory in self.channel.requests.memories:
             memory.written_schema = None
         return Tenancy(
-            MappedChannel(self._lane, [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]),
+            MappedChannel(self._channel_info, [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]),
             trusted=False,
             uid=0,
             rate=None,
@@ -135,7 +137,12 @@ class _Engine:
         self.bell = bell
         self.broken: list[str] = []
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(0), lambda timeout_s: False, lambda lane, why: self.broken.append(why)
+            bell,
+            self.stats,
+            serving,
+            SpinBudget(0),
+            lambda timeout_s: False,
+            lambda channel_info, why: self.broken.append(why),
         )
         bell.loop = self.loop
         self.loop.serve()
@@ -148,7 +155,7 @@ class _Engine:
         if self._steps % 2:
             # As the loop does that was looking when its client published.
             for tenancy in list(self.loop.tenancies.values()):
-                if tenancy.words[tenancy.counter] != tenancy.watch.seen:
+                if tenancy.words[tenancy.counter] != tenancy.poller.last_seen:
                     self.loop._serve_found(tenancy, time.monotonic_ns())
         self.bell.token = True
         self.loop._scanned_ns = 0  # as if the longest wait were over: who publishes and rings no bell is found by that

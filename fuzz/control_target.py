@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from fuzz.target import Target
-from shmserve.channel import Lane
+from shmserve.channel import ChannelInfo
 from shmserve.daemon.api.client import ClientService
 from shmserve.daemon.clients.leases import Wanted
 from shmserve.daemon.varlink.interface import InterfaceTable, ServiceInfo
@@ -37,10 +37,12 @@ _PEER = Peer(os.getpid(), os.getuid(), os.getgid(), frozenset())
 
 
 class _Leases:
-    """Gives the same lane to everybody, and looks at what it is asked for."""
+    """Gives the same channel to everybody, and looks at what it is asked for."""
 
     def __init__(self) -> None:
-        self.lease = SimpleNamespace(lane=Lane(Identity(1, 0, 1), None), peer=_PEER, trusted=False, channel=0)
+        self.lease = SimpleNamespace(
+            channel_info=ChannelInfo(Identity(1, 0, 1), None), peer=_PEER, trusted=False, channel=0
+        )
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Any, list[int]]:
         assert len(program) <= 64
@@ -148,7 +150,7 @@ def seeds() -> list[bytes]:
         encode_call("org.varlink.service.GetInfo"),
         encode_call("org.varlink.service.GetInterfaceDescription", {"interface": client}),
         encode_call(f"{client}.Describe", more=True) + encode_call("org.varlink.service.GetInfo", oneway=True),
-        encode_reply({"lane": {"identity": {"epoch": 1, "channel": 0, "generation": 1}, "names": None}}),
+        encode_reply({"channel_info": {"identity": {"epoch": 1, "channel": 0, "generation": 1}, "names": None}}),
         encode_reply({"stage": "loading"}, continues=True) + encode_error(f"{client}.Refused", {"reason": "too_large"}),
         b'{"method":"\\ud800.\\u0000.A","parameters":{"a":[[[{"b":1e308}]],-9223372036854775808,null,true]}}\0',
     ]

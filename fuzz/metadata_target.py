@@ -6,9 +6,9 @@ import pickle
 
 from fuzz.observations import TREES
 from fuzz.target import Target
-from shmserve.description import describe
 from shmserve.metadata import MetadataError, dump, load
 from shmserve.schema import Schema
+from shmserve.structure_guard import infer_schema
 
 
 def run(data: bytes) -> None:
@@ -31,7 +31,7 @@ def run(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    safe = [describe(tree)[0].metadata for tree in TREES]
+    safe = [infer_schema(tree)[0].metadata for tree in TREES]
     return [*safe, *(pickle.dumps(tree, 5) for tree in TREES)]
 
 

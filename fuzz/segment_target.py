@@ -1,6 +1,6 @@
 """The reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
 
-An input is the file's size (two bytes, in words), the header, and what follows it. Where there are compiled steps, they
+An input is the file's size (two bytes, in words), the header, and what follows it. Where there is a native core, they
 read and write the same words as the Python that they stand for.
 """
 
@@ -43,7 +43,7 @@ def run(data: bytes) -> None:
     assert segment.geometry.segment_bytes == segment.bytes.size <= os.fstat(descriptor).st_size
     sequence = segment.words[segment.counter_index]
     requests, replies = RequestReader(segment), ReplyReader(segment)
-    assert requests.watch.now() == sequence == requests.published()
+    assert requests.poller.load() == sequence == requests.published()
     for near in (0, 1, sequence, (sequence + 1) & ((1 << 64) - 1), (1 << 64) - 1):  # words, as all sequences are
         head = requests.head(near)
         assert head is None or head.sequence == near

@@ -1,7 +1,7 @@
 """The reader of a slot: lengths that lie, schemas that change their meaning, any metadata, any payload.
 
 An input is two heads (schema, metadata_bytes, payload_bytes, flags, where the metadata begins) and the slot's bytes.
-Where there are compiled steps, Python makes the same tree of the same bytes, and the same bytes of the same tree.
+Where there is a native core, Python makes the same tree of the same bytes, and the same bytes of the same tree.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ def run(data: bytes) -> None:
         except MetadataError:
             continue
         _check(tree)
-        _check_compiled(decoder._schemas.get(schema, metadata_bytes, payload_bytes, slot), slot, tree)
+        _check_native(decoder._schemas.get(schema, metadata_bytes, payload_bytes, slot), slot, tree)
 
 
-def _check_compiled(schema: Schema, slot: SlotMemory, tree: object) -> None:
-    """Python puts together what the compiled steps do, by every way to it."""
-    receiver = schema.receiver
-    if receiver is None:
+def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
+    """Compare the trees that pure Python makes with those of the native core."""
+    decoder = schema.decoder
+    if decoder is None:
         return
     views = [place.view(slot.payload) for place in schema.arrays]
     leaves = [owned_array(place, view) for place, view in zip(schema.arrays, views, strict=True)]
     # Of equal trees that share the same parts: whatever a type, a bit or a container differs in is seen.
-    built = pickle.dumps(schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
+    built = pickle.dumps(schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
     assert pickle.dumps(tree, 5) == built, "Python decodes another tree"
-    assert pickle.dumps(receiver.build(slot.payload, leaves), 5) == built, "Python builds another tree"
-    if schema.only_arrays:
+    assert pickle.dumps(decoder.unflatten(slot.payload, leaves), 5) == built, "Python builds another tree"
+    if schema.is_all_arrays:
         staged = _slot()
-        receiver.stage(slot.payload, staged.payload)
-        lent = receiver.lend(staged.payload, [place.view(staged.payload) for place in schema.arrays])
+        decoder.stage(slot.payload, staged.payload)
+        lent = decoder.decode_in_place(staged.payload, [place.view(staged.payload) for place in schema.arrays])
         assert pickle.dumps(lent, 5) == built, "what is staged is another tree"
 
 
@@ -72,11 +72,11 @@ def _check(tree: object) -> None:
     assert encoded == again, "the lengths change"
     assert (first.metadata == second.metadata).all(), "the structure changes"
     # The first time Python describes and writes it; from then on it is recognised in one step.
-    write = encoder._matchers[0].write
+    write = encoder._cached[0].encode_into
     if write is not None:
-        compiled = _slot()
-        assert write(tree, compiled.payload) == 1, "what was described is not recognised"
-        assert (first.payload == compiled.payload).all(), "Python writes other bytes"
+        native = _slot()
+        assert write(tree, native.payload) == 1, "what was described is not recognised"
+        assert (first.payload == native.payload).all(), "Python writes other bytes"
 
 
 def _slot() -> SlotMemory:

@@ -4,7 +4,7 @@ The package has one core and two sides that never import each other; imports run
 (held by import-linter, see pyproject.toml):
 
     client/  daemon/                      the robot's side, the service's side
-    channel  varlink_connection           one client's lane; one caller's control connection
+    channel  varlink_connection           one client's channel; one caller's control connection
     directories  contract  package_signature
     ring  varlink_socket  package_files   who writes which word, and in which order
     codec  varlink                        a tree of arrays, a control message <-> bytes

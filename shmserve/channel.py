@@ -1,4 +1,4 @@
-"""One client's lane: a segment for each direction and two doorbells.
+"""One client's channel: a segment for each direction and two doorbells.
 
 The supervisor creates it and hands out its description; the client and the serving engine open their
 ends. How memory and doorbells are obtained is the transport: `named` has names in /dev/shm, for
@@ -22,7 +22,7 @@ from .segment import Identity, Segment, create_segment, unlink_segment
 
 
 @dataclass(frozen=True)
-class LaneNames:
+class ChannelNames:
     """The names of the two segments and the two doorbells, of transport `named`."""
 
     requests: str
@@ -32,61 +32,63 @@ class LaneNames:
 
 
 @dataclass(frozen=True)
-class Lane:
+class ChannelInfo:
     """The description of a channel, as it crosses the control plane.
 
     Without names it is of transport `sealed`, and descriptors come with it.
     """
 
     identity: Identity
-    names: LaneNames | None
+    names: ChannelNames | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Lane:
+    def from_json(cls, fields: Mapping[str, Any]) -> ChannelInfo:
         names = fields["names"]
-        return cls(Identity(**fields["identity"]), LaneNames(**names) if names is not None else None)
+        return cls(Identity(**fields["identity"]), ChannelNames(**names) if names is not None else None)
 
 
-def _named(lane: Lane) -> LaneNames:
-    assert lane.names is not None, "a lane of transport `sealed` has no names"
-    return lane.names
+def _named(channel_info: ChannelInfo) -> ChannelNames:
+    assert channel_info.names is not None, "a channel of transport `sealed` has no names"
+    return channel_info.names
 
 
-def create_lane(lane: Lane, requests: Geometry, replies: Geometry, *, published: int = 0, group: bool = False) -> None:
-    """Create the segments and the reply bell of `lane` (the supervisor's part); all or nothing.
+def create_channel(
+    channel_info: ChannelInfo, requests: Geometry, replies: Geometry, *, published: int = 0, group: bool = False
+) -> None:
+    """Create the segments and the reply bell of `channel_info` (the supervisor's part); all or nothing.
 
     `published` is the last sequence of the channel's earlier generation.
 
     With `group`, members of the daemon's group may open them: the requests to write, the replies to read.
     Raises OSError (ENOSPC) if /dev/shm has no room.
     """
-    names = _named(lane)
+    names = _named(channel_info)
     with contextlib.ExitStack() as undo:
-        create_segment(names.requests, requests, lane.identity, 0o660 if group else 0o600, counter=published)
+        create_segment(names.requests, requests, channel_info.identity, 0o660 if group else 0o600, counter=published)
         undo.callback(unlink_segment, names.requests)
-        create_segment(names.replies, replies, lane.identity, 0o640 if group else 0o600)
+        create_segment(names.replies, replies, channel_info.identity, 0o640 if group else 0o600)
         undo.callback(unlink_segment, names.replies)
         create_doorbell(names.reply_bell, 0o660 if group else 0o600)
         undo.pop_all()
 
 
-def unlink_lane(lane: Lane) -> None:
-    """Remove the lane's names; whoever has them open keeps them."""
-    names = _named(lane)
+def unlink_channel(channel_info: ChannelInfo) -> None:
+    """Remove the channel's names; whoever has them open keeps them."""
+    names = _named(channel_info)
     unlink_segment(names.requests)
     unlink_segment(names.replies)
     unlink_doorbell(names.reply_bell)
 
 
 class ClientChannel:
-    """The client's ends. `descriptors`, of transport `sealed`, are as `SealedLane.create` gives them."""
+    """The client's ends. `descriptors`, of transport `sealed`, are as `SealedChannelFds.create` gives them."""
 
     def __init__(
         self,
-        lane: Lane,
+        channel_info: ChannelInfo,
         descriptors: Sequence[int] = (),
         before: ClientChannel | None = None,
         *,
@@ -94,7 +96,7 @@ class ClientChannel:
     ) -> None:
         """Takes `descriptors` over. A later generation of a sealed channel keeps the doorbells of the one `before`.
 
-        Raises ServiceUnavailable if what the lane names is gone, ForeignService if it is not of one of these `owners`
+        Raises ServiceUnavailable if what the channel names is gone, ForeignService if it is not of one of these `owners`
         (None: anybody), ProtocolMismatch if what came with it cannot be mapped without danger.
         """
         #: The doorbells are a later generation's now, and not closed with this one.
@@ -102,14 +104,14 @@ class ClientChannel:
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
-            _check_count(lane, rest, 2 if before is not None else 4)
-            requests, replies = _open_segments(undo, lane, rest, writable=("requests",), owners=owners)
+            _check_count(channel_info, rest, 2 if before is not None else 4)
+            requests, replies = _open_segments(undo, channel_info, rest, writable=("requests",), owners=owners)
             self.request_bell: Ringer
             self.reply_bell: Listener
-            if lane.names is not None:
-                self.request_bell = bell = NamedDoorbell(lane.names.request_bell, owners)
+            if channel_info.names is not None:
+                self.request_bell = bell = NamedDoorbell(channel_info.names.request_bell, owners)
                 undo.callback(bell.close)
-                self.reply_bell = NamedDoorbell(lane.names.reply_bell, owners)
+                self.reply_bell = NamedDoorbell(channel_info.names.reply_bell, owners)
             elif before is not None:
                 self.request_bell, self.reply_bell = before.request_bell, before.reply_bell
                 before.lends_bells = True
@@ -123,7 +125,7 @@ class ClientChannel:
             undo.pop_all()
         self.requests = RequestWriter(requests)
         for memory in self.requests.memories:
-            memory.ring = self.request_bell.ring
+            memory.wake = self.request_bell.ring
         self.replies = ReplyReader(replies)
 
     def close(self) -> None:
@@ -135,9 +137,11 @@ class ClientChannel:
 
 
 class EngineChannel:
-    """The engine's ends. `descriptors`, of transport `sealed`, are as `SealedLane.engine_ends` gives them."""
+    """The engine's ends. `descriptors`, of transport `sealed`, are as `SealedChannelFds.engine_ends` gives them."""
 
-    def __init__(self, lane: Lane, descriptors: Sequence[int] = (), *, writable_requests: bool = False) -> None:
+    def __init__(
+        self, channel_info: ChannelInfo, descriptors: Sequence[int] = (), *, writable_requests: bool = False
+    ) -> None:
         """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does.
 
         The memory is mapped without its pages, see `populate`.
@@ -146,13 +150,13 @@ class EngineChannel:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
             writable = ("requests", "replies") if writable_requests else ("replies",)
-            _check_count(lane, rest, 4)
-            requests, replies = _open_segments(undo, lane, rest, writable=writable, populate=False)
+            _check_count(channel_info, rest, 4)
+            requests, replies = _open_segments(undo, channel_info, rest, writable=writable, populate=False)
             self.reply_bell: Ringer
             #: The pipe that this client rings; named channels share one request bell, which is the service's.
             self.request_pipe: int | None = None
-            if lane.names is not None:
-                self.reply_bell = NamedDoorbell(lane.names.reply_bell)
+            if channel_info.names is not None:
+                self.reply_bell = NamedDoorbell(channel_info.names.reply_bell)
             else:
                 check_pipe(rest[0], os.O_RDONLY)
                 self.reply_bell = PipeRinger(rest[1])
@@ -182,9 +186,9 @@ class EngineChannel:
             os.close(pipe)
 
 
-def _check_count(lane: Lane, descriptors: Sequence[int], expected: int) -> None:
+def _check_count(channel_info: ChannelInfo, descriptors: Sequence[int], expected: int) -> None:
     # Fewer came than were sent if this process has no room for more.
-    if lane.names is None and len(descriptors) != expected:
+    if channel_info.names is None and len(descriptors) != expected:
         raise ProtocolMismatch(
             f"{len(descriptors)} descriptors came with a channel of transport 'sealed', not {expected}"
         )
@@ -192,7 +196,7 @@ def _check_count(lane: Lane, descriptors: Sequence[int], expected: int) -> None:
 
 def _open_segments(
     undo: contextlib.ExitStack,
-    lane: Lane,
+    channel_info: ChannelInfo,
     descriptors: list[int],
     *,
     writable: Sequence[str],
@@ -202,9 +206,9 @@ def _open_segments(
     """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
     segments = []
     for direction in ("requests", "replies"):
-        if lane.names is not None:
+        if channel_info.names is not None:
             segment = Segment.open(
-                getattr(lane.names, direction), writable=direction in writable, populate=populate, owners=owners
+                getattr(channel_info.names, direction), writable=direction in writable, populate=populate, owners=owners
             )
         else:
             descriptor = descriptors.pop(0)
@@ -215,8 +219,8 @@ def _open_segments(
             finally:
                 os.close(descriptor)
         undo.callback(segment.close)
-        if segment.identity != lane.identity:
-            raise ProtocolMismatch(f"the segment is {segment.identity}, the daemon spoke of {lane.identity}")
+        if segment.identity != channel_info.identity:
+            raise ProtocolMismatch(f"the segment is {segment.identity}, the daemon spoke of {channel_info.identity}")
         segments.append(segment)
     return segments[0], segments[1]
 

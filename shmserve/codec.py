@@ -25,22 +25,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .backend import NATIVE, core
 from .base_values import error_text, plain_tree
-from .compiled import COMPILED, steps
-from .description import Matcher, Pattern, describe
 from .errors import RequestRejected, UnsupportedType
 from .metadata import MetadataError
 from .objects import pickled, unpickled
-from .schema import BFLOAT16, Array, ArrayPlace, Schema
+from .schema import BFLOAT16, Array, LeafLayout, Schema
+from .structure_guard import ContainerGuard, StructureGuard, infer_schema
 
 _copy = np.ndarray.copy
-#: What `Sender.write` says of a tree that is larger than its slot; what is above is the number of an announced write.
+#: What `TreeEncoder.encode_into` says of a tree that is larger than its slot; what is above is the number of an announced write.
 _TOO_LARGE = 2
 
 #: How many structures one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
 #: How many of the latest structures a tree is compared with before it is described anew.
-MATCHER_MEMORY = 4
+GUARD_MEMORY = 4
 
 
 class Encoded(NamedTuple):
@@ -61,30 +61,30 @@ class DoesNotFit(Exception):
         self.payload_bytes = payload_bytes
 
 
-class _Views(dict[Schema, list[Array]]):
+class _LeafViews(dict[Schema, list[Array]]):
     """By structure: its arrays in one slot's payload, made once. A dict that makes them costs no call when it has them."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
         self._payload = payload
 
     def __missing__(self, schema: Schema) -> list[Array]:
-        if len(self) >= MATCHER_MEMORY:
+        if len(self) >= GUARD_MEMORY:
             del self[next(iter(self))]
         views = self[schema] = [place.view(self._payload) for place in schema.arrays]
         return views
 
 
-class _Beginnings(dict[int, Array]):
+class _PrefixViews(dict[int, Array]):
     """By size: so many bytes at the start of one slot's payload."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
         self._payload = payload
 
     def __missing__(self, size: int) -> Array:
-        if len(self) >= MATCHER_MEMORY:
+        if len(self) >= GUARD_MEMORY:
             del self[next(iter(self))]
-        beginning = self[size] = self._payload[:size]
-        return beginning
+        prefix = self[size] = self._payload[:size]
+        return prefix
 
 
 class SlotMemory:
@@ -99,30 +99,30 @@ class SlotMemory:
         self.raw = payload.data
         self.written_schema: int | None = None
         #: Where a large write is announced while it goes on, with which number of slot; None: nowhere.
-        self.announcing: steps.Slots | None = None
-        self.number = 0
+        self.progress_words: core.Slots | None = None
+        self.slot = 0
         #: Wakes the other side while a very large one goes on.
-        self.ring: Callable[[], object] | None = None
+        self.wake: Callable[[], object] | None = None
         #: The write that filled it, as it was announced; 0: it was not.
-        self.writing = 0
-        self.views = _Views(payload)
-        self.beginnings = _Beginnings(payload)
+        self.write_id = 0
+        self.leaf_views = _LeafViews(payload)
+        self.prefix_views = _PrefixViews(payload)
 
 
-class Known(Matcher):
+class CachedSchema(StructureGuard):
     """A structure that was sent before, with what a slot's header says of it."""
 
-    def __init__(self, schema: Schema, schema_id: int, pattern: Pattern) -> None:
-        super().__init__(schema, schema_id, pattern)
+    def __init__(self, schema: Schema, schema_id: int, guard: ContainerGuard) -> None:
+        super().__init__(schema, schema_id, guard)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         self.metadata_bytes = len(schema.metadata)
         #: Compares and copies in one step, and its method that does so; None where that was not built.
-        self.sender: steps.Sender | None = None
-        self.write: Callable[..., int] | None = None
-        if COMPILED:
+        self.encoder: core.TreeEncoder | None = None
+        self.encode_into: Callable[..., int] | None = None
+        if NATIVE:
             places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-            self.sender = steps.Sender(pattern.spec(), self.wrapped, places, schema.payload_bytes)
-            self.write = self.sender.write
+            self.encoder = core.TreeEncoder(guard.spec(), self.wrapped, places, schema.payload_bytes)
+            self.encode_into = self.encoder.encode_into
 
 
 class Encoder:
@@ -142,19 +142,19 @@ class Encoder:
         self._tensors_as_arrays = tensors_as_arrays
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
-        self._matchers: list[Known] = []
+        self._cached: list[CachedSchema] = []
         #: Looks at the first tree of each structure, as its receiver will see it, before any of it is written; what it
         #: raises, `encode` raises.
         self.examine: Callable[[Any], object] | None = None
 
     @property
-    def latest(self) -> Known | None:
+    def latest(self) -> CachedSchema | None:
         """The structure that was written last; None before the first, and where that is not remembered."""
-        return self._matchers[0] if self._matchers else None
+        return self._cached[0] if self._cached else None
 
     def forget(self) -> None:
         """Describe, and examine, every structure anew."""
-        self._matchers = []
+        self._cached = []
 
     def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
         """Write `tree` into `slot` with one copy of its arrays.
@@ -163,23 +163,23 @@ class Encoder:
         is not copied. Raises DoesNotFit (nothing was published, the slot may be written again),
         UnsupportedType or RequestRejected.
         """
-        slot.writing = 0
-        for matcher in self._matchers:
+        slot.write_id = 0
+        for cached in self._cached:
             try:
-                if matcher.write is None or lent:
-                    leaves = matcher.collect(tree)
+                if cached.encode_into is None or lent:
+                    leaves = cached.flatten(tree)
                     if leaves is not None:
-                        if matcher is not self._matchers[0]:
-                            self._to_front(matcher)
-                        return self._write(matcher, leaves, slot, lent=lent)
-                elif found := matcher.write(tree, slot.payload, slot.announcing, slot.number, slot.ring):
-                    if found == _TOO_LARGE or slot.written_schema != matcher.schema_id:
-                        self._write_metadata(matcher, slot)
+                        if cached is not self._cached[0]:
+                            self._to_front(cached)
+                        return self._write(cached, leaves, slot, lent=lent)
+                elif found := cached.encode_into(tree, slot.payload, slot.progress_words, slot.slot, slot.wake):
+                    if found == _TOO_LARGE or slot.written_schema != cached.schema_id:
+                        self._write_metadata(cached, slot)
                     if found > _TOO_LARGE:
-                        slot.writing = found
-                    if matcher is not self._matchers[0]:
-                        self._to_front(matcher)
-                    return matcher.encoded
+                        slot.write_id = found
+                    if cached is not self._cached[0]:
+                        self._to_front(cached)
+                    return cached.encoded
             except DoesNotFit:
                 raise
             except Exception:  # noqa: BLE001, S112
@@ -188,27 +188,27 @@ class Encoder:
 
     def encode_apart(self, tree: Any, slot: SlotMemory) -> Encoded:
         """As `encode`, for a tree that is no observation: it is not examined, and not remembered."""
-        slot.writing = 0
-        matcher = self._known(*describe(tree, self._name))
-        return self._write(matcher, self._leaves(matcher, tree), slot)
+        slot.write_id = 0
+        cached = self._known(*infer_schema(tree, self._name))
+        return self._write(cached, self._leaves(cached, tree), slot)
 
     def _describe_and_write(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         try:
-            schema, pattern = describe(tree, self._name)
+            schema, guard = infer_schema(tree, self._name)
         except RequestRejected:
             if not self.allow_pickle:
                 raise
             return self._pickle(tree, slot, lent=lent)
         if self.examine is not None:
             self.examine(plain_tree(tree, self._name))
-        matcher = self._known(schema, pattern)
-        leaves = self._leaves(matcher, tree)
-        self._matchers = [matcher, *self._matchers[: MATCHER_MEMORY - 1]]
-        return self._write(matcher, leaves, slot, lent=lent)
+        cached = self._known(schema, guard)
+        leaves = self._leaves(cached, tree)
+        self._cached = [cached, *self._cached[: GUARD_MEMORY - 1]]
+        return self._write(cached, leaves, slot, lent=lent)
 
-    def _leaves(self, matcher: Known, tree: Any) -> tuple[list[Any], list[Array]]:
+    def _leaves(self, cached: CachedSchema, tree: Any) -> tuple[list[Any], list[Array]]:
         try:
-            leaves = matcher.collect(tree)
+            leaves = cached.flatten(tree)
         except (RequestRejected, MemoryError):
             raise
         except Exception as error:
@@ -219,7 +219,7 @@ class Encoder:
             raise RequestRejected(f"{self._name} changed while it was read; do not write to it from another thread")
         return leaves
 
-    def _known(self, schema: Schema, pattern: Pattern) -> Known:
+    def _known(self, schema: Schema, guard: ContainerGuard) -> CachedSchema:
         schema_id = self._ids.get(schema.metadata)
         if schema_id is None:
             schema_id = self._next_schema
@@ -227,38 +227,38 @@ class Encoder:
             self._ids[schema.metadata] = schema_id
             if len(self._ids) > SCHEMA_MEMORY:
                 self._ids.popitem(last=False)
-        return Known(schema, schema_id, pattern)
+        return CachedSchema(schema, schema_id, guard)
 
-    def _to_front(self, matcher: Known) -> None:
-        self._matchers = [matcher, *(other for other in self._matchers if other is not matcher)]
+    def _to_front(self, cached: CachedSchema) -> None:
+        self._cached = [cached, *(other for other in self._cached if other is not cached)]
 
     def _write(
-        self, matcher: Known, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
+        self, cached: CachedSchema, leaves: tuple[list[Any], list[Array]], slot: SlotMemory, *, lent: bool = False
     ) -> Encoded:
-        schema = matcher.schema
-        self._write_metadata(matcher, slot)
+        schema = cached.schema
+        self._write_metadata(cached, slot)
         numbers, arrays = leaves
-        views = slot.views[schema]
+        views = slot.leaf_views[schema]
         if lent:
             arrays = [_apart(array, view, slot) for view, array in zip(views, arrays, strict=True)]
         if numbers:
             schema.numbers.pack_into(slot.raw, 0, *numbers)
         # Not memoryview assignment: numpy takes any strides and lets other threads run. np.copyto, which would do
         # the same, has more of a call around it.
-        for view, array in zip(views, arrays):  # noqa: B905  the matcher has collected as many
+        for view, array in zip(views, arrays):  # noqa: B905  the guard has flattened as many
             if array is not view:  # it is, where a loan was filled in
                 view[...] = array
-        return matcher.encoded
+        return cached.encoded
 
-    def _write_metadata(self, matcher: Known, slot: SlotMemory) -> None:
+    def _write_metadata(self, cached: CachedSchema, slot: SlotMemory) -> None:
         """Unless the slot has it already; raises DoesNotFit if it has no room for all of this."""
-        schema = matcher.schema
+        schema = cached.schema
         if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
             raise DoesNotFit(len(schema.metadata), schema.payload_bytes)
-        if slot.written_schema != matcher.schema_id:
+        if slot.written_schema != cached.schema_id:
             slot.written_schema = None  # an interrupt may come between the bytes and the note of them
             slot.metadata[: len(schema.metadata)] = np.frombuffer(schema.metadata, np.uint8)
-            slot.written_schema = matcher.schema_id
+            slot.written_schema = cached.schema_id
 
     def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
         """Write `example`; returns a copy of its tree whose arrays are memory of the slot, and these arrays.
@@ -268,8 +268,8 @@ class Encoder:
         encoded = self.encode(example, slot)
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
-        schema = next(matcher.schema for matcher in self._matchers if matcher.schema_id == encoded.schema)
-        views = slot.views[schema]
+        schema = next(cached.schema for cached in self._cached if cached.schema_id == encoded.schema)
+        views = slot.leaf_views[schema]
         arrays: list[Array] = []
         leaves = []
         for place, view in zip(schema.arrays, views, strict=True):
@@ -278,7 +278,7 @@ class Encoder:
                 leaves.append(arrays[-1])
             else:
                 leaves.append(owned_array(place, view))
-        return schema.build(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
+        return schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
 
     def _pickle(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
         """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
@@ -287,8 +287,8 @@ class Encoder:
             self.examine(tree)
         data, buffers = pickled(tree, self._name, tensors_as_arrays=self._tensors_as_arrays)
         parts = (np.frombuffer(data, np.uint8), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
-        matcher = self._known(*describe(parts, self._name))
-        encoded = self._write(matcher, self._leaves(matcher, parts), slot, lent=lent)
+        cached = self._known(*infer_schema(parts, self._name))
+        encoded = self._write(cached, self._leaves(cached, parts), slot, lent=lent)
         return Encoded(encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, pickled=True)
 
 
@@ -340,10 +340,10 @@ class Schemas:
         return schema
 
 
-LeafReader = Callable[[ArrayPlace, Array], Any]
+LeafReader = Callable[[LeafLayout, Array], Any]
 
 
-def plain_leaf(place: ArrayPlace, view: Array) -> Any:
+def plain_leaf(place: LeafLayout, view: Array) -> Any:
     """What is not an array: a numpy scalar, bytes, a string, or a list of numbers."""
     if place.kind == "bytes":
         return view.tobytes()
@@ -357,7 +357,7 @@ def plain_leaf(place: ArrayPlace, view: Array) -> Any:
     return named_dtype(place, view)[()]
 
 
-def named_dtype(place: ArrayPlace, view: Array) -> Array:
+def named_dtype(place: LeafLayout, view: Array) -> Array:
     """`view`, or for bfloat16 an array of ml_dtypes' dtype if that is loaded, else float32 of the same values."""
     if place.dtype != BFLOAT16:
         return view
@@ -367,7 +367,7 @@ def named_dtype(place: ArrayPlace, view: Array) -> Array:
     return (view.astype(np.uint32) << 16).view(np.float32)
 
 
-def owned_array(place: ArrayPlace, view: Array) -> Any:
+def owned_array(place: LeafLayout, view: Array) -> Any:
     """A leaf that owns its memory and may be written to."""
     if place.kind != "array":
         return plain_leaf(place, view)
@@ -404,17 +404,17 @@ class Decoder:
         schema = self._schemas.known.get(schema_id)
         if schema is None or schema.payload_bytes != payload_bytes or payload_bytes > slot.room:
             schema = self._schemas.get(schema_id, metadata_bytes, payload_bytes, slot)
-        receiver = schema.receiver
-        if receiver is not None and read_leaf is None and schema.only_arrays:
-            tree = receiver.read(slot.payload)
+        decoder = schema.decoder
+        if decoder is not None and read_leaf is None and schema.is_all_arrays:
+            tree = decoder.decode(slot.payload)
         else:
-            views = slot.views[schema]
-            if read_leaf is None and schema.only_arrays:
+            views = slot.leaf_views[schema]
+            if read_leaf is None and schema.is_all_arrays:
                 arrays: list[Any] = [*map(_copy, views)]
             else:
                 read_leaf = read_leaf or owned_array
                 arrays = [read_leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-            tree = schema.build(schema.numbers.unpack_from(slot.raw, 0), arrays)
+            tree = schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), arrays)
         if not pickled:
             return tree
         if not self._allow_pickle:

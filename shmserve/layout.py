@@ -22,7 +22,7 @@ in the low six. Which free slot it takes is the client's affair (ring.py).
  ('metadata_bytes', 48), ('payload_bytes', 56)]
 >>> [(name, REQUEST.offset(name)) for name in REQUEST.names]  # doctest: +NORMALIZE_WHITESPACE
 [('sequence', 0), ('kind', 8), ('flags', 16), ('deadline_ns', 24), ('capture_ns', 32), ('max_age_ns', 40),
- ('submitted_ns', 48), ('schema', 56), ('metadata_bytes', 64), ('payload_bytes', 72), ('cancelled', 80), ('writing', 88)]
+ ('submitted_ns', 48), ('schema', 56), ('metadata_bytes', 64), ('payload_bytes', 72), ('cancelled', 80), ('write_id', 88)]
 >>> [(name, REPLY.offset(name)) for name in REPLY.names]  # doctest: +NORMALIZE_WHITESPACE
 [('sequence', 0), ('status', 8), ('flags', 16), ('schema', 24), ('metadata_bytes', 32), ('payload_bytes', 40),
  ('version', 48), ('queued_ns', 56), ('staged_ns', 64), ('infer_ns', 72), ('copied_ns', 80), ('taken', 88),
@@ -78,7 +78,7 @@ REQUEST = Words(
     "metadata_bytes",
     "payload_bytes",
     "cancelled",
-    "writing",
+    "write_id",
 )
 
 #: Written by the engine: `taken` and `attempts` before the model runs, `sequence` last of all, on its own.
@@ -102,7 +102,7 @@ REPLY = Words(
 #: hints: what the client announces of a large payload that it is writing, which is the write and how many bytes are there;
 #: and the processor that its writer was last on, and 1 (0: unknown).
 COUNTER_OFFSET = CACHE_LINE
-COUNTER_LINE = Words("counter", "writing", "written_bytes", "processor")
+COUNTER_LINE = Words("counter", "write_id", "written_bytes", "processor")
 SLOTS_OFFSET = 2 * CACHE_LINE
 SLOT_HEAD_BYTES = 2 * CACHE_LINE
 

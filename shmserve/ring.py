@@ -12,12 +12,12 @@ import struct
 from functools import partial
 from typing import NamedTuple
 
+from .backend import NATIVE, core
 from .codec import SlotMemory
-from .compiled import COMPILED, steps
+from .counter_poller import CounterPoller
 from .fence import IN_ORDER, fence
 from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .segment import Segment
-from .watch import Watch
 
 
 class RequestHead(NamedTuple):
@@ -35,7 +35,7 @@ class RequestHead(NamedTuple):
     payload_bytes: int
     cancelled: int
     #: The announced write that the payload is of; 0: it was not announced.
-    writing: int = 0
+    write_id: int = 0
 
 
 class ReplyHead(NamedTuple):
@@ -74,18 +74,18 @@ class _Ring:
         #: Where the counter is in `words`: whoever looks at it again and again does so without a call.
         self.counter = segment.counter_index
         #: The counter for a reader that waits for it to move.
-        self.watch = Watch(segment.bytes, self.counter)
-        self.watches = [self.watch]
+        self.poller = CounterPoller(segment.bytes, self.counter)
+        self.pollers = [self.poller]
         #: What does the same as the methods here in less time; None where it was not built.
-        self.compiled = (
-            steps.Slots(
+        self.native = (
+            core.Slots(
                 segment.bytes,
                 COUNTER_OFFSET // WORD,
                 SLOTS_OFFSET // WORD,
                 geometry.stride // WORD,
                 geometry.slots,
             )
-            if COMPILED
+            if NATIVE
             else None
         )
         self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
@@ -108,14 +108,14 @@ class _Ring:
         """Unmap, unless arrays still view the memory."""
         self.memories = []
         self.words = self._memory = memoryview(b"")
-        self.watch.close()
-        if self.compiled is not None:
-            self.compiled.close()
+        self.poller.close()
+        if self.native is not None:
+            self.native.close()
         self.segment.close()
 
 
 #: Slots take turns while they are no more than this together.
-_TURNING_BYTES = 4 << 20
+_ROTATING_BYTES = 4 << 20
 
 
 class RequestWriter(_Ring):
@@ -129,11 +129,11 @@ class RequestWriter(_Ring):
         # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: How many slots are used in turn.
-        self.turning = max(1, min(self.slots, _TURNING_BYTES // max(1, segment.geometry.payload_bytes)))
-        if self.compiled is not None:
-            self.publish = self.compiled.publish  # type: ignore[method-assign]
+        self.rotating_slots = max(1, min(self.slots, _ROTATING_BYTES // max(1, segment.geometry.payload_bytes)))
+        if self.native is not None:
+            self.publish = self.native.publish  # type: ignore[method-assign]
             for slot, memory in enumerate(self.memories):
-                memory.announcing, memory.number = self.compiled, slot
+                memory.progress_words, memory.slot = self.native, slot
 
     def published(self) -> int:
         """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
@@ -164,16 +164,16 @@ class RequestReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        self.stager: steps.Stager | None = None
-        if self.compiled is not None:
-            self.head = partial(self.compiled.request, RequestHead)  # type: ignore[method-assign]
+        self.copier: core.CutThroughCopier | None = None
+        if self.native is not None:
+            self.head = partial(self.native.request, RequestHead)  # type: ignore[method-assign]
             #: Copies what the client is still writing.
-            self.stager = _stager(segment)
-            self.cancelled = self.compiled.cancelled  # type: ignore[method-assign]
+            self.copier = _copier(segment)
+            self.cancelled = self.native.cancelled  # type: ignore[method-assign]
 
     def close(self) -> None:
-        if self.stager is not None:
-            self.stager.close()
+        if self.copier is not None:
+            self.copier.close()
         super().close()
 
     def published(self) -> int:
@@ -208,10 +208,10 @@ class RequestReader(_Ring):
         return self.words[self._head_words[slot_of(sequence)] + self._cancelled] == sequence
 
 
-def _stager(segment: Segment) -> steps.Stager:
+def _copier(segment: Segment) -> core.CutThroughCopier:
     geometry = segment.geometry
     places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
-    return steps.Stager(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
+    return core.CutThroughCopier(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
 
 
 class ReplyWriter(_Ring):
@@ -224,9 +224,9 @@ class ReplyWriter(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.compiled is not None:
-            self.take = self.compiled.take  # type: ignore[method-assign]
-            self.complete = self.compiled.complete  # type: ignore[method-assign]
+        if self.native is not None:
+            self.take = self.native.take  # type: ignore[method-assign]
+            self.complete = self.native.complete  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
@@ -263,7 +263,7 @@ class ReplyWriter(_Ring):
             fence()
         words = self.words
         words[self._head_words[slot]] = sequence
-        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of watch.py.
+        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of counter_poller.py.
         # One that sees the counter alone has used up its token, and waits for the next.
         if not IN_ORDER:
             fence()
@@ -277,8 +277,8 @@ class ReplyReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.compiled is not None:
-            self.try_head = partial(self.compiled.reply, ReplyHead)  # type: ignore[method-assign]
+        if self.native is not None:
+            self.try_head = partial(self.native.reply, ReplyHead)  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is there; costs 0.1 us."""

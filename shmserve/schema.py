@@ -1,7 +1,7 @@
 """The structure of one tree as its receiver knows it: where its leaves lie, and how it is put together again.
 
 A robot sends the same structure thousands of times. It is described and compiled once; afterwards a
-`Matcher` (description.py) on the sending side compares a tree with it and collects what has to be
+`StructureGuard` (structure_guard.py) on the sending side compares a tree with it and collects what has to be
 copied, and the `Schema` on the receiving side puts the values back in place.
 
 Both sides place a tree's leaves by the same walk over the same tree: a container's own leaves first,
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .compiled import COMPILED, steps
+from .backend import NATIVE, core
 from .layout import CACHE_LINE, MAX_PAYLOAD_BYTES, aligned
 from .metadata import DTYPES, Leaf, MetadataError, load
 
@@ -34,7 +34,7 @@ _NUMBER_FORMAT = {"int": "q", "float": "d", "bool": "q"}
 
 
 @dataclass(frozen=True)
-class ArrayPlace:
+class LeafLayout:
     """Where one array-like leaf lies in the payload."""
 
     kind: str  # "array", "scalar", "list", "bytes" or "str"
@@ -62,22 +62,24 @@ class Schema:
     def __init__(self, tree: Any, metadata: bytes) -> None:
         """Compile `tree`, which holds a `Leaf` wherever a value lies in the payload."""
         self.metadata = metadata
-        self.arrays: list[ArrayPlace] = []
+        self.arrays: list[LeafLayout] = []
         #: One value that is in no container.
-        self.bare = not isinstance(tree, (dict, list, tuple))
-        compiled = _Compiled()
-        compiled.container((tree,) if self.bare else tree)
-        self.numbers = struct.Struct("@" + "".join(compiled.formats))
+        self.is_leaf_root = not isinstance(tree, (dict, list, tuple))
+        layout = _TreeLayout()
+        layout.container((tree,) if self.is_leaf_root else tree)
+        self.numbers = struct.Struct("@" + "".join(layout.formats))
         #: The tree, with these numbers and arrays for its leaves (each in the order of its places).
-        self.build = _builder(compiled.steps(), compiled.constants, compiled.truths, bare=self.bare)
-        self._compiled = compiled
+        self.unflatten = _unflattener(
+            layout.containers(), layout.constants, layout.bools, is_leaf_root=self.is_leaf_root
+        )
+        self._layout = layout
         self._end = self.numbers.size
-        for leaf in compiled.leaves:
+        for leaf in layout.leaves:
             self._place(leaf)
         #: Bytes of payload that a tree of this structure takes.
         self.payload_bytes = self._end
         #: Whether every leaf that is no number is an array of a dtype that numpy has.
-        self.only_arrays = all(place.kind == "array" and place.dtype != BFLOAT16 for place in self.arrays)
+        self.is_all_arrays = all(place.kind == "array" and place.dtype != BFLOAT16 for place in self.arrays)
         if self.payload_bytes > MAX_PAYLOAD_BYTES:
             raise MetadataError(f"a payload of {self.payload_bytes} bytes: {MAX_PAYLOAD_BYTES} at most")
 
@@ -88,15 +90,20 @@ class Schema:
         return cls(tree, metadata)
 
     @cached_property
-    def receiver(self) -> steps.Receiver | None:
-        """What puts trees together as `build` does, in less time; None where that was not built."""
-        if not COMPILED:
+    def decoder(self) -> core.TreeDecoder | None:
+        """What puts trees together as `unflatten` does, in less time; None where that was not built."""
+        if not NATIVE:
             return None
-        compiled = self._compiled
-        formats = ["?" if index in compiled.truths else one for index, one in enumerate(compiled.formats)]
+        layout = self._layout
+        formats = ["?" if index in layout.bools else one for index, one in enumerate(layout.formats)]
         places = tuple((place.offset, place.size, place.stored_as, place.shape) for place in self.arrays)
-        return steps.Receiver(
-            tuple(compiled.steps()), "".join(formats), places, tuple(compiled.constants), self.bare, self.payload_bytes
+        return core.TreeDecoder(
+            tuple(layout.containers()),
+            "".join(formats),
+            places,
+            tuple(layout.constants),
+            self.is_leaf_root,
+            self.payload_bytes,
         )
 
     def _place(self, leaf: Leaf) -> None:
@@ -105,45 +112,47 @@ class Schema:
         for length in leaf.shape:
             size *= length  # Python ints: no overflow to hide behind
         offset = aligned(self._end, CACHE_LINE)
-        self.arrays.append(ArrayPlace(leaf.kind, leaf.dtype, stored_as, leaf.shape, offset, size))
+        self.arrays.append(LeafLayout(leaf.kind, leaf.dtype, stored_as, leaf.shape, offset, size))
         self._end = offset + size
 
 
 #: Where the entries of a container are among `[numbers..., arrays..., constants..., containers...]`, its keys, its type.
-_Step = tuple[tuple[int, ...], tuple[str, ...] | None, type]
+_ContainerSpec = tuple[tuple[int, ...], tuple[str, ...] | None, type]
 _Gather = Callable[[Sequence[Any]], Sequence[Any]]
-_Builder = Callable[[Sequence[Any], Sequence[Any]], Any]
+_Unflatten = Callable[[Sequence[Any], Sequence[Any]], Any]
 
 
-def _builder(steps: list[_Step], constants: list[Any], truths: list[int], *, bare: bool) -> _Builder:
-    """Puts a tree together. What is inside a container comes before it in `steps`, and the outermost is the last."""
-    gathers = [(_gather(entries), keys, kind) for entries, keys, kind in steps]
+def _unflattener(
+    containers: list[_ContainerSpec], constants: list[Any], bools: list[int], *, is_leaf_root: bool
+) -> _Unflatten:
+    """Puts a tree together. What is inside a container comes before it in `containers`, and the outermost is the last."""
+    gathers = [(_gather(entries), keys, kind) for entries, keys, kind in containers]
 
-    def build(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    def unflatten(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
         values = [*numbers, *arrays, *constants]
-        for index in truths:
+        for index in bools:
             values[index] = bool(values[index])
         for gather, keys, kind in gathers:
             entries = gather(values)
             values.append(dict(zip(keys, entries)) if keys is not None else kind(entries))  # noqa: B905
-        return values[-1][0] if bare else values[-1]
+        return values[-1][0] if is_leaf_root else values[-1]
 
     ((gather, keys, _), *nested) = gathers
-    if nested or truths or keys is None:
-        return build
+    if nested or bools or keys is None:
+        return unflatten
 
-    def build_flat(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
+    def unflatten_one(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
         return dict(zip(keys, gather((*numbers, *arrays, *constants))))  # noqa: B905
 
-    return build_flat
+    return unflatten_one
 
 
-class _Compiled:
+class _TreeLayout:
     """A tree's leaves and constants in the order of their places, and which of them each container holds."""
 
     def __init__(self) -> None:
         self.formats: list[str] = []  # of the numbers
-        self.truths: list[int] = []  # numbers that are bools, which travel as integers
+        self.bools: list[int] = []  # numbers that are bools, which travel as integers
         self.leaves: list[Leaf] = []  # all others in the payload
         self.constants: list[Any] = []
         self._containers: list[tuple[list[tuple[list[Any], int]], tuple[str, ...] | None, type]] = []
@@ -163,7 +172,7 @@ class _Compiled:
     def _entry(self, value: Any) -> tuple[list[Any], int]:
         if isinstance(value, Leaf) and value.kind in _NUMBER_FORMAT:
             if value.kind == "bool":
-                self.truths.append(len(self.formats))
+                self.bools.append(len(self.formats))
             self.formats.append(_NUMBER_FORMAT[value.kind])
             return self.formats, len(self.formats) - 1
         if isinstance(value, Leaf):
@@ -173,7 +182,7 @@ class _Compiled:
             self.constants.append(value)
         return self.constants, len(self.constants) - 1
 
-    def steps(self) -> list[_Step]:
+    def containers(self) -> list[_ContainerSpec]:
         """For each container which of `[numbers..., leaves..., constants..., containers...]` are its entries."""
         start, ends = 0, {}
         for values in (self.formats, self.leaves, self.constants, self._containers):

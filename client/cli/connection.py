@@ -16,7 +16,7 @@ INTERFACE = "io.shmserve.Admin"
 
 
 @final
-class Told:
+class ReplyStream:
     """The replies of one call, and the descriptor that tells when one waits."""
 
     def __init__(self, connection: VarlinkConnection, replies: Iterator[dict[str, Any]]) -> None:
@@ -108,10 +108,10 @@ class AdminConnection:
             "runtime_dir_user": user_name(owner),
         }
 
-    def told(self, replies: Iterator[dict[str, Any]]) -> Told:
+    def reply_stream(self, replies: Iterator[dict[str, Any]]) -> ReplyStream:
         """These replies as they come, for select(2)."""
         assert self._connection is not None
-        return Told(self._connection, replies)
+        return ReplyStream(self._connection, replies)
 
     def close(self) -> None:
         if self._connection is not None:

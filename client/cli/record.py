@@ -54,7 +54,7 @@ def record(
     shmserve-admin record --out today.rec --seconds 60
     shmserve-admin --name arm record --out one.rec --client 0 --count 500
     """
-    from shmserve.tape import TapeReader
+    from shmserve.record_ring import RecordRingReader
 
     from ..recordings.recorder import Recorder
     from ..recordings.recording import RecordingWriter
@@ -65,11 +65,11 @@ def record(
     }
     try:
         with target.connection() as connection:
-            tape = TapeReader(buffer_mib * _MIB)
+            record_ring = RecordRingReader(buffer_mib * _MIB)
             try:
                 began_ns, began_s = time.monotonic_ns(), time.time()
-                telling = connection.call_more("Record", {"client": client}, fd=tape.descriptor)
-                first = next(telling)  # refused before a file is made
+                replies = connection.call_more("Record", {"client": client}, fd=record_ring.descriptor)
+                first = next(replies)  # refused before a file is made
                 with RecordingWriter(path) as writer:
                     writer.begin(
                         {
@@ -80,10 +80,10 @@ def record(
                             "model": first["model"],
                         }
                     )
-                    recorder = Recorder(tape, writer, began_ns)
+                    recorder = Recorder(record_ring, writer, began_ns)
                     with progress_line(_shown) as progress:
                         why = recorder.run(
-                            connection.told(telling),
+                            connection.reply_stream(replies),
                             count=count,
                             seconds=seconds,
                             stopped=lambda: bool(stops),
@@ -94,7 +94,7 @@ def record(
                     result = recorder.recorded()
                     writer.end({"ended": why, **asdict(result)})
             finally:
-                tape.close()
+                record_ring.close()
     except FileExistsError:
         fail(f"{path} exists: a recording overwrites nothing")
     except OSError as error:

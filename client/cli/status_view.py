@@ -119,7 +119,7 @@ def _summary(status: dict[str, Any]) -> Table:
             Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
-        if not engine.get("compiled", True):
+        if not engine.get("native", True):
             table.add_row("request path", "Python (not compiled): see docs/performance.md")
     daemon = Text(f"pid {status['pid']}")
     if "uid" in status:

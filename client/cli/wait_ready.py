@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-from shmserve.errors import ServiceUnavailable
-
+from ..retry_policy import RetryPolicy
 from .connection import AdminConnection
 
-_RETRY_S = 0.05
-#: So often somebody who waits is told what the service does.
-_LOOK_S = 1.0
+_RETRY = RetryPolicy(math.inf, 0.05)
+#: Between two reports of the state to an operator who waits.
+_REPORT_S = 1.0
 
 
 def wait_until_ready(
     connection: Callable[[], AdminConnection],
     timeout_s: float,
-    tell: Callable[[dict[str, Any]], None] = lambda found: None,
+    report: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """The state and error that the service settled on, or had when the time was over; `tell` is given each before it.
+    """Return the state and error that the service settled on, or had at the deadline; `report` gets each one before.
 
     Raises ServiceUnavailable if no daemon came in time.
     """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with connection() as admin:
-                while True:
-                    remaining_s = max(0.0, deadline - time.monotonic())
-                    step_s = min(remaining_s, _LOOK_S)
-                    found = admin.call("WaitReady", {"timeout_s": step_s}, timeout_s=step_s + 5.0)
-                    if found["settled"] or remaining_s <= step_s:
-                        return found
-                    tell(found)
-        except ServiceUnavailable:
-            if time.monotonic() + _RETRY_S >= deadline:
-                raise
-            time.sleep(_RETRY_S)
+    deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+
+    def attempt() -> dict[str, Any]:
+        with connection() as admin:
+            while True:
+                remaining_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
+                step_s = min(remaining_s, _REPORT_S)
+                found = admin.call("WaitReady", {"timeout_s": step_s}, timeout_s=step_s + 5.0)
+                if found["settled"] or remaining_s <= step_s:
+                    return found
+                report(found)
+
+    return _RETRY.run(attempt, deadline_ns)
 
 
 def answers(found: dict[str, Any]) -> bool:

@@ -14,21 +14,15 @@ import importlib
 import os
 import time
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from shmserve.errors import ContractMismatch, RequestTimeout, ServiceUnavailable, ShmServeError
+from shmserve.errors import ContractMismatch, RequestTimeout, ShmServeError
 
 from ..arguments import number, seconds
-from ..shm_client import ShmClient
-from .address import address_of
+from .drop_in import DropInClient
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-_LOOK_EVERY_S = 0.2
 _PING_S = 1.0
 
 
@@ -43,7 +37,7 @@ class ModalityConfig:
     action_configs: list[dict[str, Any]] | None = None
 
 
-class _EndpointClient:
+class _EndpointClient(DropInClient):
     """What the clients of N1.5 and N1.6 have in common; a call ends within `timeout_ms`, whatever happens."""
 
     def __init__(
@@ -59,15 +53,8 @@ class _EndpointClient:
         self.port = port
         self.timeout_ms = timeout_ms
         self.api_token = api_token  # not used: who may ask is a matter of the socket's permissions
-        self._address = address_of(host, port)
         timeout_s = seconds("timeout_ms / 1000", number("timeout_ms", timeout_ms) / 1e3)
-        self._client = ShmClient(
-            self._address.service,
-            runtime_dir=self._address.runtime_dir or runtime_dir,
-            timeout=timeout_s,
-            max_retries=int(timeout_s / _LOOK_EVERY_S) + 1,  # the timeout ends the retries
-            retry_delay=_LOOK_EVERY_S,
-        )
+        super().__init__(host, port, timeout_s, runtime_dir)
         self._model: dict[str, Any] | None = None
 
     def ping(self) -> bool:
@@ -109,18 +96,6 @@ class _EndpointClient:
         config: dict[str, Any] = self.call_endpoint("get_modality_config", requires_input=False)
         return config
 
-    def close(self) -> None:
-        """Give the channel back. May be called twice."""
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _call(self, endpoint: str, data: dict[str, Any]) -> Any:
         deadline = time.monotonic() + self.timeout_ms / 1e3
         if endpoint == "get_action" and set(data) <= {"observation", "options"} and data.get("options") is None:
@@ -146,17 +121,9 @@ class _EndpointClient:
         return self._model
 
     def _describe(self, timeout_s: float) -> dict[str, Any]:
-        """The service's model, as soon as it has one; ServiceUnavailable after the timeout."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            try:
-                self._client.connect(timeout=_until(deadline))
-                self._model = self._client.metadata
-                return self._model
-            except ServiceUnavailable:
-                if time.monotonic() + _LOOK_EVERY_S >= deadline:
-                    raise
-            time.sleep(_LOOK_EVERY_S)
+        """Return the service's model as soon as it has one; raises ServiceUnavailable after the timeout."""
+        self._model = self._await_model(time.monotonic_ns() + timeout_s * 1e9)
+        return self._model
 
 
 class PolicyClient(_EndpointClient):

@@ -7,19 +7,17 @@ After:  `from shmserve.client.compat.openpi import WebsocketClientPolicy`
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shmserve.errors import ServiceUnavailable, ShmServeError
 
 from ..arguments import seconds
-from ..shm_client import ShmClient
-from .address import address_of
+from .drop_in import DropInClient
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
 
     class _BasePolicy:
         pass
@@ -37,10 +35,9 @@ else:
 log = logging.getLogger(__name__)
 
 _LOG_EVERY_S = 5.0
-_LOOK_EVERY_S = 0.2
 
 
-class WebsocketClientPolicy(_BasePolicy):
+class WebsocketClientPolicy(DropInClient, _BasePolicy):
     """Asks a service of this host; a `BasePolicy` of openpi_client where that is installed.
 
     `host` is `shm://NAME` or `unix:DIRECTORY/NAME`; a network host and `port` are accepted and mean service
@@ -59,17 +56,10 @@ class WebsocketClientPolicy(_BasePolicy):
         connect_timeout: float | None = None,
         runtime_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._address = address_of(host, port)
         timeout = seconds("timeout", timeout)
         if connect_timeout is not None:
             connect_timeout = seconds("connect_timeout", connect_timeout)
-        self._client = ShmClient(
-            self._address.service,
-            runtime_dir=self._address.runtime_dir or runtime_dir,
-            timeout=timeout,
-            max_retries=int(timeout / _LOOK_EVERY_S) + 1,  # the timeout ends the retries
-            retry_delay=_LOOK_EVERY_S,
-        )
+        super().__init__(host, port, timeout, runtime_dir)
         self._previous_total_ms: float | None = None
         try:
             self._server_metadata = self._wait_for_server(connect_timeout)
@@ -104,34 +94,18 @@ class WebsocketClientPolicy(_BasePolicy):
         except ShmServeError as error:
             raise RuntimeError(f"Error in inference server:\n{error}") from error
 
-    def close(self) -> None:
-        """Give the channel back. May be called twice."""
-        self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _wait_for_server(self, connect_timeout: float | None) -> dict[str, Any]:
         log.info("Waiting for server at %s...", self._address)
-        until = float("inf") if connect_timeout is None else time.monotonic() + connect_timeout
-        told = time.monotonic()
-        while True:
-            try:
-                self._client.connect(timeout=min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
-                model = self._client.metadata
-                break
-            except ServiceUnavailable as error:
-                if time.monotonic() >= until:
-                    raise
-                if time.monotonic() - told >= _LOG_EVERY_S:
-                    log.warning("Still waiting for server at %s: %s", self._address, error)
-                    told = time.monotonic()
-            time.sleep(min(_LOOK_EVERY_S, max(0.0, until - time.monotonic())))
+        logged = time.monotonic()
+
+        def log_outage(error: ServiceUnavailable) -> None:
+            nonlocal logged
+            if time.monotonic() - logged >= _LOG_EVERY_S:
+                log.warning("Still waiting for server at %s: %s", self._address, error)
+                logged = time.monotonic()
+
+        deadline_ns = math.inf if connect_timeout is None else time.monotonic_ns() + connect_timeout * 1e9
+        model = self._await_model(deadline_ns, log_outage)
         identity = {"service": self._address.service, "model": model["name"], "version": model["version"]}
         return {**model["metadata"], "shmserve": identity}
 

@@ -1,4 +1,4 @@
-"""Takes what a service serves from a tape and writes it to a recording, in a process that no robot waits for."""
+"""Takes what a service serves from a record ring and writes it to a recording, in a process that no robot waits for."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any, Protocol
 from shmserve.errors import ServiceUnavailable
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Kind, Status
+from shmserve.record_ring import Entry, RecordEntry, RecordRingReader
 from shmserve.ring import ReplyHead, RequestHead
 from shmserve.schema import Schema
-from shmserve.tape import Entry, TapeEntry, TapeReader
 
 from .recording import RecordingWriter, RequestFacts
 from .tree import leaf_as_it_is
 
-#: Between two looks at an empty tape.
+#: Between two looks at an empty record ring.
 _LOOK_S = 0.01
 #: A recording that ends waits so long for answers, and so long for anything at all.
 _ON_ITS_WAY_S = 1.0
 _QUIET_S = 0.1
-#: Between two looks at whether to stop, while the tape is never empty.
+#: Between two looks at whether to stop, while the record ring is never empty.
 _ENTRIES_A_LOOK = 64
 #: What is shown of a recording that goes on is renewed so often.
 _PROGRESS_S = 0.2
 
 
-class Telling(Protocol):
+class ReplyStream(Protocol):
     """The daemon's replies to Record, and a descriptor that is readable when one waits."""
 
     def fileno(self) -> int: ...
@@ -44,7 +44,7 @@ class Recorded:
 
     requests: int
     size_bytes: int
-    dropped: int  # entries that the tape had no room for: the recorder was too slow
+    dropped: int  # entries that the record ring had no room for: the recorder was too slow
     pickled: int  # requests of any Python object, which a recording does not hold
     unreadable: int
     seconds: float
@@ -53,20 +53,20 @@ class Recorded:
 class _Lease:
     """One client's tenancy, as the entries show it."""
 
-    def __init__(self, number: int, entry: TapeEntry) -> None:
+    def __init__(self, number: int, entry: RecordEntry) -> None:
         self.number = number
         self.generation = entry.generation
         self.sequence = 0
         #: Requests whose answers have not come, by sequence.
-        self.open: dict[int, TapeEntry] = {}
+        self.open: dict[int, RecordEntry] = {}
 
 
 class Recorder:
     """Joins the two entries of each request and writes it."""
 
-    def __init__(self, tape: TapeReader, writer: RecordingWriter, began_ns: int) -> None:
+    def __init__(self, record_ring: RecordRingReader, writer: RecordingWriter, began_ns: int) -> None:
         """`began_ns`: CLOCK_MONOTONIC of what the recording calls 0 s."""
-        self._tape = tape
+        self._record_ring = record_ring
         self._writer = writer
         self._began_ns = began_ns
         self._leases: dict[int, _Lease] = {}
@@ -75,7 +75,7 @@ class Recorder:
 
     def run(
         self,
-        telling: Telling,
+        replies: ReplyStream,
         *,
         count: int | None,
         seconds: float | None,
@@ -102,8 +102,8 @@ class Recorder:
                 return "seconds"
             if taken == 0:
                 try:
-                    if select.select([telling], [], [], _LOOK_S)[0]:
-                        next(telling)  # another model serves: each request names its version
+                    if select.select([replies], [], [], _LOOK_S)[0]:
+                        next(replies)  # another model serves: each request names its version
                 except (ServiceUnavailable, StopIteration):
                     self._take(count)
                     return "the daemon stopped"
@@ -111,7 +111,7 @@ class Recorder:
     def finish(self, count: int | None) -> None:
         """Take what was on its way when the daemon was told to end, then write what has no answer.
 
-        A robot has its answer before the tape has it. What stays without one is what an engine died of, or what took
+        A robot has its answer before the record ring has it. What stays without one is what an engine died of, or what took
         too long to wait for.
         """
         until = time.monotonic() + _ON_ITS_WAY_S
@@ -131,8 +131,8 @@ class Recorder:
         return Recorded(
             self._writer.requests,
             self._writer.size_bytes,
-            self._tape.dropped,
-            self._tape.pickled,
+            self._record_ring.dropped,
+            self._record_ring.pickled,
             self._unreadable,
             (time.monotonic_ns() - self._began_ns) / 1e9,
         )
@@ -149,14 +149,14 @@ class Recorder:
                 break
         return taken
 
-    def _entries(self) -> Iterator[TapeEntry]:
+    def _entries(self) -> Iterator[RecordEntry]:
         for _ in range(_ENTRIES_A_LOOK):
-            entry = self._tape.try_next()
+            entry = self._record_ring.try_next()
             if entry is None:
                 return
             yield entry
 
-    def _request(self, entry: TapeEntry) -> None:
+    def _request(self, entry: RecordEntry) -> None:
         sequence = entry.head[0]
         lease = self._leases.get(entry.channel)
         # A channel goes on under a new generation when it grows; a new client's sequences begin again.
@@ -169,7 +169,7 @@ class Recorder:
         lease.generation, lease.sequence = entry.generation, sequence
         lease.open[sequence] = entry  # one that an engine died of comes again
 
-    def _reply(self, entry: TapeEntry) -> None:
+    def _reply(self, entry: RecordEntry) -> None:
         lease, sequence = self._leases.get(entry.channel), entry.head[0]
         if lease is None:
             return
@@ -180,7 +180,7 @@ class Recorder:
         if request is not None:
             self._write(entry.channel, lease, request, entry)
 
-    def _write(self, channel: int, lease: _Lease, request: TapeEntry, reply: TapeEntry | None) -> None:
+    def _write(self, channel: int, lease: _Lease, request: RecordEntry, reply: RecordEntry | None) -> None:
         asked = RequestHead._make(request.head[: len(RequestHead._fields)])
         answer = ReplyHead._make(reply.head[: len(ReplyHead._fields)]) if reply is not None else None
         try:
@@ -214,7 +214,7 @@ def _schema(metadata: bytes) -> Schema:
     return Schema.from_metadata(metadata)
 
 
-def _tree(entry: TapeEntry) -> Any:
+def _tree(entry: RecordEntry) -> Any:
     """The tree of an entry, `Leaf`s for what is an array; raises MetadataError."""
     if not entry.metadata.size:
         return None
@@ -222,7 +222,7 @@ def _tree(entry: TapeEntry) -> Any:
     if schema.payload_bytes != payload.size:
         raise MetadataError(f"{payload.size} bytes of payload, the schema describes {schema.payload_bytes}")
     leaves = [leaf_as_it_is(place, place.view(payload)) for place in schema.arrays]
-    return schema.build(schema.numbers.unpack_from(payload.data, 0), leaves)
+    return schema.unflatten(schema.numbers.unpack_from(payload.data, 0), leaves)
 
 
 def _us(duration_ns: int | None) -> float | None:

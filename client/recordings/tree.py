@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shmserve.contract import name_within
-from shmserve.schema import BFLOAT16, ArrayPlace
+from shmserve.schema import BFLOAT16, LeafLayout
 
 from .errors import RecordingError
 
@@ -45,12 +45,12 @@ _LISTS = ("f8", "i8", "b1")
 class Leaf:
     """A leaf of the payload as a slot holds it: what it was, and its bytes."""
 
-    kind: str  # as ArrayPlace's
+    kind: str  # as LeafLayout's
     dtype: str
     array: Array
 
 
-def leaf_as_it_is(place: ArrayPlace, view: Array) -> Any:
+def leaf_as_it_is(place: LeafLayout, view: Array) -> Any:
     """A leaf of a slot with its kind; text and bytes as they are."""
     if place.kind == "str":
         return view.tobytes().decode("utf-8", "surrogatepass")

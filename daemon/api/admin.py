@@ -67,7 +67,7 @@ method Versions() -> (versions: []object)
 # Answer what clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
-# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, tape,
+# `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, record_ring,
 # unknown_client, unknown_version or stopping.
 error Refused (reason: string, message: string)
 """
@@ -257,7 +257,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "restarts": supervisor.restarts,
             "heartbeat_age_s": supervisor.heartbeat_age_s(),
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "compiled": engine.ready is not None and engine.ready["compiled"],
+            "native": engine.ready is not None and engine.ready["native"],
         },
         "model": supervisor.engines.model,
         "recording": supervisor.engines.channels.recording,
@@ -268,7 +268,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "rejected": counters["rejected"],
             **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
             "in_place": counters["in_place"],
-            "staged_ahead": counters["staged_ahead"],
+            "cut_through": counters["cut_through"],
             "clamped": counters["clamped"],
             "out_of_range": counters["out_of_range"],
             "batches": counters["batches"],
@@ -289,7 +289,7 @@ def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
             "trusted": lease.trusted,
             "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
             "slots": lease.wanted.slots,
-            "generation": lease.lane.identity.generation,
+            "generation": lease.channel_info.identity.generation,
             **_counts(supervisor, lease.channel, now_ns),
         }
         for lease in supervisor.leases

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from shmserve.tape import TapeBroken, check_tape
+from shmserve.record_ring import RecordRingBroken, check_record_ring
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
 from ..supervisor.supervisor import Supervisor
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = """\
 
-# Put every request and its answer, as they are served, on the tape behind the file descriptor that comes with the call
+# Put every request and its answer, as they are served, on the record ring behind the file descriptor that comes with the call
 # (docs/recording.md), until the caller hangs up; `client`: only of this one. Must be called with 'more': a reply when
 # it has begun, and one whenever another model serves.
 method Record(client: ?int) -> (model: ?object)
@@ -40,7 +40,7 @@ class AdminRecording:
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncGenerator[Answer, None]:
         if len(fds) != 1:
-            raise VarlinkError(INVALID_PARAMETER, {"parameter": "the tape's file descriptor"})
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "the record ring's file descriptor"})
         client = optional(parameters, "client", int)
         engines = self._supervisor.engines
         if engines.channels.recording:
@@ -48,9 +48,9 @@ class AdminRecording:
         if client is not None and self._supervisor.leases.get(client) is None:
             raise self._refused("unknown_client", f"there is no client {client}; shmserve-admin clients lists them")
         try:
-            capacity = check_tape(fds[0])
-        except TapeBroken as error:
-            raise self._refused("tape", str(error)) from error
+            capacity = check_record_ring(fds[0])
+        except RecordRingBroken as error:
+            raise self._refused("record_ring", str(error)) from error
         log.info("recording for %s, through %d bytes", connection.peer, capacity)
         try:
             engines.record(fds[0], client)

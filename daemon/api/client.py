@@ -32,21 +32,21 @@ interface io.shmserve.Client
 type Identity (epoch: int, channel: int, generation: int)
 
 # Names of POSIX shared-memory objects and semaphores.
-type LaneNames (requests: string, replies: string, request_bell: string, reply_bell: string)
+type ChannelNames (requests: string, replies: string, request_bell: string, reply_bell: string)
 
 # Without names (transport `sealed`) file descriptors come with the reply: memory of the requests, memory of
 # the replies (for reading), and with Attach the pipe to ring the service and the pipe that it rings.
-type Lane (identity: Identity, names: ?LaneNames)
+type ChannelInfo (identity: Identity, names: ?ChannelNames)
 
 # What one slot of each direction must hold, in bytes; 0 for whatever the model's example needs.
 type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metadata: int, reply_bytes: int)
 
 # A channel of this connection's own, for as long as the connection lives.
-method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (lane: Lane, trusted: bool, state: string)
+method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (channel_info: ChannelInfo, trusted: bool, state: string)
 
 # The same channel with larger slots. `published` is the last sequence used; `carried` are the
 # sequences answered RESIZE_REQUIRED, whose replies the engine delivers in the new generation.
-method Resize(wanted: Wanted, published: int, carried: []int) -> (lane: Lane)
+method Resize(wanted: Wanted, published: int, carried: []int) -> (channel_info: ChannelInfo)
 
 # The service and its model; `model` is null until one is ready.
 method Describe() -> (service: string, state: string, epoch: int, model: ?object)
@@ -99,7 +99,11 @@ class ClientService:
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
         self._supervisor.engines.channels.attach(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
-        reply = {"lane": lease.lane.to_json(), "trusted": lease.trusted, "state": self._supervisor.state}
+        reply = {
+            "channel_info": lease.channel_info.to_json(),
+            "trusted": lease.trusted,
+            "state": self._supervisor.state,
+        }
         return Reply(reply, fds=tuple(given))
 
     async def resize(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
@@ -127,7 +131,7 @@ class ClientService:
             raise _refused(refusal) from refusal
         self._charge(lease)
         self._supervisor.engines.channels.attach(lease)
-        return Reply({"lane": lease.lane.to_json()}, fds=tuple(given))
+        return Reply({"channel_info": lease.channel_info.to_json()}, fds=tuple(given))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
         """Raises Refused, and not at once, for a user who is given channels again and again.

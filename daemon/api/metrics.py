@@ -86,9 +86,9 @@ class _Service(Collector):
             "shmserve_requests_in_place", "Requests that the model read without a copy.", counted["in_place"]
         )
         yield _counter(
-            "shmserve_requests_staged_ahead",
+            "shmserve_requests_cut_through",
             "Requests that were copied in part while their clients were still writing them.",
-            counted["staged_ahead"],
+            counted["cut_through"],
         )
         yield _counter(
             "shmserve_requests_clamped",

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from shmserve.channel import Lane, LaneNames, create_lane, unlink_lane
+from shmserve.channel import ChannelInfo, ChannelNames, create_channel, unlink_channel
 from shmserve.doorbell import exists_doorbell
 from shmserve.layout import CACHE_LINE, MAX_METADATA_BYTES, Geometry, aligned
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 
 from ..config.config import Config
@@ -47,7 +47,7 @@ class Wanted:
 class Lease:
     """A channel held while its connection lives."""
 
-    lane: Lane
+    channel_info: ChannelInfo
     peer: Peer
     program: str
     trusted: bool
@@ -58,13 +58,13 @@ class Lease:
     #: Shared memory that it takes, both directions.
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
-    sealed: SealedLane | None = None
+    sealed: SealedChannelFds | None = None
     #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
     holders: dict[int, int] = field(default_factory=dict)
 
     @property
     def channel(self) -> int:
-        return self.lane.identity.channel
+        return self.channel_info.identity.channel
 
 
 class LeaseRefused(Exception):
@@ -105,7 +105,7 @@ class Leases:
     def of_generation(self, channel: int, generation: int) -> Lease | None:
         """The lease that this generation of a channel is or was of, also where its client has grown or left since."""
         lease = self._held.get(channel)
-        if lease is not None and lease.lane.identity.generation == generation:
+        if lease is not None and lease.channel_info.identity.generation == generation:
             return lease
         return self._gone.get(generation)
 
@@ -133,23 +133,23 @@ class Leases:
         if not self._held and self._bell_removed():
             self.on_removed()
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
-        sealed = SealedLane() if self._config.transport == "sealed" else None
-        lane, given, size = self._create(channel, peer, wanted, sealed, published=0)
+        sealed = SealedChannelFds() if self._config.transport == "sealed" else None
+        channel_info, given, size = self._create(channel, peer, wanted, sealed, published=0)
         trusted_uids = self._config.trusted_uids
         trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
-        lease = Lease(lane, peer, program, trusted, now_ns, wanted, bytes=size, sealed=sealed)
+        lease = Lease(channel_info, peer, program, trusted, now_ns, wanted, bytes=size, sealed=sealed)
         self._held[channel] = lease
         return lease, given
 
     def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
         """Give the lease a new generation of its channel; returns the descriptors to give the client."""
-        lane, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
-        old = lease.lane
+        channel_info, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
+        old = lease.channel_info
         self._note_gone(lease)
-        lease.lane, lease.wanted, lease.carried, lease.bytes = lane, wanted, tuple(carried), size
+        lease.channel_info, lease.wanted, lease.carried, lease.bytes = channel_info, wanted, tuple(carried), size
         lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
         if old.names is not None:
-            unlink_lane(old)
+            unlink_channel(old)
         return given
 
     def release(self, channel: int) -> Lease | None:
@@ -157,20 +157,20 @@ class Leases:
         lease = self._held.pop(channel, None)
         if lease is not None:
             self._note_gone(lease)
-        if lease is not None and lease.lane.names is not None:
-            unlink_lane(lease.lane)
+        if lease is not None and lease.channel_info.names is not None:
+            unlink_channel(lease.channel_info)
         if lease is not None and lease.sealed is not None:
             lease.sealed.close()
         return lease
 
     def _note_gone(self, lease: Lease) -> None:
-        self._gone[lease.lane.identity.generation] = lease
+        self._gone[lease.channel_info.identity.generation] = lease
         if len(self._gone) > _GONE:
             self._gone.popitem(last=False)
 
     def _create(
-        self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedLane | None, *, published: int
-    ) -> tuple[Lane, list[int], int]:
+        self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedChannelFds | None, *, published: int
+    ) -> tuple[ChannelInfo, list[int], int]:
         model = self.model_wants
         slots = min(wanted.slots, self._config.max_slots)
         requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
@@ -189,12 +189,12 @@ class Leases:
         self._generation += 1
         identity = Identity(self._epoch, channel, self._generation)
         fresh = self._names.fresh
-        names = None if sealed else LaneNames(fresh(), fresh(), self.request_bell, fresh())
-        lane = Lane(identity, names)
+        names = None if sealed else ChannelNames(fresh(), fresh(), self.request_bell, fresh())
+        channel_info = ChannelInfo(identity, names)
         try:
             if sealed is not None:
-                return lane, sealed.create(identity, requests, replies, published=published), total
-            create_lane(lane, requests, replies, published=published, group=self._config.serves_group)
+                return channel_info, sealed.create(identity, requests, replies, published=published), total
+            create_channel(channel_info, requests, replies, published=published, group=self._config.serves_group)
         except OSError as error:
             free = os.statvfs("/dev/shm")
             raise LeaseRefused(
@@ -202,7 +202,7 @@ class Leases:
                 f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
             ) from error
-        return lane, [], total
+        return channel_info, [], total
 
     def _bell_removed(self) -> bool:
         return self._config.transport == "named" and not exists_doorbell(self.request_bell)

@@ -37,7 +37,7 @@ class Tampering:
         Removed ones are nobody's doing here: only the daemon's own user may, and no engine dies of it. The next one
         says that it cannot open them, and the client attaches again.
         """
-        names = lease.lane.names
+        names = lease.channel_info.names
         if names is None:
             return None
         try:

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from shmserve.channel import Lane
-from shmserve.compiled import COMPILED
+from shmserve.backend import NATIVE
+from shmserve.channel import ChannelInfo
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
+from shmserve.record_ring import RecordRingBroken, RecordRingWriter
 from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
-from shmserve.tape import TapeBroken, TapeWriter
 
 from ..failpoints import failpoint
 from ..host import descriptor_limit
@@ -95,7 +95,7 @@ class Engine:
         self._rates = Rates(None)
         self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
-        self._tape: TapeWriter | None = None
+        self._record_ring: RecordRingWriter | None = None
         self._drains = False
 
     def load(self) -> bool:
@@ -187,7 +187,7 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            compiled=COMPILED,
+            native=NATIVE,
         )
         return True
 
@@ -256,7 +256,7 @@ class Engine:
                 self._failpoint("paused")
             case "lost":
                 tenancy = loop.tenancies.get(message["channel"])
-                if tenancy is not None and tenancy.lane.identity.generation == message["generation"]:
+                if tenancy is not None and tenancy.channel_info.identity.generation == message["generation"]:
                     tenancy.carry(message["carried"], serving=loop.serving)
             case "record":
                 self._record(loop, message["fds"], message["channel"])
@@ -268,12 +268,12 @@ class Engine:
             case "stop":
                 loop.stopped = True
 
-    def _map(self, lane: Lane, fds: Sequence[int]) -> MappedChannel:
+    def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
         descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._side.registrar if self._side is not None else None
-        return MappedChannel(lane, fds, writable_requests=writable, registrar=registrar)
+        return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
     def _tenancy(self, mapped: MappedChannel, message: Mapping[str, Any]) -> Tenancy:
         return Tenancy(
@@ -294,22 +294,22 @@ class Engine:
         self._end_recording(loop)
         try:
             if not fds:
-                raise TapeBroken("the tape did not come: this process has no room for more descriptors")
-            self._tape = TapeWriter(fds[0])
-        except (TapeBroken, OSError) as error:  # the supervisor has looked at it: memory is short
+                raise RecordRingBroken("the record ring did not come: this process has no room for more descriptors")
+            self._record_ring = RecordRingWriter(fds[0])
+        except (RecordRingBroken, OSError) as error:  # the supervisor has looked at it: memory is short
             log.error("nothing is recorded: %s", error)
             return
         finally:
             for descriptor in fds:
                 os.close(descriptor)
-        loop.serve_through(RecordedServing(self._serving, self._tape, channel))
+        loop.serve_through(RecordedServing(self._serving, self._record_ring, channel))
 
     def _end_recording(self, loop: EngineLoop) -> None:
-        tape, self._tape = self._tape, None
-        if tape is not None:
+        record_ring, self._record_ring = self._record_ring, None
+        if record_ring is not None:
             assert self._serving is not None
             loop.serve_through(self._serving)
-            tape.close()
+            record_ring.close()
 
     def _report_gpu(self) -> None:
         if self._side is None:
@@ -321,9 +321,11 @@ class Engine:
             return
         self._control.send("gpu", gpu=report)
 
-    def _report_broken(self, lane: Lane, reason: str, *, blame: bool = True, detail: str | None = None) -> None:
+    def _report_broken(
+        self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None
+    ) -> None:
         """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
-        self._control.send("broken", **vars(lane.identity), reason=reason, blame=blame, detail=detail)
+        self._control.send("broken", **vars(channel_info.identity), reason=reason, blame=blame, detail=detail)
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:

@@ -4,11 +4,11 @@ supervisor -> engine                          engine -> supervisor
 load    package, version, device, settings    loading / warming
                                               ready     contract of the warmed-up model
                                               failed    stage, error, message
-attach  lane, trusted, uid, carried, suspicion
+attach  channel_info, trusted, uid, carried, suspicion
 suspect channel, left_s, blamed               (the client runs alone and behind the others that long)
 detach  channel
 lost    channel, generation, carried          (answers what no engine has)
-record  channel, a tape's descriptor
+record  channel, a record ring's descriptor
 record_end
 serve                                         serving
 pause                                         paused    nothing of the engine's is under way

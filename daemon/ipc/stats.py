@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shmserve.compiled import COMPILED, steps
+from shmserve.backend import NATIVE, core
 from shmserve.errors import ProtocolMismatch
 from shmserve.sealed_memory import seal, unsafe_to_map
 
@@ -48,7 +48,7 @@ class Counter(IntEnum):
     RESETS = 22
     CLAMPED = 23  # requests with a number of the observation or the action brought back to its limit
     OUT_OF_RANGE = 24  # requests that ended because of a number that is not finite or out of range
-    STAGED_AHEAD = 25  # requests that were copied in part while their client was still writing them
+    CUT_THROUGH = 25  # requests that were copied in part while their client was still writing them
 
 
 class Stage(IntEnum):
@@ -156,7 +156,7 @@ class Stats:
             raise ProtocolMismatch(f"the memory for an engine's stats {problem}")
         self._mapped = mmap.mmap(descriptor, STATS_BYTES, flags=mmap.MAP_SHARED)
         self.words = memoryview(self._mapped).cast("Q")
-        self._histograms = steps.Histograms(self._mapped, _HISTOGRAMS_AT) if COMPILED else None
+        self._histograms = core.Histograms(self._mapped, _HISTOGRAMS_AT) if NATIVE else None
         if self._histograms is not None:
             self.record = self._histograms.record  # type: ignore[method-assign]
 

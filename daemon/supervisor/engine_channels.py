@@ -16,7 +16,7 @@ class EngineChannels:
         self._config = config
         self._leases = leases
         self._warm: list[EngineProcess] = []
-        self._tape: tuple[int, int | None] | None = None  # descriptor, and the one channel that is recorded
+        self._record_ring: tuple[int, int | None] | None = None  # descriptor, and the one channel that is recorded
 
     def open(self, engine: EngineProcess) -> None:
         """Tell an engine of every channel, and from now on of every change of them."""
@@ -24,7 +24,7 @@ class EngineChannels:
         self._send_rate(engine)
         for lease in self._leases:
             self._send_lease(engine, lease)
-        self._send_tape(engine)
+        self._send_record_ring(engine)
 
     def close(self, engine: EngineProcess) -> None:
         """Tell it nothing more; may be called twice."""
@@ -66,7 +66,7 @@ class EngineChannels:
         engine.send(
             "attach",
             fds=fds,
-            lane=lease.lane.to_json(),
+            channel_info=lease.channel_info.to_json(),
             trusted=lease.trusted,
             uid=lease.peer.uid,
             carried=carried,
@@ -78,23 +78,23 @@ class EngineChannels:
     @property
     def recording(self) -> bool:
         """Whether somebody keeps what is served."""
-        return self._tape is not None
+        return self._record_ring is not None
 
-    def record(self, tape: int, channel: int | None) -> None:
-        """Tell every engine of a recorder's tape; the descriptor stays the caller's, until `end_recording`."""
-        self._tape = tape, channel
+    def record(self, record_ring: int, channel: int | None) -> None:
+        """Tell every engine of a recorder's record ring; the descriptor stays the caller's, until `end_recording`."""
+        self._record_ring = record_ring, channel
         for engine in self._warm:
-            self._send_tape(engine)
+            self._send_record_ring(engine)
 
     def end_recording(self) -> None:
         """Nobody records any more."""
-        self._tape = None
+        self._record_ring = None
         for engine in self._warm:
             engine.send("record_end")
 
-    def _send_tape(self, engine: EngineProcess) -> None:
-        if self._tape is not None:
-            engine.send("record", fds=self._tape[:1], channel=self._tape[1])
+    def _send_record_ring(self, engine: EngineProcess) -> None:
+        if self._record_ring is not None:
+            engine.send("record", fds=self._record_ring[:1], channel=self._record_ring[1])
 
     # Results that wait
 
@@ -122,6 +122,6 @@ class EngineChannels:
                 del lease.holders[sequence]
             carried = [sequence for sequence in held if sequence in lease.carried]
             if carried:
-                identity = lease.lane.identity
+                identity = lease.channel_info.identity
                 for warm in self._warm:
                     warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)

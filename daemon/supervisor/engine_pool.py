@@ -304,7 +304,7 @@ class Engines:
             case "broken":
                 lease = self._leases.get(message["channel"])
                 # A client that grew or left before the engine had its channel open is nothing to tell of.
-                if lease is not None and lease.lane.identity.generation == message["generation"]:
+                if lease is not None and lease.channel_info.identity.generation == message["generation"]:
                     if message["detail"] is not None:
                         log.warning("the channel of client %d %s", message["channel"], message["detail"])
                     self._on_broken(lease, message["reason"], message["blame"])
@@ -318,9 +318,9 @@ class Engines:
 
     # Recording
 
-    def record(self, tape: int, channel: int | None) -> None:
-        """From now on whichever engine serves puts what it serves on this tape; the descriptor stays the caller's."""
-        self.channels.record(tape, channel)
+    def record(self, record_ring: int, channel: int | None) -> None:
+        """From now on whichever engine serves puts what it serves on this record ring; the descriptor stays the caller's."""
+        self.channels.record(record_ring, channel)
         self._ring()
 
     def end_recording(self) -> None:
@@ -339,7 +339,7 @@ class Engines:
         """What the serving engine said of its model; None without one."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "compiled")}
+        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "native")}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(served, errors, monotonic ns of the last) of a channel in the serving engine."""

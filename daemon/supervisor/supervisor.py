@@ -212,7 +212,7 @@ class Supervisor:
             engine.served.version,
             engine.ready["device"],
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready["compiled"] else "; request path: Python (not compiled)",
+            "" if engine.ready["native"] else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None

@@ -72,7 +72,7 @@ def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_pat
             (source / name).symlink_to(os.readlink(ROOT / name))
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, source / name)
-    (source / "shmserve/_compiled.cpython-311-x86_64-linux-gnu.so").touch()  # as `make` leaves it in a checkout
+    (source / "shmserve/_core.cpython-311-x86_64-linux-gnu.so").touch()  # as `make` leaves it in a checkout
     built = subprocess.run(
         ["dpkg-buildpackage", "-us", "-uc", "-b"], cwd=source, capture_output=True, text=True, timeout=300, check=False
     )

@@ -111,19 +111,19 @@ def test_there_is_no_torch_where_that_was_tried(installed: Path) -> None:
     assert "No module named 'torch'" in run(installed, "import torch").stderr
 
 
-def test_the_source_distribution_holds_what_the_compiled_steps_are_built_from(wheel: Path) -> None:
+def test_the_source_distribution_holds_the_sources_of_the_native_core(wheel: Path) -> None:
     (archive,) = wheel.parent.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
 
-    assert {f"compiled/{path.name}" for path in (ROOT / "compiled").glob("*.[ch]")} | {"setup.py"} <= names
+    assert {f"native/python/{path.name}" for path in (ROOT / "native/python").glob("*.[ch]")} | {"setup.py"} <= names
 
 
-def test_the_wheel_has_the_compiled_steps_of_this_python(wheel: Path, installed: Path) -> None:
+def test_the_wheel_has_the_native_core_for_this_python(wheel: Path, installed: Path) -> None:
     if shutil.which("cc") is None and shutil.which("gcc") is None:
         pytest.skip("no compiler here")
 
-    found = run(installed, "import shmserve.compiled as compiled; print(compiled.COMPILED, compiled.steps.__file__)")
+    found = run(installed, "import shmserve.backend as backend; print(backend.NATIVE, backend.core.__file__)")
 
     built = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     assert found.stdout.split() == ["True", *(str(installed / name) for name in built)]
@@ -143,9 +143,9 @@ def test_without_a_compiler_pip_installs_it_quietly_and_a_client_works(source: P
     link_dependencies(site)
     found = run(
         site,
-        "import shmserve.compiled; from shmserve.client import ShmClient; print(shmserve.compiled.COMPILED); "
+        "import shmserve.backend; from shmserve.client import ShmClient; print(shmserve.backend.NATIVE); "
         "ShmClient('nobody', runtime_dir='/nonexistent', max_retries=0).infer({})",
     )
-    assert not [*site.rglob("_compiled*.so")]
+    assert not [*site.rglob("_core*.so")]
     assert found.stdout == "False\n"
     assert found.stderr.rstrip().splitlines()[-1].startswith("shmserve.errors.ServiceUnavailable: no daemon serves")

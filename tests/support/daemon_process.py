@@ -38,7 +38,7 @@ _UNHANDLED = ("never retrieved", "Exception in callback", "Exception ignored", "
 def environment() -> dict[str, str]:
     """This process's environment without what would lead a daemon or a client to other directories."""
     away = ("SHMSERVE_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "JOURNAL_STREAM")
-    kept = ("SHMSERVE_COMPILED",)
+    kept = ("SHMSERVE_PURE",)
     return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(away)}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
@@ -26,7 +26,7 @@ from shmserve.daemon.packages.package import ModelPackage
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
 from tests.support.fake_device import FakeDevice
@@ -39,12 +39,12 @@ class Client:
 
     def __init__(self, number: int, engine: DeviceEngine, payload_bytes: int) -> None:
         geometry = Geometry(slots=_SLOTS, metadata_bytes=4096, payload_bytes=payload_bytes)
-        self._sealed = SealedLane()
-        lane = Lane(Identity(number + 1, number, 1), None)
-        self.channel = ClientChannel(lane, self._sealed.create(lane.identity, geometry, geometry))
+        self._sealed = SealedChannelFds()
+        channel_info = ChannelInfo(Identity(number + 1, number, 1), None)
+        self.channel = ClientChannel(channel_info, self._sealed.create(channel_info.identity, geometry, geometry))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
         self.tenancy = Tenancy(
-            MappedChannel(lane, ends, registrar=engine.side.registrar),
+            MappedChannel(channel_info, ends, registrar=engine.side.registrar),
             trusted=True,
             uid=0,
             rate=None,

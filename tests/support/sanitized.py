@@ -1,4 +1,4 @@
-"""Runs what reaches the compiled steps with gcc's checks of addresses and of undefined behaviour built into them.
+"""Tests and fuzzing of the native core with gcc's checks of addresses and undefined behaviour.
 
     python tests/support/sanitized.py [--inputs 400000]
 
@@ -18,10 +18,10 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[2]
 #: Not those that start a daemon: it reads a package within a limit of addresses, and the checks alone take terabytes.
 _TESTS = (
-    "compiled",
-    "compiled_misused",
-    "compiled_plain",
-    "compiled_leaks",
+    "native_and_pure",
+    "native_misuse",
+    "native_fast_path",
+    "native_leaks",
     "plain_requests",
     "codec",
     "ring",
@@ -38,15 +38,15 @@ import importlib.util, sys
 class Sanitized:
     @staticmethod
     def find_spec(name, path=None, target=None):
-        if name == "shmserve._compiled":
+        if name == "shmserve._core":
             return importlib.util.spec_from_file_location(name, {extension!r})
 
 sys.meta_path.insert(0, Sanitized)
 """
 _IS_TAKEN = (
-    "from shmserve.compiled import COMPILED, steps; "
+    "from shmserve.backend import NATIVE, core; "
     "maps = open('/proc/self/maps').read(); "
-    "assert COMPILED and steps.__file__ == {extension!r} and 'libasan' in maps, steps"
+    "assert NATIVE and core.__file__ == {extension!r} and 'libasan' in maps, core"
 )
 
 
@@ -65,7 +65,7 @@ def _build(folder: Path) -> Path:
     flags = {**os.environ, "CC": "gcc", "CFLAGS": _FLAGS, "LDFLAGS": _CHECKS}
     places = ["--build-lib", str(folder / "built"), "--build-temp", str(folder / "objects")]
     subprocess.run([*setup, *places], cwd=_ROOT, env=flags, check=True)
-    (extension,) = (folder / "built/shmserve").glob("_compiled*.so")
+    (extension,) = (folder / "built/shmserve").glob("_core*.so")
     return extension
 
 
@@ -77,7 +77,7 @@ def _environment(folder: Path) -> Mapping[str, str]:
         "PYTHONMALLOC": "malloc",
         # First of all libraries; with the one whose exceptions it catches on their way.
         "LD_PRELOAD": f"{_library('libasan.so')} {_library('libstdc++.so.6')}",
-        # CPython keeps much until it ends, and torch more: what the steps keep is tests/unit/native/test_compiled_leaks.py's affair.
+        # CPython keeps much until it ends, and torch more: what the core keeps is tests/unit/native/test_native_leaks.py's affair.
         # What is freed is held back for a while, which fuzz/replay.py would take for growth: a little is enough here.
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=2",
         "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -12,7 +12,7 @@ from typing import Protocol
 import posix_ipc
 import torch
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.layout import Geometry
 
 
@@ -41,22 +41,22 @@ class MappedChannel:
 
     def __init__(
         self,
-        lane: Lane,
+        channel_info: ChannelInfo,
         descriptors: Sequence[int] = (),
         *,
         writable_requests: bool = False,
         registrar: Registrar | None = None,
     ) -> None:
         """Takes `descriptors` over, see `EngineChannel`. With a `registrar` the device is to read the requests by itself."""
-        self.lane = lane
+        self.channel_info = channel_info
         self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
         #: For the registrar's own mapping, until that is made.
         self._requests: int | None = None
         # Without names and descriptors EngineChannel raises the error.
-        if self._registrar is not None and (lane.names is not None or descriptors):
-            self._requests = _open_requests(lane, descriptors)
+        if self._registrar is not None and (channel_info.names is not None or descriptors):
+            self._requests = _open_requests(channel_info, descriptors)
         try:
-            self.channel = EngineChannel(lane, descriptors, writable_requests=writable_requests)
+            self.channel = EngineChannel(channel_info, descriptors, writable_requests=writable_requests)
         except BaseException:
             self._close_requests()
             raise
@@ -85,13 +85,13 @@ class MappedChannel:
             os.close(requests)
 
 
-def _open_requests(lane: Lane, descriptors: Sequence[int]) -> int:
-    """A descriptor of the lane's requests that may be mapped to be written; the caller closes it."""
-    if lane.names is not None:
+def _open_requests(channel_info: ChannelInfo, descriptors: Sequence[int]) -> int:
+    """A descriptor of the channel's requests that may be mapped to be written; the caller closes it."""
+    if channel_info.names is not None:
         try:
-            shared = posix_ipc.SharedMemory(lane.names.requests)
+            shared = posix_ipc.SharedMemory(channel_info.names.requests)
         except posix_ipc.ExistentialError as error:
-            raise FileNotFoundError(f"shared memory {lane.names.requests} is gone") from error
+            raise FileNotFoundError(f"shared memory {channel_info.names.requests} is gone") from error
         descriptor: int = shared.fd
         return descriptor
     return os.dup(descriptors[0])

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shmserve.backend import core
 from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
-from shmserve.compiled import steps
 from shmserve.layout import CACHE_LINE
-from shmserve.schema import BFLOAT16, Array, ArrayPlace, Schema
+from shmserve.schema import BFLOAT16, Array, LeafLayout, Schema
 
 _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
@@ -47,25 +47,25 @@ class Staging:
     def __init__(
         self,
         tensors_on: torch.device | None,
-        stager: steps.Stager | None = None,
-        intake: steps.Intake | None = None,
+        copier: core.CutThroughCopier | None = None,
+        intake: core.Intake | None = None,
     ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 
-        `stager` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
+        `copier` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
         #: Where observations are copied to.
         self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
-        self._stager = stager
+        self._copier = copier
         self._intake = intake
         #: Bytes of the latest observation that were there before its client had written all of it.
-        self.ahead_bytes = 0
+        self.cut_through_bytes = 0
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, writing: int = 0) -> Any:
-        """The tree in `slot`, its arrays as the model takes them; `writing` is as the request's head says."""
-        receiver = schema.receiver
+    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, write_id: int = 0) -> Any:
+        """The tree in `slot`, its arrays as the model takes them; `write_id` is as the request's head says."""
+        decoder = schema.decoder
         if in_place:
             source = slot
         else:
@@ -75,31 +75,31 @@ class Staging:
                 source = SlotMemory(_NO_METADATA, aligned_bytes(size))
                 self._replace(source, source.payload)
             # The one copy of the payload: what the client writes from now on is not seen.
-            if receiver is not None:
-                self.ahead_bytes = receiver.stage(slot.payload, source.payload, self._stager, writing)
+            if decoder is not None:
+                self.cut_through_bytes = decoder.stage(slot.payload, source.payload, self._copier, write_id)
             else:
-                source.beginnings[size][...] = slot.beginnings[size]
-        views = source.views[schema]
-        if receiver is not None and schema.only_arrays and self._on_host and not pickled:
+                source.prefix_views[size][...] = slot.prefix_views[size]
+        views = source.leaf_views[schema]
+        if decoder is not None and schema.is_all_arrays and self._on_host and not pickled:
             if self._device is None:
-                return receiver.lend(source.payload, views)
-            return receiver.build(source.payload, [_from_numpy(view) for view in views])
+                return decoder.decode_in_place(source.payload, views)
+            return decoder.unflatten(source.payload, [_from_numpy(view) for view in views])
         numbers = schema.numbers.unpack_from(source.raw, 0)
         if pickled:
-            tree = unpickle_parts(schema.build(numbers, views), "observation")
+            tree = unpickle_parts(schema.unflatten(numbers, views), "observation")
             return tree if self._device is None else self._tensors(tree)
-        if not schema.only_arrays or not self._on_host:
+        if not schema.is_all_arrays or not self._on_host:
             leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
         elif self._device is None:
             leaves = [view[...] for view in views]  # the policy's own objects, whose shape it may change
         else:
             leaves = [_from_numpy(view) for view in views]
-        return schema.build(numbers, leaves)
+        return schema.unflatten(numbers, leaves)
 
     def give_back(self, schema: Schema) -> None:
         """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
         if self.arena.room >= schema.payload_bytes:
-            self.keep_unless_held(self.arena.views[schema])
+            self.keep_unless_held(self.arena.leaf_views[schema])
 
     def keep_unless_held(self, views: list[Array]) -> None:
         """As `give_back`, of an observation whose arrays were made of these views of the arena."""
@@ -113,12 +113,12 @@ class Staging:
     def _replace(self, arena: SlotMemory, copied_to: npt.NDArray[np.uint8] | None) -> None:
         """From now on this is the arena; `copied_to` is its memory, None while it has none."""
         self.arena = arena
-        if self._stager is not None:
-            self._stager.into(copied_to)
+        if self._copier is not None:
+            self._copier.set_target(copied_to)
         if self._intake is not None:
             self._intake.forget()
 
-    def _leaf(self, place: ArrayPlace, view: Array) -> Any:
+    def _leaf(self, place: LeafLayout, view: Array) -> Any:
         if place.kind != "array":
             return plain_leaf(place, view)
         if self._device is None:
@@ -149,7 +149,7 @@ def calibrate() -> None:
     """
     staging = Staging(None)
     memory = aligned_bytes(2 * CACHE_LINE)
-    views = [ArrayPlace("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
+    views = [LeafLayout("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
 
     def is_kept(of_view: int, of_base: int) -> bool:
         _unheld[:] = of_view, of_base

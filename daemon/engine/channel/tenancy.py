@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from shmserve.backend import core
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
-from shmserve.compiled import steps
 from shmserve.errors import RequestRejected
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
@@ -52,11 +52,11 @@ class Tenancy:
     ) -> None:
         """Takes `mapped` over. `tensors_on` is as `Staging` takes it."""
         self._mapped = mapped
-        self.lane = mapped.lane
+        self.channel_info = mapped.channel_info
         self.channel = mapped.channel
         #: The requests as memory that the device reads by itself; None where it does not.
         self.registered = mapped.register()
-        self.number = self.lane.identity.channel
+        self.number = self.channel_info.identity.channel
         self.trusted = trusted
         self.uid = uid
         #: What its user may send; None without a limit.
@@ -89,7 +89,7 @@ class Tenancy:
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
         #: What was seen of the client's counter is `seen` of this.
-        self.watch = self.channel.requests.watch
+        self.poller = self.channel.requests.poller
         self.intake = self._new_intake()
         self.plain_schema: Schema | None = None
         self.plain_views: list[Array] = []
@@ -108,31 +108,31 @@ class Tenancy:
             self.behind_ns, self.blamed = 0, False
         return self.behind_ns > 0
 
-    def _new_intake(self) -> steps.Intake | None:
+    def _new_intake(self) -> core.Intake | None:
         """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
-        if requests.compiled is None or replies.compiled is None or self.rate is not None:
+        if requests.native is None or replies.native is None or self.rate is not None:
             return None
         if device is not None and device.type != "cpu":
             return None
         wrap = None if device is None else torch.from_numpy
-        return steps.Intake(requests.compiled, replies.compiled, requests.stager, wrap)
+        return core.Intake(requests.native, replies.native, requests.copier, wrap)
 
     def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
-        receiver = schema.receiver
-        if self.intake is None or self.intake.schema == schema_id or receiver is None or not schema.only_arrays:
+        decoder = schema.decoder
+        if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]
         self.plain_schema = schema
         if in_place:
             self.plain_views = []
-            self.intake.learn(schema_id, receiver, payloads, None, [memory.views[schema] for memory in memories])
+            self.intake.learn(schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories])
         else:
             arena = self.staging(0).arena
-            self.plain_views = arena.views[schema]
-            self.intake.learn(schema_id, receiver, payloads, arena.payload, self.plain_views)
+            self.plain_views = arena.leaf_views[schema]
+            self.intake.learn(schema_id, decoder, payloads, arena.payload, self.plain_views)
 
     def _forget_plain(self) -> None:
         """Hold nothing of the channel's memory any more."""
@@ -143,7 +143,7 @@ class Tenancy:
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
         requests, replies = self.channel.requests, self.channel.replies
-        self.watch.seen = published = requests.published()
+        self.poller.last_seen = published = requests.published()
         for sequence in requests.between(0, published):
             # What was out in an earlier generation was answered there, or is carried.
             if not replies.answered(sequence):
@@ -165,7 +165,7 @@ class Tenancy:
 
     def look(self, now_ns: int) -> bool:
         """Admit what the client has published since the last look; True if there was anything."""
-        published, seen = self.words[self.counter], self.watch.seen
+        published, seen = self.words[self.counter], self.poller.last_seen
         if published == seen:
             return False
         count = number_of(published) - number_of(seen)
@@ -173,7 +173,7 @@ class Tenancy:
             self._admit(published)
         else:
             self._admit_several(count, seen, published)
-        self.watch.seen = published
+        self.poller.last_seen = published
         self.active_ns = now_ns
         return True
 
@@ -203,8 +203,8 @@ class Tenancy:
         head = self.channel.requests.head(sequence)
         if head is None:
             raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
-        if head.writing and self.channel.requests.stager is not None:
-            self.channel.requests.stager.came(head.writing)
+        if head.write_id and self.channel.requests.copier is not None:
+            self.channel.requests.copier.commit(head.write_id)
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
@@ -229,8 +229,8 @@ class Tenancy:
         while len(self._staging) <= row:
             # A batch's further rows are of other clients, or of requests that were published long ago.
             first = not self._staging
-            stager = self.channel.requests.stager if first else None
-            self._staging.append(Staging(self._tensors_on, stager, self.intake if first else None))
+            copier = self.channel.requests.copier if first else None
+            self._staging.append(Staging(self._tensors_on, copier, self.intake if first else None))
         return self._staging[row]
 
     def answer(
@@ -294,13 +294,13 @@ class Tenancy:
         self._unregister()
         self._forget_plain()
         self._mapped = mapped
-        self.lane = mapped.lane
+        self.channel_info = mapped.channel_info
         self.channel = mapped.channel
         self.registered = mapped.register()
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
-        self.watch, seen = self.channel.requests.watch, self.watch.seen
-        self.watch.seen = seen
+        self.poller, seen = self.channel.requests.poller, self.poller.last_seen
+        self.poller.last_seen = seen
         self.waiting.clear()
         self._staging = []
         self.intake = self._new_intake()

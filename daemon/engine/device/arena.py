@@ -21,7 +21,7 @@ import torch
 
 from shmserve.codec import plain_leaf
 from shmserve.layout import CACHE_LINE, aligned
-from shmserve.schema import BFLOAT16, ArrayPlace, Schema
+from shmserve.schema import BFLOAT16, LeafLayout, Schema
 
 from .errors import with_memory_given_back
 from .host_memory import HostMemory
@@ -128,7 +128,7 @@ class Arena:
             plain_leaf(place, place.view(row)) if tensor is None else tensor.detach()
             for place, tensor in zip(schema.arrays, self._tensors_at(start, schema), strict=True)
         ]
-        observation = schema.build(schema.numbers.unpack_from(row.data, 0), leaves)
+        observation = schema.unflatten(schema.numbers.unpack_from(row.data, 0), leaves)
         # What cannot be read has raised by now, and has no row.
         if directly is not None:
             self._hold(ahead)
@@ -205,13 +205,13 @@ class Arena:
             return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
 
 
-def device_tensor(place: ArrayPlace, row: torch.Tensor) -> torch.Tensor:
+def device_tensor(place: LeafLayout, row: torch.Tensor) -> torch.Tensor:
     """The tensor of one leaf over the bytes of its row."""
     dtype = torch_dtype(place)
     return row[place.offset : place.offset + place.size].view(dtype).view(place.shape)
 
 
-def torch_dtype(place: ArrayPlace) -> torch.dtype:
+def torch_dtype(place: LeafLayout) -> torch.dtype:
     """The dtype of a leaf as torch names it."""
     if place.dtype == BFLOAT16:
         return torch.bfloat16

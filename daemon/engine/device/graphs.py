@@ -163,7 +163,7 @@ def _variations(schema: Schema, payload: Any) -> list[Any]:
 def _example(schema: Schema) -> Any:
     """Any observation of this structure."""
     arrays = [np.zeros(place.shape, place.stored_as) for place in schema.arrays]
-    return schema.build([0] * (schema.numbers.size // 8), arrays)
+    return schema.unflatten([0] * (schema.numbers.size // 8), arrays)
 
 
 def _owned(action: Any) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.errors import ShmServeError
 
 from ...ipc.stats import ChannelWord, Stats
@@ -31,7 +31,7 @@ class Channels:
         self,
         loop: EngineLoop,
         stats: Stats,
-        mapped: Callable[[Lane, Sequence[int]], MappedChannel],
+        mapped: Callable[[ChannelInfo, Sequence[int]], MappedChannel],
         tenancy: Callable[[MappedChannel, Mapping[str, Any]], Tenancy],
         broken: Callable[..., None],
         attached: Callable[[], None],
@@ -76,15 +76,20 @@ class Channels:
             self._under_way = None
 
     def _attach(self, message: Mapping[str, Any]) -> Iterator[None]:
-        loop, lane, fds, carried = self._loop, Lane.from_json(message["lane"]), message["fds"], message["carried"]
-        number = lane.identity.channel
+        loop, channel_info, fds, carried = (
+            self._loop,
+            ChannelInfo.from_json(message["channel_info"]),
+            message["fds"],
+            message["carried"],
+        )
+        number = channel_info.identity.channel
         mapped: MappedChannel | None = None
         try:
             tenancy = loop.tenancies.get(number)
             if tenancy is not None and tenancy.held and not loop.serving:
                 # It no longer serves, but these replies are this engine's to give.
-                tenancy.move(self._mapped(lane, [os.dup(fd) for fd in fds]), carried, serving=False)
-            mapped = self._mapped(lane, fds)
+                tenancy.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
+            mapped = self._mapped(channel_info, fds)
             yield from mapped.populate()
             # Looked for again: it may have been given up meanwhile.
             tenancy = loop.tenancies.get(number)
@@ -97,7 +102,9 @@ class Channels:
                 tenancy = self._tenancy(mapped, message)
                 mapped = None
                 loop.add(tenancy)
-            self._stats.words[self._stats.channel_index(number) + ChannelWord.GENERATION] = lane.identity.generation
+            self._stats.words[self._stats.channel_index(number) + ChannelWord.GENERATION] = (
+                channel_info.identity.generation
+            )
             self._attached()
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Gone already (its client left, or moved on to another generation), or not what the supervisor
@@ -105,9 +112,9 @@ class Channels:
             loop.remove(number)
             detail = f"cannot be opened: {error}"
             if isinstance(error, BrokenChannel):
-                self._broken(lane, str(error), detail=detail)
+                self._broken(channel_info, str(error), detail=detail)
             else:  # its names, or what the kernel said, are nothing that a client should read
-                self._broken(lane, "its channel cannot be opened", blame=False, detail=detail)
+                self._broken(channel_info, "its channel cannot be opened", blame=False, detail=detail)
         finally:
             if mapped is not None:
                 mapped.close()

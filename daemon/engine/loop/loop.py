@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
+from shmserve.counter_poller import abandon, bytes_in_flight, same_cpu_writers, spin
 from shmserve.spin import SpinBudget
-from shmserve.watch import beside, give_up, spin, written
 
 from ...ipc.stats import Counter, Stats
 from ..channel.mapped_channel import MappedChannel
@@ -57,7 +57,7 @@ class EngineLoop:
         serving: Serving,
         budget: SpinBudget,
         control: Callable[[float], bool],
-        broken: Callable[[Lane, str], None],
+        broken: Callable[[ChannelInfo, str], None],
     ) -> None:
         self._bell = bell
         self._words = stats.words
@@ -227,7 +227,7 @@ class EngineLoop:
             self._waiting.remove(tenancy)
 
     def _give_up(self, tenancy: Tenancy, reason: str) -> None:
-        self._broken(tenancy.lane, reason)
+        self._broken(tenancy.channel_info, reason)
         self.remove(tenancy.number)
         self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
 
@@ -358,7 +358,7 @@ class EngineLoop:
         if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
-        if written(self._everyone.stagers) >= 0:
+        if bytes_in_flight(self._everyone.copiers) >= 0:
             if self._look_at_written(began_ns):
                 return
         elif self._spin(began_ns):
@@ -379,9 +379,9 @@ class EngineLoop:
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := beside(hot.watches)) and _in_the_way(hot, near, now_ns):
+            if (near := same_cpu_writers(hot.pollers)) and _in_the_way(hot, near, now_ns):
                 return False
-            place = spin(hot.watches, min(until_ns, now_ns + _LOOKING_NS), hot.stagers)
+            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.copiers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
@@ -403,18 +403,18 @@ class EngineLoop:
         everyone, words, control_seen = self._everyone, self._words, self._control_seen
         now_ns = moved_ns = began_ns
         there = -1
-        while (bytes_there := written(everyone.stagers)) >= 0:
+        while (bytes_there := bytes_in_flight(everyone.copiers)) >= 0:
             if bytes_there != there:
                 there, moved_ns = bytes_there, now_ns
             if (
                 now_ns - moved_ns > _STANDSTILL_NS
                 or now_ns - began_ns > _WRITING_NS
-                or ((near := beside(everyone.watches)) and _in_the_way(everyone, near, now_ns))
+                or ((near := same_cpu_writers(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
-                give_up(everyone.stagers)
+                abandon(everyone.copiers)
                 return False
-            place = spin(everyone.watches, now_ns + _LOOKING_NS, everyone.stagers)
+            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.copiers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
                 tenancy = everyone.tenancies[place]

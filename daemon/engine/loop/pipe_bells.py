@@ -90,7 +90,7 @@ class PipeBells:
         return rang
 
     def _count(self, ringer: _Ringer, tokens: int) -> None:
-        seen = _RINGS * number_of(ringer.tenancy.watch.seen)
+        seen = _RINGS * number_of(ringer.tenancy.poller.last_seen)
         if ringer.allowed is None:
             ringer.allowed = _SPARE_RINGS - seen
         ringer.tokens += tokens

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from shmserve.compiled import steps
-from shmserve.watch import Watch, all_moved
+from shmserve.backend import core
+from shmserve.counter_poller import CounterPoller, poll_all
 
 from ..channel.tenancy import Tenancy
 
 
 class Watched:
-    """Some of the engine's channels, in the order in which they came, and their watches beside them."""
+    """Some of the engine's channels, in the order in which they came, and their pollers beside them."""
 
     def __init__(self) -> None:
         self.tenancies: list[Tenancy] = []
-        self.watches: list[Watch] = []
+        self.pollers: list[CounterPoller] = []
         #: Those of them that copy what a client is still writing.
-        self.stagers: list[steps.Stager] = []
+        self.copiers: list[core.CutThroughCopier] = []
 
     def __contains__(self, tenancy: Tenancy) -> bool:
         return tenancy in self.tenancies
@@ -40,10 +40,10 @@ class Watched:
             self._beside()
 
     def _beside(self) -> None:
-        self.watches = [tenancy.watch for tenancy in self.tenancies]
-        self.stagers = [stager for each in self.tenancies if (stager := each.channel.requests.stager) is not None]
+        self.pollers = [tenancy.poller for tenancy in self.tenancies]
+        self.copiers = [copier for each in self.tenancies if (copier := each.channel.requests.copier) is not None]
 
     def moved(self) -> list[Tenancy]:
         """Those whose client has published."""
         tenancies = self.tenancies
-        return [tenancies[place] for place in all_moved(self.watches)]
+        return [tenancies[place] for place in poll_all(self.pollers)]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from shmserve.contract import described, entry_text, named_leaves
-from shmserve.description import tensor_bytes
+from shmserve.structure_guard import tensor_bytes
 
 
 def not_finite(action: Any) -> list[str]:

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Any
 
-from shmserve.compiled import steps
+from shmserve.backend import core
 from shmserve.layout import slot_of
 from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 # Plain numbers, as in serving.py.
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
-_SERVED, _IN_PLACE, _STAGED_AHEAD = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.STAGED_AHEAD)
+_SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
 class PlainServing(Serving):
     """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
 
-    What is compiled (compiled/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
+    The native core (native/python/intake.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
     goes on by the long way from where it is.
     """
 
@@ -52,21 +52,21 @@ class PlainServing(Serving):
         words[_BUSY_NS] += time.monotonic_ns() - taken_ns
         return True
 
-    def _take_and_answer(self, tenancy: Tenancy, intake: steps.Intake) -> None:
-        watch = tenancy.watch
+    def _take_and_answer(self, tenancy: Tenancy, intake: core.Intake) -> None:
+        poller = tenancy.poller
         try:
-            observation = intake.take(watch.seen)
+            observation = intake.take(poller.last_seen)
         except Exception as error:
             if not intake.sequence:
                 raise
-            watch.seen = intake.sequence
+            poller.last_seen = intake.sequence
             log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
             self._reject(tenancy, intake.head(RequestHead), error, intake.queued_ns)
             return
         sequence = intake.sequence
         if not sequence:
             return
-        watch.seen = sequence
+        poller.last_seen = sequence
         began_ns = time.monotonic_ns()
         try:
             results: Any = self._model.infer([observation])
@@ -81,10 +81,10 @@ class PlainServing(Serving):
         words[_BATCHES] += 1
         known, copied_ns = tenancy.encoder.latest, -1
         memory = tenancy.channel.replies.memories[slot_of(sequence)]
-        if known is not None and known.sender is not None and memory.written_schema == known.schema_id:
+        if known is not None and known.encoder is not None and memory.written_schema == known.schema_id:
             try:
                 copied_ns = intake.answer(
-                    known.sender,
+                    known.encoder,
                     results[0],
                     memory.payload,
                     known.schema_id,
@@ -103,8 +103,8 @@ class PlainServing(Serving):
         words[_SERVED] += 1
         line = self._stats.channel_index(tenancy.number)
         words[line + _CHANNEL_SERVED] += 1
-        if intake.ahead_bytes:
-            words[_STAGED_AHEAD] += 1
+        if intake.cut_through_bytes:
+            words[_CUT_THROUGH] += 1
         self._stats.record(intake.queued_ns, intake.staged_ns, infer_ns, copied_ns)
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
         results = observation = None  # or the arena would look as if the policy kept it
@@ -113,7 +113,7 @@ class PlainServing(Serving):
         else:
             tenancy.staging(0).keep_unless_held(tenancy.plain_views)
 
-    def _row(self, tenancy: Tenancy, intake: steps.Intake, observation: Any) -> Row:
+    def _row(self, tenancy: Tenancy, intake: core.Intake, observation: Any) -> Row:
         """The plain request that was taken last, for the long way."""
         schema = tenancy.plain_schema
         assert schema is not None

@@ -1,4 +1,4 @@
-"""Serves as Serving does, and puts every request and its answer on a recorder's tape."""
+"""Serves as Serving does, and puts every request and its answer on a record ring."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.layout import MAX_PAYLOAD_BYTES
 from shmserve.protocol import Flag, Kind, Status
+from shmserve.record_ring import Entry, RecordRingWriter
 from shmserve.ring import ReplyHead, RequestHead
-from shmserve.tape import Entry, TapeWriter
 
 from ..channel.tenancy import Tenancy
 from .serving import Serving, Taken
@@ -21,17 +21,17 @@ _METADATA_BYTES = 1 << 16
 class RecordedServing:
     """In the place of Serving while somebody records, so that nobody pays for it otherwise."""
 
-    def __init__(self, serving: Serving, tape: TapeWriter, channel: int | None) -> None:
+    def __init__(self, serving: Serving, record_ring: RecordRingWriter, channel: int | None) -> None:
         """`channel`: only this one; None: every one."""
         self._serving = serving
-        self._tape = tape
+        self._record_ring = record_ring
         self._channel = channel
         self.max_batch = serving.max_batch
 
     def serve(self, batch: list[Taken]) -> None:
         """Answer as `Serving.serve` does; what is recorded costs its copy."""
         # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
-        # one leaves it on the tape. The answer after the robot has it.
+        # one leaves it on the record ring. The answer after the robot has it.
         noted = [taken for taken in batch if self._note_request(*taken)]
         self._serving.serve(batch)
         for tenancy, head in noted:
@@ -49,14 +49,14 @@ class RecordedServing:
         if self._channel is not None and tenancy.number != self._channel:
             return False
         if head.flags & Flag.PICKLED:
-            self._tape.leave_out()
+            self._record_ring.count_skipped()
             return False
         metadata = payload = _NOTHING
         if head.kind == Kind.INFER:
             # The head's lengths are the client's claims: a slice ends at the slot's own.
             slot = tenancy.channel.requests.memory(head.sequence)
             metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
-        return self._tape.write(Entry.REQUEST, tenancy.number, _generation(tenancy), head, metadata, payload)
+        return self._record_ring.write(Entry.REQUEST, tenancy.number, _generation(tenancy), head, metadata, payload)
 
     def _note_reply(self, tenancy: Tenancy, sequence: int) -> None:
         head = tenancy.channel.replies.head(sequence)
@@ -70,16 +70,16 @@ class RecordedServing:
                 encoded = Encoder(tensors_as_arrays=True, name="action").encode(tree, slot)
             # It was to be pickled, or its client wrote to what says its size, or its own code fails.
             except BaseException:  # noqa: BLE001
-                self._tape.leave_out()
+                self._record_ring.count_skipped()
                 return
             lengths = (encoded.schema, encoded.metadata_bytes, encoded.payload_bytes)
             head = ReplyHead._make((sequence, status, flags, *lengths, version, *durations, 0, sequence, 1))
         if head.flags & Flag.PICKLED:
-            self._tape.leave_out()
+            self._record_ring.count_skipped()
             return
         metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
-        self._tape.write(Entry.REPLY, tenancy.number, _generation(tenancy), head, metadata, payload)
+        self._record_ring.write(Entry.REPLY, tenancy.number, _generation(tenancy), head, metadata, payload)
 
 
 def _generation(tenancy: Tenancy) -> int:
-    return tenancy.lane.identity.generation
+    return tenancy.channel_info.identity.generation

@@ -39,7 +39,7 @@ _COUNTED: dict[int, int] = {
 # Plain numbers for each request's path: looking a member up costs 0.1 us, and comparing with one as much again.
 _OK, _INFER = int(Status.OK), int(Kind.INFER)
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
-_STAGED_AHEAD = int(Counter.STAGED_AHEAD)
+_CUT_THROUGH = int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 _IN_HAND = int(ChannelWord.IN_HAND)
 
@@ -185,12 +185,12 @@ class Serving:
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
                 is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, writing=head.writing)
+            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
             if self._plain and not index and not pickled:
                 tenancy.learn(head.schema, schema, in_place=in_place)
-            if staging.ahead_bytes:
-                self._words[_STAGED_AHEAD] += 1
-                staging.ahead_bytes = 0
+            if staging.cut_through_bytes:
+                self._words[_CUT_THROUGH] += 1
+                staging.cut_through_bytes = 0
         except (MetadataError, RequestRejected) as error:
             self._reject(tenancy, head, error, queued_ns, taken_ns)
             return None

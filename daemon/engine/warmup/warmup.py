@@ -16,9 +16,9 @@ import torch
 from shmserve.base_values import plain_tree
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.contract import Entries, contract_differences, contract_of
-from shmserve.description import describe
 from shmserve.errors import ModelPackageError, ValueOutOfRange
 from shmserve.schema import Schema
+from shmserve.structure_guard import infer_schema
 
 from ...packages.package import ModelPackage
 from ..channel.staging import Staging, aligned_bytes
@@ -85,7 +85,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
         log.warning("the model has no example observation: the first request pays for the warm-up")
         return Warmth(0, 0, None, {"observation": None, "action": None})
     example = plain_tree(example, "example observation")
-    schema, _ = describe(example, "example observation")
+    schema, _ = infer_schema(example, "example observation")
     staging = staging or HostStaging(None if model.takes_numpy else device)
     slot = _slot_with(example, schema)
     action: Any = None
@@ -117,7 +117,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
         observation = staging.observation(schema, slot, in_place=False, pickled=False)
         _check_batch(model, staging, observation, contract, package.max_batch)
     _forget(model, package)
-    reply, _ = describe(action, "action")
+    reply, _ = infer_schema(action, "action")
     return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
 
 

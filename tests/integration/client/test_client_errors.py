@@ -84,10 +84,10 @@ def answering(folder: Path, *answers: bytes | dict[str, Any], descriptors: int =
         thread.join()
 
 
-def lane(**changes: Any) -> dict[str, Any]:
+def channel_info(**changes: Any) -> dict[str, Any]:
     names = dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/shmserve-test-none")
     fields = {"identity": {"epoch": 1, "channel": 1, "generation": 1}, "names": names, **changes}
-    return {"parameters": {"lane": fields, "trusted": True, "state": "ready"}}
+    return {"parameters": {"channel_info": fields, "trusted": True, "state": "ready"}}
 
 
 _NONSENSE: dict[str, bytes | dict[str, Any]] = {
@@ -96,17 +96,21 @@ _NONSENSE: dict[str, bytes | dict[str, Any]] = {
     "a list": b"[]\0",
     "too long": b"x" * 70_000,
     "nothing in it": {},
-    "no lane": {"parameters": {"lane": None}},
-    "a lane of text": {"parameters": {"lane": "lane"}},
-    "half a lane": {"parameters": {"lane": {"names": None}}},
-    "an identity of text": lane(identity={"epoch": "x", "channel": 1, "generation": 1}),
-    "an identity too many": lane(identity={"epoch": 1, "channel": 1, "generation": 1, "more": 1}),
-    "names that are numbers": lane(names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), 3)),
-    "a name with a NUL": lane(names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/a\0b")),
-    "a name too long": lane(
+    "no channel": {"parameters": {"channel_info": None}},
+    "a channel of text": {"parameters": {"channel_info": "channel_info"}},
+    "half a channel": {"parameters": {"channel_info": {"names": None}}},
+    "an identity of text": channel_info(identity={"epoch": "x", "channel": 1, "generation": 1}),
+    "an identity too many": channel_info(identity={"epoch": 1, "channel": 1, "generation": 1, "more": 1}),
+    "names that are numbers": channel_info(
+        names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), 3)
+    ),
+    "a name with a NUL": channel_info(
+        names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/a\0b")
+    ),
+    "a name too long": channel_info(
         names=dict.fromkeys(("requests", "replies", "request_bell", "reply_bell"), "/" + "a" * 999)
     ),
-    "no descriptors": lane(names=None),
+    "no descriptors": channel_info(names=None),
 }
 
 
@@ -121,7 +125,7 @@ def test_a_daemon_that_answers_nonsense_is_a_typed_error(folder: Path, answer: s
 @pytest.mark.usefixtures("no_descriptor_is_left")
 @pytest.mark.parametrize("descriptors", [1, 2, 4, 5])
 def test_descriptors_that_are_no_channel_are_a_typed_error_and_closed(folder: Path, descriptors: int) -> None:
-    with answering(folder, lane(names=None), descriptors=descriptors), pytest.raises(ShmServeError):
+    with answering(folder, channel_info(names=None), descriptors=descriptors), pytest.raises(ShmServeError):
         client_of(folder).infer({"x": 1})
 
 

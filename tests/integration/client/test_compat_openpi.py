@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import InferenceFailed, RequestTimeout, ServiceUnavailable, ShmClient, UnsupportedType
-from shmserve.client.compat.address import address_of
+from shmserve.client.compat.drop_in import address_of
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from tests.support.daemon_process import Daemon, environment
 from tests.support.gate import Gate

@@ -17,9 +17,9 @@ from shmserve.client import (
     ReentrantCall,
     ShmClient,
     ShmServeError,
-    one_call,
     send_inference_request,
 )
+from shmserve.client.compat import flask_pickle
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
@@ -210,7 +210,7 @@ def test_an_object_that_forks_while_it_is_read_leaves_the_request_to_the_parent(
 def test_closing_ends_the_pause_between_two_attempts(tmp_path: Any) -> None:
     client = ShmClient("arm", runtime_dir=tmp_path, timeout=3600, retry_delay=3000)
     asking = Asking(lambda: client.infer({"x": 1}))
-    wait_until("it pauses", lambda: client._exchange._followers._alarms)
+    wait_until("it pauses", lambda: client._exchange._parking_lot._parked)
 
     client.close()
 
@@ -221,7 +221,7 @@ def test_a_finalizer_in_the_middle_of_the_one_function_asks_by_it_too(
     obedient: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHMSERVE_RUNTIME_DIR", str(obedient.runtime_dir))
-    monkeypatch.setattr(one_call, "_clients", {})
+    monkeypatch.setattr(flask_pickle, "_clients", {})
     found: list[Any] = []
 
     class Finalized:
@@ -239,11 +239,11 @@ def test_a_finalizer_in_the_middle_of_the_one_function_asks_by_it_too(
                 del forgotten
                 gc.collect()
 
-    monkeypatch.setattr(one_call, "ShmClient", Client)
+    monkeypatch.setattr(flask_pickle, "ShmClient", Client)
 
     assert send_inference_request({"do": "echo", "value": 2}, "t")["output"] == 2
     assert found[1]["output"] == 1
-    one_call._close_all()
+    flask_pickle._close_all()
 
 
 def test_a_callback_of_a_model_change_may_close_the_client(client: ShmClient) -> None:

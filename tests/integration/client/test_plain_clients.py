@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shmserve.backend import NATIVE
 from shmserve.client import plain_exchange
-from shmserve.compiled import COMPILED
 from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import Daemon
 from tests.support.trees import Mode, Pixels
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
         wait = exchange._news.wait
 
         def noted(*arguments: Any) -> None:
-            waited.append(replies.watch.seen)
+            waited.append(replies.poller.last_seen)
             wait(*arguments)
 
         monkeypatch.setattr(exchange, "_lock", Collecting())

@@ -19,9 +19,9 @@ from shmserve.client import (
     RequestTimeout,
     ServiceUnavailable,
     UnsupportedType,
-    one_call,
     send_inference_request,
 )
+from shmserve.client.compat import flask_pickle
 from tests.support.daemon_process import Daemon
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
@@ -31,9 +31,9 @@ from tests.support.trees import assert_same
 @pytest.fixture(autouse=True)
 def forgotten_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The clients that the function keeps are closed after each test."""
-    monkeypatch.setattr(one_call, "_clients", {})
+    monkeypatch.setattr(flask_pickle, "_clients", {})
     yield
-    one_call._close_all()
+    flask_pickle._close_all()
 
 
 @pytest.fixture

@@ -531,7 +531,7 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         direct.serving,
         SpinBudget(0),
         lambda timeout_s: False,
-        lambda lane, reason: broken.append(lane.identity.channel),
+        lambda channel_info, reason: broken.append(channel_info.identity.channel),
         side=direct.side,
     )
     villain, honest, _ = direct.clients

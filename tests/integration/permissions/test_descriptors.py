@@ -13,7 +13,7 @@ import pytest
 from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.host.own_descriptors import keep_from_children
 from shmserve.daemon.ipc.control import ControlSocket, encode
-from shmserve.tape import TapeReader
+from shmserve.record_ring import RecordRingReader
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.descriptors import inheritable
 
@@ -21,15 +21,16 @@ from tests.support.descriptors import inheritable
 def look(daemon: Daemon) -> None:
     """Robots and a recorder at work: every descriptor of theirs, of the supervisor's and of the engine's."""
     before = inheritable(os.getpid())
-    tape = TapeReader(4096)
+    record_ring = RecordRingReader(4096)
     with (
         daemon.client() as robot,
         daemon.client() as other,
         AdminConnection(daemon.name, daemon.runtime_dir) as connection,
     ):
-        next(connection.call_more("Record", {}, fd=tape.descriptor))
+        next(connection.call_more("Record", {}, fd=record_ring.descriptor))
         wait_until(
-            "the engine has the tape", lambda: "shmserve-tape" in Path(f"/proc/{daemon.engine_pid}/maps").read_text()
+            "the engine has the record ring",
+            lambda: "shmserve-record-ring" in Path(f"/proc/{daemon.engine_pid}/maps").read_text(),
         )
         for client in (robot, other):
             assert client.infer({"do": "echo", "value": 1})
@@ -38,7 +39,7 @@ def look(daemon: Daemon) -> None:
         assert inheritable(daemon.engine_pid) == {}
         assert inheritable(daemon.pid) == {}
         assert inheritable(os.getpid()).keys() <= before.keys()
-    tape.close()
+    record_ring.close()
 
 
 def test_a_policy_s_and_a_robot_s_children_inherit_no_descriptor(start_daemon: Callable[..., Daemon]) -> None:

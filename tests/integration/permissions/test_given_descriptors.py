@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmserve.channel import EngineChannel, Lane
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.client import ShmClient
 from shmserve.daemon.ipc.stats import STATS_BYTES, Stats
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.errors import ProtocolMismatch, ShmServeError
 from shmserve.layout import COUNTER_OFFSET, Geometry, header_bytes
 from shmserve.pipe_doorbell import PipeListener, PipeRinger, create_pipe
+from shmserve.record_ring import RecordRingBroken, RecordRingReader, check_record_ring
 from shmserve.sealed_memory import SEALS
 from shmserve.segment import Identity
-from shmserve.tape import TapeBroken, TapeReader, check_tape
 
 _GEOMETRY = Geometry(4, 4096, 65536)
 _IDENTITY = Identity(1, 0, 1)
@@ -132,8 +132,8 @@ class FakeDaemon:
 
     def attach(self, fds: list[int]) -> None:
         self._connection, _ = self._listener.accept()
-        lane = {"identity": vars(_IDENTITY), "names": None}
-        self._answer({"lane": lane, "trusted": False, "state": "ready"}, fds)
+        channel_info = {"identity": vars(_IDENTITY), "names": None}
+        self._answer({"channel_info": channel_info, "trusted": False, "state": "ready"}, fds)
 
     def describe(self) -> None:
         self._answer({"service": "t", "state": "ready", "epoch": 1, "model": None})
@@ -161,7 +161,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     daemon.close()
 
 
-def lane_ends() -> list[int]:
+def channel_ends() -> list[int]:
     """What a client gets: requests, replies, a pipe to ring, a pipe to listen at."""
     return [memory(), read_only(memory()), one_end(1), one_end(0)]
 
@@ -173,7 +173,7 @@ def close_all(descriptors: list[int]) -> None:
 
 def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemon: FakeDaemon) -> None:
     replies = memory(seals=0)
-    given = lane_ends()
+    given = channel_ends()
     os.close(given[1])
     given[1] = os.open(f"/proc/self/fd/{replies}", os.O_RDONLY)
     pid = daemon.ask()
@@ -195,7 +195,7 @@ def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemo
 
 def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon) -> None:
     for (place, name), (made, said) in GIVEN.items():
-        given = lane_ends()
+        given = channel_ends()
         os.close(given[place])
         given[place] = made()
         pid = daemon.ask()
@@ -210,7 +210,7 @@ def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_client_that_is_given_too_few_descriptors_says_so(daemon: FakeDaemon, count: int) -> None:
-    given = lane_ends()
+    given = channel_ends()
     pid = daemon.ask()
 
     daemon.attach(given[:count])
@@ -230,9 +230,9 @@ def test_an_engine_takes_nothing_that_is_not_what_it_should_be() -> None:
         given[place] = made()
 
         with pytest.raises(ProtocolMismatch, match=said):
-            EngineChannel(Lane(_IDENTITY, None), given)
+            EngineChannel(ChannelInfo(_IDENTITY, None), given)
     with pytest.raises(ProtocolMismatch, match="1 descriptors came with a channel"):
-        EngineChannel(Lane(_IDENTITY, None), [memory()])
+        EngineChannel(ChannelInfo(_IDENTITY, None), [memory()])
 
 
 def test_a_doorbell_does_not_block_whatever_came() -> None:
@@ -260,10 +260,10 @@ def test_an_engine_s_stats_are_mapped_only_where_nobody_can_shrink_them() -> Non
 
 
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_a_tape_that_an_engine_cannot_write_to_is_refused() -> None:
-    tape = TapeReader(4096)
-    reading = os.open(f"/proc/self/fd/{tape.descriptor}", os.O_RDONLY)
-    with pytest.raises(TapeBroken, match="the tape is not open for writing"):
-        check_tape(reading)
+def test_a_record_ring_that_an_engine_cannot_write_to_is_refused() -> None:
+    record_ring = RecordRingReader(4096)
+    reading = os.open(f"/proc/self/fd/{record_ring.descriptor}", os.O_RDONLY)
+    with pytest.raises(RecordRingBroken, match="the record ring is not open for writing"):
+        check_record_ring(reading)
     os.close(reading)
-    tape.close()
+    record_ring.close()

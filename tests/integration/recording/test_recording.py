@@ -22,7 +22,7 @@ from shmserve.client.cli.connection import AdminConnection
 from shmserve.client.cli.private_folder import PrivateFolder
 from shmserve.client.recordings import RecordedRequest, Recording
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
-from shmserve.tape import Entry, TapeReader, TapeWriter
+from shmserve.record_ring import Entry, RecordRingReader, RecordRingWriter
 from shmserve.varlink import VarlinkError
 from tests.support.admin_command import admin, admin_json, end_admin, start_admin, update
 from tests.support.daemon_process import POLICIES, Daemon, is_running, wait_until
@@ -35,7 +35,7 @@ def recording(daemon: Daemon, file: Path, *arguments: object) -> Iterator[subpro
     process = start_admin(daemon, "record", "--out", file, "--json", *arguments)
     wait_until("it records", lambda: daemon.status()["recording"] or process.poll() is not None)
     # The engine hears of it after the supervisor.
-    wait_until("the engine has the tape", lambda: has_tape(daemon) or process.poll() is not None)
+    wait_until("the engine has the record ring", lambda: has_record_ring(daemon) or process.poll() is not None)
     yield process
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
@@ -44,8 +44,8 @@ def recording(daemon: Daemon, file: Path, *arguments: object) -> Iterator[subpro
     wait_until("nobody records", lambda: not daemon.status()["recording"])
 
 
-def has_tape(daemon: Daemon) -> bool:
-    return "shmserve-tape" in Path(f"/proc/{daemon.engine_pid}/maps").read_text()
+def has_record_ring(daemon: Daemon) -> bool:
+    return "shmserve-record-ring" in Path(f"/proc/{daemon.engine_pid}/maps").read_text()
 
 
 def requests_of(file: Path) -> list[RecordedRequest]:
@@ -85,12 +85,12 @@ def test_what_passes_is_recorded_exactly_as_it_was(echo: Daemon, tmp_path: Path)
 
 
 def test_nobody_pays_for_a_recording_that_is_over(echo: Daemon, tmp_path: Path) -> None:
-    assert not has_tape(echo)
+    assert not has_record_ring(echo)
 
     with recording(echo, tmp_path / "a.rec"):
         pass
 
-    wait_until("the engine has let go of the tape", lambda: not has_tape(echo))
+    wait_until("the engine has let go of the record ring", lambda: not has_record_ring(echo))
     with echo.client() as client:
         assert client.infer({"a": 1}) == {"a": 1}
 
@@ -214,7 +214,7 @@ def test_a_recorder_that_does_not_keep_up_loses_requests_and_no_robot_waits(echo
 
 def test_a_killed_recorder_leaves_what_is_whole_and_the_next_may_record(echo: Daemon, tmp_path: Path) -> None:
     process = start_admin(echo, "record", "--out", tmp_path / "a.rec")
-    wait_until("the engine has the tape", lambda: has_tape(echo))
+    wait_until("the engine has the record ring", lambda: has_record_ring(echo))
     with echo.client() as client:
         for number in range(30):
             client.infer({"frame": np.full(100_000, number, np.uint8)})
@@ -249,40 +249,42 @@ def _no_memfd() -> int:
 
 
 def _unsealed() -> int:
-    return os.memfd_create("tape", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return os.memfd_create("record_ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def _of_another_version() -> int:
     descriptor = _unsealed()
-    os.pwrite(descriptor, b"shmstape" + (2).to_bytes(8, "little") + bytes(9000), 0)
+    os.pwrite(descriptor, b"shmsring" + (2).to_bytes(8, "little") + bytes(9000), 0)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor
 
 
 def _with_a_lying_header() -> int:
     descriptor = _unsealed()
-    os.pwrite(descriptor, b"shmstape" + (1).to_bytes(8, "little") + (1 << 30).to_bytes(8, "little"), 0)
+    os.pwrite(descriptor, b"shmsring" + (1).to_bytes(8, "little") + (1 << 30).to_bytes(8, "little"), 0)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return descriptor
 
 
-@pytest.mark.parametrize("tape", [_no_memfd, _unsealed, _of_another_version, _with_a_lying_header])
-def test_an_engine_is_never_given_a_tape_that_could_kill_it(echo: Daemon, tape: Callable[[], int]) -> None:
-    descriptor = tape()
+@pytest.mark.parametrize("record_ring", [_no_memfd, _unsealed, _of_another_version, _with_a_lying_header])
+def test_an_engine_is_never_given_a_record_ring_that_could_kill_it(
+    echo: Daemon, record_ring: Callable[[], int]
+) -> None:
+    descriptor = record_ring()
     try:
         with AdminConnection(echo.name, echo.runtime_dir) as connection, pytest.raises(VarlinkError) as raised:
             next(connection.call_more("Record", {}, fd=descriptor))
     finally:
         os.close(descriptor)
 
-    assert raised.value.parameters["reason"] == "tape"
+    assert raised.value.parameters["reason"] == "record_ring"
     assert not echo.status()["recording"]
 
 
 def test_a_reader_that_lies_about_its_position_hurts_only_itself() -> None:
-    reader = TapeReader(4096)
+    reader = RecordRingReader(4096)
     descriptor = os.dup(reader.descriptor)
-    writer = TapeWriter(descriptor)
+    writer = RecordRingWriter(descriptor)
     payload = np.full(1000, 7, np.uint8)
     for read in (0, 1 << 63, 5, 4096):
         os.pwrite(descriptor, read.to_bytes(8, "little"), 128)

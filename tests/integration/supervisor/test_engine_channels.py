@@ -14,7 +14,7 @@ from typing import Any, final
 import pytest
 import torch
 
-from shmserve.channel import ClientChannel, Lane
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Encoder
 from shmserve.daemon.engine.loop import channel_setup as channels
 from shmserve.daemon.engine.main import Engine
@@ -23,7 +23,7 @@ from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.daemon_process import POLICIES
 
@@ -38,7 +38,7 @@ class Client:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.sealed = SealedLane()
+        self.sealed = SealedChannelFds()
         self._generation = 0
         self._encoder = Encoder()
         self.channel: ClientChannel | None = None
@@ -46,13 +46,13 @@ class Client:
     def grow(self, geometry: Geometry) -> dict[str, Any]:
         """Another generation, the first one, too; what the supervisor says of it."""
         self._generation += 1
-        lane = Lane(Identity(1, self.number, self._generation), None)
+        channel_info = ChannelInfo(Identity(1, self.number, self._generation), None)
         before, self.channel = self.channel, None
-        given = self.sealed.create(lane.identity, geometry, _SMALL)
-        self.channel = ClientChannel(lane, given, before)
+        given = self.sealed.create(channel_info.identity, geometry, _SMALL)
+        self.channel = ClientChannel(channel_info, given, before)
         if before is not None:
             before.close()
-        return {"lane": lane.to_json(), "trusted": False, "uid": 0, "carried": []}
+        return {"channel_info": channel_info.to_json(), "trusted": False, "uid": 0, "carried": []}
 
     def publish(self, count: int) -> list[int]:
         """So many requests, without a ring; their sequences."""
@@ -220,7 +220,7 @@ def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its
 def test_a_channel_that_is_none_is_told_of_and_leaves_nothing(told: Told) -> None:
     client = told.client()
     attach = client.grow(_SMALL)
-    attach["lane"]["identity"]["generation"] += 1
+    attach["channel_info"]["identity"]["generation"] += 1
     before = sorted(os.listdir("/proc/self/fd"))
     told.tell("serve")
     told.tell("attach", client.sealed.engine_ends(), **attach)

@@ -7,7 +7,7 @@ import sys
 import time
 
 from shmserve.layout import Geometry
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.stranger_process import become
 
@@ -18,17 +18,17 @@ def main() -> None:
     listener = socket.socket(fileno=int(sys.argv[1]))
     uid, passed_on = int(sys.argv[2]), sys.argv[3] == "passes-on"
     identity = Identity(7, 0, 1)
-    lane = SealedLane()
-    given = lane.create(identity, _GEOMETRY, _GEOMETRY) if passed_on else []  # of root, who is a daemon itself
+    sealed = SealedChannelFds()
+    given = sealed.create(identity, _GEOMETRY, _GEOMETRY) if passed_on else []  # of root, who is a daemon itself
     become(uid)
     if passed_on:
         given[1] = given[0]  # what that daemon gave it to write to, as what others are to read
     else:
-        given = lane.create(identity, _GEOMETRY, _GEOMETRY)
+        given = sealed.create(identity, _GEOMETRY, _GEOMETRY)
     connection, _ = listener.accept()
     connection.recv(1 << 16)
     reply = {
-        "lane": {"identity": vars(identity), "names": None},
+        "channel_info": {"identity": vars(identity), "names": None},
         "trusted": True,
         "state": "ready",
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shmserve.layout import Geometry
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.stranger_process import become
 
@@ -44,27 +44,27 @@ def main() -> None:
 def _serve(connection: socket.socket) -> None:
     heard = []
     buffer = b""
-    lane = SealedLane()
+    sealed = SealedChannelFds()
     try:
         while data := connection.recv(1 << 16):
             buffer += data
             while b"\0" in buffer:
                 call, _, buffer = buffer.partition(b"\0")
                 heard.append(json.loads(call)["method"])
-                reply, fds = _answer(heard[-1], lane)
+                reply, fds = _answer(heard[-1], sealed)
                 socket.send_fds(connection, [json.dumps({"parameters": reply}).encode() + b"\0"], fds)
     except ConnectionError:
         pass
     print(json.dumps(heard), flush=True)
-    lane.close()
+    sealed.close()
     connection.close()
 
 
-def _answer(method: str, lane: SealedLane) -> tuple[dict[str, Any], list[int]]:
+def _answer(method: str, sealed: SealedChannelFds) -> tuple[dict[str, Any], list[int]]:
     if method.endswith("Attach"):
         identity = Identity(7, 0, 1)
-        reply = {"lane": {"identity": vars(identity), "names": None}, "trusted": False, "state": "ready"}
-        return reply, lane.create(identity, _GEOMETRY, _GEOMETRY)
+        reply = {"channel_info": {"identity": vars(identity), "names": None}, "trusted": False, "state": "ready"}
+        return reply, sealed.create(identity, _GEOMETRY, _GEOMETRY)
     if method.endswith("Describe"):
         return {"service": "t", "state": "ready", "epoch": 7, "model": None}, []
     return {"status": {"pid": os.getpid()}}, []

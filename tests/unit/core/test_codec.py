@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from shmserve.backend import NATIVE
 from shmserve.codec import (
-    MATCHER_MEMORY,
+    GUARD_MEMORY,
     SCHEMA_MEMORY,
     Decoder,
     DoesNotFit,
@@ -20,7 +21,6 @@ from shmserve.codec import (
     SlotMemory,
     unpickle_parts,
 )
-from shmserve.compiled import COMPILED
 from shmserve.errors import RequestRejected, UnsupportedType
 from shmserve.layout import MAX_METADATA_BYTES, aligned
 from shmserve.metadata import MetadataError
@@ -87,7 +87,7 @@ def test_every_dtype_comes_back_in_every_layout_and_shape(dtype: np.dtype[Any], 
 
 def test_alternating_structures_are_told_apart() -> None:
     channel = Channel()
-    structures = [{"x": np.zeros(n), "n": n} for n in range(MATCHER_MEMORY + 3)]
+    structures = [{"x": np.zeros(n), "n": n} for n in range(GUARD_MEMORY + 3)]
     structures += [{"n": 1, "x": np.zeros(2)}, {"x": np.zeros(2, np.float32), "n": 1}, {"x": np.zeros((2, 1)), "n": 1}]
     for round_ in range(3):
         for tree in [*structures, *reversed(structures)]:
@@ -168,10 +168,10 @@ def test_no_side_remembers_more_than_it_needs() -> None:
         assert channel.carry(tree) == tree
 
     assert len(channel.encoder._ids) == SCHEMA_MEMORY
-    assert len(channel.encoder._matchers) == MATCHER_MEMORY
+    assert len(channel.encoder._cached) == GUARD_MEMORY
     assert len(channel.decoder._schemas.known) == SCHEMA_MEMORY
-    # Compiled, nothing is remembered of a slot.
-    assert max(len(memory.views) for memory in channel._receiving) == (0 if COMPILED else MATCHER_MEMORY)
+    # The native core: nothing is remembered of a slot.
+    assert max(len(memory.leaf_views) for memory in channel._receiving) == (0 if NATIVE else GUARD_MEMORY)
 
 
 def test_a_schema_that_was_forgotten_is_sent_again() -> None:

@@ -99,11 +99,11 @@ def test_a_geometry_that_makes_no_sense_is_refused_with_its_number(geometry: Any
 
 
 def test_nothing_else_takes_a_sequence_apart() -> None:
-    """`sequence_of`, `number_of` and `slot_of` alone do, here and in compiled/sequence.h."""
+    """`sequence_of`, `number_of` and `slot_of` alone do, here and in native/python/sequence.h."""
     arithmetic = re.compile(r"\bSLOT_(BITS|MASK)\b|\bsequence\w* *(%|&(?!&)|>>)|% *(self\.|geometry\.)?slots\b")
     checkout = REPOSITORY
-    allowed = {checkout / "shmserve" / "layout.py", checkout / "compiled" / "sequence.h", Path(__file__)}
-    folders = ("shmserve", "client", "daemon", "compiled", "tests", "fuzz", "bench", "docs", "chaos")
+    allowed = {checkout / "shmserve" / "layout.py", checkout / "native" / "python" / "sequence.h", Path(__file__)}
+    folders = ("shmserve", "client", "daemon", "native", "tests", "fuzz", "bench", "docs", "chaos")
     files = {file for folder in folders for file in (checkout / folder).rglob("*.*") if file.suffix in _TEXTS}
 
     assert len(files) > 300

@@ -245,7 +245,7 @@ def test_a_channel_without_room_for_a_payload_has_its_ends_all_the_same() -> Non
         writer = RequestWriter(Segment.open(name, writable=True))
         writer.publish(request(FIRST))
 
-        assert (writer.turning, writer.published()) == (2, FIRST)
+        assert (writer.rotating_slots, writer.published()) == (2, FIRST)
         writer.close()
     finally:
         unlink_segment(name)

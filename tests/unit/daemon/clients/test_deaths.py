@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from shmserve.channel import Lane
+from shmserve.channel import ChannelInfo
 from shmserve.daemon.clients.engine_deaths import CLEAR_S, WINDOW_S, Deaths
 from shmserve.daemon.clients.leases import Lease, Wanted
 from shmserve.daemon.config.config import Config
@@ -112,9 +112,9 @@ class Service:
 
     def attach(self, channel: int, pid: int, uid: int = STRANGERS) -> Lease:
         self._generation += 1
-        lane = Lane(Identity(1, channel, self._generation), None)
+        channel_info = ChannelInfo(Identity(1, channel, self._generation), None)
         peer = Peer(pid, uid, uid, frozenset(), started=1)
-        lease = Lease(lane, peer, "robot", False, int(self.now_s * 1e9), Wanted(1))
+        lease = Lease(channel_info, peer, "robot", False, int(self.now_s * 1e9), Wanted(1))
         self.supervisor.leases._held[channel] = lease
         return lease
 
@@ -122,7 +122,7 @@ class Service:
         stats = Stats(create_stats_memory())
         for lease in in_hand:
             line = stats.channel_index(lease.channel)
-            stats.words[line + ChannelWord.GENERATION] = lease.lane.identity.generation
+            stats.words[line + ChannelWord.GENERATION] = lease.channel_info.identity.generation
             stats.words[line + ChannelWord.IN_HAND] = len(in_hand) > 1
             stats.words[Counter.CHANNEL] = lease.channel + 1 if len(in_hand) == 1 else SEVERAL
         engine: Any = SimpleNamespace(pid=1, stats=stats, ended_on_purpose=on_purpose)

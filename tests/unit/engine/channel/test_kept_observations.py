@@ -35,11 +35,11 @@ def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 class Requests:
     """Requests of one structure, one after the other, as the engine stages them."""
 
-    def __init__(self, tensors_on: torch.device | None, *, compiled: bool = True) -> None:
+    def __init__(self, tensors_on: torch.device | None, *, native: bool = True) -> None:
         self._slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(4096, np.uint8))
         self._staging = Staging(tensors_on)
         self._encoder = Encoder()
-        self._compiled = compiled
+        self._native = native
         self._schema: Schema | None = None
 
     def give(self, value: float) -> Any:
@@ -47,8 +47,8 @@ class Requests:
         encoded = self._encoder.encode({"n": value, "x": np.full(30, value, np.float32)}, self._slot)
         if self._schema is None:
             self._schema = Schema.from_metadata(self._slot.metadata[: encoded.metadata_bytes].tobytes())
-            if not self._compiled:
-                self._schema.receiver = None
+            if not self._native:
+                self._schema.decoder = None
         return self._staging.observation(self._schema, self._slot, in_place=False, pickled=False)["x"]
 
     def give_back(self) -> int:
@@ -69,14 +69,14 @@ def assert_kept(requests: Requests, keep: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.usefixtures("counting")
-@pytest.mark.parametrize("compiled", [True, False])
-def test_what_is_kept_is_not_written_to_again(compiled: bool) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_what_is_kept_is_not_written_to_again(native: bool) -> None:
     for way, keep in WAYS_OF_KEEPING.items():
         with torch.inference_mode(), _named(way):
-            assert_kept(Requests(torch.device("cpu"), compiled=compiled), keep)
+            assert_kept(Requests(torch.device("cpu"), native=native), keep)
     for way, keep_array in WAYS_OF_KEEPING_ARRAYS.items():
         with _named(way):
-            assert_kept(Requests(None, compiled=compiled), keep_array)
+            assert_kept(Requests(None, native=native), keep_array)
 
 
 @pytest.mark.usefixtures("counting")

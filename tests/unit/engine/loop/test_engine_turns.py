@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.channel import ClientChannel, Lane, LaneNames, create_lane, unlink_lane
+from shmserve.backend import NATIVE, core
+from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
-from shmserve.compiled import COMPILED, steps
+from shmserve.counter_poller import same_cpu_writers
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop import loop
@@ -28,10 +29,9 @@ from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
-from shmserve.watch import beside
 
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
@@ -62,8 +62,8 @@ class Engine:
         self.model = Model()
         self.model.batches = max_batch > 1
         self.news: list[str] = []
-        self._names: list[LaneNames] = []
-        self._sealed: list[SealedLane] = []
+        self._names: list[ChannelNames] = []
+        self._sealed: list[SealedChannelFds] = []
         self.channels: list[ClientChannel] = []
         self.shared_bell = f"/shmserve-test.{secrets.token_hex(8)}" if transport == "named" else None
         self._supervisor, control = socket.socketpair()
@@ -79,7 +79,7 @@ class Engine:
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda lane, why: pytest.fail(why)
+            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda channel_info, why: pytest.fail(why)
         )
         self.loop.serve()
 
@@ -98,22 +98,22 @@ class Engine:
         identity = Identity(1, channel, 1)
         if self.shared_bell is not None:
             fresh = [f"/shmserve-test.{secrets.token_hex(8)}" for _ in range(3)]
-            names = LaneNames(fresh[0], fresh[1], self.shared_bell, fresh[2])
-            lane = Lane(identity, names)
-            create_lane(lane, _GEOMETRY, _GEOMETRY)
+            names = ChannelNames(fresh[0], fresh[1], self.shared_bell, fresh[2])
+            channel_info = ChannelInfo(identity, names)
+            create_channel(channel_info, _GEOMETRY, _GEOMETRY)
             given, ends = [], []
             self._names.append(names)
         else:
-            sealed = SealedLane()
-            lane = Lane(identity, None)
+            sealed = SealedChannelFds()
+            channel_info = ChannelInfo(identity, None)
             given = sealed.create(identity, _GEOMETRY, _GEOMETRY)
             ends = [os.dup(descriptor) for descriptor in sealed.engine_ends()]
             self._sealed.append(sealed)
-        client_channel = ClientChannel(lane, given)
+        client_channel = ClientChannel(channel_info, given)
         self.channels.append(client_channel)
         self.loop.add(
             Tenancy(
-                MappedChannel(lane, ends),
+                MappedChannel(channel_info, ends),
                 trusted=False,
                 uid=0,
                 rate=None,
@@ -141,7 +141,7 @@ class Engine:
         for sealed in self._sealed:
             sealed.close()
         for index, names in enumerate(self._names):
-            unlink_lane(Lane(Identity(1, index, 1), names))
+            unlink_channel(ChannelInfo(Identity(1, index, 1), names))
         if self.shared_bell is not None:
             unlink_doorbell(self.shared_bell)
         self._control.close()
@@ -173,7 +173,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     # As if it were too far away to help: what the clock alone would find is not found here.
     monkeypatch.setattr(loop, "LONGEST_WAIT_NS", 3600 * 10**9)
     # Clients and engine are one process here, and so on one processor; they act as if they were not.
-    monkeypatch.setattr(loop, "beside", lambda watches: [])
+    monkeypatch.setattr(loop, "same_cpu_writers", lambda pollers: [])
     engine = Engine(request.param)
     yield engine
     engine.close()
@@ -203,7 +203,7 @@ def test_a_request_of_a_silent_client_is_found_while_another_never_stops_asking(
     assert order[-1] == "silent"
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() -> None:
     engine = Engine("named")
     allowed = os.sched_getaffinity(0)
@@ -217,19 +217,19 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         assert engine.run() == ["here"]
         now_ns = time.monotonic_ns()
 
-        near = beside(engine.loop._hot.watches)
+        near = same_cpu_writers(engine.loop._hot.pollers)
 
         assert loop._in_the_way(engine.loop._hot, near, now_ns)
         assert not loop._in_the_way(engine.loop._hot, near, now_ns + 10**9)  # it asks now and then, and is not about
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
-        assert not beside(engine.loop._hot.watches)
+        assert not same_cpu_writers(engine.loop._hot.pollers)
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
 
 
-@pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still_is_left() -> None:
     engine = Engine("named")
     try:
@@ -240,7 +240,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert steps.written(engine.loop._everyone.stagers) == -1  # and nobody waits for it again
+        assert core.bytes_in_flight(engine.loop._everyone.copiers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()

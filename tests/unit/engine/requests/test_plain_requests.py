@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.channel import ClientChannel, Lane
+from shmserve.backend import NATIVE
+from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
-from shmserve.compiled import COMPILED
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.requests.fast_path import PlainServing
@@ -24,11 +24,11 @@ from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import ReplyHead, RequestHead
-from shmserve.sealed_lane import SealedLane
+from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, state_in
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="installed without a compiler")
+pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
@@ -57,12 +57,12 @@ class Engine:
         self.serving = PlainServing(
             self.model, self.stats, version=7, max_batch=1, in_place=in_place, stateful=False, checks={}
         )
-        self._sealed = SealedLane()
-        lane = Lane(Identity(1, 0, 1), None)
-        self.client = ClientChannel(lane, self._sealed.create(lane.identity, _GEOMETRY, _GEOMETRY))
+        self._sealed = SealedChannelFds()
+        channel_info = ChannelInfo(Identity(1, 0, 1), None)
+        self.client = ClientChannel(channel_info, self._sealed.create(channel_info.identity, _GEOMETRY, _GEOMETRY))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
         self.tenancy = Tenancy(
-            MappedChannel(lane, ends),
+            MappedChannel(channel_info, ends),
             trusted=True,
             uid=0,
             rate=None,
@@ -156,12 +156,12 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
     ids=str,
 )
 def test_what_is_not_plain_goes_the_long_way(engine: Engine, words: dict[str, int], status: Status) -> None:
-    seen, calls = engine.tenancy.watch.seen, engine.model.calls
+    seen, calls = engine.tenancy.poller.last_seen, engine.model.calls
     sequence = engine.publish(engine.head([3.0, 4.0], **words))
 
     assert not engine.serve_plain()
 
-    assert (engine.tenancy.watch.seen, engine.model.calls) == (seen, calls)
+    assert (engine.tenancy.poller.last_seen, engine.model.calls) == (seen, calls)
     assert not engine.tenancy.channel.replies.attempts(sequence)
     assert engine.stats.words[Counter.CHANNEL] == 0
     engine.serve_long()

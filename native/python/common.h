@@ -1,0 +1,86 @@
+/* Declarations that the files of the native core share. */
+
+#ifndef SHMSERVE_COMMON_H
+#define SHMSERVE_COMMON_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL shmserve_core_array_api
+#ifndef SHMSERVE_IMPORTS_ARRAY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include <sched.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+/* The words of a segment are 8 bytes, each read and written at once; a processor of 32 bits has no such load. */
+_Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bits; elsewhere pure Python is used");
+
+/* Copies of fewer bytes are over before another thread could have taken the interpreter. */
+#define RELEASING_BYTES (32 << 10)
+
+/* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
+enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
+
+extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec,
+    intake_spec, asking_spec;
+
+/* The processor that this thread runs on, and 1; 0 where nobody knows. */
+static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }
+
+static inline uint64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* The types here are whole once they are there at all: `__new__` makes them, there is no `__init__` to be called twice
+ * or never. They hold strings, dtypes, types and the memory of arrays, none of which leads back to them: the collector of
+ * cycles need not know them. */
+#define TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
+
+/* An instance with nothing in it yet. */
+static inline void *new_instance(PyTypeObject *type, PyObject *keywords)
+{
+    if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
+        PyErr_Format(PyExc_TypeError, "%s takes no keywords", type->tp_name);
+        return NULL;
+    }
+    return type->tp_alloc(type, 0);
+}
+
+/* Frees an instance of one of the types here, which are made on the heap. */
+static inline void free_instance(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* The bytes of a one-dimensional uint8 array; NULL with an exception for anything else, or for fewer bytes. */
+static inline char *payload_bytes_of(PyObject *payload, Py_ssize_t least)
+{
+    if (!PyArray_CheckExact(payload)) {
+        PyErr_SetString(PyExc_TypeError, "a payload is an array of uint8");
+        return NULL;
+    }
+    PyArrayObject *array = (PyArrayObject *)payload;
+    if (PyArray_TYPE(array) != NPY_UINT8 || PyArray_NDIM(array) != 1 || !PyArray_IS_C_CONTIGUOUS(array)) {
+        PyErr_SetString(PyExc_TypeError, "a payload is a contiguous array of uint8");
+        return NULL;
+    }
+    if (PyArray_DIM(array, 0) < least) {
+        PyErr_Format(PyExc_ValueError, "a payload of %zd bytes where %zd are needed", (Py_ssize_t)PyArray_DIM(array, 0),
+                     least);
+        return NULL;
+    }
+    return PyArray_BYTES(array);
+}
+
+#endif

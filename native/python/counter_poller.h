@@ -1,0 +1,19 @@
+/* What the others need of counter_poller.c. */
+
+#ifndef SHMSERVE_COUNTER_POLLER_H
+#define SHMSERVE_COUNTER_POLLER_H
+
+#include "common.h"
+
+int is_poller(PyObject *object);
+
+/* Its counter, as its owner has seen it. */
+void poller_note(PyObject *poller, uint64_t seen);
+
+PyObject *poll_first(PyObject *module, PyObject *pollers);
+PyObject *poll_all(PyObject *module, PyObject *pollers);
+PyObject *same_cpu_writers(PyObject *module, PyObject *pollers);
+PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t count);
+PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
+#endif
