@@ -8,8 +8,8 @@ TORCH ?= torch==2.13.0
 
 TESTS := $(BIN)/python -m pytest --dist loadfile
 
-.PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean \
-	test-gpu bench-gpu
+.PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
+.PHONY: test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
 help:  ## print this list

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
@@ -21,6 +20,7 @@ from tests.support import surroundings, watchdog
 from tests.support.archives.stores import Open
 from tests.support.archives.taking import Take, receive_here, taker
 from tests.support.daemon_process import Daemon
+from tests.support.fault_marks import note_marks
 from tests.support.folders import REPOSITORY
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
@@ -42,10 +42,20 @@ def pytest_unconfigure() -> None:
         saving.remove_saved()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where CUDA works, and say why they do not elsewhere."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note the marks before any test is deselected; skip tests marked `gpu` where CUDA does not work."""
+    note_marks(config, items)
+    for item in items:
+        # A doctest carries no mark in its file.
+        if isinstance(item, pytest.DoctestItem) and item.path.parent.name == "shmserve":
+            item.add_marker(pytest.mark.pure_too)
     marked = [item for item in items if item.get_closest_marker("gpu") is not None]
-    if not marked or torch.cuda.is_available():
+    if not marked:
+        return
+    import torch  # only here: it takes two seconds of each worker
+
+    if torch.cuda.is_available():
         return
     why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that it can use"
     for item in marked:

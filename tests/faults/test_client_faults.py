@@ -15,6 +15,7 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
 
+@pytest.mark.fault("T47")
 def test_a_killed_client_is_given_up_and_harms_nobody(
     start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
 ) -> None:

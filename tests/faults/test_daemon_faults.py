@@ -22,6 +22,7 @@ from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
 
+@pytest.mark.fault("T28")
 def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
@@ -75,6 +76,7 @@ def test_infer_asks_the_successor_of_a_daemon_that_was_killed_under_it(
     assert found["wrong"] == 0
 
 
+@pytest.mark.fault("T57")
 def test_sigterm_answers_what_was_sent_and_exits_0(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
     daemon = start_daemon("obedient")
     client = daemon.client(slots=4)
@@ -210,6 +212,7 @@ def test_sigterm_while_the_model_loads_exits_0(make_daemon: Callable[..., Daemon
     assert daemon.names_in_shm() == []
 
 
+@pytest.mark.fault("T54")
 def test_a_second_daemon_of_the_same_name_is_refused_and_the_first_unharmed(
     start_daemon: Callable[..., Daemon], make_daemon: Callable[..., Daemon]
 ) -> None:

@@ -135,6 +135,7 @@ def test_with_a_failpoint_that_does_nothing_every_command_is_carried_out(stage: 
     stage.check()
 
 
+@pytest.mark.fault("T84")
 @pytest.mark.parametrize("name", _most_long(FAILPOINTS, 4))
 def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 

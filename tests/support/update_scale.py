@@ -1,4 +1,4 @@
-"""How much the tests of updates do: a little each time, everything with `make test-updates`, which also prints figures."""
+"""How much the tests of updates do: a little each time, everything with `make test-all`, which also prints figures."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ _OTHERWISE = {
 }
 
 
+@pytest.mark.fault("T49")
 @pytest.mark.parametrize("leave", ["_exit", "sys.exit", "multiprocessing"])
 def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_goes_on(
     obedient: Daemon, gate: Gate, start_robot: Callable[..., Robot], leave: str
@@ -44,6 +45,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
     wait_until("every channel was given back", lambda: obedient.status()["clients"] == [])
 
 
+@pytest.mark.fault("T49")
 def test_a_child_that_outlives_its_parent_does_not_keep_the_channel(
     obedient: Daemon, start_robot: Callable[..., Robot]
 ) -> None:

@@ -25,6 +25,7 @@ def tagged() -> Iterator[Daemon]:
         daemon.dismiss()
 
 
+@pytest.mark.fault("T26")
 @pytest.mark.parametrize("seed", range(1, 1 + _SEEDS))
 def test_interrupts_at_random_instants_of_every_call_lose_and_mix_nothing(
     tagged: Daemon, start_robot: Callable[..., Robot], seed: int
@@ -40,6 +41,7 @@ def test_interrupts_at_random_instants_of_every_call_lose_and_mix_nothing(
     wait_until("every channel was given back", lambda: tagged.status()["clients"] == [])
 
 
+@pytest.mark.fault("T25")
 def test_a_thousand_signals_a_second_at_a_waiting_client_break_nothing(
     obedient: Daemon, start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_threads_that_wait_are_told_when_the_client_is_closed(obedient: Daemon, 
         assert [type(error) for error in threads.join()] == [ClientClosed] * 6
 
 
+@pytest.mark.fault("T27")
 def test_a_client_is_closed_at_any_moment_without_a_crash(tagged: Daemon, start_robot: Callable[..., Robot]) -> None:
     found = start_robot("closing", tagged, 200).finish()
 

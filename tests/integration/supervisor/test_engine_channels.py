@@ -160,6 +160,7 @@ def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_
     assert robot.answered(asked) == [True, True]
 
 
+@pytest.mark.fault("T62")
 def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "_TURN_NS", 0)  # as if each piece took long
     robot = told.client()
@@ -173,6 +174,7 @@ def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told, m
     assert robot.answered(asked) == [True] * 8
 
 
+@pytest.mark.fault("T62")
 def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:

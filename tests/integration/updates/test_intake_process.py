@@ -57,6 +57,7 @@ def test_the_process_receives_the_same_package_as_a_direct_call(
     assert content_of(confined.path) == content_of(tmp_path / "direct" / "m")
 
 
+@pytest.mark.fault("T73")
 @pytest.mark.long
 def test_a_package_that_takes_too_much_processor_time_is_refused(take_confined: Take, tmp_path: Path) -> None:
     size = 15 << 30  # of nothing, in a file that nobody wants, so that nothing is written either
@@ -70,6 +71,7 @@ def test_a_package_that_takes_too_much_processor_time_is_refused(take_confined: 
     assert not (tmp_path / "staging").exists()
 
 
+@pytest.mark.fault("T73")
 def test_a_package_that_takes_too_much_memory_is_refused(take_confined: Take, tmp_path: Path) -> None:
     with pytest.raises(ArchiveRefused, match="takes more than 1048576 bytes of memory"):
         take_confined(tar(BASE, member(b"weights", bytes(8 << 20))), memory_bytes=1 << 20)
@@ -215,6 +217,7 @@ def test_the_process_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
 # A source that changes
 
 
+@pytest.mark.fault("T79")
 @pytest.mark.long
 def test_a_tar_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path: Path) -> None:
     contents = [tar(BASE, member(b"weights", bytes([value]) * 200_000)) for value in range(4)]

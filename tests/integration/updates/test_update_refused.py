@@ -97,7 +97,7 @@ def test_a_bad_package_is_refused(bad: Bad, serving: Served, tmp_path: Path) -> 
     serving.check()
 
 
-@pytest.mark.skipif(not THOROUGH, reason="make test-updates prints it")
+@pytest.mark.skipif(not THOROUGH, reason="make test-all prints it")
 def test_how_long_a_refusal_takes_is_printed(serving: Served, capsys: pytest.CaptureFixture[str]) -> None:
     slowest = sorted(serving.refused_s, key=lambda name: serving.refused_s[name], reverse=True)
     assert len(slowest) >= 40

@@ -123,6 +123,7 @@ ALLOWED = {
 NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
+@pytest.mark.fault("T31", "T32", "T41")
 @pytest.mark.parametrize("code", range(256))
 def test_an_operation_that_is_not_on_the_list_is_refused_by_name(code: int) -> None:
     name = NAMES.get(code, "no operation")
@@ -142,6 +143,7 @@ class MakesAFolder:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("T30")
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_that_runs_code_when_it_is_loaded_does_not_run_it(tmp_path: Path, protocol: int) -> None:
     canary = tmp_path / "canary"
@@ -202,6 +204,7 @@ CODE = {
 }
 
 
+@pytest.mark.fault("T35")
 @pytest.mark.parametrize("case", CODE)
 def test_an_operation_that_runs_code_or_takes_memory_is_refused_before_it_does(case: str) -> None:
     assert "not an operation of the safe form" in refusal_of(alone(CODE[case]))
@@ -224,6 +227,7 @@ PICKLED_BY_OTHERS: dict[str, object] = {
 }
 
 
+@pytest.mark.fault("T33")
 @pytest.mark.parametrize("case", PICKLED_BY_OTHERS)
 def test_a_general_pickle_is_refused(case: str) -> None:
     message = refusal_of(pickle.dumps(PICKLED_BY_OTHERS[case], 5))
@@ -269,6 +273,7 @@ LIES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault("T38", "T40")
 @pytest.mark.parametrize("case", LIES)
 def test_a_length_that_does_not_hold_is_refused(case: str) -> None:
     data, reason = LIES[case]
@@ -335,6 +340,7 @@ def test_an_operation_without_what_it_takes_is_refused(case: str) -> None:
 # Keys.
 
 
+@pytest.mark.fault("T37")
 @pytest.mark.parametrize(
     "key",
     [
@@ -441,6 +447,7 @@ LEAVES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault("T06", "T42")
 @pytest.mark.parametrize("case", LEAVES)
 def test_a_leaf_that_is_not_as_it_should_be_is_refused(case: str) -> None:
     operations, reason = LEAVES[case]
@@ -448,6 +455,7 @@ def test_a_leaf_that_is_not_as_it_should_be_is_refused(case: str) -> None:
     assert reason in refusal_of(alone(operations))
 
 
+@pytest.mark.fault("T33", "T34")
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -473,6 +481,7 @@ def test_the_strings_of_leaves_may_come_out_of_the_memo() -> None:
 # Depth, number and repetition.
 
 
+@pytest.mark.fault("T36")
 @pytest.mark.parametrize("depth", [DEPTH_LIMIT + 1, 100, 1000, 4000])
 @pytest.mark.parametrize(
     ("down", "up"),
@@ -491,6 +500,7 @@ def test_the_operations_end_before_any_depth_is_a_danger(step: bytes, depth: int
     assert "4096 operations" in (message := refusal_of(alone(b"N" + step * depth))) or "limit is 65536" in message
 
 
+@pytest.mark.fault("T36")
 def test_deep_nesting_is_refused_in_a_thread_with_a_small_stack() -> None:
     refusals: list[str] = []
     before = threading.stack_size(64 * 1024)
@@ -512,6 +522,7 @@ def test_operations_are_counted_from_PROTO_to_STOP() -> None:
     assert load(alone(b"](" + b"N" * (most + 1) + b"e")) == ([None] * (most + 1), [])
 
 
+@pytest.mark.fault("T39")
 def test_a_string_cannot_be_multiplied_through_the_memo() -> None:
     """64 KiB would become 240 MiB as soon as anybody wrote the tree out."""
     data = alone(b"](" + text("ha" * 25000) + b"\x94" + b"h\x00" * 4000 + b"e")
@@ -655,6 +666,7 @@ WASTED = {
 }
 
 
+@pytest.mark.fault("T40")
 @pytest.mark.parametrize("case", [*COSTLY, *WASTED])
 def test_any_metadata_costs_its_reader_less_than_a_mebibyte(case: str) -> None:
     data = alone(COSTLY.get(case) or WASTED[case])

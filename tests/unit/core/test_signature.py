@@ -218,6 +218,7 @@ def test_a_signed_tar_with_a_folder_is_kept(store: Store, package: Path, tmp_pat
     assert content_of(add(store, tmp_path / "arm.tgz").path) == content_of(package)
 
 
+@pytest.mark.fault("T77")
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_one_changed_bit_in_any_file_is_refused(name: str, store: Store, package: Path) -> None:
     content = bytearray((package / name).read_bytes() or b"\0")
@@ -255,6 +256,7 @@ def test_a_missing_signature_is_refused(store: Store, package: Path) -> None:
     assert nothing_is_kept(store)
 
 
+@pytest.mark.fault("T77")
 def test_the_signature_of_a_stranger_is_refused(store: Store, key: PublicKey, package: Path, tmp_path: Path) -> None:
     stranger = make_key_pair(tmp_path / "stranger.pem")
     sign_package(package, tmp_path / "stranger.pem")
@@ -424,6 +426,7 @@ def _with_release(key_file: Path, path: Path, release: int) -> Path:
     return package
 
 
+@pytest.mark.fault("T78")
 def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(key: PublicKey, tmp_path: Path) -> None:
     def open_store() -> Store:
         store = Store(

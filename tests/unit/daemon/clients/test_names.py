@@ -22,6 +22,7 @@ def names(tmp_path: Path) -> Iterator[Names]:
     names.sweep()
 
 
+@pytest.mark.fault("T10")
 def test_names_are_never_the_same_and_long_enough_not_to_be_guessed(names: Names) -> None:
     found = {names.fresh() for _ in range(1000)}
 
@@ -54,6 +55,7 @@ def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: Names, tmp_pat
         (SHM / f"shmserve-{names.prefix}").unlink()
 
 
+@pytest.mark.fault("T09")
 def test_what_cannot_be_removed_is_left(names: Names) -> None:
     stuck = SHM / f"{names.prefix}directory"
     stuck.mkdir()

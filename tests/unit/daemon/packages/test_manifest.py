@@ -221,6 +221,7 @@ def test_a_manifest_that_is_not_text_is_refused(directory: Path) -> None:
     assert "is not TOML" in refusal(directory)
 
 
+@pytest.mark.fault("T76")
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory: Path, name: str) -> None:
     entry = 'entry = "reach"' if name == "installed" else ""

@@ -146,6 +146,7 @@ def test_whoever_listens_hears_when_all_of_it_is_here_and_may_fail(open_store: O
     assert entries(tmp_path) == expected_entries(store) and len(store.versions()) == 1
 
 
+@pytest.mark.fault("T83")
 def test_twenty_at_once_are_all_kept_and_identical_ones_once(open_store: Open, tmp_path: Path) -> None:
     store = open_store(keep_versions=20)
     packages = [numbered(tmp_path / f"m{number}", number // 2) for number in range(20)]
