@@ -21,6 +21,8 @@ from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.mark.fault("T28")
 def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(

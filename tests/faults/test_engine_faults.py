@@ -14,6 +14,8 @@ from shmserve.client import EngineLost, InferenceFailed, ShmClient
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 def test_a_model_that_raises_fails_one_request_with_type_and_message(obedient: Daemon, client: ShmClient) -> None:
     before = obedient.status()["requests"]["failed"]

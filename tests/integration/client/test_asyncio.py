@@ -29,6 +29,8 @@ from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 def raises(ask: Callable[[], Any]) -> Exception | None:
     """What it raises."""

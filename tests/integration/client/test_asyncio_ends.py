@@ -20,6 +20,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 def test_a_cancelled_request_that_has_not_begun_is_not_run(client: ShmClient, gate: Gate) -> None:
     async def main() -> None:

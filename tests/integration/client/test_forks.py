@@ -14,6 +14,8 @@ from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 _REFUSED = "ClientForked: this client belongs to the parent process: make a new ShmClient after the fork"
 _OTHERWISE = {
     "write to a loan": "ValueError: assignment destination is read-only",

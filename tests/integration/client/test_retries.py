@@ -30,6 +30,8 @@ from shmserve.client import (
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 class Journal:
     """What the policy has been asked, in its order."""

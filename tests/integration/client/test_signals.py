@@ -11,6 +11,8 @@ import pytest
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 #: The long form: SHMSERVE_TEST_STORM=20 interrupts as many programs, and each of them longer.
 _SEEDS = int(os.environ.get("SHMSERVE_TEST_STORM", "2"))
 _ROUNDS = 2000 if _SEEDS == 2 else 8000

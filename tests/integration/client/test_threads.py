@@ -17,6 +17,8 @@ from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def tagged() -> Iterator[Daemon]:

@@ -19,6 +19,8 @@ from shmserve.contract import described as described_entries
 from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.trees import Mode, Pixels, Task
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def described() -> Iterator[Daemon]:

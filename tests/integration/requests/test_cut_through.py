@@ -19,7 +19,7 @@ from shmserve.ring import RequestHead, RequestReader, RequestWriter
 from shmserve.segment import Segment
 from tests.support.daemon_process import Daemon
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 _BYTES = 300_000
 _LINE = COUNTER_OFFSET // WORD

@@ -18,6 +18,8 @@ from shmserve.varlink_connection import VarlinkConnection
 from tests.support.daemon_process import Daemon
 from tests.support.raw_channel import RawChannel
 
+pytestmark = pytest.mark.sealed_too
+
 #: Of a daemon: paths, addresses, names of shared memory, stacks.
 _PRIVATE = re.compile(r"/(?!dev/shm\b)[\w.-]+/[\w.-]+|0x[0-9a-f]{8,}|shmserve\.[0-9a-f]{12}|Traceback|File \"|\.py\b")
 _FORGED = "\x1b[31m\n12:00:00 ERROR   shmserved: forged\r\u202e"

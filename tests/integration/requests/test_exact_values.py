@@ -26,6 +26,8 @@ from tests.support.trees import (
     trees,
 )
 
+pytestmark = [pytest.mark.sealed_too, pytest.mark.pure_too]
+
 #: One client and one daemon see all examples on purpose: what one leaves behind must not be seen in the next.
 _SHARED = settings(
     max_examples=250,

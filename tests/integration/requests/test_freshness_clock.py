@@ -15,7 +15,7 @@ from chaos.clocks import HOUR_S, OtherClock
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
 
 
 @pytest.fixture

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from shmserve.client import ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
+
+pytestmark = pytest.mark.sealed_too
 
 _ROBOTS = 4
 _REQUESTS = 2500

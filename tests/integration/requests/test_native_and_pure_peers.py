@@ -47,7 +47,7 @@ with ShmClient("t", runtime_dir=runtime_dir, timeout=60.0) as client:
 """
 _REQUESTS = 1000
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 
 @pytest.fixture(scope="module", params=["named", "sealed"])

@@ -11,6 +11,8 @@ from shmserve.client import RequestTimeout, ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.mark.fault("T59")
 def test_a_late_reply_is_discarded_and_the_next_request_gets_its_own(client: ShmClient, gate: Gate) -> None:

@@ -33,6 +33,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gain_packages import gain_package
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 _X = {"x": np.arange(3), "robot": "r"}
 
 

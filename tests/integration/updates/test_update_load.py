@@ -15,6 +15,8 @@ from tests.support.gain_packages import gain_package, gains
 from tests.support.robot_process import Robot
 from tests.support.update_scale import THOROUGH, UPDATES
 
+pytestmark = pytest.mark.sealed_too
+
 _ROBOTS = 4
 _UPDATE_LIMIT_S = 4.0
 

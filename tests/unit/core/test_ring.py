@@ -14,6 +14,8 @@ from shmserve.protocol import Kind, Status
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Identity, Segment, create_segment, unlink_segment
 
+pytestmark = pytest.mark.pure_too
+
 SLOTS = 3
 GEOMETRY = Geometry(slots=SLOTS, metadata_bytes=64, payload_bytes=8)
 
