@@ -14,7 +14,9 @@ from chaos.service import Service
 from tests.support.daemon_process import environment
 from tests.support.folders import REPOSITORY
 
-_BOTH = ["named", pytest.param("sealed", marks=pytest.mark.long)]
+_BOTH = ["named", "sealed"]
+
+pytestmark = pytest.mark.long
 
 
 @pytest.mark.fault("T23")

@@ -19,6 +19,7 @@ from shmserve.daemon.clients.shm_names import Names
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
+from tests.support.mostly_long import only
 from tests.support.robot_process import Robot
 
 pytestmark = pytest.mark.sealed_too
@@ -280,7 +281,7 @@ _BROKEN: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", _BROKEN)
+@pytest.mark.parametrize("fault", only({"constructor", "warm up", "death"}, list(_BROKEN)))
 def test_a_model_that_cannot_be_served_ends_the_daemon_with_its_reason(
     make_daemon: Callable[..., Daemon], tmp_path: Path, fault: str
 ) -> None:

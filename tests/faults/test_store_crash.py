@@ -10,11 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from shmserve.daemon import failpoints
 from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
@@ -23,6 +22,7 @@ from tests.support.archives.packages import numbered, opened, write_package
 from tests.support.archives.store_process import REFUSED
 from tests.support.archives.taking import receive_here
 from tests.support.folders import REPOSITORY
+from tests.support.mostly_long import one_of
 
 _ROOT = REPOSITORY
 FAILPOINTS = failpoints.STORE
@@ -115,11 +115,6 @@ class Stage:
         store.close()
 
 
-def _most_long(names: Sequence[str], every: int) -> list[ParameterSet]:
-    """`make test` takes one of `every` names, `make test-all` the others, too."""
-    return [pytest.param(name, marks=[pytest.mark.long] if place % every else []) for place, name in enumerate(names)]
-
-
 def test_there_are_enough_failpoints() -> None:
     assert len(FAILPOINTS) >= 40
 
@@ -136,7 +131,7 @@ def test_with_a_failpoint_that_does_nothing_every_command_is_carried_out(stage: 
 
 
 @pytest.mark.fault("T84")
-@pytest.mark.parametrize("name", _most_long(FAILPOINTS, 4))
+@pytest.mark.parametrize("name", one_of(4, FAILPOINTS))
 def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 
     killed = _run(stage.directory, *stage.commands(), armed=f"{name}=kill")
@@ -152,8 +147,8 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
 
 @pytest.mark.parametrize(
     "name",
-    _most_long(
-        [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN], 4
+    one_of(
+        4, [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
     ),
 )
 def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
@@ -164,7 +159,7 @@ def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, 
     stage.check()
 
 
-@pytest.mark.parametrize("name", _most_long(WRITTEN, 4))
+@pytest.mark.parametrize("name", one_of(4, WRITTEN))
 def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name: str, stage: Stage) -> None:
 
     done = _run(stage.directory, *stage.commands(), armed=f"{name}=raise:EIO")

@@ -180,7 +180,10 @@ def test_the_device_may_be_named_and_a_wrong_one_is_refused(daemon: Daemon, pack
 _STEPS = ["receive", "load", "warm up"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("step", _STEPS)
 def test_the_old_model_stays_if_the_command_ends_in_the_middle(
     step: str, number: int, daemon: Daemon, packages: list[Path], gate: Gate, tmp_path: Path

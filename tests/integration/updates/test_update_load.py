@@ -22,7 +22,6 @@ _UPDATE_LIMIT_S = 4.0
 
 
 @pytest.mark.fault("T81")
-@pytest.mark.long
 def test_alternating_updates_under_four_robots_lose_nothing_and_mix_nothing(
     start_daemon: Callable[..., Daemon],
     start_robot: Callable[..., Robot],
