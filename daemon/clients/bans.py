@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..varlink.peer import Peer
 
@@ -23,6 +24,13 @@ class _Offence:
     at_s: float
 
 
+class Ban(NamedTuple):
+    """Why a process may not attach, and for how many seconds more."""
+
+    message: str
+    left_s: float
+
+
 class Offenders:
     """A process is refused by itself, so that one broken robot does not lock its user's others out; a user whose
     processes keep coming back under new numbers, as a whole. The daemon's own user is not refused as a whole for what its
@@ -38,26 +46,24 @@ class Offenders:
         self._offences.append(_Offence(peer.uid, peer.pid, peer.started, whole_user, reason, now_s))
         del self._offences[:-_MOST]
 
-    def refusal(self, peer: Peer, for_s: float, now_s: float) -> str | None:
+    def refusal(self, peer: Peer, for_s: float, now_s: float) -> Ban | None:
         """Why this process may not attach, for whom it may concern; None: it may."""
         recent = [each for each in self._offences if each.uid == peer.uid and now_s - each.at_s < for_s]
         own = [each for each in recent if (each.pid, each.started) == (peer.pid, peer.started)]
         if own:
-            return f"it was evicted: {own[-1].reason}{_back_in(own[-1], for_s, now_s)}"
+            return _ban(f"it was evicted: {own[-1].reason}", own[-1], for_s, now_s)
         of_user = [each for each in recent if each.whole_user]
         if of_user:
-            return f"{of_user[-1].reason}{_back_in(of_user[-1], for_s, now_s)}"
+            return _ban(of_user[-1].reason, of_user[-1], for_s, now_s)
         if len({(each.pid, each.started) for each in recent}) >= _PROCESSES_OF_A_USER and peer.uid != os.getuid():
-            return (
-                f"{len(recent)} clients of uid {peer.uid} were evicted, the last because {recent[-1].reason}"
-                f"{_back_in(recent[-1], for_s, now_s)}"
-            )
+            message = f"{len(recent)} clients of uid {peer.uid} were evicted, the last because {recent[-1].reason}"
+            return _ban(message, recent[-1], for_s, now_s)
         return None
 
     def __len__(self) -> int:
         return len(self._offences)
 
 
-def _back_in(offence: _Offence, for_s: float, now_s: float) -> str:
+def _ban(message: str, offence: _Offence, for_s: float, now_s: float) -> Ban:
     left_s = offence.at_s + for_s - now_s
-    return f"; it may attach again in {left_s:.0f} s (ban_s = {for_s:g})"
+    return Ban(f"{message}; it may attach again in {left_s:.0f} s (ban_s = {for_s:g})", left_s)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.contract import described
+from shmserve.contract import describe_tree
 from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.daemon.packages.package import ModelPackage
@@ -99,7 +99,7 @@ def test_arguments_may_be_dicts_and_lists(tmp_path: Path) -> None:
     (action,) = model.infer([{"cameras": cameras, "arms": [torch.ones(3), torch.zeros(3)]}])
 
     assert action["action"].tolist() == [6.0, 6.0, 6.0]
-    assert described(model.example_observation()) == {
+    assert describe_tree(model.example_observation()) == {
         "cameras.top": {"dtype": "uint8", "shape": [4, 4]},
         "cameras.wrist": {"dtype": "uint8", "shape": [2, 2]},
         "arms[0]": {"dtype": "float32", "shape": [3]},

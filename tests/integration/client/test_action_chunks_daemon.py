@@ -19,7 +19,7 @@ from shmserve.client import (
     ServiceUnavailable,
     ShmServeError,
 )
-from shmserve.client.chunks import ActionChunks, ActionStep
+from shmserve.client.action_chunks import ActionChunks, ActionStep
 from tests.support.daemon_process import POLICIES, Daemon, environment, wait_until
 from tests.support.gate import Gate
 
@@ -39,7 +39,7 @@ def chunked() -> Iterator[Daemon]:
 
 
 def make(daemon: Daemon, **settings: Any) -> ActionChunks:
-    defaults: dict[str, Any] = {"steps": 8, "period_s": PERIOD_S, "wait_s": 0.0, "fallback": "hold", "prefetch": 4}
+    defaults: dict[str, Any] = {"steps": 8, "period": PERIOD_S, "max_wait": 0.0, "fallback": "hold", "prefetch": 4}
     return ActionChunks(daemon.client(), **{**defaults, **settings})
 
 
@@ -108,7 +108,7 @@ def test_a_restart_of_the_daemon_costs_a_loop_only_the_steps_of_the_outage(
     assert is_fresh(outage[0]) or outage[0].source == "hold"
     held = [step for step in outage if step.source == "hold"]
     assert held and all(not step.fresh and isinstance(step.error, ServiceUnavailable) for step in held[1:])
-    assert outage[-1].source == "hold" and outage[-1].age_s > held[0].age_s
+    assert outage[-1].source == "hold" and outage[-1].age > held[0].age
     # Not one step was without an action or raised: hold had something to repeat.
     assert all(isinstance(step, ActionStep) for step in recovered)
     assert is_fresh(recovered[-1]) and recovered[-1].error is None
@@ -150,7 +150,7 @@ def test_a_loop_may_start_before_its_daemon(make_daemon: Callable[..., Daemon]) 
 
 def test_a_step_that_may_wait_rides_through_a_restart(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("chunked")
-    with make(daemon, period_s=None, prefetch=0, wait_s=60.0, fallback="raise") as chunks:
+    with make(daemon, period=None, prefetch=0, max_wait=60.0, fallback="raise") as chunks:
         for number in range(8):
             assert chunks.step({"step": number}).index == number
         daemon.kill9()
@@ -196,7 +196,7 @@ def test_an_update_of_the_model_ends_the_old_models_chunk(start_daemon: Callable
 @pytest.mark.long
 def test_an_engine_that_dies_costs_one_request(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("chunked")
-    with make(daemon, period_s=None, prefetch=0, wait_s=60.0) as chunks:
+    with make(daemon, period=None, prefetch=0, max_wait=60.0) as chunks:
         for number in range(8):
             chunks.step({"step": number})
 
@@ -209,7 +209,7 @@ def test_an_engine_that_dies_costs_one_request(start_daemon: Callable[..., Daemo
 
 
 def test_a_model_that_raises_costs_one_request(chunked: Daemon) -> None:
-    with make(chunked, period_s=None, prefetch=0, wait_s=60.0, fallback="raise") as chunks:
+    with make(chunked, period=None, prefetch=0, max_wait=60.0, fallback="raise") as chunks:
         with pytest.raises(NoFreshAction, match="LookupError: no such joint") as raised:
             chunks.step({"step": 0, "fail": True})
 
@@ -218,7 +218,7 @@ def test_a_model_that_raises_costs_one_request(chunked: Daemon) -> None:
 
 
 def test_a_late_chunk_is_joined_where_the_time_is(chunked: Daemon, gate: Gate) -> None:
-    with make(chunked, steps=16, period_s=0.1, prefetch=0, wait_s=60.0) as chunks:
+    with make(chunked, steps=16, period=0.1, prefetch=0, max_wait=60.0) as chunks:
         chunks.step({"step": 0})
         captured = time.monotonic()
         chunks.reset()
@@ -227,13 +227,13 @@ def test_a_late_chunk_is_joined_where_the_time_is(chunked: Daemon, gate: Gate) -
         step = chunks.step({"step": 1}, capture_time=captured)
 
         assert step.index is not None and step.index >= 3
-        assert step.age_s >= 0.35
+        assert step.age >= 0.35
         assert chunks.stats().skipped >= 3
 
 
 def test_an_observation_whose_chunk_could_not_be_used_is_not_inferred(chunked: Daemon) -> None:
     served = chunked.status()["requests"]["served"]
-    with make(chunked, steps=2, period_s=0.01, prefetch=0, wait_s=30.0, fallback="raise") as chunks:
+    with make(chunked, steps=2, period=0.01, prefetch=0, max_wait=30.0, fallback="raise") as chunks:
         with pytest.raises(NoFreshAction, match="too old when its turn came"):
             chunks.step({"step": 1}, capture_time=time.monotonic() - 5)
 
@@ -241,11 +241,11 @@ def test_an_observation_whose_chunk_could_not_be_used_is_not_inferred(chunked: D
 
 
 def test_a_chunk_that_is_out_past_the_step_is_used_by_a_later_step(chunked: Daemon, gate: Gate) -> None:
-    with make(chunked, period_s=None, prefetch=0, fallback="raise", wait_s=60.0) as chunks:
+    with make(chunked, period=None, prefetch=0, fallback="raise", max_wait=60.0) as chunks:
         for number in range(8):
             chunks.step({"step": number})
-        with pytest.raises(NoFreshAction, match="has not come within wait_s"):
-            chunks.step({"step": 8, "gate": gate.observation["gate"]}, wait_s=0.05)
+        with pytest.raises(NoFreshAction, match="has not arrived within max_wait"):
+            chunks.step({"step": 8, "gate": gate.observation["gate"]}, max_wait=0.05)
         gate.open()
 
         step = chunks.step({"step": 9})
@@ -255,7 +255,7 @@ def test_a_chunk_that_is_out_past_the_step_is_used_by_a_later_step(chunked: Daem
 
 
 def test_a_reset_reaches_the_policy_and_forgets_the_chunk(chunked: Daemon) -> None:
-    with make(chunked, period_s=None, prefetch=0, wait_s=60.0) as chunks:
+    with make(chunked, period=None, prefetch=0, max_wait=60.0) as chunks:
         before = chunks.step({"step": 0})
         chunks.reset()
         after = chunks.step({"step": 1})
@@ -266,13 +266,13 @@ def test_a_reset_reaches_the_policy_and_forgets_the_chunk(chunked: Daemon) -> No
 
 def test_a_request_out_past_its_deadline_is_not_followed_by_a_second(chunked: Daemon, gate: Gate) -> None:
     client = chunked.client(timeout=0.2)
-    settings: dict[str, Any] = {"steps": 8, "period_s": None, "fallback": "raise"}
-    with ActionChunks(client, wait_s=60.0, **settings) as chunks:
+    settings: dict[str, Any] = {"steps": 8, "period": None, "fallback": "raise"}
+    with ActionChunks(client, max_wait=60.0, **settings) as chunks:
         chunks.step({"step": 0})
         chunks.reset()
         for number in range(6):
             with pytest.raises(NoFreshAction):
-                chunks.step({"step": number, "gate": gate.observation["gate"]}, wait_s=0.1)
+                chunks.step({"step": number, "gate": gate.observation["gate"]}, max_wait=0.1)
         gate.open()
 
         step = chunks.step({"step": 6})
@@ -284,7 +284,7 @@ def test_a_request_out_past_its_deadline_is_not_followed_by_a_second(chunked: Da
 
 def test_a_closed_client_ends_the_loop(chunked: Daemon) -> None:
     client = chunked.client()
-    with ActionChunks(client, steps=8, period_s=PERIOD_S, wait_s=60.0, fallback="hold") as chunks:
+    with ActionChunks(client, steps=8, period=PERIOD_S, max_wait=60.0, fallback="hold") as chunks:
         chunks.step({"step": 0})
         client.close()
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shmserve.client import InvalidChunk, NoFreshAction
-from shmserve.client.chunks import ActionChunks, ActionStep, row_due
-from shmserve.client.reply import Reply
+from shmserve.client.action_chunks import ActionChunks, ActionStep
+from shmserve.client.chunk_rows import row_due
+from shmserve.client.pending import Reply, RequestTiming
 from shmserve.errors import (
     ClientClosed,
     InferenceFailed,
@@ -69,7 +70,7 @@ class Request:
 
     @property
     def reply(self) -> Reply:
-        return Reply(1, self.version, 0.0, 0.0, 0.0, 0.0, 0.0, False, False)
+        return Reply(self.answer, RequestTiming(0.0, 0.0, 0.0, 0.0, 0.0), self.version, 1, False, False)
 
 
 class Policy:
@@ -97,7 +98,7 @@ class Policy:
         *,
         timeout: float | None = None,
         capture_time: float | None = None,
-        max_age_s: float | None = None,
+        max_age: float | None = None,
     ) -> Request:
         assert all(request.done() for request in self.requests), "one request at a time"
         number = len(self.requests)
@@ -113,10 +114,10 @@ class Policy:
 
 
 def make(policy: Policy, **settings: Any) -> ActionChunks:
-    """Steps of 20 ms that wait for nothing, unless the test says otherwise; attached."""
-    defaults: dict[str, Any] = {"steps": 8, "period_s": 0.02, "wait_s": 0.0, "fallback": "raise", "clock": policy.clock}
+    """Steps of 20 ms that wait for nothing, unless the test says otherwise; connected."""
+    defaults: dict[str, Any] = {"steps": 8, "period": 0.02, "max_wait": 0.0, "fallback": "raise", "clock": policy.clock}
     chunks = ActionChunks(policy, **{**defaults, **settings})
-    chunks._attached = True  # looking for the service takes a thread, and a time that no clock of a test knows
+    chunks._connected = True  # looking for the service takes a thread, and a time that no clock of a test knows
     return chunks
 
 
@@ -134,7 +135,7 @@ def pace(chunks: ActionChunks, policy: Policy, count: int, period_ms: float = 20
 
 
 def rows_of(steps: list[ActionStep | NoFreshAction]) -> list[tuple[int, int] | str]:
-    """(request, row) of each step, or how it stood in."""
+    """(request, row) of each step, or the source of the fallback."""
     return [
         "none"
         if isinstance(step, NoFreshAction)
@@ -158,13 +159,13 @@ def test_without_latency_every_row_is_executed_once_as_openpis_broker_does() -> 
 
 def test_a_chunk_that_comes_late_is_joined_where_the_time_is() -> None:
     policy = Policy(Clock(), latencies_ms=[50.0])
-    chunks = make(policy, wait_s=0.5)
+    chunks = make(policy, max_wait=0.5)
 
     step = chunks.step({"step": 0})
 
     # 50 ms after the observation, rows 0 and 1 (0 and 20 ms) have passed; row 2 is for 40 ms, row 3 for 60 ms.
     assert (step.index, step.fresh, step.source) == (3, True, "chunk")
-    assert step.age_s == pytest.approx(0.05)
+    assert step.age == pytest.approx(0.05)
     assert chunks.stats().skipped == 3
 
 
@@ -185,20 +186,20 @@ def test_prefetched_chunks_follow_one_another_without_a_gap() -> None:
     ]
 
 
-def test_spare_rows_stand_in_while_the_next_chunk_is_late_and_are_not_fresh() -> None:
+def test_overrun_rows_are_executed_while_the_next_chunk_is_late_and_are_not_fresh() -> None:
     policy = Policy(Clock(), latencies_ms=[0.0, 50.0])
-    chunks = make(policy, steps=4, spare_steps=2, fallback="hold")
+    chunks = make(policy, steps=4, overrun_steps=2, fallback="hold")
 
     steps = pace(chunks, policy, 8)
 
-    assert rows_of(steps) == [*[(0, row) for row in range(4)], "spare", "spare", "hold", (1, 3)]
+    assert rows_of(steps) == [*[(0, row) for row in range(4)], "overrun", "overrun", "hold", (1, 3)]
     assert [step.index for step in steps[4:6] if isinstance(step, ActionStep)] == [4, 5]
     assert not any(step.fresh for step in steps[4:7] if isinstance(step, ActionStep))
 
 
-def test_spare_rows_are_not_used_when_the_next_chunk_is_there() -> None:
+def test_overrun_rows_are_not_executed_when_the_next_chunk_has_arrived() -> None:
     policy = Policy(Clock())
-    chunks = make(policy, steps=4, spare_steps=4, prefetch=1)
+    chunks = make(policy, steps=4, overrun_steps=4, prefetch=1)
 
     assert rows_of(pace(chunks, policy, 8)) == [
         *[(0, row) for row in range(4)],
@@ -214,15 +215,15 @@ def test_a_chunk_whose_time_has_passed_is_not_used_and_the_step_says_so() -> Non
     steps = pace(chunks, policy, 12)
 
     assert rows_of(steps) == ["none"] * 12
-    errors = [step for step in steps if isinstance(step, NoFreshAction) and "had passed" in str(step)]
+    errors = [step for step in steps if isinstance(step, NoFreshAction) and "past the time of its" in str(step)]
     assert errors and isinstance(errors[0].__cause__, RequestTimeout)
-    assert "came 0.2 s after its observation" in str(errors[0])
+    assert "arrived 0.2 s after its observation" in str(errors[0])
     assert chunks.stats().late_chunks == 1
 
 
 def test_counted_calls_ignore_the_clock() -> None:
     policy = Policy(Clock(), rows=8)
-    chunks = make(policy, period_s=None)
+    chunks = make(policy, period=None)
 
     assert rows_of(pace(chunks, policy, 16, period_ms=700.0)) == [
         (request, row) for request in range(2) for row in range(8)
@@ -245,7 +246,7 @@ def test_an_observation_captured_earlier_moves_the_chunk() -> None:
     step = chunks.step({}, capture_time=policy.clock.ns / 1e9 - 0.045)
 
     assert step.index == 2
-    assert step.age_s == pytest.approx(0.045)
+    assert step.age == pytest.approx(0.045)
 
 
 def test_a_function_is_called_for_the_observation_only_when_one_is_asked_for() -> None:
@@ -266,7 +267,7 @@ def test_a_function_is_called_for_the_observation_only_when_one_is_asked_for() -
 
 @given(
     steps=st.integers(1, 12),
-    spare=st.integers(0, 4),
+    overrun=st.integers(0, 4),
     data=st.data(),
     latencies_ms=st.lists(st.floats(0, 400), min_size=1, max_size=6),
     jitter_ms=st.lists(st.floats(-9, 30), min_size=1, max_size=12),
@@ -276,7 +277,7 @@ def test_a_function_is_called_for_the_observation_only_when_one_is_asked_for() -
 )
 def test_no_step_gets_a_row_whose_time_has_passed_nor_one_row_twice(
     steps: int,
-    spare: int,
+    overrun: int,
     data: st.DataObject,
     latencies_ms: list[float],
     jitter_ms: list[float],
@@ -289,10 +290,10 @@ def test_no_step_gets_a_row_whose_time_has_passed_nor_one_row_twice(
     chunks = make(
         policy,
         steps=steps,
-        spare_steps=spare,
+        overrun_steps=overrun,
         prefetch=data.draw(st.integers(0, steps - 1), "prefetch"),
         fallback=fallback,
-        max_age_s=0.3 if fallback == "repeat_last" else None,
+        max_age=0.3 if fallback == "repeat_last" else None,
     )
     captured: dict[int, int] = {}  # by request
     used: dict[int, int] = {}  # the last row, by request
@@ -309,20 +310,20 @@ def test_no_step_gets_a_row_whose_time_has_passed_nor_one_row_twice(
         except NoFreshAction as error:
             assert last is None or fallback in ("raise", "repeat_last")
             if fallback == "repeat_last" and last is not None:
-                assert "max_age_s" in str(error)
+                assert "max_age" in str(error)
             continue
         finally:
             for request in range(out, len(policy.requests)):
                 captured[request] = policy.clock.ns
-        if step.source in ("chunk", "spare"):
+        if step.source in ("chunk", "overrun"):
             request, row = int(step.action[0]), int(step.action[1])
             elapsed_ns = policy.clock.ns - captured[request]
             assert row == step.index == max(row_due(elapsed_ns, period_ns), used.get(request, -1) + 1)
             assert 2 * (row * period_ns - elapsed_ns) >= -period_ns
-            assert row < steps + spare
+            assert row < steps + overrun
             assert step.fresh == (step.source == "chunk") == (row < steps)
             assert policy.requests[request].done()
-            assert step.age_s == elapsed_ns / 1e9
+            assert step.age == elapsed_ns / 1e9
             assert request >= max(used, default=0)
             used[request] = row
             assert step.version == policy.requests[request].version
@@ -331,13 +332,13 @@ def test_no_step_gets_a_row_whose_time_has_passed_nor_one_row_twice(
         else:
             assert last is not None
             assert (step.source, step.fresh) == (fallback, False)
-            assert step.age_s >= last.age_s
+            assert step.age >= last.age
             np.testing.assert_array_equal(step.action, last.action * (fallback != "zero"))
             if fallback == "repeat_last":
-                assert step.age_s <= 0.3
+                assert step.age <= 0.3
     assert versions == sorted(versions)
     stats = chunks.stats()
-    assert stats.fresh + stats.spare + stats.stood_in + stats.refused == 60
+    assert stats.fresh + stats.overrun + stats.fallback + stats.raised == 60
 
 
 # When there is none
@@ -361,15 +362,15 @@ def test_hold_repeats_the_last_action_and_never_calls_it_fresh() -> None:
         np.testing.assert_array_equal(step.action, [0, 7])
         assert (step.source, step.fresh, step.version, step.index) == ("hold", False, "a", 7)
         assert isinstance(step.error, InferenceFailed)
-    assert [round(step.age_s, 2) for step in held[:3]] == [0.16, 0.18, 0.2]
+    assert [round(step.age, 2) for step in held[:3]] == [0.16, 0.18, 0.2]
 
 
 def test_repeat_last_ends_with_the_age_of_its_observation() -> None:
     policy = Policy(Clock())
-    steps = outage(policy, make(policy, fallback="repeat_last", max_age_s=0.2))
+    steps = outage(policy, make(policy, fallback="repeat_last", max_age=0.2))
 
     assert rows_of(steps[8:]) == ["repeat_last"] * 3 + ["none"] * 9
-    assert "observation is 0.22 s old, max_age_s = 0.2; made to fail" in str(steps[11])
+    assert "observation is 0.22 s old, max_age = 0.2; made to fail" in str(steps[11])
 
 
 def test_zero_has_the_shape_and_the_dtype_of_an_action() -> None:
@@ -398,15 +399,17 @@ def test_raise_names_what_keeps_chunks_away_and_the_next_step_asks_again() -> No
 @pytest.mark.parametrize("fallback", ["hold", "repeat_last", "zero", "raise"])
 def test_before_the_first_chunk_there_is_nothing_to_repeat(fallback: Any) -> None:
     policy = Policy(Clock(), latencies_ms=[100.0])
-    chunks = make(policy, fallback=fallback, max_age_s=1.0 if fallback == "repeat_last" else None)
+    chunks = make(policy, fallback=fallback, max_age=1.0 if fallback == "repeat_last" else None)
 
-    with pytest.raises(NoFreshAction, match="no chunk has come yet; the next is asked for and has not come"):
+    with pytest.raises(
+        NoFreshAction, match="no chunk has arrived yet; the next chunk was requested and has not arrived"
+    ):
         chunks.step({})
 
 
 def test_a_fallback_must_be_chosen() -> None:
     with pytest.raises(TypeError, match="fallback"):
-        ActionChunks(Policy(Clock()), steps=8, period_s=0.02, wait_s=0)  # type: ignore[call-arg]
+        ActionChunks(Policy(Clock()), steps=8, period=0.02, max_wait=0)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -414,18 +417,18 @@ def test_a_fallback_must_be_chosen() -> None:
     [
         ({"steps": 0}, "steps = 0"),
         ({"prefetch": 8}, "prefetch = 8"),
-        ({"spare_steps": -1}, "spare_steps = -1"),
-        ({"period_s": 0}, "period_s = 0"),
-        ({"period_s": float("nan")}, "period_s = nan"),
-        ({"wait_s": -1}, "wait_s = -1"),
-        ({"fallback": "nothing"}, "none of hold, repeat_last, zero, raise"),
-        ({"fallback": "repeat_last"}, "needs an age"),
-        ({"fallback": "hold", "max_age_s": 1}, "needs an age"),
-        ({"fallback": "repeat_last", "max_age_s": float("nan")}, "0 to 86400 seconds"),
+        ({"overrun_steps": -1}, "overrun_steps = -1"),
+        ({"period": 0}, "period = 0"),
+        ({"period": float("nan")}, "period = nan"),
+        ({"max_wait": -1}, "max_wait = -1"),
+        ({"fallback": "nothing"}, "one of hold, repeat_last, zero, raise, not 'nothing'"),
+        ({"fallback": "repeat_last"}, "repeat_last needs max_age"),
+        ({"fallback": "hold", "max_age": 1}, "repeat_last needs max_age"),
+        ({"fallback": "repeat_last", "max_age": float("nan")}, "0 to 86400 seconds"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    defaults: dict[str, Any] = {"steps": 8, "period_s": 0.02, "wait_s": 0, "fallback": "raise"}
+    defaults: dict[str, Any] = {"steps": 8, "period": 0.02, "max_wait": 0, "fallback": "raise"}
     with pytest.raises(ValueError, match=message):
         ActionChunks(Policy(Clock()), **{**defaults, **settings})
 
@@ -465,7 +468,7 @@ def test_a_reset_forgets_chunks_the_last_action_and_what_is_out() -> None:
 
     assert policy.resets == 1
     assert asked.cancelled
-    with pytest.raises(NoFreshAction, match="no chunk has come yet"):
+    with pytest.raises(NoFreshAction, match="no chunk has arrived yet"):
         chunks.step({})
     assert len(policy.requests) == 2  # never two out at a time
     policy.clock.ns += 80 * MS
@@ -488,11 +491,11 @@ def test_actions_may_be_nested_and_found_by_a_function() -> None:
 @pytest.mark.parametrize(
     ("actions", "message"),
     [
-        ("poses", "holds no 'poses' but actions"),
+        ("poses", "has no 'poses' but actions"),
         (lambda answer: 3.0, "not of float"),
         (lambda answer: np.float32(1), "not of float32"),
         (lambda answer: [], r"\[\] rows"),
-        (lambda answer: answer["actions"][:7], r"\[7\] rows: steps = 8"),
+        (lambda answer: answer["actions"][:7], r"steps = 8 rows or more.*\[7\] rows"),
         (lambda answer: (answer["actions"], answer["actions"][:9]), r"\[9, 64\] rows"),
     ],
 )
@@ -549,7 +552,7 @@ def test_a_closed_client_is_raised_whatever_the_fallback() -> None:
 
 def test_a_service_that_went_away_is_looked_for_until_it_is_back() -> None:
     policy = Policy(Clock(), rows=8)
-    chunks = make(policy, fallback="hold", wait_s=5.0)
+    chunks = make(policy, fallback="hold", max_wait=5.0)
     pace(chunks, policy, 8)
     policy.connects = [ServiceUnavailable("no daemon"), ServiceUnavailable("no daemon"), None]
     policy.failure = ServiceRestarted("it went away")
