@@ -152,7 +152,7 @@ class ModelChanges:
 
     def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise ChangeRefused("stopping", "the daemon is stopping: it changes nothing any more")
+            raise ChangeRefused("stopping", "the daemon is stopping: it accepts no changes")
 
     def _device(self) -> str:
         served = self._supervisor.served
