@@ -59,10 +59,10 @@ def _in_pieces(requests: Geometry) -> tuple[float, float, float, float]:
     channel_info = ChannelInfo(Identity(1, 0, 1), None)
     given = sealed.create(channel_info.identity, requests, _REPLIES)
     channel = EngineChannel(channel_info, [os.dup(descriptor) for descriptor in sealed.engine_ends()])
-    populated, vacated = _pieces_s(channel.populate()), _pieces_s(channel.vacate())
+    prefaulted, released = _pieces_s(channel.prefault()), _pieces_s(channel.release_pages())
     channel.close()
     _end(sealed, given)
-    return max(populated), sum(populated), max(vacated), sum(vacated)
+    return max(prefaulted), sum(prefaulted), max(released), sum(released)
 
 
 def _pieces_s(pieces: Iterator[None]) -> list[float]:
