@@ -18,7 +18,7 @@ from safetensors.numpy import load
 from shmserve.client.recordings import Recording, RecordingError, RecordingTruncated
 from shmserve.client.recordings.comparison import Comparison
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
-from shmserve.client.recordings.tree import put_together, taken_apart
+from shmserve.client.recordings.tree import from_json, to_json
 
 OBSERVATION: dict[str, Any] = {
     "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
@@ -191,17 +191,17 @@ def test_a_hostile_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
 )
 def test_a_tree_that_was_never_taken_apart_is_refused(value: Any) -> None:
     with pytest.raises(RecordingError):
-        put_together(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
+        from_json(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
 
 
 def test_bfloat16_comes_back_with_its_own_dtype_where_that_is_known() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     array = np.array([1.5, -2.0], ml_dtypes.bfloat16)
 
-    value, tensors = taken_apart({"a": array}, "observation")
+    value, tensors = to_json({"a": array}, "observation")
 
     assert tensors["observation.a"].dtype == np.uint16
-    np.testing.assert_array_equal(put_together(value, tensors)["a"], array)
+    np.testing.assert_array_equal(from_json(value, tensors)["a"], array)
 
 
 @pytest.mark.parametrize(

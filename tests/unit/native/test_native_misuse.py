@@ -62,7 +62,16 @@ def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEnco
 
 @pytest.mark.parametrize(
     "name",
-    ["TreeEncoder", "TreeDecoder", "Slots", "CounterPoller", "Histograms", "CutThroughCopier", "Intake", "Asking"],
+    [
+        "TreeEncoder",
+        "TreeDecoder",
+        "Slots",
+        "CounterPoller",
+        "Histograms",
+        "CutThroughCopier",
+        "ServerFastPath",
+        "ClientFastPath",
+    ],
 )
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(core, name)
