@@ -28,7 +28,7 @@ from shmserve.client import (
     ShmServeError,
     SlotsExhausted,
     UnsupportedType,
-    attachment,
+    connection,
     send_inference_request,
 )
 from shmserve.client.action_chunks import ActionChunks
@@ -203,7 +203,7 @@ def test_a_client_that_gets_no_channel_reads_what_is_on_the_page(
         assert second is not third
         with pytest.raises(ServiceUnavailable) as crowded:
             strict.client(max_retries=0).connect()
-    monkeypatch.setattr(attachment, "WIRE_VERSION", 99)
+    monkeypatch.setattr(connection, "WIRE_VERSION", 99)
     with pytest.raises(ProtocolMismatch) as mismatch:
         strict.client(max_retries=0).connect()
     with pytest.raises(ServiceUnavailable) as nobody:
