@@ -95,7 +95,7 @@ def test_the_entry_may_be_a_function_that_makes_the_policy(tmp_path: Path) -> No
     [
         (PathAndDevice, '[model]\nstyle = "openpi"\n', "cannot be called with ().*style 'openpi' is .*missing.*'path'"),
         (PathAndDevice, "[model]\n[model.arguments]\nspeed = 1\n", "cannot be called with .speed=.*'path'"),
-        (NoArguments, '[model]\nstyle = "gr00t"\n', "has no method get_action.observation., which style 'gr00t' asks"),
+        (NoArguments, '[model]\nstyle = "gr00t"\n', "has no method get_action.observation., which style 'gr00t' needs"),
         (object, "[model]\n", "cannot be called with .path, device., as a policy of style 'shmserve' is"),
         (Gr00t, "[model]\n[model.arguments]\ntag = 1\n", "unexpected keyword argument 'tag'.*\\[model.arguments\\]"),
     ],

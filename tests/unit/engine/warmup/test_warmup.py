@@ -220,10 +220,10 @@ class Policy:
 @pytest.mark.parametrize(
     ("pose", "says"),
     [
-        ("next(self.calls)", "keeps something from one request for the next"),
+        ("next(self.calls)", "keeps state from one request to the next"),
         ("self.action.add_(1)", "keeps something"),  # the same memory each time
         ("str(next(self.calls))", "keeps something"),
-        ("self.dropout(o['state'])", "draws random numbers. If that is meant (sampled noise), say sampling = true"),
+        ("self.dropout(o['state'])", "draws random numbers. If that is intended (sampled noise), set sampling = true"),
         ("torch.randn(4)", "draws random numbers"),
         ("np.random.rand(4)", "draws random numbers"),
         ("random.random()", "draws random numbers"),
