@@ -12,7 +12,7 @@ import tty
 from collections.abc import Callable, Iterator
 
 from rich.console import Console, RenderableType
-from rich.reloadable import Live
+from rich.live import Live
 
 from .connection import AdminConnection
 from .status_view import render

@@ -157,7 +157,7 @@ class Arena:
             return
         self._device.record(self._copied, ahead=ahead)
         if ahead:
-            self._device.apply(self._copied)
+            self._device.hold(self._copied)
         self._unsent = None
         self._directly = 0
 
@@ -169,7 +169,7 @@ class Arena:
 
     def _hold(self, ahead: bool) -> None:
         if ahead:  # the compute stream keeps its own order
-            self._device.apply(self.finished, ahead=True)
+            self._device.hold(self.finished, ahead=True)
 
     def computed(self) -> None:
         """All of the model's work, and the copies of what it gave, are in the compute stream."""

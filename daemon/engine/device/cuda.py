@@ -72,7 +72,7 @@ class CudaDevice:
         assert isinstance(event, torch.cuda.Event)
         event.record(self._copies if ahead else self._compute)
 
-    def apply(self, event: Event, *, ahead: bool = False) -> None:
+    def hold(self, event: Event, *, ahead: bool = False) -> None:
         (self._copies if ahead else self._compute).wait_event(event)
 
     def register(self, address: int, size: int) -> None:

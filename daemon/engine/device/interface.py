@@ -68,7 +68,7 @@ class Device(Protocol):
     def record(self, event: Event, *, ahead: bool = False) -> None:
         """Put it behind all work that the stream has now."""
 
-    def apply(self, event: Event, *, ahead: bool = False) -> None:
+    def hold(self, event: Event, *, ahead: bool = False) -> None:
         """The stream's further work waits until the event has passed; the host does not."""
 
     def register(self, address: int, size: int) -> None:

@@ -118,7 +118,7 @@ class DeviceServing(Serving):
         """Whether this request may join what is staged; one that may not is asked about again when that has run."""
         items = self._staged
         if head.kind == Kind.RESET:
-            return not rows and not self._flying  # it keeps its place in the order
+            return not items and not self._flying  # it keeps its place in the order
         if not items:
             return True
         # Whoever was being run when an engine died runs alone: only one of them is to blame.
@@ -233,7 +233,7 @@ class DeviceServing(Serving):
         now_ns = time.monotonic_ns()
         arena = self._arena
         try:
-            items = [row for item in self._staged if self._may_run(item, now_ns)]
+            items = [item for item in self._staged if self._may_run(item, now_ns)]
             if items:
                 arena.send(ahead=False)
         except RuntimeError as error:
@@ -242,7 +242,7 @@ class DeviceServing(Serving):
             items = []
         self._staged = []
         if self._observations is not None:
-            items = [row for item in rows if self._is_in_range(item, self._observations)]
+            items = [item for item in items if self._is_in_range(item, self._observations)]
         if not items:
             arena.done()
             return False
@@ -268,7 +268,7 @@ class DeviceServing(Serving):
                     actions = list(self._asked(items))
                 else:
                     # A graph reads every place up to its number, those that are empty by now as well.
-                    found = graphs.run(self._filling ^ 1, self._flown.items)
+                    found = graphs.run(self._filling ^ 1, self._flown.rows)
                     actions = [found[item.place] for item in items]
             finally:
                 self._device.rejoin()
@@ -408,10 +408,10 @@ class DeviceServing(Serving):
         began_ns = time.monotonic_ns()
         self._words[Counter.CHANNEL] = item.state.number + 1
         try:
-            actions = self._begun([row], graphs=None)
+            actions = self._begun([item], graphs=None)
             self._flown.finished.synchronize()
         except BaseException as error:  # noqa: BLE001  the model's own code
-            self._recover([row], error, time.monotonic_ns() - began_ns)
+            self._recover([item], error, time.monotonic_ns() - began_ns)
             return
         self._words[Counter.BATCHES] += 1
-        self._answer([row], actions, time.monotonic_ns() - began_ns)
+        self._answer([item], actions, time.monotonic_ns() - began_ns)

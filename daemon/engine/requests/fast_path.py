@@ -74,7 +74,7 @@ class FastPathServing(Serving):
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             item, observation = self._item(state, intake, observation), None
-            self._failed([row], error, began_ns)
+            self._failed([item], error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         words = self._words

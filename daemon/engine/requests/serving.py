@@ -218,7 +218,7 @@ class Serving:
         item = BatchItem(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
         item.clamped = clamped
         item.is_new = is_new
-        return row
+        return item
 
     def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
         """Whether the request was answered because it may not run, or not any more."""
@@ -322,7 +322,7 @@ class Serving:
             # One bad row must not fail its neighbours: each alone.
             for item in items:
                 self._words[Counter.CHANNEL] = item.state.number + 1
-                self._infer([row])
+                self._infer([item])
             return
         item = items[0]
         # Not isinstance, which asks an object for its class.
