@@ -27,7 +27,7 @@ def _cells(setting: dict[str, Any]) -> dict[str, Text]:
     waiting = setting["waiting"]
     note = Text("" if waiting is None else f"{words(waiting)} after a restart", style="yellow")
     if waiting is None and setting["reloadable"]:
-        note = Text("reloadable", style="dim")
+        note = Text("live", style="dim")
     chosen = "" if setting["origin"] == "default" else "bold"
     return {
         "setting": Text(setting["key"]),

@@ -33,7 +33,7 @@ error Misconfigured (message: string)
 """
 
 
-class AdminSettings:
+class AdminConfig:
     """The methods, for one daemon's settings."""
 
     def __init__(

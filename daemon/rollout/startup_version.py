@@ -23,7 +23,7 @@ from ..store.limits import PackageLimits
 from ..store.signature_policy import SignaturePolicy
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import Served
+from ..supervisor import Deployment
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +45,14 @@ def open_store(config: Config, *, in_use: Callable[[], Collection[str]]) -> Stor
 
 
 @dataclass(frozen=True)
-class Given:
+class OperatorChoice:
     """What the operator gave when the daemon last served: a change of it counts, an unchanged one undoes no update."""
 
     digest: str | None = None  # of what --model-path held
     device: str | None = None
 
     @classmethod
-    def read(cls, file: Path) -> Given:
+    def read(cls, file: Path) -> OperatorChoice:
         try:
             document = json.loads(file.read_bytes())
             return cls(document["digest"], document["device"])
@@ -61,25 +61,27 @@ class Given:
 
 
 @dataclass(frozen=True)
-class FirstVersion:
+class StartupVersion:
     """What a daemon begins with; `remember` once it serves."""
 
-    served: Served
+    deployment: Deployment
     _store: Store
-    _given: Given
-    _given_file: Path
+    _choice: OperatorChoice
+    _choice_file: Path
 
     def remember(self) -> None:
         """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
         try:
-            self._store.make_current(self.served.version, device=self.served.device, taken_back=None, refused=None)
-            if self._given != Given.read(self._given_file):
-                write_json(self._given_file, asdict(self._given), steps="given")
+            self._store.make_current(
+                self.deployment.version, device=self.deployment.device, taken_back=None, refused=None
+            )
+            if self._choice != OperatorChoice.read(self._choice_file):
+                write_json(self._choice_file, asdict(self._choice), steps="given")
         except OSError as error:
-            log.error("a restart may begin with another version than %s: %s", self.served.version, error)
+            log.error("a restart may begin with another version than %s: %s", self.deployment.version, error)
 
 
-async def first_version(config: Config, store: Store, ingest: IngestProgress) -> FirstVersion:
+async def choose_startup_version(config: Config, store: Store, ingest: IngestProgress) -> StartupVersion:
     """The version to begin with.
 
     What --model-path holds, if that is not what it held when the daemon last served; else the version
@@ -87,12 +89,12 @@ async def first_version(config: Config, store: Store, ingest: IngestProgress) ->
     """
     # Beside the versions and not with one: the version that was given is removed some day, after updates.
     file = config.state_dir / config.name / "given"
-    before = Given.read(file)
+    before = OperatorChoice.read(file)
 
-    def first(stored: StoredVersion, digest: str | None) -> FirstVersion:
+    def first(stored: StoredVersion, digest: str | None) -> StartupVersion:
         device = stored.facts.get("device") if config.device == before.device else None
-        served = Served(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
-        return FirstVersion(served, store, Given(digest, config.device), file)
+        deployment = Deployment(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
+        return StartupVersion(deployment, store, OperatorChoice(digest, config.device), file)
 
     if config.model_path is None:
         stored = await store.last_good()

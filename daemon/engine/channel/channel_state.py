@@ -91,7 +91,7 @@ class ChannelState:
         self.counter = self.channel.requests.counter
         #: What was seen of the client's counter is `seen` of this.
         self.poller = self.channel.requests.poller
-        self.intake = self._new_intake()
+        self.fast_path = self._new_fast_path()
         self.fast_schema: Schema | None = None
         self.fast_views: list[Array] = []
         if suspicion is not None:
@@ -109,7 +109,7 @@ class ChannelState:
             self.behind_ns, self.blamed = 0, False
         return self.behind_ns > 0
 
-    def _new_intake(self) -> core.Intake | None:
+    def _new_fast_path(self) -> core.ServerFastPath | None:
         """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
         if requests.native is None or replies.native is None or self.rate is not None:
@@ -117,29 +117,31 @@ class ChannelState:
         if device is not None and device.type != "cpu":
             return None
         wrap = None if device is None else torch.from_numpy
-        return core.Intake(requests.native, replies.native, requests.copier, wrap)
+        return core.ServerFastPath(requests.native, replies.native, requests.copier, wrap)
 
     def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
         decoder = schema.decoder
-        if self.intake is None or self.intake.schema == schema_id or decoder is None or not schema.is_all_arrays:
+        if self.fast_path is None or self.fast_path.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]
         self.fast_schema = schema
         if in_place:
             self.fast_views = []
-            self.intake.learn(schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories])
+            self.fast_path.specialize(
+                schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories]
+            )
         else:
             arena = self.staging(0).arena
             self.fast_views = arena.leaf_views[schema]
-            self.intake.learn(schema_id, decoder, payloads, arena.payload, self.fast_views)
+            self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
 
     def _forget_fast(self) -> None:
         """Hold nothing of the channel's memory any more."""
         self.fast_views = []
-        if self.intake is not None:
-            self.intake.forget()
+        if self.fast_path is not None:
+            self.fast_path.reset()
 
     def open(self) -> None:
         """Find what an earlier engine left unanswered."""
@@ -231,7 +233,7 @@ class ChannelState:
             # A batch's further rows are of other clients, or of requests that were published long ago.
             first = not self._staging
             copier = self.channel.requests.copier if first else None
-            self._staging.append(Staging(self._tensors_on, copier, self.intake if first else None))
+            self._staging.append(Staging(self._tensors_on, copier, self.fast_path if first else None))
         return self._staging[row]
 
     def answer(
@@ -304,7 +306,7 @@ class ChannelState:
         self.poller.last_seen = seen
         self.waiting.clear()
         self._staging = []
-        self.intake = self._new_intake()
+        self.fast_path = self._new_fast_path()
         held, self.held = self.held, {}
         self._carried = [sequence for sequence in carried if sequence not in held]
         old.close(let_go)

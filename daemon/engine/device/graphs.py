@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmserve.contract import Entries, contract_differences, contract_of, named_leaves
+from shmserve.contract import Entries, contract_differences, contract_of, flatten_with_path
 from shmserve.errors import ContractMismatch, ModelPackageError
 from shmserve.schema import Schema
 
@@ -169,7 +169,7 @@ def _example(schema: Schema) -> Any:
 
 
 def _owned(action: Any) -> list[tuple[str, Any]]:
-    return [(name, v.clone() if isinstance(v, torch.Tensor) else v) for name, v in named_leaves(action)]
+    return [(name, v.clone() if isinstance(v, torch.Tensor) else v) for name, v in flatten_with_path(action)]
 
 
 def _first_line(error: BaseException) -> str:

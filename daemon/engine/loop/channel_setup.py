@@ -89,7 +89,7 @@ class Channels:
                 # It no longer serves, but these replies are this engine's to give.
                 state.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
             mapped = self._mapped(channel_info, fds)
-            yield from mapped.populate()
+            yield from mapped.prefault()
             # Looked for again: it may have been given up meanwhile.
             state = loop.states.get(number)
             if state is not None and loop.serving:
@@ -120,5 +120,5 @@ class Channels:
 
 
 def _given_back(channel: EngineChannel) -> Iterator[None]:
-    yield from channel.vacate()
+    yield from channel.release_pages()
     channel.close()

@@ -19,6 +19,8 @@ from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import Daemon
 from tests.support.folders import SUPPORT
 
+pytestmark = pytest.mark.sealed_too
+
 NAN, INF = math.nan, math.inf
 
 
@@ -46,10 +48,10 @@ def observed(**changes: Any) -> dict[str, Any]:
 
 
 def test_numbers_in_range_pass_as_they_are(robot: ShmClient) -> None:
-    result = robot.infer(observed(joints=[-1.0, -2.0, 3.0], speed=1.0))
+    reply = robot.request(observed(joints=[-1.0, -2.0, 3.0], speed=1.0))
 
-    assert result["actions"].tolist() == [-1.0, -2.0, 3.0]
-    assert robot.last_reply is not None and not robot.last_reply.clamped
+    assert reply.action["actions"].tolist() == [-1.0, -2.0, 3.0]
+    assert not reply.clamped
 
 
 @pytest.mark.parametrize(
@@ -79,12 +81,13 @@ def test_an_entry_that_is_declared_and_missing_is_refused(robot: ShmClient) -> N
 
 def test_a_clamp_is_flagged_in_the_reply(robot: ShmClient) -> None:
     for speed, held in ((7.5, 1.0), (-INF, 0.0)):
-        assert robot.infer(observed(speed=speed))["speed"] == held
-        assert robot.last_reply is not None and robot.last_reply.clamped
+        reply = robot.request(observed(speed=speed))
+        assert reply.action["speed"] == held
+        assert reply.clamped
 
-    result = robot.infer(observed(gain=8.0))
-    assert result["actions"].tolist() == [4.0, 8.0, 10.0]
-    assert robot.last_reply is not None and robot.last_reply.clamped
+    reply = robot.request(observed(gain=8.0))
+    assert reply.action["actions"].tolist() == [4.0, 8.0, 10.0]
+    assert reply.clamped
 
 
 def test_what_cannot_be_brought_back_is_no_action(robot: ShmClient) -> None:

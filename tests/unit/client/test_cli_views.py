@@ -107,7 +107,7 @@ def test_a_setting_has_its_whole_value_at_any_width(width: int) -> None:
     assert max(map(len, lines)) <= width
     assert "1073741824" in "\n".join(lines)
     assert "".join(line[26:].split("  ")[0] for line in lines[1:-2]) == f'"{path}"'
-    assert ("reloadable" in "\n".join(lines)) == (width > 40)
+    assert ("live" in "\n".join(lines)) == (width > 40)
 
 
 @pytest.mark.parametrize("width", _WIDTHS)
