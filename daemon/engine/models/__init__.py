@@ -20,7 +20,7 @@ def load_model(package: ModelPackage, device: torch.device) -> Model:
     """
     form = FORMATS.get(package.format)
     if form is None:
-        raise ModelPackageError(f"format {package.format!r} is none of {', '.join(FORMATS)}")
+        raise ModelPackageError(f"format {package.format!r} must be one of {', '.join(FORMATS)}")
     if package.weights is not None:
         from .weights import check_weights  # imports safetensors only for packages that need it
 

@@ -148,7 +148,9 @@ def test_every_entry_that_does_not_fit_is_listed_with_what_it_should_be(tmp_path
     )
     assert mismatch(model, {**seen, "state": "two"}) == "state: expected float32[2], got the str 'two'"
     assert mismatch(model, {**seen, "state": seen["state"][None]}) == ("state: expected float32[2], got float32[1, 2]")
-    assert "state: expected float32[2], got missing (the observation has no named entries" in mismatch(model, seen["state"])
+    assert "state: expected float32[2], got missing (the observation has no named entries" in mismatch(
+        model, seen["state"]
+    )
 
 
 def test_a_wrong_dtype_is_refused_even_where_torch_would_convert(tmp_path: Path) -> None:
