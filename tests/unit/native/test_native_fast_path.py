@@ -81,7 +81,7 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
         with pytest.raises(TypeError):
             call()
     for rotating_slots in (0, -1):
-        with pytest.raises(ValueError, match="one slot"):
+        with pytest.raises(ValueError, match="at least one rotating slot"):
             kind.ClientFastPath(slots, memories, rotating_slots, slots, memories, poller)
     with pytest.raises(AttributeError):
         without.try_send(tree, 0, {}, Waiting())
