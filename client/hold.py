@@ -21,11 +21,11 @@ from shmserve.spin import SpinBudget
 from shmserve.varlink_connection import VarlinkConnection
 
 from .attachment import Attachment, Wanted
-from .parking_lot import ParkingLot
 from .fork_guard import note_owned
 from .lending import LentSlot
 from .model_watch import ModelWatch
 from .news import LONGEST_WAIT_NS, News
+from .parking_lot import ParkingLot
 from .pending import Pending
 from .reply_errors import cancelled_error
 from .retry_policy import RetryPolicy

@@ -1,7 +1,7 @@
-"""The reader of model archives: files and directories with sound names, or ArchiveRefused.
+"""Fuzz target for the reader of model archives: files and directories with valid names, or ArchiveRefused.
 
-An input is one byte, whether to mend the checksums of its headers first, and the archive. Without mending, nearly
-every change would end at a checksum.
+An input is one byte, which tells whether to correct the checksums of the headers first, and the archive. Without the
+correction nearly every mutation would fail at a checksum.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run(data: bytes) -> None:
                 size += len(piece)
                 read += len(piece)
             assert size == header.size
-            # What gzip may make of 64 KiB.
+            # The most that gzip can make of 64 KiB.
             assert read <= _LIMITS.gzip_free_bytes + _LIMITS.gzip_ratio * INPUT_LIMIT_BYTES
     except ArchiveRefused:
         pass

@@ -257,7 +257,7 @@ def status(supervisor: Supervisor) -> dict[str, Any]:
             "restarts": supervisor.restarts,
             "heartbeat_age_s": supervisor.heartbeat_age_s(),
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "native": engine.ready is not None and engine.ready["native"],
+            "native": engine.ready is not None and engine.ready.compiled,
         },
         "model": supervisor.engines.model,
         "recording": supervisor.engines.channels.recording,

@@ -25,6 +25,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..ipc.messages import Suspicion
+
 #: Deaths count for this long.
 WINDOW_S = 600.0
 #: From this many deaths within the window on a client is evicted.
@@ -44,14 +46,6 @@ class Process(Protocol):
     def pid(self) -> int: ...
     @property
     def started(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Suspicion:
-    """How long it lasts (s), and whether one death was this client's alone: `blamed`."""
-
-    left_s: float
-    blamed: bool
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 
 from ..config.config import Config
+from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
 from .bans import Offenders
 from .cgroup_memory import without_room
-from .engine_deaths import Deaths, Suspicion
+from .engine_deaths import Deaths
 from .shm_names import Names
 
 _PAGE = 4096

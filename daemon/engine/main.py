@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import json
 import logging
 import math
 import os
@@ -15,14 +16,14 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from shmserve.backend import NATIVE
-from shmserve.channel import ChannelInfo
+from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
 from shmserve.record_ring import RecordRingBroken, RecordRingWriter
@@ -33,7 +34,31 @@ from ..failpoints import failpoint
 from ..host import descriptor_limit
 from ..host.logging import configure_engine_logging
 from ..host.own_descriptors import keep_from_children
-from ..ipc.control import ControlSocket, encode
+from ..ipc.control import Arrival, ControlSocket
+from ..ipc.messages import (
+    Attach,
+    Broken,
+    Detach,
+    Drain,
+    Drained,
+    Draining,
+    EndRecording,
+    Failed,
+    Gpu,
+    LimitRate,
+    Load,
+    Loading,
+    Lost,
+    Pause,
+    Paused,
+    Ready,
+    Record,
+    Serve,
+    Stop,
+    Suspect,
+    Warming,
+)
+from ..ipc.messages import Serving as ServingMessage
 from ..ipc.release import RELEASE_MISMATCH, mismatch
 from ..ipc.stats import Stats
 from ..packages.package import ModelPackage
@@ -53,7 +78,7 @@ from .device_failure import EXIT_STATUS, DeviceLost
 from .error_text import logged, name_of, text_of
 from .exit import leave
 from .loop.bells import Bells, SharedBell
-from .loop.channel_setup import Channels
+from .loop.channel_setup import TURN_NS, Channels
 from .loop.loop import EngineLoop
 from .loop.pipe_bells import PipeBells
 from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
@@ -78,12 +103,13 @@ _READY_BYTES = 32 << 10
 class Engine:
     """Wires the model, the loop and the supervisor's messages."""
 
-    def __init__(self, control: ControlSocket, stats: Stats, order: dict[str, Any]) -> None:
+    def __init__(self, control: ControlSocket, stats: Stats, order: Load, *, channel_turn_ns: int = TURN_NS) -> None:
         self._control = control
-        self._messages: deque[dict[str, Any]] = deque()
+        self._messages: deque[Arrival] = deque()
         self._stats = stats
         self._order = order
-        self._serial: int = order["serial"]
+        self._channel_turn_ns = channel_turn_ns
+        self._serial = order.serial
         self._device = torch.device("cpu")
         #: Where the tensors of observations are; None: the model takes numpy arrays.
         self._tensors_on: torch.device | None = None
@@ -102,18 +128,18 @@ class Engine:
         """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
         order = self._order
         stage = "load"
-        memory_bytes: int | None = order.get("memory_bytes")
+        memory_bytes = order.memory_bytes
         try:
-            self._device = torch.device(order["device"])
+            self._device = torch.device(order.device)
             if memory_bytes is not None and self._device.type == "cpu":
                 # What the process writes to, not what it maps: code, channels and stats do not count.
                 resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-            package = ModelPackage.read(Path(order["package"]), allow_code=order.get("allow_code", True))
-            if package.version != order.get("version", package.version):
-                raise ModelPackageError(f"{package.path} is not version {order['version']} any more: it was changed")
-            self._control.send("loading", version=package.version)
+            package = ModelPackage.read(Path(order.package), allow_code=order.allow_code)
+            if order.version is not None and package.version != order.version:
+                raise ModelPackageError(f"{package.path} is not version {order.version} any more: it was changed")
+            self._control.send(Loading(package.version))
             self._failpoint("loading")
-            _configure_torch(package, order.get("threads"))
+            _configure_torch(package, order.threads)
             if self._device.type == "cuda":
                 self._side = side = open_side(cuda.CudaDevice(self._device), package, order)
                 self._device = side.device.torch_device
@@ -124,7 +150,7 @@ class Engine:
             if model.takes_numpy and self._side is not None:
                 model = guarded(model, self._side.device)
             stage = "warm up"
-            self._control.send("warming")
+            self._control.send(Warming())
             self._failpoint("loaded")
             device_arrays = self._side if not model.takes_numpy else None
             if device_arrays is None:
@@ -140,10 +166,10 @@ class Engine:
             message = shortened(text_of(error), _ERROR_TEXT)
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"
-            self._control.send("failed", stage=stage, error=name_of(error), message=message)
+            self._control.send(Failed(stage, name_of(error), message))
             return False
         self._failpoint("warm")
-        self._in_place = package.read_in_place and device_arrays is None and order["trusted_transport"]
+        self._in_place = package.read_in_place and device_arrays is None and order.trusted_transport
         settings: dict[str, Any] = {
             "version": int(package.version, 16),
             "max_batch": package.max_batch,
@@ -151,30 +177,37 @@ class Engine:
             "checks": package.checks,
         }
         bell: Bells = (
-            SharedBell(NamedDoorbell(order["request_bell"]))
-            if order["request_bell"] is not None
+            SharedBell(NamedDoorbell(order.request_bell))
+            if order.request_bell is not None
             else PipeBells(self._control.fileno())
         )
-        budget = SpinBudget(order["spin_us"])
+        budget = SpinBudget(order.spin_us)
         serving: Serving
-        hears = (self._handle_messages, self._report_broken)
+        left: deque[EngineChannel] = deque()
+        callbacks = (self._handle_messages, self._report_broken, left.append)
         if device_arrays is None:
             serving = PlainServing(model, self._stats, in_place=self._in_place, **settings)
-            wiring = (bell, self._stats, serving, budget, *hears)
+            wiring = (bell, self._stats, serving, budget, *callbacks)
             self._loop = EngineLoop(*wiring) if self._side is None else GuardedLoop(*wiring, side=self._side)
         else:
-            wait = DeviceWait(SpinBudget(order["spin_us"]))
+            wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
-            self._loop = DeviceLoop(bell, self._stats, serving, budget, *hears, side=device_arrays)
+            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, side=device_arrays)
         self._serving = serving
         self._channels = Channels(
-            self._loop, self._stats, self._map, self._tenancy, self._report_broken, self._report_gpu
+            self._loop,
+            self._stats,
+            left,
+            self._map,
+            self._tenancy,
+            self._report_broken,
+            self._report_gpu,
+            turn_ns=self._channel_turn_ns,
         )
-        self._control.send(
-            "ready",
+        ready = Ready(
             version=package.version,
             # A package without a name is called after its directory, which in the store is only a number.
-            name=package.name if package.name != package.path.name else order["called"],
+            name=package.name if package.name != package.path.name else order.called,
             device=str(self._device),
             request_bytes=warmth.request_bytes,
             reply_bytes=warmth.reply_bytes,
@@ -187,8 +220,9 @@ class Engine:
             action=warmth.action,
             metadata=metadata,
             gpu=self._side.report() if self._side is not None else None,
-            native=NATIVE,
+            compiled=NATIVE,
         )
+        self._control.send(ready)
         return True
 
     def _failpoint(self, step: str) -> None:
@@ -204,7 +238,7 @@ class Engine:
             with torch.no_grad():
                 self._loop.run()
             if self._drains:
-                self._control.send("drained")
+                self._control.send(Drained())
         except DeviceLost as lost:
             log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
             logging.shutdown()
@@ -220,52 +254,52 @@ class Engine:
         self._messages += self._control.receive(0.0 if self._messages or channels.busy else timeout_s)
         channels.go_on()
         while self._messages and not channels.busy:
-            message = self._messages.popleft()
-            self._handle(self._loop, channels, message)
+            arrival = self._messages.popleft()
+            self._handle(self._loop, channels, arrival)
             channels.go_on()
-            if message["event"] == "attach":
+            if isinstance(arrival.message, Attach):
                 break
         if self._control.closed and not self._messages and not channels.busy:
             self._loop.stopped = True
         return bool(self._messages) or channels.busy
 
-    def _handle(self, loop: EngineLoop, channels: Channels, message: dict[str, Any]) -> None:
-        match message["event"]:
-            case "attach":
-                channels.attach(message)
-            case "suspect":
-                if (tenancy := loop.tenancies.get(message["channel"])) is not None:
-                    tenancy.suspect(message["left_s"], message["blamed"])
-            case "rate":
-                self._rates.change(message["max_rate_per_user"])
+    def _handle(self, loop: EngineLoop, channels: Channels, arrival: Arrival) -> None:
+        match arrival.message:
+            case Attach() as attach:
+                channels.attach(attach, arrival.fds)
+            case Suspect(channel, suspicion):
+                if (tenancy := loop.tenancies.get(channel)) is not None:
+                    tenancy.suspect(suspicion)
+            case LimitRate(max_rate_per_user):
+                self._rates.change(max_rate_per_user)
                 for each in loop.tenancies.values():
                     each.rate = self._rates.of(each.uid)
-            case "detach":
-                channels.detach(message["channel"])
+            case Detach(channel):
+                channels.detach(channel)
                 self._report_gpu()
-            case "serve":
+            case Serve():
                 self._failpoint("serve")
                 loop.serve()
-                self._control.send("serving")
+                self._control.send(ServingMessage())
                 self._failpoint("serving")
-            case "pause":
+            case Pause():
                 self._failpoint("pause")
                 loop.pause()
-                held = [[tenancy.number, sequence] for tenancy in loop.tenancies.values() for sequence in tenancy.held]
-                self._control.send("paused", held=held)
+                held = [(tenancy.number, sequence) for tenancy in loop.tenancies.values() for sequence in tenancy.held]
+                self._control.send(Paused(tuple(held)))
                 self._failpoint("paused")
-            case "lost":
-                tenancy = loop.tenancies.get(message["channel"])
-                if tenancy is not None and tenancy.channel_info.identity.generation == message["generation"]:
-                    tenancy.carry(message["carried"], serving=loop.serving)
-            case "record":
-                self._record(loop, message["fds"], message["channel"])
-            case "record_end":
+            case Lost(channel, generation, carried):
+                tenancy = loop.tenancies.get(channel)
+                if tenancy is not None and tenancy.channel_info.identity.generation == generation:
+                    tenancy.carry(carried, serving=loop.serving)
+            case Record(channel):
+                self._record(loop, arrival.fds, channel)
+            case EndRecording():
                 self._end_recording(loop)
-            case "drain":
+            case Drain():
                 self._drains = True
-                self._control.send("draining", waiting=loop.drain())
-            case "stop":
+                self._control.send(Draining(loop.drain()))
+            case Stop():
                 loop.stopped = True
 
     def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
@@ -275,17 +309,17 @@ class Engine:
         registrar = self._side.registrar if self._side is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
-    def _tenancy(self, mapped: MappedChannel, message: Mapping[str, Any]) -> Tenancy:
+    def _tenancy(self, mapped: MappedChannel, attach: Attach) -> Tenancy:
         return Tenancy(
             mapped,
-            trusted=message["trusted"],
-            uid=message["uid"],
-            rate=self._rates.of(message["uid"]),
-            overhead=self._overheads.of(message["uid"]),
-            suspicion=message.get("suspicion"),
+            trusted=attach.trusted,
+            uid=attach.uid,
+            rate=self._rates.of(attach.uid),
+            overhead=self._overheads.of(attach.uid),
+            suspicion=attach.suspicion,
             tensors_on=self._tensors_on,
             serial=self._serial,
-            carried=message["carried"],
+            carried=attach.carried,
             stats=self._stats,
         )
 
@@ -319,13 +353,13 @@ class Engine:
         except RuntimeError as error:  # status keeps what it had
             log.warning("the device does not say how much memory it has: %s", error)
             return
-        self._control.send("gpu", gpu=report)
+        self._control.send(Gpu(report))
 
     def _report_broken(
         self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None
     ) -> None:
         """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
-        self._control.send("broken", **vars(channel_info.identity), reason=reason, blame=blame, detail=detail)
+        self._control.send(Broken(**vars(channel_info.identity), reason=reason, blame=blame, detail=detail))
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
@@ -343,7 +377,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
     # The contract is told twice: as a whole and by its sides.
-    size = 2 * len(encode("", contract=contract)) + len(encode("", metadata=metadata))
+    size = 2 * len(json.dumps(contract)) + len(json.dumps(metadata))
     if size > _READY_BYTES:
         raise ModelPackageError(
             f"what the model says of itself makes {size} bytes of JSON, more than {_READY_BYTES}: shorten metadata(), "
@@ -385,20 +419,20 @@ def main() -> int:
     # Before anything else that both sides must see alike: the layout of stats, the messages.
     if (said := mismatch(release)) is not None:
         log.error("%s", said)
-        control.send("failed", stage="start", error=RELEASE_MISMATCH, message=said)
+        control.send(Failed("start", RELEASE_MISMATCH, said))
         return 1
     stats = Stats(int(sys.argv[2]))
     os.close(int(sys.argv[2]))
     while not control.closed:
-        for message in control.receive(1.0):
-            if message["event"] == "load":
-                engine = Engine(control, stats, message)
+        for arrival in control.receive(1.0):
+            if isinstance(arrival.message, Load):
+                engine = Engine(control, stats, arrival.message)
                 if not engine.load():
                     return 1
                 ask_for_short_turns_of_every_thread()
                 engine.run()
                 return 0
-            if message["event"] == "stop":
+            if isinstance(arrival.message, Stop):
                 return 0
     return 0  # the supervisor was gone before it asked for anything
 

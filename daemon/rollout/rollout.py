@@ -366,7 +366,7 @@ def _steps(progress: Progress) -> Callable[[str], None]:
 def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, wish: Wish) -> None:
     if wish.allow_contract_change or before is None or engine.ready is None:
         return
-    if differences := contract_differences(before, engine.ready["contract"]):
+    if differences := contract_differences(before, engine.ready.contract):
         raise ChangeRefused(
             "contract",
             f"the new model gives or takes something else than the one that serves: {'; '.join(differences)}. "

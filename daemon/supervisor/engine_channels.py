@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from ..clients.leases import Lease, Leases
 from ..config.config import Config
+from ..ipc.messages import Attach, Detach, EndRecording, LimitRate, Lost, Record, Suspect
 from .engine_process import EngineProcess
 
 
@@ -41,12 +42,12 @@ class EngineChannels:
         suspicion = self._leases.suspicion(lease)
         if suspicion is not None:
             for engine in self._warm:
-                engine.send("suspect", channel=lease.channel, **vars(suspicion))
+                engine.send(Suspect(lease.channel, suspicion))
 
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone."""
         for engine in self._warm:
-            engine.send("detach", channel=channel)
+            engine.send(Detach(channel))
 
     def limit_rates(self) -> None:
         """`max_rate_per_user` has changed."""
@@ -54,7 +55,7 @@ class EngineChannels:
             self._send_rate(engine)
 
     def _send_rate(self, engine: EngineProcess) -> None:
-        engine.send("rate", max_rate_per_user=self._config.max_rate_per_user)
+        engine.send(LimitRate(self._config.max_rate_per_user))
 
     def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
         # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
@@ -62,16 +63,14 @@ class EngineChannels:
         others = {warm.serial for warm in self._warm if warm is not engine}
         carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
         fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
-        suspicion = self._leases.suspicion(lease)
-        engine.send(
-            "attach",
-            fds=fds,
-            channel_info=lease.channel_info.to_json(),
+        attach = Attach(
+            channel_info=lease.channel_info,
             trusted=lease.trusted,
             uid=lease.peer.uid,
-            carried=carried,
-            suspicion=vars(suspicion) if suspicion is not None else None,
+            carried=tuple(carried),
+            suspicion=self._leases.suspicion(lease),
         )
+        engine.send(attach, fds=fds)
 
     # Recording
 
@@ -90,15 +89,15 @@ class EngineChannels:
         """Nobody records any more."""
         self._record_ring = None
         for engine in self._warm:
-            engine.send("record_end")
+            engine.send(EndRecording())
 
     def _send_record_ring(self, engine: EngineProcess) -> None:
         if self._record_ring is not None:
-            engine.send("record", fds=self._record_ring[:1], channel=self._record_ring[1])
+            engine.send(Record(self._record_ring[1]), fds=self._record_ring[:1])
 
     # Results that wait
 
-    def note_held(self, engine: EngineProcess, held: list[Any]) -> None:
+    def note_held(self, engine: EngineProcess, held: Iterable[tuple[int, int]]) -> None:
         """An engine has paused and holds these (channel, sequence): a result that did not fit its reply slot waits in
         it for the client to make room."""
         for channel, sequence in held:
@@ -124,4 +123,4 @@ class EngineChannels:
             if carried:
                 identity = lease.channel_info.identity
                 for warm in self._warm:
-                    warm.send("lost", channel=identity.channel, generation=identity.generation, carried=carried)
+                    warm.send(Lost(identity.channel, identity.generation, tuple(carried)))

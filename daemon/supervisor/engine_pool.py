@@ -6,12 +6,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ..clients.leases import Lease, Leases, Wanted
 from ..config.config import Config
 from ..failpoints import failpoint
 from ..ipc.control import WAKE_SIGNAL
+from ..ipc.messages import (
+    Broken,
+    Drain,
+    Drained,
+    Draining,
+    EngineMessage,
+    Failed,
+    Gpu,
+    Load,
+    Loading,
+    Pause,
+    Paused,
+    Ready,
+    Serve,
+    Serving,
+    ServingModel,
+    Warming,
+)
 from ..ipc.release import RELEASE_MISMATCH, installed_mismatch
 from ..ipc.stats import Counter
 from .deployment import EngineFailed, Served
@@ -86,9 +105,8 @@ class Engines:
         return engine
 
     async def _warm_up(self, engine: EngineProcess) -> None:
-        ready, failed = engine.expect("ready"), engine.expect("failed")
-        engine.send(
-            "load",
+        ready, failed = engine.expect(Ready), engine.expect(Failed)
+        load = Load(
             package=str(engine.served.package),
             device=engine.served.device,
             called=engine.served.called,
@@ -101,22 +119,23 @@ class Engines:
             request_bell=self._leases.request_bell if self._config.transport == "named" else None,
             trusted_transport=self._config.transport == "named",
             register_bytes=self._config.register_bytes,
-            beside=self._beside(),
+            serving_model=self._serving_model(),
         )
+        engine.send(load)
         done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
         stage = engine.stage
         if not done:
             message = f"not ready after load_s = {self._config.load_s:g} s; if it needs longer, raise load_s"
             raise EngineFailed(stage, "TimeoutError", message)
         try:
-            message = done.pop().result()
+            answer = done.pop().result()
         except EngineEnded as ended:
             said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
             raise EngineFailed(stage, "the engine died", said) from ended
-        if message["event"] == "failed":
-            if message["error"] == RELEASE_MISMATCH:
-                self.other_release = message["message"]
-            raise EngineFailed(message["stage"], message["error"], message["message"])
+        if isinstance(answer, Failed):
+            if answer.error == RELEASE_MISMATCH:
+                self.other_release = answer.message
+            raise EngineFailed(answer.stage, answer.error, answer.message)
         self.other_release = None
 
     async def check_release(self) -> None:
@@ -125,16 +144,12 @@ class Engines:
         if self.other_release is not None:
             raise EngineFailed("start", RELEASE_MISMATCH, self.other_release)
 
-    def _beside(self) -> dict[str, Any] | None:
-        """What the serving engine takes of its GPU, for whoever is to be loaded there as well; None without one."""
+    def _serving_model(self) -> ServingModel | None:
+        """The serving engine's use of its GPU, for an engine that is to be loaded there as well; None without one."""
         serving = self.serving
-        if serving is None or serving.ready is None or serving.ready.get("gpu") is None:
+        if serving is None or serving.ready is None or serving.ready.gpu is None:
             return None
-        return {
-            "device": serving.ready["device"],
-            "model_bytes": serving.ready["gpu"]["model_bytes"],
-            "package": str(serving.served.package),
-        }
+        return ServingModel(serving.ready.device, serving.ready.gpu["model_bytes"], package=str(serving.served.package))
 
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
@@ -151,21 +166,19 @@ class Engines:
             await self._let_serve(new)
         except EngineFailed:
             if old is not None and old.alive:
-                old.send("serve")  # if it has died as well, `on_lost` was told: it is what serves still
+                old.send(Serve())  # if it has died as well, `on_lost` was told: it is what serves still
             raise
         pause_s = time.monotonic() - began
         self.serving = new
         assert new.ready is not None
-        self._leases.model_wants = Wanted(
-            0, request_bytes=new.ready["request_bytes"], reply_bytes=new.ready["reply_bytes"]
-        )
+        self._leases.model_wants = Wanted(0, request_bytes=new.ready.request_bytes, reply_bytes=new.ready.reply_bytes)
         if old is not None and old.alive:
             self.keep_standby(old)
         return pause_s
 
     async def _pause(self, old: EngineProcess) -> None:
-        paused = old.expect("paused")
-        old.send("pause")
+        paused = old.expect(Paused)
+        old.send(Pause())
         self._ring()
         try:
             message = await asyncio.wait_for(paused, _PAUSE_LIMIT_S)
@@ -175,11 +188,11 @@ class Engines:
             log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
             await self._kill(old)
             return
-        self.channels.note_held(old, message["held"])
+        self.channels.note_held(old, message.held)
 
     async def _let_serve(self, new: EngineProcess) -> None:
-        serving = new.expect("serving")
-        new.send("serve")
+        serving = new.expect(Serving)
+        new.send(Serve())
         try:
             await asyncio.wait_for(serving, _SERVE_LIMIT_S)
         except EngineEnded as ended:
@@ -250,13 +263,13 @@ class Engines:
         engine, self.serving = self.serving, None
         if engine is not None:
             watcher = self._watchers[engine]
-            draining, drained = engine.expect("draining"), engine.expect("drained")
-            engine.send("drain")
+            draining, drained = engine.expect(Draining), engine.expect(Drained)
+            engine.send(Drain())
             _wake(engine)
             await asyncio.wait((drained, watcher), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if drained.done():
                 await asyncio.wait((watcher,), timeout=_STOP_LIMIT_S)  # it leaves
-            elif _is_in_hand(engine) or (draining.done() and draining.result()["waiting"]):
+            elif _is_in_hand(engine) or (draining.done() and draining.result().waiting):
                 log.warning("%g s were not enough to answer what waited: stopping anyway", timeout_s)
         await self.kill()
 
@@ -296,25 +309,26 @@ class Engines:
         self._on_ended(engine)
         engine.close()
 
-    def _on_message(self, engine: EngineProcess, message: dict[str, Any], on_stage: Callable[[str], None]) -> None:
-        match message["event"]:
-            case "loading" | "warming":
-                engine.stage = "warm up" if message["event"] == "warming" else "load"
-                on_stage(message["event"])
-            case "broken":
-                lease = self._leases.get(message["channel"])
+    def _on_message(self, engine: EngineProcess, message: EngineMessage, on_stage: Callable[[str], None]) -> None:
+        match message:
+            case Loading():
+                engine.stage = "load"
+                on_stage("loading")
+            case Warming():
+                engine.stage = "warm up"
+                on_stage("warming")
+            case Broken():
+                lease = self._leases.get(message.channel)
                 # A client that grew or left before the engine had its channel open is nothing to tell of.
-                if lease is not None and lease.channel_info.identity.generation == message["generation"]:
-                    if message["detail"] is not None:
-                        log.warning("the channel of client %d %s", message["channel"], message["detail"])
-                    self._on_broken(lease, message["reason"], message["blame"])
-            case "gpu":
+                if lease is not None and lease.channel_info.identity.generation == message.generation:
+                    if message.detail is not None:
+                        log.warning("the channel of client %d %s", message.channel, message.detail)
+                    self._on_broken(lease, message.reason, message.blame)
+            case Gpu():
                 if engine.ready is not None:
-                    engine.ready["gpu"] = message["gpu"]
-            case "ready" | "serving" | "paused" | "failed" | "draining" | "drained":
-                pass  # somebody waits for these with expect()
-            case other:
-                log.warning("the engine said %.64r, which this supervisor does not know", other)
+                    engine.ready = replace(engine.ready, gpu=message.gpu)
+            case _:
+                pass  # awaited with expect()
 
     # Recording
 
@@ -339,7 +353,7 @@ class Engines:
         """What the serving engine said of its model; None without one."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in self.serving.ready.items() if key not in ("event", "native")}
+        return {key: value for key, value in vars(self.serving.ready).items() if key != "compiled"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(served, errors, monotonic ns of the last) of a channel in the serving engine."""

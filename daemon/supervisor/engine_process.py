@@ -14,10 +14,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..host import descriptor_limit
-from ..ipc.control import encode, take_messages
+from ..ipc.control import take_messages
+from ..ipc.messages import FROM_ENGINE, EngineMessage, InvalidMessage, Ready, Stop, SupervisorMessage, encode
 from ..ipc.release import OWN
 from ..ipc.stats import Counter, Stats, create_stats_memory
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .deployment import Served
 
 log = logging.getLogger(__name__)
+
+_M = TypeVar("_M")
 
 #: A numpy.py in the working directory is not ours. No variable says so: the programs that a policy starts would inherit it.
 SAFE_PATH = ("-P",) if sys.version_info >= (3, 11) else ()
@@ -41,9 +44,7 @@ class EngineEnded(Exception):
 class EngineProcess:
     """Starts an engine, carries messages both ways, and knows how it ended."""
 
-    def __init__(
-        self, serial: int, served: Served, on_message: Callable[[EngineProcess, dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, serial: int, served: Served, on_message: Callable[[EngineProcess, EngineMessage], None]) -> None:
         self.serial = serial
         self.served = served
         #: The task that stops it, once it is no longer wanted.
@@ -60,10 +61,9 @@ class EngineProcess:
         self.ended_on_purpose = False
         #: What it is at until it is warm, for people.
         self.stage = "load"
-        #: What the engine said when it was warm; None until then.
-        self.ready: dict[str, Any] | None = None
-        self.failure: dict[str, Any] | None = None
-        self._awaited: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        #: None until it is warm.
+        self.ready: Ready | None = None
+        self._awaited: dict[type, asyncio.Future[Any]] = {}
 
     @property
     def alive(self) -> bool:
@@ -98,12 +98,12 @@ class EngineProcess:
         self._socket = ours
         self._loop.add_reader(ours, self._readable)
 
-    def send(self, event: str, *, fds: Sequence[int] = (), **fields: Any) -> None:
+    def send(self, message: SupervisorMessage, *, fds: Sequence[int] = ()) -> None:
         """Queue a message and raise the engine's control word, so that it looks; `fds` stay the caller's."""
         if self._socket is None:
             return
-        copies = tuple(os.dup(descriptor) for descriptor in fds)  # the caller may close his before they are sent
-        self._unsent.append((encode(event, **fields, fds=len(copies)), copies))
+        copies = tuple(os.dup(descriptor) for descriptor in fds)  # the caller may close its own before they are sent
+        self._unsent.append((encode(message, len(copies)), copies))
         self._flush()
         if self.stats is not None:
             self.stats.words[Counter.CONTROL] += 1
@@ -143,33 +143,31 @@ class EngineProcess:
             return
         self._received += data
         try:
-            for message in take_messages(self._received):
+            for message, _ in take_messages(self._received, FROM_ENGINE):
                 self._take(message)
-        except (ValueError, KeyError, TypeError) as error:  # no message, or not with what belongs to its event
-            log.error("engine %d says what is no message (%s: %s): killing it", self.pid, type(error).__name__, error)
+        except InvalidMessage as error:
+            log.error("engine %d sent an invalid message (%s): killing it", self.pid, error)
             self._received.clear()
             self.ended_on_purpose = True
             self.kill()
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if message["event"] == "ready":
+    def _take(self, message: EngineMessage) -> None:
+        if isinstance(message, Ready):
             self.ready = message
-        elif message["event"] == "failed":
-            self.failure = message
         self._on_message(self, message)
-        awaited = self._awaited.pop(message["event"], None)
+        awaited = self._awaited.pop(type(message), None)
         if awaited is not None and not awaited.done():
             awaited.set_result(message)
 
-    def expect(self, event: str) -> asyncio.Future[dict[str, Any]]:
+    def expect(self, kind: type[_M]) -> asyncio.Future[_M]:
         """The next message of this kind; EngineEnded if the process ends first."""
-        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        future: asyncio.Future[_M] = self._loop.create_future()
         # Nobody may come to look at it: an update can be cancelled while it waits.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._process is not None and self._process.returncode is not None:
             future.set_exception(EngineEnded(self._process.returncode))
         else:
-            self._awaited[event] = future
+            self._awaited[kind] = future
         return future
 
     def _await_end(self) -> None:
@@ -207,7 +205,7 @@ class EngineProcess:
         """Ask it to stop after what is under way, then insist."""
         if self._process is None or self._process.returncode is not None:
             return
-        self.send("stop")
+        self.send(Stop())
         try:
             await asyncio.wait_for(self.wait(), timeout_s)
         except asyncio.TimeoutError:

@@ -205,14 +205,14 @@ class Supervisor:
     def now_serving(self, engine: EngineProcess) -> None:
         """An engine has begun to serve: say so."""
         assert engine.ready is not None
-        infer_ms = engine.ready["infer_ms"]
+        infer_ms = engine.ready.infer_ms
         log.info(
             "serving %s version %s on %s%s%s",
-            engine.ready["name"],
+            engine.ready.name,
             engine.served.version,
-            engine.ready["device"],
+            engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready["native"] else "; request path: Python (not compiled)",
+            "" if engine.ready.compiled else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None

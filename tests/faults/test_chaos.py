@@ -67,7 +67,7 @@ def test_what_was_out_when_its_robot_was_killed_is_part_of_the_account() -> None
     account.close(_tally(SUBMITTED=5, RESULTS=2, ERRORS=1), killed=True, window=3)
 
     account.check()
-    assert str(account).startswith("submitted 5 = results 2 + typed errors 1 + out when their robot was killed 2")
+    assert str(account).startswith("submitted 5 = results 2 + typed errors 1 + in flight when their robot was killed 2")
 
 
 def test_a_tally_waits_for_no_disk() -> None:
@@ -95,4 +95,4 @@ def test_a_failure_says_in_which_state_the_process_is_that_it_names() -> None:
         wait_dead(sleeper.pid, pidfd, 60)
         os.close(pidfd)
 
-    assert describe(sleeper.pid) == f"process {sleeper.pid} does not exist any more"
+    assert describe(sleeper.pid) == f"process {sleeper.pid} no longer exists"

@@ -53,7 +53,7 @@ def test_an_engine_that_says_what_is_no_message_is_replaced(obedient: Daemon, tm
 
         assert client.infer(observation) == {"survived": True}
 
-    assert f"engine {before} says what is no message" in obedient.log
+    assert f"engine {before} sent an invalid message" in obedient.log
     assert obedient.engine_pid != before
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
 from shmserve.schema import Array, Schema
 
+from ...ipc.messages import Suspicion
 from ...ipc.stats import ChannelWord, Counter, Stats
 from ..error_text import PolicyRaised, told
 from .mapped_channel import MappedChannel
@@ -44,7 +45,7 @@ class Tenancy:
         uid: int,
         rate: Rate | None,
         overhead: Overhead | None = None,
-        suspicion: Mapping[str, Any] | None = None,
+        suspicion: Suspicion | None = None,
         tensors_on: torch.device | None,
         serial: int,
         carried: Sequence[int],
@@ -94,13 +95,13 @@ class Tenancy:
         self.plain_schema: Schema | None = None
         self.plain_views: list[Array] = []
         if suspicion is not None:
-            self.suspect(**suspicion)
+            self.suspect(suspicion)
 
-    def suspect(self, left_s: float, blamed: bool) -> None:
-        """Run its requests alone and behind the others' for this long."""
+    def suspect(self, suspicion: Suspicion) -> None:
+        """Run its requests alone and behind the others'."""
         self.behind_ns = BEHIND_NS
-        self._suspect_until_ns = time.monotonic_ns() + int(left_s * 1e9)
-        self.blamed = blamed
+        self._suspect_until_ns = time.monotonic_ns() + int(suspicion.left_s * 1e9)
+        self.blamed = suspicion.blamed
 
     def is_suspect(self, now_ns: int) -> bool:
         """Whether it still is; from then on it is a client as any other."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from shmserve.codec import SlotMemory
 from shmserve.layout import CACHE_LINE, aligned
 from shmserve.schema import Schema
 
+from ...ipc.messages import Load, ServingModel
 from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
@@ -75,23 +75,23 @@ class DeviceSide:
         }
 
 
-def open_side(device: Device, package: ModelPackage, order: Mapping[str, Any]) -> DeviceSide:
+def open_side(device: Device, package: ModelPackage, order: Load) -> DeviceSide:
     """What an engine needs of the device for this package, once there is room for it.
 
-    `order` is the supervisor's "load". Raises DeviceMemoryShort, before anything was loaded.
+    Raises DeviceMemoryShort, before anything was loaded.
     """
-    _check_room(device, package, order.get("beside"))
-    threshold = order.get("register_bytes")
+    _check_room(device, package, order.serving_model)
+    threshold = order.register_bytes
     if threshold is None:
         threshold = measured_threshold(device)
     max_batch = 1 if package.deterministic else package.max_batch
     return DeviceSide(device, max_batch=max_batch, register_bytes=threshold or None)
 
 
-def _check_room(device: Device, package: ModelPackage, beside: Mapping[str, Any] | None) -> None:
-    if beside is None or beside["device"] != str(device.torch_device):
+def _check_room(device: Device, package: ModelPackage, serving_model: ServingModel | None) -> None:
+    if serving_model is None or serving_model.device != str(device.torch_device):
         return
-    serving = Beside(beside["model_bytes"], package_bytes(Path(beside["package"])))
+    serving = Beside(serving_model.model_bytes, package_bytes(Path(serving_model.package)))
     needed, why = needed_bytes(package_bytes(package.path), package.device_bytes, serving)
     free, total = device.free_memory()
     check_room(free, total, needed, why, str(device.torch_device))

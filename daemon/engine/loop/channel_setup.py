@@ -9,19 +9,19 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.errors import ShmServeError
 
+from ...ipc.messages import Attach
 from ...ipc.stats import ChannelWord, Stats
 from ..channel.mapped_channel import MappedChannel
 from ..channel.tenancy import BrokenChannel, Tenancy
 from .loop import EngineLoop
 
 #: Of pieces between two requests; what a request may wait for the channel of another client.
-_TURN_NS = 100_000
+TURN_NS = 100_000
 
 
 class Channels:
@@ -31,14 +31,18 @@ class Channels:
         self,
         loop: EngineLoop,
         stats: Stats,
+        left: deque[EngineChannel],
         mapped: Callable[[ChannelInfo, Sequence[int]], MappedChannel],
-        tenancy: Callable[[MappedChannel, Mapping[str, Any]], Tenancy],
+        tenancy: Callable[[MappedChannel, Attach], Tenancy],
         broken: Callable[..., None],
         attached: Callable[[], None],
+        *,
+        turn_ns: int = TURN_NS,
     ) -> None:
-        """`mapped` and `tenancy` make what a message asks for.
+        """`left` holds channels that `loop` no longer serves, to be closed.
 
-        `broken` is told of a channel that cannot be served, `attached` that one is.
+        `mapped` and `tenancy` make the objects that a message asks for. `broken` is called for a channel that cannot
+        be served, `attached` after one that can.
         """
         self._loop = loop
         self._stats = stats
@@ -46,14 +50,14 @@ class Channels:
         self._tenancy = tenancy
         self._broken = broken
         self._attached = attached
+        self._turn_ns = turn_ns
         self._under_way: Iterator[None] | None = None
-        self._left: deque[EngineChannel] = deque()
-        loop.let_go = self._left.append
+        self._left = left
 
-    def attach(self, message: Mapping[str, Any]) -> None:
+    def attach(self, message: Attach, fds: Sequence[int]) -> None:
         """A new channel, or the next generation of one: served once its memory is there."""
         assert self._under_way is None, "one after the other"
-        self._under_way = self._attach(message)
+        self._under_way = self._attach(message, fds)
 
     def detach(self, number: int) -> None:
         """The client is gone: its channel is not served from now on."""
@@ -66,7 +70,7 @@ class Channels:
 
     def go_on(self) -> None:
         """Do some of what is left, or all of it if no client is served meanwhile."""
-        until_ns = time.monotonic_ns() + _TURN_NS
+        until_ns = time.monotonic_ns() + self._turn_ns
         while self.busy:
             if self._under_way is None:
                 self._under_way = _given_back(self._left.popleft())
@@ -75,13 +79,8 @@ class Channels:
                     return
             self._under_way = None
 
-    def _attach(self, message: Mapping[str, Any]) -> Iterator[None]:
-        loop, channel_info, fds, carried = (
-            self._loop,
-            ChannelInfo.from_json(message["channel_info"]),
-            message["fds"],
-            message["carried"],
-        )
+    def _attach(self, message: Attach, fds: Sequence[int]) -> Iterator[None]:
+        loop, channel_info, carried = self._loop, message.channel_info, message.carried
         number = channel_info.identity.channel
         mapped: MappedChannel | None = None
         try:

@@ -58,7 +58,9 @@ class EngineLoop:
         budget: SpinBudget,
         control: Callable[[float], bool],
         broken: Callable[[ChannelInfo, str], None],
+        let_go: Callable[[EngineChannel], None] = EngineChannel.close,
     ) -> None:
+        """`let_go` closes a channel that is no longer served, at once or between requests."""
         self._bell = bell
         self._words = stats.words
         self._serving: Serving | RecordedServing = serving
@@ -69,8 +71,7 @@ class EngineLoop:
         self._more_control = False
         self.tenancies: dict[int, Tenancy] = {}
         self._everyone = Watched()
-        #: Closes what is not served any more, at once or between requests.
-        self.let_go: Callable[[EngineChannel], None] = EngineChannel.close
+        self._let_go = let_go
         self._hot = Watched()
         self._waiting: list[Tenancy] = []
         #: Those whose requests wait for a time rather than for their turn, and until when.
@@ -100,7 +101,7 @@ class EngineLoop:
             return
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.close(self.let_go)
+        tenancy.close(self._let_go)
 
     def client_left(self, number: int) -> None:
         """The client of a channel is gone for good, and the next one may have its number."""
@@ -111,7 +112,7 @@ class EngineLoop:
         """The channel goes on in a new generation."""
         self._forget(tenancy)
         self._bell.forget(tenancy)
-        tenancy.move(mapped, carried, serving=True, let_go=self.let_go)
+        tenancy.move(mapped, carried, serving=True, let_go=self._let_go)
         self._everyone.add(tenancy)
         self._bell.watch(tenancy)
         self._heat(tenancy)

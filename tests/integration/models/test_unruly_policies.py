@@ -18,9 +18,11 @@ from shmserve.client import InferenceFailed, RequestRejected
 from shmserve.daemon.engine.main import Engine
 from shmserve.daemon.engine.requests.serving import Serving
 from shmserve.daemon.ipc.control import ControlSocket, take_messages
+from shmserve.daemon.ipc.messages import FROM_ENGINE, Failed
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from tests.support.admin_command import admin
 from tests.support.daemon_process import Daemon
+from tests.support.messages import load
 
 #: How the message for each kind of failure begins.
 RAISED = {
@@ -53,17 +55,17 @@ def unruly() -> Iterator[Daemon]:
         yield daemon
 
 
-def loaded_in_an_engine(package: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def loaded_in_an_engine(package: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> Failed:
     """What an engine of this process says last of a package that cannot be served."""
     (package / "policy.py").write_text(code)
     monkeypatch.delitem(sys.modules, "policy", raising=False)
     ours, theirs = socket.socketpair()
     stats = Stats(create_stats_memory())
-    order = {"serial": 1, "package": str(package), "device": "cpu", "threads": torch.get_num_threads()}
     with ours, theirs:
-        assert not Engine(ControlSocket(theirs), stats, order).load()
-        *_, told = take_messages(bytearray(ours.recv(65536)))
+        assert not Engine(ControlSocket(theirs), stats, load(package, threads=torch.get_num_threads())).load()
+        *_, (told, _) = take_messages(bytearray(ours.recv(65536)), FROM_ENGINE)
     stats.close()
+    assert isinstance(told, Failed)
     return told
 
 
@@ -170,7 +172,7 @@ def test_what_is_raised_at_load_is_named_with_its_type_and_text(
 ) -> None:
     told = loaded_in_an_engine(tmp_path, f"{_PREAMBLE}{line}\n", monkeypatch)
 
-    assert (told["stage"], told["error"], told["message"]) == (stage, "PanicException", "marker")
+    assert (told.stage, told.error, told.message) == (stage, "PanicException", "marker")
 
 
 def test_an_update_that_panics_is_refused_with_the_panics_text(unruly: Daemon, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.host.own_descriptors import keep_from_children
-from shmserve.daemon.ipc.control import ControlSocket, encode
+from shmserve.daemon.ipc.control import ControlSocket
+from shmserve.daemon.ipc.messages import Record, Serve, encode
 from shmserve.record_ring import RecordRingReader
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.descriptors import inheritable
@@ -69,19 +70,19 @@ def test_an_engine_without_room_for_descriptors_gives_no_message_those_of_anothe
     given = [os.open(path, os.O_RDONLY) for path in ("/", "/proc", "/dev", "/sys", "/tmp")]
     spare = os.dup(0)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    socket.send_fds(ours, [encode("first", fds=4)], given[:4])
-    socket.send_fds(ours, [encode("between", fds=0)], [])
-    socket.send_fds(ours, [encode("second", fds=1)], given[4:])
+    socket.send_fds(ours, [encode(Record(1), 4)], given[:4])
+    socket.send_fds(ours, [encode(Serve())], [])
+    socket.send_fds(ours, [encode(Record(2), 1)], given[4:])
     os.close(spare)
     resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 1, hard))
     try:
-        messages = control.receive()
+        arrivals = control.receive()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    assert [message["event"] for message in messages] == ["first", "between", "second"]
-    assert [len(message["fds"]) for message in messages] == [0, 0, 1]
-    (came,) = messages[2]["fds"]
+    assert [arrival.message for arrival in arrivals] == [Record(1), Serve(), Record(2)]
+    assert [len(arrival.fds) for arrival in arrivals] == [0, 0, 1]
+    (came,) = arrivals[2].fds
     assert os.path.samestat(os.fstat(came), os.fstat(given[4]))
     assert not os.get_inheritable(came)
     for descriptor in (*given, came):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -16,9 +16,22 @@ import torch
 
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Encoder
-from shmserve.daemon.engine.loop import channel_setup as channels
+from shmserve.daemon.engine.loop.channel_setup import TURN_NS
 from shmserve.daemon.engine.main import Engine
-from shmserve.daemon.ipc.control import ControlSocket, encode
+from shmserve.daemon.ipc.control import ControlSocket, take_messages
+from shmserve.daemon.ipc.messages import (
+    FROM_ENGINE,
+    Attach,
+    Broken,
+    Detach,
+    Pause,
+    Paused,
+    Serve,
+    Serving,
+    Stop,
+    SupervisorMessage,
+    encode,
+)
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
 from shmserve.protocol import Kind
@@ -26,6 +39,7 @@ from shmserve.ring import RequestHead
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.daemon_process import POLICIES
+from tests.support.messages import load
 
 _SMALL = Geometry(slots=8, metadata_bytes=4096, payload_bytes=4096)
 #: Its memory comes in 33 pieces.
@@ -43,7 +57,7 @@ class Client:
         self._encoder = Encoder()
         self.channel: ClientChannel | None = None
 
-    def grow(self, geometry: Geometry) -> dict[str, Any]:
+    def grow(self, geometry: Geometry) -> Attach:
         """Another generation, the first one, too; what the supervisor says of it."""
         self._generation += 1
         channel_info = ChannelInfo(Identity(1, self.number, self._generation), None)
@@ -52,7 +66,7 @@ class Client:
         self.channel = ClientChannel(channel_info, given, before)
         if before is not None:
             before.close()
-        return {"channel_info": channel_info.to_json(), "trusted": False, "uid": 0, "carried": []}
+        return Attach(channel_info, trusted=False, uid=0, carried=(), suspicion=None)
 
     def publish(self, count: int) -> list[int]:
         """So many requests, without a ring; their sequences."""
@@ -78,13 +92,12 @@ class Client:
 class Told:
     """An engine in this process that has loaded a model, and its supervisor's end of the control socket."""
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, channel_turn_ns: int) -> None:
         self._socket, theirs = socket.socketpair()
         self._control = ControlSocket(theirs)
         self._theirs = theirs
         self._stats = Stats(create_stats_memory())
-        order = {"package": str(package), "device": "cpu", "called": "echo", "serial": 1, "spin_us": 0}
-        self.engine = Engine(self._control, self._stats, {**order, "request_bell": None, "trusted_transport": False})
+        self.engine = Engine(self._control, self._stats, load(package), channel_turn_ns=channel_turn_ns)
         assert self.engine.load()
         self.said()
         self.clients: list[Client] = []
@@ -93,28 +106,27 @@ class Told:
         self.clients.append(Client(len(self.clients)))
         return self.clients[-1]
 
-    def tell(self, event: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
-        socket.send_fds(self._socket, [encode(event, **fields, fds=len(fds))], fds)
+    def tell(self, message: SupervisorMessage, fds: tuple[int, ...] = ()) -> None:
+        socket.send_fds(self._socket, [encode(message, len(fds))], fds)
         self._stats.words[Counter.CONTROL] += 1
 
     def attach(self, client: Client, geometry: Geometry = _SMALL) -> None:
-        attach = client.grow(geometry)
-        self.tell("attach", client.sealed.engine_ends(), **attach)
+        self.tell(client.grow(geometry), client.sealed.engine_ends())
 
-    def run(self) -> list[str]:
-        """Until it stops; which events it told of."""
+    def run(self) -> list[type]:
+        """Until it stops; the kinds of messages that it sent."""
         self.engine.run()
-        return [message["event"] for message in self.said()]
+        return [type(message) for message in self.said()]
 
-    def said(self) -> list[dict[str, Any]]:
+    def said(self) -> list[Any]:
         self._socket.setblocking(False)
-        received = b""
+        received = bytearray()
         try:
             while data := self._socket.recv(65536):
                 received += data
         except BlockingIOError:
             pass
-        return [json.loads(message) for message in received.split(b"\0")[:-1]]
+        return [message for message, _ in take_messages(received, FROM_ENGINE)]
 
     def hang_up(self) -> None:
         self._socket.close()
@@ -135,82 +147,78 @@ class Told:
 
 
 @pytest.fixture
-def told(tmp_path: Path) -> Iterator[Told]:
+def told(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Told]:
     threads = torch.get_num_threads()
     shutil.copytree(POLICIES / "echo", tmp_path / "echo")
-    told = Told(tmp_path / "echo")
+    told = Told(tmp_path / "echo", getattr(request, "param", TURN_NS))
     yield told
     told.close()
     torch.set_num_threads(threads)
 
 
-def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_it(
-    told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "_TURN_NS", 3600 * 10**9)  # however little a channel takes
+@pytest.mark.parametrize("told", [3600 * 10**9], indirect=True)  # however little a channel takes
+def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_it(told: Told) -> None:
     robot = told.client()
     told.attach(robot)
     asked = robot.publish(2)
-    told.tell("serve")
+    told.tell(Serve())
     for _ in range(3):  # the first with "serve": it is not served before
         told.attach(told.client())
-    told.tell("stop")
+    told.tell(Stop())
 
-    assert told.run() == ["serving"]
+    assert told.run() == [Serving]
     assert robot.answered(asked) == [True, True]
 
 
-def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "_TURN_NS", 0)  # as if each piece took long
+@pytest.mark.parametrize("told", [0], indirect=True)  # as if each piece took long
+def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told) -> None:
     robot = told.client()
     told.attach(robot)
     asked = robot.publish(8)
-    told.tell("serve")
+    told.tell(Serve())
     told.attach(told.client(), _LARGE)
-    told.tell("stop")
+    told.tell(Stop())
 
-    assert told.run() == ["serving"]
+    assert told.run() == [Serving]
     assert robot.answered(asked) == [True] * 8
 
 
-def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(
-    told: Told, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "_TURN_NS", 0)
+@pytest.mark.parametrize("told", [0], indirect=True)
+def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(told: Told) -> None:
     robot, leaving = told.client(), told.client()
     told.attach(leaving, _LARGE)
     told.attach(robot)
     asked = robot.publish(8)
-    told.tell("serve")
-    told.tell("detach", channel=leaving.number)
-    told.tell("stop")
+    told.tell(Serve())
+    told.tell(Detach(leaving.number))
+    told.tell(Stop())
 
-    assert told.run() == ["serving"]
+    assert told.run() == [Serving]
     assert robot.answered(asked) == [True] * 8
 
 
-def test_what_is_said_behind_a_channel_keeps_its_order(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "_TURN_NS", 0)
+@pytest.mark.parametrize("told", [0], indirect=True)
+def test_what_is_said_behind_a_channel_keeps_its_order(told: Told) -> None:
     robot, gone = told.client(), told.client()
-    told.tell("serve")
+    told.tell(Serve())
     told.attach(gone, _LARGE)
-    told.tell("detach", channel=gone.number)
+    told.tell(Detach(gone.number))
     told.attach(robot, _LARGE)
     told.attach(robot, _LARGE)  # it grows
     asked = robot.publish(2)
-    told.tell("pause")
-    told.tell("serve")
+    told.tell(Pause())
+    told.tell(Serve())
     told.attach(told.client())
     told.attach(told.client())
-    told.tell("stop")
+    told.tell(Stop())
 
-    assert told.run() == ["serving", "paused", "serving"]
+    assert told.run() == [Serving, Paused, Serving]
     assert robot.answered(asked) == [True, True]
     assert told.engine._loop is not None and set(told.engine._loop.tenancies) == {0, 2, 3}
 
 
 def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its_way(told: Told) -> None:
-    told.tell("serve")
+    told.tell(Serve())
     told.attach(told.client(), _LARGE)
     told.hang_up()
 
@@ -220,24 +228,25 @@ def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its
 def test_a_channel_that_is_none_is_told_of_and_leaves_nothing(told: Told) -> None:
     client = told.client()
     attach = client.grow(_SMALL)
-    attach["channel_info"]["identity"]["generation"] += 1
+    identity = attach.channel_info.identity
+    attach = replace(attach, channel_info=ChannelInfo(replace(identity, generation=identity.generation + 1), None))
     before = sorted(os.listdir("/proc/self/fd"))
-    told.tell("serve")
-    told.tell("attach", client.sealed.engine_ends(), **attach)
-    told.tell("stop")
+    told.tell(Serve())
+    told.tell(attach, client.sealed.engine_ends())
+    told.tell(Stop())
 
-    assert told.run() == ["serving", "broken"]
+    assert told.run() == [Serving, Broken]
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_clients_have_left_is_neither_mapped_nor_open(told: Told) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
-    told.tell("serve")
+    told.tell(Serve())
     client = told.client()
     told.attach(client, _LARGE)
     told.attach(client, _LARGE)
-    told.tell("detach", channel=client.number)
-    told.tell("stop")
+    told.tell(Detach(client.number))
+    told.tell(Stop())
     client.close()
     client.channel = None
 

@@ -96,33 +96,29 @@ def test_peers_that_are_refused_take_no_connection_from_those_that_are_not(tmp_p
 
 CROWDED_SERVER = """
 import asyncio, json, resource, sys
-from pathlib import Path
-import socket
 from shmserve.daemon.varlink.interface import ServiceInfo
 from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
 
-class CountingSocket(socket.socket):
-    failed = 0
+listener = listen_unix(sys.argv[1], 0o600)
 
-    def accept(self):
-        try:
-            return super().accept()
-        except BlockingIOError:
-            raise
-        except OSError:
-            self.failed += 1
-            raise
+class CountingLoop(asyncio.SelectorEventLoop):
+    starts = 0
+
+    def add_reader(self, fd, *rest):
+        self.starts += fd is listener
+        super().add_reader(fd, *rest)
+
+loop = CountingLoop()
 
 async def main():
-    listener = CountingSocket(fileno=listen_unix(sys.argv[1], 0o600).detach())
     server = VarlinkServer(listener, ServiceInfo("", "", "", ""), [], refusal=lambda peer: None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
-    asyncio.get_running_loop().add_reader(0, server.close)
+    loop.add_reader(0, server.close)
     print("ready", flush=True)
     await server.serve()
-    print(json.dumps(listener.failed), flush=True)
+    print(json.dumps(loop.starts - 1), flush=True)
 
-asyncio.run(main())
+loop.run_until_complete(main())
 """
 
 

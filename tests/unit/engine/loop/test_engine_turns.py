@@ -24,6 +24,7 @@ from shmserve.daemon.engine.loop.bells import Bells, SharedBell
 from shmserve.daemon.engine.loop.loop import EngineLoop
 from shmserve.daemon.engine.loop.pipe_bells import PipeBells
 from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.ipc.messages import Suspicion
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
@@ -329,7 +330,7 @@ def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
     engine = Engine("sealed", max_batch=4)
     try:
         suspect, first, second = (engine.client(name) for name in ("suspect", "first", "second"))
-        engine.loop.tenancies[0].suspect(left_s=3600, blamed=True)
+        engine.loop.tenancies[0].suspect(Suspicion(left_s=3600, blamed=True))
         for each in (suspect, first, second, suspect):
             each.publish()
             each.ring()
@@ -347,7 +348,7 @@ def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(en
     killer.publish()
     tenancy = engine.loop.tenancies[0]
     assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1  # as by an engine that died of it
-    tenancy.suspect(left_s=3600, blamed=True)
+    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
     killer.publish()
     killer.ring()
 
@@ -370,7 +371,7 @@ def test_a_request_that_an_engine_died_of_is_tried_again_once_nobody_else_asks(e
     killer.publish()
     tenancy = engine.loop.tenancies[0]
     assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1
-    tenancy.suspect(left_s=3600, blamed=True)
+    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
     killer.ring()
     robot.publish()
     robot.ring()
