@@ -64,7 +64,7 @@ MEMORIES: dict[str, tuple[Callable[[], int], str]] = {
     "a socket": (lambda: socket.socket().detach(), "is not a memfd"),
     "a directory": (lambda: os.open("/", os.O_RDONLY | os.O_DIRECTORY), "is not a memfd"),
     "smaller than its header": (lambda: memory(size=8), "not a segment: 8 bytes"),
-    "smaller than its header says": (lambda: memory(size=4096), "its header speaks of"),
+    "smaller than its header says": (lambda: memory(size=4096), "its header says"),
 }
 with contextlib.suppress(OSError):  # a kernel without
     os.close(memory(size=2 << 20, flags=_MFD_HUGETLB))

@@ -410,7 +410,7 @@ LEAVES: dict[str, tuple[bytes, str]] = {
     "kind long": (leaf(kind=text("k" * 60000)), "kind cannot be 'kkkk"),
     "dtype a list": (leaf(dtype=b"]"), "cannot be a list"),
     "dtype a tuple": (leaf(dtype=text("a") + text("<f4") + b"\x86\x85"), "cannot be a tuple"),
-    "dtype a leaf": (leaf(b"K\x01", dtype=leaf()), "cannot be a shmserve.metadata.Leaf"),
+    "dtype a leaf": (leaf(b"K\x01", dtype=leaf()), "cannot be a shmserve.metadata_leaf.Leaf"),
     "int of float": (leaf(kind=text("int"), dtype=text("<f8")), "cannot be '<f8'"),
     "float of int": (leaf(kind=text("float"), dtype=text("<i8")), "cannot be '<i8'"),
     "bool of 1 byte": (leaf(kind=text("bool"), dtype=text("|b1")), "cannot be '|b1'"),

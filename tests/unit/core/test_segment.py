@@ -153,8 +153,8 @@ def with_word(index: int, value: int) -> bytes:
         (with_word(5, 1 << 63).ljust(GEOMETRY.segment_bytes), "header makes no sense: 9223372036854775808 slots"),
         (with_word(6, 100).ljust(GEOMETRY.segment_bytes), "header makes no sense: 100 bytes of metadata"),
         (with_word(7, (1 << 64) - 1).ljust(GEOMETRY.segment_bytes), "header makes no sense"),
-        (with_word(7, 1 << 20).ljust(GEOMETRY.segment_bytes), "its header speaks of"),
-        (HEADER.ljust(GEOMETRY.segment_bytes - 1), f"its header speaks of {GEOMETRY.segment_bytes}"),
+        (with_word(7, 1 << 20).ljust(GEOMETRY.segment_bytes), "its header says"),
+        (HEADER.ljust(GEOMETRY.segment_bytes - 1), f"its header says {GEOMETRY.segment_bytes}"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

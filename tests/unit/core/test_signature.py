@@ -305,7 +305,7 @@ def test_the_signature_of_another_package_is_refused(store: Store, package: Path
 def test_what_is_no_signature_file_is_refused(content: bytes, store: Store, package: Path) -> None:
     (package / "model.sig").write_bytes(content)
 
-    with pytest.raises(SignatureRefused, match=r"is no signature file|bytes, more than 16384"):
+    with pytest.raises(SignatureRefused, match=r"is not a signature file|bytes, more than 16384"):
         add(store, package)
     assert nothing_is_kept(store)
 
@@ -409,7 +409,7 @@ def test_a_signature_replaces_the_others_unless_it_is_added(key: PublicKey, pack
 def test_nothing_is_added_to_what_is_no_signature(key: PublicKey, package: Path, tmp_path: Path) -> None:
     (package / "model.sig").write_text("trust me\n")
 
-    with pytest.raises(SignatureRefused, match=r"model\.sig is no signature file"):
+    with pytest.raises(SignatureRefused, match=r"model\.sig is not a signature file"):
         sign_package(package, tmp_path / "key.pem", add=True)
 
     assert (package / "model.sig").read_text() == "trust me\n"
