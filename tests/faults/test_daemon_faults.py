@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.support.daemon_process import Daemon, is_running, wait_until
+from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
@@ -33,7 +34,7 @@ def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
     gate.wait_entered()
     engine = daemon.engine_pid
     stale = daemon.names_in_shm()
-    stranger = Names(daemon.folder / "another").fresh()
+    stranger = NameRegistry(daemon.folder / "another").fresh()
     create_doorbell(stranger)
     try:
         daemon.kill9()
@@ -50,7 +51,7 @@ def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
         assert not set(stale) & set(daemon.names_in_shm())
         assert client.infer({"do": "echo", "value": 2}) == 2
         # This one has not noticed anything yet; nothing of its was out.
-        assert idle.metadata["name"] == "obedient"
+        assert idle.describe()["name"] == "obedient"
         assert idle.infer({"do": "echo", "value": 3}) == 3
         assert os.path.exists(f"/dev/shm/sem.{stranger.removeprefix('/')}")
         if stale:  # transport `sealed` has no names
@@ -127,7 +128,7 @@ def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goe
 
         wait_until("the engine has heard of it", refused)
         asked = pool.submit(patient.infer, {"do": "echo", "value": "patient"})
-        asked_async = pool.submit(asyncio.run, patient.infer_async({"do": "echo", "value": "async"}))
+        asked_async = pool.submit(asyncio.run, in_loop(patient).infer({"do": "echo", "value": "async"}))
         assert np.array_equal(large.result(), np.full(500_000, 7))
         assert held.result()["waited"]
         assert daemon.wait_end() == 0
@@ -137,6 +138,7 @@ def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goe
 
 _LEAVES_A_MARK = """
 import atexit, subprocess, sys, threading, time
+from tests.support.event_loop import in_loop
 class Policy:
     def __init__(self, path, device):
         self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

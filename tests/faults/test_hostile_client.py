@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.client.attachment import Wanted
+from shmserve.client.capacity import SlotCapacity
 from shmserve.layout import MAX_METADATA_BYTES, sequence_of
 from shmserve.protocol import WIRE_VERSION, Flag, Status
 from shmserve.ring import RequestHead
@@ -251,7 +251,7 @@ def test_requests_that_overtake_their_slots_answers_reach_nobody_else(raw: RawCh
     for value in range(40):
         head = raw.head({"do": "echo", "value": value})
         raw.publish(head)
-        if raw.attachment.lost():
+        if raw.attachment.is_peer_closed():
             break
 
 
@@ -264,7 +264,7 @@ def test_a_channel_may_be_attached_once_and_in_one_version(daemon: Daemon, neigh
             return f"{error.error.rpartition('.')[2]} {error.parameters.get('parameter', '')}".strip()
         return "done"
 
-    wanted = vars(Wanted(2))
+    wanted = vars(SlotCapacity(2))
     with VarlinkConnection.connect(daemon.client_socket, 10.0, accept_fds=8) as connection:
         assert call(connection, "Resize", wanted=wanted, published=0, carried=[]) == "NotAttached"
         assert call(connection, "Attach", wire_version=WIRE_VERSION + 1, wanted=wanted) == "ProtocolMismatch"

@@ -110,7 +110,7 @@ def test_a_disk_that_hangs_holds_nobody_up_but_the_update(make_daemon: Callable[
 
             with daemon.client() as client:
                 assert client.infer({"x": np.arange(3), "robot": "r"})["k"] == 2
-                assert client.metadata["version"] == content_version(packages[0])
+                assert client.describe()["version"] == content_version(packages[0])
             assert daemon.status()["state"] in ("ready", "updating")
             assert daemon.admin("Versions")["versions"]
             if begins:

@@ -485,7 +485,7 @@ def test_a_client_that_is_closed_during_a_loan_says_so_at_send(echo: Daemon) -> 
 def test_a_loan_has_the_terms_of_its_request(client: ShmClient, gate: Gate) -> None:
     held = client.submit(gate.observation)
     gate.wait_entered()
-    with client.loan({"do": "count"}, max_age_s=0) as observation:
+    with client.loan({"do": "count"}, max_age=0) as observation:
         stale = observation.send()
     with client.loan({"do": "count"}, timeout=0.05) as observation:
         expired = observation.send()

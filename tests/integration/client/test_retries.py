@@ -140,7 +140,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, 
         with pytest.raises(InferenceFailed, match="LookupError: as it was told"):
             client.infer(journal.asked("raised", fail=True), repeatable=True)
         with pytest.raises(ObservationStale):
-            client.infer(journal.asked("stale"), capture_time=time.monotonic() - 2, max_age_s=1, repeatable=True)
+            client.infer(journal.asked("stale"), capture_time=time.monotonic() - 2, max_age=1, repeatable=True)
         with pytest.raises(UnsupportedType):
             client.infer({"generator": (number for number in range(3))}, repeatable=True)
         with pytest.raises(RequestTimeout):

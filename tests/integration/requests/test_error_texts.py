@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.client.attachment import Wanted
+from shmserve.client.capacity import SlotCapacity
 from shmserve.layout import sequence_of
 from shmserve.protocol import WIRE_VERSION, Status
 from shmserve.varlink import VarlinkError
@@ -91,7 +91,7 @@ def test_a_channel_that_is_closed_is_told_why_in_numbers(daemon: Daemon) -> None
                 raw.publish(raw.head({"x": 1})._replace(sequence=sequence_of(5, 0)))
             raw.wait_evicted()
 
-            assert_says_nothing(str(raw.attachment.lost_error()).replace(str(daemon.service_dir), ""))
+            assert_says_nothing(str(raw.attachment.close_error()).replace(str(daemon.service_dir), ""))
     assert_log_is_plain(daemon)
 
 
@@ -120,7 +120,7 @@ def test_a_request_that_cannot_be_read_is_rejected_in_words_about_itself(daemon:
 
 
 def test_no_answer_of_the_control_socket_says_where_the_daemon_lives(daemon: Daemon) -> None:
-    wanted = vars(Wanted(1))
+    wanted = vars(SlotCapacity(1))
     attach: dict[str, Any] = {"wire_version": WIRE_VERSION, "wanted": wanted, "program": _FORGED * 9}
     calls: list[tuple[str, dict[str, Any]]] = [
         ("io.shmserve.Client.Attach", {**attach, "wire_version": 99}),

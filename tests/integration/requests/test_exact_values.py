@@ -64,12 +64,12 @@ def test_a_policy_that_reads_the_slot_itself_sees_the_same_bits(in_place_robot: 
 
 
 def test_reading_the_slot_itself_is_reported(echo: Daemon, in_place_robot: ShmClient, robot: ShmClient) -> None:
-    in_place_robot.infer({"x": np.zeros(3)})
-    robot.infer({"x": np.zeros(3)})
+    in_place = in_place_robot.request({"x": np.zeros(3)})
+    staged = robot.request({"x": np.zeros(3)})
 
     trusted = echo.status()["transport"] == "named"  # a client of the other could change the slot under the model
-    assert in_place_robot.last_reply is not None and in_place_robot.last_reply.in_place == trusted
-    assert robot.last_reply is not None and not robot.last_reply.in_place
+    assert in_place.in_place == trusted
+    assert not staged.in_place
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

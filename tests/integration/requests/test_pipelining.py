@@ -38,7 +38,7 @@ def test_a_result_can_be_asked_for_again(client: ShmClient) -> None:
 
     assert pending.result() is pending.result()
     assert pending.done()
-    assert pending.reply is not None and pending.reply.number == pending.number
+    assert pending.reply is not None and pending.reply.request_id == pending.request_id
 
 
 def test_more_requests_than_slots_wait_for_a_slot(obedient: Daemon) -> None:

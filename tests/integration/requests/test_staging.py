@@ -42,7 +42,8 @@ def test_a_policy_may_change_its_observation(start_daemon: Callable[..., Daemon]
             x = np.arange(100, dtype=np.float32) + number
             before = x.copy()
 
-            found = client.infer({"x": x})
+            reply = client.request({"x": x})
+            found = reply.action
 
             assert_same(x, before)
             assert_same(found["x"], before * 2 + 1)
@@ -91,11 +92,12 @@ def test_a_policy_that_changes_what_it_reads_in_place_does_no_harm(
             x = np.arange(100, dtype=np.float32) + number
             before = x.copy()
 
-            found = client.infer({"x": x})
+            reply = client.request({"x": x})
+            found = reply.action
 
             # A device reads nothing in place.
             on_host = "SHMSERVE_TEST_DEVICE" not in os.environ
-            assert client.last_reply is not None and client.last_reply.in_place == on_host
+            assert reply.in_place == on_host
             assert_same(x, before)
             assert_same(found["x"], before * 2 + 1)
     assert "not writable" not in daemon.log

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import DowngradeRefused, Store, StoredVersion, Trust
+from shmserve.daemon.store import DowngradeRefused, SignaturePolicy, Store, StoredVersion
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version, package_files
 from shmserve.package_signature import (
@@ -46,7 +46,7 @@ def package(key: PublicKey, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(key: PublicKey, tmp_path: Path) -> Iterator[Store]:
     """Takes signed packages only."""
-    store = Store(tmp_path / "models", trust=Trust(required=True, keys=[key]))
+    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[key]))
     store.open()
     yield store
     store.close()
@@ -181,10 +181,10 @@ def test_without_the_library_the_remedy_is_told(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['cryptography'] = None\n"
         "from shmserve.package_signature import PublicKey, KeyUnusable\n"
-        "from shmserve.daemon.store import DowngradeRefused, Store, Trust\n"
+        "from shmserve.daemon.store import DowngradeRefused, Store, SignaturePolicy\n"
         "from pathlib import Path\n"
         "key = PublicKey.read('A' * 43 + '=')\n"
-        "try: Store(Path(sys.argv[1]), trust=Trust(True, [key])).open()\n"
+        "try: Store(Path(sys.argv[1]), signatures=SignaturePolicy(True, [key])).open()\n"
         "except KeyUnusable as error: print(error)\n"
     )
 
@@ -337,14 +337,14 @@ def test_the_same_files_signed_again_are_the_same_version_with_the_new_signature
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
     newer = make_key_pair(tmp_path / "newer.pem")
-    store = Store(tmp_path / "models", trust=Trust(required=True, keys=[key, newer]))
+    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[key, newer]))
     store.open()
     first = add(store, package)
     sign_package(package, tmp_path / "newer.pem")
 
     again = add(store, package)
     store.close()
-    store = Store(tmp_path / "models", trust=Trust(required=True, keys=[newer]))
+    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[newer]))
     store.open()
 
     assert again.digest == first.digest and len(store.versions()) == 1
@@ -356,7 +356,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
     store.make_current(add(store, package))
     store.close()
     newer = make_key_pair(tmp_path / "newer.pem")
-    stricter = Store(tmp_path / "models", trust=Trust(required=True, keys=[newer]))
+    stricter = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[newer]))
     stricter.open()
 
     assert asyncio.run(stricter.last_good()) is None
@@ -367,7 +367,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
 def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "models", trust=Trust(keys=[key]))
+    store = Store(tmp_path / "models", signatures=SignaturePolicy(keys=[key]))
     store.open()
     (package / "policy.py").write_bytes(b"changed")
     with pytest.raises(SignatureRefused):
@@ -380,7 +380,7 @@ def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
 
 def test_a_requirement_without_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="signature_keys"):
-        Trust(required=True)
+        SignaturePolicy(required=True)
 
 
 # More than one key
@@ -428,7 +428,7 @@ def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(
     def open_store() -> Store:
         store = Store(
             tmp_path / "models",
-            trust=Trust(required=True, keys=[key]),
+            signatures=SignaturePolicy(required=True, keys=[key]),
             examine=lambda path: int((path / "release").read_text()),
         )
         store.open()
