@@ -1,4 +1,4 @@
-"""Answers the part of io.shmserve.Admin that hands what is served to a recorder."""
+"""Recording part of io.shmserve.Admin: hands requests and their answers to a recorder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DESCRIPTION = """\
 method Record(client: ?int) -> (model: ?object)
 """
 
-#: What a recording says of the model.
+#: Parts of a model's description that a recording keeps.
 _OF_THE_MODEL = ("name", "version", "device", "stateful", "contract")
 
 
@@ -44,9 +44,9 @@ class AdminRecording:
         client = optional(parameters, "client", int)
         status = self._supervisor.snapshot()
         if status.is_recording:
-            raise self._refused("busy", "somebody records already: one recording at a time")
+            raise self._refused("busy", "a recording is already running: one at a time")
         if client is not None and client not in {each.channel for each in status.clients}:
-            raise self._refused("unknown_client", f"there is no client {client}; shmserve-admin clients lists them")
+            raise self._refused("unknown_client", f"no client {client} is attached; shmserve-admin clients lists them")
         try:
             capacity = check_record_ring(fds[0])
         except RecordRingBroken as error:
@@ -54,14 +54,14 @@ class AdminRecording:
         log.info("recording for %s, through %d bytes", connection.peer, capacity)
         try:
             self._supervisor.record(fds[0], client)
-            told = None
+            reported = None
             while True:
                 model = self._supervisor.model
-                if model is not None and model != told:
-                    told = model
+                if model is not None and model != reported:
+                    reported = model
                     yield Reply({"model": {key: model[key] for key in _OF_THE_MODEL}}, continues=True)
-                elif told is None:
-                    told = {}
+                elif reported is None:
+                    reported = {}
                     yield Reply({"model": None}, continues=True)
                 await self._supervisor.wait_change()
         finally:
