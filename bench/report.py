@@ -127,7 +127,7 @@ def _scale(found: dict[str, Any]) -> Iterator[str]:
 
 
 def stages_table(workloads: dict[str, Any]) -> str:
-    """Format the medians of `ShmClient.last_reply`."""
+    """Format the medians of `Reply.timing`."""
     rows = [
         [f"{name}, {way}", *(short(medians[key]) for key in (*STAGES, "round_trip"))]
         for name, ways in workloads.items()

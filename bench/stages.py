@@ -1,4 +1,4 @@
-"""Stages of a request by the timing in the replies (`ShmClient.last_reply`), staged and in place."""
+"""Stages of a request by the timing in the replies (`Reply.timing`), staged and in place."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _turn(client: Any, name: str, in_place: bool, seconds: float) -> list[tuple[
     while time.monotonic() < end or count < 20:
         count += 1
         asked.stamp(count)
-        asked.verify(client.infer(asked.observation), count)
-        reply = client.last_reply
-        assert reply is not None
+        reply = client.request(asked.observation)
+        asked.verify(reply.action, count)
+        timing = reply.timing
         assert reply.in_place == in_place, "the daemon did not do as its model.toml says"
-        engine = (reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
-        rows.append((*engine, reply.round_trip_us - sum(engine), reply.round_trip_us))
+        engine = (timing.queued_us, timing.staged_us, timing.infer_us, timing.copied_us)
+        rows.append((*engine, timing.round_trip_us - sum(engine), timing.round_trip_us))
     return rows[max(3, count // 10) :]
 
 

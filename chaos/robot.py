@@ -87,11 +87,10 @@ class Robot:
         self._tally.add(Word.SUBMITTED)
         until_s = time.monotonic() + self._timeout_s
         try:
-            found = self._client.infer(sent, timeout=self._timeout_s)
+            reply = self._client.request(sent, timeout=self._timeout_s)
             if time.monotonic() > until_s + _SCHEDULING_S:
                 self._tally.add(Word.LATE)
-            reply = self._client.last_reply
-            self._judge(sent, found, reply.model_version if reply is not None else "")
+            self._judge(sent, reply.action, reply.model_version)
         except ShmServeError as error:
             self._failed(error)
         except Exception as error:  # noqa: BLE001  this run searches for it

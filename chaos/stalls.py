@@ -44,7 +44,7 @@ def never_read(service: Service, rounds: int) -> str:
     for _ in range(rounds):
         with RawChannel(service.daemon) as raw:
             until_s = time.monotonic() + _SILENT_S
-            while time.monotonic() < until_s and not raw.attachment.lost():
+            while time.monotonic() < until_s and not raw.attachment.is_peer_closed():
                 sequence = sequence_of(number_of(raw.requests.published()) + 1, published % 4)
                 raw.publish(raw.head({"x": np.arange(3), "robot": "silent"}, sequence))
                 published += 1

@@ -20,9 +20,9 @@ _METHODS = {
     "wait": ("shmserve.doorbell", "NamedDoorbell", "wait"),
     "wait-pipe": ("shmserve.pipe_doorbell", "PipeListener", "wait"),
     "decode": ("shmserve.codec", "Decoder", "decode"),
-    "resize": ("shmserve.client.attachment", "Attachment", "resize"),
-    "move": ("shmserve.client.attachment", "Attachment", "move"),
-    "hang-up": ("shmserve.client.attachment", "Attachment", "hang_up"),
+    "resize": ("shmserve.client.connection", "Connection", "resize"),
+    "switch": ("shmserve.client.connection", "Connection", "switch_to"),
+    "shutdown": ("shmserve.client.connection", "Connection", "shutdown"),
 }
 #: Steps of one transport only.
 _OTHER = {"named": ("ring-pipe", "wait-pipe"), "sealed": ("ring", "wait")}

@@ -39,13 +39,18 @@ from shmserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from .action_chunks import ActionChunks, ActionStep, ChunkStats
+    from .async_client import AsyncShmClient
     from .compat.flask_pickle import send_inference_request
-    from .loans import LentReply, LoanedObservation
-    from .pending import Pending
-    from .reply import Reply
+    from .loans import ReplyLoan, RequestLoan
+    from .pending import Pending, Reply, RequestTiming
     from .shm_client import ShmClient
 
 __all__ = [
+    "ActionChunks",
+    "ActionStep",
+    "AsyncShmClient",
+    "ChunkStats",
     "ClientClosed",
     "ClientEvicted",
     "ClientForked",
@@ -55,10 +60,8 @@ __all__ = [
     "InferenceFailed",
     "InvalidArgument",
     "InvalidChunk",
-    "LentReply",
     "LoanEnded",
     "LoanOutlived",
-    "LoanedObservation",
     "NoFreshAction",
     "ObservationStale",
     "ObservationTooLarge",
@@ -67,10 +70,13 @@ __all__ = [
     "ProtocolMismatch",
     "ReentrantCall",
     "Reply",
+    "ReplyLoan",
     "RequestCancelled",
+    "RequestLoan",
     "RequestRejected",
     "RequestSuperseded",
     "RequestTimeout",
+    "RequestTiming",
     "ServiceRestarted",
     "ServiceStopping",
     "ServiceUnavailable",
@@ -84,10 +90,15 @@ __all__ = [
 ]
 
 _WHERE = {
-    "LentReply": "loans",
-    "LoanedObservation": "loans",
+    "ActionChunks": "action_chunks",
+    "ActionStep": "action_chunks",
+    "ChunkStats": "action_chunks",
+    "AsyncShmClient": "async_client",
     "Pending": "pending",
-    "Reply": "reply",
+    "Reply": "pending",
+    "ReplyLoan": "loans",
+    "RequestLoan": "loans",
+    "RequestTiming": "pending",
     "ShmClient": "shm_client",
     "send_inference_request": "compat.flask_pickle",
 }

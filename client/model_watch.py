@@ -30,8 +30,8 @@ class ModelWatch:
         with self._lock:
             self._callbacks.append(callback)
 
-    def saw(self, version: int) -> None:
-        """A reply of this version has arrived."""
+    def observe(self, version: int) -> None:
+        """Note a reply of this version; call the callbacks if it is the first of it."""
         if version == self._version:
             return
         with self._lock:

@@ -18,21 +18,21 @@ class ParkingLot:
     """The parked threads of one client."""
 
     def __init__(self) -> None:
-        # One lock for each parked thread, acquired by it: releasing the lock unparks the thread. Not a condition: Ctrl-C
+        #: One lock for each parked thread, acquired by it: releasing the lock unparks the thread. Not a condition: Ctrl-C
         # during Condition.wait raises another error.
-        self._parked: list[threading.Lock] = []
+        self.parked: list[threading.Lock] = []
 
     def park(self, until_ns: int) -> None:
         """Wait until unparked, `until_ns` or a bounded time; the caller checks what it waits for."""
         alarm = threading.Lock()
         alarm.acquire()
-        self._parked.append(alarm)
+        self.parked.append(alarm)
         if not alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, _LONGEST_S))):
             with contextlib.suppress(ValueError):  # unparked at the last moment
-                self._parked.remove(alarm)
+                self.parked.remove(alarm)
 
     def unpark_all(self) -> None:
         """Wake every parked thread."""
-        while self._parked:
+        while self.parked:
             with contextlib.suppress(IndexError):  # another thread unparks them as well
-                self._parked.pop().release()
+                self.parked.pop().release()

@@ -1,74 +1,135 @@
-"""A request that is out, and what became of it."""
+"""Handle of a submitted request, with the meaning of `concurrent.futures.Future`, and its reply.
+
+A Pending knows its pipeline by a protocol only. `RequestTable` completes it: no other class writes its outcome.
+"""
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from shmserve.errors import ShmServeError
+from shmserve.errors import RequestCancelled, ShmServeError
 from shmserve.layout import number_of
+from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
 from .arguments import seconds
-from .reply import Reply
+from .task_waker import TaskWaker
 
-if TYPE_CHECKING:
-    from .exchange import Exchange
+log = logging.getLogger(__name__)
+
+_FOREVER_NS = 1 << 62
 
 
+class RequestOwner(Protocol):
+    """The pipeline of a request, as its Pending sees it."""
+
+    def wait(self, pending: Pending, until_ns: int) -> None:
+        """Return once `pending` is completed; raise RequestTimeout at `until_ns`, if that is before its deadline."""
+
+    def poll(self, pending: Pending) -> bool:
+        """Process arrived replies without blocking; return whether `pending` is completed."""
+
+    def cancel(self, pending: Pending) -> bool:
+        """Withdraw the request if no engine has taken it; return whether it is withdrawn."""
+
+    def is_running(self, pending: Pending) -> bool:
+        """Return whether an engine has taken the request and not answered it."""
+
+    def notify(self, pending: Pending) -> None:
+        """Complete `pending` in the background, then call its `_run_callbacks`."""
+
+    def release_reply(self, sequence: int) -> None:
+        """Let the slot of a reply on loan be used again."""
+
+    def check_owner(self) -> None:
+        """Raise ClientForked in a forked child."""
+
+
+@dataclass(frozen=True)
+class RequestTiming:
+    """Duration of each stage of a request, in microseconds."""
+
+    round_trip_us: float  # from before the observation was encoded until the result was decoded
+    queued_us: float  # from publication until the engine took the request
+    staged_us: float  # checked and copied in; reading the slot in place leaves only the check
+    infer_us: float  # the model, with the whole batch it ran in
+    copied_us: float  # the result encoded into the reply slot
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of a request, the model that computed it, and the duration of each stage."""
+
+    action: Any  # the model's result; None for a request that failed
+    timing: RequestTiming
+    model_version: str  # 16 hex digits, as `shmserve-admin status` shows it
+    request_id: int  # requests of a client count from 1
+    in_place: bool  # the model read the slot itself
+    clamped: bool  # a number of the observation or the action was brought back to the range that the model declares
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Pending:
-    """The result of `submit`, once it is there."""
+    """A request of `submit`: a Future, which can be awaited as well."""
 
-    __slots__ = (
-        "_error",
-        "_exchange",
-        "_head",
-        "_lend",
-        "_on_settled",
-        "_result",
-        "_settled_ns",
-        "_started_ns",
-        "deadline_ns",
-        "sequence",
-    )
-
-    def __init__(self, exchange: Exchange, started_ns: int, deadline_ns: int, lend: bool = False) -> None:
-        self._exchange = exchange
-        self._started_ns = started_ns
-        self.deadline_ns = deadline_ns
-        self.sequence = 0
-        self._head: ReplyHead | None = None
-        self._result: Any = None
-        self._error: ShmServeError | None = None
-        self._settled_ns = 0
-        # The thread that reads the result in its slot, which is this request's until given back; 0: it is copied.
-        self._lend = threading.get_ident() if lend else 0
-        self._on_settled: Callable[[], object] | None = None
+    _owner: RequestOwner
+    _started_ns: int
+    #: CLOCK_MONOTONIC nanoseconds; fixed by `submit`.
+    deadline_ns: int
+    #: The thread that reads the result in its slot until the loan ends; 0: the result is copied.
+    _loan_thread: int = 0
+    #: 0 before the request is published.
+    sequence: int = 0
+    _head: ReplyHead | None = None
+    _result: Any = None
+    _error: ShmServeError | None = None
+    #: When it was completed; 0 before, so this is written last.
+    _completed_ns: int = 0
+    _callbacks: tuple[Callable[[Pending], object], ...] = ()
 
     def done(self) -> bool:
-        """Whether `result` would return or raise at once."""
-        if not self._settled_ns:
-            self._exchange.look()
-        return self._settled_ns != 0 or self._exchange.closed
+        """Return whether `result` would return or raise at once."""
+        return self._completed_ns != 0 or self._owner.poll(self)
+
+    def running(self) -> bool:
+        """Return whether an engine has begun to serve the request, so that it cannot be cancelled any longer."""
+        return not self.done() and self._owner.is_running(self)
+
+    def cancelled(self) -> bool:
+        """Return whether the request was cancelled before it ran."""
+        return self.done() and type(self._error) is RequestCancelled
 
     def result(self, timeout: float | None = None) -> Any:
         """Return what the model returned; arrays are the caller's own.
 
-        `timeout` (seconds) ends this wait, not the request, whose deadline was fixed by `submit`: a RequestTimeout that
-        says so may be followed by another call of `result`. One that comes at the deadline ends the request.
-        Raises RequestTimeout, or what the request ended with: InferenceFailed, RequestRejected, ...
+        `timeout` (seconds) ends this wait, not the request, whose deadline was fixed by `submit`: then RequestTimeout is
+        raised, `done` stays false and `result` may be called again. The deadline completes the request with RequestTimeout.
+        Raises RequestTimeout, or the error that the request ended with: InferenceFailed, RequestRejected, ...
         """
-        timeout_s = None if timeout is None else seconds("timeout", timeout)
-        if not self._settled_ns:
-            until_ns = self.deadline_ns if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
-            self._exchange.wait(self, min(until_ns, self.deadline_ns))
-        if (watch := self._exchange.model_watch) is not None and self._head is not None:
-            watch.saw(self._head.version)
+        self._wait(timeout)
         if self._error is not None:
             raise self._error
         return self._result
+
+    def exception(self, timeout: float | None = None) -> ShmServeError | None:
+        """Return the error that the request ended with, or None if it has a result.
+
+        Raises RequestCancelled if it was cancelled, and RequestTimeout as `result` where only this wait ended.
+        """
+        self._wait(timeout)
+        if type(self._error) is RequestCancelled:
+            raise self._error
+        return self._error
+
+    def _wait(self, timeout: float | None) -> None:
+        timeout_s = None if timeout is None else seconds("timeout", timeout)
+        until_ns = self.deadline_ns if timeout_s is None else time.monotonic_ns() + int(timeout_s * 1e9)
+        self._owner.wait(self, min(until_ns, self.deadline_ns))
 
     def cancel(self) -> bool:
         """Withdraw the request, as `concurrent.futures.Future.cancel`.
@@ -77,27 +138,75 @@ class Pending:
         was withdrawn before. False, and nothing has changed: it runs already, and `result` returns its result; or it
         has ended, with a result or an error; or it was lost, with its daemon or to its deadline.
         """
-        return self._exchange.cancel(self)
+        return self._owner.cancel(self)
+
+    def add_done_callback(self, callback: Callable[[Pending], object]) -> None:
+        """Call `callback(pending)` once the request has ended, at once if it has already.
+
+        A background thread of the client calls it, outside every lock; an exception of the callback is logged.
+        """
+        if self._completed_ns:
+            self._call(callback)
+            return
+        self._callbacks = (*self._callbacks, callback)
+        self._owner.notify(self)
+
+    def _run_callbacks(self) -> None:
+        callbacks, self._callbacks = self._callbacks, ()
+        for callback in callbacks:
+            self._call(callback)
+
+    def _call(self, callback: Callable[[Pending], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            log.exception("%r of %r failed", callback, self)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Await the result. Cancelling the waiting task leaves the request alone."""
+        return self._result_in_loop().__await__()
+
+    async def _result_in_loop(self) -> Any:
+        if not self.done():
+            waker = TaskWaker(asyncio.get_running_loop())
+            self.add_done_callback(lambda pending: waker.wake())
+            while not self._completed_ns:
+                await waker.wait(_FOREVER_NS)
+        return self.result()
 
     @property
     def reply(self) -> Reply | None:
-        """Timing and model version; None until it is answered."""
-        return Reply.of(self._head, self._settled_ns - self._started_ns) if self._head is not None else None
+        """The result with its timing and model version; None until the request is answered."""
+        head = self._head
+        if head is None:
+            return None
+        return Reply(
+            self._result,
+            RequestTiming(
+                (self._completed_ns - self._started_ns) / 1e3,
+                head.queued_ns / 1e3,
+                head.staged_ns / 1e3,
+                head.infer_ns / 1e3,
+                head.copied_ns / 1e3,
+            ),
+            f"{head.version:016x}",
+            number_of(head.sequence),
+            bool(head.flags & Flag.IN_PLACE),
+            bool(head.flags & Flag.CLAMPED),
+        )
 
     @property
-    def number(self) -> int:
-        """Which of this client's requests it is, from 1; 0 before it is published. As `Reply.number`."""
+    def request_id(self) -> int:
+        """The number of the request: requests of a client count from 1; 0 before it is published."""
         return number_of(self.sequence)
 
-    def _settle(self, result: Any, error: ShmServeError | None, head: ReplyHead | None) -> None:
-        if not self._settled_ns:  # or it was cancelled, or its client closed, while it was decoded
-            self._result = result
-            self._error = error
-            self._head = head
-            self._settled_ns = time.monotonic_ns()
-        if self._on_settled is not None:
-            self._on_settled()
+    def __repr__(self) -> str:
+        """Show the request's number and state, without asking anything.
 
-    def _tell(self) -> None:
-        if self._on_settled is not None:
-            self._on_settled()
+        >>> Pending(None, 0, 0)
+        <Pending #0 pending>
+        """
+        state = "pending"
+        if self._completed_ns:
+            state = "done" if self._error is None else type(self._error).__name__
+        return f"<Pending #{self.request_id} {state}>"

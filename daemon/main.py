@@ -40,11 +40,11 @@ from .host.logging import configure_logging
 from .host.notify import Notifier
 from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
-from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
+from .host.socket_activation import ActivationError, group_may_connect, listen_fds
 from .packages.package import ModelPackage
 from .rollout import Rollout, choose_startup_version, open_store
 from .supervisor import EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
-from .varlink.connection import Limits
+from .varlink.connection import ConnectionLimits
 from .varlink.interface import ServiceInfo
 from .varlink.server import VarlinkServer, listen_unix
 
@@ -100,18 +100,20 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             [client_service.interface()],
             refusal=access_policy.client_refusal,
             # One user's processes can take about half of them.
-            limits=Limits(connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16),
+            limits=ConnectionLimits(
+                connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16
+            ),
         )
         admin = VarlinkServer(
             listener(ADMIN_SOCKET, access_policy.admin_socket_mode),
             _INFO,
             [AdminService(supervisor, rollout, store, settings).interface()],
             refusal=access_policy.admin_refusal,
-            limits=Limits(connections=32, accept_fds=1),
+            limits=ConnectionLimits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            taking = asyncio.create_task(choose_startup_version(config, store, supervisor.intake))
+            taking = asyncio.create_task(choose_startup_version(config, store, supervisor.ingest))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
                 await supervisor.run(first.deployment, on_first=lambda: rollout.version_log.enqueue(first.remember))
@@ -212,7 +214,7 @@ def main(
         configure_logging("shmserved")
         for unknown in settings.unknown_variables():
             log.warning("%s", unknown)
-        inherited = inherited_sockets(os.environ, config.runtime_dir / name)
+        inherited = listen_fds(os.environ, config.runtime_dir / name)
         if config.group_clients is None:
             sock = inherited.get(CLIENT_SOCKET)
             config = replace(config, group_clients=sock is not None and group_may_connect(sock))
@@ -222,7 +224,7 @@ def main(
             package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
-        notifier.tell(STATUS=shortened(f"failed: {error}", 500))
+        notifier.sd_notify(STATUS=shortened(f"failed: {error}", 500))
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))

@@ -13,7 +13,9 @@ else:
 
 def main() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    print("# Packages that the daemon needs beside this one: pip install -r, in the environment of /etc/default/shmserve.")
+    print(
+        "# Packages that the daemon needs beside this one: pip install -r, in the environment of /etc/default/shmserve."
+    )
     print("\n".join([*project["dependencies"], *project["optional-dependencies"]["daemon"]]))
 
 

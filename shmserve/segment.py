@@ -130,7 +130,11 @@ class Segment:
             ) from error
         try:
             if owners is not None and (uid := os.fstat(shared.fd).st_uid) not in owners:
-                raise ForeignService(f"shared memory {name} belongs to uid {uid}, whose daemon this is not: not mapped")
+                raise ForeignService(
+                    f"shared memory {name} belongs to uid {uid}, whose daemon this is not: not mapped",
+                    path=name,
+                    owner_uid=uid,
+                )
             return cls.from_descriptor(shared.fd, writable=writable, prefault=prefault)
         finally:
             shared.close_fd()
@@ -156,7 +160,8 @@ class Segment:
         if magic != MAGIC or version != WIRE_VERSION:
             raise ProtocolMismatch(
                 f"segment has magic {magic:#x} and wire version {version}, this side {MAGIC:#x} and {WIRE_VERSION}: "
-                "install the same shmserve on both sides"
+                "install the same shmserve on both sides",
+                wire_version=version if magic == MAGIC else None,
             )
         try:
             geometry = Geometry(slots, metadata_bytes, payload_bytes)

@@ -63,16 +63,22 @@ def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate
         elif not period_ns:
             due_ns = now_ns
         try:
-            client.infer(observation)
+            reply = client.request(observation)
         except ShmServeError as error:
             name = type(error).__name__
             errors[name] = errors.get(name, 0) + 1
         else:
-            reply = client.last_reply
-            assert reply is not None
+            timing = reply.timing
             latency_us = (time.monotonic_ns() - due_ns) / 1e3
             rows.append(
-                (latency_us, reply.round_trip_us, reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
+                (
+                    latency_us,
+                    timing.round_trip_us,
+                    timing.queued_us,
+                    timing.staged_us,
+                    timing.infer_us,
+                    timing.copied_us,
+                )
             )
         due_ns += period_ns
     took_s = (time.monotonic_ns() - begin_ns) / 1e9
@@ -85,7 +91,7 @@ def main() -> int:
         with ShmClient(order["name"], runtime_dir=order["runtime_dir"], timeout=order["timeout_s"]) as client:
             observation = read_example(order["example"]) if order["example"] else None
             if observation is None:
-                observation = synthetic_observation((client.metadata.get("contract") or {}).get("observation"))
+                observation = synthetic_observation((client.describe().get("contract") or {}).get("observation"))
             for _ in range(order["warmup"]):
                 client.infer(observation)
             print("ready", flush=True)

@@ -107,7 +107,7 @@ class DropInClient:
         def attempt() -> dict[str, Any]:
             remaining_s = max(0.0, (deadline_ns - time.monotonic_ns()) / 1e9)
             self._client.connect(timeout=min(_ATTEMPT_S, remaining_s))
-            return self._client.metadata
+            return self._client.describe()
 
         def pause(error: ServiceUnavailable) -> None:
             report(error)

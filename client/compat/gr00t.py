@@ -56,6 +56,7 @@ class _EndpointClient(DropInClient):
         timeout_s = seconds("timeout_ms / 1000", number("timeout_ms", timeout_ms) / 1e3)
         super().__init__(host, port, timeout_s, runtime_dir)
         self._model: dict[str, Any] | None = None
+        self._version = ""  # of the model that gave the latest reply
 
     def ping(self) -> bool:
         """Whether the service is there and has a model; an answer within a second."""
@@ -99,7 +100,7 @@ class _EndpointClient(DropInClient):
     def _call(self, endpoint: str, data: dict[str, Any]) -> Any:
         deadline = time.monotonic() + self.timeout_ms / 1e3
         if endpoint == "get_action" and set(data) <= {"observation", "options"} and data.get("options") is None:
-            return self._client.infer(data.get("observation"))
+            return self._infer(data.get("observation"))
         if self._known_model()["metadata"].get("style") != "gr00t":
             if endpoint == "reset" and data.get("options") is None:
                 self._client.reset(timeout=_until(deadline))
@@ -109,14 +110,18 @@ class _EndpointClient(DropInClient):
                 f"{endpoint} with {', '.join(data) or 'nothing'}: serve it in style gr00t, or give an observation alone"
             )
         # A reset may run twice; what else an endpoint does is not known.
-        return self._client.infer(
+        return self._infer(
             {"endpoint": endpoint, "data": data}, timeout=_until(deadline), repeatable=endpoint == "reset"
         )
 
+    def _infer(self, observation: Any, **options: Any) -> Any:
+        reply = self._client.request(observation, **options)
+        self._version = reply.model_version
+        return reply.action
+
     def _known_model(self) -> dict[str, Any]:
         """The model that gave the latest reply, asked about once."""
-        reply = self._client.last_reply
-        if self._model is None or (reply is not None and reply.model_version != self._model["version"]):
+        if self._model is None or self._version not in ("", self._model["version"]):
             return self._describe(self.timeout_ms / 1e3)
         return self._model
 

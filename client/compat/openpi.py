@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shmserve.errors import ServiceUnavailable, ShmServeError
 
 from ..arguments import seconds
+from ..pending import Reply
 from .drop_in import DropInClient
 
 if TYPE_CHECKING:
@@ -77,15 +78,15 @@ class WebsocketClientPolicy(DropInClient, _BasePolicy):
         Raises RuntimeError, its cause the typed error; the next call works.
         """
         try:
-            result = self._client.infer(obs)
+            reply = self._client.request(obs)
         except ShmServeError as error:
             raise RuntimeError(f"Error in inference server:\n{error}") from error
-        if type(result) is not dict:
+        if type(reply.action) is not dict:
             raise RuntimeError(
-                f"Error in inference server:\n{self._address} answered with {type(result).__name__}, not with a dict: "
+                f"Error in inference server:\n{self._address} answered with {type(reply.action).__name__}, not with a dict: "
                 "it serves a policy that is not one of openpi's"
             )
-        return self._with_timing(result)
+        return self._with_timing(reply)
 
     def reset(self) -> None:
         """Tell the policy that an episode begins (openpi's own client does not); nothing if it has no reset."""
@@ -109,15 +110,15 @@ class WebsocketClientPolicy(DropInClient, _BasePolicy):
         identity = {"service": self._address.service, "model": model["name"], "version": model["version"]}
         return {**model["metadata"], "shmserve": identity}
 
-    def _with_timing(self, result: dict[str, Any]) -> dict[str, Any]:
+    def _with_timing(self, reply: Reply) -> dict[str, Any]:
         # openpi's ActionChunkBroker cuts a row out of every array there is: only plain numbers and text are added.
-        reply = self._client.last_reply
-        assert reply is not None
-        infer_ms = reply.infer_us / 1e3
+        result: dict[str, Any] = reply.action
+        stages = reply.timing
+        infer_ms = stages.infer_us / 1e3
         timing = {"infer_ms": infer_ms}
         if self._previous_total_ms is not None:
             timing["prev_total_ms"] = self._previous_total_ms
-        self._previous_total_ms = (reply.queued_us + reply.staged_us + reply.infer_us + reply.copied_us) / 1e3
+        self._previous_total_ms = (stages.queued_us + stages.staged_us + stages.infer_us + stages.copied_us) / 1e3
         result["server_timing"] = timing
         own = result.get("policy_timing")
         result["policy_timing"] = (
@@ -127,9 +128,9 @@ class WebsocketClientPolicy(DropInClient, _BasePolicy):
             "shmserve",
             {
                 "model_version": reply.model_version,
-                "number": reply.number,
-                "queued_ms": reply.queued_us / 1e3,
-                "round_trip_ms": reply.round_trip_us / 1e3,
+                "number": reply.request_id,
+                "queued_ms": stages.queued_us / 1e3,
+                "round_trip_ms": stages.round_trip_us / 1e3,
             },
         )
         return result

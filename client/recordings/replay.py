@@ -62,7 +62,7 @@ class Replay:
                     if facts.kind == "reset":
                         client.reset()
                         continue
-                    action = client.infer(request.observation)
+                    reply = client.request(request.observation)
                 except ServiceUnavailable:
                     raise
                 except ShmServeError as error:
@@ -73,15 +73,14 @@ class Replay:
                     continue
                 finally:
                     progress(asked)
-                reply = client.last_reply
-                assert reply is not None
+                timing = reply.timing
                 versions.add(reply.model_version)
                 if facts.status == "ok":
                     compared += 1
-                    comparison.add(facts.number, request.action, action)
-                    service_us = reply.queued_us + reply.staged_us + reply.infer_us + reply.copied_us
+                    comparison.add(facts.number, request.action, reply.action)
+                    service_us = timing.queued_us + timing.staged_us + timing.infer_us + timing.copied_us
                     was_us, was_infer_us = facts.service_us, facts.infer_us
-                    rows.append((was_us or 0.0, was_infer_us or 0.0, service_us, reply.infer_us, reply.round_trip_us))
+                    rows.append((was_us or 0.0, was_infer_us or 0.0, service_us, timing.infer_us, timing.round_trip_us))
         columns = np.array(rows, np.float64).reshape(-1, 5).T
         names = ("recorded_service", "recorded_infer", "service", "infer", "round_trip")
         return {

@@ -43,8 +43,8 @@ interface io.shmserve.Admin
 method Status() -> (status: object)
 
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
-# `intake`: the package being received, by step, source, bytes and of.
-method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, intake: ?object)
+# `ingest`: the package being received, by step, source, bytes and of.
+method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, ingest: ?object)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
 # one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
@@ -147,7 +147,7 @@ class AdminService:
             "state": status.state.value,
             "error": status.error,
             "settled": is_settled,
-            "intake": status.intake,
+            "ingest": status.ingest,
         }
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:

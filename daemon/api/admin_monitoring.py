@@ -96,7 +96,7 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
         "service": status.name,
         "state": status.state.value,
         "error": status.error,
-        "intake": status.intake,
+        "ingest": status.ingest,
         "transport": status.transport,
         "release": __version__,
         "pid": os.getpid(),

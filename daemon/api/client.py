@@ -54,12 +54,13 @@ error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
 # `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
-error Refused (reason: string, message: string)
+# Bytes are of shared memory: needed by this channel, and free for it. A banned process may attach again after `retry_after_s`.
+error Refused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int, retry_after_s: ?float)
 error Stopping ()
 
 # Sent without a call, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
-error Evicted (message: string)
+error Evicted (message: string, retry_after_s: ?float)
 """
 
 
@@ -148,6 +149,7 @@ class ClientService:
                     "too_often",
                     f"uid {peer.uid} attaches or grows its channels too often; again in {wait_s:.1f} s "
                     f"(max_attach_rate_per_user = {rate:g})",
+                    retry_after_s=wait_s,
                 )
             )
 
@@ -170,7 +172,8 @@ class ClientService:
             if held is lease:
                 log.warning("client %d is evicted: %s", lease.channel, reason)
                 self._supervisor.ban(lease.peer, reason)
-                self._connections[number].say_farewell(f"{NAME}.Evicted", {"message": reason})
+                farewell = {"message": reason, "retry_after_s": self._supervisor.config.ban_s}
+                self._connections[number].say_farewell(f"{NAME}.Evicted", farewell)
                 return
 
     def detach(self, lease: Lease) -> None:
@@ -192,7 +195,7 @@ def _is_exempt(peer: Peer) -> bool:
 
 
 def _refused(refusal: LeaseRefused) -> VarlinkError:
-    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)})
+    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal), **refusal.facts})
 
 
 def _wanted(fields: dict[str, Any]) -> Wanted:

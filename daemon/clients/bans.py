@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..varlink.peer import Peer
 
@@ -29,6 +30,13 @@ class _Ban:
     at_s: float
 
 
+class Refusal(NamedTuple):
+    """Why a process may not attach, and for how many seconds more."""
+
+    message: str
+    left_s: float
+
+
 class Bans:
     """Bans of processes and of whole users."""
 
@@ -40,26 +48,24 @@ class Bans:
         self._bans.append(_Ban(peer.uid, peer.pid, peer.started, whole_user, reason, now_s))
         del self._bans[:-_MAX_BANS]
 
-    def refusal(self, peer: Peer, for_s: float, now_s: float) -> str | None:
-        """Return the reason why this process may not attach, for its user, or None."""
+    def refusal(self, peer: Peer, for_s: float, now_s: float) -> Refusal | None:
+        """Return the refusal of this process, with its reason for people, or None."""
         recent = [each for each in self._bans if each.uid == peer.uid and now_s - each.at_s < for_s]
         own = [each for each in recent if (each.pid, each.started) == (peer.pid, peer.started)]
         if own:
-            return f"it was evicted: {own[-1].reason}{_back_in(own[-1], for_s, now_s)}"
+            return _refusal(f"it was evicted: {own[-1].reason}", own[-1], for_s, now_s)
         of_user = [each for each in recent if each.whole_user]
         if of_user:
-            return f"{of_user[-1].reason}{_back_in(of_user[-1], for_s, now_s)}"
+            return _refusal(of_user[-1].reason, of_user[-1], for_s, now_s)
         if len({(each.pid, each.started) for each in recent}) >= _PROCESSES_OF_A_USER and peer.uid != os.getuid():
-            return (
-                f"{len(recent)} clients of uid {peer.uid} were evicted, the last because {recent[-1].reason}"
-                f"{_back_in(recent[-1], for_s, now_s)}"
-            )
+            message = f"{len(recent)} clients of uid {peer.uid} were evicted, the last because {recent[-1].reason}"
+            return _refusal(message, recent[-1], for_s, now_s)
         return None
 
     def __len__(self) -> int:
         return len(self._bans)
 
 
-def _back_in(ban: _Ban, for_s: float, now_s: float) -> str:
+def _refusal(message: str, ban: _Ban, for_s: float, now_s: float) -> Refusal:
     left_s = ban.at_s + for_s - now_s
-    return f"; it may attach again in {left_s:.0f} s (ban_s = {for_s:g})"
+    return Refusal(f"{message}; it may attach again in {left_s:.0f} s (ban_s = {for_s:g})", left_s)

@@ -74,11 +74,23 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+    """No channel: `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
 
-    def __init__(self, reason: str, message: str) -> None:
+    The facts beside the message are for programs: shared memory in bytes, and seconds until a banned process may attach.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        needed_bytes: int | None = None,
+        limit_bytes: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.facts = {"needed_bytes": needed_bytes, "limit_bytes": limit_bytes, "retry_after_s": retry_after_s}
 
 
 class Leases:
@@ -123,7 +135,7 @@ class Leases:
         """Return a channel for a new client and the descriptors to pass to it; raises LeaseRefused and keeps nothing."""
         refusal = self.bans.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
-            raise LeaseRefused("evicted", refusal)
+            raise LeaseRefused("evicted", refusal.message, retry_after_s=refusal.left_s)
         if len(self._held) >= self._config.max_clients:
             raise LeaseRefused(
                 "too_many_clients",
@@ -187,6 +199,8 @@ class Leases:
                 "too_large",
                 f"{slots} slots of {requests.payload_bytes} and {replies.payload_bytes} bytes make {total} bytes; "
                 f"max_channel_bytes is {self._config.max_channel_bytes}",
+                needed_bytes=total,
+                limit_bytes=self._config.max_channel_bytes,
             )
         self._check_room(channel, peer, total)
         self._check_memory(total)
@@ -207,6 +221,8 @@ class Leases:
                 "no_shared_memory",
                 f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
+                needed_bytes=total,
+                limit_bytes=free.f_bavail * free.f_frsize,
             ) from error
         return channel_info, [], total
 
@@ -222,6 +238,8 @@ class Leases:
                 f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {headroom.limit} bytes, "
                 f"{headroom.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
                 "fewer slots, or close other clients",
+                needed_bytes=wanted_bytes,
+                limit_bytes=headroom.free,
             )
 
     def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
@@ -242,6 +260,8 @@ class Leases:
                 raise LeaseRefused(
                     "too_many_bytes" if taken else "too_large",
                     f"{whose} have {taken} bytes of shared memory, this one needs {wanted_bytes}; {setting} is {limit}",
+                    needed_bytes=wanted_bytes,
+                    limit_bytes=max(0, limit - taken),
                 )
 
 

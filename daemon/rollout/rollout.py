@@ -24,7 +24,7 @@ from ..failpoints import failpoint
 from ..host.message_ids import TAKEN_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
-from ..store.receive import Progress, undisturbed
+from ..store.ingest import BytesIngested, undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
 from ..supervisor import Deployment, EngineProcess, EngineStartError, Supervisor
@@ -91,9 +91,9 @@ class Rollout:
             # Before the old engine is stopped (--in-place), or another release receives the package.
             await self._supervisor.engines.check_release()
             report_step("receive", {})
-            with self._supervisor.intake.of(name, "receive") as report:
+            with self._supervisor.ingest.of(name, "receive") as report:
 
-                def receiving(progress: Progress) -> None:
+                def receiving(progress: BytesIngested) -> None:
                     report(progress.read_bytes, progress.total_bytes)
                     report_step("receive", {"bytes": progress.read_bytes, "of": progress.total_bytes})
 
@@ -132,11 +132,11 @@ class Rollout:
         candidates = [
             stored
             for stored in self._store.versions()
-            if stored.turn
+            if stored.activated_seq
             and not stored.facts.get("taken_back")
             and (not deployment or stored.version != deployment.version)
         ]
-        return max(candidates, key=lambda stored: stored.turn, default=None)
+        return max(candidates, key=lambda stored: stored.activated_seq, default=None)
 
     async def close(self) -> None:
         """End the probation, and return once the version log is on the disk."""

@@ -21,9 +21,9 @@ from ..config.config import Config, ConfigError
 from ..packages.package import ModelPackage
 from ..store.atomic_files import write_json
 from ..store.errors import DowngradeRefused
-from ..store.intake_progress import IntakeProgress
-from ..store.limits import Limits
-from ..store.signature_policy import Trust
+from ..store.ingest_progress import IngestProgress
+from ..store.limits import PackageLimits
+from ..store.signature_policy import SignaturePolicy
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
 from ..supervisor import Deployment
@@ -40,8 +40,8 @@ def open_store(config: Config, *, in_use: Callable[[], Collection[str]]) -> Stor
     return Store(
         config.state_dir / config.name / "models",
         keep_versions=config.keep_versions,
-        limits=Limits(total_bytes=config.max_package_bytes),
-        trust=Trust(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
+        limits=PackageLimits(total_bytes=config.max_package_bytes),
+        signatures=SignaturePolicy(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
         examine=examine,
         in_use=in_use,
     )
@@ -84,7 +84,7 @@ class StartupVersion:
             log.error("a restart may begin with another version than %s: %s", self.deployment.version, error)
 
 
-async def choose_startup_version(config: Config, store: Store, intake: IntakeProgress) -> StartupVersion:
+async def choose_startup_version(config: Config, store: Store, ingest: IngestProgress) -> StartupVersion:
     """Return the version to serve first.
 
     The package at --model-path, if it has changed since the daemon last served; otherwise the version that was served
@@ -109,7 +109,7 @@ async def choose_startup_version(config: Config, store: Store, intake: IntakePro
         log.info("no --model-path: version %s of %s is served, which was served last", stored.version, store.directory)
         return first(stored, before.digest)
     if before.digest is not None:  # without one there is nothing to compare, and one pass over the files is enough
-        digest = await _digest(config.model_path, intake)
+        digest = await _digest(config.model_path, ingest)
         if digest == before.digest:
             stored = await store.last_good()
             if stored is not None:
@@ -119,7 +119,7 @@ async def choose_startup_version(config: Config, store: Store, intake: IntakePro
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
     source = str(config.model_path)
     try:
-        with intake.of(source, "receive") as report:
+        with ingest.of(source, "receive") as report:
             stored = await store.add(
                 descriptor,
                 source,
@@ -136,10 +136,10 @@ async def choose_startup_version(config: Config, store: Store, intake: IntakePro
     return first(stored, stored.digest)
 
 
-async def _digest(path: Path, intake: IntakeProgress) -> str:
+async def _digest(path: Path, ingest: IngestProgress) -> str:
     """Return the content address of the package at `path`, read in a thread."""
     total = await asyncio.to_thread(package_bytes, path)
-    with intake.of(str(path), "compare", total) as report:
+    with ingest.of(str(path), "compare", total) as report:
         done, is_cancelled = 0, False
 
         def count(read: int) -> None:

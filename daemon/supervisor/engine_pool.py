@@ -360,7 +360,7 @@ class EnginePool:
         """The serving engine's description of its model; None without an engine."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key != "compiled"}
+        return {key: value for key, value in vars(self.serving.ready).items() if key != "native"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""

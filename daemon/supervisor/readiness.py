@@ -50,34 +50,34 @@ class ReadinessNotifier:
         """Report the changes since the last report, and the watchdog's keep-alive if it is due."""
         current, now_s = self._supervisor.snapshot(), time.monotonic()
         if not self._ready and current.state in (ServiceState.READY, ServiceState.UPDATING):
-            self._ready = self._notifier.tell(READY=1)
+            self._ready = self._notifier.sd_notify(READY=1)
         if self._supervisor.stopping:
             self.stopping()
         status = _status_text(current)
-        if status != self._status and not self._stopping and self._notifier.tell(STATUS=status):
+        if status != self._status and not self._stopping and self._notifier.sd_notify(STATUS=status):
             self._status = status
         if not self._ready and not self._stopping and now_s - self._extended_s >= _EXTEND_EVERY_S:
             # load_s bounds the load; systemd only has to wait that long.
             self._extended_s = now_s
-            self._notifier.tell(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
+            self._notifier.sd_notify(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
         watchdog_s = self._notifier.watchdog_s
         # Not by a separate timer: the report comes from the supervisor's loop, and only while the engine moves.
         if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watchdog.stuck:
             self._fed_s = now_s
-            self._notifier.tell(WATCHDOG=1)
+            self._notifier.sd_notify(WATCHDOG=1)
 
     def stopping(self) -> None:
         """Report that the daemon stops, within the time of its drain. May be called twice."""
         if self._stopping:
             return
         limit_us = int((self._supervisor.config.drain_s + _STOP_MARGIN_S) * 1e6)
-        self._stopping = self._notifier.tell(
+        self._stopping = self._notifier.sd_notify(
             STOPPING=1, EXTEND_TIMEOUT_USEC=limit_us, STATUS="answering what clients have sent"
         )
 
     def failed(self, reason: str) -> None:
         """Report why the daemon ends."""
-        self._notifier.tell(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
+        self._notifier.sd_notify(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
 
     def _interval_s(self) -> float:
         watchdog_s = self._notifier.watchdog_s

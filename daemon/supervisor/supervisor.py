@@ -24,7 +24,7 @@ from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
 from ..ipc.stats import Counter, Stage
-from ..store.intake_progress import IntakeProgress
+from ..store.ingest_progress import IngestProgress
 from ..varlink.peer import Peer
 from .backoff import Backoff
 from .deployment import Deployment, EngineStartError
@@ -62,7 +62,7 @@ class Supervisor:
         self.state = ServiceState.STARTING
         self.error: str | None = None
         self.restarts = 0
-        self.intake = IntakeProgress()
+        self.ingest = IngestProgress()
         #: The deployment to serve; an update replaces it once the new model serves.
         self.deployment: Deployment | None = None
         #: Set once the first model serves.
@@ -223,7 +223,7 @@ class Supervisor:
             engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready.compiled else "; request path: Python (not compiled)",
+            "" if engine.ready.native else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None
@@ -390,7 +390,7 @@ class Supervisor:
             uptime_s=(now_ns - self.started_ns) / 1e9,
             state=self.state,
             error=self.error,
-            intake=self.intake.to_json(),
+            ingest=self.ingest.to_json(),
             is_recording=engines.channels.recording,
             release_mismatch=engines.release_mismatch,
             restarts=self.restarts,
@@ -409,7 +409,7 @@ class Supervisor:
         age_s = None
         if engine.stats is not None:
             age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
-        is_native = engine.ready is not None and engine.ready.compiled
+        is_native = engine.ready is not None and engine.ready.native
         return EngineStatus(engine.pid, engine.deployment.version, age_s, is_native)
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:

@@ -8,7 +8,7 @@ import contextlib
 
 import numpy as np
 
-from shmserve.client import RequestTimeout, ServiceUnavailable, ShmClient, SlotsExhausted
+from shmserve.client import AsyncShmClient, RequestTimeout, ServiceUnavailable, SlotsExhausted
 
 PERIOD_S = 0.02
 
@@ -25,14 +25,14 @@ class Cart:
         self.place += self.speed * PERIOD_S
 
 
-async def control(client: ShmClient, cart: Cart) -> None:
+async def control(client: AsyncShmClient, cart: Cart) -> None:
     """A force every 20 ms, and none where no answer comes within two periods."""
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:
         observation = {key: np.array(getattr(cart, key), np.float32) for key in ("goal", "place", "speed")}
         try:
-            answer = await client.infer_async(observation, timeout=2 * PERIOD_S)
+            answer = await client.infer(observation, timeout=2 * PERIOD_S)
             force = float(answer["force"])
         except (RequestTimeout, SlotsExhausted, ServiceUnavailable):  # late, or the daemon is away: go on
             force = 0.0
@@ -59,7 +59,7 @@ async def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     cart = Cart()
-    with ShmClient(arguments.name, max_retries=0) as client:
+    async with AsyncShmClient(arguments.name, max_retries=0) as client:
         server = await asyncio.start_server(
             lambda reader, writer: answer_people(cart, reader, writer), "127.0.0.1", arguments.port
         )

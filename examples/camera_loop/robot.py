@@ -48,7 +48,7 @@ def main() -> None:
         for frame in range(frames):
             # The loan is memory of the next request: what the driver writes there is sent without a copy. The frame is
             # captured now; if its turn comes more than three periods later, it is not worth an answer.
-            with client.loan(example, capture_time=time.monotonic(), max_age_s=3 * PERIOD_S) as observation:
+            with client.loan(example, capture_time=time.monotonic(), max_age=3 * PERIOD_S) as observation:
                 camera.read_into(observation["image"])
                 observation["frame"] = frame
                 pending = observation.send()
@@ -60,8 +60,7 @@ def main() -> None:
                 held += 1  # the camera stays where it is
             due = max(due + PERIOD_S, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
-        reply = client.last_reply
-    assert reply is not None
+        reply = client.request(example)
     print(f"{camera.frames} frames, {held} times held")
     print(f"the spot is {found['pan']:+.0f}, {found['tilt']:+.0f} pixels off; in place: {reply.in_place}")
 

@@ -91,11 +91,10 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
                     pace.wait()
                     frames = camera.look()
                     asked_ns.append(time.monotonic_ns())
-                    answer = client.infer({"frames": frames}, timeout=ANSWER_TIMEOUT_S)
+                    reply = client.request({"frames": frames}, timeout=ANSWER_TIMEOUT_S)
                     answered_ns.append(time.monotonic_ns())
-                    reward, over = camera.push(answer["action"])
-                    if client.last_reply is not None:
-                        replies.append(client.last_reply)
+                    reward, over = camera.push(reply.action["action"])
+                    replies.append(reply)
                     total += reward
                     progress.advance(task)
                     if len(asked_ns) % STEPS_PER_DRAWING == 0:
@@ -113,6 +112,6 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
         first_ms=first_ms,
         asked_s=(asked - asked[0]) / 1e9,
         round_trip_ms=(answered - asked) / 1e6,
-        model_ms=np.array([reply.infer_us for reply in replies]) / 1e3,
+        model_ms=np.array([reply.timing.infer_us for reply in replies]) / 1e3,
         versions=[version for version, _ in groupby(reply.model_version for reply in replies)],
     )

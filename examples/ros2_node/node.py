@@ -63,7 +63,7 @@ class PolicyNode(Node):  # type: ignore[misc]
         (image, seen), (positions, measured) = self._image, self._positions
         try:
             action = self._client.infer(
-                {"image": image, "positions": positions}, capture_time=min(seen, measured), max_age_s=self._max_age_s
+                {"image": image, "positions": positions}, capture_time=min(seen, measured), max_age=self._max_age_s
             )
             command = np.asarray(action["positions"], np.float64)
             if command.shape != positions.shape or not np.isfinite(command).all():

@@ -31,7 +31,7 @@ from shmserve.client import (
     attachment,
     send_inference_request,
 )
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
 from shmserve.daemon.api import admin as admin_service
 from shmserve.daemon.api import client as client_service
 from tests.support.daemon_process import SHMSERVED, Daemon, environment
@@ -164,7 +164,7 @@ def test_a_failing_model_is_on_the_page(robot: ShmClient, wish: dict[str, object
 def test_requests_that_did_not_run_are_on_the_page(robot: ShmClient, gate: Gate) -> None:
     inside = robot.submit(gate.observation)
     gate.wait_entered()
-    stale = robot.submit({"do": "count"}, max_age_s=0.0)
+    stale = robot.submit({"do": "count"}, max_age=0.0)
     cancelled = robot.submit({"do": "count"})
     cancelled.cancel()
     with pytest.raises(SlotsExhausted) as full:
@@ -214,8 +214,8 @@ def test_a_client_that_gets_no_channel_reads_what_is_on_the_page(
         ActionChunks(
             ShmClient("nobody", runtime_dir=strict.runtime_dir, max_retries=0),
             steps=2,
-            period_s=None,
-            wait_s=0.05,
+            period=None,
+            max_wait=0.05,
             fallback="hold",
         ) as chunks,
         pytest.raises(NoFreshAction) as chunkless,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from shmserve.client import ClientEvicted
-from shmserve.client.attachment import Attachment, Wanted
+from shmserve.client.capacity import SlotCapacity
+from shmserve.client.connection import Connection
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.raw_channel import RawChannel
 
@@ -49,6 +50,7 @@ def write_over(bell: Path) -> None:
         file.write(b"\0" * 4 + b"\xff" * 28)
 
 
+@pytest.mark.fault("T01", "T02", "T19")
 @pytest.mark.parametrize(
     ("harm", "damage"),
     [
@@ -74,9 +76,9 @@ def test_who_breaks_its_channel_loses_it_and_nobody_else_a_request(
             raw.ring()
 
             raw.wait_evicted()
-            assert damage in str(raw.attachment.lost_error())
+            assert damage in str(raw.attachment.close_error())
             with pytest.raises(ClientEvicted, match=f"it was evicted: {damage}; it may attach again in"):
-                Attachment.open(daemon.name, daemon.service_dir, Wanted(1), 30.0)
+                Connection.open(daemon.name, daemon.service_dir, SlotCapacity(1), 30.0)
         for number in range(10):
             assert neighbour.infer({"do": "echo", "value": number}) == number
     assert daemon.pid == supervisor
@@ -86,12 +88,13 @@ def test_who_breaks_its_channel_loses_it_and_nobody_else_a_request(
 
 def may_attach(daemon: Daemon) -> bool:
     try:
-        Attachment.open(daemon.name, daemon.service_dir, Wanted(1), 30.0).close()
+        Connection.open(daemon.name, daemon.service_dir, SlotCapacity(1), 30.0).close()
     except ClientEvicted:
         return False
     return True
 
 
+@pytest.mark.fault("T02", "T19")
 def test_the_doorbell_that_all_clients_ring_is_replaced_when_somebody_writes_over_it(daemon: Daemon) -> None:
     supervisor = daemon.pid
     wait_until("nobody is attached", lambda: daemon.status()["clients"] == [])

@@ -47,6 +47,7 @@ def test_a_package_that_does_not_fit_is_refused(full_daemon: Daemon, tmp_path: P
     assert update(daemon, large)["changed"]
 
 
+@pytest.mark.fault("T68")
 def test_a_disk_without_a_byte_left_takes_no_update_and_the_service_goes_on(
     full_daemon: Daemon, tmp_path: Path
 ) -> None:
@@ -110,7 +111,7 @@ def test_a_disk_that_hangs_holds_nobody_up_but_the_update(make_daemon: Callable[
 
             with daemon.client() as client:
                 assert client.infer({"x": np.arange(3), "robot": "r"})["k"] == 2
-                assert client.metadata["version"] == content_version(packages[0])
+                assert client.describe()["version"] == content_version(packages[0])
             assert daemon.status()["state"] in ("ready", "updating")
             assert daemon.admin("Versions")["versions"]
             if begins:

@@ -1,4 +1,4 @@
-"""Runs a main coroutine as the tests of infer_async do: no thread may be left behind."""
+"""Event loops of tests: a client for one, and a run that leaves no thread behind."""
 
 from __future__ import annotations
 
@@ -7,8 +7,16 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
+from shmserve.client import AsyncShmClient, ShmClient
 from tests.support.daemon_process import wait_until
 from tests.support.gate import Gate
+
+
+def in_loop(client: ShmClient) -> AsyncShmClient:
+    """The asyncio client of the same pipeline, so that threads and event loops share channel and slots."""
+    looped = AsyncShmClient.__new__(AsyncShmClient)
+    looped._pipeline, looped._timeout_ns = client._pipeline, client._timeout_ns
+    return looped
 
 
 def waiters() -> list[threading.Thread]:

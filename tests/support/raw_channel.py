@@ -7,7 +7,8 @@ import time
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.client.attachment import Attachment, Wanted
+from shmserve.client.capacity import SlotCapacity
+from shmserve.client.connection import Connection
 from shmserve.codec import Decoder, Encoded, Encoder
 from shmserve.layout import number_of, sequence_of
 from shmserve.protocol import Flag, Kind
@@ -21,7 +22,7 @@ class RawChannel:
 
     def __init__(self, daemon: Daemon, *, slots: int = 4) -> None:
         before = set(daemon.names_in_shm())
-        self.attachment = Attachment.open(daemon.name, daemon.service_dir, Wanted(slots), 10.0)
+        self.attachment = Connection.open(daemon.name, daemon.service_dir, SlotCapacity(slots), 10.0)
         #: The names that the daemon made for it, of transport `named`.
         self.names = sorted(set(daemon.names_in_shm()) - before)
         self.encoder = Encoder(allow_pickle=True)
@@ -61,7 +62,7 @@ class RawChannel:
         return head, Decoder(allow_pickle=True).decode(self.replies.memory(sequence), *encoded)
 
     def wait_evicted(self) -> None:
-        wait_until("the daemon has closed the connection", self.attachment.lost)
+        wait_until("the daemon has closed the connection", self.attachment.is_peer_closed)
 
     def __enter__(self) -> RawChannel:
         return self

@@ -23,7 +23,7 @@ def described(start_daemon: Callable[..., Daemon]) -> Daemon:
 
 def test_a_client_learns_what_the_model_takes_and_gives(described: Daemon) -> None:
     with described.client() as client:
-        metadata = client.metadata
+        metadata = client.describe()
 
     assert metadata["name"] == "described"
     assert len(metadata["version"]) == 16 and int(metadata["version"], 16) >= 0
@@ -36,7 +36,7 @@ def test_a_client_learns_what_the_model_takes_and_gives(described: Daemon) -> No
 
 def test_whatever_a_model_says_of_itself_reaches_client_and_operator(described: Daemon) -> None:
     with described.client() as client:
-        said = client.metadata["metadata"]
+        said = client.describe()["metadata"]
 
     assert said == {
         "low": ["-inf", 0.0],
@@ -62,21 +62,20 @@ def test_the_example_warms_the_model_up_and_sizes_the_channel(described: Daemon)
 
 def test_a_reply_tells_which_model_answered_and_where_the_time_went(described: Daemon) -> None:
     with described.client() as client:
-        assert client.last_reply is None
         observation = {
             "instruction": "pick",
             "state": np.zeros(6, np.float32),
             "image": np.zeros((480, 640, 3), np.uint8),
         }
-        client.infer(observation)
-        reply = client.last_reply
+        reply = client.request(observation)
+        timing = reply.timing
 
-        assert reply is not None
-        assert reply.model_version == client.metadata["version"]
-        assert reply.number == 1
-        parts = (reply.queued_us, reply.staged_us, reply.infer_us, reply.copied_us)
+        assert reply.model_version == client.describe()["version"]
+        assert reply.request_id == 1
+        parts = (timing.queued_us, timing.staged_us, timing.infer_us, timing.copied_us)
         assert all(part > 0 for part in parts)
-        assert sum(parts) <= reply.round_trip_us
+        assert sum(parts) <= timing.round_trip_us
+        assert list(reply.action) == list(client.infer(observation))
 
 
 def test_status_tells_everything_of_the_service(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
@@ -103,7 +102,7 @@ def test_status_is_told_while_the_model_is_busy(obedient: Daemon, client: ShmCli
     gate.wait_entered()
 
     assert obedient.status()["state"] == "ready"
-    assert client.metadata["name"] == "obedient"
+    assert client.describe()["name"] == "obedient"
     gate.open()
 
     assert held.result()["waited"]

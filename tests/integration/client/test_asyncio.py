@@ -1,4 +1,4 @@
-"""infer_async: its answers, what else the loop does meanwhile, and no busy thread."""
+"""AsyncShmClient: its answers, what else the loop does meanwhile, and no busy thread."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import (
+    AsyncShmClient,
     ClientClosed,
     InferenceFailed,
     RequestTimeout,
@@ -24,10 +25,18 @@ from shmserve.client import (
     ShmClient,
     ShmServeError,
 )
-from tests.support.daemon_process import wait_until
-from tests.support.event_loop import entered, run, waiters
+from tests.support.daemon_process import Daemon, wait_until
+from tests.support.event_loop import entered, in_loop, run, waiters
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
+
+pytestmark = pytest.mark.sealed_too
+
+
+@pytest.fixture
+def client(client: ShmClient) -> AsyncShmClient:
+    """The asyncio client."""
+    return in_loop(client)
 
 
 def raises(ask: Callable[[], Any]) -> Exception | None:
@@ -42,10 +51,10 @@ def raises(ask: Callable[[], Any]) -> Exception | None:
 # Answers
 
 
-def test_many_more_requests_than_slots_are_answered_each_with_its_own(client: ShmClient) -> None:
+def test_many_more_requests_than_slots_are_answered_each_with_its_own(client: AsyncShmClient) -> None:
     async def ask(number: int) -> None:
         value = {"n": number, "x": np.full(number % 700, number)}
-        assert_same(await client.infer_async({"do": "echo", "value": value}), value)
+        assert_same(await client.infer({"do": "echo", "value": value}), value)
 
     async def main() -> None:
         await asyncio.gather(*(ask(number) for number in range(500)))
@@ -53,40 +62,40 @@ def test_many_more_requests_than_slots_are_answered_each_with_its_own(client: Sh
     run(main())
 
 
-def test_requests_that_wait_for_a_slot_are_sent_in_the_order_they_were_made(client: ShmClient, gate: Gate) -> None:
+def test_requests_that_wait_for_a_slot_are_sent_in_the_order_they_were_made(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
-        await client.infer_async({"do": "tags"})
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        await client.infer({"do": "tags"})
+        held = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
-        tasks = [asyncio.create_task(client.infer_async({"do": "count", "tag": number})) for number in range(40)]
+        tasks = [asyncio.create_task(client.infer({"do": "count", "tag": number})) for number in range(40)]
         await asyncio.sleep(0.01)
         gate.open()
         await asyncio.gather(held, *tasks)
 
-        assert await client.infer_async({"do": "tags"}) == list(range(40))
+        assert await client.infer({"do": "tags"}) == list(range(40))
 
     run(main())
 
 
-def test_errors_are_the_same_as_those_of_infer(client: ShmClient) -> None:
+def test_errors_are_the_same_as_those_of_infer(client: AsyncShmClient) -> None:
     async def main() -> None:
         with pytest.raises(InferenceFailed, match="LookupError: no such joint"):
-            await client.infer_async({"do": "raise", "text": "no such joint"})
+            await client.infer({"do": "raise", "text": "no such joint"})
         with pytest.raises(ValueError, match="0 to 86400 seconds"):
-            await client.infer_async({"do": "count"}, timeout=-1)
+            await client.infer({"do": "count"}, timeout=-1)
         with pytest.raises(RequestTimeout):
-            await client.infer_async({"do": "count"}, timeout=0)
-        assert await client.infer_async({"do": "echo", "value": 1}) == 1
+            await client.infer({"do": "count"}, timeout=0)
+        assert await client.infer({"do": "echo", "value": 1}) == 1
 
     run(main())
 
 
 def test_without_a_service_the_error_is_typed_and_the_loop_free_meanwhile(tmp_path: Any) -> None:
-    client = ShmClient("absent", runtime_dir=tmp_path, max_retries=3, retry_delay=0.05)
+    client = AsyncShmClient("absent", runtime_dir=tmp_path, max_retries=3, retry_delay=0.05)
 
     async def main() -> int:
         ticks = 0
-        task = asyncio.create_task(client.infer_async({"x": 1}))
+        task = asyncio.create_task(client.infer({"x": 1}))
         while not task.done():
             ticks += 1
             await asyncio.sleep(0.001)
@@ -100,7 +109,7 @@ def test_without_a_service_the_error_is_typed_and_the_loop_free_meanwhile(tmp_pa
 # The loop does other things
 
 
-def test_a_loop_that_awaits_an_answer_serves_a_socket_meanwhile(client: ShmClient, gate: Gate) -> None:
+def test_a_loop_that_awaits_an_answer_serves_a_socket_meanwhile(client: AsyncShmClient, gate: Gate) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
             writer.write(line)
@@ -108,7 +117,7 @@ def test_a_loop_that_awaits_an_answer_serves_a_socket_meanwhile(client: ShmClien
 
     async def main() -> None:
         server = await asyncio.start_server(echo, "127.0.0.1")
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        held = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
         for number in range(300):
@@ -125,11 +134,11 @@ def test_a_loop_that_awaits_an_answer_serves_a_socket_meanwhile(client: ShmClien
     run(main())
 
 
-def test_requests_that_wait_for_a_slot_leave_the_loops_threads_to_others(client: ShmClient, gate: Gate) -> None:
+def test_requests_that_wait_for_a_slot_leave_the_loops_threads_to_others(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        held = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
-        tasks = [asyncio.create_task(client.infer_async({"do": "echo", "value": number})) for number in range(100)]
+        tasks = [asyncio.create_task(client.infer({"do": "echo", "value": number})) for number in range(100)]
         await asyncio.sleep(0.01)
 
         # Somebody else's use of the executor, which has a handful of threads.
@@ -159,7 +168,7 @@ def test_a_daemon_that_does_not_answer_holds_up_neither_the_loop_nor_another_thr
 
         async def main() -> int:
             ticks = 0
-            task = asyncio.create_task(client.infer_async({"x": 1}, timeout=0.5))
+            task = asyncio.create_task(in_loop(client).infer({"x": 1}, timeout=0.5))
             while not task.done():
                 ticks += 1
                 await asyncio.sleep(0.001)
@@ -176,9 +185,9 @@ def test_a_daemon_that_does_not_answer_holds_up_neither_the_loop_nor_another_thr
         assert [type(error) for error in errors] == [ClientClosed]
 
 
-def test_an_idle_wait_costs_next_to_no_processor_time(client: ShmClient, gate: Gate) -> None:
+def test_an_idle_wait_costs_next_to_no_processor_time(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
-        tasks = [asyncio.create_task(client.infer_async(gate.observation)) for _ in range(20)]
+        tasks = [asyncio.create_task(client.infer(gate.observation)) for _ in range(20)]
         await entered(gate)
         before, began = time.process_time(), time.monotonic()
         await asyncio.sleep(1)
@@ -191,11 +200,11 @@ def test_an_idle_wait_costs_next_to_no_processor_time(client: ShmClient, gate: G
     run(main())
 
 
-def test_one_thread_serves_a_control_loop(client: ShmClient) -> None:
+def test_one_thread_serves_a_control_loop(client: AsyncShmClient) -> None:
     async def main() -> set[int]:
         seen = set()
         for number in range(50):
-            assert await client.infer_async({"do": "echo", "value": number}) == number
+            assert await client.infer({"do": "echo", "value": number}) == number
             seen |= {thread.native_id or 0 for thread in waiters()}
             await asyncio.sleep(0.002)
         return seen
@@ -206,15 +215,15 @@ def test_one_thread_serves_a_control_loop(client: ShmClient) -> None:
 # Beside threads, and growth
 
 
-def test_a_result_that_grows_while_another_is_out_is_delivered(client: ShmClient, gate: Gate) -> None:
+def test_a_result_that_grows_while_another_is_out_is_delivered(client: AsyncShmClient, gate: Gate) -> None:
     second = Gate(gate.path.with_name("second"))
 
     async def main() -> None:
-        first = asyncio.create_task(client.infer_async(gate.observation))
+        first = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
         # Both are out before the engine comes to either: it cannot deliver the one without the other in its way.
-        growing = asyncio.create_task(client.infer_async({"do": "grow", "items": 300_000, "value": 5}))
-        held = asyncio.create_task(client.infer_async(second.observation))
+        growing = asyncio.create_task(client.infer({"do": "grow", "items": 300_000, "value": 5}))
+        held = asyncio.create_task(client.infer(second.observation))
         await asyncio.sleep(0)
         gate.open()
         await entered(second)
@@ -224,15 +233,15 @@ def test_a_result_that_grows_while_another_is_out_is_delivered(client: ShmClient
         assert_same(await growing, np.full(300_000, 5))
         assert (await first)["waited"] and (await held)["waited"]
         large = np.arange(700_000)
-        assert_same(await client.infer_async({"do": "echo", "value": large}), large)
+        assert_same(await client.infer({"do": "echo", "value": large}), large)
 
     run(main())
 
 
-def test_observations_of_every_size_grow_the_channel_beside_others(client: ShmClient) -> None:
+def test_observations_of_every_size_grow_the_channel_beside_others(client: AsyncShmClient) -> None:
     async def ask(size: int) -> None:
         value = np.full(size, size % 251, np.uint8)
-        assert_same(await client.infer_async({"do": "echo", "value": value}), value)
+        assert_same(await client.infer({"do": "echo", "value": value}), value)
 
     async def main() -> None:
         await asyncio.gather(*(ask(size) for size in (10, 100_000, 7, 1_000_000, 50, 3_000_000, 1)))
@@ -240,7 +249,9 @@ def test_observations_of_every_size_grow_the_channel_beside_others(client: ShmCl
     run(main())
 
 
-def test_threads_and_loops_share_a_client(client: ShmClient) -> None:
+def test_threads_and_loops_share_a_client(obedient: Daemon) -> None:
+    client = obedient.client()
+    looped = in_loop(client)
     wrong: list[Any] = []
 
     def ask(thread: int) -> None:
@@ -250,7 +261,7 @@ def test_threads_and_loops_share_a_client(client: ShmClient) -> None:
 
     async def ask_async(task: int) -> None:
         for number in range(50):
-            if await client.infer_async({"do": "echo", "value": (task, number)}) != (task, number):
+            if await looped.infer({"do": "echo", "value": (task, number)}) != (task, number):
                 wrong.append((task, number))
 
     async def main(first: int) -> None:

@@ -1,4 +1,4 @@
-"""infer_async: what a request leaves behind that was cancelled, came too late, or lost its loop or its daemon."""
+"""AsyncShmClient: what a request leaves behind that was cancelled, came too late, or lost its loop or its daemon."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from typing import Any
 import pytest
 
 from shmserve.client import (
+    AsyncShmClient,
     ClientClosed,
     RequestTimeout,
     ShmClient,
     SlotsExhausted,
 )
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import entered, run, waiters
+from tests.support.event_loop import entered, in_loop, run, waiters
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
 
-def test_a_cancelled_request_that_has_not_begun_is_not_run(client: ShmClient, gate: Gate) -> None:
+
+@pytest.fixture
+def client(client: ShmClient) -> AsyncShmClient:
+    """The asyncio client."""
+    return in_loop(client)
+
+
+def test_a_cancelled_request_that_has_not_begun_is_not_run(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
-        await client.infer_async({"do": "tags"})
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        await client.infer({"do": "tags"})
+        held = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
         # The first of them have slots, the others wait for one.
-        tasks = [asyncio.create_task(client.infer_async({"do": "count", "tag": number})) for number in range(10)]
+        tasks = [asyncio.create_task(client.infer({"do": "count", "tag": number})) for number in range(10)]
         await asyncio.sleep(0.01)
         for number in range(0, 10, 2):
             tasks[number].cancel()
@@ -35,16 +44,16 @@ def test_a_cancelled_request_that_has_not_begun_is_not_run(client: ShmClient, ga
         found = await asyncio.gather(held, *tasks, return_exceptions=True)
 
         assert [isinstance(one, asyncio.CancelledError) for one in found] == [False, *[True, False] * 5]
-        assert await client.infer_async({"do": "tags"}) == [1, 3, 5, 7, 9]
+        assert await client.infer({"do": "tags"}) == [1, 3, 5, 7, 9]
 
     run(main())
 
 
-def test_requests_are_cancelled_at_any_moment_and_the_others_get_their_answers(client: ShmClient) -> None:
+def test_requests_are_cancelled_at_any_moment_and_the_others_get_their_answers(client: AsyncShmClient) -> None:
     chance = random.Random(3)
 
     async def ask(number: int) -> None:
-        assert await client.infer_async({"do": "echo", "value": number}) == number
+        assert await client.infer({"do": "echo", "value": number}) == number
 
     async def main() -> None:
         cancelled = 0
@@ -58,47 +67,45 @@ def test_requests_are_cancelled_at_any_moment_and_the_others_get_their_answers(c
                 assert found is None or isinstance(found, asyncio.CancelledError), found
                 cancelled += found is not None
         assert cancelled > 50
-        assert await client.infer_async({"do": "echo", "value": "last"}) == "last"
+        assert await client.infer({"do": "echo", "value": "last"}) == "last"
 
     run(main())
 
 
-def test_timeouts_of_waiting_and_of_running_requests(client: ShmClient, gate: Gate) -> None:
+def test_timeouts_of_waiting_and_of_running_requests(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
-        await client.infer_async({"do": "tags"})
-        held = asyncio.create_task(client.infer_async(gate.observation))
+        await client.infer({"do": "tags"})
+        held = asyncio.create_task(client.infer(gate.observation))
         await entered(gate)
-        tasks = [
-            asyncio.create_task(client.infer_async({"do": "count", "tag": number}, timeout=0.1)) for number in range(8)
-        ]
+        tasks = [asyncio.create_task(client.infer({"do": "count", "tag": number}, timeout=0.1)) for number in range(8)]
         found = await asyncio.gather(*tasks, return_exceptions=True)
 
         assert not held.done()
         assert [type(one) for one in found] == [RequestTimeout] * 3 + [SlotsExhausted] * 5
         gate.open()
         await held
-        assert await client.infer_async({"do": "tags"}) == []
+        assert await client.infer({"do": "tags"}) == []
 
     run(main())
 
 
-def test_the_loops_own_timeout_gives_the_request_up(client: ShmClient, gate: Gate) -> None:
+def test_the_loops_own_timeout_gives_the_request_up(client: AsyncShmClient, gate: Gate) -> None:
     async def main() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(client.infer_async(gate.observation), 0.1)
+            await asyncio.wait_for(client.infer(gate.observation), 0.1)
         gate.open()
-        assert await client.infer_async({"do": "echo", "value": 1}) == 1
+        assert await client.infer({"do": "echo", "value": 1}) == 1
 
     run(main())
 
 
-def test_short_timeouts_at_random_mix_nothing_up(client: ShmClient) -> None:
+def test_short_timeouts_at_random_mix_nothing_up(client: AsyncShmClient) -> None:
     chance = random.Random(5)
 
     async def ask(number: int) -> bool:
         timeout = chance.choice((0.0001, 0.0005, 0.002, 60.0))
         try:
-            return bool(await client.infer_async({"do": "echo", "value": number}, timeout=timeout) == number)
+            return bool(await client.infer({"do": "echo", "value": number}, timeout=timeout) == number)
         except (RequestTimeout, SlotsExhausted):
             return timeout < 60
 
@@ -109,9 +116,11 @@ def test_short_timeouts_at_random_mix_nothing_up(client: ShmClient) -> None:
     run(main())
 
 
-def test_a_loop_that_is_closed_under_its_requests_leaves_a_usable_client(client: ShmClient, gate: Gate) -> None:
+def test_a_loop_that_is_closed_under_its_requests_leaves_a_usable_client(obedient: Daemon, gate: Gate) -> None:
+    blocking = obedient.client()
+    client = in_loop(blocking)
     loop = asyncio.new_event_loop()
-    tasks = [loop.create_task(client.infer_async(gate.observation)) for _ in range(9)]
+    tasks = [loop.create_task(client.infer(gate.observation)) for _ in range(9)]
     loop.run_until_complete(entered(gate))
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # said on purpose here
@@ -120,29 +129,29 @@ def test_a_loop_that_is_closed_under_its_requests_leaves_a_usable_client(client:
 
     async def main() -> None:
         for number in range(5):
-            assert await client.infer_async({"do": "echo", "value": number}) == number
+            assert await client.infer({"do": "echo", "value": number}) == number
 
     asyncio.run(main())
-    assert client.infer({"do": "echo", "value": 1}) == 1
+    assert blocking.infer({"do": "echo", "value": 1}) == 1
     del tasks, task
     gc.collect()
     wait_until("the thread has ended", lambda: not waiters())
 
 
 def test_closing_the_client_ends_every_wait(obedient: Daemon, gate: Gate) -> None:
-    client = obedient.client()
+    client = in_loop(obedient.client())
 
     async def main() -> list[Any]:
-        tasks = [asyncio.create_task(client.infer_async(gate.observation)) for _ in range(10)]
+        tasks = [asyncio.create_task(client.infer(gate.observation)) for _ in range(10)]
         await entered(gate)
-        client.close()
+        await client.close()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(found) for found in run(main())] == [ClientClosed] * 10
 
     async def again() -> None:
         with pytest.raises(ClientClosed):
-            await client.infer_async({"do": "count"})
+            await client.infer({"do": "count"})
 
     run(again())
 
@@ -152,11 +161,11 @@ def test_a_daemon_that_restarts_is_waited_for_and_asked_again(
 ) -> None:
     daemon = make_daemon("journal").start()
     journal, opened = tmp_path / "journal", tmp_path / "gate"
-    client = daemon.client(max_retries=1000, retry_delay=0.05)
+    client = in_loop(daemon.client(max_retries=1000, retry_delay=0.05))
 
     async def main() -> Any:
         asked = asyncio.create_task(
-            client.infer_async({"journal": str(journal), "tag": "a", "gate": str(opened)}, timeout=100)
+            client.infer({"journal": str(journal), "tag": "a", "gate": str(opened)}, timeout=100)
         )
         while not journal.exists() or not journal.read_text():
             await asyncio.sleep(0.01)

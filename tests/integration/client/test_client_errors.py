@@ -31,10 +31,13 @@ from shmserve.client import (
     ShmClient,
     ShmServeError,
 )
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import run
+from tests.support.event_loop import in_loop, run
 from tests.support.gate import Gate
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture
@@ -152,16 +155,16 @@ def test_a_refusal_that_says_less_than_it_should_is_a_typed_error(folder: Path, 
      {"version": "a", "stateful": False, "contract": "x"}], ids=str,
 )  # fmt: skip
 def test_a_daemon_that_describes_no_model_is_a_typed_error(lone: ShmClient, model: Any) -> None:
-    attachment = lone.connect()._exchange._held[0]
+    attachment = connection_of(lone.connect())
 
     def describe(*arguments: object, **settings: object) -> Any:
         from shmserve.varlink import Reply as VarlinkReply
 
         return VarlinkReply({"service": "t", "state": "ready", "model": model})
 
-    attachment._connection.call = describe  # type: ignore[method-assign]
+    attachment._control.call = describe  # type: ignore[method-assign]
     with pytest.raises(ProtocolMismatch, match="an answer that cannot be read"):
-        _ = lone.metadata
+        _ = lone.describe()
 
 
 # The path
@@ -291,13 +294,13 @@ def test_a_process_without_threads_says_so(client: ShmClient, monkeypatch: pytes
     client.connect()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", fail)
-        with pytest.raises(ServiceUnavailable, match="infer_async needs a thread"):
-            run(client.infer_async({"do": "echo", "value": 1}))
-        chunks = ActionChunks(client, steps=1, period_s=None, wait_s=0.1, fallback="raise")
-        with pytest.raises(ShmServeError, match="ActionChunks look for the service in a thread"):
+        with pytest.raises(ServiceUnavailable, match="awaiting a reply needs a thread"):
+            run(in_loop(client).infer({"do": "echo", "value": 1}))
+        chunks = ActionChunks(client, steps=1, period=None, max_wait=0.1, fallback="raise")
+        with pytest.raises(ShmServeError, match="ActionChunks connects to the service in a thread"):
             chunks.step({"do": "echo", "value": 1})
 
-    assert run(client.infer_async({"do": "echo", "value": 1})) == 1
+    assert run(in_loop(client).infer({"do": "echo", "value": 1})) == 1
 
 
 # The observation
@@ -364,7 +367,7 @@ def test_a_result_without_memory_for_it_is_a_typed_error_of_its_own_request(
     client: ShmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (client.submit({"do": "echo", "value": number}) for number in range(2))
-    decoder = client._exchange._held[0].decoder
+    decoder = connection_of(client).decoder
     decode = decoder.decode
     failed: list[bool] = []
 
@@ -396,7 +399,7 @@ def test_a_timeout_while_the_service_is_loading_says_so(
     with pytest.raises(RequestTimeout, match=loading):
         client.infer({"value": 1}, timeout=2.0)
     with pytest.raises(RequestTimeout, match=loading):
-        run(client.infer_async({"value": 1}, timeout=2.0))
+        run(in_loop(client).infer({"value": 1}, timeout=2.0))
     with pytest.raises(RequestTimeout, match="goes on until its deadline"):
         client.submit({"value": 1}).result(0.05)
     gate.open()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.client.attachment import Attachment, Wanted
+from shmserve.client.capacity import SlotCapacity
+from shmserve.client.connection import Connection
 from shmserve.directories import CLIENT_SOCKET
 from tests.support.stranger_process import UID, Stranger, needs_root
 
@@ -30,7 +31,7 @@ def test_a_daemon_behind_root_s_socket_is_trusted_only_with_memory_that_none_but
     tmp_path: Path, listener: socket.socket, uid: int, memory: str, trusted: bool
 ) -> None:
     with Stranger("impostor", listener.fileno(), uid, memory, fds=(listener.fileno(),)) as impostor:
-        attachment = Attachment.open("t", tmp_path, Wanted(1), 30.0)
+        attachment = Connection.open("t", tmp_path, SlotCapacity(1), 30.0)
         try:
             assert attachment.trusted is trusted
             assert attachment.channel.replies.segment.file.st_uid == (UID if memory == "makes" and uid else 0)

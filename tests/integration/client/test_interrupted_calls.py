@@ -24,6 +24,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 #: The long form: SHMSERVE_TEST_STORM=20 interrupts at more instants.
 _LONG = int(os.environ.get("SHMSERVE_TEST_STORM", "2")) > 2
 _STRIDE = 17 if _LONG else 41
@@ -42,7 +44,7 @@ def tagged() -> Iterator[Daemon]:
 @pytest.mark.parametrize("offset", _OFFSETS)
 @pytest.mark.parametrize(
     "what",
-    ["close", "infer", *(pytest.param(what, marks=pytest.mark.long) for what in ("submit", "reset", "metadata"))],
+    ["close", "infer", *(pytest.param(what, marks=pytest.mark.long) for what in ("submit", "reset", "describe"))],
 )
 def test_at_every_line_of_a_call_another_one_ends_with_a_right_answer_or_a_typed_error(
     obedient: Daemon, start_robot: Callable[..., Robot], what: str, offset: int
@@ -115,7 +117,7 @@ def test_an_object_that_closes_the_client_which_reads_it_ends_that_call_and_thos
 
     gate.open()
     wait_until("its channel was given back", lambda: obedient.status()["clients"] == [])
-    wait_until("nothing of it is open", lambda: client._exchange._held == [])
+    wait_until("nothing of it is open", lambda: client._pipeline._connector.connection is None)
 
 
 def test_a_request_sent_by_a_call_that_was_closed_inside_has_ended(obedient: Daemon) -> None:
@@ -129,7 +131,7 @@ def test_a_request_sent_by_a_call_that_was_closed_inside_has_ended(obedient: Dae
         pending.result()
 
 
-@pytest.mark.parametrize("way", ["infer", "submit", "loan", "reset", "metadata", "connect", "result"])
+@pytest.mark.parametrize("way", ["infer", "submit", "loan", "reset", "describe", "connect", "result"])
 def test_an_object_that_asks_by_the_client_which_reads_it_hears_so_and_the_request_goes_on(
     client: ShmClient, way: str
 ) -> None:
@@ -139,7 +141,7 @@ def test_an_object_that_asks_by_the_client_which_reads_it_hears_so_and_the_reque
             "submit": lambda: client.submit({"do": "echo", "value": 2}),
             "loan": lambda: client.loan({"do": "echo", "value": 2}),
             "reset": client.reset,
-            "metadata": lambda: client.metadata,
+            "describe": client.describe,
             "connect": client.connect,
             "result": before.result,
         }
@@ -210,7 +212,7 @@ def test_an_object_that_forks_while_it_is_read_leaves_the_request_to_the_parent(
 def test_closing_ends_the_pause_between_two_attempts(tmp_path: Any) -> None:
     client = ShmClient("arm", runtime_dir=tmp_path, timeout=3600, retry_delay=3000)
     asking = Asking(lambda: client.infer({"x": 1}))
-    wait_until("it pauses", lambda: client._exchange._parking_lot._parked)
+    wait_until("it pauses", lambda: client._pipeline._parking_lot.parked)
 
     client.close()
 
@@ -249,8 +251,8 @@ def test_a_finalizer_in_the_middle_of_the_one_function_asks_by_it_too(
 def test_a_callback_of_a_model_change_may_close_the_client(client: ShmClient) -> None:
     client.infer({"do": "echo", "value": 1})
     client.on_model_change(lambda before, after: client.close())
-    assert client._exchange.model_watch is not None
-    client._exchange.model_watch._version = 1  # as if the model had been another one
+    assert client._pipeline.control.model_watch is not None
+    client._pipeline.control.model_watch._version = 1  # as if the model had been another one
 
     assert client.infer({"do": "echo", "value": 2}) == 2
     with pytest.raises(ClientClosed):
@@ -260,9 +262,9 @@ def test_a_callback_of_a_model_change_may_close_the_client(client: ShmClient) ->
 def test_a_reply_that_comes_while_the_watch_of_the_model_is_told_of_one_does_not_block(client: ShmClient) -> None:
     client.infer({"do": "echo", "value": 1})
     client.on_model_change(lambda before, after: None)
-    watch = client._exchange.model_watch
+    watch = client._pipeline.control.model_watch
     assert watch is not None
 
     with watch._lock:  # as a finalizer finds it
-        watch.saw(1)
+        watch.observe(1)
         client.on_model_change(print)

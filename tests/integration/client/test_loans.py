@@ -32,6 +32,8 @@ from tests.support.gate import Gate
 from tests.support.other_process import overwrite
 from tests.support.trees import Mode, assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 _PATTERN = bytes(range(7, 71))
 _INSTEAD = bytes(range(107, 171))
 
@@ -485,7 +487,7 @@ def test_a_client_that_is_closed_during_a_loan_says_so_at_send(echo: Daemon) -> 
 def test_a_loan_has_the_terms_of_its_request(client: ShmClient, gate: Gate) -> None:
     held = client.submit(gate.observation)
     gate.wait_entered()
-    with client.loan({"do": "count"}, max_age_s=0) as observation:
+    with client.loan({"do": "count"}, max_age=0) as observation:
         stale = observation.send()
     with client.loan({"do": "count"}, timeout=0.05) as observation:
         expired = observation.send()

@@ -14,10 +14,13 @@ import pytest
 import torch
 
 from shmserve.client import InferenceFailed, LoanEnded, LoanOutlived, RequestTimeout, ShmClient, SlotsExhausted
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.other_process import overwrite
 from tests.support.trees import assert_same
+
+pytestmark = pytest.mark.sealed_too
 
 _PATTERN = bytes(range(9, 73))
 _INSTEAD = bytes(range(109, 173))
@@ -37,7 +40,7 @@ def test_a_lent_reply_is_what_the_model_returned(robot: ShmClient) -> None:
         "scalar": np.float32(2.5),
         "long": list(range(20)),
     }
-    with robot.infer(tree, copy=False) as found:
+    with robot.infer_loaned(tree) as found:
         assert list(found) == list(tree)
         assert found["chunk"].tolist() == tree["chunk"].tolist() and found["chunk"].dtype == np.float32
         assert found["nested"]["list"][0].tolist() == [0, 1, 2]
@@ -48,7 +51,7 @@ def test_a_lent_reply_is_what_the_model_returned(robot: ShmClient) -> None:
 
 
 def test_the_arrays_of_a_lent_reply_are_read_only(robot: ShmClient) -> None:
-    with robot.infer({"x": np.zeros(3)}, copy=False) as found:
+    with robot.infer_loaned({"x": np.zeros(3)}) as found:
         with pytest.raises(ValueError, match="read-only"):
             found["x"][0] = 1
         with pytest.raises(ValueError, match="WRITEABLE"):
@@ -60,7 +63,7 @@ def test_the_arrays_of_a_lent_reply_are_memory_of_the_slot(start_daemon: Callabl
     frame = np.zeros(1000, np.uint8)
     frame[500:564] = np.frombuffer(_PATTERN, np.uint8)
     with daemon.client() as client:
-        with client.infer({"frame": frame}, copy=False) as found:
+        with client.infer_loaned({"frame": frame}) as found:
             # Once in the request's slot and once in the reply's.
             assert overwrite(daemon, _PATTERN, _INSTEAD) == 2
             assert found["frame"][500:564].tobytes() == _INSTEAD
@@ -70,11 +73,11 @@ def test_the_arrays_of_a_lent_reply_are_memory_of_the_slot(start_daemon: Callabl
 
 
 def test_a_lent_reply_is_gone_after_its_block(robot: ShmClient) -> None:
-    with robot.infer({"x": np.zeros(3), "y": 1}, copy=False) as found:
+    with robot.infer_loaned({"x": np.zeros(3), "y": 1}) as found:
         assert found["y"] == 1
     assert found == {}
 
-    with robot.infer([np.zeros(3), 1], copy=False) as listed:
+    with robot.infer_loaned([np.zeros(3), 1]) as listed:
         assert listed[1] == 1
     assert listed == []
 
@@ -98,7 +101,7 @@ _KEEPERS: dict[str, Callable[[Any], Any]] = {
 def test_what_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, keeper: str) -> None:
     tree = {"x": np.arange(5), "nested": {"y": np.zeros((2, 3))}, "list": [np.arange(2)]}
 
-    with pytest.raises(LoanOutlived, match=r"copy what you keep"), robot.infer(tree, copy=False) as found:
+    with pytest.raises(LoanOutlived, match=r"copy what you keep"), robot.infer_loaned(tree) as found:
         kept = _KEEPERS[keeper](found)
 
     del kept
@@ -107,7 +110,7 @@ def test_what_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, k
 
 def test_what_is_copied_or_let_go_in_time_is_no_error(robot: ShmClient) -> None:
     tree = {"x": np.arange(5), "nested": {"y": np.zeros((2, 3))}}
-    with robot.infer(tree, copy=False) as found:
+    with robot.infer_loaned(tree) as found:
         kept = found["x"].copy()
         total = found["x"].sum()
         rows = [float(value) for value in found["nested"]["y"][0]]
@@ -120,7 +123,7 @@ def test_what_is_copied_or_let_go_in_time_is_no_error(robot: ShmClient) -> None:
 
 
 def test_an_error_inside_the_block_is_not_replaced_by_another(robot: ShmClient) -> None:
-    with pytest.raises(ZeroDivisionError), robot.infer({"x": np.zeros(3)}, copy=False) as found:
+    with pytest.raises(ZeroDivisionError), robot.infer_loaned({"x": np.zeros(3)}) as found:
         kept = found["x"]
         _ = 1 / 0
 
@@ -128,7 +131,7 @@ def test_an_error_inside_the_block_is_not_replaced_by_another(robot: ShmClient) 
 
 
 def test_the_block_of_a_lent_reply_is_entered_once(robot: ShmClient) -> None:
-    lent = robot.infer({"x": np.arange(3)}, copy=False)
+    lent = robot.infer_loaned({"x": np.arange(3)})
     with lent as found:
         with pytest.raises(LoanEnded, match="entered once"):
             lent.__enter__()
@@ -142,11 +145,11 @@ def test_the_block_of_a_lent_reply_is_entered_once(robot: ShmClient) -> None:
 
 def test_a_slot_is_not_used_again_while_its_reply_is_lent(echo: Daemon) -> None:
     with echo.client(slots=2) as client:
-        with client.infer({"x": np.arange(1000)}, copy=False) as found:
+        with client.infer_loaned({"x": np.arange(1000)}) as found:
             for number in range(5):  # in the other slot
                 assert_same(client.infer({"x": np.full(1000, number)}), {"x": np.full(1000, number)})
             with (
-                client.infer({"x": np.zeros(9)}, copy=False),
+                client.infer_loaned({"x": np.zeros(9)}),
                 pytest.raises(SlotsExhausted, match="leave its block first"),
             ):
                 client.infer({"x": np.zeros(1000)})
@@ -160,8 +163,8 @@ def test_two_replies_are_lent_at_a_time(echo: Daemon) -> None:
     with echo.client(slots=2) as client:
         for number in range(5):
             with (
-                client.infer({"x": np.full(100, number)}, copy=False) as one,
-                client.infer({"x": np.full(100, -number)}, copy=False) as other,
+                client.infer_loaned({"x": np.full(100, number)}) as one,
+                client.infer_loaned({"x": np.full(100, -number)}) as other,
             ):
                 with pytest.raises(SlotsExhausted, match="lent out"):
                     client.infer({"x": 1})
@@ -171,8 +174,8 @@ def test_two_replies_are_lent_at_a_time(echo: Daemon) -> None:
 
 def test_replies_are_given_back_in_any_order(echo: Daemon) -> None:
     with echo.client(slots=3) as client:
-        first = client.infer({"x": np.arange(3)}, copy=False)
-        second = client.infer({"x": np.arange(4)}, copy=False)
+        first = client.infer_loaned({"x": np.arange(3)})
+        second = client.infer_loaned({"x": np.arange(4)})
         one, two = first.__enter__(), second.__enter__()
         second.__exit__(None, None, None)
         assert two == {}
@@ -185,7 +188,7 @@ def test_replies_are_given_back_in_any_order(echo: Daemon) -> None:
 def test_a_lent_reply_that_nobody_reads_is_given_back(echo: Daemon) -> None:
     with echo.client(slots=2) as client:
         for number in range(10):
-            client.infer({"x": np.full(10, number)}, copy=False)  # no block
+            client.infer_loaned({"x": np.full(10, number)})  # no block
         gc.collect()
 
         assert client.infer({"x": 1}) == {"x": 1}
@@ -200,7 +203,7 @@ def test_another_thread_waits_for_a_reply_that_is_lent(echo: Daemon) -> None:
         order.append("the other thread's answers")
 
     with echo.client(slots=1) as client:
-        with client.infer({"x": np.arange(10)}, copy=False) as found:
+        with client.infer_loaned({"x": np.arange(10)}) as found:
             thread = threading.Thread(target=ask, args=(client,))
             thread.start()
             thread.join(0.2)  # not a wait for anything: the time in which it would go wrong
@@ -212,7 +215,7 @@ def test_another_thread_waits_for_a_reply_that_is_lent(echo: Daemon) -> None:
 
 
 def test_a_larger_request_within_the_block_of_a_lent_reply_is_refused_rather_than_hung(robot: ShmClient) -> None:
-    with robot.infer({"x": np.arange(10)}, copy=False) as found:
+    with robot.infer_loaned({"x": np.arange(10)}) as found:
         with pytest.raises(SlotsExhausted, match="slots of 't' must grow, and one holds a reply that is lent out"):
             robot.infer({"x": np.zeros(1_000_000)})
         assert found["x"].tolist() == list(range(10))
@@ -228,7 +231,7 @@ def test_a_larger_request_of_another_thread_waits_for_a_reply_that_is_lent(echo:
         order.append("the larger request's answer")
 
     with echo.client() as client:
-        with client.infer({"x": np.arange(10)}, copy=False) as found:
+        with client.infer_loaned({"x": np.arange(10)}) as found:
             thread = threading.Thread(target=ask, args=(client,))
             thread.start()
             thread.join(0.2)
@@ -245,7 +248,7 @@ def test_a_larger_request_of_another_thread_waits_for_a_reply_that_is_lent(echo:
     ids=lambda tree: type(tree).__name__,
 )
 def test_a_result_that_is_neither_dict_nor_list_is_a_copy(robot: ShmClient, tree: Any) -> None:
-    with robot.infer(tree, copy=False) as found:
+    with robot.infer_loaned(tree) as found:
         pass
 
     assert_same(found, tree)
@@ -255,7 +258,7 @@ def test_a_result_that_is_neither_dict_nor_list_is_a_copy(robot: ShmClient, tree
 
 
 def test_bfloat16_in_a_lent_reply_is_a_copy(robot: ShmClient) -> None:
-    with robot.infer({"x": np.full(5, 1.5, ml_dtypes.bfloat16)}, copy=False) as found:
+    with robot.infer_loaned({"x": np.full(5, 1.5, ml_dtypes.bfloat16)}) as found:
         kept = found["x"]
 
     assert kept.astype(np.float32).tolist() == [1.5] * 5
@@ -263,7 +266,7 @@ def test_bfloat16_in_a_lent_reply_is_a_copy(robot: ShmClient) -> None:
 
 def test_an_object_in_a_reply_that_was_pickled_is_a_copy(robot: ShmClient) -> None:
     tree = {"x": np.arange(5), "more": {1, 2, 3}}
-    with robot.infer(tree, copy=False) as found:
+    with robot.infer_loaned(tree) as found:
         kept = found["x"]
 
     assert kept.tolist() == [0, 1, 2, 3, 4]
@@ -273,7 +276,7 @@ def test_an_object_in_a_reply_that_was_pickled_is_a_copy(robot: ShmClient) -> No
 def test_a_lent_reply_outlives_its_daemon(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("echo").start()
     client = daemon.client()
-    with client.infer({"x": np.arange(1000)}, copy=False) as found:
+    with client.infer_loaned({"x": np.arange(1000)}) as found:
         daemon.kill9()
         daemon.start()
         assert client.infer({"x": 2}) == {"x": 2}
@@ -284,24 +287,24 @@ def test_a_lent_reply_outlives_its_daemon(make_daemon: Callable[..., Daemon]) ->
 
 def test_a_lent_reply_outlives_its_client(echo: Daemon) -> None:
     client = echo.client()
-    with client.infer({"x": np.arange(1000)}, copy=False) as found:
+    with client.infer_loaned({"x": np.arange(1000)}) as found:
         client.close()
         assert found["x"].tolist() == list(range(1000))
 
 
 def test_errors_of_a_request_come_before_its_block(client: ShmClient, gate: Gate) -> None:
     with pytest.raises(InferenceFailed, match="LookupError"):
-        client.infer({"do": "raise", "text": "no"}, copy=False)
+        client.infer_loaned({"do": "raise", "text": "no"})
     with pytest.raises(RequestTimeout):
-        client.infer(gate.observation, timeout=0.05, copy=False)
+        client.infer_loaned(gate.observation, timeout=0.05)
     gate.open()
 
-    with client.infer({"do": "echo", "value": {"x": np.arange(3)}}, copy=False) as found:
+    with client.infer_loaned({"do": "echo", "value": {"x": np.arange(3)}}) as found:
         assert found["x"].tolist() == [0, 1, 2]
 
 
 def test_a_large_result_is_lent_after_the_channel_has_grown_for_it(client: ShmClient) -> None:
-    with client.infer({"do": "echo", "value": {"x": np.arange(500_000)}}, copy=False) as found:
+    with client.infer_loaned({"do": "echo", "value": {"x": np.arange(500_000)}}) as found:
         assert found["x"][-1] == 499_999
         assert not found["x"].flags.writeable
 
@@ -312,15 +315,15 @@ def test_a_reply_is_lent_out_beside_an_abandoned_request_whose_result_needs_room
     gate = Gate(tmp_path / "gate")
     with obedient.client(slots=3) as client:
         client.connect()
-        (attachment,) = client._exchange._held
+        attachment = connection_of(client)
         grown = client.submit({"do": "grow", "items": 300_000, "value": 1})
         wait_until("it was answered", lambda: attachment.channel.replies.answered(grown.sequence))
-        client._exchange.abandon(grown)  # as Ctrl-C does
+        client._pipeline.control.abandon(grown)  # as Ctrl-C does
         opening = threading.Timer(0.3, gate.open)
         opening.start()
 
         # Its own thread finds that the slots must grow when this very reply is there.
-        with client.infer(gate.observation, copy=False) as found:
+        with client.infer_loaned(gate.observation) as found:
             assert found["waited"] is True
         assert client.infer({"do": "echo", "value": 1}) == 1
         opening.join()

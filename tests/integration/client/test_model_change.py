@@ -15,9 +15,10 @@ from shmserve.client.model_watch import ModelWatch
 from shmserve.package_files import content_version
 from tests.support.admin_command import update
 from tests.support.daemon_process import Daemon, wait_until
+from tests.support.event_loop import in_loop
 from tests.support.gain_packages import gain_package
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
 
 _X = {"x": np.arange(3), "robot": "r"}
 
@@ -72,9 +73,9 @@ def test_it_is_told_once_for_each_change_and_before_the_result(
         update(daemon, package)
         assert not heard
         for _ in range(3):
-            client.infer(_X)
+            reply = client.request(_X)
         assert heard == [change]
-        assert client.last_reply is not None and client.last_reply.model_version == change[1]
+        assert reply.model_version == change[1]
         heard.clear()
 
 
@@ -82,7 +83,7 @@ def test_metadata_describes_the_new_model_by_then(
     client: ShmClient, daemon: Daemon, packages: list[Path], three: str
 ) -> None:
     seen: list[str] = []
-    client.on_model_change(lambda before, after: seen.append(client.metadata["version"]))
+    client.on_model_change(lambda before, after: seen.append(client.describe()["version"]))
 
     update(daemon, packages[1])
     client.infer(_X)
@@ -110,7 +111,7 @@ def test_an_event_loop_is_told_in_its_own_thread(
     client.on_model_change(lambda before, after: threads.append(threading.get_ident()))
     update(daemon, packages[1])
 
-    asyncio.run(client.infer_async(_X))
+    asyncio.run(in_loop(client).infer(_X))
 
     assert threads == [threading.get_ident()]
 
@@ -152,9 +153,9 @@ def test_a_reply_of_whatever_version_is_no_change_if_nothing_was_known() -> None
     watch = ModelWatch(None)
     watch.add(lambda before, after: heard.append((before, after)))
 
-    watch.saw(0xA)
+    watch.observe(0xA)
     assert heard == []
-    watch.saw(0xB)
+    watch.observe(0xB)
 
     assert heard == [("000000000000000a", "000000000000000b")]
 

@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 
 from shmserve.backend import NATIVE
-from shmserve.client import plain_exchange
+from shmserve.client.reply_waiter import ReplyWaiter
 from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import Daemon
 from tests.support.trees import Mode, Pixels
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     """Whether each call of `infer` went the short way through the client."""
     ways: list[bool] = []
-    ask = plain_exchange.PlainExchange.ask
+    lead = ReplyWaiter.lead
 
     def noted(*arguments: Any) -> bool:
         ways.append(False)
-        ways[-1] = ask(*arguments)
+        ways[-1] = lead(*arguments)
         return ways[-1]
 
-    monkeypatch.setattr(plain_exchange.PlainExchange, "ask", noted)
+    monkeypatch.setattr(ReplyWaiter, "lead", noted)
     yield ways
 
 
@@ -39,10 +39,11 @@ def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short:
     with echo.client() as client:
         for number in range(20):
             sent = {"state": np.full(3, number), "step": number}
-            echoed = client.infer(sent)
+            reply = client.request(sent)
+            echoed = reply.action
             np.testing.assert_equal(echoed, sent)
             assert echoed["state"].flags.owndata and echoed["state"].flags.writeable
-            assert client.last_reply is not None and client.last_reply.number == number + 1
+            assert reply.request_id == number + 1
 
         # The first to know the result's structure, then once for each slot's metadata.
         assert short[:1] == [False] and short[5:] == [True] * 15
@@ -86,11 +87,13 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, echo: Daemon
 ) -> None:
     with echo.client() as client:
-        exchange = client._exchange
+        pipeline = client._pipeline
+        guard, table, waiter = pipeline._guard, pipeline._table, pipeline._waiter
         for number in range(6):
             client.infer({"step": number})
-        lock, attachment = exchange._lock, exchange._held[0]
-        replies = attachment.channel.replies
+        lock, connection = guard.lock, pipeline._connector.connection
+        assert connection is not None
+        replies = connection.channel.replies
         waited: list[int] = []
 
         class Collecting:
@@ -102,20 +105,20 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
                 lock.acquire()
 
             def __exit__(self, *error: object) -> None:
-                if attachment.in_flight and not waited:
-                    while replies.words[replies.counter] == attachment.answered:
+                if table.in_flight and not waited:
+                    while replies.words[replies.counter] == table.polled_count:
                         pass
-                    exchange._collect(attachment)
+                    table.poll()
                 lock.release()
 
-        wait = exchange._news.wait
+        wait = waiter._wait_at_doorbell
 
         def noted(*arguments: Any) -> None:
             waited.append(replies.poller.last_seen)
             wait(*arguments)
 
-        monkeypatch.setattr(exchange, "_lock", Collecting())
-        monkeypatch.setattr(exchange._news, "wait", noted)
+        monkeypatch.setattr(guard, "lock", Collecting())
+        monkeypatch.setattr(waiter, "_wait_at_doorbell", noted)
 
         assert client.infer({"step": 7}) == {"step": 7}
 

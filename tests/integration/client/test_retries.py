@@ -30,6 +30,8 @@ from shmserve.client import (
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 class Journal:
     """What the policy has been asked, in its order."""
@@ -119,6 +121,7 @@ def test_a_request_that_may_be_run_again_is_run_again(stateful: Daemon, journal:
     stateful.wait_ready()
 
 
+@pytest.mark.fault("T58")
 def test_a_request_that_may_not_be_run_again_is_lost_with_its_engine_and_the_one_behind_it_is_run_once(
     stateful: Daemon, journal: Journal, gate: Gate
 ) -> None:
@@ -140,7 +143,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, 
         with pytest.raises(InferenceFailed, match="LookupError: as it was told"):
             client.infer(journal.asked("raised", fail=True), repeatable=True)
         with pytest.raises(ObservationStale):
-            client.infer(journal.asked("stale"), capture_time=time.monotonic() - 2, max_age_s=1, repeatable=True)
+            client.infer(journal.asked("stale"), capture_time=time.monotonic() - 2, max_age=1, repeatable=True)
         with pytest.raises(UnsupportedType):
             client.infer({"generator": (number for number in range(3))}, repeatable=True)
         with pytest.raises(RequestTimeout):

@@ -17,6 +17,8 @@ from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def tagged() -> Iterator[Daemon]:
@@ -70,7 +72,7 @@ def test_eight_threads_ask_in_every_way_and_each_gets_its_own_answers(tagged: Da
                 case 1:
                     assert_answers(client.submit(sent).result(), sent)
                 case 2:
-                    with client.infer(sent, copy=False) as found:
+                    with client.infer_loaned(sent) as found:
                         assert_answers(found, sent)
                         found = None
                 case 3:
@@ -152,12 +154,13 @@ def test_threads_that_wait_are_told_when_the_client_is_closed(obedient: Daemon, 
         client = obedient.client(slots=3)
         client.connect()
         threads = Threads(6, lambda number, client=client: client.infer(gate.observation))  # type: ignore[misc]
-        wait_until("requests are out", lambda client=client: len(client._exchange._held[0].in_flight) == 3)
+        wait_until("requests are out", lambda client=client: len(client._pipeline._table.in_flight) == 3)
         client.close()
 
         assert [type(error) for error in threads.join()] == [ClientClosed] * 6
 
 
+@pytest.mark.fault("T27")
 def test_a_client_is_closed_at_any_moment_without_a_crash(tagged: Daemon, start_robot: Callable[..., Robot]) -> None:
     found = start_robot("closing", tagged, 200).finish()
 
@@ -168,17 +171,19 @@ def test_a_client_is_closed_at_any_moment_without_a_crash(tagged: Daemon, start_
     wait_until("every channel was given back", lambda: tagged.status()["clients"] == [])
 
 
-@pytest.mark.parametrize("what", ["infer", "infer_async"])
+@pytest.mark.parametrize("what", ["infer", "await"])
 def test_a_process_may_end_while_threads_of_it_wait(obedient: Daemon, gate: Gate, what: str) -> None:
     program = f"""
 import asyncio, sys, threading, time
 from shmserve.client import ShmClient
 client = ShmClient({obedient.name!r}, runtime_dir={str(obedient.runtime_dir)!r})
 wait = {{"do": "wait", "gate": {str(gate.path)!r}}}
-ask = (lambda: client.infer(wait)) if {what!r} == "infer" else (lambda: asyncio.run(client.infer_async(wait)))
+async def awaited():
+    await client.submit(wait)
+ask = (lambda: client.infer(wait)) if {what!r} == "infer" else (lambda: asyncio.run(awaited()))
 for _ in range(3):
     threading.Thread(target=ask, daemon=True).start()
-while not client._exchange._held or len(client._exchange._held[0].in_flight) < 3:
+while len(client._pipeline._table.in_flight) < 3:
     time.sleep(0.001)
 """
     for _ in range(5):

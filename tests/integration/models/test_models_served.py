@@ -16,7 +16,7 @@ from tests.support.daemon_process import Daemon
 from tests.support.packages import networks
 from tests.support.packages.networks import IMAGE_SHAPE, seeded
 from tests.support.packages.saving import package
-from tests.unit.engine.models.test_models_classes import bring_weights, install_scale, python_package
+from tests.unit.engine.models.test_python_class import bring_weights, install_scale, python_package
 
 Start = Callable[..., Daemon]
 
@@ -53,7 +53,7 @@ def test_an_exported_program_answers_robots_one_by_one_and_in_batches(reaching: 
         alone = client.infer(several[0])
         pending = [client.submit(seen) for seen in several[:8]]
         together = [one.result(30) for one in pending]
-        metadata = client.metadata
+        metadata = client.describe()
 
     np.testing.assert_allclose(alone["actions"], reach(several[0]), rtol=1e-4, atol=1e-5)
     for seen, action in zip(several, together, strict=False):

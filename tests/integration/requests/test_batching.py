@@ -11,11 +11,13 @@ import pytest
 
 from shmserve.client import EngineLost, InferenceFailed
 from shmserve.client.pending import Pending
-from shmserve.client.terms import Terms
+from shmserve.client.request_options import RequestOptions
 from shmserve.protocol import Kind
 from tests.support.daemon_process import Daemon
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture
@@ -47,8 +49,8 @@ def test_a_reset_keeps_its_place_among_the_requests_of_a_batch(daemon: Daemon, g
         held = client.submit({**gate.observation, "row": -1, "x": np.zeros(3)})
         gate.wait_entered()
         before = [client.submit({"row": row, "x": np.zeros(3)}) for row in range(2)]
-        reset = Pending(client._exchange, time.monotonic_ns(), time.monotonic_ns() + 60 * 10**9)
-        client._exchange.publish(reset, None, Terms(Kind.RESET))
+        reset = Pending(client._pipeline.control, time.monotonic_ns(), time.monotonic_ns() + 60 * 10**9)
+        client._pipeline.publish(reset, None, RequestOptions(Kind.RESET))
         after = client.submit({"row": 2, "x": np.zeros(3)})
         gate.open()
 

@@ -16,8 +16,12 @@ import torch
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
 from shmserve.contract import describe_tree
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import POLICIES, Daemon
+from tests.support.event_loop import in_loop
 from tests.support.trees import Mode, Pixels, Task
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,7 @@ _WRONG: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
 }
 
 
+@pytest.mark.fault("T44")
 @pytest.mark.parametrize("wrong", _WRONG)
 def test_a_first_observation_that_is_not_what_was_declared_is_refused_entry_by_entry(
     described: Daemon, wrong: str
@@ -102,10 +107,10 @@ def test_every_way_of_asking_is_checked(described: Daemon) -> None:
     before = runs(described)
 
     ways: list[Callable[[ShmClient], Any]] = [
-        lambda client: client.infer(wrong, copy=False),
+        lambda client: client.infer_loaned(wrong),
         lambda client: client.submit(wrong),
         lambda client: client.loan(wrong),
-        lambda client: asyncio.run(client.infer_async(wrong)),
+        lambda client: asyncio.run(in_loop(client).infer(wrong)),
     ]
     for way in ways:
         with described.client() as client, pytest.raises(ContractMismatch, match=r"float32\[6\] -> float32\[7\]"):
@@ -155,7 +160,7 @@ def test_a_mismatch_is_one_with_the_model_that_serves_now(described: Daemon) -> 
     with described.client() as client:
         client.infer(right())
         # As if the model had been updated since this client attached.
-        (attachment,) = client._exchange._held
+        attachment = connection_of(client)
         assert attachment.model is not None
         attachment.model["contract"] = {"observation": {"joints": {"type": "int"}}, "action": None}
         attachment.asked_ns = 0

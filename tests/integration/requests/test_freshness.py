@@ -23,8 +23,12 @@ from shmserve.client import (
     ShmServeError,
     SlotsExhausted,
 )
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
+from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
+
+pytestmark = pytest.mark.sealed_too
 
 
 def outcome(pending: Pending) -> Any:
@@ -43,8 +47,8 @@ def test_an_observation_that_is_too_old_is_answered_stale_and_not_inferred(clien
     now = time.monotonic()
 
     with pytest.raises(ObservationStale, match="too old when its turn came; the model did not run"):
-        client.infer({"do": "count", "tag": 1}, capture_time=now - 2, max_age_s=1)
-    client.infer({"do": "count", "tag": 2}, capture_time=now - 2, max_age_s=3600)
+        client.infer({"do": "count", "tag": 1}, capture_time=now - 2, max_age=1)
+    client.infer({"do": "count", "tag": 2}, capture_time=now - 2, max_age=3600)
     client.infer({"do": "count", "tag": 3}, capture_time=now - 2)
 
     assert client.infer({"do": "tags"}) == [2, 3]
@@ -57,8 +61,8 @@ def test_an_observation_that_grows_old_while_it_waits_is_not_inferred(
     client.infer({"do": "tags"})
     held = client.submit(gate.observation)
     gate.wait_entered()
-    old = client.submit({"do": "count", "tag": 1}, max_age_s=0.05)
-    young = client.submit({"do": "count", "tag": 2}, max_age_s=3600)
+    old = client.submit({"do": "count", "tag": 1}, max_age=0.05)
+    young = client.submit({"do": "count", "tag": 2}, max_age=3600)
     time.sleep(0.1)
     gate.open()
 
@@ -74,12 +78,12 @@ def test_the_age_counts_from_the_capture_and_not_from_the_request(client: ShmCli
     time.sleep(0.1)
 
     with pytest.raises(ObservationStale):
-        client.infer({"do": "count"}, capture_time=captured, max_age_s=0.05)
+        client.infer({"do": "count"}, capture_time=captured, max_age=0.05)
 
 
 def test_no_observation_is_younger_than_an_age_of_nothing(client: ShmClient) -> None:
     with pytest.raises(ObservationStale):
-        client.infer({"do": "count"}, max_age_s=0)
+        client.infer({"do": "count"}, max_age=0)
 
 
 def test_freshness_is_asked_for_in_every_way_of_asking(client: ShmClient) -> None:
@@ -89,22 +93,22 @@ def test_freshness_is_asked_for_in_every_way_of_asking(client: ShmClient) -> Non
     with client.loan({"do": "count"}, **old) as observation:
         assert outcome(observation.send()) is ObservationStale
     with pytest.raises(ObservationStale):
-        asyncio.run(client.infer_async({"do": "count"}, **old))
+        asyncio.run(in_loop(client).infer({"do": "count"}, **old))
     with pytest.raises(ObservationStale):
-        client.infer({"do": "count"}, copy=False, **old)
+        client.infer_loaned({"do": "count"}, **old)
 
 
 def test_a_capture_time_of_the_wall_clock_is_refused(client: ShmClient) -> None:
     # It would be fresh for ever.
     with pytest.raises(ValueError, match=r"capture_time = .* in the future: it is time.monotonic\(\)"):
-        client.infer({"do": "count"}, capture_time=time.time(), max_age_s=1)
-    assert "runs" in client.infer({"do": "count"}, capture_time=time.monotonic(), max_age_s=60)
+        client.infer({"do": "count"}, capture_time=time.time(), max_age=1)
+    assert "runs" in client.infer({"do": "count"}, capture_time=time.monotonic(), max_age=60)
 
 
 @pytest.mark.parametrize("capture_time", [-1.0, math.nan, math.inf, -math.inf])
 def test_a_capture_time_that_is_none_is_refused(client: ShmClient, capture_time: float) -> None:
     with pytest.raises(ValueError, match="capture_time"):
-        client.infer({"do": "count"}, capture_time=capture_time, max_age_s=1)
+        client.infer({"do": "count"}, capture_time=capture_time, max_age=1)
     with pytest.raises(ValueError, match="capture_time"):
         client.submit({"do": "count"}, capture_time=capture_time)
 
@@ -112,7 +116,7 @@ def test_a_capture_time_that_is_none_is_refused(client: ShmClient, capture_time:
 @pytest.mark.parametrize("max_age_s", [-1.0, math.nan, math.inf])
 def test_an_age_that_is_none_is_refused(client: ShmClient, max_age_s: float) -> None:
     with pytest.raises(ValueError, match="0 to 86400 seconds"):
-        client.infer({"do": "count"}, max_age_s=max_age_s)
+        client.infer({"do": "count"}, max_age=max_age_s)
 
 
 # Newer requests
@@ -137,7 +141,7 @@ def test_a_reset_is_not_replaced_by_a_newer_request(obedient: Daemon, gate: Gate
         resets = client.infer({"do": "count"})["resets"]
         held = client.submit(gate.observation)
         gate.wait_entered()
-        published = client._exchange._held[0].channel.requests.published
+        published = connection_of(client).channel.requests.published
         before = published()
         resetting = threading.Thread(target=client.reset)
         resetting.start()
@@ -228,7 +232,7 @@ def test_a_late_reply_is_never_given_to_another_request(start_daemon: Any) -> No
 
         def all_collected() -> bool:
             client.infer({"tag": "again", "k": 1, "x": np.arange(3)})
-            return not client._exchange._held[0].in_flight
+            return not client._pipeline._table.in_flight
 
         wait_until("every late reply was collected", all_collected)
         assert 0 < client.late_replies <= timed_out

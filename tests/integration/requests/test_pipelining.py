@@ -19,6 +19,8 @@ from shmserve.client import (
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = [pytest.mark.both_ways, pytest.mark.sealed_too, pytest.mark.pure_too]
+
 
 def test_as_many_requests_as_slots_are_out_at_a_time_and_answered_in_order(client: ShmClient) -> None:
     for round_ in range(50):
@@ -38,7 +40,7 @@ def test_a_result_can_be_asked_for_again(client: ShmClient) -> None:
 
     assert pending.result() is pending.result()
     assert pending.done()
-    assert pending.reply is not None and pending.reply.number == pending.number
+    assert pending.reply is not None and pending.reply.request_id == pending.request_id
 
 
 def test_more_requests_than_slots_wait_for_a_slot(obedient: Daemon) -> None:

@@ -17,6 +17,8 @@ from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.mark.parametrize("keep", ["whole", "row", "numpy", "in turn"])
 def test_a_policy_may_keep_its_observations(start_daemon: Callable[..., Daemon], keep: str) -> None:
@@ -42,7 +44,8 @@ def test_a_policy_may_change_its_observation(start_daemon: Callable[..., Daemon]
             x = np.arange(100, dtype=np.float32) + number
             before = x.copy()
 
-            found = client.infer({"x": x})
+            reply = client.request({"x": x})
+            found = reply.action
 
             assert_same(x, before)
             assert_same(found["x"], before * 2 + 1)
@@ -91,11 +94,12 @@ def test_a_policy_that_changes_what_it_reads_in_place_does_no_harm(
             x = np.arange(100, dtype=np.float32) + number
             before = x.copy()
 
-            found = client.infer({"x": x})
+            reply = client.request({"x": x})
+            found = reply.action
 
             # A device reads nothing in place.
             on_host = "SHMSERVE_TEST_DEVICE" not in os.environ
-            assert client.last_reply is not None and client.last_reply.in_place == on_host
+            assert reply.in_place == on_host
             assert_same(x, before)
             assert_same(found["x"], before * 2 + 1)
     assert "not writable" not in daemon.log

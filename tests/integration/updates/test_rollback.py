@@ -54,8 +54,9 @@ def test_it_is_instant_while_the_engine_is_warm_and_leads_to_and_fro(daemon: Dae
             result = rollback(daemon)
 
             assert (result["steps"], result["changed"]) == (["check", "swap"], True)
-            assert client.infer(_X)["k"] == k
-            assert client.last_reply is not None and client.last_reply.model_version == result["version"]
+            reply = client.request(_X)
+            assert reply.action["k"] == k
+            assert reply.model_version == result["version"]
     assert sorted(engines_of(daemon.pid)) == sorted(engines)
 
 

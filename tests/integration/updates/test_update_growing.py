@@ -15,8 +15,11 @@ import pytest
 from shmserve.client import EngineLost, Pending, ShmClient
 from shmserve.package_files import content_version
 from tests.support.admin_command import engines_of, update
+from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gain_packages import gain_package
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def _asking(rows: int) -> dict[str, Any]:
 def _hold(client: ShmClient, rows: int) -> Pending:
     """Ask for a result that does not fit; the engine has it, and the client has not looked yet."""
     pending = client.submit(_asking(rows))
-    replies = client._exchange._held[0].channel.replies
+    replies = connection_of(client).channel.replies
     wait_until("the model ran", lambda: replies.answered(pending.sequence))
     return pending
 

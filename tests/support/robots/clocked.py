@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from shmserve.client import ObservationStale, RequestTimeout, ShmClient, SlotsExhausted
+from tests.support.event_loop import in_loop
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
@@ -32,7 +33,7 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=3) as client:
     except RequestTimeout as error:
         say({"timed out": type(error).__name__, "behind one that was held": not held.done()})
     try:
-        asyncio.run(client.infer_async({"do": "echo", "value": 1}, timeout=0.3))
+        asyncio.run(in_loop(client).infer({"do": "echo", "value": 1}, timeout=0.3))
     except RequestTimeout as error:
         say({"in an event loop": type(error).__name__})
     try:
@@ -41,9 +42,9 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=3) as client:
         say({"no slot": type(error).__name__})
     say({"held": held.result()["waited"]})
     try:
-        client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age_s=1)
+        client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age=1)
     except ObservationStale as error:
-        fresh = "runs" in client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age_s=1000)
+        fresh = "runs" in client.infer({"do": "count"}, capture_time=time.monotonic() - 2, max_age=1000)
         say({"stale": type(error).__name__, "fresh": fresh})
     ask(client)
 say("done")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from shmserve.client import ShmClient, ShmServeError
+from tests.support.event_loop import in_loop
 
 name, runtime_dir, rounds, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 faulthandler.dump_traceback_later(75, exit=True)
@@ -61,13 +62,13 @@ def lent() -> None:
     with client.loan({"tag": 1, "k": 2, "x": np.arange(3)}) as observation:
         pending = observation.send()
     pending.result()
-    with client.infer(sent(), copy=False):
+    with client.infer_loaned(sent()):
         pass
 
 
 async def in_event_loop() -> None:
     for _ in range(50):
-        await client.infer_async(sent())
+        await in_loop(client).infer(sent())
 
 
 async def together() -> None:
@@ -80,7 +81,7 @@ ways: dict[str, Callable[[], Any]] = {
     "submit": submitted,
     "loans": lent,
     "reset": lambda: client.reset(),
-    "metadata": lambda: client.metadata,
+    "describe": lambda: client.describe(),
     "event loop": lambda: asyncio.run(together()),
 }
 signal.signal(signal.SIGALRM, handle)
@@ -93,7 +94,7 @@ for number in range(rounds):
         client.connect()
     threads = [
         threading.Thread(target=until_closed, args=(f"thread {other}", ways[other]))
-        for other in chance.sample(["infer", "submit", "reset", "metadata"], 2)
+        for other in chance.sample(["infer", "submit", "reset", "describe"], 2)
     ]
     for thread in threads:
         thread.start()

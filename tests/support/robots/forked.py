@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from shmserve.client import ShmClient, ShmServeError
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
+from tests.support.event_loop import in_loop
 
 name, runtime_dir, gate, leave = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 client = ShmClient(name, runtime_dir=runtime_dir, slots=8)
@@ -60,15 +61,15 @@ def write_to_loan() -> None:
 
 ways: dict[str, Callable[[], Any]] = {
     "infer": lambda: client.infer({"do": "count"}),
-    "infer, lent": lambda: client.infer({"do": "count"}, copy=False),
+    "infer, lent": lambda: client.infer_loaned({"do": "count"}),
     "submit": lambda: client.submit({"do": "count"}),
-    "infer_async": lambda: asyncio.run(client.infer_async({"do": "count"})),
+    "in a loop": lambda: asyncio.run(in_loop(client).infer({"do": "count"})),
     "loan": lambda: client.loan({"do": "count"}),
     "reset": client.reset,
     "connect": client.connect,
     "with": client.__enter__,
     "check": lambda: client.check({"do": "count"}),
-    "metadata": lambda: client.metadata,
+    "describe": client.describe,
     "result": held.result,
     "done": held.done,
     "cancel": later.cancel,
@@ -77,8 +78,8 @@ ways: dict[str, Callable[[], Any]] = {
     "enter a loan": loan.__enter__,
     "write to a loan": write_to_loan,
     "a client that is busy": lambda: other.infer({"do": "count"}),
-    "chunks": lambda: ActionChunks(client, steps=1, period_s=None, wait_s=5, fallback="raise").step({"do": "count"}),
-    "its own": lambda: ShmClient(name, runtime_dir=runtime_dir).metadata["name"],
+    "chunks": lambda: ActionChunks(client, steps=1, period=None, max_wait=5, fallback="raise").step({"do": "count"}),
+    "its own": lambda: ShmClient(name, runtime_dir=runtime_dir).describe()["name"],
 }
 
 
@@ -142,7 +143,7 @@ print(
             "after": [answer(number) for number in range(5)],
             "busy": [asked > 0, wrong],
             # Requests of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
-            "number": client.last_reply.number if client.last_reply else None,
+            "number": client.request({"do": "echo", "value": 5}).request_id,
         }
     )
 )

@@ -26,17 +26,18 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retr
         number += 1
         x = np.arange(3) + number
         try:
-            found = client.infer({"x": x, "robot": robot})
+            pending = client.submit({"x": x, "robot": robot})
+            found = pending.result()
         except InferenceFailed:
             failed += 1
             found = None
-        reply = client.last_reply
+        reply = pending.reply
         assert reply is not None
         # Sequences count up by one; a new attachment begins anew.
-        attachments += reply.number == 1
-        if reply.number != last + 1 and reply.number != 1:
-            wrong.append(f"request {reply.number} after {last}")
-        last = reply.number
+        attachments += reply.request_id == 1
+        if reply.request_id != last + 1 and reply.request_id != 1:
+            wrong.append(f"request {reply.request_id} after {last}")
+        last = reply.request_id
         if found is not None:
             k = k_of.get(reply.model_version)
             if k is None or found["k"] != k or not np.array_equal(found["y"], x * k):

@@ -18,6 +18,7 @@ import numpy as np
 
 import shmserve
 from shmserve.client import ShmClient, ShmServeError
+from tests.support.event_loop import in_loop
 
 name, runtime_dir, what, stride, offset = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 faulthandler.dump_traceback_later(75, exit=True)
@@ -73,7 +74,7 @@ def loan(client: ShmClient) -> Any:
 
 
 def lent(client: ShmClient) -> Any:
-    with client.infer({"do": "echo", "value": np.ones(3)}, copy=False) as found:
+    with client.infer_loaned({"do": "echo", "value": np.ones(3)}) as found:
         value = found.tolist()
         found = None
     return value
@@ -98,12 +99,12 @@ def withdrawn(client: ShmClient) -> Any:
     return pending.result()
 
 
-def metadata(client: ShmClient) -> Any:
-    return client.metadata["device"]
+def describe(client: ShmClient) -> Any:
+    return client.describe()["device"]
 
 
 def in_event_loop(client: ShmClient) -> Any:
-    return asyncio.run(client.infer_async({"do": "echo", "value": 8}))
+    return asyncio.run(in_loop(client).infer({"do": "echo", "value": 8}))
 
 
 ROOT = str(Path(shmserve.__file__).parents[1])
@@ -117,7 +118,7 @@ WAYS: dict[str, tuple[Callable[[ShmClient], Any], Any]] = {
     "polled": (polled, 5),
     "withdrawn": (withdrawn, 5),
     "reset": (lambda client: client.reset(), None),
-    "metadata": (metadata, metadata),
+    "describe": (describe, describe),
     "in an event loop": (in_event_loop, 8),
 }
 
@@ -172,12 +173,12 @@ def nested(client: ShmClient) -> Any:
         return client.submit({"do": "echo", "value": "nested"}, timeout=20).result(20)
     if what == "reset":
         return client.reset()
-    if what == "metadata":
-        return client.metadata["device"]
+    if what == "describe":
+        return client.describe()["device"]
     return echo(client, "nested")
 
 
-answers = {"close": "None", "submit": "'nested'", "infer": "'nested'", "reset": "None", "metadata": "'cpu'"}
+answers = {"close": "None", "submit": "'nested'", "infer": "'nested'", "reset": "None", "describe": "'cpu'"}
 #: What the call may end with instead of its answer, and what may be heard inside it.
 ALLOWED = ("ClientClosed",) if what == "close" else ()
 ALLOWED_INSIDE = (answers[what],) if what == "close" else (answers[what], "ReentrantCall", "SlotsExhausted")
@@ -196,7 +197,7 @@ def interrupted(way: str, number: int, *, attached: bool) -> bool:
     where = f"{way}, {'attached' if attached else 'not attached'}, line {number}"
     if inside:
         ends[found if what == "close" else inside[0]] += 1
-        if found != ("'cpu'" if expected is metadata else repr(expected)) and found not in ALLOWED:
+        if found != ("'cpu'" if expected is describe else repr(expected)) and found not in ALLOWED:
             wrong.append(f"{where}: {found}")
         if inside[0] not in ALLOWED_INSIDE:
             wrong.append(f"{where}, inside: {inside[0]}")
@@ -210,7 +211,7 @@ def interrupted(way: str, number: int, *, attached: bool) -> bool:
 
 instants = 0
 for way in WAYS:
-    for attached in (True, False) if way in ("plain", "loan", "metadata", "in an event loop") else (True,):
+    for attached in (True, False) if way in ("plain", "loan", "describe", "in an event loop") else (True,):
         number = 1 + offset
         while interrupted(way, number, attached=attached):
             instants += 1

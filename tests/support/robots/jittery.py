@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shmserve.client import RequestTimeout, ShmClient
+from tests.support.event_loop import in_loop
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 handled = 0
@@ -35,7 +36,7 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60) as client:
     ways: list[Callable[[], Any]] = [
         lambda: client.infer(gate(0)),
         lambda: client.submit(gate(1)).result(),
-        lambda: asyncio.run(client.infer_async(gate(2))),
+        lambda: asyncio.run(in_loop(client).infer(gate(2))),
     ]
     for number, ask in enumerate(ways):
         enough.append(handled + 200)

@@ -33,7 +33,7 @@ def ask(way: str, sent: dict[str, Any]) -> None:
         inside = False
         check(sent, found)
     elif way == "lent":
-        with client.infer(sent, copy=False) as found:
+        with client.infer_loaned(sent) as found:
             inside = False
             check(sent, found)
             found = None
@@ -86,7 +86,7 @@ with ShmClient(name, runtime_dir=runtime_dir, timeout=60, slots=SLOTS) as client
     # No slot was lost: all of them can be out at a time.
     out = [client.submit({"tag": number, "k": 2, "x": np.arange(number)}, timeout=30) for number in range(SLOTS)]
     last = [pending.result()["tag"] for pending in out]
-    in_flight = sum(len(attachment.in_flight) for attachment in client._exchange._held)
+    in_flight = len(client._pipeline._table.in_flight)
     print(
         json.dumps(
             {

@@ -19,11 +19,11 @@ out: deque[tuple[dict[str, Any], Pending]] = deque()
 def collect() -> None:
     sent, pending = out.popleft()
     found = pending.result()
-    numbers.append(pending.number)
+    numbers.append(pending.request_id)
     right = (
         found["tag"] == sent["tag"] and found["k"] == sent["k"] and np.array_equal(found["y"], sent["x"] * sent["k"])
     )
-    if not right or pending.reply is None or pending.reply.number != pending.number:
+    if not right or pending.reply is None or pending.reply.request_id != pending.request_id:
         wrong.append(f"{sent['tag']} {sent['k']}: {found}")
 
 

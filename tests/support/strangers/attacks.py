@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from shmserve.client import ServiceUnavailable, ShmClient, ShmServeError
-from shmserve.client.attachment import Attachment, Wanted
+from shmserve.client.capacity import SlotCapacity
+from shmserve.client.connection import Connection
 from shmserve.codec import Encoder
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.layout import sequence_of
@@ -48,10 +49,10 @@ class Target:
     def goes_on(self) -> bool:
         return time.monotonic() < self.until_s
 
-    def attach(self) -> Attachment:
-        return Attachment.open(self.name, self.directory, Wanted(4), 30.0)
+    def attach(self) -> Connection:
+        return Connection.open(self.name, self.directory, SlotCapacity(4), 30.0)
 
-    def try_attach(self) -> Attachment | None:
+    def try_attach(self) -> Connection | None:
         """None if this user comes too often; that is told only after a moment."""
         try:
             return self.attach()
@@ -88,7 +89,7 @@ def mutate(target: Target) -> str:
             places += range(geometry.metadata_offset(slot) // 8, geometry.metadata_offset(slot) // 8 + 8)
         encoder = Encoder()
         number = 0
-        while target.goes_on() and not attachment.lost():
+        while target.goes_on() and not attachment.is_peer_closed():
             number += 1
             sequence = sequence_of(number, number % requests.slots)
             encoded = encoder.encode({"do": "echo", "value": np.arange(50)}, requests.memory(sequence))
@@ -112,7 +113,7 @@ def cut_off(target: Target) -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     while target.goes_on():
         with target.connect() as connection:
-            parameters = {"wire_version": WIRE_VERSION, "wanted": vars(Wanted(2))}
+            parameters = {"wire_version": WIRE_VERSION, "wanted": vars(SlotCapacity(2))}
             try:
                 reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
             except VarlinkError as error:
@@ -158,7 +159,7 @@ def ring(target: Target) -> str:
     """Ring without requests as fast as the pipe takes it, through every size of the pipe, with and without O_NONBLOCK."""
     rings = 0
     with target.connect() as connection:
-        parameters = {"wire_version": WIRE_VERSION, "wanted": vars(Wanted(1))}
+        parameters = {"wire_version": WIRE_VERSION, "wanted": vars(SlotCapacity(1))}
         while True:
             with contextlib.suppress(VarlinkError):
                 reply = connection.call("io.shmserve.Client.Attach", parameters, timeout_s=30.0)
@@ -200,7 +201,7 @@ def pass_descriptors(target: Target) -> str:
 def crowd(target: Target) -> str:
     """Connect without a word, attach as often as allowed, and hold on to all of it."""
     held: list[socket.socket] = []
-    attached: list[Attachment] = []
+    attached: list[Connection] = []
     refused = connections = 0
     while target.goes_on():
         with contextlib.suppress(OSError):
@@ -255,11 +256,11 @@ def resize(target: Target) -> str:
             continue
         with contextlib.suppress(ShmServeError):
             while target.goes_on():
-                wanted = Wanted(4)
+                wanted = SlotCapacity(4)
                 wanted.request_bytes = random.choice((1, 1 << 16, 1 << 22, 1 << 40))
                 try:
                     parameters = {"wanted": vars(wanted), "published": 0, "carried": []}
-                    reply = attachment._connection.call("io.shmserve.Client.Resize", parameters, timeout_s=30.0)
+                    reply = attachment._control.call("io.shmserve.Client.Resize", parameters, timeout_s=30.0)
                 except VarlinkError:
                     refused += 1
                     continue
@@ -297,7 +298,7 @@ def churn(target: Target) -> str:
     metadata = dump([Leaf("array", "|u1", ()) for _ in range(leaves)])
     payload_bytes = Schema([Leaf("array", "|u1", ()) for _ in range(leaves)], b"").payload_bytes
     number = 0
-    while target.goes_on() and not attachment.lost():
+    while target.goes_on() and not attachment.is_peer_closed():
         number += 1
         sequence = sequence_of(number, number % requests.slots)
         requests.memory(sequence).metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
@@ -308,11 +309,11 @@ def churn(target: Target) -> str:
         attachment.channel.request_bell.ring()
         # Its slots are to be answered before they are used again, or it would be evicted.
         oldest = number - requests.slots + 1
-        while oldest > 0 and target.goes_on() and not attachment.lost():
+        while oldest > 0 and target.goes_on() and not attachment.is_peer_closed():
             if attachment.channel.replies.answered(sequence_of(oldest, oldest % requests.slots)):
                 break
             time.sleep(0.0002)
-    lost = attachment.lost()
+    lost = attachment.is_peer_closed()
     attachment.close()
     assert not lost, "it kept to the protocol and was evicted"
     return f"{number} structures of {leaves} leaves"

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from shmserve.client import InvalidArgument, ShmClient, ShmServeError, send_inference_request
+from shmserve.client.action_chunks import ActionChunks
 from shmserve.client.arguments import seconds
-from shmserve.client.chunks import ActionChunks
 from shmserve.client.compat.gr00t import PolicyClient
 from shmserve.client.compat.openpi import WebsocketClientPolicy
-from shmserve.client.exchange import Exchange
 from shmserve.client.pending import Pending
+from tests.support.event_loop import in_loop
 
 NO_TIMES: list[Any] = [
     math.nan,
@@ -47,37 +47,36 @@ def client(tmp_path: Path) -> ShmClient:
 
 @pytest.fixture
 def pending(client: ShmClient) -> Pending:
-    exchange: Exchange = client._exchange
-    return Pending(exchange, 0, 0)
+    return Pending(client._pipeline.control, 0, 0)
 
 
 def chunks(client: ShmClient, **settings: Any) -> ActionChunks:
-    defaults: dict[str, Any] = {"steps": 2, "period_s": 0.02, "wait_s": 0.0, "fallback": "hold"}
+    defaults: dict[str, Any] = {"steps": 2, "period": 0.02, "max_wait": 0.0, "fallback": "hold"}
     return ActionChunks(client, **{**defaults, **settings})
 
 
 #: Each takes a client and a time. None means "the client's own" where a call takes a timeout.
 OPTIONAL: dict[str, Callable[[ShmClient, Any], Any]] = {
     "infer": lambda client, time: client.infer({}, timeout=time),
-    "infer, its age": lambda client, time: client.infer({}, max_age_s=time),
-    "infer_async": lambda client, time: asyncio.run(client.infer_async({}, timeout=time)),
-    "infer_async, its age": lambda client, time: asyncio.run(client.infer_async({}, max_age_s=time)),
+    "infer, its age": lambda client, time: client.infer({}, max_age=time),
+    "infer in a loop": lambda client, time: asyncio.run(in_loop(client).infer({}, timeout=time)),
+    "infer in a loop, its age": lambda client, time: asyncio.run(in_loop(client).infer({}, max_age=time)),
     "submit": lambda client, time: client.submit({}, timeout=time),
-    "submit, its age": lambda client, time: client.submit({}, max_age_s=time),
+    "submit, its age": lambda client, time: client.submit({}, max_age=time),
     "loan": lambda client, time: client.loan({}, timeout=time),
-    "loan, its age": lambda client, time: client.loan({}, max_age_s=time),
+    "loan, its age": lambda client, time: client.loan({}, max_age=time),
     "reset": lambda client, time: client.reset(timeout=time),
     "connect": lambda client, time: client.connect(timeout=time),
     "the one function": lambda client, time: send_inference_request({}, "arm", timeout=time),
-    "a step's wait": lambda client, time: chunks(client).step({}, wait_s=time),
+    "a step's wait": lambda client, time: chunks(client).step({}, max_wait=time),
     "connect_timeout": lambda client, time: WebsocketClientPolicy("shm://arm", connect_timeout=time),
 }
 REQUIRED: dict[str, Callable[[ShmClient, Any], Any]] = {
     "ShmClient": lambda client, time: ShmClient("arm", timeout=time),
     "retry_delay": lambda client, time: ShmClient("arm", retry_delay=time),
     "the one function's delay": lambda client, time: send_inference_request({}, "arm", retry_delay=time),
-    "wait_s": lambda client, time: chunks(client, wait_s=time),
-    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age_s=time),
+    "max_wait": lambda client, time: chunks(client, max_wait=time),
+    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age=time),
     "openpi": lambda client, time: WebsocketClientPolicy("shm://arm", timeout=time),
     "GR00T": lambda client, time: PolicyClient("shm://arm", timeout_ms=time),
 }
@@ -102,13 +101,13 @@ def test_what_is_no_time_is_refused_by_a_wait_for_a_result(pending: Pending, tim
 
 
 @pytest.mark.parametrize("time", [math.nan, math.inf, -1.0, 1e12, "3", [], True], ids=repr)
-@pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer_async", "step"])
+@pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer in a loop", "step"])
 def test_what_is_no_time_of_capture_is_refused(client: ShmClient, way: str, time: Any) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "infer": lambda: client.infer({}, capture_time=time),
         "submit": lambda: client.submit({}, capture_time=time),
         "loan": lambda: client.loan({}, capture_time=time),
-        "infer_async": lambda: asyncio.run(client.infer_async({}, capture_time=time)),
+        "infer in a loop": lambda: asyncio.run(in_loop(client).infer({}, capture_time=time)),
         "step": lambda: chunks(client).step({}, capture_time=time),
     }
     with pytest.raises(InvalidArgument, match="capture_time"):
@@ -165,8 +164,8 @@ def test_a_name_that_is_an_address_is_told_what_a_name_is(name: str, kind: str) 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"steps": "8"}, {"prefetch": 2}, {"spare_steps": -1}, {"period_s": 0}, {"period_s": "1"},
-                 {"period_s": math.nan}, {"fallback": "stop"}, {"max_age_s": 1.0}], ids=str,
+    "settings", [{"steps": 0}, {"steps": "8"}, {"prefetch": 2}, {"overrun_steps": -1}, {"period": 0}, {"period": "1"},
+                 {"period": math.nan}, {"fallback": "stop"}, {"max_age": 1.0}], ids=str,
 )  # fmt: skip
 def test_settings_of_chunks_without_a_meaning_are_refused(client: ShmClient, settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):

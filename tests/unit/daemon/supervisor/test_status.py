@@ -20,7 +20,7 @@ def status(state: ServiceState, engine: EngineStatus | None) -> ServiceStatus:
         uptime_s=1.0,
         state=state,
         error=None,
-        intake=None,
+        ingest=None,
         is_recording=False,
         release_mismatch=None,
         restarts=0,

@@ -1,0 +1,202 @@
+"""Control of requests that were sent: wait, poll, cancel, complete; the owner of each Pending."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import NoReturn
+
+from shmserve.errors import ReentrantCall, RequestCancelled, RequestTimeout, SlotsExhausted
+from shmserve.fence import fence
+
+from .client_guard import ClientGuard
+from .client_shutdown import ClientShutdown
+from .connection_events import ConnectionEvents
+from .connector import Connector
+from .error_mapping import cancelled_error
+from .fork_guard import note_owned
+from .model_watch import ModelWatch
+from .parking_lot import ParkingLot
+from .pending import Pending
+from .reply_thread import ReplyThread
+from .reply_waiter import LONGEST_WAIT_NS, ReplyWaiter
+from .request_table import RequestTable
+
+#: A daemon is asked for this time, at most, why a request came to nothing.
+_LONGEST_REASON_NS = 50_000_000
+#: How long an engine may take from reading that a request is not cancelled to noting that it has taken the request.
+_TAKEN_S = 0.0001
+
+
+class RequestControl:
+    """The `RequestOwner` of a client's requests and the `ThreadUser` of its reply thread."""
+
+    def __init__(
+        self,
+        guard: ClientGuard,
+        connector: Connector,
+        table: RequestTable,
+        waiter: ReplyWaiter,
+        events: ConnectionEvents,
+        shutdown: ClientShutdown,
+        parking_lot: ParkingLot,
+    ) -> None:
+        #: Notified of every reply's model version; called without the lock.
+        self.model_watch: ModelWatch | None = None
+        #: Completes requests while no call waits for them.
+        self.reply_thread = ReplyThread()
+        self._guard = guard
+        self._connector = connector
+        self._table = table
+        self._waiter = waiter
+        self._events = events
+        self._shutdown = shutdown
+        self._parking_lot = parking_lot
+        note_owned(self)
+
+    def wait(self, pending: Pending, until_ns: int) -> None:
+        """Return once `pending` is completed; raise RequestTimeout at `until_ns`, if that is before its deadline."""
+        if not pending._completed_ns:
+            self._guard.check_not_inside()
+            began_ns = time.monotonic_ns()
+            self._waiter.wait_for(pending, until_ns, self._events)
+            if not pending._completed_ns:
+                now_ns = time.monotonic_ns()
+                if until_ns < pending.deadline_ns:
+                    raise RequestTimeout(
+                        f"no reply from {self._guard.name!r} to request {pending.request_id} within the "
+                        f"{(now_ns - began_ns) / 1e9:.3g} s of this wait: the request goes on until its deadline, in "
+                        f"{(pending.deadline_ns - now_ns) / 1e9:.3g} s; call result() again, or cancel()"
+                    )
+                self.expire(pending)
+        if self.model_watch is not None and pending._head is not None:
+            self.model_watch.observe(pending._head.version)
+
+    def expire(self, pending: Pending) -> None:
+        """Complete a request whose deadline has passed; asks the daemon, for a moment, whether it serves at all."""
+        self.abandon(pending)
+        waited_ns = time.monotonic_ns() - pending._started_ns
+        reason = self._connector.reason_without_model(min(_LONGEST_REASON_NS, waited_ns // 20))
+        text = f"no reply from {self._guard.name!r} to request {pending.request_id} within {waited_ns / 1e9:.3g} s"
+        error = RequestTimeout(
+            f"{text}: {reason} (a late one is discarded)" if reason else f"{text} (a late one is discarded)"
+        )
+        with self._guard.lock:
+            self._table.fail(pending, error)
+
+    def wait_a_while(self) -> None:
+        """Process replies for a bounded time, for the background thread, which must not hold the interpreter."""
+        until_ns = time.monotonic_ns() + LONGEST_WAIT_NS
+        if self._connector.connection is not None and not self._guard.closed:
+            self._waiter.wait(until_ns, self._events, spin=False)
+        else:
+            self._guard.check_usable()
+            self._parking_lot.park(until_ns)
+
+    def poll(self, pending: Pending) -> bool:
+        """Process arrived replies without blocking; return whether `pending` is completed."""
+        self._guard.check_owner()
+        # Requests of a closed client end with ClientClosed; and an interrupted call may be polling itself.
+        if not self._guard.closed and not self._guard.is_inside():
+            with self._guard.lock:
+                connection = self._connector.connection
+                if connection is not None:
+                    self._table.poll()
+                    if self._table.in_flight and connection.is_peer_closed():
+                        self._events.lost(connection)
+                deferred = bool(self._table.deferred)
+            if deferred:
+                # A caller that only polls must also receive a reply that needed larger slots. `result` raises the error
+                # about a loan that is in the way.
+                with contextlib.suppress(SlotsExhausted, ReentrantCall):
+                    self._events.make_room(time.monotonic_ns())
+        return pending._completed_ns != 0 or self._guard.closed
+
+    def notify(self, pending: Pending) -> None:
+        """Complete `pending` in the background, at its deadline at the latest, then call its callbacks."""
+        self.reply_thread.watch(pending, self, pending._run_callbacks, expires=True)
+
+    def is_running(self, pending: Pending) -> bool:
+        """Return whether an engine has taken the request and not answered it."""
+        with self._guard.lock:
+            connection = self._connector.connection
+            if connection is None or connection.closed or self._table.in_flight.get(pending.sequence) is not pending:
+                return False
+            return connection.channel.replies.taken(pending.sequence)
+
+    def cancel(self, pending: Pending) -> bool:
+        """Withdraw a request that no engine has taken; return False, and change nothing, if one has, or if it has ended."""
+        guard, table = self._guard, self._table
+        if not pending._completed_ns:
+            guard.check_owner()
+        interrupts = guard.is_inside()
+        with guard.lock:
+            connection = self._connector.connection
+            if connection is not None and not (pending._completed_ns or interrupts or guard.closed):
+                table.poll()
+                if connection.is_peer_closed():
+                    self._events.lost(connection)
+            if pending._completed_ns:
+                return type(pending._error) is RequestCancelled  # by an earlier call
+            if connection is None or guard.closed or table.in_flight.get(pending.sequence) is not pending:
+                return False
+            channel, sequence = connection.channel, pending.sequence
+            if channel.replies.taken(sequence):
+                return False
+            channel.requests.cancel(sequence)
+            # ORDER: the withdrawal before the check. An engine that read the word just before takes the request now.
+            fence()
+            time.sleep(_TAKEN_S)
+            if channel.replies.taken(sequence):
+                channel.requests.keep(sequence)
+                return False
+            # Its slot is free again once the engine has answered it.
+            table.fail(pending, cancelled_error(self._guard.name, sequence))
+        self._parking_lot.unpark_all()
+        return True
+
+    def abandon(self, pending: Pending) -> None:
+        """Discard the reply when it arrives: its slot is free again once the engine has answered it."""
+        with self._guard.lock:
+            connection = self._connector.connection
+            if self._table.abandon(pending) and connection is not None:
+                connection.channel.requests.cancel(pending.sequence)
+
+    def release_reply(self, sequence: int) -> None:
+        """Let the slot of a reply on loan be used again."""
+        with self._guard.lock:
+            self._table.release_reply(sequence)
+        self._parking_lot.unpark_all()
+
+    def fail_closed(self, pending: Pending) -> None:
+        """Complete a request of a closed client."""
+        with self._guard.lock:
+            self._table.fail(pending, self._guard.closed_error())
+
+    def check_owner(self) -> None:
+        """Raise ClientForked in a forked child."""
+        self._guard.check_owner()
+
+    # The model
+
+    def watch_model(self) -> ModelWatch:
+        """Return the watch, which begins with the version known now."""
+        with self._guard.lock:
+            if self.model_watch is None:
+                self.model_watch = ModelWatch(self.model_version())
+            return self.model_watch
+
+    def model_version(self) -> int | None:
+        connection, last = self._connector.connection, self._table.last
+        if last is not None:
+            return last.version
+        return int(connection.model["version"], 16) if connection is not None and connection.model is not None else None
+
+    def after_fork_in_child(self) -> None:
+        """Disable this copy: the channel is the parent's."""
+        self._shutdown.after_fork_in_child()
+        if self.model_watch is not None:
+            self.model_watch.renew_lock()
+
+    def __reduce__(self) -> NoReturn:
+        raise self._guard.pickle_error()

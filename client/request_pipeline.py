@@ -1,0 +1,420 @@
+"""Pipeline of a client's requests, composed of parts that each own their fields.
+
+    RequestPipeline     publish, wait, lend
+      RequestControl    wait for, cancel or complete a request that was sent
+      Retrier           connects, and decides about another attempt
+      ClientShutdown    the end of the client
+      ConnectionEvents  what a new, lost or resized connection means for the requests
+      ReplyWaiter       the leader at the doorbell and its followers
+      FastPath          a request shaped like an earlier one, in two native calls
+      RequestTable      requests in flight and the slots in use
+      Connector         the connection, its capacity, and who talks to the daemon
+
+They share one lock, the guard's, which no part holds while it waits. A Pending and a loan know their owners by protocols
+(`RequestOwner`, `RequestLender`).
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import Any, NoReturn
+
+from shmserve.codec import DoesNotFit, Encoder
+from shmserve.directories import ServicePlace
+from shmserve.errors import (
+    ContractMismatch,
+    LoanEnded,
+    ServiceRestarted,
+    ServiceStopping,
+    ServiceUnavailable,
+    SlotsExhausted,
+)
+from shmserve.layout import SLOT_MASK
+from shmserve.protocol import Flag, Kind
+from shmserve.spin import SpinBudget
+
+from .arguments import LONGEST_S, capture_seconds, seconds
+from .capacity import SlotCapacity
+from .client_guard import ClientGuard
+from .client_shutdown import ClientShutdown
+from .connection import Connection
+from .connection_events import ConnectionEvents
+from .connector import Connector
+from .contract_check import check_structure
+from .error_mapping import exhausted_error, observation_error
+from .fast_path import FastPath
+from .loans import RequestLoan
+from .parking_lot import ParkingLot
+from .pending import Pending
+from .reply_waiter import ReplyWaiter
+from .request_control import RequestControl
+from .request_options import BACK_PRESSURED, DEFAULT_OPTIONS, NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
+from .request_table import RequestTable
+from .retrier import Retrier
+from .retry_loop import RetryStep, resend_steps, run
+from .retry_policy import RetryPolicy
+
+#: A daemon whose model is still being loaded is asked for its contract no more often.
+_REFRESH_NS = 100_000_000
+
+
+def request_options(
+    capture_time: float | None, max_age: float | None, supersede: bool, repeatable: bool
+) -> RequestOptions:
+    """Check the options of a call, and convert them to nanoseconds; raises InvalidArgument."""
+    flags = (Flag.SUPERSEDE if supersede else 0) | (Flag.REPEATABLE if repeatable else 0)
+    if capture_time is None and max_age is None:
+        return RequestOptions(Kind.INFER, flags) if flags else DEFAULT_OPTIONS
+    capture_ns = time.monotonic_ns() if capture_time is None else int(capture_seconds(capture_time) * 1e9)
+    if max_age is None:
+        return RequestOptions(Kind.INFER, flags, capture_ns)
+    if type(max_age) is not float or not 0 <= max_age <= LONGEST_S:
+        max_age = seconds("max_age", max_age)
+    # 0 means "no limit" on the wire, so an age of 0 is sent as 1 ns.
+    return RequestOptions(Kind.INFER, flags, capture_ns, max(1, int(max_age * 1e9)))
+
+
+class RequestPipeline:
+    """One client's requests, across connections. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        name: str,
+        place: ServicePlace,
+        slots: int,
+        budget: SpinBudget,
+        retry: RetryPolicy,
+        *,
+        check_contract: bool = True,
+    ) -> None:
+        self.name = name
+        self._encoder = Encoder()
+        self._check_contract = check_contract
+        self._checked: Connection | None = None  # the one whose model the encoder compares observations with
+        self._guard = ClientGuard(name)
+        self._parking_lot = ParkingLot()
+        capacity = SlotCapacity(slots)
+        self._table = RequestTable(name, capacity)
+        self._connector = Connector(self._guard, place, capacity, self._parking_lot)
+        guard, connector, table, lot = self._guard, self._connector, self._table, self._parking_lot
+        self._fast_path = FastPath(guard, connector, table)
+        self._waiter = ReplyWaiter(guard, connector, table, lot, budget)
+        self._events = ConnectionEvents(guard, connector, table, self._fast_path, self._encoder, lot)
+        self._shutdown = ClientShutdown(guard, connector, table, self._fast_path, self._waiter, lot)
+        #: The owner of every Pending.
+        self.control = RequestControl(guard, connector, table, self._waiter, self._events, self._shutdown, lot)
+        self.retrier = Retrier(retry, guard, connector, table, self._events, lot)
+
+    # A request from beginning to end
+
+    def request(
+        self,
+        observation: Any,
+        options: RequestOptions,
+        timeout_ns: int,
+        *,
+        loan: bool = False,
+        retry: RetryPolicy | None = None,
+        first: Pending | None = None,
+    ) -> Pending:
+        """Publish, wait, and return the completed request; send it again where a restart cut it off and that is harmless.
+
+        `first` is the first attempt of a request that is sent again. Raises what the request ended with.
+        """
+        if first is None:
+            started_ns = time.monotonic_ns()
+            pending = Pending(self.control, started_ns, started_ns + timeout_ns, threading.get_ident() if loan else 0)
+        else:
+            pending = Pending(self.control, first._started_ns, first.deadline_ns, first._loan_thread)
+        specializes = False
+        try:
+            if options is not DEFAULT_OPTIONS or loan:
+                self.publish(pending, observation, options, retry)
+            elif not self._waiter.lead(self._fast_path, pending, observation):
+                self.publish(pending, observation, options, retry)
+                specializes = True
+            if not pending._completed_ns:
+                self._waiter.wait_for(pending, pending.deadline_ns, self._events)
+                if not pending._completed_ns:
+                    self.control.expire(pending)
+            if (watch := self.control.model_watch) is not None and pending._head is not None:
+                watch.observe(pending._head.version)
+            if pending._error is not None:
+                raise pending._error
+            if specializes:
+                self._specialize(pending)
+            return pending
+        except (ServiceRestarted, ServiceStopping) as failure:
+            if first is not None:
+                raise
+            return self._resend(failure, pending, observation, options, retry or self.retrier.policy)
+        except BaseException:
+            self.control.abandon(pending)  # Ctrl-C, a timeout: the reply is discarded when it arrives
+            raise
+
+    def _resend(
+        self,
+        failure: ServiceUnavailable,
+        first: Pending,
+        observation: Any,
+        options: RequestOptions,
+        retry: RetryPolicy,
+    ) -> Pending:
+        answered = first
+
+        def perform(step: RetryStep) -> ServiceUnavailable | None:
+            nonlocal answered
+            if step is not RetryStep.SEND:
+                return self.retrier.perform(step, first.deadline_ns, retry)
+            try:
+                answered = self.request(observation, options, 0, retry=retry, first=first)
+            except (ServiceRestarted, ServiceStopping) as error:
+                return error
+            return None
+
+        run(resend_steps(self.retrier, failure, options, first.deadline_ns, retry), perform)
+        return answered
+
+    def submit(self, observation: Any, options: RequestOptions, timeout_ns: int) -> Pending:
+        """Publish, and return the request in flight."""
+        started_ns = time.monotonic_ns()
+        pending = Pending(self.control, started_ns, started_ns + timeout_ns)
+        try:
+            self.publish(pending, observation, options)
+        except BaseException:
+            self.control.abandon(pending)  # Ctrl-C when it was in flight already: no caller has it to wait for
+            raise
+        return pending
+
+    # Publishing
+
+    def publish(
+        self,
+        pending: Pending,
+        observation: Any,
+        options: RequestOptions = DEFAULT_OPTIONS,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Encode into the next slot and make it visible; waits for a free slot until the deadline.
+
+        Raises SlotsExhausted, ServiceUnavailable, and what the codec rejects.
+        """
+        while (status := self.try_publish(pending, observation, options)) < 0:
+            self._await_capacity(status, pending.deadline_ns, retry)
+
+    def try_publish(self, pending: Pending, observation: Any, options: RequestOptions = DEFAULT_OPTIONS) -> int:
+        """Publish if that needs no waiting; return the sequence, or a negative status: nothing was done."""
+        guard = self._guard
+        if guard.is_inside():
+            raise guard.reentrant_error()
+        with guard.lock:
+            connection = self._connector.connection
+            status = self._status_of(connection, options.kind)
+            if connection is None or status:
+                return status
+            return self._publish(connection, pending, observation, options)
+
+    def _status_of(self, connection: Connection | None, kind: Kind) -> int:
+        """Return why nothing may be published on the connection now, or 0."""
+        if self._guard.closed or self._guard.forked:
+            self._guard.check_usable()
+        if connection is None or connection.closed:
+            return NOT_CONNECTED
+        if connection is not self._checked and self._check_contract and kind == Kind.INFER:
+            # Once there is a model, the first observation of each structure is compared with its contract.
+            self._encoder.examine = None  # it may know an earlier connection's model
+            if connection.model is not None:
+                self._encoder.forget()
+                self._encoder.examine = functools.partial(check_structure, self.name, connection)
+                self._checked = connection
+            elif time.monotonic_ns() - connection.asked_ns > _REFRESH_NS:
+                return NOT_CONNECTED
+        if connection.resizing:
+            if self._connector.control_owner == threading.get_ident():
+                raise self._guard.reentrant_error()
+            return BACK_PRESSURED
+        return 0
+
+    def _publish(
+        self,
+        connection: Connection,
+        pending: Pending,
+        observation: Any,
+        options: RequestOptions,
+        loan: RequestLoan | None = None,
+    ) -> int:
+        table = self._table
+        sequence = table.claim(pending) if loan is None else table.claim_loan(pending, loan)
+        if sequence < 0:
+            return sequence
+        requests = connection.channel.requests
+        memory = requests.memories[sequence & SLOT_MASK]
+        try:
+            if options.kind == Kind.INFER:
+                encoded = self._encoder.encode(observation, memory, lent=loan is not None)
+            else:
+                encoded = self._encoder.encode_apart(observation, memory)
+            if self._guard.forked:
+                self._guard.check_owner()  # by an object of the observation, or a handler meanwhile
+        except BaseException as error:
+            table.retract(pending)
+            status = 0 if loan is not None else self._status_after(error, connection)
+            if status:
+                return status
+            raise observation_error(self.name, error, on_loan=loan is not None) from error
+        if loan is not None:
+            loan.end()
+            table.release_loan(loan)
+        requests.publish(
+            (
+                sequence,
+                options.kind,
+                options.flags | Flag.PICKLED if encoded.pickled else options.flags,
+                pending.deadline_ns,
+                options.capture_ns,
+                options.max_age_ns,
+                time.monotonic_ns(),
+                encoded.schema,
+                encoded.metadata_bytes,
+                encoded.payload_bytes,
+                0,
+                memory.write_id,
+            )
+        )
+        connection.channel.request_bell.ring()
+        return sequence
+
+    def _status_after(self, error: BaseException, connection: Connection) -> int:
+        """Return the status that an error of the encoder stands for, or 0 if it is the caller's to have."""
+        if isinstance(error, DoesNotFit):
+            self._connector.capacity.grow_requests(error.metadata_bytes, error.payload_bytes)
+            return RESIZE_REQUIRED
+        if isinstance(error, ContractMismatch) and time.monotonic_ns() - connection.asked_ns > _REFRESH_NS:
+            connection.model = None  # it may have been updated since: fetch it again
+            return NOT_CONNECTED
+        return 0
+
+    def _await_capacity(self, status: int, deadline_ns: int, retry: RetryPolicy | None = None) -> None:
+        """Do what the status asks for, or a part of it; the caller tries again."""
+        if status == NOT_CONNECTED:
+            self.retrier.connect(deadline_ns, retry)
+            return
+        if status == RESIZE_REQUIRED and self._events.make_room(deadline_ns):
+            return
+        with self._guard.lock:
+            awaited = self._connector.connection is not None and self._table.is_awaited()
+        if awaited and not self._connector.control_owner:
+            self._waiter.wait(deadline_ns, self._events)
+        else:
+            self._parking_lot.park(deadline_ns)  # only another thread can release the loan or finish the call
+        if time.monotonic_ns() >= deadline_ns:
+            raise exhausted_error(self.name, resize=status == RESIZE_REQUIRED)
+
+    def _specialize(self, pending: Pending) -> None:
+        with self._guard.lock:
+            connection = self._connector.connection
+            if connection is not None and (connection is self._checked or not self._check_contract):
+                self._fast_path.specialize(pending, self._encoder, connection)
+
+    def make_room(self, deadline_ns: int) -> bool:
+        """Resize the channel to the requested capacity; return False, and do nothing, while it is in use."""
+        return self._events.make_room(deadline_ns)
+
+    def exhausted_error(self) -> SlotsExhausted:
+        """Return the error for a request that had no slot in time."""
+        return exhausted_error(self.name)
+
+    # Loans of request slots
+
+    def loan(self, example: dict[str, Any], options: RequestOptions, timeout_ns: int) -> RequestLoan:
+        """Lend the next request slot, laid out for trees like `example`.
+
+        The loan has the example's tree, with arrays that are slot memory. It lasts while the caller keeps it.
+        """
+        deadline_ns = time.monotonic_ns() + timeout_ns
+        while True:
+            self._guard.check_not_inside()
+            with self._guard.lock:
+                connection = self._connector.connection
+                status = self._status_of(connection, Kind.INFER) or self._table.claim(None)
+                if connection is not None and status > 0:
+                    try:
+                        tree, arrays = self._encoder.lay_out(example, connection.channel.requests.memory(status))
+                    except BaseException as error:
+                        status = self._status_after(error, connection)
+                        if not status:
+                            raise observation_error(self.name, error) from error
+                    else:
+                        loan = RequestLoan(self, connection, status, arrays, options, timeout_ns)
+                        self._table.lend(loan)
+                        loan.update(tree)
+                        return loan
+            self._await_capacity(status, deadline_ns)
+
+    def send_loan(self, loan: RequestLoan, observation: dict[str, Any]) -> Pending:
+        """Publish a slot on loan; entries that lie in it already are not copied."""
+        now_ns = time.monotonic_ns()
+        pending = Pending(self.control, now_ns, now_ns + loan.timeout_ns)
+        self._guard.check_not_inside()
+        with self._guard.lock:
+            self._guard.check_usable()
+            if not self._table.is_lent(loan):
+                raise LoanEnded("this loan has ended: borrow another")
+            connection = self._connector.connection
+            if connection is None or connection is not loan.connection or connection.is_peer_closed():
+                self._guard.check_usable()  # closing the client ends the connection, too
+                raise ServiceUnavailable(
+                    f"the daemon of {self.name!r} went away while the slot was on loan; nothing was sent: borrow another"
+                )
+            self._publish(connection, pending, observation, loan.options, loan)
+        self._parking_lot.unpark_all()
+        return pending
+
+    def release_loan(self, loan: RequestLoan) -> None:
+        """Let the slot of a loan that was not sent be used again."""
+        loan.end()
+        with self._guard.lock:
+            self._table.release_loan(loan)
+        self._parking_lot.unpark_all()
+
+    # The connection
+
+    def describe(self, deadline_ns: int) -> dict[str, Any]:
+        """Return the daemon's description of itself and its model."""
+        self.retrier.connect(deadline_ns)
+        return self._connector.describe(deadline_ns)
+
+    # The model
+
+    @property
+    def late_replies(self) -> int:
+        """The number of replies that arrived after their deadline and were discarded."""
+        return self._table.late_replies
+
+    def __repr__(self) -> str:
+        state = "attached" if self._connector.usable() is not None else "not attached"
+        if self._guard.closed:
+            state = "closed"
+        if self._guard.forked:
+            state = "forked"
+        version = self.control.model_version()
+        return f"{self.name!r} {state}" + (f" model={version >> 40:06x}" if version is not None else "")
+
+    # The end
+
+    def check_usable(self) -> None:
+        """Raise ClientClosed or ClientForked for a client that is."""
+        self._guard.check_usable()
+
+    def check_owner(self) -> None:
+        """Raise ClientForked in a forked child."""
+        self._guard.check_owner()
+
+    def close(self) -> None:
+        """Give the channel back; requests in flight end with ClientClosed. May be called twice."""
+        self._shutdown.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise self._guard.pickle_error()

@@ -1,0 +1,274 @@
+"""Requests of one client that are in flight, and the slots that they and loans occupy.
+
+A pure data structure: it waits for nothing and talks to nobody. The caller holds the client's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from shmserve.channel import ClientChannel
+from shmserve.codec import Decoder, SlotMemory
+from shmserve.errors import ShmServeError, SlotsExhausted
+from shmserve.layout import SLOT_BITS, SLOT_MASK, number_of, sequence_of, slot_of
+from shmserve.protocol import Flag, Status
+from shmserve.ring import ReplyHead
+
+from .capacity import SlotCapacity
+from .loans import ReplyLoan, RequestLoan
+from .pending import Pending
+from .reply_decoding import decode_reply
+from .request_options import BACK_PRESSURED, RESIZE_REQUIRED
+
+#: A plain number, as in reply_decoding.py.
+_RESIZE_REQUIRED = int(Status.RESIZE_REQUIRED)
+
+Decode = Callable[[str, Decoder, SlotMemory, Pending, ReplyHead], tuple[Any, ShmServeError | None]]
+
+
+class ChannelHolder(Protocol):
+    """The connection, as the table sees it; its channel is replaced when it is resized."""
+
+    channel: ClientChannel
+    decoder: Decoder
+
+
+class RequestTable:
+    """Sequence -> Pending on the current connection. Completes every Pending of its client."""
+
+    _holder: ChannelHolder
+
+    def __init__(self, service: str, capacity: SlotCapacity, decode: Decode = decode_reply) -> None:
+        self._service = service
+        self._capacity = capacity
+        self._decode = decode
+        #: Requests without a reply by sequence; None for one that was abandoned.
+        self.in_flight: dict[int, Pending | None] = {}
+        #: Sequences answered RESIZE_REQUIRED: delivered once the channel has been resized.
+        self.deferred: list[int] = []
+        #: Replies that callers read in their slots, by sequence.
+        self.replies_on_loan: dict[int, weakref.ref[ReplyLoan]] = {}
+        #: The request slot that a caller fills in.
+        self.request_loan: weakref.ref[RequestLoan] | None = None
+        #: The engine's count of replies at the last poll: while it stands, there are no more.
+        self.polled_count = 0
+        #: The head of the latest reply.
+        self.last: ReplyHead | None = None
+        #: Replies that arrived after their request was abandoned.
+        self.late_replies = 0
+        self._last_before: ReplyHead | None = None  # the latest reply when this client attached,
+        self._declared_stateful: bool | None = None  # and whether the model kept state, by its description
+
+    # The channel
+
+    def begin(self, holder: ChannelHolder, stateful: bool | None) -> None:
+        """Start on a new connection; every earlier request has been completed."""
+        self._holder = holder
+        self.in_flight, self.deferred, self.replies_on_loan = {}, [], {}
+        self.polled_count = 0
+        self._last_before, self._declared_stateful = self.last, stateful
+
+    def switch(self, deferred: list[int]) -> None:
+        """Continue in the next generation of the channel, which delivers `deferred`.
+
+        Abandoned requests stay in the old generation, where they will not be answered.
+        """
+        self.in_flight = {sequence: self.in_flight[sequence] for sequence in deferred}
+        self.deferred = []
+        self.polled_count = 0
+
+    # Slots
+
+    def claim(self, pending: Pending | None) -> int:
+        """Return the sequence of the next request, whose slot is free, or BACK_PRESSURED or RESIZE_REQUIRED.
+
+        `pending` is in flight from now on, before its request is published: an interrupt between the two must not lose a
+        reply. Raises SlotsExhausted if only the calling thread can free a slot.
+        """
+        if self.request_loan is not None and (loan := self.request_loan()) is not None:
+            if loan.thread == threading.get_ident():
+                raise SlotsExhausted(
+                    "a request slot is lent out: send() it, or leave its block, before the next request"
+                )
+            return BACK_PRESSURED
+        sequence = (0 if self.deferred else self._next_sequence()) or self._poll_then_claim()
+        if pending is not None and sequence > 0:
+            pending.sequence = sequence
+            self.in_flight[sequence] = pending
+        return sequence
+
+    def claim_loan(self, pending: Pending, loan: RequestLoan) -> int:
+        """Return the sequence of the slot on loan; `pending` is in flight from now on."""
+        pending.sequence = loan.sequence
+        self.in_flight[loan.sequence] = pending
+        return loan.sequence
+
+    def retract(self, pending: Pending) -> None:
+        """Forget a request that was not published after all."""
+        self.in_flight.pop(pending.sequence, None)
+        pending.sequence = 0
+
+    def _next_sequence(self) -> int:
+        """Return the next sequence, in the slot whose turn it is or else another one; 0 while none is free."""
+        requests = self._holder.channel.requests
+        published = requests.words[requests.counter]
+        number = (published >> SLOT_BITS) + 1
+        turn = number % requests.rotating_slots
+        if not self.in_flight and not self.replies_on_loan:
+            return (number << SLOT_BITS) | turn
+        self._forget_unpublished(published)
+        used = {sequence & SLOT_MASK for sequence in self.in_flight}
+        used.update(
+            slot_of(sequence) for sequence in tuple(self.replies_on_loan) if self._loan_of(sequence) is not None
+        )
+        for slot in (*range(turn, requests.slots), *range(turn)):
+            if slot not in used:
+                return sequence_of(number, slot)
+        return 0
+
+    def _poll_then_claim(self) -> int:
+        self.poll()
+        if self.deferred:
+            return RESIZE_REQUIRED
+        sequence = self._next_sequence()
+        if sequence:
+            return sequence
+        if not self.in_flight and self.lends_reply_to(threading.get_ident()):
+            raise SlotsExhausted(
+                f"every slot of {self._service!r} holds a reply that is lent out: leave its block first, or make the "
+                "client with more slots"
+            )
+        return BACK_PRESSURED
+
+    def _forget_unpublished(self, published: int) -> None:
+        """Drop requests that an interrupt kept from being published: no reply will ever come."""
+        for sequence in tuple(self.in_flight):
+            if number_of(sequence) > number_of(published):
+                del self.in_flight[sequence]
+
+    def _loan_of(self, sequence: int) -> ReplyLoan | None:
+        reference = self.replies_on_loan.get(sequence)
+        loan = reference() if reference is not None else None
+        if loan is None:
+            self.replies_on_loan.pop(sequence, None)
+        return loan
+
+    def lends_reply_to(self, thread: int) -> bool:
+        """Return whether `thread` reads a reply in its slot."""
+        loans = (self._loan_of(sequence) for sequence in tuple(self.replies_on_loan))
+        return any(loan.thread == thread for loan in loans if loan is not None)
+
+    def is_busy(self) -> bool:
+        """Return whether requests or loans live in this generation of the channel, so that it cannot be resized."""
+        self._forget_unpublished(self._holder.channel.requests.published())
+        return any(self._loan_of(sequence) is not None for sequence in tuple(self.replies_on_loan)) or any(
+            pending is not None and not pending._completed_ns and sequence not in self.deferred
+            for sequence, pending in self.in_flight.items()
+        )
+
+    def is_awaited(self) -> bool:
+        """Return whether a reply can free a slot."""
+        lent = self.request_loan is not None and self.request_loan() is not None
+        return not lent and len(self.in_flight) > len(self.deferred)
+
+    # Loans
+
+    def lend(self, loan: RequestLoan) -> None:
+        """Note the request slot that a caller fills in."""
+        self.request_loan = weakref.ref(loan)
+
+    def is_lent(self, loan: RequestLoan) -> bool:
+        """Return whether `loan` has not ended."""
+        return self.request_loan is not None and self.request_loan() is loan
+
+    def release_loan(self, loan: RequestLoan) -> None:
+        """Let the slot of `loan` be used again."""
+        if self.is_lent(loan):
+            self.request_loan = None
+
+    def release_reply(self, sequence: int) -> None:
+        """Let the slot of a reply on loan be used again."""
+        self.replies_on_loan.pop(sequence, None)
+
+    # Replies
+
+    def poll(self) -> bool:
+        """Complete every request whose reply has arrived; return whether there was any."""
+        found = False
+        replies = self._holder.channel.replies
+        self.polled_count = replies.words[replies.counter]  # before the replies are read, so that none is missed later
+        for sequence in tuple(self.in_flight):
+            head = replies.try_head(sequence)
+            if head is None or sequence in self.deferred:
+                continue
+            found = True
+            if head.status == _RESIZE_REQUIRED:
+                self._capacity.grow_replies(head.metadata_bytes, head.payload_bytes)
+                self.deferred.append(sequence)
+                continue
+            pending = self.in_flight[sequence]
+            if pending is None:
+                self.late_replies += 1
+            elif not pending._completed_ns:
+                memory = replies.memories[sequence & SLOT_MASK]
+                result, error = self._decode(self._service, self._holder.decoder, memory, pending, head)
+                if type(result) is ReplyLoan and result.in_slot:
+                    self.replies_on_loan[sequence] = weakref.ref(result)
+                now_ns = time.monotonic_ns()
+                if not pending._completed_ns:  # or the client was closed, while the reply was decoded
+                    pending._result, pending._error, pending._head = result, error, head
+                    pending._completed_ns = now_ns
+                self.last = head
+            del self.in_flight[sequence]  # last: an interrupt before it must not lose the reply
+        return found
+
+    def complete(self, pending: Pending, result: Any, head: ReplyHead, completed_ns: int) -> None:
+        """Complete a request in flight with a result that was decoded."""
+        pending._result, pending._head, pending._completed_ns = result, head, completed_ns
+        self.last = head
+        del self.in_flight[pending.sequence]  # last, as in `poll`
+
+    def fail(self, pending: Pending, error: ShmServeError) -> None:
+        """Complete a request with an error, unless it is completed already; its slot stays in use."""
+        now_ns = time.monotonic_ns()
+        if not pending._completed_ns:
+            pending._error = error
+            pending._completed_ns = now_ns
+
+    def fail_all(self, error: Callable[[], ShmServeError]) -> None:
+        """Complete every request in flight with an error of its own."""
+        for pending in tuple(self.in_flight.values()):
+            if pending is not None and not pending._completed_ns:
+                self.fail(pending, error())
+
+    def fail_deferred(self, error: Callable[[int], ShmServeError]) -> None:
+        """Complete the requests whose replies need larger slots, which are refused; `error` gets their numbers."""
+        for sequence in self.deferred:
+            pending = self.in_flight.pop(sequence)
+            if pending is not None:
+                self.fail(pending, error(number_of(sequence)))
+        self.deferred = []
+
+    def clear(self) -> None:
+        """Forget every request: the channel is lost."""
+        self.in_flight.clear()
+        self.deferred = []
+
+    def abandon(self, pending: Pending) -> bool:
+        """Discard the reply once it arrives, which also frees the slot; return whether the request was in flight."""
+        if pending._loan_thread:
+            self.replies_on_loan.pop(pending.sequence, None)
+        if self.in_flight.get(pending.sequence) is not pending:
+            return False
+        self.in_flight[pending.sequence] = None
+        return True
+
+    def is_stateful(self) -> bool | None:
+        """Return whether the model keeps state, by its latest reply or else its description; None if unknown."""
+        if self.last is not None and self.last is not self._last_before:
+            return bool(self.last.flags & Flag.STATEFUL)
+        return self._declared_stateful
