@@ -52,12 +52,12 @@ class VersionLog:
         async with self._turn:
             await asyncio.to_thread(self._make_current, deployment, allow_downgrade=allow_downgrade)
 
-    def set_metadata(self, version: str, facts: dict[str, Any], *, then_current: Deployment | None = None) -> None:
+    def set_metadata(self, version: str, metadata: dict[str, Any], *, then_current: Deployment | None = None) -> None:
         """Enqueue metadata of a version, and which version is current."""
 
         def work() -> None:
             try:
-                self._store.record(version, **facts)
+                self._store.record(version, **metadata)
             except VersionUnknown:
                 pass  # removed meanwhile
             except StoreUnavailable as error:

@@ -84,7 +84,7 @@ class EnginePool:
         self.channels = EngineChannels(config, leases)
         self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
-        #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
+        #: Report of an engine of another release than this daemon: the package was upgraded, and no engine can start.
         self.release_mismatch: str | None = None
 
     # Life
