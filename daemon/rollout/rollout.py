@@ -156,7 +156,7 @@ class Rollout:
 
     def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise RolloutRefused("stopping", "the daemon is stopping: it starts no update")
+            raise RolloutRefused("stopping", "the daemon is stopping: it accepts no changes")
 
     def _device(self) -> str:
         deployment = self._supervisor.deployment
