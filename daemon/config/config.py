@@ -1,4 +1,4 @@
-"""What the operator chose: every setting with its type, its limits and what it is for, checked once at the start."""
+"""Settings of the operator: each with its type, its limits and its purpose, checked once at the start."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _ITEMS: dict[Kind, type] = {UIDS: int, TEXTS: str}
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one key."""
+    """Description of one key."""
 
     kind: Kind
     least: float | None = None
@@ -81,7 +81,7 @@ def _of(
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a daemon is told; docs/configuration.md says the same at length. Only `change_live` changes it."""
+    """All settings of a daemon; docs/configuration.md describes them at length. Only `change_live` changes it."""
 
     runtime_dir: Path
     state_dir: Path
@@ -95,10 +95,10 @@ class Config:
     #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
     #: None: as the mode of the client socket that systemd made says; without one, no.
     group_clients: bool | None = field(default=None, metadata=_of(SWITCH))
-    #: Users and groups whose processes may be clients; None for both: whoever may open the socket.
+    #: Users and groups whose processes may be clients; None for both: every user who may open the socket.
     allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
-    #: Users who may change the model and all else; None: whoever may open the operators' socket.
+    #: Users who may operate the service; None: every user who may open the operators' socket.
     admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
     max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, reloadable=True))
@@ -108,17 +108,17 @@ class Config:
     ban_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: Shared memory of all channels together. None: half of the machine's memory.
     max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
-    #: What the processes of one user may have together: channels, bytes of shared memory, requests a second.
+    #: Limits for all processes of one user together: channels, bytes of shared memory, requests a second.
     max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, reloadable=True))
     max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
     max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     #: How often a second the processes of one user may attach or grow their channels, once they have done so four times
-    #: for each channel they may hold. Not asked of root and the daemon's own user, who could do worse than attach.
+    #: for each channel they may hold. Root and the daemon's own user are exempt: they could do worse than attach.
     max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
     #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))
-    #: Memory of its own (bytes) that an engine on the CPU may have, torch's some hundred MiB included; None: no limit.
+    #: Private memory (bytes) that an engine on the CPU may have, torch's some hundred MiB included; None: no limit.
     #: Program code and the channels do not count. Engines on other devices are not limited.
     engine_memory_bytes: int | None = field(default=None, metadata=_of(INTEGER, 256 * MIB, 1 << 50))
     #: On a GPU: observations from this size on (bytes) are copied to it from the client's own shared memory, which is
@@ -128,7 +128,7 @@ class Config:
     drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, reloadable=True))
     #: How long an engine may take to load and warm up.
     load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, reloadable=True))
-    #: A serving engine that has not moved for so long is stuck, and replaced; 0: it may take as long as it likes.
+    #: A serving engine whose heartbeat stops for this long is replaced; 0: no limit.
     heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: How long the engine before an update is kept warm, for an instant rollback.
     standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, reloadable=True))

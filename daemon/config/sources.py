@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "SHMSERVE_"
-#: What the environment may also say, to others than this file.
+#: Variables that other files read.
 _OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS")
 SYSTEM_DIRECTORY = Path("/etc/shmserve")
 
@@ -32,7 +32,7 @@ class Effective:
     value: Any
     #: In words for the operator: the flag, the variable, the file, or "default".
     origin: str
-    #: What it will be after a restart, where a reload found that; None: the same.
+    #: Its value after a restart, where a reload found another one; None: the same.
     waiting: Any = None
 
 
@@ -94,7 +94,7 @@ class Settings:
         )
 
     def unknown_variables(self) -> list[str]:
-        """What the environment seems to set, and no key is; each with the nearest."""
+        """Variables that look like settings without being one, each with the nearest key."""
         found = []
         for variable in sorted(name for name in self._environment if name.startswith(PREFIX)):
             key = variable.removeprefix(PREFIX)

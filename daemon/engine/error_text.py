@@ -1,4 +1,4 @@
-r"""What is said of a failed request: to its client nothing of the daemon, to the log nothing that could pass for a line of it.
+r"""Texts of a failed request: its client learns nothing of the daemon, and no text can pass for a line of the log.
 
 An exception of a policy is the policy's code as well: its text, its type's name and its causes are asked for here alone.
 
@@ -33,7 +33,7 @@ _LOG_CHARACTERS = 2000
 _NAME = 100
 _FRAMES = 16
 _CHAIN = 4
-#: A path of more than one step; what only divides two words is none.
+#: A path of more than one step; a slash between two words is not one.
 _PATH = re.compile(r"(?<![\w.)/])~?/+[^\s/'\"`,;:()<>\[\]{}|]+(?:/+[^\s/'\"`,;:()<>\[\]{}|]*)+")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 #: Where a library's own stack begins inside a message (torch, a traceback that was put into a text).
@@ -111,7 +111,7 @@ def _chain(error: BaseException, frames: int) -> list[str]:
 
 
 def _members(error: BaseException) -> str:
-    """What a group of exceptions consists of."""
+    """Return the members of a group of exceptions."""
     if not issubclass(type(error), _group):
         return ""
     members = _group.exceptions.__get__(error)[:_CHAIN]

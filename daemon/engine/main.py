@@ -1,4 +1,4 @@
-"""One engine process: told by its supervisor, loads a model and serves the channels.
+"""Engine process: loads a model and serves the channels, as its supervisor orders.
 
 Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD RELEASE WIRE_VERSION SUPERVISOR_PID`.
 """
@@ -96,7 +96,7 @@ _PR_SET_PDEATHSIG = 1
 _ERROR_TEXT = 2000
 #: Frames of a model that cannot be loaded: deeper than a request's, because libraries load one another.
 _LOAD_FRAMES = 64
-#: What is known of a model travels in messages of 64 KiB, beside the clients.
+#: Limit for the model's description, which travels in messages of 64 KiB beside the clients.
 _READY_BYTES = 32 << 10
 
 
@@ -132,7 +132,7 @@ class Engine:
         try:
             self._device = torch.device(order.device)
             if memory_bytes is not None and self._device.type == "cpu":
-                # What the process writes to, not what it maps: code, channels and stats do not count.
+                # Limits memory that the process writes to, not mappings: code, channels and stats do not count.
                 resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             package = ModelPackage.read(Path(order.package), allow_code=order.allow_code)
             if order.version is not None and package.version != order.version:
@@ -364,7 +364,7 @@ class Engine:
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
     # Half of the processors: the robot's own processes need the others, and torch's threads wait by
-    # spinning, so that two contexts with a thread for every processor slow each other down ten times.
+    # spinning, so that two sides with a thread for every processor slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
         require_determinism()  # before CUDA starts
@@ -376,7 +376,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
-    # The contract is told twice: as a whole and by its contexts.
+    # The contract is sent twice: as a whole and by its sides.
     size = 2 * len(json.dumps(contract)) + len(json.dumps(metadata))
     if size > _READY_BYTES:
         raise ModelPackageError(
@@ -406,7 +406,7 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve as told on the control socket; 0 after an orderly stop, 1 if the model cannot be served."""
-    keep_from_children()  # what the policy starts could speak to the supervisor as this engine
+    keep_from_children()  # a program of the policy could speak to the supervisor as this engine
     handle_signals()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     *release, supervisor = sys.argv[3:]
@@ -416,7 +416,7 @@ def main() -> int:
     faulthandler.enable(configure_engine_logging())
     request_time_slice()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
-    # Before anything else that both contexts must see alike: the layout of stats, the messages.
+    # Before anything else that both sides must see alike: the layout of stats, the messages.
     if (said := mismatch(release)) is not None:
         log.error("%s", said)
         control.send(Failed("start", RELEASE_MISMATCH, said))

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..ipc.control import WAKE_SIGNAL
 
-#: By signal: what a program has for it that Python has just started.
+#: Handlers by signal, as in a program that Python has just started.
 _FOR_PROGRAMS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,

@@ -13,7 +13,7 @@ from shmserve.errors import ModelPackageError
 
 @dataclass(frozen=True)
 class Format:
-    """What is known of a format without torch."""
+    """Properties of a format that need no torch."""
 
     module: str  # in engine/models/, imported only when a package of this format is loaded
     file: str | None  # shows the format where no manifest says it
@@ -32,7 +32,7 @@ FORMATS = {
     # "locally executable code from an unknown source" (SECURITY.md).
     "torchscript": Format("torchscript", "model.pt", runs_code=True, saved_module=True),
     "python": Format("python_class", "policy.py", runs_code=True),
-    # The code is installed beside the daemon, by whoever operates it; the package brings weights and settings.
+    # The operator has installed the code beside the daemon; the package brings weights and settings.
     "installed": Format("installed_class", None, runs_code=False),
 }
 

@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 MANIFEST = "model.toml"
-#: What a model says of itself to its clients has to fit 32 KiB in the end; numbers by the megabyte are weights.
+#: The model's metadata for its clients must fit 32 KiB in the end; numbers by the megabyte are weights.
 _MANIFEST_BYTES = 1 << 20
 
 _MODEL: dict[str, type] = {
@@ -53,14 +53,14 @@ _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays")
 #: How a policy class is constructed and asked (engine/models/policy_styles.py).
 _STYLES = ("shmserve", "openpi", "gr00t")
-#: What a policy of style shmserve gets for an array.
+#: Kinds of arrays that a policy of style shmserve may take.
 _ARRAYS = ("torch", "numpy")
 _GRAPH_BATCH = 32
 _SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """What the package in `directory` says of itself, or what its content shows, by the fields of `ModelPackage`.
+    """Return the fields of `ModelPackage` for the package in `directory`, from model.toml or from its content.
 
     Raises ModelPackageError naming file, key and remedy.
     """
@@ -127,7 +127,7 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
 
 
 def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
-    """What the keys ask for is something that the format has."""
+    """Raise ModelPackageError for a key that the format does not support."""
     name = settings["format"]
     form = FORMATS[name]
     for key in _CLASS if form.saved_module else _SAVED_MODULE:
@@ -228,7 +228,7 @@ def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...
 
 
 def _shown(value: object) -> str:
-    """What an error shows of a value that somebody wrote: the start of a long one."""
+    """Return a value as an error shows it: the start of a long one."""
     if type(value) is int and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"  # of which Python may refuse to write the digits
     shown = repr(value)

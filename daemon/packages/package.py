@@ -1,4 +1,4 @@
-"""What a model package says of itself, read without torch and without running its code."""
+"""Description of a model package, read without torch and without running its code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .value_ranges import RangeCheck
 
 
 def _no_directory(path: Path) -> str:
-    """What is at this path instead, and what to do."""
+    """Return what the path is instead of a package, and what to do."""
     try:
         with open(path, "rb") as file:
             start = file.read(512) if path.is_file() else b"?"
@@ -33,12 +33,12 @@ def _no_directory(path: Path) -> str:
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A directory with a model, and what its `model.toml` says of it."""
+    """A directory with a model, and the contents of its `model.toml`."""
 
     path: Path
     name: str
     format: str
-    release: int = 0  # grows with each release, so that nobody brings an old one back
+    release: int = 0  # grows with each release, so that an old one cannot come back
     entry: str = ""  # python: module:class in the directory; installed: the name of an installed policy
     style: str = ""  # how the class is constructed and asked: shmserve, openpi, gr00t; empty: by its methods
     arrays: str = "torch"  # what observations hold: tensors, or with numpy (always so in the other styles) its arrays
@@ -54,7 +54,7 @@ class ModelPackage:
     sampling: bool = False  # actions are drawn: the same observation gives another one each time
     grad: bool = True  # under torch.no_grad, where gradients can be asked for; else in inference mode
     cuda_graph: bool = False  # on CUDA: recorded once, launched as a whole
-    device_bytes: int | None = None  # what it needs of the device at most; None: estimated
+    device_bytes: int | None = None  # memory that it needs of the device at most; None: estimated
     example: str | None = None  # warm-up observation, a .npz in the directory
     expected: str | None = None  # the action that the example must give, a .npz in the directory
     atol: float = 1e-4

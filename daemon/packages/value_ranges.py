@@ -1,4 +1,4 @@
-"""What model.toml says of the numbers that a model may get and give: `[checks.observation."name"]`, `[checks.action."name"]`."""
+"""Ranges of values in model.toml: `[checks.observation."name"]` and `[checks.action."name"]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The model versions that a service keeps: how a package gets in, what is known of it, which one is current."""
+"""Store of model versions: ingest of packages, their metadata, and which version is current.
+
+A package comes in through a process under limits, is checked as a whole, and appears by one rename; its name is the
+digest of its content. So whatever moment the daemon is killed at, the old state is found or the new one.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory whose directories may be read-only; one that is not there is no error."""
+    """Remove a directory whose directories may be read-only, if it exists."""
     if not path.is_symlink() and path.is_dir():
         for directory, _, _ in os.walk(path):
             os.chmod(directory, 0o700)

@@ -1,4 +1,4 @@
-"""The bytes of a descriptor that somebody else sent, plain or out of gzip, in bounded pieces."""
+"""Bytes of a descriptor that a peer sent, plain or out of gzip, in bounded pieces."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FileSource:
             raise ArchiveRefused(f"the archive cannot be read: {error.strerror}") from error
 
     def check_unchanged(self) -> None:
-        """Raises ArchiveRefused if somebody wrote to the file meanwhile, as far as its times tell.
+        """Raise ArchiveRefused if the file was written to meanwhile, as far as its times show.
 
         What was copied and hashed is what gets loaded in any case; this spares people half an old, half a new archive.
         """
@@ -69,7 +69,7 @@ class FileSource:
 
 
 class GzipSource:
-    """What a gzip file of a single stream holds."""
+    """The content of a gzip file of a single stream."""
 
     def __init__(self, source: FileSource, limits: PackageLimits) -> None:
         self._source = source
@@ -101,7 +101,7 @@ class GzipSource:
 
     def _check_ratio(self) -> None:
         limits = self._limits
-        # What was read but not yet inflated does not count.
+        # Bytes that were read but not yet inflated do not count.
         taken = self._taken - len(self._compressed)
         if self._given > limits.gzip_free_bytes and self._given > limits.gzip_ratio * taken:
             raise ArchiveRefused(

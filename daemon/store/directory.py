@@ -4,7 +4,7 @@
       lock                        held by the one daemon that uses this directory
       current                     which version is served and which was before: one small file, replaced by rename
       versions/<digest>/          a package, read-only; the digest of its content is its name
-      versions/<digest>.json      what is known of it
+      versions/<digest>.json      its metadata
       versions/incoming-<random>  on its way in
       versions/removing-<random>  on its way out
 
@@ -46,7 +46,7 @@ class StoreDirectory:
     """`acquire`, then anything, then `release`. Everything blocks while the disk works, and may raise OSError."""
 
     def __init__(self, path: Path, on_problem: Callable[[str], None]) -> None:
-        """`on_problem` hears what is found wrong, for people."""
+        """`on_problem` gets a text for each problem that is found."""
         self.path = path
         self._versions = path / "versions"
         self._on_problem = on_problem
@@ -55,7 +55,7 @@ class StoreDirectory:
     # Life
 
     def acquire(self) -> None:
-        """Make it this daemon's own; raises StoreUnavailable if it is somebody else's."""
+        """Lock it for this daemon; raises StoreUnavailable if another one or another user has it."""
         make_directories(self._versions)
         try:
             check_unchangeable(self.path.parent)
@@ -112,7 +112,7 @@ class StoreDirectory:
         sync_directory(self._versions)
 
     def read(self) -> Index:
-        """What is kept here, and which is current."""
+        """Return the versions in the directory, and which is current."""
         return self._read_current(self._read_versions())
 
     def _read_versions(self) -> Index:
@@ -155,7 +155,7 @@ class StoreDirectory:
     # Writing
 
     def write_record(self, version: StoredVersion, steps: str) -> None:
-        """Remember what is known of a version; `steps` begins the names of the failpoints on the way."""
+        """Write the metadata of a version; `steps` begins the names of the failpoints on the way."""
         write_json(self._record_path(version.digest), version.to_json(), steps=steps)
 
     def write_current(self, index: Index) -> None:
@@ -198,7 +198,7 @@ class StoreDirectory:
         return damaged
 
     def renew_signature(self, received: Path, version: StoredVersion) -> None:
-        """The same files may come with the signature of another key; the signature is no part of the content."""
+        """The same files may come with the signature of another key; the signature does not belong to the content."""
         sent, kept = received / SIGNATURE, version.path / SIGNATURE
         if not sent.exists() or (kept.exists() and sent.read_bytes() == kept.read_bytes()):
             return
@@ -217,7 +217,7 @@ class StoreDirectory:
         return gone
 
     def forget(self, version: StoredVersion) -> None:
-        """Remove what is known of a version that was retired."""
+        """Remove the metadata of a version that was retired."""
         failpoint("prune.after_rename")
         self._record_path(version.digest).unlink(missing_ok=True)
         sync_directory(self._versions)

@@ -1,7 +1,7 @@
-"""What can go wrong with a package on its way in and with a version that is kept.
+"""Errors of packages on their way in, and of versions that are kept.
 
     ModelPackageError                 (core)
-      ArchiveRefused                  what was sent is no package that may be taken
+      ArchiveRefused                  the package or archive cannot be taken
       SignatureRefused                (core) not what a holder of a trusted key signed
       DowngradeRefused                signed, but an older release than what was served
       VersionDamaged                  a kept version is not what was stored
@@ -20,7 +20,7 @@ from shmserve.errors import ModelPackageError, ShmServeError
 
 
 class ArchiveRefused(ModelPackageError):
-    """What was sent is no package that may be taken; nothing of it was kept."""
+    """The package or archive cannot be taken; nothing of it was kept."""
 
 
 class DowngradeRefused(ModelPackageError):
@@ -36,7 +36,7 @@ class VersionUnknown(ModelPackageError, LookupError):
 
 
 class StoreUnavailable(ShmServeError, OSError):
-    """The state directory cannot be used as it must be; what is served stays as it was."""
+    """The state directory cannot be used; the served version stays as it was."""
 
 
 def unavailable(error: OSError, reason: str) -> StoreUnavailable:

@@ -15,7 +15,7 @@ _CANDIDATES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Index:
-    """Replaced as a whole, so that whoever looks needs no lock. `current` and `previous` are digests.
+    """Replaced as a whole, so that readers need no lock. `current` and `previous` are digests.
 
     `release`: the highest that was current, or that an operator has gone back to on purpose.
     """
@@ -36,7 +36,7 @@ class Index:
         return sorted(self.versions.values(), key=lambda version: version.added_seq, reverse=True)
 
     def by_activation(self) -> list[StoredVersion]:
-        """What was ever current: the current one, the previous one, then the others, the last first."""
+        """Return every version that was ever current: the current one, the previous one, then the others, the last first."""
         others = sorted(self.versions.values(), key=lambda version: version.activated_seq, reverse=True)
         order = dict.fromkeys(
             [self.current, self.previous, *(version.digest for version in others if version.activated_seq)]

@@ -1,4 +1,4 @@
-"""Takes a package out of a descriptor that somebody sent, into a new directory, through a process under limits."""
+"""Ingest of a package: out of a descriptor that a peer sent, into a new directory, by a process under limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BytesIngested:
 
 @dataclass(frozen=True)
 class IngestedPackage:
-    """A package on disk, synced, that nobody else can write to. `path` is `staging` or the one folder in it."""
+    """A package on disk, synced, that no other user can write to. `path` is `staging` or the one folder in it."""
 
     staging: Path
     path: Path

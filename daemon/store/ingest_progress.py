@@ -14,13 +14,13 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: A package of fewer bytes is there before anybody asks what takes so long.
+#: A package of fewer bytes arrives before an operator wonders about the delay.
 _TOLD_BYTES = 64 << 20
 _TELL_S = 5.0
 
 
 class IngestProgress:
-    """What the service takes in at this moment."""
+    """The package that the service ingests at this moment."""
 
     def __init__(self) -> None:
         self._now: dict[str, Any] | None = None
@@ -31,7 +31,7 @@ class IngestProgress:
 
     @contextlib.contextmanager
     def of(self, source: str, step: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-        """For the block: what it yields is to be called with the bytes that have come, and how many there are."""
+        """Report progress during the block, through the function that it yields: bytes so far, and their total."""
         began_s = told_s = time.monotonic()
         self._now = {"step": step, "source": source, "bytes": 0, "of": total}
         verb = "comparing with what was served:" if step == "compare" else "taking in"

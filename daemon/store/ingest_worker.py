@@ -1,4 +1,4 @@
-"""The process that copies one package out of a descriptor that somebody sent, under limits of its own.
+"""Process that copies one package out of a descriptor that a peer sent, under resource limits.
 
     python -m shmserve.daemon.store.ingest_worker SOURCE_FD TARGET_FD LIMITS
 

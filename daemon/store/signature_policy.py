@@ -1,4 +1,4 @@
-"""Whose packages are taken."""
+"""Signature policy: whose packages are accepted."""
 
 from __future__ import annotations
 

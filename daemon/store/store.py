@@ -64,12 +64,12 @@ class Store:
         self._examine = examine
         self._ingest = ingest
         self._in_use = in_use
-        #: Held by whoever changes the directory and the state, never while files are read through or removed.
+        #: Held while the directory and the index are changed, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
         #: Replaced as a whole, so that readers need no lock.
         self.index = Index()
-        #: What was found wrong since `open`, for people.
+        #: Problems found since `open`, for the operator.
         self.problems: list[str] = []
 
     # Life
@@ -104,7 +104,7 @@ class Store:
         return state.versions.get(state.current or "")
 
     def get(self, version: StoredVersion | str) -> StoredVersion:
-        """A version with what is known of it now; raises VersionUnknown if it is not kept (any more)."""
+        """Return a version with its present metadata; raises VersionUnknown if it is not kept."""
         if isinstance(version, str):
             return self.resolve(version)
         try:
@@ -286,7 +286,7 @@ class Store:
 
         await undisturbed(asyncio.to_thread(work))
 
-    # What is known
+    # Metadata
 
     def record(self, version: StoredVersion | str, **facts: Any) -> StoredVersion:
         """Remember `facts` of it (JSON; None forgets one). Each call waits for the disk."""

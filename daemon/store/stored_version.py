@@ -1,4 +1,4 @@
-"""One version that is kept: where its files are, and what is known of it."""
+"""One version in the store: the place of its files, and its metadata."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """What was known when this was asked for; the store has the present state."""
+    """Metadata at the time of the call; the store has the present state."""
 
     digest: str  # content address of the package, 64 hex digits
     path: Path
-    source: str  # what the sender called it
+    source: str  # the sender's name for it
     uid: int | None  # of the sender; None if the record was lost
     note: str
     added_s: float  # Unix time, when it was sent last
@@ -29,9 +29,9 @@ class StoredVersion:
     #: Order of coming in (last sent) and of becoming current (0: never was). Robots boot with clocks that are wrong.
     added_seq: int = 0
     activated_seq: int = 0
-    #: What the package says (model.toml); 0: nothing.
+    #: Release that model.toml declares; 0: none.
     release: int = 0
-    #: What the service learnt of it: device, requests served, ...; anything that JSON has a word for.
+    #: Facts that the service learned: device, requests served, ...; any JSON.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -45,7 +45,7 @@ class StoredVersion:
         return None if self.files is None else sum(file.size for file in self.files)
 
     def with_facts(self, facts: dict[str, Any]) -> StoredVersion:
-        """With these added; a fact that is None is forgotten. Raises TypeError or ValueError for what is no JSON."""
+        """With these added; a fact that is None is removed. Raises TypeError or ValueError for a value that JSON cannot carry."""
         json.dumps(facts, allow_nan=False)
         merged = {key: value for key, value in {**self.facts, **facts}.items() if value is not None}
         return replace(self, facts=MappingProxyType(merged))

@@ -58,7 +58,7 @@ _REMEDIES = {
     b"K": _WITHOUT_LINKS,
     b"S": "pack it without tar's option --sparse",
 }
-#: What pax may say of a file without changing its name or its bytes.
+#: Records of pax that change neither a file's name nor its bytes.
 _HARMLESS = ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment")
 _HARMLESS_PREFIXES = (
     "SCHILY.xattr.",
@@ -100,7 +100,7 @@ class TarReader:
     def __iter__(self) -> Iterator[Header]:
         while True:
             for _ in self.chunks():
-                pass  # a file that nobody wanted
+                pass  # a file that the caller skipped
             header = self._next()
             if header is None:
                 self._check_end()

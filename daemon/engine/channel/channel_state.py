@@ -1,4 +1,4 @@
-"""One channel as the engine serves it: what is due, what waits, what was answered."""
+"""Engine's state of one channel: requests that wait, replies that are deferred, and the client's standing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BEHIND_NS = 1_000_000_000
 
 
 class BrokenChannel(Exception):
-    """What the client wrote contradicts the protocol; its channel cannot be served any more."""
+    """The client's words contradict the protocol; its channel can no longer be served."""
 
 
 class ChannelState:
@@ -75,7 +75,7 @@ class ChannelState:
         #: Not 0 while an engine's death is held against this client: it runs alone, and behind the others.
         self.behind_ns = 0
         self._suspect_until_ns = 0
-        #: One such death was its own: a request that was tried is tried again only if nobody else pays for it.
+        #: One such death was its own: a request that was tried is tried again only at no other client's expense.
         self.blamed = False
         self.may_try_again = True
         #: Since when such a request waits for the others to be quiet.
@@ -110,7 +110,7 @@ class ChannelState:
         return self.behind_ns > 0
 
     def _new_fast_path(self) -> core.ServerFastPath | None:
-        """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
+        """Return the native fast path; None where it was not built, or is not for this client or device."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
         if requests.native is None or replies.native is None or self.rate is not None:
             return None
@@ -138,7 +138,7 @@ class ChannelState:
             self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
 
     def _forget_fast(self) -> None:
-        """Hold nothing of the channel's memory any more."""
+        """Release every view of the channel's memory."""
         self.fast_views = []
         if self.fast_path is not None:
             self.fast_path.reset()
@@ -148,7 +148,7 @@ class ChannelState:
         requests, replies = self.channel.requests, self.channel.replies
         self.poller.last_seen = published = requests.published()
         for sequence in requests.between(0, published):
-            # What was out in an earlier generation was answered there, or is carried.
+            # A request in flight in an earlier generation was answered there, or its reply is deferred.
             if not replies.answered(sequence):
                 self._admit(sequence)
         self._answer_carried()
@@ -223,7 +223,7 @@ class ChannelState:
         self.waiting.append(head)
 
     def _count(self, counter: Counter) -> None:
-        """What is answered here does not pass through Serving, which counts the rest."""
+        """Count a request that is answered here: Serving counts only those that pass through it."""
         self._stats.words[counter] += 1
         self._stats.words[self._stats.channel_index(self.number) + ChannelWord.ERRORS] += 1
 
@@ -264,7 +264,7 @@ class ChannelState:
             metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
         except RequestRejected:
             raise
-        except BaseException as error:  # reading a result may run code of its own type
+        except BaseException as error:  # reading a result may run code of its type
             raise PolicyRaised("the action cannot be read") from error
         copied_ns = time.monotonic_ns() - started_ns
         replies.complete(

@@ -37,7 +37,7 @@ class Registrar(Protocol):
 
 
 class MappedChannel:
-    """Mapped by its constructor, for `ChannelState` to serve after `prefault`; closed by whoever has it."""
+    """Mapped by its constructor, for `ChannelState` to serve after `prefault`; closed by its holder."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MappedChannel:
             raise
 
     def prefault(self) -> Iterator[None]:
-        """Give the memory its pages, a piece at each step; what is left out comes with the first touch."""
+        """Give the memory its pages, a piece at each step; pages that are left out come with the first touch."""
         return self.channel.prefault()
 
     def register(self) -> RegisteredRequests | None:
@@ -75,7 +75,7 @@ class MappedChannel:
             self._close_requests()
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
-        """What was registered is closed before. `let_go` closes the channel, at once or later; may be called twice."""
+        """The registration is closed before. `let_go` closes the channel, at once or later; may be called twice."""
         self._close_requests()
         let_go(self.channel)
 

@@ -52,5 +52,5 @@ class Overheads:
         self._users: dict[int, Overhead] = {}
 
     def of(self, uid: int) -> Overhead:
-        """What a new channel of this user spends from. All robots may be of the daemon's user: each for itself."""
+        """Return the account of a new channel of this user. All robots may be of the daemon's user: each has a separate one."""
         return Overhead() if uid == self._own_uid else self._users.setdefault(uid, Overhead())

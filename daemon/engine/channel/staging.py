@@ -18,7 +18,7 @@ _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
 #: Calls after which a function is as fast as it gets.
 _WARMING_CALLS = 200
-#: What `keep_unless_held` counts of a view, and of a view's base, that nobody holds; `calibrate` measures it.
+#: References that `keep_unless_held` counts on a view and on its base without a holder; `calibrate` measures them.
 _unheld = [0, 0]
 
 
@@ -52,7 +52,7 @@ class Staging:
     ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 
-        `copier` copies into the arena what the channel's client is still writing; `fast_path` copies plain requests there.
+        `copier` copies into the arena what the channel's client is still writing; `fast_path` copies fast requests there.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
@@ -74,7 +74,7 @@ class Staging:
             if source.room < size:
                 source = SlotMemory(_NO_METADATA, aligned_bytes(size))
                 self._replace(source, source.payload)
-            # The one copy of the payload: what the client writes from now on is not seen.
+            # The one copy of the payload: later writes of the client are not seen.
             if decoder is not None:
                 self.cut_through_bytes = decoder.stage(slot.payload, source.payload, self._copier, write_id)
             else:
@@ -142,7 +142,7 @@ class Staging:
 
 
 def calibrate() -> None:
-    """Measure what `keep_unless_held` counts of what nobody holds, with that very loop.
+    """Measure the references that `keep_unless_held` counts without a holder, with that very loop.
 
     It is not the same in every Python: 3.14 does not count a variable that only lends an object to a call. Where what is
     held cannot be told from what is not, everything counts as held, and every request gets new memory.

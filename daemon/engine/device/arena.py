@@ -65,12 +65,12 @@ class Arena:
         return int(self.host.numel())
 
     def reserve(self, size: int) -> None:
-        """Have at least so many bytes; only between batches. Raises torch.OutOfMemoryError, and keeps what it had."""
+        """Have at least this many bytes; only between batches. Raises torch.OutOfMemoryError, and keeps what it had."""
         if size > self.size:
             self.adopt(*self.larger(size))
 
     def larger(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory for so many bytes, of the host and of the device; raises torch.OutOfMemoryError."""
+        """Allocate this many bytes of the host and of the device; raises torch.OutOfMemoryError."""
         assert not self.fixed and not self.rows
         memory = self._new_memory(aligned(size))  # first: what is locked for the other part stays locked
         return self._source.take(aligned(size)), memory
@@ -121,7 +121,7 @@ class Arena:
         end = start + size
         row = payload
         if directly is None:
-            # The one copy on the host: what the client writes from now on is not seen.
+            # The one copy on the host: later writes of the client are not seen.
             row = self._bytes[start:end]
             np.copyto(row, payload[:size])
         leaves = [
@@ -162,7 +162,7 @@ class Arena:
         self._directly = 0
 
     def arrived(self) -> None:
-        """Until nothing is copied from clients' memory any more, which they then may write to again."""
+        """Wait until no copy reads clients' memory, which they may then write to again."""
         if self._reads_clients:
             self.send(ahead=False)
             self._copied.synchronize()

@@ -1,4 +1,4 @@
-"""What a device does wrong, sorted by who has to pay for it.
+"""Errors of a device, by who has to pay for them.
 
 | | the request | the engine |
 |---|---|---|
@@ -81,7 +81,7 @@ def with_memory_given_back(device: Device, take: Callable[[], T]) -> T:
 
 
 def raise_if_lost(device: Device, error: BaseException) -> None:
-    """Raises DeviceLost if no call of this process will succeed any more, as `error`, which it raised, may say."""
+    """Raise DeviceLost if no later call of this process can succeed, as `error`, which the device raised, may show."""
     if (reason := device.poisoned()) is not None:
         raise DeviceLost(reason) from error
 

@@ -1,4 +1,4 @@
-"""What the engine asks of a GPU: memory, two streams, events, and what it says of itself.
+"""Interface of a GPU to the engine: memory, two streams, events, and its description.
 
 There is a compute stream, on which models run, and a copy stream, whose copies go `ahead`: they are for the batch
 after the one that the device works on. Work on one stream is done in its order; work on the two only where one
@@ -45,10 +45,10 @@ class Device(Protocol):
     torch_device: torch.device
 
     def pinned(self, size: int) -> torch.Tensor:
-        """So many page-locked bytes of the host; raises PinFailed."""
+        """Allocate this many page-locked bytes of the host; raises PinFailed."""
 
     def memory(self, size: int) -> torch.Tensor:
-        """So many bytes of the device; raises torch.OutOfMemoryError. What holds them may do so for ever."""
+        """Allocate this many bytes of the device; raises torch.OutOfMemoryError. Their holder may keep them for ever."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is in this device's memory; another GPU's is not."""
@@ -102,7 +102,7 @@ class Device(Protocol):
         """The most bytes that this process's tensors have had reserved."""
 
     def facts(self) -> dict[str, Any]:
-        """What it is, for people: name, memory, integrated ..."""
+        """Its description for the operator: name, memory, integrated ..."""
 
 
 def sharing(tensor: torch.Tensor) -> tuple[int, int] | None:

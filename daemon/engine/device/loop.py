@@ -21,12 +21,12 @@ from .serving import DeviceServing
 
 #: An idle engine asks its device no more often whether it is still there.
 _ASKED_AFTER_NS = 2_000_000_000
-#: Batches between two looks at the tokens, which tell of requests in channels that were silent.
+#: Batches between two looks at the doorbell, which channels ring that were silent.
 _BATCHES_PER_TAKE = 4
 
 
 class IdleDevice:
-    """Finds out, while nobody asks for anything, that the device is lost: before a robot does."""
+    """Detects a lost device while no request comes, before a robot does."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -72,7 +72,7 @@ class DeviceLoop(GuardedLoop):
         try:
             self._make_room(state)
         except BrokenChannel:
-            state.close()  # it is nobody's yet
+            state.close()  # it is in no set yet
             raise
         super().add(state)
 
@@ -89,7 +89,7 @@ class DeviceLoop(GuardedLoop):
 
     def _serve_next(self) -> None:
         serving, words = self._device_serving, self._words
-        if self._serving is not serving:  # somebody records: one batch after the other
+        if self._serving is not serving:  # a recorder is attached: one batch after the other
             super()._serve_next()
             return
         self._busy = True
@@ -131,7 +131,7 @@ class DeviceLoop(GuardedLoop):
             if not serving.admits(head, state):
                 return
             # Whose request is on the device could have the next turn as well, before a client with a single request
-            # is back from its own: it waits for the end of this one, unless nobody else is about.
+            # is back from its own: it waits for the end of this one, unless no other client is about.
             if ahead and len(self._active) > 1 and serving.flies(state):
                 return
             state.waiting.popleft()
@@ -145,7 +145,7 @@ class DeviceLoop(GuardedLoop):
         if not self._listens():
             return
         self._look_at_active(time.monotonic_ns())
-        # Nobody's is touched beside a request that may end the engine.
+        # No other request is touched beside one that may end the engine.
         if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged
             self._fill(ahead=True)

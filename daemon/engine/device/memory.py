@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-#: What a model takes beside the bytes of its package: activations, workspaces, what the allocator rounds up.
+#: Factor for memory beside the bytes of a package: activations, workspaces, rounding of the allocator.
 _MARGIN = 1.2
 _MIB = 1 << 20
 

@@ -24,7 +24,7 @@ class PinnedPool:
         self._device = device
         self.pinned_bytes = 0
         self.pageable_bytes = 0
-        #: What is not as it should be, each said once; for status.
+        #: Problems for status, each once.
         self.warnings: list[str] = []
 
     def take(self, size: int) -> torch.Tensor:

@@ -67,7 +67,7 @@ class Readback:
             return tensor  # the codec says what it thinks of these
         size = tensor.numel() * tensor.element_size()
         if self._end + size > self.size:
-            # What was fetched before keeps its memory alive, and is read from there.
+            # Earlier results keep their memory alive, and are read from there.
             self._memory = self._source.take(max(2 * self.size, aligned(size), _LEAST))
             self._places.clear()
             self._end = 0
@@ -84,7 +84,7 @@ class Readback:
 
 
 def private(tree: Any) -> Any:
-    """The tree with copies of its tensors, for whoever keeps it longer than the batch."""
+    """Return the tree with copies of its tensors, to be kept longer than the batch."""
     if isinstance(tree, torch.Tensor):
         return tree.clone()
     kind = type(tree)

@@ -30,7 +30,7 @@ class Registrar:
         self.bytes = 0
 
     def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
-        """Register the segment behind the descriptor, which stays the caller's; None where that is no use, or fails."""
+        """Register the segment behind the descriptor, which stays the caller's; None where that does not pay, or fails."""
         if self.threshold is None or geometry.payload_bytes < self.threshold:
             return None
         registered = None

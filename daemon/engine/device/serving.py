@@ -95,7 +95,7 @@ class DeviceServing(Serving):
         self._launched_ns = 0
 
     def serve(self, batch: list[QueuedRequest]) -> None:
-        """Answer every request of `batch` before anything else is done, as while somebody records."""
+        """Answer every request of `batch` before anything else is done, as while a recorder is attached."""
         for state, head in batch:
             if not self.admits(head, state):
                 self._run_staged()
@@ -121,7 +121,7 @@ class DeviceServing(Serving):
             return not items and not self._flying  # it keeps its place in the order
         if not items:
             return True
-        # Whoever was being run when an engine died runs alone: only one of them is to blame.
+        # A client whose request was in hand when an engine died runs alone: only one of them is to blame.
         if len(items) >= self.max_batch or items[0].retried or state.channel.replies.attempts(head.sequence):
             return False
         if items[0].state.behind_ns or state.behind_ns:
@@ -194,7 +194,7 @@ class DeviceServing(Serving):
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
-                # Memory of its own: there may be several of one client in a batch, and what was unpickled may be kept.
+                # Separate memory: there may be several of one client in a batch, and what was unpickled may be kept.
                 staging = Staging(self._device.torch_device)
                 item.observation = staging.observation(schema, slot, in_place=False, pickled=True)
             else:
@@ -229,7 +229,7 @@ class DeviceServing(Serving):
     # Running
 
     def launch(self) -> bool:
-        """Start the model on what is staged; False if nothing of that may run any more."""
+        """Start the model on the staged requests; False if none of them may still run."""
         now_ns = time.monotonic_ns()
         arena = self._arena
         try:
@@ -325,7 +325,7 @@ class DeviceServing(Serving):
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
         """Until the actions have arrived, see `DeviceWait.until`; an action of the host's is there already.
 
-        And until the clients' memory is not read any more: an answer gives it back to them.
+        And until no copy reads the clients' memory: an answer gives it back to them.
         """
         try:
             if self._failure is None and self._results.pending:

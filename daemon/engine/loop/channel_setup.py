@@ -20,7 +20,7 @@ from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
 from .loop import EngineLoop
 
-#: Of pieces between two requests; what a request may wait for the channel of another client.
+#: Time for pieces between two requests: a request may wait this long for the channel of another client.
 TURN_NS = 100_000
 
 

@@ -1,4 +1,4 @@
-"""What wakes the engine: one doorbell that all clients ring, or one of each client's own."""
+"""Doorbells that wake the engine: one that all clients ring, or one for each client."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _MAX_RINGS = 1024
 
 
 class Doorbells(Protocol):
-    """What the loop listens to, of either transport."""
+    """Doorbells of all clients, of either transport."""
 
-    #: Whether `take` knows who rang. If not, the token that ends a wait is used up by that.
+    #: Whether `take` knows which client rang. If not, the ring that ends a wait is used up by it.
     names_channels: bool
 
     def watch(self, state: ChannelState) -> None:
         """Listen to this client, too."""
 
     def forget(self, state: ChannelState) -> None:
-        """Before the channel is closed; one that is not watched is no error."""
+        """Stop listening, before the channel is closed; may be called for one that is not watched."""
 
     def count(self) -> int:
-        """How many tokens wait, roughly; above zero if there is any."""
+        """Return roughly how many rings wait; above zero if there is any."""
 
     def take(self) -> Collection[ChannelState] | None:
-        """Use up the tokens that are there, or many; the channels that rang. None: nobody knows which."""
+        """Use up the rings that wait, up to a limit; return the channels that rang, or None if that cannot be known."""
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleep until a token came, a message or a signal arrived, or the time is over. True: somebody rang."""
+        """Sleep until a ring, a message or a signal arrives, or the time is over. True: a client rang."""
 
     def unmute(self, now_ns: int) -> None:
-        """Called every now and then: listen again to whoever was not listened to for a while."""
+        """Listen again to clients whose mute is over; called every now and then."""
 
     def close(self) -> None:
         """May be called twice."""

@@ -22,14 +22,14 @@ from .doorbells import Doorbells
 from .poll_set import PollSet
 from .schedule import charge, next_of
 
-#: No wait is longer, whatever bells were lost; four times as long where nobody has asked for a second.
+#: No wait is longer, whatever rings were lost; four times as long after a second without requests.
 LONGEST_WAIT_NS = 50_000_000
 _LONGEST_IDLE_WAIT_NS = 200_000_000
 #: A channel that was silent this long is looked at only when a token or the clock says so.
 _IDLE_AFTER_NS = 1_000_000_000
-#: Requests served between two looks at the tokens, which tell of requests in idle channels; sooner if they take long.
+#: Requests served between two looks at the doorbell, which idle channels ring; sooner if they take long.
 _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
-#: Where nobody knows whose a token was: no two looks at every channel are closer together, for each channel. A look
+#: Where it cannot be known which client rang: no two looks at every channel are closer together, for each channel. A look
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
 _SCAN_AFTER_NS = 2_000
 #: While a client writes a request the engine looks for it; no longer than this, and not if the client stands still.
@@ -38,7 +38,7 @@ _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 _ABOUT_NS = 2_000_000
 #: Of looking at the active channels alone, between two looks at the tokens and at the supervisor's word.
 _LOOKING_NS = 5_000
-#: A request that was in hand when an engine died is tried again once nobody else has asked for this long.
+#: A request that was in hand when an engine died is tried again after this long without requests of other clients.
 _QUIET_NS = 500_000_000
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
@@ -46,8 +46,8 @@ _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 class EngineLoop:
     """Serves the channels until `stopped`.
 
-    `control(timeout_s)` handles the supervisor's messages, waiting so long for the first, and says whether it left some
-    for its next call; `broken` is told of a channel that was given up, and why.
+    `control(timeout_s)` handles the supervisor's messages, waiting that long for the first, and returns whether it left some
+    for its next call; `broken` gets a channel that was given up, and the reason.
     """
 
     def __init__(
@@ -79,8 +79,8 @@ class EngineLoop:
         self._scanned_ns = 0
         self._taken_ns = 0
         self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
-        #: A token was taken, nobody knows whose it was, and not every channel was looked at since. There is no counting
-        #: of tokens against requests: who publishes and does not ring would make it come out as he likes.
+        #: A ring of an unknown client was taken, and not every channel was looked at since. Rings are not counted
+        #: against requests: a client that publishes and does not ring could make the sum come out at will.
         self._rung = False
         self.serving = False
         self.stopped = False
@@ -230,7 +230,7 @@ class EngineLoop:
     def _give_up(self, state: ChannelState, reason: str) -> None:
         self._broken(state.channel_info, reason)
         self.remove(state.number)
-        self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
+        self._more_control = True  # the callback that got it, and releases its memory, has work now
 
     def _look(self, state: ChannelState, now_ns: int) -> bool:
         queued = bool(state.waiting)
@@ -257,7 +257,7 @@ class EngineLoop:
             for state in rang:
                 self._look_at_idle(state, now_ns)
         since_ns = now_ns - self._scanned_ns
-        # With nothing else to do at once: who is waited for may be the one that is due.
+        # Without other work at once: the next request may be of the client that rang.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
         if not soon and since_ns <= LONGEST_WAIT_NS:
             return
@@ -269,7 +269,7 @@ class EngineLoop:
         self._bell.unmute(now_ns)
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
-        """Serve what this client has published while nobody waited, the short way if it has one."""
+        """Serve a request that this client has published while no other waited, by the fast path if it has one."""
         if not state.waiting and not state.held and self._serving.serve_fast(state):
             state.active_ns = now_ns
             if state not in self._active:
@@ -295,7 +295,7 @@ class EngineLoop:
                     break
                 state = found
             if batch and batch[0][0].behind_ns:
-                break  # nobody shares a batch with a client that is suspected
+                break  # a suspected client shares no batch
             batch.append((state, state.waiting.popleft()))
             if not state.waiting:
                 waiting.remove(state)
@@ -356,7 +356,7 @@ class EngineLoop:
 
     def _idle(self, began_ns: int) -> None:
         """Look for as long as news is likely soon, then sleep."""
-        if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
+        if self._waited_ns:  # learned from now, not when the news came: then a client was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
         if bytes_in_flight(self._all.copiers) >= 0:
@@ -386,7 +386,7 @@ class EngineLoop:
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
-                # A lone client need not wait for the long way round the loop.
+                # A lone client need not wait for a whole turn of the loop.
                 if len(active.states) == 1:
                     self._serve_found(active.states[0], now_ns)
                 return True
@@ -412,7 +412,7 @@ class EngineLoop:
                 or now_ns - began_ns > _WRITING_NS
                 or ((near := same_cpu_writers(all_channels.pollers)) and _in_the_way(all_channels, near, now_ns))
             ):
-                # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
+                # It is found all the same, if it comes; a client that announces and does not write takes no other client's turn.
                 abandon(all_channels.copiers)
                 return False
             place = spin(all_channels.pollers, now_ns + _LOOKING_NS, all_channels.copiers)

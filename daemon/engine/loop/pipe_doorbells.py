@@ -1,4 +1,4 @@
-"""Listens to every client's request bell at once, where each client has one of its own (transport `sealed`)."""
+"""Request doorbells of all clients where each has a pipe (transport `sealed`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shmserve.layout import number_of
 from ..channel.channel_state import ChannelState
 
 _READ_BYTES = 65536
-#: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
+#: A client that rings this much more often than its requests need is muted for a while. One that keeps to the protocol
 #: rings once or twice for each request; an earlier engine may have left rings of as many as the channel has slots (64).
 _SPARE_RINGS = 256
 _RINGS = 2
@@ -28,7 +28,7 @@ class _Pipe:
         self.state = state
         self.pipe = pipe
         self.rings = 0
-        #: So many rings are allowed beside those of the requests that were seen; known when the first one comes.
+        #: Rings that are allowed beside those of the requests that were seen; known when the first one comes.
         self.allowed: int | None = None
         self.muted_until_ns = 0
 
@@ -36,15 +36,15 @@ class _Pipe:
 class PipeDoorbells:
     """The engine's `Doorbells` over the pipes of all channels; each pipe's descriptor stays its channel's.
 
-    A pipe tells who rang, so only that channel is looked at. Who rings and rings without a request is not
-    listened to for a while, and can wake the engine no more often than it serves him; what such a client does
-    publish is found by looking.
+    A pipe tells who rang, so only that channel is looked at. A client that rings again and again
+    without a request is muted for a while, and can wake the engine no more often than it is served; requests that such
+    a client publishes are found by looking.
     """
 
     names_channels = True
 
     def __init__(self, control: int) -> None:
-        """`control` is the supervisor's socket: a message ends a wait, but is no token."""
+        """`control` is the supervisor's socket: a message ends a wait, but does not count as a ring."""
         self._poll = select.epoll()
         self._poll.register(control, select.EPOLLIN)
         self._control = control

@@ -3,7 +3,7 @@
 Oldest first by submit time, and fair by time: a client's request counts as no older than the end of the same client's last
 turn, and as much later as the others who waited then are owed for that turn: each of them as long as it took. One with eight
 requests in flight then takes turns with one that has a single request; one whose inferences take ten times as long as the
-other's has every tenth turn; with equal arrivals the order is equal. Nobody starves: what a request counts from is fixed,
+other's has every tenth turn; with equal arrivals the order is equal. No client starves: the time a request counts from is fixed,
 and time passes it. An idle client owes nothing, and only a request that waits has to stand back: the engine never idles for it.
 
 A client that is suspected of killing engines stands behind: its requests count as a second younger than they are.

@@ -1,4 +1,4 @@
-"""Asks the kernel for short turns of the processor: whoever asks for short ones gets it sooner when it wakes.
+"""Short time slices of the processor: a thread that requests them runs sooner when it wakes.
 
 An engine sleeps between requests. Where other programs keep every processor busy it would wait for the end of a turn of
 theirs, some milliseconds, each time that it wakes. It has no larger share by this. Linux 6.12 and later; before, nothing changes.

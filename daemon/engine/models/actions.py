@@ -11,7 +11,7 @@ from shmserve.errors import ModelPackageError
 from ...packages.manifest import MANIFEST
 from ...packages.package import ModelPackage
 
-#: What a single tensor is called where nobody gave it a name.
+#: Name of a single tensor that has none.
 ACTION = "action"
 
 

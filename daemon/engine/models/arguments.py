@@ -1,4 +1,4 @@
-"""What a saved module takes: which entry of the observation is which argument, and whether it fits.
+"""Arguments of a saved module: the entries of the observation that they are, and whether these fit.
 
 Arrays are not converted: a module that was exported for uint8 gets uint8 or the request is refused, with every entry that
 does not fit, what it should be and what it is. A single number may come as Python's, as numpy's or as a tensor.
@@ -51,7 +51,7 @@ class Length:
 
 @dataclass(frozen=True)
 class TensorField:
-    """A tensor; what is None was not recorded when the module was saved."""
+    """A tensor; None for a property that was not recorded when the module was saved."""
 
     dtype: torch.dtype | None
     lengths: tuple[Length, ...] | None

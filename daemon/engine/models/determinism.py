@@ -47,7 +47,7 @@ def seed() -> None:
 
 @contextlib.contextmanager
 def generators_apart(device: torch.device) -> Iterator[None]:
-    """What is drawn and seeded inside changes nothing of what is drawn afterwards."""
+    """Restore every generator at the end of the block."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:

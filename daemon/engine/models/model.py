@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whatever its format."""
+"""Interface of a model to the engine, whatever its format."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Model(Protocol):
         """An observation to warm up with (numpy arrays), None if the model knows none."""
 
     def metadata(self) -> dict[str, Any]:
-        """What the model says of itself to its clients."""
+        """The model's metadata for its clients."""
 
 
 @runtime_checkable
 class PerClient(Protocol):
-    """What a model has besides that keeps the state of each client apart."""
+    """Further methods of a model that keeps the state of each client apart."""
 
     def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
         """As `infer`, each observation of the client at its place in `client_ids`."""

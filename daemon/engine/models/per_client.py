@@ -1,4 +1,4 @@
-"""A policy class that keeps what it knows of each client apart: it is asked with the client's id, and told when one leaves."""
+"""Policy classes that keep a state for each client: they take the client's id, and are called when a client leaves."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _check_arguments(
 
 
 def _misfit(policy_class: Callable[..., Any], positional: tuple[Any, ...], arguments: Mapping[str, Any]) -> str | None:
-    """Why the class cannot be called so; None if it can, or nothing is known of its signature."""
+    """Return why the class cannot be called so; None if it can, or its signature is unknown."""
     try:
         signature = inspect.signature(policy_class)
     except ValueError:

@@ -37,7 +37,7 @@ def unlike(answers: list[Leaves], package: ModelPackage) -> list[str]:
 
 
 def warning(found: list[str], again: Callable[[], Leaves], package: ModelPackage) -> str:
-    """What to tell of a model that says nothing of state or chance; `again` asks it once more."""
+    """Return the warning for a model that declares neither state nor sampling; `again` asks it once more."""
     with _same_seed():
         first = again()
     with _same_seed():

@@ -9,7 +9,7 @@ import torch
 
 
 def stacked(rows: Sequence[Any]) -> Any:
-    """One tree out of the rows' trees, its tensors stacked; what is no tensor must be the same in every row."""
+    """One tree out of the rows' trees, its tensors stacked; other values must be the same in every row."""
     first = rows[0]
     if isinstance(first, torch.Tensor):
         # A single row, the usual case, is only looked at as a batch of one: nothing is copied.

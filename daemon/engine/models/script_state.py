@@ -1,4 +1,4 @@
-"""What a TorchScript module keeps from one call for the next: found before it serves, and put back."""
+"""State that a TorchScript module keeps between calls: found before it serves, and put back."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _name(value: Any) -> str:
 
 
 def _attribute(value: Any) -> str | None:
-    """The attribute whose memory `value` is, as far as that is sure; None for memory of its own."""
+    """The attribute whose memory `value` is, as far as that is sure; None for separate memory."""
     node = value.node()
     while node.kind() in _VIEWS and node.inputsSize():
         node = node.inputsAt(0).node()

@@ -180,10 +180,10 @@ def _row(field: Field, package: ModelPackage) -> Field:
 
 
 def _results(program: ExportedProgram) -> list[Any]:
-    """What the program returns, flattened, tensors as their descriptions."""
+    """Return the program's results, flattened, tensors as their descriptions."""
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     values = [getattr(result, "meta", {}).get("val", result) for result in output.args[0]]
-    # Values written back to buffers come first; what the caller gets is the rest.
+    # Values written back to buffers come first; the caller gets the rest.
     return values[len(values) - program.call_spec.out_spec.num_leaves :]
 
 
@@ -248,7 +248,7 @@ def _written(program: ExportedProgram) -> tuple[set[str], set[str]]:
 
 
 def _root(node: Any) -> torch.fx.Node | None:
-    """The placeholder whose memory `node` looks at, None if it has memory of its own."""
+    """The placeholder whose memory `node` looks at, None if it has separate memory."""
     while isinstance(node, torch.fx.Node) and node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
         if schema is None or not any(result.alias_info for result in schema.returns):

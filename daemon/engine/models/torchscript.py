@@ -57,7 +57,7 @@ def _read(file: Path, device: torch.device) -> Any:
 
 def _loaded(file: Path, device: torch.device) -> Any:
     with warnings.catch_warnings():
-        # The author chose this format, and whoever operates the daemon cannot change that: said in the documents.
+        # The author chose this format, and the operator of the daemon cannot change that; the documents say so.
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(file, map_location=device)
 
@@ -76,7 +76,7 @@ def _check_stateless(
         def run() -> Any:
             return model.infer([{name: _own(value) for name, value in seen.items()}])[0]
 
-        with torch.no_grad(), contextlib.suppress(Exception):  # the warm-up tells of what cannot run
+        with torch.no_grad(), contextlib.suppress(Exception):  # the warm-up reports a module that cannot run
             found = changed_by(module, run, atol=package.atol, rtol=package.rtol)
     if found:
         raise ModelPackageError(
@@ -132,7 +132,7 @@ def _like(recorded: Any) -> TensorField:
 def _of_whole_observations(
     package: ModelPackage, module: Callable[..., Any], example: dict[str, Any] | None, reset: Any
 ) -> SavedModule:
-    """A module of one dict: what the example has of an observation, without an example all of it."""
+    """A module of one dict: the entries that the example has, without an example all of the observation."""
     if example is None:
         return SavedModule(
             package, Arguments([Field(None, (), AnyField())]), lambda values: module(values[0]), reset=reset

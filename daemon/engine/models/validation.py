@@ -66,7 +66,7 @@ def _deviation(given: Any, wanted: Any, atol: float, rtol: float) -> str | None:
 
 
 def _array(value: Any) -> npt.NDArray[Any] | None:
-    """A value of an action as an array, bfloat16 as float32 (numpy files have no bfloat16); None for what is no number."""
+    """A value of an action as an array, bfloat16 as float32 (numpy files have no bfloat16); None for a value that is not a number."""
     if isinstance(value, torch.Tensor):
         return tensor_bytes(value.float() if value.dtype == torch.bfloat16 else value)
     if isinstance(value, (np.ndarray, np.generic)):

@@ -1,4 +1,4 @@
-"""Serves plain requests in as few steps as there can be; all else as Serving does."""
+"""Fast path of requests, in as few steps as possible; everything else goes through Serving."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAS
 
 
 class FastPathServing(Serving):
-    """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
+    """A `Serving` with a fast path from a client's counter to its reply, for a request shaped like the one before.
 
     The native core (native/python/server_fast_path.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
-    goes on by the long way from where it is.
+    goes on by the slow path from where it is.
     """
 
     def __init__(self, *model: Any, **settings: Any) -> None:
         super().__init__(*model, **settings)
-        # A model that is told whose request it is, and numbers that have to be looked at, are nothing plain.
+        # Models that take the client's id, and values with range checks, have no fast path.
         self._has_fast_path = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
@@ -93,7 +93,7 @@ class FastPathServing(Serving):
                     self._version,
                     infer_ns,
                 )
-            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
+            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the slow path reports why
                 copied_ns = -1
         if copied_ns < 0:
             item, observation = self._item(state, path, observation), None
@@ -114,7 +114,7 @@ class FastPathServing(Serving):
             state.staging(0).keep_unless_held(state.fast_views)
 
     def _item(self, state: ChannelState, path: core.ServerFastPath, observation: Any) -> BatchItem:
-        """The plain request that was taken last, for the long way."""
+        """Return the fast request that was taken last, for the slow path."""
         schema = state.fast_schema
         assert schema is not None
         head = path.head(RequestHead)

@@ -19,7 +19,7 @@ _METADATA_BYTES = 1 << 16
 
 
 class RecordedServing:
-    """In the place of Serving while somebody records, so that nobody pays for it otherwise."""
+    """Stands in for Serving while a recorder is attached, so that it costs nothing at other times."""
 
     def __init__(self, serving: Serving, record_ring: RecordRingWriter, channel: int | None) -> None:
         """`channel`: only this one; None: every one."""
@@ -29,7 +29,7 @@ class RecordedServing:
         self.max_batch = serving.max_batch
 
     def serve(self, batch: list[QueuedRequest]) -> None:
-        """Answer as `Serving.serve` does; what is recorded costs its copy."""
+        """Answer as `Serving.serve` does; each recorded request costs its copy."""
         # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
         # one leaves it on the record ring. The answer after the robot has it.
         noted = [taken for taken in batch if self._note_request(*taken)]

@@ -108,18 +108,18 @@ class Serving:
         self._version = version
         self._in_place = in_place
         self._stateful = stateful
-        #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
+        #: Range checks of the package; None where it declares none, and nothing is checked.
         self._observations = RangeChecks("observation", checks["observation"]) if "observation" in checks else None
         self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
         #: Whether it was said that a reset reaches nothing of the model.
         self._told_of_reset = False
-        #: Whether there is a short way for plain requests (plain_serving.py).
+        #: Whether there is a fast path (fast_path.py).
         self._has_fast_path = False
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
 
     def serve_fast(self, state: ChannelState) -> bool:
-        """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
+        """Answer this client's next request by the fast path; False: nothing was done."""
         return False
 
     def serve(self, batch: list[QueuedRequest]) -> None:
@@ -156,7 +156,7 @@ class Serving:
         """The request ready for the model; None if it was answered without."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
         channel = state.channel
-        # What a plain request need not be asked for any closer.
+        # Flags and kinds of a request that needs no closer look.
         if (
             head.kind != _INFER
             or head.max_age_ns
@@ -221,7 +221,7 @@ class Serving:
         return item
 
     def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
-        """Whether the request was answered because it may not run, or not any more."""
+        """Return whether the request was answered because it may not run, or may no longer."""
         refusal = self._refusal(state, head, taken_ns)
         if refusal is not None:
             error = ("RequestRejected", f"no kind of request: {head.kind}") if refusal == Status.REJECTED else None
@@ -430,7 +430,7 @@ class Serving:
 
 def forget_traceback(error: BaseException) -> None:
     """A traceback holds the observation: with it the arena would look as if the policy kept it."""
-    # BaseException's own: an exception of the policy may have attributes and methods of its own.
+    # BaseException's attributes: an exception class of the policy may redefine them.
     BaseException.with_traceback(error, None)
     if type(error) is PolicyRaised and error.__cause__ is not None:
         BaseException.with_traceback(error.__cause__, None)

@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 #: The first calls allocate, choose kernels and compile; later ones show what a request will cost.
 _ROUNDS = 3
-#: Whom a stateful model is told to forget between the rounds and before it serves.
+#: Client id of the warm-up, which a stateful model is reset for between the rounds and before it serves.
 _CLIENT = -1
 
 
 @dataclass(frozen=True)
 class WarmupResult:
-    """What the warm-up showed."""
+    """Measurements of the warm-up."""
 
     request_bytes: int  # payload of the example; 0 without one
     reply_bytes: int
@@ -77,7 +77,7 @@ class HostStaging(Staging):
 def warm_up(
     model: Model, device: torch.device, package: ModelPackage, *, staging: _ArraysOf | None = None
 ) -> WarmupResult:
-    """Run the package's example, or the model's own, a few times; `staging` is for a device that is no host's.
+    """Run the package's example, or the model's own, a few times; `staging` is for a device other than the CPU.
 
     Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
     expected, or is another one in a batch.
@@ -164,7 +164,7 @@ def _judge(action: Any, package: ModelPackage) -> None:
 
 
 def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
-    """What the package declares of numbers holds for its own example, and names entries that there are."""
+    """Raise ModelPackageError unless the package's range checks hold for its example and name entries that exist."""
     for side, tree in (("observation", example), ("action", action)):
         try:
             RangeChecks(side, package.checks.get(side, {})).apply(tree)
