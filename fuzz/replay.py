@@ -2,9 +2,9 @@
 
     python -m fuzz.replay [--inputs 200000] [--seed 1] [--target NAME ...]
 
-Each named target gets its share of the inputs.
+Each named target runs its seeds, its corpus, and then its share of `--inputs` mutations of both.
 
-The same seed runs the same inputs. The last lines are the number of inputs by target; a finding ends the run, with the
+The same seed gives the same mutations. The last lines are the number of inputs by target; a finding ends the run, with the
 input.
 """
 
@@ -63,16 +63,16 @@ def run_one(name: str, target: Target, data: bytes) -> float:
 
 
 def replay(name: str, target: Target, inputs: int, seed: int) -> Ran:
-    """Run the seeds, the corpus, and mutations of both until `inputs` have run; raise Finding."""
+    """Run the seeds, the corpus, and `inputs` mutations of both; raise Finding."""
+    began_s = time.perf_counter()
     known = [*target.seeds(), *corpus.read(name)]
     for data in known:
         run_one(name, target, data)
     Path("/proc/self/clear_refs").write_text(_FORGET_THE_PEAK)
     memory = _memory_bytes()
     mutator = Mutator(seed, known, target.words)
-    began_s = time.perf_counter()
     slowest_s = 0.0
-    for number in range(max(0, inputs - len(known))):
+    for number in range(inputs):
         data = mutator.next()
         took_s = run_one(name, target, data)
         slowest_s = max(slowest_s, took_s)
@@ -81,7 +81,7 @@ def replay(name: str, target: Target, inputs: int, seed: int) -> Ran:
             raise Finding(name, data, f"took {took_s:.1f} s, the limit is {TIME_LIMIT_S:g}")
         if number % _STRIDE == 0 and _memory_bytes() - memory > MEMORY_LIMIT_BYTES:
             raise Finding(name, data, f"the process grew by {_memory_bytes() - memory} bytes")
-    return Ran(max(inputs, len(known)), time.perf_counter() - began_s, slowest_s)
+    return Ran(len(known) + inputs, time.perf_counter() - began_s, slowest_s)
 
 
 def _memory_bytes() -> int:

@@ -49,6 +49,42 @@ class IngestedPackage:
         return content_digest(self.files)
 
 
+#: `ingest`, or a function that tests use in its place, which starts no process.
+Ingest = Callable[
+    [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None"], Awaitable[IngestedPackage]
+]
+
+
+class IngestEvents:
+    """Events of the worker that ingests one package; `root` is None until the last one."""
+
+    def __init__(self, progress: Callable[[BytesIngested], None] | None = None) -> None:
+        self._progress = progress
+        self._files: list[PackageFile] = []
+        self.root: str | None = None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take one event in; raises ArchiveRefused or StoreUnavailable if it says so."""
+        match event["event"]:
+            case "progress":
+                if self._progress is not None:
+                    self._progress(BytesIngested(event["read"], event["total"], event["files"]))
+            case "file":
+                self._files.append(PackageFile(event["name"], event["size"], event["sha256"]))
+            case "done":
+                self.root = event["root"]
+            case "refused":
+                raise ArchiveRefused(event["reason"])
+            case "failed":
+                raise unavailable(OSError(event["errno"], ""), event["reason"])
+
+    @property
+    def files(self) -> tuple[PackageFile, ...]:
+        """The files, named within `root`."""
+        prefix = self.root + "/" if self.root else ""
+        return tuple(PackageFile(file.name[len(prefix) :], file.size, file.sha256) for file in self._files)
+
+
 async def ingest(
     source: int,
     staging: Path,
@@ -122,28 +158,13 @@ async def _follow(
 ) -> tuple[tuple[PackageFile, ...], str]:
     """Read what the process says until it ends: the files, and the folder that holds them."""
     assert process.stdout is not None
-    files: list[PackageFile] = []
-    end: dict[str, Any] = {}
+    events = IngestEvents(progress)
     async for line in process.stdout:
-        said = json.loads(line)
-        match said.pop("event"):
-            case "progress":
-                if progress is not None:
-                    progress(BytesIngested(said["read"], said["total"], said["files"]))
-            case "file":
-                files.append(PackageFile(**said))
-            case "done":
-                end = {"root": said["root"]}
-            case "refused":
-                raise ArchiveRefused(said["reason"])
-            case "failed":
-                raise unavailable(OSError(said["errno"], ""), said["reason"])
+        events.take(json.loads(line))
     status = await process.wait()
-    if "root" not in end:
+    if events.root is None:
         raise ArchiveRefused(_death(status, limits))
-    root: str = end["root"]
-    prefix = root + "/" if root else ""
-    return tuple(PackageFile(file.name[len(prefix) :], file.size, file.sha256) for file in files), root
+    return events.files, events.root
 
 
 def _death(status: int, limits: PackageLimits) -> str:

@@ -25,7 +25,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -45,13 +45,16 @@ _DESCRIPTORS = 64
 #: Of a file, to see what it is; gzip may give them one by one.
 _START_BYTES = 8
 
+Say = Callable[[dict[str, Any]], None]
+
 
 class IngestWorker:
-    """One package on its way from `source` to `target`."""
+    """One package on its way from `source` to `target`; `say` gets each event as a dict."""
 
-    def __init__(self, source: int, target: int, limits: PackageLimits) -> None:
+    def __init__(self, source: int, target: int, limits: PackageLimits, say: Say) -> None:
         self._source = source
         self._limits = limits
+        self._say = say
         self._writer = PackageWriter(target, limits, self._on_bytes)
         self._read = 0
         self._total: int | None = None
@@ -74,8 +77,8 @@ class IngestWorker:
             raise ArchiveRefused("there is no file in it")
         self._writer.sync(movable=root)
         for file in self._writer.files.values():
-            _say("file", **asdict(file))
-        _say("done", root=root)
+            self._say({"event": "file", **asdict(file)})
+        self._say({"event": "done", "root": root})
 
     def _copy_directory(self) -> None:
         self._total = sum(file.found.st_size for file in open_files(self._source, entries=self._limits.members))
@@ -128,7 +131,8 @@ class IngestWorker:
         now_s = time.monotonic()
         if now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
-            _say("progress", read=self._read, total=self._total, files=len(self._writer.files))
+            files = len(self._writer.files)
+            self._say({"event": "progress", "read": self._read, "total": self._total, "files": files})
 
 
 def _with_start(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:
@@ -143,8 +147,22 @@ def _identity(file: OpenFile) -> tuple[str, int, int, int]:
     return file.name, file.found.st_ino, file.found.st_size, file.found.st_mtime_ns
 
 
-def _say(event: str, **fields: Any) -> None:
-    line = json.dumps({"event": event, **fields}).encode() + b"\n"
+def copy_package(source: int, target: int, limits: PackageLimits, say: Say) -> None:
+    """Copy the package and report its end, whichever, as the last event; raises only what `say` raises."""
+    try:
+        IngestWorker(source, target, limits, say).run()
+    except ModelPackageError as error:
+        say({"event": "refused", "reason": str(error)})
+    except MemoryError:
+        say({"event": "refused", "reason": f"reading it takes more than {limits.memory_bytes} bytes of memory"})
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        say({"event": "failed", "reason": str(error.strerror or error), "errno": error.errno})
+
+
+def _write(event: dict[str, Any]) -> None:
+    line = json.dumps(event).encode() + b"\n"
     while line:
         line = line[os.write(1, line) :]
 
@@ -170,17 +188,8 @@ def main() -> int:
     """Exit status 0 once a last event was written, whichever."""
     source, target, limits = int(sys.argv[1]), int(sys.argv[2]), PackageLimits(**json.loads(sys.argv[3]))
     _confine(limits)
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for this package any more
-        try:
-            IngestWorker(source, target, limits).run()
-        except ModelPackageError as error:
-            _say("refused", reason=str(error))
-        except MemoryError:
-            _say("refused", reason=f"reading it takes more than {limits.memory_bytes} bytes of memory")
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            _say("failed", reason=str(error.strerror or error), errno=error.errno)
+    with contextlib.suppress(BrokenPipeError):  # the supervisor no longer waits for this package
+        copy_package(source, target, limits, _write)
     return 0
 
 

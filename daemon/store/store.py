@@ -20,7 +20,7 @@ from .atomic_files import remove_tree
 from .directory import StoreDirectory
 from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
 from .index import Index
-from .ingest import BytesIngested, IngestedPackage, ingest, undisturbed
+from .ingest import BytesIngested, Ingest, IngestedPackage, ingest, undisturbed
 from .integrity import check_files
 from .limits import PackageLimits
 from .signature_policy import SignaturePolicy
@@ -47,6 +47,7 @@ class Store:
         limits: PackageLimits | None = None,
         signatures: SignaturePolicy | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
+        ingest: Ingest = ingest,
         in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
@@ -61,6 +62,7 @@ class Store:
         self._limits = limits or PackageLimits()
         self._signatures = signatures or SignaturePolicy()
         self._examine = examine
+        self._ingest = ingest
         self._in_use = in_use
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
@@ -140,7 +142,7 @@ class Store:
         async with self._one_at_a_time:
             self._directory.need()
             name = name or _path_of(source)
-            package = await ingest(source, self._directory.fresh_incoming(), self._limits, progress)
+            package = await self._ingest(source, self._directory.fresh_incoming(), self._limits, progress)
             try:
                 received()
             except BaseException:

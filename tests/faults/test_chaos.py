@@ -19,7 +19,9 @@ from chaos.tally import Account, Tally, Word
 from chaos.updates import kill_during_updates
 
 
-@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
+@pytest.mark.fault("T17", "T22", "T25", "T28", "T47", "T49", "T51", "T52", "T53", "T55", "T63", "T81")
+@pytest.mark.long
+@pytest.mark.parametrize("transport", ["named", "sealed"])
 def test_every_request_is_accounted_for_whoever_is_killed_or_stopped(transport: str) -> None:
     service = Service(transport, seed=7)
     with service:

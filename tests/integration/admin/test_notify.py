@@ -131,6 +131,7 @@ def test_a_model_that_cannot_be_loaded_is_told_and_never_ready(
     assert "READY" not in dict(manager.fields)
 
 
+@pytest.mark.fault("T56")
 def test_the_watchdog_is_fed_while_the_daemon_lives_and_not_while_its_engine_is_stuck(
     start_daemon: Callable[..., Daemon], manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

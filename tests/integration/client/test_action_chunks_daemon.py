@@ -23,6 +23,8 @@ from shmserve.client.action_chunks import ActionChunks, ActionStep
 from tests.support.daemon_process import POLICIES, Daemon, environment, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 PERIOD_S = 0.02
 
 

@@ -37,6 +37,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import in_loop, run
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:

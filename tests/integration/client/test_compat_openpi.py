@@ -21,6 +21,8 @@ from shmserve.client.compat.openpi import WebsocketClientPolicy
 from tests.support.daemon_process import Daemon, environment
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def droid() -> Iterator[Daemon]:

@@ -21,6 +21,8 @@ from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.event_loop import in_loop
 from tests.support.trees import Mode, Pixels, Task
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def described() -> Iterator[Daemon]:
@@ -77,6 +79,7 @@ _WRONG: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
 }
 
 
+@pytest.mark.fault("T44")
 @pytest.mark.parametrize("wrong", _WRONG)
 def test_a_first_observation_that_is_not_what_was_declared_is_refused_entry_by_entry(
     described: Daemon, wrong: str

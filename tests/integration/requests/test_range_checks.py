@@ -19,6 +19,8 @@ from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import Daemon
 from tests.support.folders import SUPPORT
 
+pytestmark = pytest.mark.sealed_too
+
 NAN, INF = math.nan, math.inf
 
 

@@ -27,9 +27,13 @@ def scheduled(pid: int) -> tuple[int, int, int]:
     return policy, nice, runtime
 
 
-pytestmark = pytest.mark.skipif(
-    platform.machine() not in _SCHED_GETATTR or scheduled(0)[2] == 0, reason="turns have one length before Linux 6.12"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        platform.machine() not in _SCHED_GETATTR or scheduled(0)[2] == 0,
+        reason="turns have one length before Linux 6.12",
+    ),
+    pytest.mark.sealed_too,
+]
 
 
 def test_an_engine_has_short_turns_and_its_supervisor_those_that_everybody_has(obedient: Daemon) -> None:

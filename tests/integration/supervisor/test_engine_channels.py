@@ -170,6 +170,7 @@ def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_
     assert robot.answered(asked) == [True, True]
 
 
+@pytest.mark.fault("T62")
 @pytest.mark.parametrize("told", [0], indirect=True)  # as if each piece took long
 def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told) -> None:
     robot = told.client()
@@ -183,6 +184,7 @@ def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told) -
     assert robot.answered(asked) == [True] * 8
 
 
+@pytest.mark.fault("T62")
 @pytest.mark.parametrize("told", [0], indirect=True)
 def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(told: Told) -> None:
     robot, leaving = told.client(), told.client()

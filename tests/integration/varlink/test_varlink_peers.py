@@ -24,6 +24,7 @@ from tests.support.varlink_service import (
 )
 
 
+@pytest.mark.fault("T62", "T85")
 def test_a_peer_that_dawdles_is_closed_and_one_that_is_quiet_between_calls_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -117,6 +118,7 @@ signal.pause()
 """
 
 
+@pytest.mark.fault("T50")
 @pytest.mark.parametrize("method", ["Echo", "Wait"])
 def test_a_killed_peer_is_noticed_although_its_child_keeps_the_socket_open(tmp_path: Path, method: str) -> None:
     with Service(tmp_path) as service:

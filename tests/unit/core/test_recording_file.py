@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
 
 from shmserve.client.recordings import Recording, RecordingError, RecordingTruncated
 from shmserve.client.recordings.comparison import Comparison
@@ -41,27 +39,6 @@ def write(file: Path, count: int = 3, **changed: Any) -> Path:
             writer.add(facts(number, **changed), OBSERVATION, ACTION)
         writer.end({"ended": "count"})
     return file
-
-
-def test_other_tools_read_it(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.rec")
-
-    listed = subprocess.run(["tar", "-tf", str(file)], capture_output=True, text=True, check=True).stdout.split()
-    with tarfile.open(file) as archive:
-        member = archive.extractfile("requests/00000002.safetensors")
-        assert member is not None
-        blob = member.read()
-
-    assert listed == ["recording.json", *(f"requests/{n:08d}.safetensors" for n in (1, 2, 3)), "end.json"]
-    tensors = load(blob)
-    np.testing.assert_array_equal(tensors["observation.image"], OBSERVATION["image"])
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-    assert json.loads(header["observation"]) == {
-        "image": {"$array": "observation.image"},
-        "task": "fold",
-        "pose": {"$tuple": [1, 2.5, None]},
-    }
-    assert b"cpickle" not in blob and b"numpy" not in blob
 
 
 def test_a_recording_that_was_cut_off_anywhere_says_so_and_gives_what_is_whole(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 from shmserve.structure_guard import infer_schema
 
+pytestmark = pytest.mark.pure_too
+
 _TIMES = 3000
 #: What Python itself takes now and then: a longer table of a dict, a cache that has just been made.
 _SPARE_BLOCKS = _TIMES // 10

@@ -1,4 +1,4 @@
-"""Names of shared-memory objects: unguessable, each service's own, swept without touching another's."""
+"""NameRegistry of shared-memory objects: unguessable, each service's own, swept without touching another's."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def names(tmp_path: Path) -> Iterator[NameRegistry]:
     names.sweep()
 
 
+@pytest.mark.fault("T10")
 def test_names_are_never_the_same_and_long_enough_not_to_be_guessed(names: NameRegistry) -> None:
     found = {names.fresh() for _ in range(1000)}
 
@@ -54,6 +55,7 @@ def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: NameRegistry, 
         (SHM / f"shmserve-{names.prefix}").unlink()
 
 
+@pytest.mark.fault("T09")
 def test_what_cannot_be_removed_is_left(names: NameRegistry) -> None:
     stuck = SHM / f"{names.prefix}directory"
     stuck.mkdir()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +165,9 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         (PYTHON + "max_batch = '" + "1" * 5000 + "'", "max_batch = '111"),
         (PYTHON + "name = 0x" + "f" * 5000, "name = an integer of 20000 bits must be a string"),
         ("#" * (1 << 20) + "#", "has 1048577 bytes, more than 1048576"),
-        ("[models]", "'models' is no table; did you mean 'model'?"),
-        ("[model]\nmax_bach = 1", "'max_bach' is no key of [model]; did you mean 'max_batch'?"),
-        ('[warmup]\nexemple = "x"', "'exemple' is no key of [warmup]; did you mean 'example'?"),
+        ("[models]", "'models' is not a table; did you mean 'model'?"),
+        ("[model]\nmax_bach = 1", "'max_bach' is not a key of [model]; did you mean 'max_batch'?"),
+        ('[warmup]\nexemple = "x"', "'exemple' is not a key of [warmup]; did you mean 'example'?"),
         ("[model]\nmax_batch = '1'", "max_batch = '1' must be an integer"),
         ("[model]\nmax_batch = true", "max_batch = True must be an integer"),
         ("[model]\nstateful = 1", "stateful = 1 must be true or false"),
@@ -193,7 +191,7 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         (PYTHON + '[warmup]\nexample = "/etc/hostname"', "must be the name of a file in the package"),
         (PYTHON + '[warmup]\nexpected = "absent.npz"', "the package holds no such file"),
         (PYTHON + "[warmup]\ntolerance = 0.1", "tolerance = 0.1 must be a table"),
-        (PYTHON + "[warmup]\ntolerance = { abs = 1 }", "'abs' is no key of tolerance"),
+        (PYTHON + "[warmup]\ntolerance = { abs = 1 }", "'abs' is not a key of tolerance"),
         (PYTHON + "[warmup]\ntolerance = { atol = -1 }", "atol = -1 must be a number, 0 or more"),
         (PYTHON + "[warmup]\ntolerance = { rtol = inf }", "rtol = inf must be a number"),
         (PYTHON + "[warmup]\ntolerance = { rtol = nan }", "rtol = nan must be a number"),
@@ -221,6 +219,7 @@ def test_a_manifest_that_is_not_text_is_refused(directory: Path) -> None:
     assert "is not TOML" in refusal(directory)
 
 
+@pytest.mark.fault("T76")
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory: Path, name: str) -> None:
     entry = 'entry = "reach"' if name == "installed" else ""
@@ -232,17 +231,3 @@ def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory:
     else:
         text = refusal(directory, allow_code=False)
         assert re.search(f"format '{name}' can run code .* allow_code is false.* format installed", text)
-
-
-def test_a_package_is_read_without_torch_and_without_its_code(directory: Path) -> None:
-    (directory / "policy.py").write_text("raise SystemExit('the code of the package ran')")
-    program = (
-        "import sys; from pathlib import Path; from shmserve.daemon.packages.package import ModelPackage; "
-        "print(ModelPackage.read(Path(sys.argv[1])).format, 'torch' in sys.modules)"
-    )
-
-    output = subprocess.run(
-        [sys.executable, "-c", program, directory], capture_output=True, text=True, check=True, timeout=60
-    )
-
-    assert output.stdout.split() == ["python", "False"]

@@ -50,6 +50,7 @@ def test_descriptors_of_pipelined_calls_are_not_mixed_up(tmp_path: Path) -> None
         assert read_messages(sock, 6) == echo_reply("slow") + expected
 
 
+@pytest.mark.fault("T63")
 def test_a_socket_that_takes_no_descriptors_never_holds_one(tmp_path: Path) -> None:
     with Service(tmp_path) as service, service.raw() as sock, memory_files(11) as fds:
         pass_fds(sock, b'{"method":"org.example.Test.TakeFds"}\0', fds * 250)

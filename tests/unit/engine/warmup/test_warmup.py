@@ -78,6 +78,7 @@ def test_an_expected_action_without_an_example_is_refused(tmp_path: Path) -> Non
     assert "there is no example" in refusal(tmp_path)
 
 
+@pytest.mark.fault("T43")
 def test_nan_in_the_action_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
     package(tmp_path / "refused", "model.pt2", "root")
     package(tmp_path / "meant", "model.pt2", "root", "[warmup]\nallow_nonfinite = true")

@@ -1,4 +1,4 @@
-"""Archives that are refused, and why; each through the real process under limits."""
+"""Archives that are refused, and why."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.support.archives.tar_bytes import (
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
+@pytest.mark.fault("T71", "T72", "T74", "T75")
 @pytest.mark.parametrize("hostile", HOSTILE, ids=str)
 def test_a_hostile_archive_is_refused_and_leaves_nothing(hostile: Hostile, take: Take, tmp_path: Path) -> None:
     with pytest.raises(ArchiveRefused, match=hostile.reason) as refusal:
@@ -43,6 +44,7 @@ def test_a_long_name_is_shown_in_part(take: Take) -> None:
     assert all(len(quoted) <= 64 for quoted in re.findall(r"'.*'|'.*\.\.\.", str(refusal.value)))
 
 
+@pytest.mark.fault("T75")
 def test_a_package_of_more_bytes_than_allowed_is_refused_before_it_is_written(take: Take) -> None:
     with pytest.raises(ArchiveRefused, match="'weights' has 2000 bytes and the files before it 1000"):
         take(tar(member(b"one", b"1" * 1000), member(b"weights", b"2" * 2000)), total_bytes=2500)
@@ -56,6 +58,7 @@ def test_a_file_larger_than_any_package_is_refused_at_once(take: Take, tmp_path:
         take(tmp_path / "sent.tar")
 
 
+@pytest.mark.fault("T74")
 def test_what_compresses_well_is_taken_while_it_is_small(take: Take) -> None:
     content = bytes(15 << 20)
 

@@ -18,7 +18,7 @@ from shmserve.daemon.store import ArchiveRefused, BytesIngested
 from shmserve.daemon.store.ingest import IngestedPackage, ingest
 from shmserve.package_files import content_digest, content_version, package_files
 from tests.support.archives.packages import FILES, content_of, opened, write_package
-from tests.support.archives.taking import Take
+from tests.support.archives.taking import Take, ingest_here
 from tests.support.archives.tar_bytes import (
     BASE,
     directory,
@@ -221,7 +221,7 @@ def test_the_offset_of_the_senders_descriptor_is_neither_used_nor_moved(tmp_path
     with opened(tmp_path / "sent") as descriptor:
         os.lseek(descriptor, 700, os.SEEK_SET)
 
-        received = asyncio.run(ingest(descriptor, tmp_path / "staging"))
+        received = asyncio.run(ingest_here(descriptor, tmp_path / "staging"))
 
         assert len(received.files) == 2 and os.lseek(descriptor, 0, os.SEEK_CUR) == 700
 

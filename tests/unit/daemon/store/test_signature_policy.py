@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from shmserve.package_signature import (
     signed_bytes,
 )
 from tests.support.archives.packages import FILES, content_of, opened, write_package
+from tests.support.archives.taking import ingest_here
 
 pytest.importorskip("cryptography")
 
@@ -46,7 +44,7 @@ def package(key: PublicKey, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(key: PublicKey, tmp_path: Path) -> Iterator[Store]:
     """Takes signed packages only."""
-    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[key]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[key]))
     store.open()
     yield store
     store.close()
@@ -74,22 +72,6 @@ def test_what_is_signed_can_be_written_down_by_anyone(tmp_path: Path) -> None:
         "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 0 a/ü\n"
         "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b 1 b\n"
     )
-
-
-def test_openssl_makes_keys_and_checks_signatures_too(tmp_path: Path) -> None:
-    private, public = str(tmp_path / "private.pem"), str(tmp_path / "public.pem")
-    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True, capture_output=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
-    package = write_package(tmp_path / "arm")
-
-    key = sign_package(package, Path(private))
-
-    assert key == PublicKey.read(public)
-    (tmp_path / "signed").write_bytes(signed_bytes(package_files(package)))
-    _, mark = (package / "model.sig").read_text().splitlines()[1].split()
-    (tmp_path / "mark").write_bytes(base64.b64decode(mark))
-    files = ["-in", str(tmp_path / "signed"), "-sigfile", str(tmp_path / "mark")]
-    subprocess.run(["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", public, *files], check=True)
 
 
 def test_signing_leaves_the_version_and_nothing_beside_the_signature(key: PublicKey, tmp_path: Path) -> None:
@@ -148,18 +130,6 @@ def test_a_file_without_a_public_key_is_told(content: bytes, tmp_path: Path) -> 
         PublicKey.read(str(tmp_path / "other.pub"))
 
 
-def test_a_key_of_another_kind_is_told(tmp_path: Path) -> None:
-    private, public = str(tmp_path / "private.pem"), str(tmp_path / "public.pem")
-    made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", private]
-    subprocess.run(made, check=True, capture_output=True)
-    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
-
-    with pytest.raises(KeyUnusable, match="is not of the kind Ed25519"):
-        PublicKey.read(public)
-    with pytest.raises(KeyUnusable, match="is not of the kind Ed25519"):
-        sign_package(write_package(tmp_path / "arm"), Path(private))
-
-
 def test_a_private_key_may_have_a_password(tmp_path: Path) -> None:
     key = make_key_pair(tmp_path / "key.pem", password=b"secret")
     package = write_package(tmp_path / "arm")
@@ -177,30 +147,6 @@ def test_a_public_key_signs_nothing(key: PublicKey, tmp_path: Path) -> None:
             sign_package(write_package(tmp_path / "arm"), tmp_path / "other.pem")
 
 
-def test_without_the_library_the_remedy_is_told(tmp_path: Path) -> None:
-    script = (
-        "import sys; sys.modules['cryptography'] = None\n"
-        "from shmserve.package_signature import PublicKey, KeyUnusable\n"
-        "from shmserve.daemon.store import DowngradeRefused, Store, SignaturePolicy\n"
-        "from pathlib import Path\n"
-        "key = PublicKey.read('A' * 43 + '=')\n"
-        "try: Store(Path(sys.argv[1]), signatures=SignaturePolicy(True, [key])).open()\n"
-        "except KeyUnusable as error: print(error)\n"
-    )
-
-    run = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "models"], capture_output=True, text=True, check=True
-    )
-
-    assert "pip install 'shmserve[signing]'" in run.stdout
-
-
-def test_the_library_is_not_imported_until_something_is_signed_or_checked() -> None:
-    script = "import sys, shmserve.daemon.store, shmserve.package_signature; print('cryptography' in sys.modules)"
-
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True).stdout == b"False\n"
-
-
 # The store
 
 
@@ -212,12 +158,7 @@ def test_a_signed_package_is_kept_with_its_signature(store: Store, package: Path
     asyncio.run(store.check(version))
 
 
-def test_a_signed_tar_with_a_folder_is_kept(store: Store, package: Path, tmp_path: Path) -> None:
-    subprocess.run(["tar", "-C", tmp_path, "-czf", tmp_path / "arm.tgz", "arm"], check=True)
-
-    assert content_of(add(store, tmp_path / "arm.tgz").path) == content_of(package)
-
-
+@pytest.mark.fault("T77")
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_one_changed_bit_in_any_file_is_refused(name: str, store: Store, package: Path) -> None:
     content = bytearray((package / name).read_bytes() or b"\0")
@@ -255,6 +196,7 @@ def test_a_missing_signature_is_refused(store: Store, package: Path) -> None:
     assert nothing_is_kept(store)
 
 
+@pytest.mark.fault("T77")
 def test_the_signature_of_a_stranger_is_refused(store: Store, key: PublicKey, package: Path, tmp_path: Path) -> None:
     stranger = make_key_pair(tmp_path / "stranger.pem")
     sign_package(package, tmp_path / "stranger.pem")
@@ -337,14 +279,14 @@ def test_the_same_files_signed_again_are_the_same_version_with_the_new_signature
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
     newer = make_key_pair(tmp_path / "newer.pem")
-    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[key, newer]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[key, newer]))
     store.open()
     first = add(store, package)
     sign_package(package, tmp_path / "newer.pem")
 
     again = add(store, package)
     store.close()
-    store = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[newer]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[newer]))
     store.open()
 
     assert again.digest == first.digest and len(store.versions()) == 1
@@ -356,7 +298,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
     store.make_current(add(store, package))
     store.close()
     newer = make_key_pair(tmp_path / "newer.pem")
-    stricter = Store(tmp_path / "models", signatures=SignaturePolicy(required=True, keys=[newer]))
+    stricter = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[newer]))
     stricter.open()
 
     assert asyncio.run(stricter.last_good()) is None
@@ -367,7 +309,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
 def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "models", signatures=SignaturePolicy(keys=[key]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(keys=[key]))
     store.open()
     (package / "policy.py").write_bytes(b"changed")
     with pytest.raises(SignatureRefused):
@@ -424,10 +366,12 @@ def _with_release(key_file: Path, path: Path, release: int) -> Path:
     return package
 
 
+@pytest.mark.fault("T78")
 def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(key: PublicKey, tmp_path: Path) -> None:
     def open_store() -> Store:
         store = Store(
             tmp_path / "models",
+            ingest=ingest_here,
             signatures=SignaturePolicy(required=True, keys=[key]),
             examine=lambda path: int((path / "release").read_text()),
         )
@@ -453,7 +397,7 @@ def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(
 
 def test_without_required_signatures_any_release_goes(tmp_path: Path) -> None:
     """Whoever could bring an old package back could change its number as well."""
-    store = Store(tmp_path / "models", examine=lambda path: int((path / "release").read_text()))
+    store = Store(tmp_path / "models", ingest=ingest_here, examine=lambda path: int((path / "release").read_text()))
     store.open()
     for release in (9, 3):
         store.make_current(add(store, write_package(tmp_path / str(release), {"release": str(release).encode()})))

@@ -34,6 +34,8 @@ from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
 
+pytestmark = pytest.mark.pure_too
+
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
 
@@ -180,6 +182,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     engine.close()
 
 
+@pytest.mark.fault("T21")
 @pytest.mark.parametrize("rings", [0, 1, 3], ids=["never rings", "rings", "rings too often"])
 def test_a_request_of_a_silent_client_is_found_while_another_never_stops_asking(engine: Engine, rings: int) -> None:
     busy, silent = engine.client("busy"), engine.client("silent")
@@ -251,6 +254,7 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
         engine.close()
 
 
+@pytest.mark.fault("T21")
 def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
     engine = Engine("sealed")
     try:
@@ -280,6 +284,7 @@ def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
         engine.close()
 
 
+@pytest.mark.fault("T62")
 def test_who_waits_is_served_between_two_pieces_of_the_supervisor_s_news(engine: Engine) -> None:
     robot = engine.client("robot")
     for _ in range(3):
@@ -297,6 +302,7 @@ def test_who_waits_is_served_between_two_pieces_of_the_supervisor_s_news(engine:
     assert order == ["a channel", "another channel", "robot", "a third channel", "robot", "a fourth channel", "robot"]
 
 
+@pytest.mark.fault("T61")
 def test_a_client_that_brings_a_new_structure_each_time_has_a_small_part_of_the_time(engine: Engine) -> None:
     robot, hostile = engine.client("robot"), engine.client("hostile")
     structures = 0
@@ -382,6 +388,7 @@ def test_a_request_that_an_engine_died_of_is_tried_again_once_nobody_else_asks(e
     assert engine.stats.words[Counter.LOST] == 0
 
 
+@pytest.mark.fault("T21")
 def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:
     engine = Engine("named")
     try:

@@ -18,6 +18,7 @@ import pytest
 from shmserve.daemon.store import ArchiveRefused, StoreUnavailable
 from shmserve.daemon.store.ingest import IngestedPackage, ingest
 from shmserve.package_files import content_digest, package_files
+from tests.support.archives.hostile import HOSTILE, Hostile
 from tests.support.archives.packages import content_of, opened, write_package
 from tests.support.archives.taking import Take
 from tests.support.archives.tar_bytes import (
@@ -27,61 +28,90 @@ from tests.support.archives.tar_bytes import (
     tar,
 )
 
-pytestmark = [pytest.mark.long, pytest.mark.usefixtures("no_descriptor_is_left")]
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 # The process under limits
 
 
-def test_a_package_that_takes_too_much_processor_time_is_refused(take: Take, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hostile", HOSTILE[::40], ids=str)
+def test_the_process_refuses_for_the_same_reason_and_leaves_nothing(
+    hostile: Hostile, take_confined: Take, tmp_path: Path
+) -> None:
+    with pytest.raises(ArchiveRefused, match=hostile.reason):
+        take_confined(hostile.build())
+
+    assert os.listdir(tmp_path) == ["sent"]
+
+
+def test_the_process_receives_the_same_package_as_a_direct_call(
+    take: Take, take_confined: Take, tmp_path: Path
+) -> None:
+    sent = tar(member(b"m/policy.py"), member(b"m/weights/a", b"1" * 5000))
+    direct = take(sent)
+    direct.staging.rename(tmp_path / "direct")
+
+    confined = take_confined(sent)
+
+    assert (confined.files, confined.path) == (direct.files, direct.path)
+    assert content_of(confined.path) == content_of(tmp_path / "direct" / "m")
+
+
+@pytest.mark.fault("T73")
+@pytest.mark.long
+def test_a_package_that_takes_too_much_processor_time_is_refused(take_confined: Take, tmp_path: Path) -> None:
     size = 15 << 30  # of nothing, in a file that nobody wants, so that nothing is written either
     with open(tmp_path / "sent", "wb") as file:
         file.write(header(b"__pycache__/x", b"\x80" + size.to_bytes(11, "big")))
         file.truncate(size)
 
     with pytest.raises(ArchiveRefused, match="more than 1 s of processor time"):
-        take(tmp_path / "sent", cpu_s=1)
+        take_confined(tmp_path / "sent", cpu_s=1)
 
     assert not (tmp_path / "staging").exists()
 
 
-def test_a_package_that_takes_too_much_memory_is_refused(take: Take, tmp_path: Path) -> None:
+@pytest.mark.fault("T73")
+def test_a_package_that_takes_too_much_memory_is_refused(take_confined: Take, tmp_path: Path) -> None:
     with pytest.raises(ArchiveRefused, match="takes more than 1048576 bytes of memory"):
-        take(tar(BASE, member(b"weights", bytes(8 << 20))), memory_bytes=1 << 20)
+        take_confined(tar(BASE, member(b"weights", bytes(8 << 20))), memory_bytes=1 << 20)
 
     assert not (tmp_path / "staging").exists()
 
 
-def test_a_package_that_takes_too_long_is_refused(take: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_takes_too_long_is_refused(
+    take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.in_file=sleep:100")
 
     with pytest.raises(ArchiveRefused, match=r"took longer than 0\.5 s"):
-        take(tar(BASE), wall_s=0.5)
+        take_confined(tar(BASE), wall_s=0.5)
 
     assert not (tmp_path / "staging").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["ingest.before_file", "ingest.in_file", "ingest.before_sync", "ingest.after_sync"])
 @pytest.mark.parametrize("action", ["kill", "exit:3"])
 def test_a_process_that_dies_leaves_nothing(
-    action: str, point: str, take: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    action: str, point: str, take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHMSERVE_FAILPOINTS", f"{point}={action}")
 
     with pytest.raises(ArchiveRefused, match="was killed" if action == "kill" else "with exit status 3"):
-        take(tar(BASE))
+        take_confined(tar(BASE))
 
     assert not (tmp_path / "staging").exists()
 
 
 def test_a_disk_that_fails_is_no_fault_of_the_package(
-    take: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, remedy in (("ENOSPC", "make room"), ("EIO", "see to the state directory")):
         monkeypatch.setenv("SHMSERVE_FAILPOINTS", f"ingest.in_file=raise:{name}")
 
         with pytest.raises(StoreUnavailable, match=remedy):
-            take(tar(BASE))
+            take_confined(tar(BASE))
 
         assert not (tmp_path / "staging").exists()
 
@@ -160,6 +190,7 @@ def test_cancelling_ends_the_process_and_removes_what_it_wrote(tmp_path: Path, m
     assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.long
 def test_the_process_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, sys; from pathlib import Path; from shmserve.daemon.store.ingest import ingest\n"
@@ -188,6 +219,8 @@ def test_the_process_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
 # A source that changes
 
 
+@pytest.mark.fault("T79")
+@pytest.mark.long
 def test_a_tar_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path: Path) -> None:
     contents = [tar(BASE, member(b"weights", bytes([value]) * 200_000)) for value in range(4)]
 
@@ -200,6 +233,7 @@ def test_a_tar_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path: Path)
     assert refused
 
 
+@pytest.mark.long
 def test_a_directory_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path: Path) -> None:
     def change(path: Path, turn: int) -> None:
         write_package(path, {"policy.py": b"%d" % turn * 50_000, "weights.bin": b"%d" % turn * 50_000})
@@ -209,6 +243,7 @@ def test_a_directory_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path:
     assert refused
 
 
+@pytest.mark.long
 def test_a_directory_whose_files_are_replaced_is_taken_as_it_was_at_one_moment(tmp_path: Path) -> None:
     def change(path: Path, turn: int) -> None:
         path.mkdir(exist_ok=True)
