@@ -25,8 +25,9 @@ from shmserve.client import (
     ShmClient,
     ShmServeError,
 )
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import entered, in_loop, run, waiters
+from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 

@@ -19,7 +19,7 @@ from shmserve.client.chunks import ActionChunks
 from shmserve.client.compat.gr00t import PolicyClient
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from shmserve.client.pending import Pending
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 NO_TIMES: list[Any] = [
     math.nan,
@@ -76,7 +76,7 @@ REQUIRED: dict[str, Callable[[ShmClient, Any], Any]] = {
     "retry_delay": lambda client, time: ShmClient("arm", retry_delay=time),
     "the one function's delay": lambda client, time: send_inference_request({}, "arm", retry_delay=time),
     "wait_s": lambda client, time: chunks(client, wait_s=time),
-    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age=time),
+    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age_s=time),
     "openpi": lambda client, time: WebsocketClientPolicy("shm://arm", timeout=time),
     "GR00T": lambda client, time: PolicyClient("shm://arm", timeout_ms=time),
 }
