@@ -143,7 +143,7 @@ print(
             "loan": sent.result().tolist(),
             "after": [answer(number) for number in range(5)],
             "busy": [asked > 0, wrong],
-            # Requests of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
+            # Requests of one channel count on: 1 first, 3 out, the loan, 5 after, this one; a new connection begins anew.
             "number": client.request({"do": "echo", "value": 5}).request_id,
         }
     )
