@@ -6,26 +6,14 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: man demo test run-tests test-long test-sealed test-updates check lint bench bench-check fuzz chaos growth sanitize clean test-gpu bench-gpu
+TESTS := $(BIN)/python -m pytest --dist loadfile
+
+.PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
+.PHONY: test-gpu bench-gpu
 .DEFAULT_GOAL := help
 
-help:
-	@echo "make demo   start the daemon with the example policy and let a robot balance a pole through it"
-	@echo "make test   all checks and tests; make check is the same"
-	@echo "make test-updates  the long form of the tests of updates: 1,000 under load, a kill at every step (half an hour)"
-	@echo "make test-long  the tests that make test leaves out for their time"
-	@echo "make test-sealed  all tests again, their daemons by transport sealed"
-	@echo "make lint   the static checks alone"
-	@echo "make bench  measure, beside every other way to ask a policy on this host; docs/benchmarks.md (twenty minutes)"
-	@echo "make bench-check  compare the ratios of a short run with those that are kept"
-	@echo "make fuzz   arbitrary bytes for every reader of foreign bytes, coverage-guided; FUZZ=\"--inputs 40000000\" for long"
-	@echo "make chaos  kill, stop, starve and storm clients, engines and the supervisor; account for every request (an hour)"
-	@echo "make growth 10,000 clients and a million requests; nothing may grow"
-	@echo "make sanitize  the tests and the fuzzing of the native core, with gcc's checks of addresses and undefined behaviour"
-	@echo "make man    the man pages, from the commands' own help"
-	@echo "make test-gpu   the tests that need a GPU, and those around them; installs nothing"
-	@echo "make bench-gpu  measure on a GPU; docs/gpu.md"
-	@echo "make clean  remove what these made"
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The native core (native/python/) is built as part of the installation.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
@@ -36,48 +24,47 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client
 	@touch $@
 
-man: $(VENV)/installed
-	@$(BIN)/python man/generate.py
-
-demo: $(VENV)/installed
-	@$(BIN)/python examples/cartpole/demo.py
-
-lint: $(VENV)/installed
+lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache > /tmp/lint-imports.$$$$ 2>&1 || { cat /tmp/lint-imports.$$$$; rm -f /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+	@$(BIN)/lint-imports --no-cache --no-logo
 
-check: test
+unit: $(VENV)/installed  ## run the tests that start no process (a minute)
+	@$(TESTS) --numprocesses 2 tests/unit
 
 # The checks beside the tests: mypy alone would take a processor for a minute and leave the others idle.
-test: $(VENV)/installed
+test: $(VENV)/installed  ## run all checks and tests that a change must pass; CI runs this
 	@$(MAKE) --no-print-directory --jobs 2 lint run-tests
 
-# Three workers on two cores: many tests wait for a daemon that loads torch. A file's tests share daemons.
+check: test  ## run make test
+
+# The second passes first: they are short. Three workers on two cores: many tests wait for a daemon that loads torch.
 run-tests: $(VENV)/installed
-	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(SEALED_AS_WELL)
-	@SHMSERVE_PURE=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(PURE_AS_WELL)
-	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
+	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
+	@$(TESTS) --numprocesses 3
 
-# Those that reach the native core (native/python/), again with the Python that replaces it where there is no compiler.
-PURE_AS_WELL := tests/unit/core/test_codec.py tests/unit/core/test_ring.py tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py \
-	tests/integration/requests/test_exact_values.py tests/unit/engine/loop/test_engine_turns.py tests/unit/native/test_native_leaks.py shmserve/codec.py shmserve/counter_poller.py
-
-# The whole suite again, its daemons by transport sealed; `make test` does so with the files at the heart of the request path.
-SEALED_AS_WELL := tests/integration/requests/test_pipelining.py tests/integration/requests/test_growing.py
-test-sealed: $(VENV)/installed
-	@SHMSERVE_TEST_TRANSPORT=sealed $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
-
-# The long form of the tests of updates: a thousand of them under load, a kill at every step, every bad package.
+# The number of updates under load; from 1,000 on also a kill at every step and every refused package, with figures.
 UPDATES ?= 1000
-test-updates: $(VENV)/installed
-	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(BIN)/python -m pytest -m "long or not long" tests/integration/updates tests/faults/test_update_*.py tests/faults/test_store_*.py \
-		tests/unit/daemon/store
+test-all: $(VENV)/installed  ## run every test in its long form, the second passes and the coverage (two hours)
+	@$(MAKE) --no-print-directory lint
+	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(TESTS) --numprocesses 2 -m "long or not long"
+	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) --numprocesses 2 -m "sealed_too"
+	@SHMSERVE_PURE=1 $(TESTS) --numprocesses 2 -m "pure_too"
+	@$(MAKE) --no-print-directory coverage
 
-# The tests that `make test` leaves out so that it takes less than a quarter of an hour; they take as long again.
-test-long: $(VENV)/installed
-	@$(BIN)/python -m pytest -m long --numprocesses 2 --dist loadfile
+coverage: $(VENV)/installed  ## print which part of shmserve the tests of make test run, in all processes
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest --dist loadfile --numprocesses 2
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+man: $(VENV)/installed  ## write the man pages from the commands' own help
+	@$(BIN)/python man/generate.py
+
+demo: $(VENV)/installed  ## start the daemon with the example policy and let a robot balance a pole through it
+	@$(BIN)/python examples/cartpole/demo.py
 
 # Its own environment: the peers' packages are many, and no test needs them.
 $(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
@@ -87,18 +74,18 @@ $(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@touch $@
 
 # make bench BENCH="--seconds 10" for the long form.
-bench: $(BENCH_VENV)/installed
+bench: $(BENCH_VENV)/installed  ## measure beside every other way to ask a policy on this host (twenty minutes)
 	@$(BENCH_VENV)/bin/python -m bench.run --name reference --report $(BENCH)
 
-bench-check: $(BENCH_VENV)/installed
+bench-check: $(BENCH_VENV)/installed  ## compare the ratios of a short run with the stored ones
 	@$(BENCH_VENV)/bin/python -m bench.check $(BENCH)
 
 # Both with whatever Python here has a torch that finds a GPU; without one they say so.
-test-gpu:
+test-gpu:  ## run the tests that need a GPU, and those around them; installs nothing
 	@$(PYTHON) tests/gpu/on_gpu.py test $(TEST)
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
-bench-gpu:
+bench-gpu:  ## measure on a GPU; see docs/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
 # In the same environment: atheris runs the code that the tests run.
@@ -106,19 +93,19 @@ $(VENV)/fuzz: $(VENV)/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
 	@touch $@
 
-fuzz: $(VENV)/fuzz
+fuzz: $(VENV)/fuzz  ## fuzz every parser of untrusted input, coverage-guided; FUZZ="--inputs 40000000" for long
 	@$(BIN)/python -m fuzz.guided $(FUZZ)
 
 # With Debian's gcc; what it builds stays out of the checkout.
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/installed  ## run the tests and the fuzzing of the C code with address and undefined-behaviour checks
 	@$(BIN)/python tests/support/sanitized.py
 
 # make chaos CHAOS="--transport sealed --only client-kills --client-kills 100" for a part.
-chaos: $(VENV)/installed
+chaos: $(VENV)/installed  ## kill, stop, starve and storm clients, engines and the supervisor (an hour)
 	@$(BIN)/python -m chaos.run $(CHAOS)
 
-growth: $(VENV)/installed
+growth: $(VENV)/installed  ## 10,000 clients and a million requests; nothing may grow
 	@$(BIN)/python -m chaos.run --only attachments --attachments 10000 --only requests --requests 1000000 $(CHAOS)
 
-clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## remove what these made
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,8 +1,8 @@
-"""How long a new channel keeps the engine from other clients' requests: `python -m bench.channel_memory`.
+"""Time that a new channel keeps the engine from other clients' requests: `python -m bench.channel_memory`.
 
-Its memory is new to the kernel, which clears each page at the first touch. `at once` is one mapping with MAP_POPULATE, as a client
-does it; `longest piece` is what the engine does between two requests, and `pieces` all of them together. The last two are the
-same for giving it back. Medians; milliseconds.
+The kernel clears each page of new memory at the first touch. `at once` is one mapping with MAP_POPULATE, as a client makes
+it; `longest piece` is the longest work of the engine between two requests, and `pieces` the sum of all pieces. The last
+two columns are the same for the release of the memory. Medians, in milliseconds.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def _in_pieces(requests: Geometry) -> tuple[float, float, float, float]:
     channel_info = ChannelInfo(Identity(1, 0, 1), None)
     given = sealed.create(channel_info.identity, requests, _REPLIES)
     channel = EngineChannel(channel_info, [os.dup(descriptor) for descriptor in sealed.engine_ends()])
-    populated, vacated = _pieces_s(channel.populate()), _pieces_s(channel.vacate())
+    prefaulted, released = _pieces_s(channel.prefault()), _pieces_s(channel.release_pages())
     channel.close()
     _end(sealed, given)
-    return max(populated), sum(populated), max(vacated), sum(vacated)
+    return max(prefaulted), sum(prefaulted), max(released), sum(released)
 
 
 def _pieces_s(pieces: Iterator[None]) -> list[float]:

@@ -1,7 +1,7 @@
-"""Compares a short run with the results that are kept, by ratios and never by times: `python -m bench.check`.
+"""Comparison of a short run with the stored results, by ratios and never by times: `python -m bench.check`.
 
-Exit status 1 if a ratio is worse than the kept one by more than its tolerance, twice: whatever looks worse is measured
-once more, because a machine has slow moments.
+The exit status is 1 if a ratio is worse than the stored one by more than its tolerance in two runs: a ratio that is
+worse once is measured again, because a machine has slow moments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.results import Document
 
 
 def plan(seconds: float) -> run.Plan:
-    """What the ratios need, and nothing that a developer would have to install."""
+    """Return the plan for the ratios; it needs no package that a developer would have to install."""
     return run.Plan(
         seconds=seconds,
         parts=("closed_loop", "scale"),
@@ -33,13 +33,13 @@ def plan(seconds: float) -> run.Plan:
 
 
 def compare(kept: Document, now: Document) -> list[tuple[Ratio, float | None]]:
-    """Every ratio that is kept, with what it is now; None where this run could not measure it."""
+    """Pair every stored ratio with its current value, or None if this run could not measure it."""
     found = {ratio.name: ratio.value for ratio in ratios.ratios(now)}
     return [(ratio, found.get(ratio.name)) for ratio in ratios.ratios(kept)]
 
 
 def better(first: float | None, second: float | None, ratio: Ratio) -> float | None:
-    """The one that speaks for the program."""
+    """Return the better of two values of a ratio."""
     known = [value for value in (first, second) if value is not None]
     if not known:
         return None
@@ -69,7 +69,7 @@ def table(compared: Sequence[tuple[Ratio, float | None]]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, default=results.path_of(results.REFERENCE), help="the results kept")
-    parser.add_argument("--results", type=Path, help="compare these, rather than measure")
+    parser.add_argument("--results", type=Path, help="compare these instead of measuring")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each way and workload; default 1")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
@@ -91,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(kept: Document, seconds: float, console: Console) -> list[tuple[Ratio, float | None]]:
-    """A short run, and a second one if anything looks worse in the first."""
+    """Run once, and a second time if a ratio is worse in the first."""
     first = run.Run(plan(seconds), console, _forget).run()
     if not same_machine(kept, first):
-        console.print("The results kept are of another machine: ratios differ less than times, but they do differ.")
+        console.print("The stored results are from another machine: ratios differ less than times, but they do differ.")
     compared = compare(kept, first)
     if not bad(compared):
         return compared
@@ -108,7 +108,7 @@ def same_machine(kept: Document, now: Document) -> bool:
 
 
 def _forget(document: Document) -> None:
-    """A check keeps nothing."""
+    """Store nothing."""
 
 
 if __name__ == "__main__":

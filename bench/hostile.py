@@ -1,8 +1,8 @@
-"""What another user's process can cost the robot beside it, by transport `sealed`: `python -m bench.hostile`, as root.
+"""Cost of an attacker for the robot beside it, by transport `sealed`: `python -m bench.hostile`, as root.
 
-A robot asks at 50 Hz for an inference of 2 ms; beside it one attacker after the other does what tests/support/strangers/attacks.py
-holds. Quiet and attacked turns alternate. The floor is `burn`, a process that uses a processor and nothing of the
-service: no service can keep that from its clients. Asked for: the p99 beside each attacker is at most twice the quiet one.
+A robot requests an inference of 2 ms at 50 Hz; another user runs the attacks of tests/support/strangers/attacks.py beside
+it, one after the other. Turns with and without the attacker alternate. The floor is `burn`, a process that only uses a
+processor: a service cannot protect its clients from that. The target is at most twice the p99 without an attacker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.service import Service
 from shmserve.client import ShmClient
-from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns
+from shmserve.daemon.engine.loop.time_slice import request_time_slice
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "tests" / "support" / "policies" / "obedient" / "policy.py"
@@ -54,8 +54,8 @@ def main() -> int:
     with Service(POLICY, settings=settings) as service:
         for folder in (service.folder, service.runtime_dir):
             folder.chmod(0o711)
-        if arguments.long_turns and not ask_for_short_turns(0, service.status()["engine"]["pid"]):
-            parser.error("this kernel changes nobody's turns")
+        if arguments.long_turns and not request_time_slice(0, service.status()["engine"]["pid"]):
+            parser.error("this kernel does not support scheduler slices")
         with ShmClient(runtime_dir=service.runtime_dir, timeout=60) as robot:
             _ask(robot, 1.0)
             for attack in arguments.attacks:
@@ -95,7 +95,7 @@ def _compare(service: Service, robot: ShmClient, attack: str, seconds: float, ro
 
 
 def _ask(robot: ShmClient, seconds: float) -> list[float]:
-    """Seconds that each inference took, asked for at 50 Hz; any error ends the benchmark."""
+    """Request inferences at 50 Hz and return the seconds of each; any error ends the benchmark."""
     took = []
     next_s = time.monotonic()
     until_s = next_s + seconds

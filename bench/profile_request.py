@@ -1,9 +1,9 @@
-"""Takes a request apart: what each step costs by itself, in one process: `python -m bench.profile_request`.
+"""Cost of each step of a request, measured in one process: `python -m bench.profile_request`.
 
 The real parts of both sides (codec, ring, staging, doorbell, statistics) work on real shared memory, one step at a
-time, each many times; the least time of many is what the step costs when nothing disturbs it. What no step shows is
-what lies between them: the calls that hold them together, and the two moments at which one processor has to fetch
-what the other has just written. `rest` is that: the round trip of a real client and a real daemon, less the steps.
+time, each many times; the minimum is the cost of an undisturbed step. `rest` is the cost between the steps: the round
+trip of a real client and a real daemon, less all steps. It contains the calls that connect the steps, and the two
+transfers of a cache line from one processor to the other.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from shmserve.structure_guard import infer_schema
 
 WORKLOADS = ("tiny", "vga", "fullhd")
 METADATA_BYTES, REPLY_BYTES = 4096, 4096
-#: Of each step so many calls at a time, as often as there is time for.
+#: Calls of a step in one measurement; measurements repeat until the time is up.
 CALLS = 5
 SEQUENCE = sequence_of(1, 0)
 
-#: Key, side, what it does. In the order in which a request meets them.
+#: Key, side, description, in the order of a request.
 STEPS = (
     ("write", "client", "compare the observation with the last one's structure, copy its arrays into the slot"),
     ("publish", "client", "write the slot's head and the counter"),
@@ -49,20 +49,20 @@ STEPS = (
     ("look", "engine", "see the counter move, copy the head"),
     ("take", "engine", "note that this request is about to run"),
     ("stage", "engine", "copy the payload into the staging arena (not in place)"),
-    ("arrays", "engine", "make arrays of the policy's own and the tree"),
+    ("arrays", "engine", "make the policy's arrays and the tree"),
     ("policy", "engine", "the policy itself: sum up every byte"),
     ("encode", "engine", "write the reply's arrays into its slot"),
     ("complete", "engine", "write the reply's head and its sequence"),
     ("ring_back", "engine", "ring the client's doorbell"),
     ("count", "engine", "statistics: five histograms"),
     ("head", "client", "see the sequence, copy the head"),
-    ("decode", "client", "build the reply, its arrays copied into memory of the caller's"),
+    ("decode", "client", "build the reply, copy its arrays into memory of the caller"),
 )
 ENGINE_ONLY_STAGED = ("stage",)
 
 
 def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
-    """For each workload the steps (us), and the round trips of a real client, staged and in place."""
+    """Measure for each workload the steps (us) and the round trips of a real client, staged and in place."""
     found: dict[str, Any] = {name: {"steps": steps(name, seconds)} for name in workloads}
     with ExitStack() as cleanup:
         for way, in_place in (("staged", False), ("in_place", True)):
@@ -79,7 +79,7 @@ def measure(workloads: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def least_round_trip(service: Service, name: str, seconds: float) -> dict[str, float]:
-    """The least and the median time of `ShmClient.infer`, us."""
+    """Measure the minimum and the median time of `ShmClient.infer`, us."""
     asked = workload(name)
     took = []
     with service.client() as client:
@@ -95,7 +95,7 @@ def least_round_trip(service: Service, name: str, seconds: float) -> dict[str, f
 
 
 def steps(name: str, seconds: float) -> dict[str, float]:
-    """The least time of each step, us."""
+    """Measure the minimum time of each step, us."""
     with rig(name) as calls:
         least = {key: min_of(call, seconds / len(calls)) for key, call in calls.items()}
     return {key: least[key] for key, _, _ in STEPS}
@@ -112,12 +112,12 @@ def min_of(call: Callable[[], object], seconds: float) -> float:
 
 
 def _nothing() -> None:
-    """What a call by itself costs."""
+    """Do nothing: the cost of a call alone."""
 
 
 @contextmanager
 def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
-    """A channel with both of its ends in this process, and each step as a call without arguments."""
+    """Yield each step as a call without arguments, on a channel with both ends in this process."""
 
     from shmserve.daemon.engine.channel.staging import Staging
     from shmserve.daemon.ipc.stats import Stats, create_stats_memory
@@ -155,7 +155,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
         words, counter = engine_in.words, engine_in.counter
 
         request_head = head_of(REQUEST.names, request)
-        # The engine does not write the words after those: they say what it has begun to run.
+        # The engine does not write the words from `taken` on here: they record the requests it has begun to run.
         reply_head = head_of(REPLY.names, encoded)[: REPLY.names.index("taken")]
 
         def publish() -> None:
@@ -203,7 +203,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
 
 
 def head_of(names: Sequence[str], encoded: Encoded) -> tuple[int, ...]:
-    """A slot's head with these words and the rest 0."""
+    """Return a slot's head with these words, the others 0."""
     known = {
         "sequence": SEQUENCE,
         "schema": encoded.schema,
@@ -215,7 +215,7 @@ def head_of(names: Sequence[str], encoded: Encoded) -> tuple[int, ...]:
 
 @contextmanager
 def ends(geometry: Geometry, writer: Any, reader: Any) -> Iterator[tuple[Any, Any]]:
-    """Both ends of one direction, mapped twice as two processes would."""
+    """Yield both ends of one direction, mapped twice as by two processes."""
     descriptor = os.memfd_create("shmserve-bench", os.MFD_CLOEXEC)
     try:
         os.posix_fallocate(descriptor, 0, geometry.segment_bytes)
@@ -233,7 +233,7 @@ def ends(geometry: Geometry, writer: Any, reader: Any) -> Iterator[tuple[Any, An
 
 @contextmanager
 def doorbell() -> Iterator[NamedDoorbell]:
-    """A semaphore of this process alone."""
+    """Yield a semaphore that only this process uses."""
     name = f"/{my_prefix()}{uuid.uuid4().hex}"
     create_doorbell(name)
     bell = NamedDoorbell(name)
@@ -245,8 +245,8 @@ def doorbell() -> Iterator[NamedDoorbell]:
 
 
 def table(found: dict[str, Any]) -> Table:
-    """One column of microseconds for each workload."""
-    shown = Table("side", "step", *found, title="What each step costs by itself, least of many, in microseconds")
+    """Format one column of microseconds for each workload."""
+    shown = Table("side", "step", *found, title="Cost of each step alone, minimum of many, in microseconds")
     for key, side, what in STEPS:
         shown.add_row(side, what, *(short(one["steps"][key]) for one in found.values()))
     for way in ("staged", "in_place"):

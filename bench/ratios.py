@@ -1,4 +1,4 @@
-"""The ratios within one run by which it can be compared with another run, even on another machine."""
+"""Ratios within one run, by which it can be compared with another run, even on another machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bench.results import Document
 Figures = dict[str, Any]
 
 WORKLOADS = ("tiny", "vga", "fullhd")
-#: What the ways of shmserve are held against: it needs nothing that a check would have to install.
+#: The ways that shmserve is compared with; they need no package that a check would have to install.
 BESIDE = "unix-socket-pickle5"
 WAYS = {"shmserve": "Python, 2 copies, spin", "shmserve-in-place": "Python, 1 copy, spin"}
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """`tolerance` is the factor by which it may be worse, `slack` what may come on top of that."""
+    """Ratio that may be worse by the factor `tolerance`, plus `slack`."""
 
     name: str
     value: float
@@ -28,7 +28,7 @@ class Ratio:
     slack: float = 0.0
 
     def worst_allowed(self) -> float:
-        """With this one as the reference.
+        """Return the worst value allowed, with this ratio as the reference.
 
         >>> Ratio("latency", 2.0, tolerance=1.5).worst_allowed(), Ratio("fairness", 1.0, False, 1.25).worst_allowed()
         (3.0, 0.8)
@@ -38,11 +38,11 @@ class Ratio:
         return self.value / self.tolerance - self.slack
 
     def regressed(self, now: float) -> bool:
-        """Whether a value of a later run is worse than this one allows."""
+        """Return whether a value of a later run is worse than allowed."""
         return now > self.worst_allowed() if self.lower_is_better else now < self.worst_allowed()
 
 
-#: The ratios among the figures of bench/scale, with how far apart two runs of the same program lie.
+#: The ratios among the figures of bench/scale, with the difference between two runs of the same program.
 SCALES: dict[tuple[str, str], Ratio] = {
     ("idle_clients", "ratio"): Ratio("beside 64 idle clients, to alone", 0, slack=0.05),
     ("fairness", "jain"): Ratio("Jain's index of three saturating clients", 0, False, 1.02),
@@ -55,7 +55,7 @@ SCALES: dict[tuple[str, str], Ratio] = {
 
 
 def ratios(document: Document) -> Iterator[Ratio]:
-    """All that this run has."""
+    """Return every ratio of this run."""
     for name in WORKLOADS:
         for way, floor in WAYS.items():
             for other in (BESIDE, floor):
@@ -69,7 +69,7 @@ def ratios(document: Document) -> Iterator[Ratio]:
 
 
 def p50_ratio(document: Document, workload: str, way: str, other: str) -> float | None:
-    """Median over the rounds of p50 to p50, each of the same round; None where one of them has no figures."""
+    """Return the median over the rounds of the ratio of both p50 in the same round; None if either has no figures."""
     rows = [row_of(document, workload, name) for name in (way, other)]
     if rows[0] is None or rows[1] is None:
         return None
@@ -79,12 +79,12 @@ def p50_ratio(document: Document, workload: str, way: str, other: str) -> float 
 
 
 def row_of(document: Document, workload: str, way: str) -> Figures | None:
-    """The figures of one way with one workload; None where it has none."""
+    """Return the figures of one way with one workload, or None."""
     rows = document.get("closed_loop", {}).get(workload, {}).get("rows", ())
     return next((row for row in rows if row["name"] == way and "failed" not in row), None)
 
 
 def figure(document: Document, benchmark: str, key: str) -> Figures | None:
-    """One figure of bench/scale; None where it was not measured."""
+    """Return one figure of bench/scale, or None if it was not measured."""
     figures = document.get("scale", {}).get(benchmark, {}).get("figures", ())
     return next((one for one in figures if one["name"] == key), None)

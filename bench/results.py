@@ -1,4 +1,4 @@
-"""The figures of one run, as a JSON document in `bench/results`."""
+"""Figures of one run, as a JSON document in `bench/results`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 FOLDER = Path(__file__).with_name("results")
 REFERENCE = "reference"
 FORMAT = 1
-#: More would only make two runs look more different than they are.
+#: Significant digits; more would only make two runs look more different than they are.
 DIGITS = 4
 
 Document = dict[str, Any]
@@ -22,14 +22,14 @@ def path_of(name: str) -> Path:
 
 
 def write(path: Path, document: Document) -> None:
-    """One row of numbers to a line, so that a difference between two runs can be read."""
+    """Write each row of numbers on one line, so that the difference of two runs is readable."""
     text = json.dumps(rounded(document), indent=1)
     text = re.sub(r"\[\s+([^][{}\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text)
     path.write_text(text + "\n")
 
 
 def read(path: Path) -> Document:
-    """Raises ValueError for a document of another form than this program's."""
+    """Read a document; raise ValueError if its format is not this program's."""
     document: Document = json.loads(path.read_text())
     if document.get("format") != FORMAT:
         raise ValueError(f"{path} has format {document.get('format')!r}, this program reads {FORMAT}: run make bench")
@@ -37,7 +37,7 @@ def read(path: Path) -> Document:
 
 
 def rounded(value: Any) -> Any:
-    """The same tree with every float to four digits.
+    """Round every float in the tree to four digits.
 
     >>> rounded({"p50_us": 123.456, "rounds": [0.000123456, 7]})
     {'p50_us': 123.5, 'rounds': [0.0001235, 7]}

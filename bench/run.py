@@ -1,6 +1,6 @@
-"""Measures shmserve beside every other way to ask a policy on this host: `make bench`, or `python -m bench.run`.
+"""Benchmark of shmserve and of other servers on this host: `make bench`, or `python -m bench.run`.
 
-Nothing here fails for being slow: exit status 1 means that something could not be measured, or answered wrongly.
+Slow results are not failures: exit status 1 means that a way could not be measured, or gave a wrong reply.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STAGE_WORKLOADS = ("tiny", "vga", "fullhd")
 
 @dataclass
 class Plan:
-    """What to measure; `seconds` are for each way with each workload."""
+    """Parts to measure; `seconds` are for each way with each workload."""
 
     seconds: float = 1.5
     rounds: int = 5
@@ -52,7 +52,7 @@ class Plan:
 
 
 class Run:
-    """Measures the parts of a plan, one after another, into `document`."""
+    """Run that measures the parts of a plan, one after another, into `document`."""
 
     def __init__(self, plan: Plan, console: Console, keep: Callable[[results.Document], None]) -> None:
         self._plan = plan
@@ -62,7 +62,7 @@ class Run:
         self.document: results.Document = {"format": results.FORMAT, "seconds": plan.seconds, "left_out": {}}
 
     def run(self) -> results.Document:
-        """The document, which is also kept after every part."""
+        """Measure every part and return the document, which is also stored after each part."""
         began, plan = time.monotonic(), self._plan
         reasons = {peer.name: peer.available() for peer in all_peers() if peer.name in plan.peers}
         for name, reason in reasons.items():
@@ -126,14 +126,14 @@ class Run:
                     into["figures"] = [asdict(figure) for figure in scale(self._plan.seconds)]
                 except NotMeasured as reason:
                     into["not_measured"] = str(reason)
-                except Exception as error:  # noqa: BLE001  the others are worth having all the same
+                except Exception as error:  # noqa: BLE001  the other parts are still useful
                     into["failed"] = f"{type(error).__name__}: {error}"
                     self.failed.append(f"{name}: {into['failed']}")
             self._console.print(figures_table(into))
 
     @contextmanager
     def _watched(self, found: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
-        """What is measured inside goes into `found[name]`, with what other programs had of the processors meanwhile."""
+        """Store the measurements of the block in `found[name]`, with the CPU share of other programs meanwhile."""
         found[name] = {}
         bystanders = Bystanders()
         yield found[name]
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [peer.name for peer in all_peers()]
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="latest", help="of the results: bench/results/NAME.json; default latest")
-    parser.add_argument("--report", action="store_true", help="make the documents anew, from this run")
+    parser.add_argument("--report", action="store_true", help="write the documents again, from this run")
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="for each way and workload; default 1.5")
     parser.add_argument("--rounds", type=int, default=Plan.rounds, help="turns that they are divided into; default 5")
     parser.add_argument("--parts", type=of(PARTS), default=PARTS, help=f"of {', '.join(PARTS)}; default all")
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=counts, default=(1, 2, 4, 16), help="at once; default 1,2,4,16")
     parser.add_argument("--rate", type=float, default=Plan.rate_hz, help="of the open loop, requests per second")
     parser.add_argument("--scales", type=of(SCALES), default=list(SCALES), help=f"of {', '.join(SCALES)}; default all")
-    parser.add_argument("--no-floors", action="store_true", help="without the programs that show what can be reached")
+    parser.add_argument("--no-floors", action="store_true", help="skip the floors: the same exchange without a server")
     options = parser.parse_args(arguments)
 
     if options.report and not is_installed("matplotlib"):
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def of(known: Iterator[str] | Sequence[str] | dict[str, Any]) -> Callable[[str], list[str]]:
-    """Parses a comma-separated choice, kept in the order known; "all" is every one."""
+    """Parse a comma-separated choice into the order of the known names; "all" is every one."""
     every = list(known)
 
     def parse(text: str) -> list[str]:
@@ -210,7 +210,7 @@ def of(known: Iterator[str] | Sequence[str] | dict[str, Any]) -> Callable[[str],
 
 
 def counts(text: str) -> list[int]:
-    """Parses numbers of clients.
+    """Parse numbers of clients.
 
     >>> counts("16,1")
     [1, 16]

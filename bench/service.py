@@ -1,4 +1,4 @@
-"""A shmserved of a benchmark's own: a policy's file made into a model package, served, and gone without a trace."""
+"""Private shmserved of a benchmark: it serves a package made from a policy's file, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _libc = ctypes.CDLL(None)
 
 
 class Service:
-    """`start` it, ask it, `stop` it; a context manager does both ends.
+    """Service with `start` and `stop`; also a context manager.
 
     `model` are keys of model.toml's [model], `settings` those of the daemon's configuration.
     """
@@ -54,17 +54,17 @@ class Service:
 
     @property
     def folder(self) -> Path:
-        """Where all its files are, while it is started."""
+        """Return the folder of all its files, while it is started."""
         assert self._folder is not None, "the service was not started"
         return self._folder
 
     @property
     def runtime_dir(self) -> Path:
-        """What its clients are told."""
+        """Return the runtime directory for its clients."""
         return self.folder / "r"
 
     def start(self) -> None:
-        """Returns once it is ready; raises ConnectionError with the daemon's log if it ends or fails instead."""
+        """Start the daemon and return when it is ready; raise ConnectionError with the daemon's log if it ends or fails."""
         # A short path: a Unix socket's name has 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix=my_prefix()))
         package = self.package("policy", self._policy)
@@ -99,7 +99,7 @@ class Service:
             raise ConnectionError(f"shmserved is not ready: {said.decode().strip()}\n{self.log}")
 
     def package(self, name: str, policy: Path, model: Mapping[str, int | str] | None = None) -> Path:
-        """A model package made of a policy's file, beside the one that was served first."""
+        """Make a model package of a policy's file, beside the first one."""
         package = self.folder / name
         package.mkdir()
         shutil.copy(policy, package / "policy.py")
@@ -107,12 +107,12 @@ class Service:
         return package
 
     def admin(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """shmserve-admin on this service, started."""
+        """Start shmserve-admin for this service."""
         command = [*ADMIN, "--runtime-dir", str(self.runtime_dir), *arguments]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
 
     def status(self) -> dict[str, Any]:
-        """What `shmserve-admin status --json` prints."""
+        """Return the output of `shmserve-admin status --json`."""
         said, error = self.admin("status", "--json").communicate()
         if not said:
             raise ConnectionError(f"no status: {error.decode().strip()}\n{self.log}")
@@ -123,7 +123,7 @@ class Service:
         return ShmClient(runtime_dir=self.runtime_dir, **{"timeout": 60.0, **settings})
 
     def pids(self) -> list[int]:
-        """The supervisor; its engines are its children."""
+        """Return the process id of the supervisor, whose children are the engines."""
         return [self._daemon.pid] if self._daemon is not None else []
 
     @property
@@ -131,7 +131,7 @@ class Service:
         return (self.folder / "log").read_text("utf-8", "replace")
 
     def stop(self) -> None:
-        """May be called twice."""
+        """Stop the service; may be called twice."""
         daemon, self._daemon = self._daemon, None
         if daemon is not None:
             daemon.send_signal(signal.SIGTERM)
@@ -154,13 +154,13 @@ class Service:
 
 @contextlib.contextmanager
 def clients(service: Service, count: int) -> Iterator[list[ShmClient]]:
-    """Attached ones that have asked nothing."""
+    """Attach clients that send no request."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(service.client()) for _ in range(count)]
 
 
 def toml(table: Mapping[str, int | str] | Mapping[str, int | str | list[int]]) -> str:
-    """A table's lines.
+    """Format the lines of a TOML table.
 
     >>> toml({"max_batch": 8, "read_in_place": True, "name": "x"}).splitlines()
     ['max_batch = 8', 'read_in_place = true', 'name = "x"']
@@ -169,13 +169,13 @@ def toml(table: Mapping[str, int | str] | Mapping[str, int | str | list[int]]) -
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what would lead a daemon or a client to other directories."""
+    """Return this process's environment without variables that name other directories."""
     away = ("SHMSERVE_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME", "RUNTIME_DIRECTORY", "STATE_DIRECTORY", "JOURNAL_STREAM")
     kept = ("SHMSERVE_PURE",)
     return {key: value for key, value in os.environ.items() if key in kept or not key.startswith(away)}
 
 
 def _end_with_parent() -> None:
-    # Between fork and exec, so nothing but the call itself; a Ctrl-C on the terminal is the benchmark's.
+    # Between fork and exec, so only this call; a Ctrl-C on the terminal is for the benchmark.
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     os.setsid()

@@ -1,4 +1,4 @@
-"""The observations that the benchmarks send: what real policies are sent, and three plain ones.
+"""Observations that the benchmarks send: those of real policies, and three simple ones.
 
 `w1` to `w13` are shapes that openpi, LeRobot, GR00T, ALOHA, OpenVLA and OpenArm users send. The contents are noise
 that follows from the name, the same in each run. Before each request a counter is written into the observation and
@@ -23,12 +23,12 @@ INSTRUCTION = "pick up the red cup on the table"
 
 
 class WrongReply(Exception):
-    """A peer answered with something else than what its request asks for."""
+    """Error for a reply that does not belong to its request."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One observation, ready to be sent again and again."""
+    """Observation that is sent repeatedly."""
 
     name: str
     observation: dict[str, Any]
@@ -37,11 +37,11 @@ class Workload:
     _base: int
 
     def stamp(self, count: int) -> None:
-        """Makes the observation that of request `count`: writes it over the first 8 bytes of the smallest array."""
+        """Write `count`, the number of the request, over the first 8 bytes of the smallest array."""
         self._word[0] = count
 
     def verify(self, reply: dict[str, Any], count: int) -> None:
-        """Raises WrongReply unless this is the whole answer to request `count`."""
+        """Raise WrongReply unless this is the complete reply to request `count`."""
         check = (self._base + count) & CHECK_MASK
         if reply["check"] != check:
             raise WrongReply(f"{self.name}: request {count} has the sum {check}, the reply says {reply['check']}")
@@ -51,7 +51,7 @@ class Workload:
 
 
 def workload(name: str) -> Workload:
-    """Builds a workload by name.
+    """Build a workload by name.
 
     >>> [workload(name).array_bytes for name in ("vga", "fullhd", "w1", "w6", "w7", "w10")]
     [921624, 6220824, 55312, 602224, 921772, 6912064]
@@ -115,7 +115,7 @@ def _gr00t(noise: Noise, cameras: int, height: int, width: int, joints: int) -> 
 
 
 def _aloha(noise: Noise) -> dict[str, Any]:
-    # openpi's ALOHA robots send CHW: views of the cameras' HWC frames, contiguous in no order.
+    # openpi's ALOHA robots send CHW: views of the cameras' HWC frames, not contiguous in any order.
     names = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
     return {
         "images": {name: _image(noise, 224, 224, 3).transpose(2, 0, 1) for name in names},

@@ -1,1 +1,1 @@
-"""Kills, stops and starves the processes of a service, and counts what became of every request. `make chaos`."""
+"""Chaos runs: kill, stop and starve the processes of a service, and account for every request. `make chaos`."""

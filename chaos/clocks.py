@@ -1,7 +1,7 @@
-"""Steps of the wall clock, by an hour both ways, while requests are under way.
+"""Steps of the wall clock by an hour in both directions, while requests are in flight.
 
-The clock is another one for the processes of the service alone: a shim between them and their C library (other_clock.c,
-compiled when needed). Stepping the real one would harm the machine.
+Only the processes of the service see the changed clock, through a shim between them and their C library (other_clock.c,
+compiled when needed). Stepping the real clock would harm the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _IMPATIENT_S = 0.05
 
 
 class OtherClock:
-    """The wall clock of the processes that run in `environment`."""
+    """Wall clock of the processes that run in `environment`."""
 
     def __init__(self, folder: Path) -> None:
         library = folder / "other_clock.so"
@@ -32,16 +32,16 @@ class OtherClock:
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_OFFSET": str(self._offset)}
 
     def step(self, offset_s: int) -> None:
-        """Set the clock so many seconds off the kernel's."""
+        """Set the clock to this many seconds from the kernel's."""
         descriptor = os.open(self._offset, os.O_RDWR | os.O_CREAT)
         os.pwrite(descriptor, struct.pack("l", offset_s), 0)
         os.close(descriptor)
 
 
 def step_clock(service: Service, steps: int) -> str:
-    """Each step while the engine is stopped, so that requests wait over it: timeouts pass in their time, nothing is lost.
+    """Step the clock while the engine is stopped and requests wait: timeouts pass in time, no request is lost.
 
-    The service has not begun.
+    The service must not have begun.
     """
     clock = OtherClock(service.folder)
     service.begin(clock.environment)

@@ -11,7 +11,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-/* pid 0: nobody; function: its number below; nth: which call fails; number: with what errno; calls, fired: counted. */
+/* pid 0: no process; function: its number below; nth: the failing call; number: its errno; calls, fired: counts. */
 struct words { volatile uint64_t pid, function, nth, number, calls, fired; };
 static struct words *words;
 

@@ -1,4 +1,4 @@
-"""The N-th call of a function of the C library fails, in the supervisor or in the engine, for each N until none is left.
+"""Failures of the N-th call of a C library function, in the supervisor or in the engine, for each N up to the last call.
 
 A shim between a process and its C library (failing_calls.c, compiled when needed) counts the calls.
 """
@@ -14,7 +14,7 @@ from chaos.service import Service, wait_served
 from tests.support.daemon_process import wait_until
 
 _SOURCE = Path(__file__).with_name("failing_calls.c")
-#: Number in failing_calls.c, and what it fails with.
+#: Number in failing_calls.c, and the error number of the failure.
 _SUPERVISORS = {
     "posix_fallocate": (1, errno.ENOSPC),
     "ftruncate": (2, errno.ENOSPC),
@@ -29,7 +29,7 @@ _ENGINES = {"shm_open": (4, errno.EMFILE), "sem_open": (7, errno.EMFILE), "mmap"
 
 
 class _Words:
-    """The words that the shim reads and counts in."""
+    """Words that the shim reads and counts in."""
 
     def __init__(self, path: Path) -> None:
         path.write_bytes(bytes(4096))
@@ -44,13 +44,13 @@ class _Words:
         self._words[0] = pid
 
     def disarm(self) -> bool:
-        """Whether the call was made, and failed."""
+        """Return whether the call was made, and failed."""
         self._words[0] = 0
         return self._words[5] > 0
 
 
 def fail_calls(service: Service, most: int) -> str:
-    """Each time a client comes, grows, asks and goes: it gets its answers or a typed error, the others notice nothing."""
+    """Let a client attach, resize, send requests and leave: it gets replies or a typed error, the others notice nothing."""
     shim = service.folder / "failing_calls.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, _SOURCE, "-ldl"], check=True)
     words = _Words(service.folder / "failing_calls")
@@ -72,8 +72,8 @@ def fail_calls(service: Service, most: int) -> str:
                     break
                 failed[f"{who}'s {name}"] = nth
                 wait_served(others, 2)
-                wait_until("what the visitor had is gone", lambda: service.objects() <= baseline)
+                wait_until("the visitor's objects are gone", lambda: service.objects() <= baseline)
     assert daemon.pid == supervisor
     daemon.expected_in_log.add("never retrieved")
     calls = ", ".join(f"{name} {count}" for name, count in failed.items())
-    return f"{sum(failed.values())} calls failed one after the other ({calls}); {heard} visitors heard a typed error"
+    return f"{sum(failed.values())} calls failed one after the other ({calls}); {heard} visitors got a typed error"

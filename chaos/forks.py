@@ -1,4 +1,4 @@
-"""Clients that fork in the middle of everything, and leave children behind when they are killed."""
+"""Clients that fork with requests in flight, and leave children behind when they are killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DEATH_LIMIT_S = 10.0
 
 
 def fork_clients(service: Service, kills: int) -> str:
-    """Each child tries what it may not and is refused; the channel goes with the parent, although a child lives on."""
+    """Let each child use its parent's client: it is refused, and the channel ends with the parent although a child lives on."""
     others = service.busy_robots(2)
     baseline = service.objects()
     children = 0

@@ -1,6 +1,6 @@
-"""A /dev/shm and a disk without a free byte, for services that have not begun.
+"""Full /dev/shm and full disk, for services that have not begun.
 
-Run them in a mount namespace of its own: they mount small ones.
+Run these faults in a separate mount namespace: they mount small file systems.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _WEIGHTS_BYTES = 1 << 20
 
 
 def fill_shared_memory(service: Service, rounds: int) -> str:
-    """Who comes or grows hears a typed error or, by descriptor, nothing of it; who was there goes on, and so does an engine."""
+    """Attach and resize on a full /dev/shm: a typed error, or by descriptor success; attached clients and engines continue."""
     _on_small(service, _SHM, _SHM_MIB)
     others = service.busy_robots(2)
     heard = 0
@@ -39,16 +39,16 @@ def fill_shared_memory(service: Service, rounds: int) -> str:
             heard += sum(service.visit() for _ in range(_VISITORS))
             wait_served(others, 10)
             os.kill(service.daemon.engine_pid, signal.SIGKILL)
-            wait_served(others, 3)  # an engine needs no room there
+            wait_served(others, 3)  # an engine needs no space there
         finally:
             ballast.unlink()
         assert not service.visit(), "there is room again, and a visitor was refused"
     assert heard == (rounds * _VISITORS if service.transport == "named" else 0)
-    return f"{rounds} times /dev/shm without a byte: {heard} of {rounds * _VISITORS} visitors heard a typed error, served afterwards"
+    return f"{rounds} times /dev/shm without a byte: {heard} of {rounds * _VISITORS} visitors got a typed error, served afterwards"
 
 
 def fill_disk(service: Service, rounds: int) -> str:
-    """Before a model arrives, while it arrives, or while its engine starts. The old one serves unless the new one is taken."""
+    """Fill the disk before or during an import, or while the engine starts: the old model serves until a new one is accepted."""
     disk = service.folder / "disk"
     disk.mkdir()
     service.daemon.state_dir = disk
@@ -95,14 +95,14 @@ def _taken(service: Service, package: Path) -> bool:
 
 
 def _on_small(service: Service, path: Path, mib: int) -> None:
-    """Begin with a file system of this size there."""
+    """Mount a file system of this size there."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(path)], check=True)
     service.undo.callback(subprocess.run, ["umount", "--lazy", str(path)], check=True)
     service.begin({})
 
 
 def _fill(ballast: Path) -> None:
-    """More of this file until there is no page left."""
+    """Extend this file until no page is left."""
     with open(ballast, "ab", buffering=0) as file:
         for size in (1 << 20, _PAGE):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a service holds after many clients and many requests: as much as before."""
+"""Growth of a service's resources over many clients and many requests: none is allowed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from chaos.service import Service
 from tests.support.daemon_process import wait_until
 
-#: Allocators keep some memory for later; what grows by this is a leak, at a fraction of the smallest segment a client.
+#: Allocators keep some memory for later. Growth above this is a leak: it is a fraction of the smallest segment per client.
 _ROOM_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class Held:
-    """What one process holds."""
+    """Resources of one process."""
 
     descriptors: int
     mappings: int
@@ -31,7 +31,7 @@ class Held:
 
 
 def attach_and_detach(service: Service, cycles: int) -> str:
-    """So many clients, one after the other, each with a request, by name and by descriptor; half of them grow."""
+    """Attach n clients one after the other, each with a request, by name and by descriptor; half of them resize."""
 
     def visit(number: int) -> None:
         with service.daemon.client(timeout=30, check_contract=False) as client:
@@ -43,7 +43,7 @@ def attach_and_detach(service: Service, cycles: int) -> str:
 
 
 def many_requests(service: Service, requests: int) -> str:
-    """So many requests of one client."""
+    """Send n requests from one client."""
     with service.daemon.client(timeout=30, check_contract=False) as client:
         x = np.arange(40)
 
@@ -57,17 +57,17 @@ def _unchanged(service: Service, act: object, times: int) -> str:
     assert callable(act)
     daemon = service.daemon
     pids = {"supervisor": daemon.pid, "engine": daemon.engine_pid, "client": os.getpid()}
-    # What is made once and kept: caches, the histogram's pages, free lists.
+    # Memory that is allocated once and kept: caches, the histogram's pages, free lists.
     for number in range(max(50, times // 10)):
         act(number)
     objects = service.objects()
     before = {name: Held.by(pid) for name, pid in pids.items()}
     for number in range(times):
         act(number)
-    wait_until("what the clients had is gone", lambda: service.objects() <= objects)
+    wait_until("the clients' objects are gone", lambda: service.objects() <= objects)
     said = []
     for name, pid in pids.items():
-        # The last client's end may still be on its way to the engine.
+        # The engine may not have handled the end of the last client yet.
         wait_until(
             f"the {name} holds no more descriptors and mappings than before",
             lambda name=name, pid=pid: (

@@ -10,18 +10,18 @@ from chaos.service import RobotProcess, Service, naming, wait_served
 from chaos.steps import steps
 from tests.support.daemon_process import wait_until
 
-#: A robot lives for so long at the most before it is killed: to attach, to ask, to wait.
+#: Longest life of a robot before it is killed: to attach, to send requests, to wait.
 _LIFE_S = 0.03
 _REACH_S = 2.0
 _RECLAIM_LIMIT_S = 10.0
-#: At the start of an engine: see daemon/engine/main.py.
+#: Steps of an engine's start: see daemon/engine/main.py.
 _ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving")
-#: More results than a robot can have had under way.
+#: More results than a robot can have in flight.
 _SEVERAL = 5
 
 
 def kill_clients(service: Service, kills: int) -> str:
-    """Beside two robots that must not notice; half of the kills at a random moment, half at a named step."""
+    """Kill clients beside two robots that must not notice: half of the kills at a random moment, half at a named step."""
     honest = service.busy_robots(2)
     supervisor, engine = service.daemon.pid, service.daemon.engine_pid
     baseline = service.objects()
@@ -31,11 +31,11 @@ def kill_clients(service: Service, kills: int) -> str:
     named = steps(service.transport)
     for number in range(kills):
         step = named[number // 2 % len(named)] if number % 2 else None
-        # Every other one grows, and one that shall die as it leaves leaves soon.
+        # Every second one resizes, and one that is to die as it leaves does so soon.
         victim = service.robot(
             window=3, step=step, grows=number % 4 > 1 or step is not None, cycles=12 if step else None
         )
-        if number % 4 == 0:  # the others may die before they have a channel, on a busy machine all of them
+        if number % 4 == 0:  # on a busy machine the others, perhaps all of them, may die before they have a channel
             wait_until("the robot holds a channel", lambda: service.objects() > baseline)
         until_s = time.monotonic() + (_REACH_S if step else service.random.uniform(0, _LIFE_S))
         while step and not victim.ended and time.monotonic() < until_s:
@@ -75,7 +75,7 @@ def _until_reclaimed(service: Service, victim: RobotProcess, baseline: int) -> f
 
 
 def kill_engines(service: Service, kills: int) -> str:
-    """Under load of three robots, each time until all are served by the next one."""
+    """Kill engines under the load of three robots, each time until the next engine serves all of them."""
     robots = service.busy_robots(3)
     outages_s = []
     for _ in range(kills):
@@ -87,9 +87,9 @@ def kill_engines(service: Service, kills: int) -> str:
 
 
 def kill_supervisors(service: Service, kills: int) -> str:
-    """As above, the supervisor: engines die with it, robots attach to its successor, which sweeps the names.
+    """Kill the supervisor: engines die with it, robots attach to its successor, which sweeps the names.
 
-    Every other successor has an engine that kills itself at a named step of its start.
+    The engine of every second successor kills itself at a named step of its start.
     """
     robots = service.busy_robots(3)
     outages_s = []
@@ -102,7 +102,7 @@ def kill_supervisors(service: Service, kills: int) -> str:
             step = _ENGINE_STEPS[number // 2 % len(_ENGINE_STEPS)]
             service.daemon.environment["SHMSERVE_FAILPOINTS"] = f"engine.1.{step}=kill"
             at_steps += 1
-        service.daemon.package = None  # what it served last
+        service.daemon.package = None  # the version that served last
         if number % 2 and not _lives(service):
             # A daemon whose first engine dies before it serves ends and says why; systemd starts it again.
             service.daemon.environment.pop("SHMSERVE_FAILPOINTS")
@@ -118,7 +118,7 @@ def kill_supervisors(service: Service, kills: int) -> str:
 
 
 def _lives(service: Service) -> bool:
-    """Whether a daemon whose first engine kills itself gets to serve all the same."""
+    """Return whether a daemon whose first engine kills itself still serves."""
     process = service.daemon.spawn()
     try:
         service.daemon.wait_ready()

@@ -6,7 +6,7 @@ import select
 import time
 from pathlib import Path
 
-#: Lines of /proc/PID/status that tell why a killed process has not ended: its state, the signals that wait for it.
+#: Lines of /proc/PID/status with the reason why a killed process has not ended: its state, its pending signals.
 _STATUS = ("State", "Threads", "SigPnd", "ShdPnd", "SigBlk")
 
 
@@ -21,13 +21,13 @@ def describe(pid: int) -> str:
         except PermissionError:
             place = "not readable"
     except (FileNotFoundError, ProcessLookupError):
-        return f"process {pid} does not exist any more"
+        return f"process {pid} no longer exists"
     lines = "; ".join(f"{name} {' '.join(status[name].split())}" for name in _STATUS if name in status)
     return f"process {pid}: {lines}; waits in {place}; stat {stat}"
 
 
 def wait_dead(pid: int, pidfd: int, limit_s: float) -> None:
-    """Wait until a killed process is dead; raises AssertionError that says in which state it is instead.
+    """Wait until a killed process is dead; raise AssertionError with its state if it is not.
 
     A process in an uninterruptible wait keeps its sockets and its memory whatever signals it was sent.
     """

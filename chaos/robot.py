@@ -1,4 +1,4 @@
-"""A robot that checks every answer and counts everything in its tally.
+"""Robot that checks every reply and counts every event in its tally.
 
     python -m chaos.robot NAME RUNTIME_DIR GAINS    then one line of JSON for each robot, on standard input
 
@@ -26,15 +26,15 @@ from chaos.steps import die_at
 from chaos.tally import Tally, Word
 from shmserve.client import ClientForked, InferenceFailed, Pending, ShmClient, ShmServeError
 
-#: A machine with more processes than processors lets any of them wait so long.
+#: A machine with more processes than processors may delay any of them this long.
 _SCHEDULING_S = 0.5
-#: A child that was refused stays for so long, with the socket and the memory that it inherited.
+#: A refused child stays this long, with the socket and the memory that it inherited.
 _CHILD_LIVES_S = 1.0
 _FORKS_OF_A_CYCLE = 0.1
 
 
 class Robot:
-    """Asks y = k * x until it is told to end, with up to `window` requests out."""
+    """Robot that requests y = k * x until it must end, with up to `window` requests in flight."""
 
     def __init__(self, name: str, runtime_dir: str, gains: Path, order: dict[str, Any]) -> None:
         self._tally = Tally.open(Path(order["tally"]))
@@ -45,7 +45,7 @@ class Robot:
         self._window: int = order["window"]
         self._timeout_s: float = order["timeout"]
         self._cycles: int | None = order["cycles"]
-        # A daemon that was killed is back within seconds; whoever asks meanwhile waits for it.
+        # A killed daemon is back within seconds; a request waits for it meanwhile.
         self._client = ShmClient(
             name,
             runtime_dir=runtime_dir,
@@ -53,9 +53,9 @@ class Robot:
             timeout=60,
             max_retries=3000,
             retry_delay=0.02,
-            check_contract=False,  # what it sends has many lengths
+            check_contract=False,  # observations have many lengths
         )
-        #: Of what it sends; the longest of a robot that grows does not fit the channel that it begins with.
+        #: Lengths of observations; the longest of a robot that resizes does not fit its first channel.
         self._lengths = (1, 3, 40, 20_000) if order["grows"] else (1, 3, 40, 1000)
         self._number = 0
         self.stopped = False
@@ -93,7 +93,7 @@ class Robot:
             self._judge(sent, reply.action, reply.model_version)
         except ShmServeError as error:
             self._failed(error)
-        except Exception as error:  # noqa: BLE001  what this run is looking for
+        except Exception as error:  # noqa: BLE001  this run searches for it
             self._untyped(error)
 
     def _submit(self, out: deque[tuple[dict[str, Any], Pending]]) -> None:
@@ -127,7 +127,7 @@ class Robot:
             self._tally.words[Word.ATTACHED_NS] = time.monotonic_ns()
 
     def _fork(self, pending: Pending | None) -> None:
-        """With requests out: a child tries what is its parent's alone, and stays a while."""
+        """Fork with requests in flight: the child uses its parent's client, and stays a while."""
         reading, writing = os.pipe()
         if os.fork() == 0:
             try:

@@ -1,9 +1,9 @@
-"""Runs the faults and prints the account.
+"""Command that injects the faults and prints the account.
 
     python -m chaos.run [--transport named] [--client-kills 1000] [--only updates --updates 3] ...
 
-Each fault has a daemon and robots of its own. Ends with 0 if every request is accounted for, every answer was right,
-nobody hangs and nothing is left: no object in /dev/shm, no process, no socket.
+Each fault has a separate daemon and robots. The exit status is 0 if every request is accounted for, every reply was
+correct, no process hangs, and no object in /dev/shm, process or socket is left.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _STOP_S = 2.0
 
 @dataclass(frozen=True)
 class Fault:
-    """How often it happens unless said otherwise, for each transport; what counts; and what makes it happen."""
+    """Fault: its default number for each transport, the text of its count, and the function that injects it."""
 
     count: int
     counted: str
     act: Callable[[Service, int], str]
-    #: It mounts file systems, and gets a mount namespace of its own.
+    #: It mounts file systems, and runs in a separate mount namespace.
     mounts: bool = False
-    #: It starts the daemon itself, in surroundings of its making.
+    #: It starts the daemon itself, in an environment that it prepares.
     begins: bool = False
     #: It needs a C compiler.
     compiles: bool = False
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--transport", action="append", choices=("named", "sealed"), help="both unless given")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--only", action="append", choices=list(FAULTS), help="this one, and no other that is not named"
+        "--only", action="append", choices=list(FAULTS), help="run this fault, and no others except those also named"
     )
     for name, fault in FAULTS.items():
         parser.add_argument(f"--{name}", type=int, default=fault.count, metavar="N", help=fault.counted)
@@ -88,9 +88,9 @@ def main() -> int:
 
 
 def _make(transport: str, name: str, fault: Fault, count: int, seed: int) -> None:
-    """Make a fault happen and print its account, or why it could not be."""
+    """Inject a fault and print its account, or the reason why it cannot be injected."""
     if fault.compiles and shutil.which("cc") is None:
-        print(f"{transport}: {name} not run: there is no C compiler")
+        print(f"{transport}: {name} not run: a C compiler is missing")
     elif fault.mounts and _UNSHARED not in os.environ:
         if os.geteuid() or shutil.which("unshare") is None:
             print(f"{transport}: {name} not run: mounting takes root and unshare")

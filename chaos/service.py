@@ -1,4 +1,4 @@
-"""A real daemon with robots of its own, and the account of what they asked."""
+"""Real daemon with its robots, and the account of their requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 class RobotProcess:
-    """One robot, as the run sees it."""
+    """Robot, as the run sees it."""
 
     def __init__(self, pid: int, tally: Tally, window: int) -> None:
         self.pid = pid
@@ -41,13 +41,13 @@ class RobotProcess:
             self._pidfd = None
 
     def send(self, number: int) -> None:
-        """One that has ended is no error."""
+        """Kill it; a robot that has ended is not an error."""
         if self._pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self, limit_s: float) -> None:
-        """Send SIGKILL and wait until it is dead; raises AssertionError that names its state if it is not by then."""
+        """Send SIGKILL and wait until it is dead; raise AssertionError with its state if it is not."""
         self.send(signal.SIGKILL)
         if self._pidfd is not None:
             wait_dead(self.pid, self._pidfd, limit_s)
@@ -63,10 +63,10 @@ class RobotProcess:
 
 @final
 class Service:
-    """`with Service(transport) as service`: a daemon of y = k * x; at the end everything is accounted for."""
+    """Daemon of y = k * x, used as `with Service(transport) as service`; at the end every request is accounted for."""
 
     def __init__(self, transport: str, seed: int, *, begins: bool = True) -> None:
-        """Unless it begins by itself, `begin` starts the daemon within the block."""
+        """Start the daemon on entering the block, or with `begin` inside it."""
         self.transport = transport
         self._begins = begins
         self.random = random.Random(seed)
@@ -76,7 +76,7 @@ class Service:
         self._packages = [package]
         self._gains = self.folder / "gains.json"
         self._gains.write_text(gains(package))
-        #: What a fault has set up beside the service, undone when all of that is gone.
+        #: Resources that a fault has set up beside the service, released after the service has ended.
         self.undo = contextlib.ExitStack()
         self._nursery: subprocess.Popen[str] | None = None
         self.daemon = Daemon(package, arguments=("--transport", transport), config='log_level = "warning"\nban_s = 0\n')
@@ -90,13 +90,13 @@ class Service:
         return self
 
     def begin(self, environment: dict[str, str]) -> None:
-        """Start the daemon, and what robots come from, with these variables."""
+        """Start the daemon, and the process that robots are forked from, with these variables."""
         self.daemon.environment |= environment
         self.daemon.start()
         self._start_nursery(environment)
 
     def package(self, k: float, *, bytes_beside: int = 0) -> Path:
-        """A model of y = k * x; with some bytes beside it, another version each time."""
+        """Make a model of y = k * x; additional bytes make it another version each time."""
         folder = self.folder / f"packages-{len(self._packages)}" if bytes_beside else self.folder
         path = folder / f"gain-{k}"
         if not path.exists():
@@ -104,14 +104,14 @@ class Service:
             if bytes_beside:
                 (path / "weights.bin").write_bytes(os.urandom(bytes_beside))
             self._packages.append(path)
-            # Renamed: a robot may read it now.
+            # Renamed, because a robot may be reading it.
             fresh = self._gains.with_suffix(".fresh")
             fresh.write_text(gains(*self._packages))
             fresh.rename(self._gains)
         return path
 
     def visit(self) -> bool:
-        """Attach, ask, grow, ask, leave; whether a typed error came of it. Anything else is raised."""
+        """Attach, request, resize, request, leave; return whether a typed error ended it. Raise any other error."""
         with (
             contextlib.suppress(ShmServeError),
             self.daemon.client(max_retries=0, timeout=5, check_contract=False) as client,
@@ -154,7 +154,7 @@ class Service:
         grows: bool = False,
         forks: bool = False,
     ) -> RobotProcess:
-        """Start a robot. It asks at once, without a pause."""
+        """Start a robot, which sends requests without a pause."""
         self._count += 1
         tally = Tally.create()
         order = {
@@ -175,7 +175,7 @@ class Service:
         return robot
 
     def busy_robots(self, count: int, *, window: int = 2) -> list[RobotProcess]:
-        """Robots that have had their first answer."""
+        """Start robots and wait until each has its first reply."""
         robots = [self.robot(window=1 + number % window) for number in range(count)]
         for robot in robots:
             with naming(robot.pid, self.daemon.pid):
@@ -191,7 +191,7 @@ class Service:
         self.account.close(robot.tally, killed=killed, window=robot.window)
 
     def objects(self) -> int:
-        """Segments and doorbells that exist for clients, by name or by descriptor."""
+        """Return the segments and doorbells that exist for clients, by name or by descriptor."""
         if self.transport == "named":
             return len(self.daemon.names_in_shm())
         return _memory_descriptors(self.daemon.pid)
@@ -209,7 +209,7 @@ class Service:
         finally:
             self._end_nursery()
             try:
-                self.daemon.dismiss()  # asserts that nothing is left
+                self.daemon.dismiss()  # asserts that no object is left
             finally:
                 self.undo.close()
                 self._folder.cleanup()
@@ -217,7 +217,7 @@ class Service:
 
 @contextlib.contextmanager
 def naming(*pids: int) -> Iterator[None]:
-    """Let a failed assertion say in which state these processes were."""
+    """Add the state of these processes to a failed assertion."""
     try:
         yield
     except AssertionError as error:
@@ -235,7 +235,7 @@ def _memory_descriptors(pid: int) -> int:
 
 
 def wait_served(robots: list[RobotProcess], more: int = 1, limit_s: float = 90.0) -> float:
-    """Until every one of these robots had so many more results; how long that took (s)."""
+    """Wait until each of these robots has n more results; return the seconds that it took."""
     began_s = time.monotonic()
     before = [robot.tally[Word.RESULTS] for robot in robots]
 

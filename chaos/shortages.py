@@ -1,4 +1,4 @@
-"""A supervisor without descriptors to spare."""
+"""Supervisor without free descriptors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from chaos.service import Service, wait_served
 from shmserve.client import ShmServeError
 
 _VISITORS = 6
-#: Processor time that the supervisor may use while connections wait that it cannot accept, in each second.
+#: CPU time per second that the supervisor may use while connections that it cannot accept are waiting.
 _BUSY_S = 0.5
 
 
 def no_descriptors(service: Service, rounds: int) -> str:
-    """Clients that cannot be taken hear a typed error; who was there goes on; the supervisor does not spin."""
+    """Attach without free descriptors: new clients get a typed error, attached ones continue, the supervisor does not spin."""
     others = service.busy_robots(2)
     pid = service.daemon.pid
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -45,7 +45,7 @@ def no_descriptors(service: Service, rounds: int) -> str:
     assert heard, "no visitor was refused"
     assert busiest_s < _BUSY_S, f"the supervisor spins: {busiest_s:.2f} s of processor time a second"
     return (
-        f"{rounds} times without descriptors: {heard} of {rounds * _VISITORS} visitors heard a typed error, served again "
+        f"{rounds} times without descriptors: {heard} of {rounds * _VISITORS} visitors got a typed error, served again "
         f"afterwards; the supervisor used {busiest_s:.2f} s of processor time a second meanwhile"
     )
 

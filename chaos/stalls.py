@@ -1,4 +1,4 @@
-"""Processes that stop for seconds, and a client that never reads."""
+"""Processes that stop for seconds, and a client that never reads replies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SILENT_S = 0.5
 
 
 def stop_and_go(service: Service, stops: int, seconds: float) -> str:
-    """SIGSTOP to a client, the engine and the supervisor in turn, SIGCONT after `seconds`."""
+    """Send SIGSTOP to a client, the engine and the supervisor in turn, SIGCONT after `seconds`."""
     stopped_one, *others = service.busy_robots(3)
     for number in range(stops):
         time.sleep(service.random.uniform(0, 0.05))
         if number % 3 == 0:
             stopped_one.send(signal.SIGSTOP)
-            wait_served(others, 10)  # they are served while it is not
+            wait_served(others, 10)  # the others are served while it is stopped
             time.sleep(seconds)
             stopped_one.send(signal.SIGCONT)
         else:
@@ -37,7 +37,7 @@ def stop_and_go(service: Service, stops: int, seconds: float) -> str:
 
 
 def never_read(service: Service, rounds: int) -> str:
-    """A client that publishes on and on and reads no reply: its own requests suffer, the others' do not."""
+    """Publish requests continuously without reading replies: only this client's requests suffer."""
     others = service.busy_robots(2)
     engine = service.daemon.engine_pid
     published = 0

@@ -1,4 +1,4 @@
-"""Named steps of a client at which a robot of the chaos run kills itself. The client knows nothing of them."""
+"""Named steps of a client at which a robot of the chaos run kills itself. The client's code does not contain them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import time
 from typing import Any
 
-#: Where: module, class, method. Each can be died at before and after.
+#: Module, class and method of each step. A robot can die before and after it.
 _METHODS = {
     "call": ("shmserve.varlink_connection", "VarlinkConnection", "call"),
     "open": ("shmserve.channel", "ClientChannel", "__init__"),
@@ -24,17 +24,17 @@ _METHODS = {
     "switch": ("shmserve.client.connection", "Connection", "switch_to"),
     "shutdown": ("shmserve.client.connection", "Connection", "shutdown"),
 }
-#: Those of one transport alone.
+#: Steps of one transport only.
 _OTHER = {"named": ("ring-pipe", "wait-pipe"), "sealed": ("ring", "wait")}
 
 
 def steps(transport: str) -> list[str]:
-    """Every step that a client of this transport comes to, if it grows and leaves."""
+    """Return every step that a client of this transport reaches if it resizes and leaves."""
     return [f"{when}-{name}" for name in _METHODS if name not in _OTHER[transport] for when in ("before", "after")]
 
 
 def die_at(step: str) -> None:
-    """Make this process end by SIGKILL when it comes to `step` for the first time."""
+    """Make this process end by SIGKILL when it first reaches `step`."""
     when, _, name = step.partition("-")
     module, owner, method = _METHODS[name]
     holder = getattr(importlib.import_module(module), owner)

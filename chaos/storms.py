@@ -1,4 +1,4 @@
-"""Signals to every process, a thousand a second."""
+"""Storm of signals to every process, a thousand per second."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from chaos.service import Service, wait_served
 from chaos.tally import Word
 from shmserve.daemon.ipc.control import WAKE_SIGNAL
 
-#: What a daemon may be sent by anybody's accident, and by its own terminal, children and debugger.
+#: Signals that a daemon may get by accident, and from its terminal, children and debugger.
 _STRAY = (signal.SIGCHLD, signal.SIGCONT, signal.SIGWINCH, signal.SIGURG)
 
 
 def signal_storm(service: Service, seconds: float) -> str:
-    """Robots have a handler; the engine gets the signal that wakes it, too."""
+    """Send signals to all processes: robots have a handler, and the engine also gets the signal that wakes it."""
     robots = service.busy_robots(3)
     supervisor, engine = service.daemon.pid, service.daemon.engine_pid
     before = [robot.tally[Word.RESULTS] for robot in robots]
@@ -29,7 +29,7 @@ def signal_storm(service: Service, seconds: float) -> str:
         sent += len(robots) + 2
         time.sleep(0.001)
     served = sum(robot.tally[Word.RESULTS] for robot in robots) - sum(before)
-    assert served, "nobody was served meanwhile"
+    assert served, "no robot was served meanwhile"
     assert all(robot.tally[Word.SIGNALS] for robot in robots)
     wait_served(robots, 5)
     assert (service.daemon.pid, service.daemon.engine_pid) == (supervisor, engine), "the service did not survive"

@@ -1,4 +1,4 @@
-"""Counts of one robot's requests and results, in shared memory, so that they can be read after the robot was killed."""
+"""Counts of one robot's requests and results, in shared memory, readable after the robot was killed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ WORD = 8
 
 
 class Word(IntEnum):
-    """Counted by the robot; each request adds one to SUBMITTED, then one to RESULTS or one to ERRORS."""
+    """Words that the robot counts; each request adds one to SUBMITTED, then one to RESULTS or one to ERRORS."""
 
     SUBMITTED = 0
     RESULTS = 1
     ERRORS = 2
-    #: Not the right function of its input from exactly one version, or an answer to another request.
+    #: Replies that are not the right function of their input by exactly one version, or belong to another request.
     WRONG = 3
-    #: Ended with something else than a typed error.
+    #: Requests that ended with an error that is not typed.
     UNTYPED = 4
-    #: Given out after its deadline.
+    #: Results delivered after their deadline.
     LATE = 5
-    #: When the robot had its first answer (CLOCK_MONOTONIC, ns).
+    #: Time of the robot's first reply (CLOCK_MONOTONIC, ns).
     ATTACHED_NS = 6
-    #: Children that it forked and that were refused whatever they tried.
+    #: Forked children that were refused in every call.
     CHILDREN = 7
-    #: Signals that its handler saw.
+    #: Signals that its handler got.
     SIGNALS = 8
 
 
 class Tally:
-    """The words of one robot. It writes, the run reads.
+    """Words of one robot, which it writes and the run reads.
 
-    They lie in a memfd and not in a file of a disk: a store to a page that the kernel has just written back waits for the
-    file system, and a process that waits there does not die of SIGKILL.
+    They are in a memfd and not in a file on disk: a store to a page that the kernel has just written back waits for the
+    file system, and SIGKILL does not end a process in that wait.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -44,19 +44,19 @@ class Tally:
 
     @classmethod
     def create(cls) -> Tally:
-        """Make one whose words are all 0; another process opens it by `path`."""
+        """Create a tally with all words 0; another process opens it by `path`."""
         descriptor = os.memfd_create("chaos-tally")
         os.ftruncate(descriptor, WORD * len(Word))
         return cls(descriptor)
 
     @classmethod
     def open(cls, path: Path) -> Tally:
-        """Open the tally that another process of this user has created, and still has."""
+        """Open the tally that another process of this user has created and not closed."""
         return cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     @property
     def path(self) -> Path:
-        """The place under which any process of this user finds it, until it is closed."""
+        """Return the path at which any process of this user finds it until it is closed."""
         return Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
 
     def add(self, word: Word) -> None:
@@ -72,15 +72,15 @@ class Tally:
 
 
 class Account:
-    """The sum over all robots of a run."""
+    """Sum over all robots of a run."""
 
     def __init__(self) -> None:
         self._sum = dict.fromkeys(Word, 0)
-        #: Requests that were out when their robot was killed: nobody is left to be told.
+        #: Requests in flight when their robot was killed.
         self.out_at_death = 0
 
     def close(self, tally: Tally, *, killed: bool, window: int) -> None:
-        """Add a robot that has ended; raises AssertionError if its own figures do not agree."""
+        """Add a robot that has ended; raise AssertionError if its figures do not agree."""
         for word in Word:
             self._sum[word] += tally[word]
         out = tally[Word.SUBMITTED] - tally[Word.RESULTS] - tally[Word.ERRORS]
@@ -89,7 +89,7 @@ class Account:
         tally.close()
 
     def check(self) -> None:
-        """Raises AssertionError unless every request is accounted for and every answer was right."""
+        """Raise AssertionError unless every request is accounted for and every reply was correct."""
         for word in (Word.WRONG, Word.UNTYPED, Word.LATE):
             assert self._sum[word] == 0, f"{self._sum[word]} requests ended {word.name.lower()}"
 
@@ -98,7 +98,7 @@ class Account:
         balance = "=" if found[Word.SUBMITTED] == self._settled else "IS NOT"
         return (
             f"submitted {found[Word.SUBMITTED]:,} {balance} results {found[Word.RESULTS]:,} + typed errors "
-            f"{found[Word.ERRORS]:,} + out when their robot was killed {self.out_at_death:,}; "
+            f"{found[Word.ERRORS]:,} + in flight when their robot was killed {self.out_at_death:,}; "
             f"wrong {found[Word.WRONG]}, untyped {found[Word.UNTYPED]}, after their deadline {found[Word.LATE]}"
         )
 

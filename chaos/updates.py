@@ -1,4 +1,4 @@
-"""New models while engines, the supervisor and robots are killed: each result is from exactly one version."""
+"""Updates while engines, the supervisor and robots are killed: each result is from exactly one version."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KILLED = ("engine", "robot", "supervisor")
 
 
 def kill_during_updates(service: Service, updates: int) -> str:
-    """One update after the other, and in each a kill: it is taken or refused, and whoever serves says its version."""
+    """Run updates with a kill in each: an update is accepted or refused, and every reply names its version."""
     robots = service.busy_robots(3)
     gains = (2, 3)
     outcomes: Counter[str] = Counter()
@@ -34,11 +34,11 @@ def kill_during_updates(service: Service, updates: int) -> str:
                 victim.send(signal.SIGKILL)
                 service.settle(victim, killed=True)
                 robots += service.busy_robots(1)
-            elif who == "engine":  # the one that serves, or the one that is to
+            elif who == "engine":  # the serving engine, or the new one
                 os.kill(service.random.choice(engines_of(service.daemon.pid)), signal.SIGKILL)
             else:
                 service.daemon.kill9()
-                service.daemon.package = None  # what it served last
+                service.daemon.package = None  # the version that served last
                 service.daemon.start()
             outcomes[changing.result()] += 1
             wait_served(robots, 3)

@@ -39,6 +39,7 @@ from shmserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from .action_chunks import ActionChunks, ActionStep, ChunkStats
     from .async_client import AsyncShmClient
     from .compat.flask_pickle import send_inference_request
     from .loans import ReplyLoan, RequestLoan
@@ -46,7 +47,10 @@ if TYPE_CHECKING:
     from .shm_client import ShmClient
 
 __all__ = [
+    "ActionChunks",
+    "ActionStep",
     "AsyncShmClient",
+    "ChunkStats",
     "ClientClosed",
     "ClientEvicted",
     "ClientForked",
@@ -86,6 +90,9 @@ __all__ = [
 ]
 
 _WHERE = {
+    "ActionChunks": "action_chunks",
+    "ActionStep": "action_chunks",
+    "ChunkStats": "action_chunks",
     "AsyncShmClient": "async_client",
     "Pending": "pending",
     "Reply": "pending",

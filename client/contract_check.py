@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from shmserve.base_values import plain_tree
-from shmserve.contract import Entries, Entry, contract_differences, described
+from shmserve.contract import Entries, Entry, contract_differences, describe_tree
 from shmserve.errors import ContractMismatch
 
 #: Which kinds of number a declared kind takes: every int is a float as well, and a truth is no number.
@@ -43,7 +43,7 @@ def check_observation(service: str, model: dict[str, Any], observation: Any) -> 
         observation = observation["data"]["observation"]
     given = {
         name: declared[name] if _is_number_for(declared[name], entry) else entry
-        for name, entry in described(observation).items()
+        for name, entry in describe_tree(observation).items()
         if name in declared
     }
     differences = contract_differences({"observation": declared}, {"observation": given})

@@ -2,7 +2,7 @@
 
 A request is eligible if its options are the default ones, the client has nothing else in flight or on loan, and it and
 its reply have the structures that the path was specialized for (as a specializing interpreter, PEP 659). The native part
-is native/python/asking.c. Whatever turns out to be different goes on through the slow path, which specializes again.
+is native/python/client_fast_path.c. Whatever turns out to be different goes on through the slow path, which specializes again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FastPath:
         self._guard = guard
         self._connector = connector
         self._table = table
-        self._native: core.Asking | None = None
+        self._native: core.ClientFastPath | None = None
         self._channel: ClientChannel | None = None
 
     def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
@@ -45,7 +45,7 @@ class FastPath:
         if table.replies_on_loan or table.request_loan is not None:
             return None
         try:
-            if not native.send(observation, pending.deadline_ns, table.in_flight, pending):
+            if not native.try_send(observation, pending.deadline_ns, table.in_flight, pending):
                 return None
         except READ_ERRORS:
             return None  # as in Encoder.encode: the slow path raises
@@ -55,7 +55,7 @@ class FastPath:
     def try_receive(self, pending: Pending) -> None:
         """Complete the request, if its reply has arrived and is an ordinary one."""
         native = self._native
-        found = native.receive(ReplyHead) if native is not None else None
+        found = native.try_receive(ReplyHead) if native is not None else None
         if found is not None and self._table.in_flight.get(pending.sequence) is pending:
             self._table.complete(pending, *found)
 
@@ -71,7 +71,7 @@ class FastPath:
             requests, replies = channel.requests, channel.replies
             if requests.native is None or replies.native is None:
                 return
-            self._native = core.Asking(
+            self._native = core.ClientFastPath(
                 requests.native,
                 requests.memories,
                 requests.rotating_slots,
@@ -80,7 +80,7 @@ class FastPath:
                 replies.poller,
             )
             self._channel = channel
-        self._native.learn(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
+        self._native.specialize(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 
     def deoptimize(self) -> None:
         """Forget the native half: its channel is being left, and it views that memory."""

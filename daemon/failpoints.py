@@ -9,7 +9,8 @@ SHMSERVE_FAILPOINTS="store.before_rename=kill,store.received=sleep:0.5@2" arms t
     raise:ERRNO     OSError with the errno of that name, as in raise:ENOSPC
 
 `@3` acts at the third time only; without, every time. Children that inherit the environment are armed too, and count
-for themselves.
+for themselves. The tables of names below are complete: a name that is missing there can be neither armed nor, in a
+process with an armed failpoint, reached.
 """
 
 from __future__ import annotations
@@ -27,6 +28,26 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 VARIABLE = "SHMSERVE_FAILPOINTS"
+#: The steps of writing a small file, and the prefixes of those steps: one for each reason to write one.
+FILE_STEPS = ("before_write", "before_sync", "before_rename", "after_rename", "after_sync")
+SMALL_FILES = ("store.record", "store.again", "current", "turn", "facts")
+#: The failpoints of the store of versions.
+STORE = (
+    *("ingest.before_file", "ingest.in_file", "ingest.before_sync", "ingest.after_sync"),
+    *("store.received", "store.examined", "store.before_rename", "store.after_rename", "store.after_sync"),
+    *("store.before_signature", "store.after_signature"),
+    *("prune.before_rename", "prune.after_rename", "prune.after_sync", "prune.after_remove"),
+    *(f"{file}.{step}" for file in SMALL_FILES for step in FILE_STEPS),
+)
+#: The failpoints of an update, in the supervisor.
+UPDATE = (
+    *("update.received", "update.before_start", "update.warm", "update.stopped_old", "update.before_swap"),
+    *("swap.paused", "update.swapped", "update.committed"),
+)
+#: The failpoints of an engine, each after "engine.N." for the Nth engine of a daemon.
+ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving", "pause", "paused")
+_NAMES = frozenset((*STORE, *UPDATE))
+_OF_AN_ENGINE = re.compile(rf"engine\.[1-9][0-9]*\.({'|'.join(ENGINE_STEPS)})")
 _SPEC = re.compile(r"(?P<name>[a-z0-9_.]+)=(?P<action>[a-z]+)(?::(?P<value>[A-Za-z0-9_.]+))?(?:@(?P<nth>[1-9][0-9]*))?")
 
 
@@ -43,7 +64,20 @@ def failpoint(name: str) -> None:
         _reach(name)
 
 
+def arm(text: str) -> None:
+    """Arm these failpoints, written as in the environment, and no others; raises ValueError if one does not exist."""
+    armed = _parse(text)
+    _armed.clear()
+    _armed.update(armed)
+
+
+def _is_known(name: str) -> bool:
+    return name in _NAMES or _OF_AN_ENGINE.fullmatch(name) is not None
+
+
 def _reach(name: str) -> None:
+    if not _is_known(name):
+        raise LookupError(f"the failpoint {name!r} is missing in the tables of {__name__}")
     armed = _armed.get(name)
     if armed is None:
         return
@@ -77,6 +111,8 @@ def _parse(text: str) -> dict[str, _Armed]:
             raise ValueError(
                 f"{VARIABLE}: {spec!r} must be NAME=kill|stop|exit[:STATUS]|sleep:SECONDS|raise:ERRNO[@NTH]"
             )
+        if not _is_known(match["name"]):
+            raise ValueError(f"{VARIABLE}: there is no failpoint {match['name']!r}")
         armed[match["name"]] = _Armed(action, int(match["nth"]) if match["nth"] else None)
     if armed:
         log.warning("failpoints are armed: %s", text)

@@ -1,4 +1,4 @@
-"""Prints what pyproject.toml says that the daemon and the client need, for pip."""
+"""Requirements of the daemon and the client from pyproject.toml, printed for pip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ else:
 
 def main() -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["project"]
-    print("# What the daemon needs beside this package: pip install -r, in the environment of /etc/default/shmserve.")
+    print(
+        "# Packages that the daemon needs beside this one: pip install -r, in the environment of /etc/default/shmserve."
+    )
     print("\n".join([*project["dependencies"], *project["optional-dependencies"]["daemon"]]))
 
 

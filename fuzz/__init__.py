@@ -1,1 +1,1 @@
-"""Arbitrary bytes for every reader of bytes that somebody else wrote. `make fuzz`; docs/faults.md has the figures."""
+"""Fuzzing of every parser of untrusted bytes: `make fuzz`; docs/development/test-runs.md has the figures."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from fuzz.target import Target
 
-#: Of 100 inputs of a run over all, so many are this target's: by what a robot can reach, and by what one input costs.
+#: Percentage of the inputs of a run that each target gets, by its exposure to clients and by the cost of one input.
 SHARES = {
     "metadata": 38,
     "slot": 9,
@@ -21,14 +21,14 @@ SHARES = {
 
 
 def load(name: str) -> Target:
-    """Imports the target, and what it is about: only the channel's needs torch."""
+    """Import the target and the code that it tests: only the channel's needs torch."""
     target = importlib.import_module(f"fuzz.{name}_target").TARGET
     assert isinstance(target, Target)
     return target
 
 
 def split(inputs: int, names: Iterable[str]) -> dict[str, int]:
-    """How many of `inputs` over all targets each of these gets.
+    """Return the share of `inputs` that each of these targets gets.
 
     >>> split(200_000, ["metadata", "manifest"])
     {'metadata': 76000, 'manifest': 2000}

@@ -1,7 +1,7 @@
-"""The reader of model archives: files and directories with sound names, or ArchiveRefused.
+"""Fuzz target for the reader of model archives: files and directories with valid names, or ArchiveRefused.
 
-An input is one byte, whether to mend the checksums of its headers first, and the archive. Without mending, nearly
-every change would end at a checksum.
+An input is one byte, which tells whether to correct the checksums of the headers first, and the archive. Without the
+correction nearly every mutation would fail at a checksum.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import zlib
 from fuzz.target import INPUT_LIMIT_BYTES, Target
 from shmserve.daemon.store.byte_source import FileSource, open_archive
 from shmserve.daemon.store.errors import ArchiveRefused
-from shmserve.daemon.store.limits import Limits
+from shmserve.daemon.store.limits import PackageLimits
 from shmserve.daemon.store.tar_reader import BLOCK, TarReader
 from shmserve.package_files import name_fault
 
-_LIMITS = Limits(members=16, total_bytes=1 << 20, gzip_free_bytes=1 << 17)
+_LIMITS = PackageLimits(members=16, total_bytes=1 << 20, gzip_free_bytes=1 << 17)
 _file: list[int] = []
 
 
@@ -41,7 +41,7 @@ def run(data: bytes) -> None:
                 size += len(piece)
                 read += len(piece)
             assert size == header.size
-            # What gzip may make of 64 KiB.
+            # The most that gzip can make of 64 KiB.
             assert read <= _LIMITS.gzip_free_bytes + _LIMITS.gzip_ratio * INPUT_LIMIT_BYTES
     except ArchiveRefused:
         pass

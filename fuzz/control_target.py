@@ -1,7 +1,7 @@
-"""What a client says on its socket: the stream cut into messages, decoded, and answered by the real methods.
+"""Fuzz target for a client's stream on its socket: it is cut into messages, decoded, and answered by the real methods.
 
-Every call gets a reply or one of varlink's typed errors. Behind the methods stands no daemon, but what they would ask
-of it is checked. An input is the length of the first piece, and the stream.
+Every call gets a reply or one of varlink's typed errors. The methods run without a daemon; their calls to it are checked.
+An input is the length of the first piece, and the stream.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _check(wanted: Wanted) -> None:
 
 
 class _Log:
-    """A failure that the peer is told as an internal error is a finding."""
+    """Handler for which a failure that the peer gets as an internal error is a finding."""
 
     def warning(self, text: str, *arguments: object) -> None:
         pass
 
     def exception(self, text: str, *arguments: object) -> None:
-        raise  # noqa: PLE0704  the one that is being handled
+        raise  # noqa: PLE0704  the error that is being handled
 
 
 def _service() -> tuple[InterfaceTable, ClientService]:
@@ -125,7 +125,7 @@ def _answers(table: InterfaceTable, call: Call, connection: Any) -> list[bytes]:
 
 
 def _at_once(awaitable: Any) -> Any:
-    """The result of what waits for nothing, without an event loop."""
+    """Run a coroutine that never waits, without an event loop, and return its result."""
     coroutine: Coroutine[Any, Any, Any] = awaitable
     try:
         coroutine.send(None)

@@ -1,4 +1,4 @@
-"""The committed inputs: one file for each target, one input a line in base64. Found by coverage-guided runs, or once a bug."""
+"""Committed inputs: a file for each target, an input per line in base64, from coverage-guided runs or of fixed bugs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _FOLDER = Path(__file__).resolve().parent / "corpus"
 
 
 def read(name: str) -> list[bytes]:
-    """The inputs kept for a target, in the order of the file."""
+    """Return the stored inputs of a target, in the order of the file."""
     path = _FOLDER / f"{name}.txt"
     return [base64.b64decode(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def add(name: str, inputs: list[bytes]) -> int:
-    """Keep these, too, shortest first; returns how many were new."""
+    """Add these inputs, shortest first; return the number of new ones."""
     known = read(name)
     fresh = sorted(set(inputs) - set(known), key=lambda data: (len(data), data))
     _FOLDER.mkdir(exist_ok=True)

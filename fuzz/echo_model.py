@@ -1,4 +1,4 @@
-"""The least that an engine takes for a model: it answers with what it was asked."""
+"""Minimal model for an engine: it returns the observation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class EchoModel:
-    """Takes one observation at a time, with tensors, and keeps nothing."""
+    """Model that takes one observation at a time, with tensors, and keeps no state."""
 
     batches = False
     takes_numpy = False
@@ -16,7 +16,7 @@ class EchoModel:
         return list(observations)
 
     def reset(self, client_id: int) -> None:
-        """A robot begins again; there is nothing to forget."""
+        """Reset nothing: the model keeps no state."""
 
     def example_observation(self) -> Any:
         return None

@@ -1,4 +1,4 @@
-"""Messages of an engine to its supervisor: read as such, or InvalidMessage, after which the engine is killed.
+"""Fuzz target for an engine's messages to its supervisor: messages, or InvalidMessage, after which the engine is killed.
 
 Engines run the model's own code, which can write to any descriptor of its process.
 """
@@ -50,7 +50,7 @@ _READY = Ready(
     action=None,
     metadata={},
     gpu=None,
-    compiled=True,
+    native=True,
 )
 
 

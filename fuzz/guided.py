@@ -1,9 +1,9 @@
-"""Coverage-guided runs with atheris, which keeps the inputs that reach new code. Needs the extra `fuzz`.
+"""Command for coverage-guided runs with atheris, which keeps inputs that reach new code. Needs the extra `fuzz`.
 
     python -m fuzz.guided [TARGET ...] [--inputs 2000000] [--keep]
 
-One target after the other, each its share of the inputs. Ends with the exact number that ran. With --keep, what they
-found is added to the committed corpus (fuzz/corpus/TARGET.txt).
+The targets run one after the other, each with its share of the inputs. The last line is the exact number of inputs. With
+--keep, new inputs are added to the committed corpus (fuzz/corpus/TARGET.txt).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from fuzz import corpus
 from fuzz.target import INPUT_LIMIT_BYTES, TIME_LIMIT_S, Target
 
-#: Instrumented: the readers themselves. Torch and numpy are neither ours nor worth their weight here.
+#: Instrumented packages: the parsers. Torch and numpy are excluded: they are large, and not part of this project.
 _INSTRUMENTED = ["shmserve"]
-#: libFuzzer's own limits; a finding is one that stays above them, so they are wide.
+#: libFuzzer's limits; exceeding them is a finding, so they are wide.
 _MEMORY_MIB = 2048
 
 
 def fuzz_in_this_process(name: str, arguments: list[str]) -> None:
-    """Never returns: libFuzzer ends the process that it runs in."""
+    """Run libFuzzer, which ends the process: never returns."""
     import atheris
 
     with atheris.instrument_imports(include=_INSTRUMENTED):
@@ -38,7 +38,7 @@ def fuzz_in_this_process(name: str, arguments: list[str]) -> None:
 
 
 def run(name: str, target: Target, inputs: int, *, keep: bool) -> tuple[int, int]:
-    """Fuzz one target; returns how many inputs ran, and the exit status of the run (0: no finding)."""
+    """Fuzz one target; return the number of inputs, and the exit status of the run (0: no finding)."""
     known = {*target.seeds(), *corpus.read(name)}
     with tempfile.TemporaryDirectory(prefix="shmserve-fuzz-", dir="/dev/shm") as scratch:
         folder = Path(scratch, "corpus")

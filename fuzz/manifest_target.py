@@ -1,4 +1,4 @@
-"""The reader of model.toml: settings, or ModelPackageError."""
+"""Fuzz target for the reader of model.toml: settings, or ModelPackageError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _folders: list[Path] = []
 
 def run(data: bytes) -> None:
     if not _folders:
-        # libFuzzer ends its process without exit functions: fuzz/guided.py says where, and removes it.
+        # libFuzzer ends its process without exit functions: fuzz/guided.py sets the folder, and removes it.
         if given := os.environ.get("FUZZ_FOLDER"):
             folder = Path(given)
         else:

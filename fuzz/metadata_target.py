@@ -1,4 +1,4 @@
-"""The reader of metadata: any bytes give a sound tree or MetadataError."""
+"""Fuzz target for the reader of metadata: any bytes give a valid tree or MetadataError."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(data: bytes) -> None:
         return
     again, again_leaves = load(dump(tree))
     # Not ==: a NaN differs from itself. The safe form is one for one.
-    assert dump(again) == dump(tree), "what was read is written as something else"
+    assert dump(again) == dump(tree), "the tree is written differently than it was read"
     assert leaves == again_leaves, "leaves were lost or changed places"
     try:
         schema = Schema.from_metadata(data)

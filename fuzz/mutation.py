@@ -1,4 +1,4 @@
-"""Makes new inputs of old ones, by a seeded generator: the same seed gives the same inputs on every machine."""
+"""Generator of mutated inputs: the same seed gives the same inputs on every machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BOUNDARIES = [
 
 
 class Mutator:
-    """`next()` is one of the inputs given, changed in one to eight places."""
+    """Generator whose `next()` returns one of the given inputs, changed in one to eight places."""
 
     def __init__(self, seed: int, inputs: Sequence[bytes], words: Sequence[bytes]) -> None:
         self._random = random.Random(seed)

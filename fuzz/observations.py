@@ -1,4 +1,4 @@
-"""Observations and actions as real robots and policies have them: what the seeds are made of."""
+"""Observations and actions of real robots and policies, from which the seeds are made."""
 
 from __future__ import annotations
 

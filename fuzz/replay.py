@@ -1,10 +1,11 @@
-"""Runs the corpus and seeded mutations of it through the targets, without instrumentation.
+"""Command that runs the corpus and seeded mutations of it through the targets, without instrumentation.
 
     python -m fuzz.replay [--inputs 200000] [--seed 1] [--target NAME ...]
 
-Of the inputs of all targets together, each target that is named gets its share.
+Each named target runs its seeds, its corpus, and then its share of `--inputs` mutations of both.
 
-The same seed runs the same inputs. Ends with how many inputs ran, by target; a finding ends it at once, with the input.
+The same seed gives the same mutations. The last lines are the number of inputs by target; a finding ends the run, with the
+input.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from fuzz.all_targets import SHARES, load, split
 from fuzz.mutation import Mutator
 from fuzz.target import MEMORY_LIMIT_BYTES, TIME_LIMIT_S, Target
 
-#: Inputs between two looks at the memory.
+#: Inputs between two checks of the memory.
 _STRIDE = 100
-#: proc(5): resets the most that this process has had in memory to what it has now.
+#: proc(5): resets the peak resident memory of this process to the current value.
 _FORGET_THE_PEAK = "5"
 
 
 class Finding(Exception):
-    """One input that a reader does not bear: the target, the input and what it did."""
+    """Input that breaks a parser: the target, the input and the effect."""
 
     def __init__(self, target: str, data: bytes, what: str) -> None:
         super().__init__(f"{target}: {what}\n  input of {len(data)} bytes: {data[:200]!r}")
@@ -39,7 +40,7 @@ class Finding(Exception):
 
 @dataclass(frozen=True)
 class Ran:
-    """What one target was given."""
+    """Statistics of one target."""
 
     inputs: int
     seconds: float
@@ -47,7 +48,7 @@ class Ran:
 
 
 def run_one(name: str, target: Target, data: bytes) -> float:
-    """Seconds that it took; raises Finding."""
+    """Run one input and return its seconds; raise Finding."""
     began_s = time.perf_counter()
     signal.setitimer(signal.ITIMER_REAL, 10 * TIME_LIMIT_S)
     try:
@@ -62,29 +63,29 @@ def run_one(name: str, target: Target, data: bytes) -> float:
 
 
 def replay(name: str, target: Target, inputs: int, seed: int) -> Ran:
-    """The seeds, the corpus, and mutations of both until `inputs` have run; raises Finding."""
+    """Run the seeds, the corpus, and `inputs` mutations of both; raise Finding."""
+    began_s = time.perf_counter()
     known = [*target.seeds(), *corpus.read(name)]
     for data in known:
         run_one(name, target, data)
     Path("/proc/self/clear_refs").write_text(_FORGET_THE_PEAK)
     memory = _memory_bytes()
     mutator = Mutator(seed, known, target.words)
-    began_s = time.perf_counter()
     slowest_s = 0.0
-    for number in range(max(0, inputs - len(known))):
+    for number in range(inputs):
         data = mutator.next()
         took_s = run_one(name, target, data)
         slowest_s = max(slowest_s, took_s)
-        # Twice: on a busy machine another process may have had the processor.
+        # Twice: on a busy machine another process may have used the processor.
         if took_s > TIME_LIMIT_S and min(run_one(name, target, data), run_one(name, target, data)) > TIME_LIMIT_S:
             raise Finding(name, data, f"took {took_s:.1f} s, the limit is {TIME_LIMIT_S:g}")
         if number % _STRIDE == 0 and _memory_bytes() - memory > MEMORY_LIMIT_BYTES:
             raise Finding(name, data, f"the process grew by {_memory_bytes() - memory} bytes")
-    return Ran(max(inputs, len(known)), time.perf_counter() - began_s, slowest_s)
+    return Ran(len(known) + inputs, time.perf_counter() - began_s, slowest_s)
 
 
 def _memory_bytes() -> int:
-    """The most that this process has had in memory since that was last forgotten."""
+    """Return the peak resident memory of this process since the last reset."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,4 +1,4 @@
-"""The reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
+"""Fuzz target for the reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
 
 An input is the file's size (two bytes, in words), the header, and what follows it. Where there is a native core, they
 read and write the same words as the Python that they stand for.
@@ -44,11 +44,17 @@ def run(data: bytes) -> None:
     sequence = segment.words[segment.counter_index]
     requests, replies = RequestReader(segment), ReplyReader(segment)
     assert requests.poller.load() == sequence == requests.published()
-    for near in (0, 1, sequence, (sequence + 1) & ((1 << 64) - 1), (1 << 64) - 1):  # words, as all sequences are
+    for near in (
+        0,
+        1,
+        sequence,
+        (sequence + 1) & ((1 << 64) - 1),
+        (1 << 64) - 1,
+    ):  # an unsigned word, as every sequence
         head = requests.head(near)
         assert head is None or head.sequence == near
         assert head == RequestReader.head(requests, near)
-        own = sequence_of(number_of(near), 0)  # a client asks for sequences that it made itself
+        own = sequence_of(number_of(near), 0)  # a client polls only sequences that it made
         reply = replies.try_head(own)
         assert reply is None or reply.sequence == own
         assert reply == ReplyReader.try_head(replies, own)
@@ -60,7 +66,7 @@ def run(data: bytes) -> None:
 
 
 def _write_as_python_does(segment: Segment, requests: RequestReader, replies: ReplyReader) -> None:
-    """One head each, into the first slot and out of it; the words are the header's."""
+    """Write one head to the first slot and read it back, by each end; the words are the header's."""
     written = segment.bytes[COUNTER_OFFSET : SLOTS_OFFSET + SLOT_HEAD_BYTES]
     before = written.copy()
     numbers = HEADER.packed.unpack_from(segment.memory) * 2
@@ -79,7 +85,7 @@ def _write_as_python_does(segment: Segment, requests: RequestReader, replies: Re
     ReplyWriter.complete(engine, sequence, *numbers[:10])
     ReplyWriter.take(engine, sequence)
     processor = slice(COUNTER_LINE.offset("processor"), COUNTER_LINE.size)
-    found[processor] = written[processor]  # a hint, which Python does not give
+    found[processor] = written[processor]  # a hint, which Python does not write
     assert (written == found).all(), "Python writes other words"
 
 

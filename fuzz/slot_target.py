@@ -1,4 +1,4 @@
-"""The reader of a slot: lengths that lie, schemas that change their meaning, any metadata, any payload.
+"""Fuzz target for the reader of a slot: wrong lengths, schemas that change their meaning, any metadata, any payload.
 
 An input is two heads (schema, metadata_bytes, payload_bytes, flags, where the metadata begins) and the slot's bytes.
 Where there is a native core, Python makes the same tree of the same bytes, and the same bytes of the same tree.
@@ -49,7 +49,7 @@ def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
         return
     views = [place.view(slot.payload) for place in schema.arrays]
     leaves = [owned_array(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-    # Of equal trees that share the same parts: whatever a type, a bit or a container differs in is seen.
+    # Pickles of equal trees with the same shared parts show every difference of type, bit or container.
     built = pickle.dumps(schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
     assert pickle.dumps(tree, 5) == built, "Python decodes another tree"
     assert pickle.dumps(decoder.unflatten(slot.payload, leaves), 5) == built, "Python builds another tree"
@@ -57,25 +57,25 @@ def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
         staged = _slot()
         decoder.stage(slot.payload, staged.payload)
         lent = decoder.decode_in_place(staged.payload, [place.view(staged.payload) for place in schema.arrays])
-        assert pickle.dumps(lent, 5) == built, "what is staged is another tree"
+        assert pickle.dumps(lent, 5) == built, "staging gives another tree"
 
 
 def _check(tree: object) -> None:
-    """What came out of a slot goes into one, and comes out the same."""
+    """Write a decoded tree into a slot and check that it decodes to the same tree."""
     first, second = _slot(), _slot()
     encoder = Encoder()
     try:
         encoded = encoder.encode(tree, first)
         again = Encoder().encode(Decoder().decode(first, *encoded), second)
     except (RequestRejected, DoesNotFit):
-        return  # more entries than a sender may have, or longer as a fresh sender writes it
+        return  # more entries than an encoder may write, or longer metadata from a new encoder
     assert encoded == again, "the lengths change"
     assert (first.metadata == second.metadata).all(), "the structure changes"
-    # The first time Python describes and writes it; from then on it is recognised in one step.
+    # The first time Python describes and writes it; afterwards it is recognised in one step.
     write = encoder._cached[0].encode_into
     if write is not None:
         native = _slot()
-        assert write(tree, native.payload) == 1, "what was described is not recognised"
+        assert write(tree, native.payload) == 1, "a described structure is not recognised"
         assert (first.payload == native.payload).all(), "Python writes other bytes"
 
 

@@ -1,27 +1,27 @@
-"""What a fuzz target is."""
+"""Interface of a fuzz target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: What one input may cost. The inputs have 64 KiB at the most, and the slowest are ten times below this.
+#: Time limit of one input. Inputs have at most 64 KiB, and the slowest take a tenth of this.
 TIME_LIMIT_S = 1.0
-#: What the process may grow by over a run, beyond its size once every target has run its seeds.
+#: Allowed growth of the process over a run, beyond its size after every target has run its seeds.
 MEMORY_LIMIT_BYTES = 16 << 20
 INPUT_LIMIT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader of foreign bytes.
+    """Parser of untrusted bytes.
 
-    `run` takes any bytes and returns; the reader's own typed error is caught inside it, anything else that it raises is
-    a finding. So is an AssertionError: what was read must also make sense.
+    `run` takes any bytes and returns. It catches the parser's typed error; any other exception is a finding. So is an
+    AssertionError: the parsed value must be valid as well.
     """
 
     run: Callable[[bytes], None]
     #: Real messages, from which the mutations start.
     seeds: Callable[[], list[bytes]]
-    #: Byte strings that mean something to this reader.
+    #: Byte strings with a meaning for this parser.
     words: tuple[bytes, ...] = ()

@@ -1,4 +1,4 @@
-"""Writes the man pages from the commands' own help: `make man`; `--check` says whether they are current."""
+"""Generator of the man pages from the help of the commands: `make man`; `--check` reports whether they are current."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ FOLDER = Path(__file__).resolve().parent
 #: The day of the version, not of the run: the pages change when the help does.
 _DATE = "2026-11-22"
 _EXIT_STATUS = {
-    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if nobody reads on.",
-    "shmserved": "0 stopped as asked, 1 the service failed, 2 usage, 78 a mistake in the configuration.",
+    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if stdout was closed early.",
+    "shmserved": "0 stopped on request, 1 the service failed, 2 usage, 78 a mistake in the configuration.",
 }
 
 
 def write(folder: Path) -> None:
-    """Every page, one file each."""
+    """Write every page, one file each."""
     for name, command in (("shmserve-admin", admin), ("shmserved", daemon)):
         write_man_pages(name, command, version=__version__, target_dir=str(folder), date=_DATE)
     for page in folder.glob("*.1"):
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
 
 
 def _finished(name: str, text: str) -> str:
-    """The page as man(1) should show it: examples line by line, dashes that can be copied, how it exits."""
+    """Return the page as man(1) should show it: examples line by line, dashes that can be copied, the exit status."""
     lines: list[str] = []
     example = False
     for line in text.splitlines():
@@ -52,7 +52,7 @@ def _finished(name: str, text: str) -> str:
 
 
 def stale() -> list[str]:
-    """The pages that are not what the help is now."""
+    """Return the names of the pages that differ from the current help."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         now = {path.name: path.read_text() for path in Path(folder).iterdir()}

@@ -1,13 +1,19 @@
-from collections.abc import Callable
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .codec import SlotMemory
-
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Head = TypeVar("_Head", bound=tuple[int, ...])
+
+class _SlotMemory(Protocol):
+    @property
+    def payload(self) -> _Bytes: ...
+    @property
+    def wake(self) -> Callable[[], object] | None: ...
+    @property
+    def written_schema(self) -> int | None: ...
 
 class TreeEncoder:
     def __init__(
@@ -66,7 +72,7 @@ class CutThroughCopier:
     def commit(self, write_id: int, /) -> None: ...
     def close(self) -> None: ...
 
-class Intake:
+class ServerFastPath:
     schema: Final[int]
     sequence: Final[int]
     queued_ns: Final[int]
@@ -79,7 +85,7 @@ class Intake:
         copier: CutThroughCopier | None,
         wrap: Callable[[npt.NDArray[Any]], Any] | None,
     ) -> None: ...
-    def learn(
+    def specialize(
         self,
         schema: int,
         decoder: TreeDecoder,
@@ -88,10 +94,10 @@ class Intake:
         views: list[npt.NDArray[Any]] | list[list[npt.NDArray[Any]]],
         /,
     ) -> None: ...
-    def forget(self) -> None: ...
-    def take(self, seen: int, /) -> Any: ...
+    def reset(self) -> None: ...
+    def try_take(self, seen: int, /) -> Any: ...
     def head(self, kind: type[_Head], /) -> _Head: ...
-    def answer(
+    def reply(
         self,
         encoder: TreeEncoder,
         tree: Any,
@@ -104,22 +110,22 @@ class Intake:
         /,
     ) -> int: ...
 
-class Asking:
+class ClientFastPath:
     sequence: Final[int]
     def __init__(
         self,
         requests: Slots,
-        request_memories: list[SlotMemory],
+        request_memories: Sequence[_SlotMemory],
         rotating_slots: int,
         replies: Slots,
-        reply_memories: list[SlotMemory],
+        reply_memories: Sequence[_SlotMemory],
         poller: CounterPoller,
     ) -> None: ...
-    def learn(
+    def specialize(
         self, encoder: TreeEncoder, schema: int, metadata_bytes: int, decoder: TreeDecoder, reply_schema: int, /
     ) -> None: ...
-    def send(self, tree: Any, deadline_ns: int, in_flight: dict[int, Any], pending: Any, /) -> bool: ...
-    def receive(self, kind: type[_Head], /) -> tuple[Any, _Head, int] | None: ...
+    def try_send(self, tree: Any, deadline_ns: int, in_flight: dict[int, Any], pending: Any, /) -> bool: ...
+    def try_receive(self, kind: type[_Head], /) -> tuple[Any, _Head, int] | None: ...
 
 class Histograms:
     def __init__(self, memory: Any, place: int) -> None: ...

@@ -144,14 +144,14 @@ class EngineChannel:
     ) -> None:
         """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does.
 
-        The memory is mapped without its pages, see `populate`.
+        The memory is mapped without its pages, see `prefault`.
         """
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
             undo.callback(_close_all, rest)
             writable = ("requests", "replies") if writable_requests else ("replies",)
             _check_count(channel_info, rest, 4)
-            requests, replies = _open_segments(undo, channel_info, rest, writable=writable, populate=False)
+            requests, replies = _open_segments(undo, channel_info, rest, writable=writable, prefault=False)
             self.reply_bell: Ringer
             #: The pipe that this client rings; named channels share one request bell, which is the service's.
             self.request_pipe: int | None = None
@@ -167,15 +167,15 @@ class EngineChannel:
         self.requests = RequestReader(requests)
         self.replies = ReplyWriter(replies)
 
-    def populate(self) -> Iterator[None]:
+    def prefault(self) -> Iterator[None]:
         """Give the memory its pages, a piece at each step, before a request is served from it."""
-        yield from self.requests.segment.populate()
-        yield from self.replies.segment.populate()
+        yield from self.requests.segment.prefault()
+        yield from self.replies.segment.prefault()
 
-    def vacate(self) -> Iterator[None]:
+    def release_pages(self) -> Iterator[None]:
         """Give the pages back, a piece at each step, before `close`."""
-        yield from self.requests.segment.vacate()
-        yield from self.replies.segment.vacate()
+        yield from self.requests.segment.release_pages()
+        yield from self.replies.segment.release_pages()
 
     def close(self) -> None:
         self.requests.close()
@@ -200,7 +200,7 @@ def _open_segments(
     descriptors: list[int],
     *,
     writable: Sequence[str],
-    populate: bool = True,
+    prefault: bool = True,
     owners: Container[int] | None = None,
 ) -> tuple[Segment, Segment]:
     """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
@@ -208,13 +208,13 @@ def _open_segments(
     for direction in ("requests", "replies"):
         if channel_info.names is not None:
             segment = Segment.open(
-                getattr(channel_info.names, direction), writable=direction in writable, populate=populate, owners=owners
+                getattr(channel_info.names, direction), writable=direction in writable, prefault=prefault, owners=owners
             )
         else:
             descriptor = descriptors.pop(0)
             try:
                 segment = Segment.from_descriptor(
-                    descriptor, writable=direction in writable, populate=populate, sealed=True
+                    descriptor, writable=direction in writable, prefault=prefault, sealed=True
                 )
             finally:
                 os.close(descriptor)

@@ -1,7 +1,7 @@
 """What a model takes and what it gives, entry by entry, as plain dicts; and how two such contracts differ.
 
 >>> import numpy as np
->>> described({"image": np.zeros((4, 6, 3), np.uint8), "robot": {"joints": [0.0, 0.5]}, "task": "fold"})
+>>> describe_tree({"image": np.zeros((4, 6, 3), np.uint8), "robot": {"joints": [0.0, 0.5]}, "task": "fold"})
 {'image': {'dtype': 'uint8', 'shape': [4, 6, 3]}, 'robot.joints': {'type': 'list[float]', 'length': 2}, \
 'task': {'type': 'str'}}
 
@@ -39,14 +39,14 @@ def name_within(name: str, step: str | int) -> str:
     return f"{name}.{key}" if name else key
 
 
-def named_leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_with_path(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every value in a tree of dicts, lists and tuples with its name; a list of plain numbers is one value."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from named_leaves(value, name_within(name, str(key)))
+            yield from flatten_with_path(value, name_within(name, str(key)))
     elif isinstance(tree, (list, tuple)) and tree and not _of_scalars(tree):
         for index, value in enumerate(tree):
-            yield from named_leaves(value, name_within(name, index))
+            yield from flatten_with_path(value, name_within(name, index))
     else:
         yield name, tree
 
@@ -56,9 +56,9 @@ def _of_scalars(values: list[Any] | tuple[Any, ...]) -> bool:
     return len(kinds) == 1 and kinds.pop() in _SCALARS
 
 
-def described(tree: Any) -> Entries:
+def describe_tree(tree: Any) -> Entries:
     """The table of a tree: its entries' names, each with dtype and shape, or with the type of what is no array."""
-    return {name: _entry(value) for name, value in named_leaves(tree)}
+    return {name: _entry(value) for name, value in flatten_with_path(tree)}
 
 
 def _entry(value: Any) -> Entry:
@@ -87,7 +87,7 @@ def entry_text(entry: Mapping[str, Any]) -> str:
 
 def contract_of(observation: Any, action: Any) -> dict[str, Entries | None]:
     """The contract of a model that answered `observation` with `action`."""
-    return {"observation": described(observation), "action": described(action)}
+    return {"observation": describe_tree(observation), "action": describe_tree(action)}
 
 
 def contract_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:

@@ -125,7 +125,9 @@ def _check_owner(name: str, owners: Container[int] | None) -> None:
     except FileNotFoundError as error:
         raise ServiceUnavailable(f"semaphore {name} is gone: the daemon stopped") from error
     if uid not in owners:
-        raise ForeignService(f"semaphore {name} belongs to uid {uid}, whose daemon this is not: not used")
+        raise ForeignService(
+            f"semaphore {name} belongs to uid {uid}, whose daemon this is not: not used", path=name, owner_uid=uid
+        )
 
 
 class NamedDoorbell:

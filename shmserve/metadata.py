@@ -43,108 +43,47 @@ highest protocol among opcodes = 4
 True
 >>> load(b"\x80\x05cos\nsystem\n.")
 Traceback (most recent call last):
-shmserve.metadata.MetadataError: metadata refused at byte 2 (GLOBAL): not an operation of the safe form
+shmserve.metadata_leaf.MetadataError: metadata refused at byte 2 (GLOBAL): not an operation of the safe form
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final
 
-# What one metadata may cost its reader; the leaves are held by OPERATION_LIMIT too, as each takes 7 at the least.
-METADATA_LIMIT: Final = 65536  # bytes
-OPERATION_LIMIT: Final = 4096
-DEPTH_LIMIT: Final = 32  # containers around a value
-KEY_LIMIT: Final = 1024  # characters
-LONG_LIMIT: Final = 16  # bytes of an int, two's complement
-DIMENSION_LIMIT: Final = 16
-LEAF_BYTES_LIMIT: Final = 2**48  # a leaf is smaller
-
-# Wire name -> bytes of an item. The names are numpy's, except for bfloat16, which numpy does not know.
-DTYPES: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "|b1": 1,
-        "|i1": 1,
-        "|u1": 1,
-        "<i2": 2,
-        "<u2": 2,
-        "<f2": 2,
-        "<bf2": 2,
-        "<i4": 4,
-        "<u4": 4,
-        "<f4": 4,
-        "<i8": 8,
-        "<u8": 8,
-        "<f8": 8,
-        "<c8": 8,
-        "<c16": 16,
-    }
+from .metadata_leaf import (
+    DEPTH_LIMIT,
+    DIMENSION_LIMIT,
+    DTYPES,
+    KEY_LIMIT,
+    LEAF_BYTES_LIMIT,
+    LONG_LIMIT,
+    METADATA_LIMIT,
+    OPERATION_LIMIT,
+    Leaf,
+    MetadataError,
+    key_fault,
+    leaf_fault,
+    quoted,
+    type_name,
 )
+from .metadata_writer import dump
 
-# Kind of leaf -> the dtypes it may have, and its number of dimensions (None: any).
-_KINDS: Final[Mapping[str, tuple[frozenset[str], int | None]]] = MappingProxyType(
-    {
-        "array": (frozenset(DTYPES), None),
-        "scalar": (frozenset(DTYPES), 0),
-        "int": (frozenset({"<i8"}), 0),
-        "float": (frozenset({"<f8"}), 0),
-        "bool": (frozenset({"<i8"}), 0),
-        "bytes": (frozenset({"|u1"}), 1),
-        "str": (frozenset({"|u1"}), 1),
-        "list": (frozenset({"|b1", "<i8", "<f8"}), 1),
-    }
-)
-
-
-class MetadataError(ValueError):
-    """A tree has no safe form, or bytes are not the safe form of a tree. Says where, and quotes 64 characters at most."""
-
-
-class Leaf:
-    """A value whose bytes lie raw in the payload. Not to be changed once made, since it is compared and hashed.
-
-    kind: "array" and "scalar" (numpy's, any of DTYPES), "int", "float" and "bool" (Python's, in 8 bytes: "<i8", "<f8"
-    and "<i8"), "bytes" and "str" (as UTF-8; both "|u1"), "list" (of n bool, int or float: "|b1", "<i8" or "<f8"). shape:
-    any of an array, (n,) of n bytes, a str of n bytes or a list of n, else (). Checked by `dump` and `load`, not here.
-    """
-
-    __slots__ = ("dtype", "kind", "shape")
-
-    def __init__(self, kind: str, dtype: str, shape: tuple[int, ...]) -> None:
-        self.kind = kind
-        self.dtype = dtype
-        self.shape = shape
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not Leaf:
-            return NotImplemented
-        return self.kind == other.kind and self.dtype == other.dtype and self.shape == other.shape
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.dtype, self.shape))
-
-    def __repr__(self) -> str:
-        return f"Leaf({self.kind!r}, {self.dtype!r}, {self.shape!r})"
-
-
-def dump(tree: object) -> bytes:
-    """The safe form of a tree of dict (with str keys), list, tuple, str, bytes, int, float, bool, None and Leaf.
-
-    Leaves are numbered in the order of a walk through the tree; the same Leaf met twice is two leaves. Types are taken
-    exactly, because a subclass would come back as its base. Equal trees give equal bytes, whichever of their parts are
-    the same object, so the bytes can stand for the schema. Raises MetadataError, which names the place in the tree.
-    """
-    _check_tree(tree)
-    file = io.BytesIO()
-    _Writer(file).dump(tree)
-    metadata = file.getvalue()
-    if len(metadata) > METADATA_LIMIT:
-        raise _misfit(None, f"takes {len(metadata)} bytes, the limit is {METADATA_LIMIT}{_ADVICE}")
-    return metadata
+__all__ = [
+    "DEPTH_LIMIT",
+    "DIMENSION_LIMIT",
+    "DTYPES",
+    "KEY_LIMIT",
+    "LEAF_BYTES_LIMIT",
+    "METADATA_LIMIT",
+    "OPERATION_LIMIT",
+    "Leaf",
+    "MetadataError",
+    "dump",
+    "load",
+]
 
 
 def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
@@ -222,7 +161,7 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
                 _append(stack[-1], [value])
             elif code == _MEMOIZE:
                 if type(stack[-1]) is not str:
-                    raise _Fault(f"the memo is for str, not for {_type_name(stack[-1])}")
+                    raise _Fault(f"the memo is for str, not for {type_name(stack[-1])}")
                 memo.append(stack[-1])
             elif code in _RECALLS:
                 position += _RECALLS[code]
@@ -254,151 +193,6 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
     raise MetadataError(f"metadata refused at byte {at} ({_NAMES.get(data[at : at + 1], 'no operation')}): {fault}")
 
 
-def _leaf_fault(kind: object, dtype: object, shape: object) -> str | None:
-    """Why this is no leaf, or None. All of it is compared by exact type first: True is not a length."""
-    if type(kind) is not str or kind not in _KINDS:
-        return f"a leaf's kind cannot be {_quoted(kind)}"
-    dtypes, dimensions = _KINDS[kind]
-    if type(dtype) is not str or dtype not in dtypes:
-        return f"the dtype of a leaf of kind {kind!r} cannot be {_quoted(dtype)}"
-    if type(shape) is not tuple:
-        return f"a leaf's shape is a tuple of int, not {_quoted(shape)}"
-    if len(shape) > DIMENSION_LIMIT if dimensions is None else len(shape) != dimensions:
-        allowed = f"at most {DIMENSION_LIMIT}" if dimensions is None else dimensions
-        return f"a leaf of kind {kind!r} has {allowed} dimensions, not {len(shape)}"
-    size = DTYPES[dtype]
-    for length in shape:
-        if type(length) is not int or length < 0:
-            return f"a leaf's dimension cannot have the length {_quoted(length)}"
-        size *= length or 1  # numpy, too, refuses an empty array whose other dimensions overflow
-    if size >= LEAF_BYTES_LIMIT:
-        return f"a leaf is smaller than {LEAF_BYTES_LIMIT} bytes, this one has {_quoted(size)}"
-    return None
-
-
-def _quoted(value: Any) -> str:
-    """What an error may show of a value that is not ours: a short string, a number, or the name of its type."""
-    kind = type(value)
-    if kind is str:
-        return repr(value[:64])[:64]
-    if value is None:
-        return "None"
-    if kind is int or kind is bool:
-        return repr(value) if value.bit_length() <= 64 else f"an int of {value.bit_length()} bits"
-    return f"a {_type_name(value)}"
-
-
-def _type_name(value: object) -> str:
-    kind = type(value)
-    return kind.__qualname__[:64] if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"[:64]
-
-
-def _key_fault(key: object) -> str | None:
-    if type(key) is not str:
-        return f"a key is a str, not {_quoted(key)}"
-    if len(key) > KEY_LIMIT:
-        return f"the key {_quoted(key)} has {len(key)} characters, the limit is {KEY_LIMIT}"
-    return None
-
-
-# Writing. The tree is checked first, so that the pickler meets nothing for which it has ways of its own.
-
-# The place of a value in the tree: that of its container, and its key or index there. Spelled out only in an error.
-_Place: TypeAlias = "tuple[_Place, object] | None"
-
-_ADVICE: Final = "; long strings, and long lists of numbers as one array, belong in the payload"
-
-
-class _Writer(pickle.Pickler):
-    """The C pickler, which asks of everything it meets whether it is a leaf."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, 5)
-        self.fast = True  # no memo: the reader wants none of containers, and bytes must not depend on what is shared
-        self._leaf_count = 0
-
-    def persistent_id(self, obj: object) -> tuple[int, str, str, tuple[int, ...]] | None:
-        if type(obj) is not Leaf:
-            return None
-        index = self._leaf_count
-        self._leaf_count = index + 1
-        return index, obj.kind, obj.dtype, obj.shape
-
-
-def _check_tree(tree: object) -> None:
-    """Raises for what has no safe form; a container that holds itself is a tree too deep, or of too many operations."""
-    operations = 4  # PROTO, FRAME, STOP, and one for the tree; each container counts one for every value in it
-    text_bytes = 0
-    level: list[tuple[Any, _Place]] = [(tree, None)]
-    for _ in range(DEPTH_LIMIT + 1):
-        below: list[tuple[Any, _Place]] = []
-        for value, place in level:
-            kind = type(value)
-            if kind is Leaf:
-                if fault := _leaf_fault(value.kind, value.dtype, value.shape):
-                    raise _misfit(place, fault)
-                dimensions = len(value.shape)
-                operations += 6 + dimensions + (dimensions > 3)
-            elif kind is dict or kind is list or kind is tuple:
-                operations += len(value) + _overhead(kind, len(value))
-                if operations > OPERATION_LIMIT:  # before `below` grows with a container that is met again and again
-                    raise _misfit(place, f"makes it more than {OPERATION_LIMIT} operations{_ADVICE}")
-                if kind is dict:
-                    for key, child in value.items():
-                        if fault := _key_fault(key):
-                            raise _misfit(place, fault)
-                        text_bytes += _text_bytes(key, place)
-                        below.append((child, (place, key)))
-                else:
-                    below += [(child, (place, index)) for index, child in enumerate(value)]
-            elif kind is str:
-                text_bytes += _text_bytes(value, place)
-            elif kind is bytes:
-                text_bytes += len(value)
-            elif kind is int:
-                if not -(1 << (8 * LONG_LIMIT - 1)) <= value < 1 << (8 * LONG_LIMIT - 1):
-                    raise _misfit(place, f"{_quoted(value)} takes more than {LONG_LIMIT} bytes")
-            elif not (value is None or kind is bool or kind is float):
-                raise _misfit(place, f"{_type_name(value)} has no safe form (types are taken exactly)")
-            if operations > OPERATION_LIMIT:
-                raise _misfit(place, f"makes it more than {OPERATION_LIMIT} operations{_ADVICE}")
-            if text_bytes > METADATA_LIMIT:
-                raise _misfit(place, f"makes it {text_bytes} bytes of text, the limit is {METADATA_LIMIT}{_ADVICE}")
-        if not below:
-            return
-        level = below
-    raise _misfit(level[0][1], f"lies within more than {DEPTH_LIMIT} containers, or within itself")
-
-
-def _overhead(kind: type, length: int) -> int:
-    """How many operations a container takes beside one for itself and one for each value, at most."""
-    if kind is tuple:
-        return int(length > 3)  # a MARK, where there is no operation for a tuple of this length
-    batches = length if length < 2 else 2 * (length // 1000 + 1)  # SETITEM, or a MARK and SETITEMS for every 1,000
-    return batches + length if kind is dict else batches
-
-
-def _text_bytes(text: str, place: _Place) -> int:
-    """The length as UTF-8; of what is far too long, the characters suffice."""
-    if text.isascii() or len(text) > METADATA_LIMIT:
-        return len(text)
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        raise _misfit(place, f"{_quoted(text)} holds a surrogate, which UTF-8 has no bytes for") from None
-
-
-def _misfit(place: _Place, fault: str) -> MetadataError:
-    path = ""
-    while place is not None:
-        place, key = place
-        path = f"[{_quoted(key)}]{path}"
-    return MetadataError(f"no metadata for tree{path}: {fault}")
-
-
-# Reading.
-
-
 class _Fault(Exception):
     """Why an operation is refused; `load` adds which and where."""
 
@@ -421,19 +215,19 @@ def _read_head(data: bytes) -> tuple[int, int]:
 
 def _set_items(target: Any, items: list[Any]) -> None:
     if type(target) is not dict:
-        raise _Fault(f"sets items of {_type_name(target)}")
+        raise _Fault(f"sets items of {type_name(target)}")
     if len(items) % 2:
         raise _Fault("has a key without a value")
     for index in range(0, len(items), 2):
         key = items[index]
         if type(key) is not str or len(key) > KEY_LIMIT or key in target:
-            raise _Fault(_key_fault(key) or f"the key {_quoted(key)} is there twice")
+            raise _Fault(key_fault(key) or f"the key {quoted(key)} is there twice")
         target[key] = items[index + 1]
 
 
 def _append(target: Any, values: list[Any]) -> None:
     if type(target) is not list:
-        raise _Fault(f"appends to {_type_name(target)}")
+        raise _Fault(f"appends to {type_name(target)}")
     target += values
 
 
@@ -442,8 +236,8 @@ def _leaf(persistent_id: Any, leaf_count: int) -> Leaf:
         raise _Fault("a leaf is a tuple of index, kind, dtype and shape")
     index, kind, dtype, shape = persistent_id
     if type(index) is not int or index != leaf_count:
-        raise _Fault(f"the next leaf has the index {leaf_count}, not {_quoted(index)}")
-    if fault := _leaf_fault(kind, dtype, shape):
+        raise _Fault(f"the next leaf has the index {leaf_count}, not {quoted(index)}")
+    if fault := leaf_fault(kind, dtype, shape):
         raise _Fault(fault)
     return Leaf(kind, dtype, shape)
 

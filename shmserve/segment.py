@@ -114,8 +114,8 @@ class Segment:
         self.bytes = np.frombuffer(mapped, np.uint8)
 
     @classmethod
-    def open(cls, name: str, *, writable: bool, populate: bool = True, owners: Container[int] | None = None) -> Segment:
-        """Map the named segment; the caller closes it. `populate` is as `from_descriptor` takes it.
+    def open(cls, name: str, *, writable: bool, prefault: bool = True, owners: Container[int] | None = None) -> Segment:
+        """Map the named segment; the caller closes it. `prefault` is as `from_descriptor` takes it.
 
         Raises ServiceUnavailable if the name is gone (the daemon removed it meanwhile), and ForeignService if it is not of
         one of these `owners` (None: anybody), who can shrink it as long as it is mapped.
@@ -130,18 +130,22 @@ class Segment:
             ) from error
         try:
             if owners is not None and (uid := os.fstat(shared.fd).st_uid) not in owners:
-                raise ForeignService(f"shared memory {name} belongs to uid {uid}, whose daemon this is not: not mapped")
-            return cls.from_descriptor(shared.fd, writable=writable, populate=populate)
+                raise ForeignService(
+                    f"shared memory {name} belongs to uid {uid}, whose daemon this is not: not mapped",
+                    path=name,
+                    owner_uid=uid,
+                )
+            return cls.from_descriptor(shared.fd, writable=writable, prefault=prefault)
         finally:
             shared.close_fd()
 
     @classmethod
     def from_descriptor(
-        cls, descriptor: int, *, writable: bool, populate: bool = True, sealed: bool = False
+        cls, descriptor: int, *, writable: bool, prefault: bool = True, sealed: bool = False
     ) -> Segment:
         """Map the segment behind an open file descriptor; the descriptor stays the caller's.
 
-        Without `populate` the mapping has no pages yet, see the method of that name. `sealed`: another process sent the
+        Without `prefault` the mapping has no pages yet, see the method of that name. `sealed`: another process sent the
         descriptor, so the memory must be sealed.
 
         Raises ProtocolMismatch for a header of another wire version, or one that contradicts the file, or without seals.
@@ -156,7 +160,8 @@ class Segment:
         if magic != MAGIC or version != WIRE_VERSION:
             raise ProtocolMismatch(
                 f"segment has magic {magic:#x} and wire version {version}, this side {MAGIC:#x} and {WIRE_VERSION}: "
-                "install the same shmserve on both sides"
+                "install the same shmserve on both sides",
+                wire_version=version if magic == MAGIC else None,
             )
         try:
             geometry = Geometry(slots, metadata_bytes, payload_bytes)
@@ -166,7 +171,7 @@ class Segment:
             raise ProtocolMismatch(f"segment of {found.st_size} bytes, its header speaks of {geometry.segment_bytes}")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         flags = mmap.MAP_SHARED
-        if populate:  # the first touch of a page costs 4.4 us in each process, inside a request
+        if prefault:  # the first touch of a page costs 4.4 us in each process, inside a request
             flags |= getattr(mmap, "MAP_POPULATE", 0x8000)
         mapped = mmap.mmap(descriptor, geometry.segment_bytes, flags=flags, prot=protection)
         return cls(mapped, geometry, Identity(epoch, channel, generation), found)
@@ -184,7 +189,7 @@ class Segment:
         """Where the counter is in `words`."""
         return COUNTER_OFFSET // WORD
 
-    def populate(self) -> Iterator[None]:
+    def prefault(self) -> Iterator[None]:
         """Give the mapping its pages, a piece at each step: all at once keeps whoever does it for milliseconds."""
         for start in range(0, self.geometry.segment_bytes, _PIECE_BYTES):
             if self._mapped is None:
@@ -197,7 +202,7 @@ class Segment:
                     self.bytes[start : start + _PIECE_BYTES : mmap.PAGESIZE].max()
             yield
 
-    def vacate(self) -> Iterator[None]:
+    def release_pages(self) -> Iterator[None]:
         """Give the pages back, a piece at each step, before `close`, which then has little to do. They may still be used."""
         for start in range(0, self.geometry.segment_bytes, _PIECE_BYTES):
             if self._mapped is None:

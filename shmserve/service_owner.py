@@ -37,7 +37,8 @@ def connect_to_service(
     connection = VarlinkConnection.connect(path, timeout_s, accept_fds=accept_fds)
     try:
         if owners is not None and (uid := connection.peer_uid()) not in owners:
-            raise ForeignService(_refusal(f"the daemon at {path} is a process of {user_words(uid)}", owners, how))
+            refusal = _refusal(f"the daemon at {path} is a process of {user_words(uid)}", owners, how)
+            raise ForeignService(refusal, path=str(path), owner_uid=uid)
     except BaseException:
         connection.close()
         raise
@@ -93,7 +94,9 @@ def _owners(place: ServicePlace, path: Path, how: str) -> frozenset[int]:
         if others_may_change(found, (0,) if place.system else (0, os.getgid())) and not found.st_mode & stat.S_ISVTX:
             raise ForeignService(
                 f"{directory} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users can replace what is in it: "
-                f"chmod go-w it, or name the runtime directory ({how} or SHMSERVE_RUNTIME_DIR)"
+                f"chmod go-w it, or name the runtime directory ({how} or SHMSERVE_RUNTIME_DIR)",
+                path=str(directory),
+                owner_uid=found.st_uid,
             )
     _check_owner(path, owners, how)
     return frozenset(owners)
@@ -119,7 +122,8 @@ def _check_owner(path: Path, owners: Collection[int], how: str) -> None:
     for found in looks:
         if found.st_uid not in owners:
             what = "link" if stat.S_ISLNK(found.st_mode) else "directory" if stat.S_ISDIR(found.st_mode) else "socket"
-            raise ForeignService(_refusal(f"the {what} {path} belongs to {user_words(found.st_uid)}", owners, how))
+            refusal = _refusal(f"the {what} {path} belongs to {user_words(found.st_uid)}", owners, how)
+            raise ForeignService(refusal, path=str(path), owner_uid=found.st_uid)
 
 
 def _refusal(whose: str, owners: Collection[int], how: str) -> str:

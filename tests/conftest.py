@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
+from shmserve.daemon.store.ingest import ingest
 from tests.support import surroundings, watchdog
 from tests.support.archives.stores import Open
-from tests.support.archives.taking import Take, taker
+from tests.support.archives.taking import Take, ingest_here, taker
 from tests.support.daemon_process import Daemon
+from tests.support.fault_marks import note_marks
 from tests.support.folders import REPOSITORY
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
@@ -41,14 +42,30 @@ def pytest_unconfigure() -> None:
         saving.remove_saved()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where CUDA works, and say why they do not elsewhere."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note the marks before any test is deselected; skip tests marked `gpu` where CUDA does not work."""
+    note_marks(config, items)
+    for item in items:
+        # A doctest carries no mark in its file.
+        if isinstance(item, pytest.DoctestItem) and item.path.parent.name == "shmserve":
+            item.add_marker(pytest.mark.pure_too)
     marked = [item for item in items if item.get_closest_marker("gpu") is not None]
-    if not marked or torch.cuda.is_available():
+    if not marked:
+        return
+    import torch  # only here: it takes two seconds of each worker
+
+    if torch.cuda.is_available():
         return
     why = "is built without CUDA" if torch.version.cuda is None else "finds no GPU that it can use"
     for item in marked:
         item.add_marker(pytest.mark.skip(reason=f"needs a GPU: torch {torch.__version__} {why}"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that the modules made out of later collections: some tests collect, for 0.3 s each otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -86,18 +103,24 @@ def no_descriptor_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def take(tmp_path: Path) -> Take:
-    """Takes a package in, into tmp_path/staging."""
+    """Receives a package into tmp_path/staging, in this process."""
     return taker(tmp_path)
 
 
 @pytest.fixture
+def take_confined(tmp_path: Path) -> Take:
+    """As `take`, through a process under limits, as the daemon does."""
+    return taker(tmp_path, ingest)
+
+
+@pytest.fixture
 def open_store(tmp_path: Path) -> Iterator[Open]:
-    """Opens the store in tmp_path/models; the one opened before is closed."""
+    """Opens the store in tmp_path/models, which receives in this process; the one opened before is closed."""
     with contextlib.ExitStack() as stack:
 
         def open_(**settings: Any) -> Store:
             stack.close()
-            store = Store(tmp_path / "models", **settings)
+            store = Store(tmp_path / "models", **{"ingest": ingest_here, **settings})
             stack.callback(store.close)
             store.open()
             return store

@@ -1,1 +1,1 @@
-"""What the machine itself allows: the same round trip in C and in bare Python, with nothing of a server in it."""
+"""Floors of the machine: the same round trip in C and in bare Python, without a server."""

@@ -1,9 +1,9 @@
-"""The same exchange in Python with nothing of a server in it: what a data path in Python can reach on this machine.
+"""Floor in Python: the same exchange without a server, the limit of a data path in Python on this machine.
 
     python -m bench.floors.bare_python WORKLOAD COPIES SECONDS >ROUND_TRIPS
 
-One client, one server, memory that both know the layout of; a word says which request is there, a word says which is
-answered, and each side looks at the other's without ever sleeping. No leases, no deadlines, no validation, no
+One client and one server share memory with a fixed layout; one word names the published request, one the answered
+request, and each side polls the other's word without ever sleeping. No leases, no deadlines, no validation, no
 statistics, no fence (x86). With COPIES 2 the server copies the observation before it calls the policy. The output is
 that of floor.c.
 """
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 
 class Shared:
-    """Memory for one observation and one reply, the same in both processes."""
+    """Memory for one observation and one reply, with the same layout in both processes."""
 
     def __init__(self, observation: dict[str, Any]) -> None:
         self._places: list[tuple[Array, int]] = []
@@ -52,11 +52,11 @@ class Shared:
         return leaf
 
     def arrays(self) -> list[tuple[Array, Array]]:
-        """The caller's arrays, each with its place in the shared memory."""
+        """Pair the caller's arrays with their places in the shared memory."""
         return [(array, _view(self.payload, array, start)) for array, start in self._places]
 
     def tree(self, observation: dict[str, Any], payload: Array) -> Any:
-        """The observation with arrays in `payload`."""
+        """Build the observation with arrays in `payload`."""
         views = iter([_view(payload, array, start) for array, start in self._places])
         return _walk(observation, lambda leaf: next(views) if isinstance(leaf, np.ndarray) else leaf)
 
@@ -94,7 +94,7 @@ def serve(shared: Shared, observation: dict[str, Any], copies: int) -> None:
 
 
 def ask(shared: Shared, asked_of: Workload, seconds: float) -> tuple[int, list[int]]:
-    """This process's processor time and the round trips, in nanoseconds; raises WrongReply."""
+    """Return this process's CPU time and the round trips, in nanoseconds; raise WrongReply."""
     arrays = shared.arrays()
     asked, answered, check, actions = shared.asked, shared.answered, shared.check, shared.actions
     took: list[int] = []

@@ -1,4 +1,4 @@
-"""The same exchange with no server at all, run beside the peers: in C, and in bare Python."""
+"""Floors that run beside the peers: the same exchange without a server, in C and in bare Python."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ TIMEOUT_S = 600.0
 
 
 class Floor(Protocol):
-    """One way to do the exchange without a server."""
+    """Exchange without a server."""
 
     @property
     def name(self) -> str: ...
 
     def turn(self, asked: Workload, seconds: float) -> Sample:
-        """Round trips for so long; raises when a reply was not that of its request."""
+        """Run round trips for this long; raise if a reply does not belong to its request."""
 
 
 @dataclass(frozen=True)
 class CFloor:
-    """One variant of the C program."""
+    """Variant of the C program."""
 
     copies: int
     spin: bool
@@ -54,7 +54,7 @@ class CFloor:
 
 @dataclass(frozen=True)
 class PythonFloor:
-    """bare_python.py, which always spins."""
+    """Floor of bare_python.py, which always spins."""
 
     copies: int
 
@@ -72,7 +72,7 @@ def counted(copies: int) -> str:
 
 
 def sample_of(name: str, command: list[str]) -> Sample:
-    """Runs a floor's program and reads what it measured."""
+    """Run a floor's program and read its measurements."""
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=TIMEOUT_S)
     if done.returncode == WRONG_REPLY:
         raise RuntimeError(f"{name}: a reply was not that of its request, so {SOURCE.name} has a fault here")
@@ -85,7 +85,7 @@ def sample_of(name: str, command: list[str]) -> Sample:
 
 @contextmanager
 def floors() -> Iterator[list[Floor]]:
-    """The variants that this machine can run: none on one processor, and those in C only with a compiler."""
+    """Return the variants that this machine can run: none on one processor, and those in C only with a compiler."""
     cpus = two_cpus()
     compiler = shutil.which("gcc") or shutil.which("cc")
     if cpus is None:
@@ -103,7 +103,7 @@ def floors() -> Iterator[list[Floor]]:
 
 
 def two_cpus() -> tuple[int, int] | None:
-    """Two processors that this process may use, of different cores where there are such."""
+    """Return two processors that this process may use, of different cores if possible."""
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
         return None
@@ -114,7 +114,7 @@ def two_cpus() -> tuple[int, int] | None:
 
 
 def expand(cpu_list: str) -> set[int]:
-    """The kernel's notation for sets of processors.
+    """Parse the kernel's notation for sets of processors.
 
     >>> sorted(expand("0,4-6"))
     [0, 4, 5, 6]

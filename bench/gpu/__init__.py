@@ -1,1 +1,1 @@
-"""What a GPU makes of it: copies against a bare page-locked copy, round trips against a call in process, a swap."""
+"""Benchmarks on a GPU: copies against a bare page-locked copy, round trips against a call in process, a swap."""

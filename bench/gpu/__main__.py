@@ -1,4 +1,4 @@
-"""`python -m bench.gpu [--seconds S]`: measures, prints tables, writes bench/results/gpu-MACHINE.json."""
+"""Command `python -m bench.gpu [--seconds S]`: it measures, prints tables, and writes bench/results/gpu-MACHINE.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from bench.peers.machine import facts
 from shmserve.daemon.engine.device.cuda import CudaDevice
-from shmserve.daemon.engine.device.threshold import measured_threshold
+from shmserve.daemon.engine.device.tuning import measured_threshold
 
 from . import copy, round_trip, swap
 
@@ -22,7 +22,7 @@ _RESULTS = Path(__file__).parents[1] / "results"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as Markdown."""
+    """Format rows with the same keys as Markdown."""
     keys = [key for key in rows[0] if not isinstance(rows[0][key], dict)]
     lines = [keys, ["---"] * len(keys), *[[str(row[key]) for key in keys] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -50,7 +50,7 @@ def main() -> int:
     for part, measure in parts.items():
         rows = found[part] = measure()
         print(f"\n## {part}\n\n{table(rows)}", flush=True)
-        # After each part: what was measured is kept if a later one fails.
+        # After each part, so that the measurements are kept if a later one fails.
         (_RESULTS / f"gpu-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

@@ -19,7 +19,7 @@ _ROUNDS = 200
 
 
 def measure(device: Device) -> list[dict[str, Any]]:
-    """One row for each size; each way's median of 200, its turns taken in between the others'."""
+    """Measure a row for each size: the median of 200 copies of each way, in alternating turns."""
     largest = max(SIZES)
     pageable, pinned, memory = torch.ones(largest, dtype=torch.uint8), device.pinned(largest), device.memory(largest)
     slot = np.frombuffer(mmap.mmap(-1, largest), np.uint8)

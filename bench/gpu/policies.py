@@ -1,4 +1,4 @@
-"""The models that are asked, in the process and through the service: nothing, a small convolution, a ViT's encoder."""
+"""Models that run in the process and behind the service: no model, a small convolution, the encoder of a ViT."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 
 
 class Nothing(nn.Module):  # type: ignore[misc]
-    """The first seven bytes: what is left is the way there and back."""
+    """Model that returns the first seven bytes: only the transfer remains."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.flatten()[:7].float()
 
 
 class Convolution(nn.Module):  # type: ignore[misc]
-    """Three layers and a head, as of a small visuomotor policy."""
+    """Model with three layers and a head, like a small visuomotor policy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Convolution(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """The size of a ViT-B: 12 layers of 768, patches of 16."""
+    """Model of the size of a ViT-B: 12 layers of 768, patches of 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ MODELS: dict[str, type[nn.Module]] = {"nothing": Nothing, "convolution": Convolu
 
 
 def made(name: str, device: torch.device) -> nn.Module:
-    """The model, with the same weights every time."""
+    """Make the model, with the same weights every time."""
     torch.manual_seed(0)
     return MODELS[name]().eval().to(device)
 
 
 class _Policy:
-    """One of the models behind the daemon."""
+    """Policy with one of the models, for the daemon."""
 
     model = ""
 

@@ -1,4 +1,4 @@
-"""A request's round trip against the same model called in this process from a page-locked tensor (us)."""
+"""Round trip of a request against a call of the same model in this process from a page-locked tensor (us)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WARM = 50
 
 
 def in_process(name: str, image: np.ndarray[Any, Any], seconds: float) -> list[float]:
-    """The floor: page-locked image in, model, action out, wait."""
+    """Measure the floor: page-locked image in, model, action out, wait."""
     device = torch.device("cuda")
     model = policies.made(name, device)
     host = torch.from_numpy(image).pin_memory()
@@ -37,13 +37,13 @@ def in_process(name: str, image: np.ndarray[Any, Any], seconds: float) -> list[f
 
 
 def service(name: str, **keys: int | str) -> Service:
-    """A daemon of one of the models on the GPU, not started."""
+    """Make a daemon of one of the models on the GPU, not started."""
     model: dict[str, int | str] = {"entry": f"policy:{name.capitalize()}Policy", **keys}
     return Service(Path(policies.__file__), model=model, settings={"device": "cuda"})
 
 
 def asked(client: ShmClient, image: np.ndarray[Any, Any], seconds: float, taken: list[float]) -> None:
-    """Keep asking, one request after the other."""
+    """Send requests, one after the other."""
     until = time.monotonic() + seconds
     while time.monotonic() < until or len(taken) < 2 * _WARM:
         began = time.perf_counter_ns()
@@ -52,7 +52,7 @@ def asked(client: ShmClient, image: np.ndarray[Any, Any], seconds: float, taken:
 
 
 def through(served: Service, image: np.ndarray[Any, Any], clients: int, seconds: float) -> list[float]:
-    """The same through the service, from so many clients at a time."""
+    """Measure the same through the service, from n clients at a time."""
     taken: list[list[float]] = [[] for _ in range(clients)]
     with_all = [served.client() for _ in range(clients)]
     threads = [
@@ -74,7 +74,7 @@ def summed(taken: list[float]) -> dict[str, float]:
 
 
 def measure(seconds: float) -> list[dict[str, Any]]:
-    """One row for each model, graph or not, and number of clients, with what the call in process takes beside it."""
+    """Measure a row for each model, with and without graph, and number of clients, beside the call in process."""
     image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     rows = []
     for name in policies.MODELS:

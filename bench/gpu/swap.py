@@ -1,4 +1,4 @@
-"""An update under load: the pause it says it made, and the longest round trip that a client met."""
+"""Update under load: the reported pause, and the longest round trip of a client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .round_trip import asked, service
 
 
 def measure(seconds: float) -> list[dict[str, Any]]:
-    """The convolution replaces itself while two clients ask."""
+    """Replace the convolution by itself while two clients send requests."""
     image = np.zeros((480, 640, 3), np.uint8)
     with service("convolution") as served:
         clients = [served.client() for _ in range(2)]

@@ -1,1 +1,1 @@
-"""Every other way in which a robot process can ask a model on the same host, measured side by side."""
+"""Peers: every other way for a robot process to query a model on the same host, measured side by side."""

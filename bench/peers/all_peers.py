@@ -1,4 +1,4 @@
-"""Every peer that the benchmark knows, in the order of its table."""
+"""List of all peers, in the order of the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .unix_socket_pickle5 import UnixSocketPickle5
 
 
 def all_peers() -> list[Peer]:
-    """Fresh ones, not started; what a peer needs is imported only when it is used."""
+    """Make new peers, not started; the packages of a peer are imported only when it is used."""
     return [
         FlaskPickle(),
         LeRobotGrpc(),

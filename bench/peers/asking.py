@@ -1,4 +1,4 @@
-"""Asks in a closed loop or at a set rate, checks every answer, and keeps every round trip's time."""
+"""Closed and open loops of requests, with a check of every reply and the time of every round trip."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from bench.workloads import Workload
 
 from .peer import Infer
 
-#: A sleep ends some 100 us late on a virtual machine: the rest of a wait is spent looking at the clock.
+#: A sleep ends some 100 us late on a virtual machine: the rest of a wait polls the clock.
 SPIN_NS = 300_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one turn measured. Processor time is spent inside the requests alone, not on making or checking them."""
+    """Measurements of one turn. CPU time is that of the requests only, without making and checking them."""
 
     latency_ns: npt.NDArray[np.int64]
-    client_thread_ns: int  # The thread that asks: what a control loop loses.
+    client_thread_ns: int  # The calling thread: the cost for a control loop.
     client_process_ns: int  # With the client library's own threads.
     server_ns: int = 0
     elapsed_ns: int = 0  # The whole turn, with making and checking.
-    unsent: int = 0  # Requests of an open loop whose time came while an earlier one was still out, to its end.
+    unsent: int = 0  # Requests of an open loop that were due while an earlier one was still in flight at its end.
 
 
 class Asking:
-    """One client's requests, counted from 1 so that no two of them are the same."""
+    """Requests of one client, counted from 1 so that no two are equal."""
 
     def __init__(self, infer: Infer, workload: Workload) -> None:
         self._infer = infer
@@ -39,7 +39,7 @@ class Asking:
         self._thread_ns = self._process_ns = 0
 
     def closed(self, at_least: int, seconds: float) -> Sample:
-        """The next request follows upon the reply. Goes on until both are reached."""
+        """Send each request after the last reply, until both limits are reached."""
         took: list[int] = []
         began = self._begin()
         end = began + int(seconds * 1e9)
@@ -48,7 +48,7 @@ class Asking:
         return self._sample(took, began)
 
     def open(self, seconds: float, rate_hz: float, seed: int) -> Sample:
-        """Requests at times that a Poisson process chose, however long the replies take.
+        """Send requests at the times of a Poisson process, whatever the time of the replies.
 
         A latency counts from the time chosen, so a reply that is late makes those behind it late, too. A request that
         could not be sent within `seconds` counts with the time that it had waited by then.
@@ -71,7 +71,7 @@ class Asking:
         return time.monotonic_ns()
 
     def _ask(self, due_ns: int | None) -> int:
-        """One request; nanoseconds until its reply from `due_ns`, or else from when it was sent."""
+        """Send one request; return the nanoseconds to its reply from `due_ns`, or else from the time it was sent."""
         self._count += 1
         self._workload.stamp(self._count)
         process, thread = time.process_time_ns(), time.thread_time_ns()
@@ -89,7 +89,7 @@ class Asking:
 
 
 def wait_until(due_ns: int, clock: Callable[[], int] = time.monotonic_ns) -> int:
-    """Returns once it is `due_ns`, at once if that is over, and what time it is then."""
+    """Wait until `due_ns`, if that is in the future, and return the current time."""
     while (now := clock()) < due_ns:
         if due_ns - now > SPIN_NS:
             time.sleep((due_ns - now - SPIN_NS) / 1e9)

@@ -1,4 +1,4 @@
-"""A client in a process of its own, which asks when it is told to."""
+"""Client in a separate process, which sends requests on command."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .peer import Peer, end_with_parent
 PREPARE = 20  # Requests before any turn: imports, connections, pools, Triton's model load.
 WARM_UP, WARM_UP_SHARE = 3, 0.1  # Requests, and share of a turn, at its start that do not count.
 TIMEOUT_S = 60.0
-BEGIN_TOGETHER_NS = 20_000_000  # Clients that are told to begin so far ahead begin at the same time.
+BEGIN_TOGETHER_NS = 20_000_000  # Lead time with which all clients begin at the same time.
 
 
 class ClientFailed(Exception):
-    """A client process ended or hung; the text says where, as far as it could tell."""
+    """Error for a client process that ended or hung; the text has the place, if it is known."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a client is told: ask for so long, in a closed loop or, with a rate, in an open one."""
+    """Command for a client: its duration, in a closed loop or, with a rate, in an open one."""
 
     seconds: float
     rate_hz: float | None = None
@@ -36,7 +36,7 @@ class Turn:
 
 
 class ClientProcess:
-    """Connects to one peer for one workload; `turn` measures."""
+    """Client of one peer for one workload; `turn` measures."""
 
     def __init__(self, peer: Peer, workload_name: str) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -48,7 +48,7 @@ class ClientProcess:
         self._turn_s = 0.0
 
     def ready(self) -> int:
-        """Waits until it has connected and warmed up; nanoseconds that its very first request took."""
+        """Wait until it has connected and warmed up; return the nanoseconds of its first request."""
         first_ns: int = self._answer()
         return first_ns
 
@@ -58,7 +58,7 @@ class ClientProcess:
         return self._process.pid
 
     def turn(self, turn: Turn) -> tuple[Sample, int]:
-        """A sample, and the number of requests in all with those that do not count."""
+        """Return a sample, and the number of all requests, including those that do not count."""
         self.begin(turn)
         return self.end()
 
@@ -67,12 +67,12 @@ class ClientProcess:
         self._pipe.send(turn)
 
     def end(self) -> tuple[Sample, int]:
-        """What the turn that was begun measured, as `turn`."""
+        """Return the measurements of the turn that was begun, as `turn` does."""
         answer: tuple[Sample, int] = self._answer()
         return answer
 
     def close(self) -> None:
-        self._pipe.close()  # The client ends by itself and so frees what its library holds.
+        self._pipe.close()  # The client ends by itself and so frees its library's resources.
         self._process.join(TIMEOUT_S)
         if self._process.exitcode is None:
             self._process.kill()
@@ -98,7 +98,7 @@ class ClientProcess:
 def turn_together(
     clients: Sequence[ClientProcess], seconds: float, rate_hz: float | None = None
 ) -> tuple[list[Sample], int]:
-    """All ask at the same time; at a rate, it is that of all together. As `ClientProcess.turn`, of each client."""
+    """Run a turn of all clients at the same time; a rate is that of all together. Return each client's `ClientProcess.turn`."""
     begin_ns = time.monotonic_ns() + BEGIN_TOGETHER_NS
     share = None if rate_hz is None else rate_hz / len(clients)
     for seed, client in enumerate(clients):
@@ -122,13 +122,13 @@ def _run(peer: Peer, workload_name: str, pipe: Connection) -> None:
             else:
                 sample = asking.open(turn.seconds, turn.rate_hz, turn.seed)
             pipe.send((sample, len(warm_up.latency_ns) + len(sample.latency_ns)))
-    except Exception as error:  # noqa: BLE001  whatever its library raises ends this row, not the benchmark
+    except Exception as error:  # noqa: BLE001  an exception of its library ends this row, not the benchmark
         with contextlib.suppress(BrokenPipeError):
             pipe.send(f"{type(error).__name__}: {error}")
 
 
 def _next_turn(pipe: Connection) -> Turn | None:
-    """None once the benchmark is done with this client, or is no more."""
+    """Return the next command, or None after the benchmark has finished with this client or has ended."""
     try:
         turn: Turn = pipe.recv()
     except (EOFError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""The processor time of processes that this one did not necessarily start."""
+"""CPU time of processes, including those that this one did not start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CPUCLOCK_SCHED = 2
 
 
 def of_trees(pids: Iterable[int]) -> int:
-    """Nanoseconds that these processes and all their living descendants have used.
+    """Return the nanoseconds used by these processes and all their living descendants.
 
     >>> import os
     >>> before = of_trees([os.getpid()])

@@ -1,4 +1,4 @@
-"""Measures one way to ask with several clients at once, and with requests that come when they come."""
+"""Measurement of one way with several clients at once, and in an open loop."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .cpu_time import of_trees
 from .fairness import jain_index
 from .peer import Peer
 
-#: How many robots the open loop is: their rates add up to the one asked for.
+#: Number of robots of the open loop; their rates add up to the given one.
 OPEN_LOOP_CLIENTS = 4
 
 
 def measure_crowd(
     peer: Peer, workload_name: str, counts: Sequence[int], seconds: float, rounds: int, rate_hz: float
 ) -> dict[str, Any]:
-    """The figures of one way: closed loops with each number of clients, and an open loop, in turns.
+    """Measure one way: closed loops with each number of clients, and an open loop, in turns.
 
-    All clients stay attached; those that have no part in a turn are silent.
+    All clients stay attached; those without a part in a turn are idle.
     """
     try:
         with ExitStack() as cleanup:
@@ -56,7 +56,7 @@ def measure_crowd(
 
 
 def closed_figures(rounds: list[list[Sample]], server_ns: float) -> dict[str, float]:
-    """Of all rounds; throughput is that of clients which make and check each request in between.
+    """Summarise all rounds; throughput is that of clients that make and check each request in between.
 
     `server_ns` is the server's processor time for each request.
     """
@@ -78,7 +78,7 @@ def closed_figures(rounds: list[list[Sample]], server_ns: float) -> dict[str, fl
 
 
 def open_figures(rounds: list[list[Sample]]) -> dict[str, float]:
-    """Latency from the time that each request was due."""
+    """Summarise the latencies, counted from the time at which each request was due."""
     us = np.concatenate([sample.latency_ns for turn in rounds for sample in turn]) / 1e3
     return {
         "requests": len(us),

@@ -1,4 +1,4 @@
-"""How evenly several clients were served, as one number."""
+"""Fairness index of several clients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def jain_index(shares: Sequence[float]) -> float:
-    """(sum x)^2 / (n sum x^2): 1 when all are equal, 1/n when one has everything (Jain, Chiu, Hawe 1984).
+    """Return (sum x)^2 / (n sum x^2): 1 if all are equal, 1/n if one has everything (Jain, Chiu, Hawe 1984).
 
     >>> jain_index([5, 5, 5]), jain_index([1, 0]), round(jain_index([11114, 219, 69]), 2)
     (1.0, 0.5, 0.35)

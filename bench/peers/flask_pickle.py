@@ -28,7 +28,7 @@ class FlaskPickle(ServedPeer):
         import flask
         from werkzeug.serving import make_server
 
-        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # A log line per request would be charged to it.
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)  # A log line per request would count against it.
         app = flask.Flask(__name__)
         policy = Policy()
 

@@ -1,7 +1,7 @@
-"""GR00T's way: ZeroMQ REQ/REP that carries msgpack with each array as the bytes of np.save.
+"""GR00T's protocol: ZeroMQ REQ/REP that carries msgpack with each array as the bytes of np.save.
 
-Speaks the dialect of Isaac-GR00T N1.5 and N1.6 (`gr00t/policy/server_client.py`, Apache-2.0, NVIDIA), written anew
-because importing gr00t brings a training stack along. GR00T itself offers tcp alone; ipc is the same code on a Unix
+Speaks the dialect of Isaac-GR00T N1.5 and N1.6 (`gr00t/policy/server_client.py`, Apache-2.0, NVIDIA), rewritten
+because importing gr00t brings a training stack along. GR00T itself offers only tcp; ipc is the same code on a Unix
 socket.
 """
 

@@ -1,9 +1,8 @@
-"""iceoryx2's request/response: a slot lent from shared memory, and an event or polling to learn of it.
+"""iceoryx2's request/response: a loan of shared memory, and an event or polling as the notification.
 
 iceoryx2 moves slices of bytes and has no codec for observations, so each slice holds what the socket peer would send:
-a protocol-5 pickle and the arrays' bytes, here copied straight into the loan and read in place by the server. Waiting
-is the user's choice too: `iceoryx2-event` sleeps on an event service at both ends, `iceoryx2-poll` asks again and
-again.
+a protocol-5 pickle and the arrays' bytes, here copied straight into the loan and read in place by the server. The
+user also chooses the wait: `iceoryx2-event` sleeps on an event service at both ends, `iceoryx2-poll` polls.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from .peer import Infer, Ready, ServedPeer, terminate_by_exception
 from .policy import Policy
 
 CLIENT_ID_BYTES = 16
-POLL_FOR_S, POLL_EVERY_S = 0.01, 0.001  # After a request the poller spins this long, then it looks each millisecond.
+POLL_FOR_S, POLL_EVERY_S = 0.01, 0.001  # After a request the poller spins this long, then it polls each millisecond.
 
 
 def write(loan: Callable[[int], Any], client: bytes, value: Any) -> Any:
-    """Lends a slice that fits, writes the client's id and the value into it, and gives the filled loan back."""
+    """Loan a slice that fits, write the client's id and the value into it, and return the filled loan."""
     head, raw = encode(value)
     start = up(CLIENT_ID_BYTES + len(head))
     loaned = loan(start + sum(up(view.nbytes) for view in raw))
@@ -37,7 +36,7 @@ def write(loan: Callable[[int], Any], client: bytes, value: Any) -> Any:
 
 
 def read(received: Any, own: bool) -> tuple[bytes, Any]:
-    """The client's id and the value; its arrays are the caller's own, or lie in the slice while `received` lives."""
+    """Return the client's id and the value; its arrays are the caller's, or are in the slice while `received` lives."""
     memory = received.payload().as_memory_view().cast("B").toreadonly()
     head = memory[CLIENT_ID_BYTES:]
     start = up(CLIENT_ID_BYTES + PREFIX.unpack_from(head)[0])
@@ -76,7 +75,7 @@ def serve_by(directory: Path, ready: Ready, events: bool) -> None:
 
 
 class Iceoryx2Event(ServedPeer):
-    """Both ends sleep."""
+    """Peer of which both ends sleep."""
 
     name = "iceoryx2-event"
     packages = ("iceoryx2",)
@@ -110,7 +109,7 @@ class Iceoryx2Event(ServedPeer):
 
 
 class Iceoryx2Poll(Iceoryx2Event):
-    """Both ends ask again and again, as iceoryx2's own benchmarks do."""
+    """Peer of which both ends poll, as in iceoryx2's own benchmarks."""
 
     name = "iceoryx2-poll"
     events = False

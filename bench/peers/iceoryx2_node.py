@@ -1,4 +1,4 @@
-"""One process's part in the iceoryx2 services of one server, kept apart from those of every other user."""
+"""One process's part in the iceoryx2 services of one server, separate from those of other users."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .out_of_band import ALIGNMENT
 
 MOST_CLIENTS = 32  # The defaults are 8 and 16.
 FIRST_SLICE_BYTES = 1 << 16
-WAIT_MS = 100  # A wait ends now and then, so that SIGTERM is seen.
+WAIT_MS = 100  # Limit of a wait, so that SIGTERM is handled.
 
 
 class Node:
-    """A node whose files lie in `directory` and whose objects in /dev/shm begin with its name."""
+    """Node with its files in `directory`, whose objects in /dev/shm begin with its name."""
 
     def __init__(self, directory: str) -> None:
         import iceoryx2
@@ -56,5 +56,5 @@ class Node:
 
 
 def prefix(directory: str) -> str:
-    """What the names of a server's objects in /dev/shm begin with."""
+    """Return the prefix of the names of a server's objects in /dev/shm."""
     return f"{Path(directory).name}_"

@@ -1,4 +1,4 @@
-"""No server at all: the policy called in the client's own process, what every way to ask it comes on top of."""
+"""Policy called in the client's process without a server: the cost to which every other way adds."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from .policy import Policy
 
 
 class InProcess:
-    """The peer that every other is compared with."""
+    """Peer without a server."""
 
     name = "in-process"
 
     def start(self) -> None:
-        """There is nothing to start."""
+        """Do nothing: this peer has no server."""
 
     def connect(self) -> Infer:
         return Policy().infer
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Do nothing: this peer has no server."""
 
     def available(self) -> str | None:
         return None

@@ -1,4 +1,4 @@
-"""What a killed benchmark could not remove, removed by the next one."""
+"""Removal of files and objects left by a killed benchmark, at the start of the next one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PLACES = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 
 
 def my_prefix() -> str:
-    """What the names of all files, folders and shared memory of this process begin with."""
+    """Return the prefix of the names of all files, folders and shared memory of this process."""
     return f"{PREFIX}{os.getpid()}-"
 
 
 def sweep() -> None:
-    """Removes what belongs to processes that are no more."""
+    """Remove the files and objects of processes that have ended."""
     for place in PLACES:
         for left in place.glob(f"{PREFIX}*-*"):
             pid = left.name.removeprefix(PREFIX).partition("-")[0]

@@ -1,4 +1,4 @@
-"""LeRobot's way: gRPC and pickle, the observation as a stream of 2 MB chunks, the actions by a second call.
+"""LeRobot's protocol: gRPC and pickle, the observation as a stream of 2 MB chunks, the actions by a second call.
 
 Follows LeRobot 0.6's `transport/utils.py`, `transport/services.proto` and `async_inference/policy_server.py`
 (Apache-2.0, Hugging Face) on the wire: service transport.AsyncInference, the same messages, chunks, limits and thread
@@ -35,7 +35,7 @@ OPTIONS = [("grpc.max_receive_message_length", MESSAGE_BYTES), ("grpc.max_send_m
 
 @dataclass
 class TimedObservation:
-    """What LeRobot's client pickles."""
+    """Observation as LeRobot's client pickles it."""
 
     timestamp: float
     timestep: int
@@ -44,7 +44,7 @@ class TimedObservation:
 
 
 def messages() -> SimpleNamespace:
-    """services.proto's messages as classes, built at run time so that no protoc is needed."""
+    """Build the message classes of services.proto at run time, without protoc."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     file = descriptor_pb2.FileDescriptorProto(name="shmserve_bench.proto", package="transport", syntax="proto3")
@@ -84,7 +84,7 @@ def joined(chunks: Iterable[Any]) -> bytes:
 
 
 class LeRobotGrpc(ServedPeer):
-    """`PolicyServer` and the two calls of `RobotClient`."""
+    """Peer with `PolicyServer` and the two calls of `RobotClient`."""
 
     name = "lerobot-grpc"
     packages = ("grpc", "google.protobuf")

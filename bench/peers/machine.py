@@ -1,4 +1,4 @@
-"""What a figure is worth nothing without: the machine, the versions, and what else ran meanwhile."""
+"""Context of a figure: the machine, the versions, and the load of other programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def facts() -> dict[str, Any]:
-    """Machine, kernel, Python and packages, for a report."""
+    """Return machine, kernel, Python and packages, for a report."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "cpu": cpu_model(),
@@ -58,13 +58,13 @@ def installed(package: str) -> str | None:
 
 
 class Bystanders:
-    """What other programs, and the hypervisor, took of the processors since this was made."""
+    """CPU share of other programs and of the hypervisor since this object was made."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
     def shares(self) -> dict[str, float]:
-        """Of all processors; 0.0 is a quiet machine. Asks only about children that have ended, so ask last."""
+        """Return the share of all processors; 0.0 is an idle machine. Counts only children that have ended, so call it last."""
         wall, busy, steal, own = (now - then for now, then in zip(self._now(), self._start, strict=True))
         return {"other_cpu_share": max(0.0, busy - own) / wall, "steal_share": steal / wall}
 

@@ -1,7 +1,7 @@
-"""openpi's way: a WebSocket that carries msgpack with the arrays' bytes inside.
+"""openpi's protocol: a WebSocket that carries msgpack with the arrays' bytes inside.
 
 Does, call for call, what openpi's `serving/websocket_policy_server.py` and openpi-client 0.1.2 do (both Apache-2.0,
-Physical Intelligence), written anew because openpi-client wants numpy < 2 and openpi brings JAX along: metadata upon
+Physical Intelligence), rewritten because openpi-client wants numpy < 2 and openpi brings JAX along: metadata upon
 connecting, inference on the server's event loop, the same library defaults, the same bytes on the wire.
 """
 
@@ -39,7 +39,7 @@ def decode(tree: dict[Any, Any]) -> Any:
 
 
 class OpenPi(ServedPeer):
-    """`WebsocketPolicyServer` and `WebsocketClientPolicy`."""
+    """Peer with `WebsocketPolicyServer` and `WebsocketClientPolicy`."""
 
     name = "openpi-websocket"
     packages = ("websockets", "msgpack")

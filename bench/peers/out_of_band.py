@@ -1,4 +1,4 @@
-"""A Python object as one short head and the raw memory of its arrays, for the peers that have no codec of their own.
+"""Encoding of a Python object as a short head and the raw memory of its arrays, for peers without a codec.
 
 The head is 8 bytes (its length, the number of buffers), each buffer's length, and a protocol-5 pickle.
 """
@@ -15,7 +15,7 @@ ALIGNMENT = 64
 
 
 def up(size: int) -> int:
-    """The next multiple of 64: arrays begin there, because the kernel copies to other addresses several times slower.
+    """Return the next multiple of 64: arrays begin there, because the kernel copies to other addresses several times slower.
 
     >>> up(1), up(64), up(65)
     (64, 64, 128)
@@ -24,7 +24,7 @@ def up(size: int) -> int:
 
 
 def encode(value: Any) -> tuple[bytes, list[memoryview]]:
-    """The head, and views of the arrays' own memory; arrays that lie in no order are copied into the head."""
+    """Return the head, and views of the arrays' memory; arrays that are not contiguous are copied into the head."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     raw = [buffer.raw() for buffer in buffers]
@@ -33,11 +33,11 @@ def encode(value: Any) -> tuple[bytes, list[memoryview]]:
 
 
 def sizes_in(head: memoryview) -> tuple[int, ...]:
-    """Each buffer's length in bytes."""
+    """Return each buffer's length in bytes."""
     return struct.unpack_from(f"<{PREFIX.unpack_from(head)[1]}Q", head, PREFIX.size)
 
 
 def decode(head: memoryview, buffers: Iterable[Any]) -> Any:
-    """The object, with its arrays in `buffers`."""
+    """Return the object, with its arrays in `buffers`."""
     head_bytes, count = PREFIX.unpack_from(head)
     return pickle.loads(head[PREFIX.size + 8 * count : head_bytes], buffers=buffers)

@@ -1,4 +1,4 @@
-"""What the benchmark asks of a peer, and the part that all peers with a server process have in common."""
+"""Interface of a peer, and the common part of peers with a server process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from .leftovers import my_prefix
 
-#: How the packages of the peers are had, from a checkout.
+#: How to install the packages of the peers, in a checkout.
 HOW_TO_GET = "make bench installs all, or pip install '.[bench]'"
 
 Infer = Callable[[dict[str, Any]], dict[str, Any]]
@@ -29,28 +29,28 @@ PR_SET_PDEATHSIG = 1
 
 
 class Peer(Protocol):
-    """One way to ask a model on the same host. An instance is pickled into its client processes."""
+    """Way to query a model on the same host. An instance is pickled into its client processes."""
 
     name: str
 
     def start(self) -> None:
-        """Starts the server as a process of its own; returns once it takes requests."""
+        """Start the server as a separate process; return when it accepts requests."""
 
     def connect(self) -> Infer:
-        """A fresh client's `infer(observation) -> reply`; the reply's arrays belong to the caller."""
+        """Return `infer(observation) -> reply` of a new client; the reply's arrays belong to the caller."""
 
     def stop(self) -> None:
-        """Ends the server and removes what it left; may be called twice, or before `start`."""
+        """End the server and remove its files and objects; may be called twice, or before `start`."""
 
     def available(self) -> str | None:
-        """None, or why this peer cannot run here and what would help."""
+        """Return None, or the reason why this peer cannot run here and the remedy."""
 
     def server_pids(self) -> list[int]:
-        """The processes that, with all their descendants, are the server; empty when there is none."""
+        """Return the server's processes, to which their descendants belong; empty without a server."""
 
 
 def is_installed(package: str) -> bool:
-    """Whether it can be imported; for a part of a package that is not there, find_spec raises.
+    """Return whether it can be imported; find_spec raises for a part of a missing package.
 
     >>> is_installed("numpy"), is_installed("no_such_package"), is_installed("no_such_package.part")
     (True, False, False)
@@ -62,7 +62,7 @@ def is_installed(package: str) -> bool:
 
 
 class ServedPeer:
-    """A peer whose server is `serve` below, run in a fresh interpreter; it offers `Peer` but for `connect`."""
+    """Peer whose server is `serve` below, in a new interpreter; it implements `Peer` except `connect`."""
 
     name: str
     packages: tuple[str, ...] = ()
@@ -74,9 +74,9 @@ class ServedPeer:
 
     @staticmethod
     def serve(directory: Path, ready: Ready) -> None:
-        """Serves the policy until SIGTERM.
+        """Serve the policy until SIGTERM.
 
-        Calls `ready(address)` once it takes requests; `directory` is private to the server and removed after it.
+        Calls `ready(address)` when it accepts requests; `directory` is private to the server and removed after it.
         """
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class ServedPeer:
 
 
 def end_with_parent() -> None:
-    """Ends when the process that started this one does, however that happens, and not by a Ctrl-C, which is its."""
+    """End with the parent process, and ignore a Ctrl-C, which is for the parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -132,5 +132,5 @@ def _serve(serve: Callable[[Path, Ready], None], directory: Path, report: Connec
 
 
 def terminate_by_exception() -> None:
-    """Has SIGTERM raise SystemExit, for a server that must run its `finally`; by default it just ends."""
+    """Make SIGTERM raise SystemExit, for a server that must run its `finally` blocks."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())

@@ -1,9 +1,8 @@
-"""The policy that every peer serves: it reads each byte of the observation and answers with their sum.
+"""Policy that every peer serves: it reads each byte of the observation and returns their sum.
 
-The sum proves that the bytes of this very request arrived, and costs each peer the same. The file needs numpy alone
-and imports nothing from this repository, so that a server in another environment runs it as it is: Triton's Python
-backend does, and a copy of it in a folder is a model package, because `Policy` takes and offers what a model
-package's class does.
+The sum proves that the bytes of this request arrived, and costs each peer the same. The file needs only numpy and
+imports nothing from this repository, so that a server in another environment can run it: Triton's Python backend does,
+and a copy of it in a folder is a model package, because `Policy` has the interface of a model package's class.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CHECK_MASK = (1 << 63) - 1
 
 
 def checksum(observation: Any) -> int:
-    """The sum, modulo 2**63, of all 8-byte words of all arrays, their odd bytes, and each string's CRC-32.
+    """Return the sum, modulo 2**63, of all 8-byte words of all arrays, their odd bytes, and each string's CRC-32.
 
     The order of the leaves does not matter, so a peer may flatten the tree as it must. Tensors count as arrays.
 
@@ -40,7 +39,7 @@ def _sum(leaf: Any) -> int:
         return sum(map(_sum, leaf))
     if isinstance(leaf, str):
         return zlib.crc32(leaf.encode())
-    # A tensor's own way to an array costs half of what numpy's costs.
+    # A tensor's conversion to an array costs half as much as numpy's.
     return _sum_of_words(leaf.numpy() if hasattr(leaf, "numpy") else np.asarray(leaf))
 
 
@@ -55,17 +54,17 @@ def _sum_of_words(array: npt.NDArray[Any]) -> int:
 
 
 def actions_for(check: int) -> npt.NDArray[np.float32]:
-    """The action chunk that belongs to a sum: float32[16, 7], every element the sum's low 16 bits."""
+    """Return the action chunk of a sum: float32[16, 7], every element the sum's low 16 bits."""
     actions = np.empty(ACTIONS_SHAPE, np.float32)
     actions.fill(check & 0xFFFF)
     return actions
 
 
 class Policy:
-    """Answers `{"actions": float32[16, 7], "check": int}`."""
+    """Policy that returns `{"actions": float32[16, 7], "check": int}`."""
 
     def __init__(self, path: object = None, device: object = None) -> None:
-        """Takes what a model package's class is given, and needs neither."""
+        """Accept the arguments of a model package's class, and use neither."""
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         check = checksum(observation)

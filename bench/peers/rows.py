@@ -1,4 +1,4 @@
-"""Turns samples into rows of figures, and rows into a table."""
+"""Rows of figures from samples, and tables of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUANTILES = (*range(100), 99.5, 99.9, 99.99, 100)
 
 @dataclass
 class Row:
-    """What one way of asking did with one workload."""
+    """Figures of one way with one workload."""
 
     name: str
     samples: list[Sample] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Row:
     failed: str | None = None
 
     def figures(self) -> dict[str, Any]:
-        """Microseconds; the percentiles are of all rounds together, `round_p50_us` tells whether they agree."""
+        """Return the figures in microseconds; percentiles are of all rounds together, `round_p50_us` shows whether they agree."""
         if self.failed is not None or not self.samples:
             return {"name": self.name, "failed": self.failed or "never had a turn"}
         us = np.concatenate([sample.latency_ns for sample in self.samples]) / 1e3
@@ -48,7 +48,7 @@ class Row:
 
 
 def table(workload_name: str, array_bytes: int, rows: Sequence[dict[str, Any]]) -> Table:
-    """One workload's rows and, below them, why ways failed. A percentile that rests on no whole request is left out."""
+    """Format one workload's rows and the failures of ways. A percentile of less than one request is omitted."""
     shown = Table(title=f"{workload_name}: {array_bytes:,} bytes of arrays; all times in microseconds")
     shown.add_column("way", no_wrap=True)
     for head in HEADS:
@@ -60,7 +60,7 @@ def table(workload_name: str, array_bytes: int, rows: Sequence[dict[str, Any]]) 
 
 
 def cells(figures: dict[str, Any]) -> list[str]:
-    """A row's text, in the order of `HEADS`."""
+    """Return the texts of a row, in the order of `HEADS`."""
     if "failed" in figures:
         return ["failed"]
     requests = figures["requests"]
@@ -79,7 +79,7 @@ def cells(figures: dict[str, Any]) -> list[str]:
 
 
 def crowd_table(found: dict[str, Any]) -> Table:
-    """Throughput and tail with several clients, and the open loop."""
+    """Format throughput and p99 with several clients, and the open loop."""
     rows = [row for row in found["rows"] if "failed" not in row]
     numbers = list(rows[0]["clients"]) if rows else []
     shown = Table(title=f"{found['workload']}: requests per second (and p99, us) of all clients together")
@@ -94,7 +94,7 @@ def crowd_table(found: dict[str, Any]) -> Table:
 
 
 def crowd_cells(row: dict[str, Any]) -> list[str]:
-    """A row's text: one cell for each number of clients, and the open loop."""
+    """Return the texts of a row: a cell for each number of clients, and the open loop."""
     closed = [f"{one['requests_per_s']:,.0f} ({short(one['p99_us'])})" for one in row["clients"].values()]
     late = row["open_loop"]
     unsent = f", {late['unsent']:,} unsent" if late["unsent"] else ""
@@ -102,7 +102,7 @@ def crowd_cells(row: dict[str, Any]) -> list[str]:
 
 
 def short(us: float) -> str:
-    """Three or more digits.
+    """Format with three or more digits.
 
     >>> short(6.54), short(150.2), short(18_000.4), short(-236.4)
     ('6.54', '150', '18,000', '-236')

@@ -1,4 +1,4 @@
-"""shmserve itself, as its README describes it, and with each of its great switches."""
+"""Peers for shmserve: the defaults of its README, and each of its main options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POLICY = Path(__file__).with_name("policy.py")
 
 
 class Shmserve:
-    """The defaults: the engine copies the observation once, both sides spin while news is likely."""
+    """Peer with the defaults: the engine copies the observation once, both sides spin while news is likely."""
 
     name = "shmserve"
     in_place = False
@@ -55,21 +55,21 @@ class Shmserve:
 
 
 class ShmserveInPlace(Shmserve):
-    """The model reads the observation where the client wrote it: `read_in_place = true` in model.toml."""
+    """Peer whose model reads the client's slot: `read_in_place = true` in model.toml."""
 
     name = "shmserve-in-place"
     in_place = True
 
 
 class ShmserveSealed(Shmserve):
-    """For clients that are not trusted: sealed memory, and a pipe as the doorbell."""
+    """Peer for clients that are not trusted: sealed memory, and a pipe as the doorbell."""
 
     name = "shmserve-sealed"
     transport = "sealed"
 
 
 class ShmserveBlocking(Shmserve):
-    """Neither side ever spins: for a machine whose processors have other work."""
+    """Peer of which neither side spins, for a machine whose processors have other work."""
 
     name = "shmserve-blocking"
     spin_us = 0

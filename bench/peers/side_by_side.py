@@ -1,8 +1,8 @@
-"""Measures the ways to ask a policy against each other, one client at a time in a closed loop.
+"""Comparison of the ways, one client at a time in a closed loop.
 
-The ways take turns in rounds (A B C A B C), so that what slows the machine for a while slows all of them; each
-workload gets fresh servers and clients, because malloc remembers the largest message and a later, smaller one then
-runs faster than it would alone. Every reply is checked. Nothing here fails for being slow.
+The ways take turns in rounds (A B C A B C), so that a slow moment of the machine affects all of them; each
+workload gets new servers and clients, because malloc remembers the largest message and a later, smaller one then
+runs faster than it would alone. Every reply is checked. Slow results are not failures.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .rows import Row
 
 
 class Contestant:
-    """A started peer with its client and its row."""
+    """Started peer with its client and its row."""
 
     def __init__(self, peer: Peer, workload_name: str, cleanup: ExitStack) -> None:
         self.row = Row(peer.name)
@@ -59,7 +59,7 @@ class Contestant:
 
 
 def measure(peers: Sequence[Peer], beside: Sequence[Floor], name: str, seconds: float, rounds: int) -> list[Row]:
-    """All ways with one workload, in the order given."""
+    """Measure all ways with one workload, in the given order."""
     asked = workload(name)
     floor_rows = [Row(floor.name) for floor in beside]
     with ExitStack() as cleanup:

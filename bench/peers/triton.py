@@ -1,7 +1,7 @@
-"""NVIDIA Triton through its shared-memory extension: tensors in shared memory, one gRPC call per request.
+"""NVIDIA Triton with its shared-memory extension: tensors in shared memory, one gRPC call per request.
 
 The server is the `tritonserver` of the nvidia-pytriton package with the policy in Triton's own Python backend, without
-pytriton's proxy. That package and its stub want numpy < 2, so they live in a folder of their own, named by
+pytriton's proxy. That package and its stub need numpy < 2, so they are in a separate folder, named by
 SHMSERVE_BENCH_TRITON; README.md has the command that makes it. The client uses tritonclient as its manual shows.
 """
 
@@ -27,13 +27,13 @@ END_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.ex
 
 
 def stub(folder: Path) -> Path:
-    """The program that runs Python models, for this very Python version."""
+    """Return the program that runs Python models, for this Python version."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     return folder / "pytriton/tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
 
 
 class Triton(ServedPeer):
-    """Triton's Python backend, system shared memory for inputs and outputs."""
+    """Peer with Triton's Python backend and system shared memory for inputs and outputs."""
 
     name = "triton-shm"
     packages = ("tritonclient", "grpc")
@@ -105,7 +105,7 @@ class Triton(ServedPeer):
 
 
 def free_port() -> int:
-    """A TCP port that nobody had a moment ago: tritonserver does not tell which one it took when asked for any."""
+    """Return a TCP port that was free a moment ago: tritonserver does not report the port it chooses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

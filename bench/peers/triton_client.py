@@ -1,4 +1,4 @@
-"""The client's half of the Triton peer: one region of system shared memory for each form of observation."""
+"""Client half of the Triton peer: one region of system shared memory for each form of observation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 
 
 def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of an observation with a name for each; a string is a tensor of one bytes object, as Triton has it."""
+    """Return the leaves of an observation with names; a string is a tensor of one bytes object, as in Triton."""
     if isinstance(tree, np.ndarray):
         yield path, tree
     elif isinstance(tree, str):
@@ -37,7 +37,7 @@ def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Form:
-    """What one form of observation needs: its model, loaded once, its region, the request that points into it."""
+    """Model of one form of observation, loaded once, with its region and the request that points into it."""
 
     def __init__(self, client: Any, observation: dict[str, Any], packages: str) -> None:
         from tritonclient import grpc
@@ -85,12 +85,12 @@ class Form:
 
 
 def form_of(observation: dict[str, Any]) -> tuple[object, ...]:
-    """What distinguishes one form from another: names, types and sizes."""
+    """Return the key of a form: names, types and sizes."""
     return tuple((name, tensor.dtype, tensor.shape, encoded(tensor)[0]) for name, tensor in tensors(observation))
 
 
 def encoded(tensor: Any) -> tuple[int, Any]:
-    """A tensor's bytes in shared memory, and what tritonclient copies there."""
+    """Return the size of a tensor in shared memory, and the array that tritonclient copies there."""
     if tensor.dtype != np.object_:
         return tensor.nbytes, tensor
     text: bytes = tensor[0]
@@ -100,7 +100,7 @@ def encoded(tensor: Any) -> tuple[int, Any]:
 
 
 def config(types: dict[str, str], shapes: dict[str, list[int]]) -> str:
-    """The model's configuration, with the observation's tensors as its inputs."""
+    """Return the model's configuration, with the observation's tensors as inputs."""
     inputs = [
         {"name": name, "data_type": f"TYPE_{'STRING' if types[name] == 'BYTES' else types[name]}", "dims": shapes[name]}
         for name in types
@@ -114,7 +114,7 @@ def config(types: dict[str, str], shapes: dict[str, list[int]]) -> str:
 
 
 def source(packages: str) -> bytes:
-    """triton_model.py with the two paths that it needs."""
+    """Return triton_model.py with its two paths."""
     text = (HERE / "triton_model.py").read_text()
     text = text.replace('PACKAGES = ""', f"PACKAGES = {os.path.abspath(packages)!r}")
     return text.replace('POLICY = ""', f"POLICY = {str(HERE / 'policy.py')!r}").encode()

@@ -1,6 +1,6 @@
-"""Triton's Python backend loads this file as a model: the benchmark's policy behind named tensors.
+"""Model for Triton's Python backend: the benchmark's policy behind named tensors.
 
-The client sends it along, with `PACKAGES` (where a numpy < 2 is) and `POLICY` (the file beside this one) set above.
+The client sends this file with `PACKAGES` (the folder of numpy < 2) and `POLICY` (the file beside this one) set above.
 """
 
 import sys
@@ -21,7 +21,7 @@ _spec.loader.exec_module(_policy)  # type: ignore[union-attr]
 
 
 class TritonPythonModel:
-    """What the backend instantiates."""
+    """Model class that the backend instantiates."""
 
     def initialize(self, args: dict[str, str]) -> None:
         self._policy = _policy.Policy()

@@ -1,7 +1,7 @@
-"""The best that a socket does: protocol-5 pickle with the arrays out of band, from their memory to their memory.
+"""Carefully written server on a Unix socket, not a product: protocol-5 pickle with the arrays out of band.
 
-A careful engineer's own server, not a product's: arrays go from the caller's memory into the socket by one `sendmsg`,
-and from the socket into 64-byte aligned memory that is kept between requests by `recv_into`.
+Arrays go from the caller's memory into the socket by one `sendmsg`,
+and from the socket into 64-byte aligned memory that is reused between requests by `recv_into`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .policy import Policy
 
 
 class Stream:
-    """Sends and receives whole Python objects over one connected socket."""
+    """Connection that sends and receives Python objects over one socket."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -36,7 +36,7 @@ class Stream:
                 parts[0] = parts[0][sent:]
 
     def receive(self, own: bool) -> Any:
-        """The next object; its arrays are the caller's own, or valid until the next `receive`."""
+        """Return the next object; its arrays are the caller's, or valid until the next `receive`."""
         prefix = self._fill(memoryview(bytearray(PREFIX.size)))
         head = memoryview(bytearray(PREFIX.unpack(prefix)[0]))
         head[: PREFIX.size] = prefix
@@ -65,14 +65,14 @@ class Stream:
 
 
 def aligned(size: int) -> memoryview:
-    """New memory that starts at a multiple of 64."""
+    """Allocate memory that starts at a multiple of 64."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % ALIGNMENT
     return memory.data[offset : offset + size]
 
 
 class UnixSocketPickle5(ServedPeer):
-    """One thread per connection."""
+    """Peer with one thread per connection."""
 
     name = "unix-socket-pickle5"
 

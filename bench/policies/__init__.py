@@ -1,1 +1,1 @@
-"""What the benchmarks serve: each file, copied into a folder, is a model package."""
+"""Policies of the benchmarks: each file, copied into a folder, is a model package."""

@@ -1,4 +1,4 @@
-"""A convolutional network of a size that a robot's processor can run, alone or for several observations at once."""
+"""Convolutional network of a size that a robot's processor can run, for one or several observations at once."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ ACTIONS = (16, 7)
 
 
 class Policy:
-    """Answers `{"actions": float32[16, 7], "number": int}`; the numbers of a network that nobody trained."""
+    """Policy that returns `{"actions": float32[16, 7], "number": int}` from an untrained network."""
 
     def __init__(self, path: object = None, device: object = None) -> None:
         torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""What becomes of the round trip when there is more of something: clients, silence, updates, batches."""
+"""Benchmarks of scale: more clients, idle clients, updates, batches."""

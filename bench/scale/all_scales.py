@@ -1,4 +1,4 @@
-"""Every benchmark of this folder, by the name of its file."""
+"""List of the benchmarks of this folder, by the name of their files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import (
 )
 from .figure import Figure
 
-#: Title, and what measures it for so many seconds of each way.
+#: Title, and the function that measures it for n seconds of each way.
 SCALES: dict[str, tuple[str, Callable[[float], list[Figure]]]] = {
     module.__name__.rpartition(".")[2]: (module.TITLE, module.measure)
     for module in (

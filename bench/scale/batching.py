@@ -1,4 +1,4 @@
-"""What batches of eight reach, against the same model called with ready ones: `python -m bench.scale.batching`."""
+"""Throughput of batches of eight, against the same model called with ready batches: `python -m bench.scale.batching`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIMEOUT_S = 120.0
 
 
 class _InProcess:
-    """The policy in a process of its own, called with ready batches, or with one observation at a time."""
+    """Policy in a separate process, called with ready batches, or with one observation at a time."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -74,7 +74,7 @@ def image() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 
 
 def measure(seconds: float) -> list[Figure]:
-    """Ready batches in process, eight clients with one request each, the same with two each, in turns."""
+    """Measure ready batches in process, eight clients with one request each, and with two each, in turns."""
     observation = {"image": image(), "number": 0}
     ready, single = [], []
     reached: dict[int, list[float]] = {1: [], 2: []}
@@ -126,7 +126,7 @@ def _per_second(loads: list[Load], seconds: float) -> float:
 
 
 def _counts(service: Service) -> tuple[int, int]:
-    """Requests served and calls of the model, as far as the status tells."""
+    """Return the requests served and the calls of the model, from the status."""
     requests: dict[str, Any] = service.status()["requests"]
     return requests["served"], requests.get("batches", 0)
 

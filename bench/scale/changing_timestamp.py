@@ -1,4 +1,4 @@
-"""What an observation costs whose time and counter change: `python -m bench.scale.changing_timestamp`."""
+"""Cost of an observation whose time and counter change: `python -m bench.scale.changing_timestamp`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Change = Callable[[dict[str, Any], int], None]
 
 
 def _constant(observation: dict[str, Any], count: int) -> None:
-    """Nothing changes."""
+    """Return the same observation each time."""
 
 
 def _numbers(observation: dict[str, Any], count: int) -> None:
@@ -37,7 +37,7 @@ WAYS: dict[str, Change] = {"constant": _constant, "numbers": _numbers, "text": _
 
 
 def measure(seconds: float) -> list[Figure]:
-    """Three clients, one at a time and in turns: nothing changes; a time and a counter do; a sentence does."""
+    """Measure three clients in turns: nothing changes; a time and a counter change; a sentence changes."""
     medians: dict[str, list[float]] = {name: [] for name in WAYS}
     with Service(POLICY, model={"arrays": "numpy"}) as service:
         clients = {name: service.client() for name in WAYS}
@@ -65,7 +65,7 @@ def measure(seconds: float) -> list[Figure]:
 
 
 def _turn(client: Any, observation: dict[str, Any], change: Change, seconds: float) -> float:
-    """The median round trip, us."""
+    """Return the median round trip, us."""
     took: list[int] = []
     end = time.monotonic() + seconds
     count = 0

@@ -1,4 +1,4 @@
-"""What a 50 Hz control loop loses of its thread's time: `python -m bench.scale.control_thread`."""
+"""Thread time that a 50 Hz control loop loses: `python -m bench.scale.control_thread`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SERVICE_US = {"a fast policy (0.2 ms)": 200, "a slow policy (10 ms)": 10_000}
 
 
 def measure(seconds: float) -> list[Figure]:
-    """A VGA observation at 50 Hz; the processor time of the calling thread inside `infer`, for each request."""
+    """Measure the CPU time of the calling thread inside `infer`, for each request with a VGA observation at 50 Hz."""
     observation: dict[str, Any] = {**workload("vga").observation, "number": 0}
     figures = []
     with Service(POLICIES / "timed.py") as service:
@@ -55,13 +55,13 @@ def measure(seconds: float) -> list[Figure]:
 
 
 def _sleep_until(due_ns: int) -> None:
-    """As a control loop waits: asleep, with nothing of it at the processor, so that caches are as cold as there."""
+    """Sleep as a control loop does, so that the caches are as cold as there."""
     if (ahead := due_ns - time.monotonic_ns()) > SPIN_NS:
         time.sleep(ahead / 1e9)
 
 
 def _copy_us(image: Any) -> float:
-    """Thread time of one copy into memory that is there, in the same rhythm."""
+    """Measure the thread time of one copy into mapped memory, at the same rate."""
     target = np.zeros_like(image)
     spent = []
     for _ in range(10):

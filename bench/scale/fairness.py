@@ -1,4 +1,4 @@
-"""How evenly three clients that never stop asking are served: `python -m bench.scale.fairness`."""
+"""Fairness among three saturating clients: `python -m bench.scale.fairness`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIENTS, IN_FLIGHT, SERVICE_US = 3, 8, 500
 
 
 def measure(seconds: float) -> list[Figure]:
-    """Each keeps eight requests out, of half a millisecond each: the engine always has all of them to choose from."""
+    """Let each client keep eight requests of half a millisecond in flight: the engine can always choose among all clients."""
     observation = {"service_us": SERVICE_US, "number": 0, "image": np.zeros((96, 96, 3), np.uint8)}
     with ExitStack() as cleanup:
         service = cleanup.enter_context(Service(POLICIES / "timed.py"))

@@ -1,4 +1,4 @@
-"""One number that a benchmark found, and what to hold it against."""
+"""Figure of a benchmark, with its floor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bench.peers.peer import terminate_by_exception
 
 @dataclass(frozen=True)
 class Figure:
-    """`name` is for programs and stays; `what` is for people. The floor is measured, in the same run."""
+    """Figure: `name` is stable and for programs, `what` is for readers. The floor is measured in the same run."""
 
     name: str
     what: str
@@ -35,7 +35,7 @@ class Figure:
 
 
 def amount(value: float, unit: str) -> str:
-    """A number with three digits and its unit.
+    """Format a number with three digits and its unit.
 
     >>> amount(0.99871, "x"), amount(123.4, "us"), amount(0.04, "%"), amount(0, ""), amount(4321.0, "us")
     ('0.999 x', '123 us', '0.040 %', '0', '4,321 us')
@@ -46,7 +46,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def main(title: str, measure: Callable[[float], list[Figure]], arguments: Sequence[str] | None = None) -> None:
-    """Runs one benchmark alone and prints what it found."""
+    """Run one benchmark alone and print its figures."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--seconds", type=float, default=2.0, help="measured for each way; default 2")
     options = parser.parse_args(arguments)
@@ -64,7 +64,7 @@ def main(title: str, measure: Callable[[float], list[Figure]], arguments: Sequen
 
 
 def figures_table(found: dict[str, Any]) -> Table:
-    """What one benchmark found, or why it did not, as it is kept in the results."""
+    """Format the figures of one benchmark, or the reason of its failure, as stored in the results."""
     table = Table("what", "reached", "floor, in the same run", title=found["title"])
     for figure in (Figure(**fields) for fields in found.get("figures", ())):
         table.add_row(figure.what, figure.text(), figure.floor_text())
@@ -73,4 +73,4 @@ def figures_table(found: dict[str, Any]) -> Table:
 
 
 class NotMeasured(Exception):
-    """This machine cannot measure it; the text says why and what would help."""
+    """Error if this machine cannot measure it; the text has the reason and the remedy."""

@@ -1,4 +1,4 @@
-"""What a request costs when 64 other clients are attached and silent: `python -m bench.scale.idle_clients`."""
+"""Cost of a request beside 64 idle clients: `python -m bench.scale.idle_clients`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .figure import Figure, main
 TITLE = "64 idle clients"
 IDLE = 64
 ROUNDS = 5
-#: After so long the engine counts a silent client as one that will stay silent.
+#: Time after which the engine treats a client as idle.
 SILENT_S = 1.2
 
 
 class _Crowded(Shmserve):
-    """As shmserve, with room for more clients than the default allows."""
+    """Peer like shmserve, with a higher limit of clients than the default."""
 
     def start(self) -> None:
         self._service = Service(POLICY, model={"arrays": "numpy"}, settings={"max_clients": IDLE + 16})
@@ -35,7 +35,7 @@ class _Crowded(Shmserve):
 
 
 def measure(seconds: float) -> list[Figure]:
-    """One client asks alone, then with 64 silent ones attached, in turns."""
+    """Measure one client alone, then with 64 idle ones attached, in turns."""
     peer = _Crowded()
     alone, crowded = [], []
     with ExitStack() as cleanup:
@@ -53,7 +53,7 @@ def measure(seconds: float) -> list[Figure]:
                 crowded.append(asking.turn(Turn(seconds / ROUNDS))[0])
     medians = [[float(np.median(sample.latency_ns)) / 1e3 for sample in way] for way in (alone, crowded)]
     ratios = [with_idle / without for without, with_idle in zip(*medians, strict=True)]
-    # The same against itself: how far apart two equal turns lie on this machine.
+    # The same against itself: the difference between two equal turns on this machine.
     noise = [max(a, b) / min(a, b) for a, b in zip(medians[0], medians[0][1:], strict=False)]
     return [
         Figure(

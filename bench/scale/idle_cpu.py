@@ -1,4 +1,4 @@
-"""What attached and silent costs the processor: `python -m bench.scale.idle_cpu`."""
+"""CPU use of an idle daemon and an idle client: `python -m bench.scale.idle_cpu`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bench.peers.shmserve_peer import Shmserve
 from .figure import Figure, main
 
 TITLE = "Idle daemon and client"
-#: Longer than an engine counts a client among those that may ask at any moment (`_COLD_AFTER_NS` in its loop.py).
+#: Longer than the time for which an engine treats a client as active (`_COLD_AFTER_NS` in its loop.py).
 SETTLE_S = 2.0
 
 
 def measure(seconds: float) -> list[Figure]:
-    """A daemon and its client after a busy moment; beside them a Python process that only sleeps."""
+    """Measure a daemon and its client after a busy moment, beside a Python process that only sleeps."""
     peer = Shmserve()
     with ExitStack() as cleanup:
         cleanup.callback(peer.stop)

@@ -1,8 +1,7 @@
-"""How often a request in the steady state enters the kernel: `python -m bench.scale.kernel_entries`.
+"""Kernel entries of a request in the steady state: `python -m bench.scale.kernel_entries`.
 
-System calls are counted by `strace -c` attached to both processes, or where there is no strace by `perf trace -s`.
-Page faults and switches are the kernel's own counts. Both are of a stretch of many requests, so that the few calls
-that begin and end the stretch do not show.
+`strace -c`, or without strace `perf trace -s`, counts the system calls of both processes. Page faults and context
+switches are the kernel's counts. All are for many requests, so that the few calls at both ends do not matter.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ TIMEOUT_S = 60.0
 
 
 class _Spinning(Shmserve):
-    """Both sides always find the other's word before they sleep."""
+    """Peer of which both sides find the other's word before they sleep."""
 
     spin_us = SPIN_US
 
 
 def measure(seconds: float) -> list[Figure]:
-    """With spinning, and for comparison with sleeping."""
+    """Measure with spinning, and for comparison with sleeping."""
     tool = tracer()
     spinning = _requests(_Spinning(), seconds, tool)
     blocking = _requests(ShmserveBlocking(), seconds, tool)
@@ -62,7 +61,7 @@ def measure(seconds: float) -> list[Figure]:
 
 
 def tracer() -> str:
-    """The program that counts system calls here; raises NotMeasured without any."""
+    """Return the program that counts system calls; raise NotMeasured if there is none."""
     for tool in ("strace", "perf"):
         if shutil.which(tool):
             return tool
@@ -70,7 +69,7 @@ def tracer() -> str:
 
 
 def _requests(peer: Shmserve, seconds: float, tool: str) -> dict[str, float]:
-    """What one request takes, of each kind."""
+    """Measure the kernel entries of one request, of each kind."""
     spawn = multiprocessing.get_context("spawn")
     with ExitStack() as cleanup:
         cleanup.callback(peer.stop)
@@ -103,7 +102,7 @@ def _requests(peer: Shmserve, seconds: float, tool: str) -> dict[str, float]:
 
 
 def _ask(peer: Shmserve, pipe: Connection) -> None:
-    """Closed loop without anything around the requests: even asking for this thread's time is a system call."""
+    """Run a closed loop without any other call: even reading this thread's CPU time is a system call."""
     import os
 
     end_with_parent()
@@ -137,12 +136,12 @@ def _receive(pipe: Any) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that this one started and that live."""
+    """Return the living child processes."""
     return [int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
 
 
 def _kernel_counts(pid: int) -> tuple[int, int]:
-    """Page faults (minor and major), and how often the process has waited."""
+    """Return the page faults (minor and major) and the voluntary context switches."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text()
     waited = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
@@ -152,7 +151,7 @@ def _kernel_counts(pid: int) -> tuple[int, int]:
 
 @contextmanager
 def counted_calls(tool: str, pids: list[int]) -> Iterator[list[int]]:
-    """System calls of these processes and their threads during the block: a list that has one number after it."""
+    """Count the system calls of these processes and their threads during the block, into a list of one number."""
     found: list[int] = []
     with tempfile.NamedTemporaryFile(prefix=my_prefix(), suffix=".trace") as file:
         command = {
@@ -177,7 +176,7 @@ def counted_calls(tool: str, pids: list[int]) -> Iterator[list[int]]:
 
 
 def calls_in(report: str) -> int:
-    """The sum of a report's column of calls, of strace or of perf trace.
+    """Return the sum of the column of calls in a report of strace or perf trace.
 
     >>> calls_in('''% time     seconds  usecs/call     calls    errors syscall
     ... ------ ----------- ----------- --------- --------- ----------------

@@ -1,4 +1,4 @@
-"""A client process that always has a set number of requests out, for as long as it is told."""
+"""Client process that keeps a given number of requests in flight."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Answered:
-    """One entry for each request that was answered in time, in order; the times are of the caller's clock."""
+    """Requests that were answered in time, in order, with the times of the caller's clock."""
 
     done_ns: npt.NDArray[np.int64]
     queued_us: npt.NDArray[np.float64]
     infer_us: npt.NDArray[np.float64]
     version: list[str]
-    failed: list[str]  # What requests ended with that were not answered as they should be.
+    failed: list[str]  # Outcomes of requests without a correct reply.
 
     def __len__(self) -> int:
         return len(self.done_ns)
 
 
 class Load:
-    """`observation` is sent again and again with its `number` counting up, which must come back."""
+    """Load that sends `observation` with an increasing `number`, which the reply must return."""
 
     def __init__(self, service: Service, observation: dict[str, Any], *, in_flight: int = 1) -> None:
         spawn = multiprocessing.get_context("spawn")
@@ -45,16 +45,16 @@ class Load:
         theirs.close()
 
     def ready(self) -> Load:
-        """Waits until its first requests are answered."""
+        """Wait until its first requests are answered."""
         self._receive(TIMEOUT_S)
         return self
 
     def begin(self, begin_ns: int, seconds: float) -> None:
-        """Ask from then on, for so long; 0 seconds: until `halt`."""
+        """Send requests from then on, for this long; 0 seconds: until `halt`."""
         self._pipe.send((begin_ns, seconds))
 
     def halt(self) -> None:
-        """Ends a load without an end."""
+        """End a load that has no duration."""
         self._pipe.send(None)
 
     def end(self) -> Answered:
@@ -105,7 +105,7 @@ class _Asking:
         self._number = 0
 
     def until(self, end_ns: int | None, pipe: Connection | None) -> Answered:
-        """Keeps the requests out until then, or until the pipe has something; waits for what is still out."""
+        """Keep the requests in flight until then, or until the pipe is readable; wait for the remaining ones."""
         out: deque[tuple[int, Any]] = deque()
         done, queued, infer, version, failed = [], [], [], [], []
         while time.monotonic_ns() < end_ns if end_ns else not (pipe and pipe.poll()):
@@ -118,7 +118,7 @@ class _Asking:
                 answer = pending.result()["number"]
                 if answer != number:
                     failed.append(f"request {number} got the answer to {answer}")
-            except Exception as error:  # noqa: BLE001  how requests fail is what some benchmarks count
+            except Exception as error:  # noqa: BLE001  some benchmarks count the failures
                 failed.append(f"{type(error).__name__}: {error}")
                 continue
             done.append(time.monotonic_ns())

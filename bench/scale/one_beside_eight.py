@@ -1,4 +1,4 @@
-"""How long a client with one request waits beside one with eight: `python -m bench.scale.one_beside_eight`."""
+"""Wait of a client with one request beside one with eight: `python -m bench.scale.one_beside_eight`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 3
 
 
 def measure(seconds: float) -> list[Figure]:
-    """The single client asks alone, then beside the other, in turns; its wait is from publication to being taken."""
+    """Measure the single client alone, then beside the other, in turns; its wait ends when the engine takes the request."""
     observation = {"service_us": SERVICE_US, "number": 0, "image": np.zeros((96, 96, 3), np.uint8)}
     alone, beside = [], []
     with ExitStack() as cleanup:
@@ -54,7 +54,7 @@ def _turn(loads: list[Load], seconds: float) -> list[Answered]:
 
 
 def _waits(answered: Answered) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Waits in service times, each measured by the request's own. The first and the last met no company."""
+    """Return the waits in units of each request's service time, without the first and the last, which ran alone."""
     return (answered.queued_us / np.median(answered.infer_us))[2:-2]
 
 

@@ -1,4 +1,4 @@
-"""What it brings that slots take turns: `python -m bench.scale.slots_in_turn`."""
+"""Effect of rotating slots: `python -m bench.scale.slots_in_turn`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOTS = (1, 4)
 
 
 def measure(seconds: float) -> list[Figure]:
-    """One client with one slot and one with four, one request out, in turns; then the same with reading in place."""
+    """Measure a client with one slot and one with four, one request in flight, in turns; then the same read in place."""
     return [
         _one_to_four("staged", in_place=False, seconds=seconds),
         _one_to_four("in_place", in_place=True, seconds=seconds),

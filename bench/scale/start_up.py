@@ -1,4 +1,4 @@
-"""What starting costs: the import, the attachment, a status: `python -m bench.scale.start_up`."""
+"""Start-up times of the import, of attaching and of a status: `python -m bench.scale.start_up`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ TIMEOUT_S = 60.0
 
 
 def measure(seconds: float) -> list[Figure]:
-    """Fresh interpreters, which find compiled modules as an installed package has them."""
+    """Measure new interpreters, which find compiled modules as in an installed package."""
     rounds = max(3, round(5 * seconds))
     with tempfile.TemporaryDirectory(prefix=my_prefix()) as compiled, Service(POLICY) as service:
         modules = environment() | {"PYTHONPYCACHEPREFIX": compiled}
@@ -87,7 +87,7 @@ def measure(seconds: float) -> list[Figure]:
 
 
 def _run(command: Sequence[str], modules: dict[str, str]) -> list[float]:
-    """Seconds: of the whole process, and what it printed."""
+    """Return the seconds of the whole process, and its output."""
     began = time.perf_counter()
     done = subprocess.run(command, env=modules, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=True)
     whole = time.perf_counter() - began
@@ -98,7 +98,7 @@ def _run(command: Sequence[str], modules: dict[str, str]) -> list[float]:
 
 
 def shmserve_admin() -> list[str]:
-    """The command that is installed, which is what people wait for."""
+    """Return the installed command, for which an operator waits."""
     beside = Path(sys.executable).with_name("shmserve-admin")
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("shmserve-admin")
     return [found] if found else ADMIN

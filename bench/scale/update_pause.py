@@ -1,4 +1,4 @@
-"""How long robots wait when the model is replaced under them: `python -m bench.scale.update_pause`.
+"""Pause of clients during an update: `python -m bench.scale.update_pause`.
 
 `--seconds 200` is a thousand updates.
 """
@@ -25,9 +25,9 @@ SWAPS_PER_S = 5
 
 
 def measure(seconds: float) -> list[Figure]:
-    """Clients never stop asking while two models replace each other.
+    """Measure saturating clients while two models replace each other.
 
-    The first change starts an engine; the later ones find the other model's engine still warm.
+    The first change starts an engine; the later ones use the other model's warm standby.
     """
     observation = {"service_us": SERVICE_US, "number": 0}
     with ExitStack() as cleanup:
@@ -77,7 +77,7 @@ def measure(seconds: float) -> list[Figure]:
 
 
 def update_gaps_ms(answered: Answered) -> npt.NDArray[np.float64]:
-    """How long this client had no reply around each change of the version.
+    """Return the time without a reply of this client around each change of the version.
 
     >>> milliseconds = np.array([0, 1, 4, 5]) * 1_000_000
     >>> replies = Answered(milliseconds, np.zeros(4), np.zeros(4), ["old", "old", "new", "new"], [])
@@ -90,9 +90,9 @@ def update_gaps_ms(answered: Answered) -> npt.NDArray[np.float64]:
 
 
 def _update(service: Service, package: Path) -> float:
-    """The milliseconds for which no engine took requests.
+    """Return the milliseconds for which no engine took requests.
 
-    Not by the command, whose interpreter would take a processor from the robots while it starts.
+    Without the command, whose interpreter would take a processor from the clients while it starts.
     """
     descriptor = os.open(package, os.O_RDONLY | os.O_DIRECTORY)
     try:

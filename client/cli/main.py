@@ -50,7 +50,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
     --name, --runtime-dir and --json may also stand after the command.
 
-    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if nobody reads on.
+    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if stdout was closed early.
 
     \b
     shmserve-admin status

@@ -18,7 +18,7 @@ class NotKnown(ValueError):
 
 
 def synthetic_observation(entries: Mapping[str, Mapping[str, Any]] | None) -> Any:
-    """The tree whose `described` entries are these.
+    """The tree that `describe_tree` describes with these entries.
 
     >>> synthetic_observation({"robot.joints": {"type": "list[float]", "length": 2}, "poses[1]": {"type": "int"},
     ...                      "poses[0]": {"dtype": "uint8", "shape": [2]}, '"a.b"': {"type": "str"}})

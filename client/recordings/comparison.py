@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shmserve.contract import described, entry_text, named_leaves
+from shmserve.contract import describe_tree, entry_text, flatten_with_path
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Comparison:
 
     def add(self, number: int, recorded: Any, action: Any) -> None:
         """Compare the action that request `number` has now with the one that it had."""
-        wanted, given = dict(named_leaves(recorded)), dict(named_leaves(action))
+        wanted, given = dict(flatten_with_path(recorded)), dict(flatten_with_path(action))
         for name in [*wanted, *(name for name in given if name not in wanted)]:
             found = self.fields.setdefault(name or "(the action)", Field())
             found.compared += 1
@@ -102,4 +102,4 @@ def _numbers(value: Any) -> npt.NDArray[Any] | None:
 
 
 def _text(value: Any) -> str:
-    return entry_text(described(value)[""])
+    return entry_text(describe_tree(value)[""])

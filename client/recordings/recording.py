@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from .errors import RecordingError, RecordingTruncated
-from .tree import put_together, taken_apart
+from .tree import from_json, to_json
 
 FORMAT = 1
 _BLOCK = 512
@@ -83,8 +83,8 @@ class RecordingWriter:
 
     def add(self, facts: RequestFacts, observation: Any, action: Any) -> None:
         """Write one request; the trees may hold `Leaf`s for what is an array."""
-        given, tensors = taken_apart(observation, "observation")
-        gave, more = taken_apart(action, "action")
+        given, tensors = to_json(observation, "observation")
+        gave, more = to_json(action, "action")
         tensors |= more
         metadata = {"request": asdict(facts), "observation": given, "action": gave}
         blob = save(tensors, {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()})
@@ -223,7 +223,7 @@ class Recording:
             facts = RequestFacts(**self._parsed(name, metadata["request"]))
             trees = [json.loads(metadata[key]) for key in ("observation", "action")]
             _check(facts, number)
-            return RecordedRequest(facts, *(put_together(tree, tensors) for tree in trees))
+            return RecordedRequest(facts, *(from_json(tree, tensors) for tree in trees))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise self._wrong(f"{name}: {error}") from error
 

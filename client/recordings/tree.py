@@ -3,12 +3,12 @@
 Dicts, lists, strings, integers, floats, truths and null are JSON's own. What JSON has no word for is an object of one
 key that begins with a dollar:
 
->>> value, tensors = taken_apart({"image": np.zeros((2, 3), np.uint8), "pose": (1.5, None)}, "observation")
+>>> value, tensors = to_json({"image": np.zeros((2, 3), np.uint8), "pose": (1.5, None)}, "observation")
 >>> value
 {'image': {'$array': 'observation.image'}, 'pose': {'$tuple': [1.5, None]}}
 >>> sorted(tensors)
 ['observation.image']
->>> put_together(value, tensors)["pose"]
+>>> from_json(value, tensors)["pose"]
 (1.5, None)
 """
 
@@ -59,7 +59,7 @@ def leaf_as_it_is(place: LeafLayout, view: Array) -> Any:
     return Leaf(place.kind, "bfloat16" if place.dtype == BFLOAT16 else view.dtype.name, view)
 
 
-def taken_apart(tree: Any, name: str) -> tuple[Any, dict[str, Array]]:
+def to_json(tree: Any, name: str) -> tuple[Any, dict[str, Array]]:
     """The JSON value of `tree`, and its tensors by names that begin with `name`."""
     tensors: dict[str, Array] = {}
 
@@ -94,16 +94,16 @@ def _kept(leaf: Leaf) -> Array:
     return np.asarray(array.view(np.uint16) if leaf.dtype == "bfloat16" else array, order="C")
 
 
-def put_together(value: Any, tensors: Mapping[str, Array]) -> Any:
-    """The tree of a JSON value and its tensors; raises RecordingError for what `taken_apart` never makes."""
+def from_json(value: Any, tensors: Mapping[str, Array]) -> Any:
+    """The tree of a JSON value and its tensors; raises RecordingError for what `to_json` never makes."""
     kind = type(value)
     if kind is list:
-        return [put_together(item, tensors) for item in value]
+        return [from_json(item, tensors) for item in value]
     if kind is not dict:
         return value
     tag = next((key for key in value if key.startswith("$")), None)
     if tag is None:
-        return {key: put_together(item, tensors) for key, item in value.items()}
+        return {key: from_json(item, tensors) for key, item in value.items()}
     content, dtype = value[tag], value.get("dtype")
     if value.keys() - {tag, "dtype"} or tag not in _READERS:
         raise RecordingError(f"no such value: {_shown(value)}")
@@ -149,13 +149,13 @@ def _float(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> flo
 def _dict(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> dict[str, Any]:
     if type(content) is not dict:
         raise TypeError("a dict is an object of JSON")
-    return {key: put_together(item, tensors) for key, item in content.items()}
+    return {key: from_json(item, tensors) for key, item in content.items()}
 
 
 def _tuple(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> tuple[Any, ...]:
     if type(content) is not list:
         raise TypeError("a tuple is an array of JSON")
-    return tuple(put_together(item, tensors) for item in content)
+    return tuple(from_json(item, tensors) for item in content)
 
 
 _READERS: dict[str, Callable[[Any, str | None, Mapping[str, Array]], Any]] = {

@@ -13,9 +13,8 @@ from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients.attach_rate_limit import AttachRates
-from ..clients.leases import Lease, LeaseRefused, Wanted
-from ..supervisor.supervisor import Supervisor
+from ..clients import AttachRateLimit, Lease, LeaseRefused, Wanted
+from ..supervisor import ServiceState, Supervisor
 from ..varlink.interface import Connection, Interface
 from ..varlink.peer import Peer
 
@@ -55,12 +54,13 @@ error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
 # `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
-error Refused (reason: string, message: string)
+# Bytes are of shared memory: needed by this channel, and free for it. A banned process may attach again after `retry_after_s`.
+error Refused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int, retry_after_s: ?float)
 error Stopping ()
 
 # Said unasked, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
-error Evicted (message: string)
+error Evicted (message: string, retry_after_s: ?float)
 """
 
 
@@ -71,9 +71,7 @@ class ClientService:
         self._supervisor = supervisor
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
-        self._rates = AttachRates()
-        supervisor.on_evict = self.evict
-        supervisor.on_detach = self.detach
+        self._rate_limit = AttachRateLimit()
 
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
@@ -84,7 +82,7 @@ class ClientService:
             raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
         if connection.number in self._leases:
             raise VarlinkError(f"{NAME}.AlreadyAttached")
-        if self._supervisor.state == "draining":
+        if self._supervisor.state is ServiceState.DRAINING:
             raise VarlinkError(f"{NAME}.Stopping")
         wanted = _wanted(required(parameters, "wanted", dict))
         program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
@@ -97,12 +95,12 @@ class ClientService:
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
         reply = {
             "channel_info": lease.channel_info.to_json(),
             "trusted": lease.trusted,
-            "state": self._supervisor.state,
+            "state": self._supervisor.state.value,
         }
         return Reply(reply, fds=tuple(given))
 
@@ -130,7 +128,7 @@ class ClientService:
         except LeaseRefused as refusal:
             raise _refused(refusal) from refusal
         self._charge(lease)
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         return Reply({"channel_info": lease.channel_info.to_json()}, fds=tuple(given))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
@@ -143,7 +141,7 @@ class ClientService:
         config = self._supervisor.config
         burst = 4 * (config.max_clients_per_user or config.max_clients)
         rate = config.max_attach_rate_per_user
-        wait_s = self._rates.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
+        wait_s = self._rate_limit.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
         if wait_s:
             await asyncio.sleep(_SLOW_REFUSAL_S)
             raise _refused(
@@ -151,20 +149,21 @@ class ClientService:
                     "too_often",
                     f"uid {peer.uid} attaches or grows its channels too often; again in {wait_s:.1f} s "
                     f"(max_attach_rate_per_user = {rate:g})",
+                    retry_after_s=wait_s,
                 )
             )
 
     def _charge(self, lease: Lease) -> None:
         if not _is_exempt(lease.peer):
-            self._rates.charge(lease.peer.uid, lease.bytes)
+            self._rate_limit.charge(lease.peer.uid, lease.bytes)
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         supervisor = self._supervisor
         return {
             "service": supervisor.config.name,
-            "state": supervisor.state,
+            "state": supervisor.state.value,
             "epoch": supervisor.epoch,
-            "model": supervisor.engines.model,
+            "model": supervisor.model,
         }
 
     def evict(self, lease: Lease, reason: str) -> None:
@@ -172,8 +171,9 @@ class ClientService:
         for number, held in self._leases.items():
             if held is lease:
                 log.warning("client %d is evicted: %s", lease.channel, reason)
-                self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
-                self._connections[number].say_farewell(f"{NAME}.Evicted", {"message": reason})
+                self._supervisor.ban(lease.peer, reason)
+                farewell = {"message": reason, "retry_after_s": self._supervisor.config.ban_s}
+                self._connections[number].say_farewell(f"{NAME}.Evicted", farewell)
                 return
 
     def detach(self, lease: Lease) -> None:
@@ -195,7 +195,7 @@ def _is_exempt(peer: Peer) -> bool:
 
 
 def _refused(refusal: LeaseRefused) -> VarlinkError:
-    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal)})
+    return VarlinkError(f"{NAME}.Refused", {"reason": refusal.reason, "message": str(refusal), **refusal.facts})
 
 
 def _wanted(fields: dict[str, Any]) -> Wanted:

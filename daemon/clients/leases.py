@@ -17,10 +17,10 @@ from shmserve.segment import Identity
 from ..config.config import Config
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
-from .bans import Offenders
-from .cgroup_memory import without_room
+from .bans import Bans
+from .cgroup_memory import group_without_headroom
 from .engine_deaths import Deaths
-from .shm_names import Names
+from .shm_names import NameRegistry
 
 _PAGE = 4096
 _LEAST_METADATA = 4096
@@ -69,28 +69,40 @@ class Lease:
 
 
 class LeaseRefused(Exception):
-    """No channel: `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory."""
+    """No channel: `reason` is one of evicted, too_often, too_many_clients, too_large, too_many_bytes, no_shared_memory.
 
-    def __init__(self, reason: str, message: str) -> None:
+    The facts beside the message are for programs: shared memory in bytes, and seconds until a banned process may attach.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        needed_bytes: int | None = None,
+        limit_bytes: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
+        self.facts = {"needed_bytes": needed_bytes, "limit_bytes": limit_bytes, "retry_after_s": retry_after_s}
 
 
 class Leases:
     """Creates, resizes and removes the channels of one daemon run."""
 
-    def __init__(self, config: Config, names: Names, epoch: int) -> None:
+    def __init__(self, config: Config, names: NameRegistry, epoch: int, *, on_bell_removed: Callable[[], None]) -> None:
+        """`on_bell_removed` is called when the request bell's name is gone and no client is attached."""
         self._config = config
         self._names = names
         self._epoch = epoch
+        self._on_bell_removed = on_bell_removed
         #: What every client rings, of transport `named`.
         self.request_bell = names.fresh()
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
-        #: Called when the request bell's name is gone and nobody is attached.
-        self.on_removed: Callable[[], None] = lambda: None
-        self.offenders = Offenders()
+        self.bans = Bans()
         self.deaths = Deaths(own_uids=(0, os.getuid()))
         self._gone: OrderedDict[int, Lease] = OrderedDict()
 
@@ -116,9 +128,9 @@ class Leases:
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
-        refusal = self.offenders.refusal(peer, self._config.ban_s, now_ns / 1e9)
+        refusal = self.bans.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
-            raise LeaseRefused("evicted", refusal)
+            raise LeaseRefused("evicted", refusal.message, retry_after_s=refusal.left_s)
         if len(self._held) >= self._config.max_clients:
             raise LeaseRefused(
                 "too_many_clients",
@@ -132,7 +144,7 @@ class Leases:
                 f"{self._config.max_clients_per_user}",
             )
         if not self._held and self._bell_removed():
-            self.on_removed()
+            self._on_bell_removed()
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
         sealed = SealedChannelFds() if self._config.transport == "sealed" else None
         channel_info, given, size = self._create(channel, peer, wanted, sealed, published=0)
@@ -182,6 +194,8 @@ class Leases:
                 "too_large",
                 f"{slots} slots of {requests.payload_bytes} and {replies.payload_bytes} bytes make {total} bytes; "
                 f"max_channel_bytes is {self._config.max_channel_bytes}",
+                needed_bytes=total,
+                limit_bytes=self._config.max_channel_bytes,
             )
         self._check_room(channel, peer, total)
         self._check_memory(total)
@@ -202,6 +216,8 @@ class Leases:
                 "no_shared_memory",
                 f"{total} bytes of shared memory are needed and /dev/shm has {free.f_bavail * free.f_frsize} free "
                 f"({error.strerror}); enlarge it (docker run --shm-size), ask for fewer slots, or close other clients",
+                needed_bytes=total,
+                limit_bytes=free.f_bavail * free.f_frsize,
             ) from error
         return channel_info, [], total
 
@@ -210,13 +226,15 @@ class Leases:
 
     def _check_memory(self, wanted_bytes: int) -> None:
         """That the kernel does not kill engines, or this process, for what is about to be allocated."""
-        room = without_room(wanted_bytes)
-        if room is not None:
+        headroom = group_without_headroom(wanted_bytes)
+        if headroom is not None:
             raise LeaseRefused(
                 "no_shared_memory",
-                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {room.limit} bytes, "
-                f"{room.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
+                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {headroom.limit} bytes, "
+                f"{headroom.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
                 "fewer slots, or close other clients",
+                needed_bytes=wanted_bytes,
+                limit_bytes=headroom.free,
             )
 
     def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
@@ -237,6 +255,8 @@ class Leases:
                 raise LeaseRefused(
                     "too_many_bytes" if taken else "too_large",
                     f"{whose} have {taken} bytes of shared memory, this one needs {wanted_bytes}; {setting} is {limit}",
+                    needed_bytes=wanted_bytes,
+                    limit_bytes=max(0, limit - taken),
                 )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shmserve.client import NoFreshAction, ShmClient
-from shmserve.client.chunks import ActionChunks
+from shmserve.client import ActionChunks, NoFreshAction, ShmClient
 
 
 class SimulatedArm:
@@ -38,14 +37,14 @@ def main() -> None:
 
     robot = SimulatedArm()
     names = [f"{joint}.pos" for joint in robot.joints]
-    period_s = 1 / arguments.rate
+    period = 1 / arguments.rate
     missed = 0
     with (
         ShmClient(arguments.name) as client,
-        ActionChunks(client, steps=20, period_s=period_s, wait_s=0.01, prefetch=10, fallback="hold") as chunks,
+        ActionChunks(client, steps=20, period=period, max_wait=0.01, prefetch=10, fallback="hold") as chunks,
     ):
         client.reset()
-        chunks.step({**robot.get_observation(), "task": arguments.task}, wait_s=10)  # the first chunk is waited for
+        chunks.step({**robot.get_observation(), "task": arguments.task}, max_wait=10)  # the first chunk is waited for
         beat = time.monotonic()
         for _ in range(arguments.steps):
             try:
@@ -54,10 +53,10 @@ def main() -> None:
                 missed += 1
             else:
                 robot.send_action(dict(zip(names, step.action.tolist(), strict=True)))
-            beat += period_s
+            beat += period
             time.sleep(max(0.0, beat - time.monotonic()))
         stats = chunks.stats()
-    print(f"{arguments.steps} steps from {stats.chunks} chunks, {stats.stood_in} held, {missed} missed")
+    print(f"{arguments.steps} steps from {stats.chunks} chunks, {stats.fallback} held, {missed} missed")
     print("at", {name: round(position, 3) for name, position in robot.get_observation().items() if name != "front"})
 
 

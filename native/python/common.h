@@ -21,16 +21,16 @@
 /* The words of a segment are 8 bytes, each read and written at once; a processor of 32 bits has no such load. */
 _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bits; elsewhere pure Python is used");
 
-/* Copies of fewer bytes are over before another thread could have taken the interpreter. */
+/* A copy of fewer bytes ends before another thread could have taken the interpreter. */
 #define RELEASING_BYTES (32 << 10)
 
 /* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
 enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
 
-extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec,
-    intake_spec, asking_spec;
+extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec, server_path_spec,
+    client_path_spec;
 
-/* The processor that this thread runs on, and 1; 0 where nobody knows. */
+/* The CPU of this thread, plus 1; 0 where it is unknown. */
 static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }
 
 static inline uint64_t monotonic_ns(void)
@@ -40,12 +40,11 @@ static inline uint64_t monotonic_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* The types here are whole once they are there at all: `__new__` makes them, there is no `__init__` to be called twice
- * or never. They hold strings, dtypes, types and the memory of arrays, none of which leads back to them: the collector of
- * cycles need not know them. */
+/* `__new__` makes complete instances: an `__init__` could be called twice or never. The types take no part in garbage
+ * collection, because the strings, dtypes, types and arrays that they hold never refer back to them. */
 #define TYPE_FLAGS (Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE)
 
-/* An instance with nothing in it yet. */
+/* A zeroed instance. */
 static inline void *new_instance(PyTypeObject *type, PyObject *keywords)
 {
     if (keywords != NULL && PyDict_GET_SIZE(keywords)) {
@@ -55,7 +54,7 @@ static inline void *new_instance(PyTypeObject *type, PyObject *keywords)
     return type->tp_alloc(type, 0);
 }
 
-/* Frees an instance of one of the types here, which are made on the heap. */
+/* Free an instance of one of these heap types. */
 static inline void free_instance(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);

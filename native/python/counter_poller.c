@@ -1,28 +1,28 @@
-/* Counters that are looked at, without the interpreter: what the looks of loop.py and news.py do.
+/* Polling of counters that other processes advance (shmserve/counter_poller.py).
  *
- * While one thread looks here for long the others run: the interpreter is not held.
+ * A spin releases the interpreter, so that the program's other threads run meanwhile.
  */
 
-#include "slots.h"
-#include "cut_through.h"
 #include "counter_poller.h"
+#include "cut_through.h"
+#include "slots.h"
 
 #include <structmember.h>
 
-/* Watches of a list that are looked at together; a service has no more clients. */
+/* Pollers of one list; a service has no more clients. */
 #define MOST 256
-#define LOOKS_PER_CLOCK 16
-/* Of looking, between two questions whether the writer has come to this processor, and whether there was a signal. */
-#define LOOKING_NS 50000
+#define POLLS_PER_CLOCK 16
+/* Time of polling between two checks for signals and for a writer on this CPU. */
+#define SPIN_SLICE_NS 50000
 
 enum { NONE = -1, FAILED = -2 };
 
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
-    uint64_t *counter; /* NULL once closed and nobody looks */
+    uint64_t *counter; /* NULL once closed and not polled */
     unsigned long long last_seen;
-    int lookers;
+    int users;
     char closed;
 } CounterPoller;
 
@@ -35,7 +35,8 @@ static inline void relax(void)
 #endif
 }
 
-/* ORDER: the counter before what it tells of; pairs with the stores that end publish_request and complete_reply. */
+/* ORDER: the counter before the head and payload that it publishes; pairs with the stores that end publish_request and
+ * complete_reply. */
 static inline int has_moved(const CounterPoller *self)
 {
     return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->last_seen;
@@ -64,10 +65,10 @@ failed:
     return NULL;
 }
 
-/* Under a thread that looks, the memory stays until it has left. */
+/* While a thread polls, the memory stays mapped until the thread leaves. */
 static void let_go(CounterPoller *self)
 {
-    if (self->counter != NULL && self->closed && !self->lookers) {
+    if (self->counter != NULL && self->closed && !self->users) {
         self->counter = NULL;
         PyBuffer_Release(&self->view);
     }
@@ -105,8 +106,8 @@ static PyObject *poller_load(PyObject *object, PyObject *unused)
 
 /* The open pollers of a list, borrowed; their number, or -1 with an exception.
  *
- * Whoever asks makes nothing that the collector of cycles counts while it looks at them: what it ends, and then runs,
- * may close a poller and take it off the list.
+ * The caller must not allocate an object that the garbage collector tracks while it uses them: a collection may run
+ * code that closes a poller and removes it from the list.
  */
 static int pollers_of(PyObject *given, CounterPoller **pollers)
 {
@@ -130,7 +131,7 @@ static int pollers_of(PyObject *given, CounterPoller **pollers)
     return count;
 }
 
-/* The place of the first poller that has moved by now; their number to `count`, and FAILED with an exception. */
+/* The index of the first poller whose counter has moved; their number to `count`, and FAILED with an exception. */
 static int first_moved(PyObject *given, CounterPoller **pollers, int *count)
 {
     *count = pollers_of(given, pollers);
@@ -140,7 +141,7 @@ static int first_moved(PyObject *given, CounterPoller **pollers, int *count)
     return *count < 0 ? FAILED : NONE;
 }
 
-/* poll_first(pollers): the place of the first whose counter is not what was seen; -1 if there is none */
+/* poll_first(pollers): the index of the first whose counter is not the last seen value; -1 if there is none */
 PyObject *poll_first(PyObject *module, PyObject *given)
 {
     (void)module;
@@ -149,7 +150,7 @@ PyObject *poll_first(PyObject *module, PyObject *given)
     return found == FAILED ? NULL : PyLong_FromLong(found);
 }
 
-/* poll_all(pollers): the places of all of them */
+/* poll_all(pollers): the indices of all of them */
 PyObject *poll_all(PyObject *module, PyObject *given)
 {
     (void)module;
@@ -172,10 +173,10 @@ typedef struct {
     int count, copiers_count;
     uint64_t *counters[MOST], seen[MOST];
     CutThroughCopier *copiers[MOST];
-} Looked;
+} PollSet;
 
-/* same_cpu_writers(pollers): the places of those whose writer was last seen on this very processor: while this thread looks, that
- * one cannot run */
+/* same_cpu_writers(pollers): the indices of those whose writer last ran on this CPU: it cannot run while this thread
+ * spins */
 PyObject *same_cpu_writers(PyObject *module, PyObject *given)
 {
     (void)module;
@@ -195,10 +196,10 @@ PyObject *same_cpu_writers(PyObject *module, PyObject *given)
     return places;
 }
 
-static int look_until(const Looked *at, uint64_t until_ns)
+static int poll_until(const PollSet *at, uint64_t until_ns)
 {
     do {
-        for (int look = 0; look < LOOKS_PER_CLOCK; look++) {
+        for (int poll = 0; poll < POLLS_PER_CLOCK; poll++) {
             int copied = 0;
             for (int index = 0; index < at->count; index++)
                 if (__atomic_load_n(at->counters[index], __ATOMIC_ACQUIRE) != at->seen[index])
@@ -206,15 +207,15 @@ static int look_until(const Looked *at, uint64_t until_ns)
             for (int index = 0; index < at->copiers_count; index++)
                 copied |= copier_advance(at->copiers[index]);
             if (copied)
-                break; /* a copy takes as long as many looks */
+                break; /* a copy takes as long as many polls */
             relax();
         }
     } while (monotonic_ns() < until_ns);
     return NONE;
 }
 
-/* Whether a writer was last seen on this very processor. */
-static int has_same_cpu_writer(const Looked *at)
+/* Whether the last known CPU of a writer is this one. */
+static int has_same_cpu_writer(const PollSet *at)
 {
     uint64_t here = processor();
     for (int index = 0; index < at->count; index++)
@@ -223,36 +224,36 @@ static int has_same_cpu_writer(const Looked *at)
     return 0;
 }
 
-/* What is looked at stays where it is until it is left, whatever its owner does. */
-static void enter(Looked *at, CounterPoller **pollers, int count)
+/* Pin the memory until `leave`, although the owner may close it meanwhile. */
+static void enter(PollSet *at, CounterPoller **pollers, int count)
 {
-    /* Private copies: the owner of a poller may note something else meanwhile. */
+    /* Private copies: the owner of a poller may set `last_seen` meanwhile. */
     at->count = count;
     for (int index = 0; index < count; index++) {
         at->counters[index] = pollers[index]->counter;
         at->seen[index] = pollers[index]->last_seen;
-        pollers[index]->lookers++;
+        pollers[index]->users++;
         Py_INCREF(pollers[index]);
     }
     for (int index = 0; index < at->copiers_count; index++)
         copier_enter(at->copiers[index]);
 }
 
-static void leave(Looked *at, CounterPoller **pollers)
+static void leave(PollSet *at, CounterPoller **pollers)
 {
     for (int index = 0; index < at->copiers_count; index++)
         copier_leave(at->copiers[index]);
     for (int index = 0; index < at->count; index++) {
-        pollers[index]->lookers--;
+        pollers[index]->users--;
         let_go(pollers[index]);
         Py_DECREF(pollers[index]);
     }
 }
 
-/* spin(pollers, until_ns, copiers): as `poll_first`, looking again and again until the clock (CLOCK_MONOTONIC) says so;
- * these copiers copy meanwhile
+/* spin(pollers, until_ns, copiers): as `poll_first`, until a counter has moved or the time (CLOCK_MONOTONIC) is over;
+ * the copiers copy meanwhile
  *
- * Nothing else ends it: a caller that wants to hear of signals looks for a millisecond at a time.
+ * A signal does not end it: a caller that must handle signals spins for a millisecond at a time.
  */
 PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -271,7 +272,7 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
         return NULL;
     if (found != NONE)
         return PyLong_FromLong(found);
-    Looked at;
+    PollSet at;
     at.copiers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
     for (int index = 0; index < at.copiers_count; index++) {
         at.copiers[index] = (CutThroughCopier *)PyList_GET_ITEM(args[2], index);
@@ -282,16 +283,16 @@ PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
     }
     enter(&at, pollers, count);
     Py_BEGIN_ALLOW_THREADS
-    found = look_until(&at, until_ns);
+    found = poll_until(&at, until_ns);
     Py_END_ALLOW_THREADS
     leave(&at, pollers);
     return PyLong_FromLong(found);
 }
 
-/* spin_unless_same_cpu(pollers, until_ns): the time at which one of them was seen to have moved; 0 if none has until then, or if a
- * writer comes to this very processor, where it cannot run while this thread looks
+/* spin_unless_same_cpu(pollers, until_ns): the time at which a counter was seen to have moved; 0 if none has until
+ * then, or if a writer last ran on this CPU, where it cannot run while this thread spins
  *
- * Signals are heard meanwhile, and may end it with an exception.
+ * It checks for signals, whose handlers may raise an exception.
  */
 PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -309,13 +310,13 @@ PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize
     if (found == FAILED)
         return NULL;
     if (found == NONE && now_ns < until_ns) {
-        Looked at;
+        PollSet at;
         at.copiers_count = 0;
         enter(&at, pollers, count);
         while (found == NONE && now_ns < until_ns && !has_same_cpu_writer(&at)) {
-            uint64_t pause_ns = now_ns + LOOKING_NS < until_ns ? now_ns + LOOKING_NS : until_ns;
+            uint64_t pause_ns = now_ns + SPIN_SLICE_NS < until_ns ? now_ns + SPIN_SLICE_NS : until_ns;
             Py_BEGIN_ALLOW_THREADS
-            found = look_until(&at, pause_ns);
+            found = poll_until(&at, pause_ns);
             now_ns = monotonic_ns();
             Py_END_ALLOW_THREADS
             if (found == NONE && (failed = PyErr_CheckSignals()) < 0)
@@ -328,17 +329,17 @@ PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize
 
 static PyMethodDef poller_methods[] = {
     {"load", poller_load, METH_NOARGS, "The counter as it is now."},
-    {"close", poller_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+    {"close", poller_close, METH_NOARGS, "Release the memory once no thread polls it; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyMemberDef poller_members[] = {
-    {"last_seen", T_ULONGLONG, offsetof(CounterPoller, last_seen), 0, "The counter as its owner has seen it."},
+    {"last_seen", T_ULONGLONG, offsetof(CounterPoller, last_seen), 0, "The value that the owner has seen last."},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot poller_slots[] = {
-    {Py_tp_doc, "One counter, and what was last seen of it."},
+    {Py_tp_doc, "A counter of another process and its last seen value."},
     {Py_tp_new, poller_new},
     {Py_tp_dealloc, poller_dealloc},
     {Py_tp_methods, poller_methods},

@@ -1,4 +1,4 @@
-/* What the others need of counter_poller.c. */
+/* Interface of counter_poller.c. */
 
 #ifndef SHMSERVE_COUNTER_POLLER_H
 #define SHMSERVE_COUNTER_POLLER_H
@@ -7,7 +7,7 @@
 
 int is_poller(PyObject *object);
 
-/* Its counter, as its owner has seen it. */
+/* Set the last seen value of its counter. */
 void poller_note(PyObject *poller, uint64_t seen);
 
 PyObject *poll_first(PyObject *module, PyObject *pollers);

@@ -1,14 +1,16 @@
-/* Copies a payload that its client is still writing: the engine has nothing else to do while it looks for requests.
+/* Cut-through copying: an idle engine copies a payload while its client still writes it.
  *
- * A client announces each large write (tree_encoder.c): a number that is never used twice and names the slot, then how many
- * bytes are there. They are a hint. What was copied is used only for a request that names the same write, and then only
- * the rest is copied; otherwise it is forgotten. Whatever a client writes into these words, it costs the engine copies
- * within the client's own slot, between two looks at every counter.
+ * A switch that forwards a frame before its end has arrived is called cut-through; so is this copy. A client announces
+ * each large write (tree_encoder.c): its write id, which is unique and names the slot, then the number of bytes that
+ * are written. Both words are hints. The copied bytes are used only for a request whose head names the same write id;
+ * the engine then copies only the rest. Otherwise it discards them. False words cost the engine copies within that
+ * client's slot, between two polls of every counter, and nothing else.
  */
 
 #include "cut_through.h"
 
-/* CutThroughCopier(memory, counter, payload, stride, slots, room): places in bytes; `payload` is that of the first slot. */
+/* CutThroughCopier(memory, counter, payload, stride, slots, room): places in bytes; `payload` is that of the first
+ * slot. */
 static PyObject *copier_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     PyObject *memory;
@@ -38,7 +40,7 @@ failed:
 
 static void let_go(CutThroughCopier *self)
 {
-    if (self->words != NULL && self->closed && !self->lookers) {
+    if (self->words != NULL && self->closed && !self->users) {
         self->words = NULL;
         PyBuffer_Release(&self->view);
         Py_CLEAR(self->arena);
@@ -62,7 +64,7 @@ static void copier_dealloc(PyObject *object)
     free_instance(object);
 }
 
-/* set_target(arena): where to copy to; None: nowhere */
+/* set_target(arena): copy into this arena; None: stop copying */
 static PyObject *copier_set_target(PyObject *object, PyObject *arena)
 {
     CutThroughCopier *self = (CutThroughCopier *)object;
@@ -74,8 +76,8 @@ static PyObject *copier_set_target(PyObject *object, PyObject *arena)
             return NULL;
         }
     }
-    if (self->lookers) {
-        PyErr_SetString(PyExc_RuntimeError, "a thread is looking");
+    if (self->users) {
+        PyErr_SetString(PyExc_RuntimeError, "a thread is polling");
         return NULL;
     }
     PyArrayObject *before = self->arena;
@@ -88,12 +90,12 @@ static PyObject *copier_set_target(PyObject *object, PyObject *arena)
 void copier_enter(CutThroughCopier *self)
 {
     Py_INCREF(self);
-    self->lookers++;
+    self->users++;
 }
 
 void copier_leave(CutThroughCopier *self)
 {
-    self->lookers--;
+    self->users--;
     let_go(self);
     Py_DECREF(self);
 }
@@ -102,7 +104,8 @@ int copier_advance(CutThroughCopier *self)
 {
     if (self->arena == NULL || self->words == NULL)
         return 0;
-    /* ORDER: the write before its bytes, and these before what they tell of; pairs with begin_write and copy_in_pieces. */
+    /* ORDER: the write id before the byte count, and the count before the bytes; pairs with begin_write and
+     * copy_in_pieces. */
     uint64_t write_id = __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE);
     if (write_id == self->committed || slot_of(write_id) >= (uint64_t)self->slots)
         return 0;
@@ -118,7 +121,7 @@ int copier_advance(CutThroughCopier *self)
     Py_ssize_t size = there - self->done < CUT_THROUGH_PIECE ? there - self->done : CUT_THROUGH_PIECE;
     const char *payload = self->payloads + (Py_ssize_t)slot_of(write_id) * self->stride;
     memcpy(PyArray_BYTES(self->arena) + self->done, payload + self->done, (size_t)size);
-    /* The client may have begun another write meanwhile, into the same slot. */
+    /* The client may have begun another write into the same slot meanwhile. */
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     if (__atomic_load_n(&self->words[WRITE_ID], __ATOMIC_RELAXED) == write_id)
         self->done += size;
@@ -135,7 +138,7 @@ Py_ssize_t copier_take(CutThroughCopier *self, PyArrayObject *arena, uint64_t wr
     return done;
 }
 
-/* commit(write_id): the request of this write is there; there is no more to be copied ahead */
+/* commit(write_id): the engine has this write's request; stop copying it */
 static PyObject *copier_commit(PyObject *object, PyObject *given)
 {
     uint64_t write_id = PyLong_AsUnsignedLongLong(given);
@@ -145,7 +148,8 @@ static PyObject *copier_commit(PyObject *object, PyObject *given)
     Py_RETURN_NONE;
 }
 
-/* bytes_in_flight(copiers): how many bytes their clients have written of requests that did not come yet; -1 if there are none */
+/* bytes_in_flight(copiers): bytes that their clients have written of unpublished requests; -1 if there is no such write
+ */
 PyObject *bytes_in_flight(PyObject *module, PyObject *given)
 {
     (void)module;
@@ -158,13 +162,14 @@ PyObject *bytes_in_flight(PyObject *module, PyObject *given)
         CutThroughCopier *self = (CutThroughCopier *)PyList_GET_ITEM(given, index);
         if (is_copier((PyObject *)self) && self->words != NULL &&
             __atomic_load_n(&self->words[WRITE_ID], __ATOMIC_ACQUIRE) != self->committed)
-            /* Bounded, whatever stands there: the sum is only compared. */
-            bytes = (bytes < 0 ? 0 : bytes) + (int64_t)(__atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_RELAXED) >> 8);
+            /* Bounded for any value of the word: the sum is only compared. */
+            bytes = (bytes < 0 ? 0 : bytes) +
+                    (int64_t)(__atomic_load_n(&self->words[WRITTEN_BYTES], __ATOMIC_RELAXED) >> 8);
     }
     return PyLong_FromLongLong(bytes);
 }
 
-/* abandon(copiers): no longer wait for the requests of what is being written now */
+/* abandon(copiers): no longer wait for the writes in progress */
 PyObject *abandon(PyObject *module, PyObject *given)
 {
     (void)module;
@@ -181,14 +186,14 @@ PyObject *abandon(PyObject *module, PyObject *given)
 }
 
 static PyMethodDef copier_methods[] = {
-    {"commit", copier_commit, METH_O, "The request of this write has come."},
-    {"set_target", copier_set_target, METH_O, "Copy into this arena from now on; None: nowhere."},
-    {"close", copier_close, METH_NOARGS, "Let go of the memory, once nobody looks any more; may be called twice."},
+    {"commit", copier_commit, METH_O, "The engine has this write's request."},
+    {"set_target", copier_set_target, METH_O, "Copy into this arena; None: stop copying."},
+    {"close", copier_close, METH_NOARGS, "Release the memory once no thread polls it; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot copier_slots[] = {
-    {Py_tp_doc, "Copies a payload that its client is still writing."},
+    {Py_tp_doc, "Copies a payload while its client still writes it."},
     {Py_tp_new, copier_new},
     {Py_tp_dealloc, copier_dealloc},
     {Py_tp_methods, copier_methods},

@@ -1,4 +1,4 @@
-/* What the others need of cut_through.c, and the words that a client announces a large write with. */
+/* Interface of cut_through.c, and the sizes from which a client announces a write. */
 
 #ifndef SHMSERVE_CUT_THROUGH_H
 #define SHMSERVE_CUT_THROUGH_H
@@ -6,22 +6,22 @@
 #include "common.h"
 #include "sequence.h"
 
-/* Payloads of fewer bytes are written before another processor has heard of it. */
+/* A smaller payload is complete before another CPU sees its announcement. */
 #define CUT_THROUGH_BYTES (64 << 10)
 #define CUT_THROUGH_PIECE (32 << 10)
-/* From here on the engine is rung for when the write begins, so that it wakes up while it goes on. */
+/* From here on the client rings when the write begins, so that the engine wakes up during the write. */
 #define WAKE_BYTES (256 << 10)
 
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
-    uint64_t *words; /* the counter's line; NULL once closed and nobody looks */
+    uint64_t *words; /* the counter's line; NULL once closed and not polled */
     char *payloads;
     Py_ssize_t stride, slots, room;
-    PyArrayObject *arena; /* NULL: nowhere to copy to */
-    uint64_t write_id, committed; /* the write that is being copied, and the last one whose request came, or never will */
+    PyArrayObject *arena;         /* the target; NULL: none */
+    uint64_t write_id, committed; /* the write in progress; the last one that was taken or abandoned */
     Py_ssize_t done;
-    int lookers;
+    int users;
     char closed;
 } CutThroughCopier;
 
@@ -29,14 +29,14 @@ PyObject *bytes_in_flight(PyObject *module, PyObject *copiers);
 PyObject *abandon(PyObject *module, PyObject *copiers);
 int is_copier(PyObject *object);
 
-/* Around a look without the interpreter. */
+/* Around polling without the interpreter. */
 void copier_enter(CutThroughCopier *self);
 void copier_leave(CutThroughCopier *self);
 
-/* Copy a piece, if one is there; whether it was. Needs no interpreter. */
+/* Copy the next piece if it is written; whether it was. Needs no interpreter. */
 int copier_advance(CutThroughCopier *self);
 
-/* How many bytes of this write are in this arena already; they are not counted again. */
+/* The bytes of this write that are in this arena; a second call returns 0. */
 Py_ssize_t copier_take(CutThroughCopier *self, PyArrayObject *arena, uint64_t write_id);
 
 #endif

@@ -1,4 +1,4 @@
-/* Counts one request in the histograms of its stages: Stats.record (daemon/ipc/stats.py). */
+/* Histograms of an engine's stages: Stats.record (daemon/ipc/stats.py). */
 
 #include "common.h"
 
@@ -89,7 +89,7 @@ static PyObject *histograms_record(PyObject *object, PyObject *const *args, Py_s
 
 static PyMethodDef histograms_methods[] = {
     {"record", (PyCFunction)(void (*)(void))histograms_record, METH_FASTCALL, "Stats.record"},
-    {"close", histograms_close, METH_NOARGS, "Let go of the memory; may be called twice."},
+    {"close", histograms_close, METH_NOARGS, "Release the memory; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 

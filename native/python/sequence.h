@@ -1,4 +1,4 @@
-/* What a sequence is made of, as in shmserve/layout.py: which request of its client it is, and its slot. */
+/* Parts of a sequence, as in shmserve/layout.py: the number of the request, and its slot in the low six bits. */
 
 #ifndef SHMSERVE_SEQUENCE_H
 #define SHMSERVE_SEQUENCE_H

@@ -1,6 +1,6 @@
-/* The words of one segment's slots: what the four ends in ring.py do, with the processor's own order of memory.
+/* Heads of one segment's slots: the four ring ends of ring.py, with the memory orders of C11.
  *
- * A reader copies a head once, word by word, and looks at the copy alone.
+ * A reader copies a head once, word by word, and uses only the copy.
  */
 
 #include "slots.h"
@@ -70,14 +70,14 @@ uint64_t *head_of(Slots *self, uint64_t sequence)
 PyObject *named(PyObject *type, const uint64_t *words, int count)
 {
     if (!PyType_Check(type) || !PyType_IsSubtype((PyTypeObject *)type, &PyTuple_Type)) {
-        PyErr_SetString(PyExc_TypeError, "a head is a tuple of a type of its own");
+        PyErr_SetString(PyExc_TypeError, "expected a subclass of tuple for the head");
         return NULL;
     }
     PyObject *head = ((PyTypeObject *)type)->tp_alloc((PyTypeObject *)type, count);
     if (head == NULL)
         return NULL;
 #if PY_VERSION_HEX >= 0x030E0000
-    ((PyTupleObject *)head)->ob_hash = -1; /* a tuple notes its hash, and 0 would be one */
+    ((PyTupleObject *)head)->ob_hash = -1; /* a tuple caches its hash; -1: not computed */
 #endif
     for (int index = 0; index < count; index++) {
         PyObject *number = PyLong_FromUnsignedLongLong(words[index]);
@@ -182,12 +182,12 @@ static PyObject *slots_take(PyObject *object, PyObject *given)
 void complete_reply(Slots *self, uint64_t *head, const uint64_t *words)
 {
     /* The slot still names an earlier sequence until all else is written. */
-    for (int index = 1; index <= REPLY_TOLD; index++)
+    for (int index = 1; index <= REPLY_PUBLISHED; index++)
         store(&head[index], words[index]);
     store(&self->counter[PROCESSOR], processor());
     /* ORDER: payload and head before the sequence; pairs with copy_reply. */
     __atomic_store_n(&head[0], words[0], __ATOMIC_RELEASE);
-    /* ORDER: the sequence before the counter, at which a client looks while it spins; pairs with has_moved.
+    /* ORDER: the sequence before the counter, which a spinning client polls; pairs with has_moved.
      * Only the serving engine writes it. */
     __atomic_store_n(self->counter, load(self->counter) + 1, __ATOMIC_RELEASE);
 }
@@ -195,12 +195,12 @@ void complete_reply(Slots *self, uint64_t *head, const uint64_t *words)
 static PyObject *slots_complete(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Slots *self = (Slots *)object;
-    uint64_t words[REPLY_TOLD + 1];
-    if (count != REPLY_TOLD + 1) {
-        PyErr_Format(PyExc_TypeError, "complete(sequence, and %d words of the reply's head)", REPLY_TOLD);
+    uint64_t words[REPLY_PUBLISHED + 1];
+    if (count != REPLY_PUBLISHED + 1) {
+        PyErr_Format(PyExc_TypeError, "complete(sequence, and %d words of the reply's head)", REPLY_PUBLISHED);
         return NULL;
     }
-    for (int index = 0; index <= REPLY_TOLD; index++)
+    for (int index = 0; index <= REPLY_PUBLISHED; index++)
         if (to_word(args[index], &words[index]) < 0)
             return NULL;
     uint64_t *head = head_of(self, words[0]);
@@ -245,7 +245,7 @@ Slots *writable_slots(PyObject *object)
 {
     if (is_slots(object) && ((Slots *)object)->words != NULL && !((Slots *)object)->view.readonly)
         return (Slots *)object;
-    PyErr_SetString(PyExc_TypeError, "open slots for writing are needed");
+    PyErr_SetString(PyExc_TypeError, "expected open slots of a writable segment");
     return NULL;
 }
 
@@ -256,7 +256,7 @@ static PyMethodDef slots_methods[] = {
     {"take", slots_take, METH_O, "ReplyWriter.take"},
     {"complete", (PyCFunction)(void (*)(void))slots_complete, METH_FASTCALL, "ReplyWriter.complete"},
     {"reply", (PyCFunction)(void (*)(void))slots_reply, METH_FASTCALL, "ReplyReader.try_head, as this type"},
-    {"close", slots_close, METH_NOARGS, "Let go of the memory; may be called twice."},
+    {"close", slots_close, METH_NOARGS, "Release the memory; may be called twice."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,4 +1,4 @@
-/* Puts a tree together from a slot's payload: what Schema.unflatten (schema.py) does, and the arrays around it. */
+/* Decoder of trees: makes the arrays of a payload and unflattens the tree, as Schema.unflatten (schema.py) does. */
 
 #include "tree_decoder.h"
 #include "cut_through.h"
@@ -7,8 +7,8 @@ typedef struct {
     PyObject *kind; /* dict, list or tuple */
     PyObject *keys; /* of a dict, a tuple */
     Py_ssize_t count;
-    Py_ssize_t *entries; /* places among the values */
-} Step;
+    Py_ssize_t *entries; /* indices of the values */
+} ContainerSpec;
 
 typedef struct {
     Py_ssize_t offset, size;
@@ -19,41 +19,41 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    Step *steps;
+    ContainerSpec *containers;
     LeafLayout *places;
     PyObject *constants; /* a tuple */
-    char *numbers; /* the kind of each: q, d, or ? for a bool */
-    Py_ssize_t steps_count, numbers_count, places_count, payload_bytes;
+    char *numbers;       /* the kind of each: q, d, or ? for a bool */
+    Py_ssize_t containers_count, numbers_count, places_count, payload_bytes;
     int is_leaf_root;
 } TreeDecoder;
 
 enum { LEAST_ROOM = 48 };
 
-static int step_of(TreeDecoder *self, PyObject *given, Step *step, Py_ssize_t before)
+static int container_spec_of(TreeDecoder *self, PyObject *given, ContainerSpec *spec, Py_ssize_t before)
 {
     PyObject *entries, *keys, *kind;
     if (!PyArg_ParseTuple(given, "O!OO", &PyTuple_Type, &entries, &keys, &kind))
         return -1;
-    step->kind = Py_NewRef(kind);
-    step->keys = Py_NewRef(keys);
-    step->count = PyTuple_GET_SIZE(entries);
+    spec->kind = Py_NewRef(kind);
+    spec->keys = Py_NewRef(keys);
+    spec->count = PyTuple_GET_SIZE(entries);
     int is_dict = kind == (PyObject *)&PyDict_Type;
     if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
-        (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != step->count))) {
-        PyErr_SetString(PyExc_TypeError, "a step makes a dict with its keys, a list or a tuple");
+        (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != spec->count))) {
+        PyErr_SetString(PyExc_TypeError, "a container is a dict with its keys, a list or a tuple");
         return -1;
     }
-    step->entries = PyMem_Calloc((size_t)step->count + 1, sizeof *step->entries);
-    if (step->entries == NULL) {
+    spec->entries = PyMem_Calloc((size_t)spec->count + 1, sizeof *spec->entries);
+    if (spec->entries == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    for (Py_ssize_t index = 0; index < step->count; index++) {
-        step->entries[index] = PyLong_AsSsize_t(PyTuple_GET_ITEM(entries, index));
-        /* Only of what is there by then: what is inside of a container comes before it. */
-        if (step->entries[index] < 0 || step->entries[index] >= before) {
+    for (Py_ssize_t index = 0; index < spec->count; index++) {
+        spec->entries[index] = PyLong_AsSsize_t(PyTuple_GET_ITEM(entries, index));
+        /* An entry must be an earlier value: inner containers come before outer ones. */
+        if (spec->entries[index] < 0 || spec->entries[index] >= before) {
             if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_ValueError, "a step takes what is not there yet");
+                PyErr_SetString(PyExc_ValueError, "a container has an entry that comes after it");
             return -1;
         }
     }
@@ -100,9 +100,9 @@ static int place_of(TreeDecoder *self, PyObject *given, LeafLayout *place)
 
 static int fill(TreeDecoder *self, PyObject *args)
 {
-    PyObject *steps, *places, *constants;
+    PyObject *containers, *places, *constants;
     const char *numbers;
-    if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &steps, &numbers, &self->numbers_count, &PyTuple_Type,
+    if (!PyArg_ParseTuple(args, "O!s#O!O!pn", &PyTuple_Type, &containers, &numbers, &self->numbers_count, &PyTuple_Type,
                           &places, &PyTuple_Type, &constants, &self->is_leaf_root, &self->payload_bytes))
         return -1;
     self->constants = Py_NewRef(constants);
@@ -111,14 +111,14 @@ static int fill(TreeDecoder *self, PyObject *args)
             PyErr_SetString(PyExc_ValueError, "numbers are q, d or ?");
             return -1;
         }
-    if (self->payload_bytes < 0 || self->numbers_count > self->payload_bytes / 8 || !PyTuple_GET_SIZE(steps)) {
-        PyErr_SetString(PyExc_ValueError, "a structure of nothing, or of more than its payload");
+    if (self->payload_bytes < 0 || self->numbers_count > self->payload_bytes / 8 || !PyTuple_GET_SIZE(containers)) {
+        PyErr_SetString(PyExc_ValueError, "a structure without containers, or larger than its payload");
         return -1;
     }
     self->numbers = PyMem_Calloc((size_t)self->numbers_count + 1, 1);
     self->places = PyMem_Calloc((size_t)PyTuple_GET_SIZE(places) + 1, sizeof *self->places);
-    self->steps = PyMem_Calloc((size_t)PyTuple_GET_SIZE(steps) + 1, sizeof *self->steps);
-    if (self->numbers == NULL || self->places == NULL || self->steps == NULL) {
+    self->containers = PyMem_Calloc((size_t)PyTuple_GET_SIZE(containers) + 1, sizeof *self->containers);
+    if (self->numbers == NULL || self->places == NULL || self->containers == NULL) {
         PyErr_NoMemory();
         return -1;
     }
@@ -129,23 +129,24 @@ static int fill(TreeDecoder *self, PyObject *args)
             return -1;
     }
     Py_ssize_t there = self->numbers_count + self->places_count + PyTuple_GET_SIZE(constants);
-    while (self->steps_count < PyTuple_GET_SIZE(steps)) {
-        PyObject *step = PyTuple_GET_ITEM(steps, self->steps_count);
-        if (step_of(self, step, &self->steps[self->steps_count], there + self->steps_count) < 0) {
-            self->steps_count++;
+    while (self->containers_count < PyTuple_GET_SIZE(containers)) {
+        PyObject *spec = PyTuple_GET_ITEM(containers, self->containers_count);
+        if (container_spec_of(self, spec, &self->containers[self->containers_count], there + self->containers_count) <
+            0) {
+            self->containers_count++;
             return -1;
         }
-        self->steps_count++;
+        self->containers_count++;
     }
-    if (self->is_leaf_root && (self->steps[self->steps_count - 1].count != 1 ||
-                       self->steps[self->steps_count - 1].kind != (PyObject *)&PyTuple_Type)) {
+    if (self->is_leaf_root && (self->containers[self->containers_count - 1].count != 1 ||
+                               self->containers[self->containers_count - 1].kind != (PyObject *)&PyTuple_Type)) {
         PyErr_SetString(PyExc_ValueError, "a leaf root is alone in a tuple");
         return -1;
     }
     return 0;
 }
 
-/* TreeDecoder(steps, numbers, places, constants, is_leaf_root, payload_bytes) */
+/* TreeDecoder(containers, numbers, places, constants, is_leaf_root, payload_bytes) */
 static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     TreeDecoder *self = new_instance(type, keywords);
@@ -157,16 +158,16 @@ static PyObject *decoder_new(PyTypeObject *type, PyObject *args, PyObject *keywo
 static void decoder_dealloc(PyObject *object)
 {
     TreeDecoder *self = (TreeDecoder *)object;
-    for (Py_ssize_t index = 0; index < self->steps_count; index++) {
-        Py_XDECREF(self->steps[index].kind);
-        Py_XDECREF(self->steps[index].keys);
-        PyMem_Free(self->steps[index].entries);
+    for (Py_ssize_t index = 0; index < self->containers_count; index++) {
+        Py_XDECREF(self->containers[index].kind);
+        Py_XDECREF(self->containers[index].keys);
+        PyMem_Free(self->containers[index].entries);
     }
     for (Py_ssize_t index = 0; index < self->places_count; index++) {
         Py_XDECREF(self->places[index].stored_as);
         PyMem_Free(self->places[index].shape);
     }
-    PyMem_Free(self->steps);
+    PyMem_Free(self->containers);
     PyMem_Free(self->places);
     PyMem_Free(self->numbers);
     Py_XDECREF(self->constants);
@@ -186,34 +187,34 @@ static PyObject *number_at(const char *payload, Py_ssize_t index, char kind)
     return PyFloat_FromDouble(number);
 }
 
-static PyObject *container_from(Step *step, PyObject **values)
+static PyObject *container_from(ContainerSpec *spec, PyObject **values)
 {
     PyObject *made;
-    if (step->kind == (PyObject *)&PyDict_Type) {
+    if (spec->kind == (PyObject *)&PyDict_Type) {
         made = PyDict_New();
-        for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
-            if (PyDict_SetItem(made, PyTuple_GET_ITEM(step->keys, index), values[step->entries[index]]) < 0)
+        for (Py_ssize_t index = 0; made != NULL && index < spec->count; index++)
+            if (PyDict_SetItem(made, PyTuple_GET_ITEM(spec->keys, index), values[spec->entries[index]]) < 0)
                 Py_CLEAR(made);
         return made;
     }
-    if (step->kind == (PyObject *)&PyList_Type) {
-        made = PyList_New(step->count);
-        for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
-            PyList_SET_ITEM(made, index, Py_NewRef(values[step->entries[index]]));
+    if (spec->kind == (PyObject *)&PyList_Type) {
+        made = PyList_New(spec->count);
+        for (Py_ssize_t index = 0; made != NULL && index < spec->count; index++)
+            PyList_SET_ITEM(made, index, Py_NewRef(values[spec->entries[index]]));
         return made;
     }
-    made = PyTuple_New(step->count);
-    for (Py_ssize_t index = 0; made != NULL && index < step->count; index++)
-        PyTuple_SET_ITEM(made, index, Py_NewRef(values[step->entries[index]]));
+    made = PyTuple_New(spec->count);
+    for (Py_ssize_t index = 0; made != NULL && index < spec->count; index++)
+        PyTuple_SET_ITEM(made, index, Py_NewRef(values[spec->entries[index]]));
     return made;
 }
 
-/* The tree with these arrays for its leaves, which are given up. */
+/* The tree with these arrays for its leaves; steals their references. */
 static PyObject *tree_of(TreeDecoder *self, const char *payload, PyObject **arrays)
 {
     PyObject *few[LEAST_ROOM], **values = few, *tree = NULL;
     Py_ssize_t there = self->numbers_count + self->places_count + PyTuple_GET_SIZE(self->constants);
-    Py_ssize_t room = there + self->steps_count, found = 0;
+    Py_ssize_t room = there + self->containers_count, found = 0;
     if (room > LEAST_ROOM && (values = PyMem_Calloc((size_t)room, sizeof *values)) == NULL)
         PyErr_NoMemory();
     for (Py_ssize_t index = 0; values != NULL && index < self->numbers_count; index++)
@@ -230,8 +231,8 @@ static PyObject *tree_of(TreeDecoder *self, const char *payload, PyObject **arra
         values[found++] = arrays[index];
     for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(self->constants); index++)
         values[found++] = Py_NewRef(PyTuple_GET_ITEM(self->constants, index));
-    for (Py_ssize_t index = 0; index < self->steps_count; index++)
-        if ((values[found] = container_from(&self->steps[index], values)) != NULL)
+    for (Py_ssize_t index = 0; index < self->containers_count; index++)
+        if ((values[found] = container_from(&self->containers[index], values)) != NULL)
             found++;
         else
             break;
@@ -251,12 +252,13 @@ static PyArrayObject *own_array(LeafLayout *place)
                                                  place->dimensions, place->shape, NULL, NULL, 0, NULL);
 }
 
-/* An object of its own over the same memory: what `view[...]` gives. */
+/* A new array over the same memory, as `view[...]` makes. */
 static PyArrayObject *another(PyArrayObject *view)
 {
     PyArrayObject *array = (PyArrayObject *)PyArray_NewFromDescr(
         &PyArray_Type, (PyArray_Descr *)Py_NewRef(PyArray_DESCR(view)), PyArray_NDIM(view), PyArray_DIMS(view),
-        PyArray_STRIDES(view), PyArray_DATA(view), PyArray_FLAGS(view) & (NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED), NULL);
+        PyArray_STRIDES(view), PyArray_DATA(view), PyArray_FLAGS(view) & (NPY_ARRAY_WRITEABLE | NPY_ARRAY_ALIGNED),
+        NULL);
     if (array != NULL && PyArray_SetBaseObject(array, Py_NewRef(view)) < 0)
         Py_CLEAR(array);
     return array;
@@ -265,8 +267,7 @@ static PyArrayObject *another(PyArrayObject *view)
 static PyArrayObject **room_for_arrays(TreeDecoder *self, PyArrayObject **few)
 {
     PyArrayObject **arrays = few;
-    if (self->places_count > LEAST_ROOM &&
-        (arrays = PyMem_Calloc((size_t)self->places_count, sizeof *arrays)) == NULL)
+    if (self->places_count > LEAST_ROOM && (arrays = PyMem_Calloc((size_t)self->places_count, sizeof *arrays)) == NULL)
         PyErr_NoMemory();
     return arrays;
 }
@@ -277,7 +278,7 @@ static void copy_out(TreeDecoder *self, const char *payload, PyArrayObject **arr
         memcpy(PyArray_BYTES(arrays[index]), payload + self->places[index].offset, (size_t)self->places[index].size);
 }
 
-/* decode(payload): the tree, its arrays copied into memory of their own */
+/* decode(payload): the tree, its arrays copied */
 PyObject *decoder_decode(PyObject *object, PyObject *payload)
 {
     TreeDecoder *self = (TreeDecoder *)object;
@@ -308,7 +309,7 @@ PyObject *decoder_decode(PyObject *object, PyObject *payload)
     return tree;
 }
 
-/* The arrays of a list that is one for each place. */
+/* Whether this is a list with one array for each leaf. */
 static int is_list_of_places(TreeDecoder *self, PyObject *given)
 {
     if (PyList_CheckExact(given) && PyList_GET_SIZE(given) == self->places_count)
@@ -317,7 +318,7 @@ static int is_list_of_places(TreeDecoder *self, PyObject *given)
     return 0;
 }
 
-/* The tree over the memory of these views, each array an object of the taker's own, or what `wrap` makes of the view. */
+/* The tree over the memory of these views: each array a new view of it, or the result of `wrap`. */
 PyObject *decoder_over(PyObject *object, PyObject *payload, PyObject *views, PyObject *wrap)
 {
     TreeDecoder *self = (TreeDecoder *)object;
@@ -328,17 +329,17 @@ PyObject *decoder_over(PyObject *object, PyObject *payload, PyObject *views, PyO
         return NULL;
     for (Py_ssize_t index = 0; index < self->places_count; index++)
         if (!PyArray_CheckExact(PyList_GET_ITEM(views, index))) {
-            PyErr_SetString(PyExc_TypeError, "views are arrays");
+            PyErr_SetString(PyExc_TypeError, "expected views that are arrays");
             return NULL;
         }
     if ((arrays = room_for_arrays(self, few)) == NULL)
         return NULL;
     Py_ssize_t found = 0;
-    /* What `wrap` is runs code that may do what it likes with the list. */
+    /* `wrap` may run code that changes the list. */
     while (found < self->places_count && found < PyList_GET_SIZE(views)) {
         PyObject *view = Py_NewRef(PyList_GET_ITEM(views, found));
-        arrays[found] = wrap == Py_None ? another((PyArrayObject *)view)
-                                        : (PyArrayObject *)PyObject_CallOneArg(wrap, view);
+        arrays[found] =
+            wrap == Py_None ? another((PyArrayObject *)view) : (PyArrayObject *)PyObject_CallOneArg(wrap, view);
         Py_DECREF(view);
         if (arrays[found] == NULL)
             break;
@@ -377,8 +378,8 @@ static PyObject *decoder_unflatten(PyObject *object, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_TypeError, "unflatten(payload, leaves)");
         return NULL;
     }
-    if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL ||
-        !is_list_of_places(self, args[1]) || (leaves = room_for_arrays(self, few)) == NULL)
+    if ((bytes = payload_bytes_of(args[0], self->payload_bytes)) == NULL || !is_list_of_places(self, args[1]) ||
+        (leaves = room_for_arrays(self, few)) == NULL)
         return NULL;
     for (Py_ssize_t index = 0; index < self->places_count; index++)
         leaves[index] = (PyArrayObject *)Py_NewRef(PyList_GET_ITEM(args[1], index));
@@ -419,8 +420,8 @@ int is_decoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == decoder
 
 uint64_t decoder_bytes(PyObject *object) { return (uint64_t)((TreeDecoder *)object)->payload_bytes; }
 
-/* stage(payload, arena, copier, write_id): copy the payload of this structure, but for what the copier has copied of this
- * write; how many bytes that was */
+/* stage(payload, arena, copier, write_id): copy the payload, except for the bytes of this write that the copier has
+ * copied; their number */
 static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if ((count != 2 && count != 4) || (count == 4 && args[2] != Py_None && !is_copier(args[2]))) {
@@ -435,15 +436,16 @@ static PyObject *decoder_stage(PyObject *object, PyObject *const *args, Py_ssize
 }
 
 static PyMethodDef decoder_methods[] = {
-    {"decode", decoder_decode, METH_O, "The tree in a payload, its arrays copied."},
-    {"decode_in_place", (PyCFunction)(void (*)(void))decoder_decode_in_place, METH_FASTCALL, "The tree over the memory of these views."},
+    {"decode", decoder_decode, METH_O, "The tree of a payload, its arrays copied."},
+    {"decode_in_place", (PyCFunction)(void (*)(void))decoder_decode_in_place, METH_FASTCALL,
+     "The tree over the memory of these views."},
     {"unflatten", (PyCFunction)(void (*)(void))decoder_unflatten, METH_FASTCALL, "The tree with these for its arrays."},
     {"stage", (PyCFunction)(void (*)(void))decoder_stage, METH_FASTCALL, "Copy a payload of this structure."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot decoder_slots[] = {
-    {Py_tp_doc, "Puts trees of one structure together."},
+    {Py_tp_doc, "Decodes trees of one structure."},
     {Py_tp_new, decoder_new},
     {Py_tp_dealloc, decoder_dealloc},
     {Py_tp_methods, decoder_methods},

@@ -1,27 +1,28 @@
-/* Compares a tree with a structure that was sent before, and copies its leaves to their places in a slot's payload.
+/* Encoder of trees of a known structure: checks the structure guard, then copies the leaves into a slot's payload.
  *
- * What StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py) do: first the whole tree is compared, then it is
- * copied. Whatever is not exactly as it was described is another structure, and left to Python.
+ * It does the work of StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py). The whole tree is
+ * checked before the first byte is copied. A tree that differs in any way has another structure, and Python infers its
+ * schema.
  *
- * A large payload is announced: the engine copies what is there while the rest is being written (cut_through.c).
+ * A large write is announced, so that the engine can copy it cut-through while it goes on (cut_through.c).
  */
 
 #include "tree_encoder.h"
-#include "slots.h"
 #include "cut_through.h"
+#include "slots.h"
 
 enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
 
 typedef struct {
     Py_ssize_t position;
-    PyObject *value; /* of a base type */
-    PyObject *convert; /* to that; None for what is of it */
+    PyObject *value;   /* of a base type */
+    PyObject *convert; /* to that type; None if it has it */
 } Constant;
 
 typedef struct {
     Py_ssize_t position;
-    PyObject *dtype; /* to compare with; None for what has none */
-    PyObject *convert; /* None for what numpy takes as it is */
+    PyObject *dtype;   /* to compare with; None for a leaf without one */
+    PyObject *convert; /* None if numpy takes it unchanged */
     int dimensions;
     npy_intp *shape;
 } ArrayLeaf;
@@ -31,13 +32,13 @@ typedef struct Container Container;
 typedef struct {
     Py_ssize_t position;
     Container *container;
-    PyObject *convert; /* to the container's kind; None for what is of it */
+    PyObject *convert; /* to the container's kind; None if it has it */
 } Nested;
 
 struct Container {
     PyTypeObject *kind;
     Py_ssize_t size;
-    PyObject **keys; /* NULL for what is no dict */
+    PyObject **keys; /* NULL unless it is a dict */
     PyTypeObject **types;
     Py_ssize_t constants_count, numbers_count, arrays_count, nested_count;
     Constant *constants;
@@ -59,14 +60,14 @@ typedef struct {
     int is_leaf_root;
 } TreeEncoder;
 
-/* What was collected of one tree. */
+/* The flattened leaves of one tree. */
 typedef struct {
     uint64_t *numbers;
     PyArrayObject **arrays; /* owned */
     Py_ssize_t numbers_found, arrays_found;
 } Leaves;
 
-/* Compiling */
+/* Construction */
 
 static void *zeroed(Py_ssize_t count, size_t size)
 {
@@ -113,7 +114,7 @@ static int is_position(Container *container, Py_ssize_t position)
 {
     if (position >= 0 && position < container->size)
         return 1;
-    PyErr_SetString(PyExc_ValueError, "a guard names a place that its container does not have");
+    PyErr_SetString(PyExc_ValueError, "a guard has a position outside its container");
     return 0;
 }
 
@@ -231,7 +232,7 @@ static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
         inner->convert = Py_NewRef(convert);
         if (convert == Py_None && container->types[inner->position] != inner->container->kind) {
             container->nested_count++;
-            PyErr_SetString(PyExc_TypeError, "what is nested is of another type than its place");
+            PyErr_SetString(PyExc_TypeError, "a nested container differs from the type at its position");
             goto failed;
         }
     }
@@ -253,8 +254,8 @@ static int places_of(TreeEncoder *self, PyObject *given)
     for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
         LeafLayout *place = &self->places[index];
         PyObject *stored_as;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size,
-                              &PyArrayDescr_Type, &stored_as))
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size, &PyArrayDescr_Type,
+                              &stored_as))
             return -1;
         place->stored_as = (PyArray_Descr *)Py_NewRef(stored_as);
         if (PyDataType_REFCHK(place->stored_as) || place->offset < self->numbers_count * 8 || place->size < 0 ||
@@ -301,7 +302,7 @@ static void encoder_dealloc(PyObject *object)
     free_instance(object);
 }
 
-/* Comparing. 1: as it was described, 0: another structure, -1: an exception. */
+/* Flattening. 1: the guard holds, 0: another structure, -1: an exception. */
 
 static int same_dtype(PyObject *found, PyObject *described)
 {
@@ -445,20 +446,20 @@ static int flatten(TreeEncoder *self, Container *container, PyObject *tree, Leav
 
 /* Copying */
 
-/* Whether an array that was collected still has the bytes of its place: what ran since, a conversion or another thread,
- * may have made it larger or smaller. */
+/* Whether a flattened array still has the size of its leaf: a conversion or another thread may have resized it since.
+ */
 static int still_fits(LeafLayout *place, PyArrayObject *array)
 {
     return PyArray_NBYTES(array) == place->size &&
            PyArray_SIZE(array) * PyDataType_ELSIZE(place->stored_as) == place->size;
 }
 
-/* An array whose bytes do not lie in order, by numpy's own copy. */
+/* Copy an array that is not contiguous, with numpy. */
 static int copy_strided(LeafLayout *place, PyArrayObject *array, char *payload)
 {
-    PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as),
-                                        PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
-                                        NPY_ARRAY_WRITEABLE, NULL);
+    PyObject *to =
+        PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as), PyArray_NDIM(array),
+                             PyArray_DIMS(array), NULL, payload + place->offset, NPY_ARRAY_WRITEABLE, NULL);
     int failed = to == NULL ? -1 : PyArray_CopyInto((PyArrayObject *)to, array);
     Py_XDECREF(to);
     return failed;
@@ -475,8 +476,8 @@ static void copy_whole(TreeEncoder *self, Leaves *leaves, char *payload)
     }
 }
 
-/* The same in pieces, and after each how far it came: as long as no array is left for `copy_strided`. The words are of
- * the payload's own segment, and mapped as long as it is. */
+/* As `copy_whole`, in pieces, with the byte count after each one until an array is left for `copy_strided`. The word
+ * lies in the payload's segment and is mapped while the payload is. */
 static void copy_in_pieces(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
 {
     int in_order = 1;
@@ -503,15 +504,15 @@ static void copy_in_pieces(TreeEncoder *self, Leaves *leaves, char *payload, uin
     }
 }
 
-/* Begin a write that no other had the number of, into this slot. */
+/* Announce a write into this slot, with a unique write id. */
 static uint64_t begin_write(uint64_t *counter, uint64_t slot)
 {
     uint64_t write_id = sequence_of(number_of(counter[WRITE_ID]) + 1, slot);
-    /* ORDER: no bytes before the write; pairs with copier_advance. */
+    /* ORDER: the write id before any byte; pairs with copier_advance. */
     __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
     __atomic_store_n(&counter[WRITE_ID], write_id, __ATOMIC_RELEASE);
-    /* Nor may a byte of this write be seen under the number of an earlier one. */
+    /* Nor may a byte of this write be visible under the id of an earlier one. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     return write_id;
 }
@@ -543,21 +544,22 @@ static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *coun
     return WRITTEN;
 }
 
-/* Whether the payload has room; what it may be else is found out by copy_into. */
+/* Whether the payload is large enough; copy_into checks its type. */
 static int does_fit(TreeEncoder *self, PyObject *payload)
 {
     return PyArray_Check(payload) && PyArray_NBYTES((PyArrayObject *)payload) >= self->payload_bytes;
 }
 
-/* Announce the write, and ring if it takes long: 1, or -1 with an exception. */
-static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *ring, uint64_t **counter, uint64_t *write_id)
+/* Announce the write, and wake the engine for a long one: 1, or -1 with an exception. */
+static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *wake, uint64_t **counter,
+                             uint64_t *write_id)
 {
-    if (self->payload_bytes >= WAKE_BYTES && ring != Py_None) {
-        /* Before the first word is written: it is Python, and whatever it does, nothing has begun. */
-        PyObject *rung = PyObject_CallNoArgs(ring);
-        if (rung == NULL)
+    if (self->payload_bytes >= WAKE_BYTES && wake != Py_None) {
+        /* Before the first word is written, because it runs Python code. */
+        PyObject *woken = PyObject_CallNoArgs(wake);
+        if (woken == NULL)
             return -1;
-        Py_DECREF(rung);
+        Py_DECREF(woken);
     }
     Slots *open = writable_slots(slots);
     if (open == NULL)
@@ -567,7 +569,7 @@ static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, 
     return 1;
 }
 
-/* Only now that no other code of the program runs any more is the payload looked at. */
+/* The payload is checked after the last Python code has run. */
 static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
 {
     char *bytes = payload_bytes_of(payload, 0);
@@ -577,11 +579,12 @@ static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint6
         PyErr_SetString(PyExc_ValueError, "this payload may only be read");
         return -1;
     }
-    return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE : copy(self, leaves, bytes, counter);
+    return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE
+                                                                          : copy(self, leaves, bytes, counter);
 }
 
-int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
-               uint64_t *write_id)
+int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *wake,
+                uint64_t *write_id)
 {
     TreeEncoder *self = (TreeEncoder *)object;
     uint64_t few_numbers[LEAST_ROOM];
@@ -593,8 +596,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     if (self->numbers_count > LEAST_ROOM &&
         (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
         goto end;
-    if (self->arrays_count > LEAST_ROOM &&
-        (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
+    if (self->arrays_count > LEAST_ROOM && (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
         goto end;
     PyObject *tree = self->is_leaf_root ? PyTuple_Pack(1, given) : Py_NewRef(given);
     if (tree == NULL)
@@ -602,7 +604,7 @@ int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *
     found = flatten(self, self->root, tree, &leaves);
     Py_DECREF(tree);
     if (found == 1 && slots != Py_None && self->payload_bytes >= CUT_THROUGH_BYTES && does_fit(self, payload))
-        found = begin_cut_through(self, slots, slot, ring, &counter, write_id);
+        found = begin_cut_through(self, slots, slot, wake, &counter, write_id);
     if (found == 1)
         found = copy_into(self, &leaves, payload, counter);
 end:
@@ -622,7 +624,7 @@ uint64_t encoder_bytes(PyObject *object) { return (uint64_t)((TreeEncoder *)obje
 static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     if (count != 2 && count != 5) {
-        PyErr_SetString(PyExc_TypeError, "encode_into(tree, payload), or with slots, slot, ring");
+        PyErr_SetString(PyExc_TypeError, "encode_into(tree, payload), or with slots, slot, wake");
         return NULL;
     }
     unsigned long slot = 0;
@@ -636,7 +638,7 @@ static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py
     }
     uint64_t write_id;
     int found = encoder_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
-                           count == 5 ? args[4] : Py_None, &write_id);
+                            count == 5 ? args[4] : Py_None, &write_id);
     if (found == WRITTEN && write_id)
         return PyLong_FromUnsignedLongLong(write_id);
     return found < 0 ? NULL : PyLong_FromLong(found);
@@ -644,12 +646,12 @@ static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py
 
 static PyMethodDef encoder_methods[] = {
     {"encode_into", (PyCFunction)(void (*)(void))encoder_encode_into, METH_FASTCALL,
-     "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above: written, and announced as this."},
+     "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above 2: written under this write id."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot encoder_slots[] = {
-    {Py_tp_doc, "Recognises trees of one structure and writes them."},
+    {Py_tp_doc, "Encodes trees of one structure."},
     {Py_tp_new, encoder_new},
     {Py_tp_dealloc, encoder_dealloc},
     {Py_tp_methods, encoder_methods},

@@ -1,4 +1,4 @@
-/* What the others need of tree_encoder.c. */
+/* Interface of tree_encoder.c. */
 
 #ifndef SHMSERVE_TREE_ENCODER_H
 #define SHMSERVE_TREE_ENCODER_H
@@ -12,8 +12,9 @@ int is_encoder(PyObject *object);
 /* Bytes of payload of its structure. */
 uint64_t encoder_bytes(PyObject *encoder);
 
-/* What `TreeEncoder.encode_into` does, -1 with an exception; `slots` and `ring` may be None. `write_id` is the announced write, or 0. */
-int encoder_put(PyObject *encoder, PyObject *tree, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *ring,
-               uint64_t *write_id);
+/* As `TreeEncoder.encode_into`; -1 with an exception. `slots` and `wake` may be None. `write_id`: the announced write,
+ * or 0. */
+int encoder_put(PyObject *encoder, PyObject *tree, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *wake,
+                uint64_t *write_id);
 
 #endif

@@ -31,7 +31,7 @@ from shmserve.client import (
     attachment,
     send_inference_request,
 )
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
 from shmserve.daemon.api import admin as admin_service
 from shmserve.daemon.api import client as client_service
 from tests.support.daemon_process import SHMSERVED, Daemon, environment
@@ -214,8 +214,8 @@ def test_a_client_that_gets_no_channel_reads_what_is_on_the_page(
         ActionChunks(
             ShmClient("nobody", runtime_dir=strict.runtime_dir, max_retries=0),
             steps=2,
-            period_s=None,
-            wait_s=0.05,
+            period=None,
+            max_wait=0.05,
             fallback="hold",
         ) as chunks,
         pytest.raises(NoFreshAction) as chunkless,

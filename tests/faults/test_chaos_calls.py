@@ -11,6 +11,7 @@ from chaos.growth import attach_and_detach, many_requests
 from chaos.service import Service
 
 
+@pytest.mark.fault("T63", "T67")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the shim is compiled when needed")
 @pytest.mark.parametrize("transport", ["named", "sealed"])
 @pytest.mark.long
@@ -19,6 +20,7 @@ def test_a_call_that_fails_costs_one_client_an_error_and_nobody_else(transport: 
         print(fail_calls(service, 3))
 
 
+@pytest.mark.fault("T29", "T64")
 @pytest.mark.long
 def test_many_clients_and_requests_leave_nothing_behind() -> None:
     with Service("named", seed=1) as service:

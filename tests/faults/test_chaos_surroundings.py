@@ -14,9 +14,12 @@ from chaos.service import Service
 from tests.support.daemon_process import environment
 from tests.support.folders import REPOSITORY
 
-_BOTH = ["named", pytest.param("sealed", marks=pytest.mark.long)]
+_BOTH = ["named", "sealed"]
+
+pytestmark = pytest.mark.long
 
 
+@pytest.mark.fault("T23")
 @pytest.mark.skipif(shutil.which("cc") is None, reason="another wall clock is compiled when needed")
 @pytest.mark.parametrize("transport", _BOTH)
 def test_steps_of_the_wall_clock_lose_and_delay_nothing(transport: str) -> None:
@@ -26,6 +29,7 @@ def test_steps_of_the_wall_clock_lose_and_delay_nothing(transport: str) -> None:
     print(service.account)
 
 
+@pytest.mark.fault("T03", "T67", "T68")
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounting takes root and unshare")
 @pytest.mark.parametrize("transport", _BOTH)
 @pytest.mark.parametrize(("fault", "times"), [("full-memory", 1), ("full-disk", 2)])

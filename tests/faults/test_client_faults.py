@@ -14,7 +14,10 @@ from shmserve.client import ClientClosed, ServiceUnavailable, ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
 
+
+@pytest.mark.fault("T47")
 def test_a_killed_client_is_given_up_and_harms_nobody(
     start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
 ) -> None:

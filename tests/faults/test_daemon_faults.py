@@ -15,14 +15,18 @@ import numpy as np
 import pytest
 
 from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
+from tests.support.mostly_long import only
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
 
+
+@pytest.mark.fault("T28")
 def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
@@ -34,7 +38,7 @@ def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
     gate.wait_entered()
     engine = daemon.engine_pid
     stale = daemon.names_in_shm()
-    stranger = Names(daemon.folder / "another").fresh()
+    stranger = NameRegistry(daemon.folder / "another").fresh()
     create_doorbell(stranger)
     try:
         daemon.kill9()
@@ -76,6 +80,7 @@ def test_infer_asks_the_successor_of_a_daemon_that_was_killed_under_it(
     assert found["wrong"] == 0
 
 
+@pytest.mark.fault("T57")
 def test_sigterm_answers_what_was_sent_and_exits_0(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
     daemon = start_daemon("obedient")
     client = daemon.client(slots=4)
@@ -211,6 +216,7 @@ def test_sigterm_while_the_model_loads_exits_0(make_daemon: Callable[..., Daemon
     assert daemon.names_in_shm() == []
 
 
+@pytest.mark.fault("T54")
 def test_a_second_daemon_of_the_same_name_is_refused_and_the_first_unharmed(
     start_daemon: Callable[..., Daemon], make_daemon: Callable[..., Daemon]
 ) -> None:
@@ -276,7 +282,7 @@ _BROKEN: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", _BROKEN)
+@pytest.mark.parametrize("fault", only({"constructor", "warm up", "death"}, list(_BROKEN)))
 def test_a_model_that_cannot_be_served_ends_the_daemon_with_its_reason(
     make_daemon: Callable[..., Daemon], tmp_path: Path, fault: str
 ) -> None:

@@ -14,6 +14,8 @@ from shmserve.client import EngineLost, InferenceFailed, ShmClient
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 def test_a_model_that_raises_fails_one_request_with_type_and_message(obedient: Daemon, client: ShmClient) -> None:
     before = obedient.status()["requests"]["failed"]
@@ -57,6 +59,7 @@ def test_an_engine_that_says_what_is_no_message_is_replaced(obedient: Daemon, tm
     assert obedient.engine_pid != before
 
 
+@pytest.mark.fault("T53")
 def test_requests_that_wait_when_the_engine_is_killed_are_answered_by_the_next_one(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
@@ -115,6 +118,7 @@ def test_a_request_whose_engine_dies_by_chance_is_answered_by_the_next_one(
     assert daemon.status()["engine"]["restarts"] == 1
 
 
+@pytest.mark.fault("T58")
 def test_a_stateful_policys_request_does_not_run_twice(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("stateful")
     with daemon.client(timeout=100) as client:

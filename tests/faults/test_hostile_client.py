@@ -52,6 +52,7 @@ def raw(daemon: Daemon, neighbour: ShmClient) -> Iterator[RawChannel]:
         yield raw
 
 
+@pytest.mark.fault("T05")
 @pytest.mark.parametrize("counter", [0, sequence_of(1, 1), sequence_of(6, 0), 1 << 32, 1 << 63, _LARGEST])
 def test_a_counter_that_jumps_costs_the_channel(daemon: Daemon, raw: RawChannel, counter: int) -> None:
     raw.count(counter)
@@ -68,6 +69,7 @@ def test_a_slot_that_the_channel_does_not_have_costs_it(daemon: Daemon, raw: Raw
     assert f"is evicted: no request 2 in slot {slot}" in daemon.log
 
 
+@pytest.mark.fault("T05")
 @pytest.mark.parametrize(
     "claims",
     [
@@ -119,6 +121,7 @@ def test_an_unknown_kind_of_request_is_rejected(raw: RawChannel, kind: int) -> N
     assert (status, tree) == (Status.REJECTED, ("RequestRejected", f"no kind of request: {kind}"))
 
 
+@pytest.mark.fault("T06")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -166,6 +169,7 @@ class Bomb:
         return os._exit, (9,)
 
 
+@pytest.mark.fault("T30")
 def test_a_strangers_pickle_is_never_opened(raw: RawChannel) -> None:
     head = raw.head({"bomb": Bomb()})
     assert head.flags & Flag.PICKLED
@@ -230,6 +234,7 @@ def test_bits_that_mean_nothing_are_ignored(raw: RawChannel) -> None:
     assert answered(raw, head._replace(flags=_LARGEST ^ Flag.PICKLED)) == (Status.OK, 1)
 
 
+@pytest.mark.fault("T21")
 def test_more_rings_than_requests_keep_nobody_waiting(raw: RawChannel) -> None:
     for _ in range(100_000):
         raw.ring()
@@ -238,6 +243,7 @@ def test_more_rings_than_requests_keep_nobody_waiting(raw: RawChannel) -> None:
         assert answered(raw, raw.head({"do": "echo", "value": value})) == (Status.OK, value)
 
 
+@pytest.mark.fault("T20")
 def test_a_request_without_a_ring_is_found_all_the_same(raw: RawChannel) -> None:
     for value in range(3):
         head = raw.head({"do": "echo", "value": value})
@@ -246,6 +252,7 @@ def test_a_request_without_a_ring_is_found_all_the_same(raw: RawChannel) -> None
         assert raw.reply(head.sequence)[1] == value
 
 
+@pytest.mark.fault("T52")
 def test_requests_that_overtake_their_slots_answers_reach_nobody_else(raw: RawChannel) -> None:
     # Ten rounds without ever waiting for a slot: the engine sees some of them, and whatever it sees is this client's.
     for value in range(40):

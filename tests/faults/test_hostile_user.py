@@ -37,6 +37,7 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+@pytest.mark.fault("T01", "T04", "T12", "T13", "T21", "T62")
 @needs_root
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_robot_beside_an_attacker_does_not_notice(daemon: Daemon, attack: str) -> None:

@@ -13,6 +13,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 def test_a_client_that_crashes_the_engine_three_times_is_evicted_whatever_was_answered_between(
     start_daemon: Callable[..., Daemon],

@@ -22,6 +22,7 @@ def remove_objects(daemon: Daemon) -> None:
         os.unlink(f"/dev/shm/{name}")
 
 
+@pytest.mark.fault("T87")
 @pytest.mark.long
 def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)
@@ -46,6 +47,7 @@ def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Call
     daemon.stop()
 
 
+@pytest.mark.fault("T87")
 @pytest.mark.long
 def test_an_engine_that_dies_after_that_is_replaced_and_nobody_is_blamed(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)

@@ -16,6 +16,7 @@ from tests.support.folders import SUPPORT
 ROBOT = SUPPORT / "robots" / "small_shared_memory.py"
 
 
+@pytest.mark.fault("T03", "T67")
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small /dev/shm of one's own takes root and unshare"
 )

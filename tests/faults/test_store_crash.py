@@ -5,57 +5,39 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from shmserve.daemon import failpoints
 from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
-from shmserve.daemon.store import store as versions
 from shmserve.package_files import content_version
 from tests.support.archives.packages import numbered, opened, write_package
+from tests.support.archives.previous_version import previous
 from tests.support.archives.store_process import REFUSED
+from tests.support.archives.taking import ingest_here
 from tests.support.folders import REPOSITORY
+from tests.support.mostly_long import one_of
 
-_SOURCES = Path(versions.__file__).parent
 _ROOT = REPOSITORY
-
-
-def _named() -> list[str]:
-    """Every failpoint in the store, as its code names them."""
-    found: set[str] = set()
-    steps = []
-    for source in _SOURCES.glob("*.py"):
-        text = source.read_text()
-        found.update(re.findall(r'failpoint\("([a-z0-9_.]+)"\)', text))
-        steps += re.findall(r'failpoint\(f"\{steps\}\.([a-z_]+)"\)', text)
-    writers = re.findall(r'(?:steps=|_update\([^"\n]*, |_write_record\(version, )"([a-z.]+)"', _text("store.py"))
-    return sorted(found | {f"{writer}.{step}" for writer in writers for step in steps})
-
-
-def _text(name: str) -> str:
-    return (_SOURCES / name).read_text()
+FAILPOINTS = failpoints.STORE
 
 
 def _is_small_file(name: str) -> bool:
-    return f"{name.rpartition('.')[0]}.before_write" in FAILPOINTS
+    return name.rpartition(".")[0] in failpoints.SMALL_FILES
 
 
-FAILPOINTS = _named()
-
-
-def _run(directory: Path, *words: str, failpoints: str = "") -> subprocess.CompletedProcess[str]:
+def _run(directory: Path, *words: str, armed: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.support.archives.store_process", str(directory), "6", *words],
         cwd=_ROOT,
-        env={**os.environ, "SHMSERVE_FAILPOINTS": failpoints},
+        env={**os.environ, "SHMSERVE_FAILPOINTS": armed},
         capture_output=True,
         text=True,
         timeout=60,
@@ -73,7 +55,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven packages, and a store with two versions that were served and four that were not."""
     place = tmp_path_factory.mktemp("template")
     packages = [numbered(place / f"m{number}", number) for number in range(7)]
-    store = Store(place / "models", keep_versions=6)
+    store = Store(place / "models", keep_versions=6, ingest=ingest_here)
     store.open()
     for package in packages[:6]:
         _add(store, package)
@@ -86,6 +68,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stage(template: Path, tmp_path: Path) -> Stage:
     return Stage(shutil.copytree(template, tmp_path / "stage"))
+
+
+@pytest.fixture
+def disarmed() -> Iterator[None]:
+    """For tests that arm failpoints in this process."""
+    yield
+    failpoints.arm("")
 
 
 class Stage:
@@ -109,12 +98,12 @@ class Stage:
 
     def check(self) -> None:
         """Whatever happened: it opens, what is served was served before or was to be, and is whole; it goes on."""
-        store = Store(self.directory, keep_versions=6)
+        store = Store(self.directory, keep_versions=6, ingest=ingest_here)
         store.open()
         assert store.problems == []
-        current, previous, good = store.current(), store.previous(), asyncio.run(store.last_good())
-        assert current is not None and previous is not None and good == current
-        assert [current.version, previous.version] in ([self.names[1], self.names[0]], [self.names[2], self.names[1]])
+        current, before, good = store.current(), previous(store), asyncio.run(store.last_good())
+        assert current is not None and before is not None and good == current
+        assert [current.version, before.version] in ([self.names[1], self.names[0]], [self.names[2], self.names[1]])
         for version in store.versions():
             asyncio.run(store.check(version))
         left = {name for version in store.versions() for name in (version.digest, version.digest + ".json")}
@@ -127,18 +116,13 @@ class Stage:
         store.close()
 
 
-def _every_other_long(names: list[str]) -> list[ParameterSet]:
-    """A run of the tests takes half of the steps, `make test-long` the others."""
-    return [pytest.param(name, marks=[pytest.mark.long] if place % 2 else []) for place, name in enumerate(names)]
-
-
 def test_there_are_enough_failpoints() -> None:
-    assert len(FAILPOINTS) >= 30
+    assert len(FAILPOINTS) >= 40
 
 
-def test_without_failpoints_every_command_is_carried_out(stage: Stage) -> None:
-
-    done = _run(stage.directory, *stage.commands())
+def test_with_a_failpoint_that_does_nothing_every_command_is_carried_out(stage: Stage) -> None:
+    # An armed process refuses a failpoint that is missing in the table.
+    done = _run(stage.directory, *stage.commands(), armed="store.received=sleep:0")
 
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         *("open", "added", "added", "current", "recorded", "pruned")
@@ -147,13 +131,14 @@ def test_without_failpoints_every_command_is_carried_out(stage: Stage) -> None:
     stage.check()
 
 
-@pytest.mark.parametrize("name", _every_other_long(FAILPOINTS))
+@pytest.mark.fault("T84")
+@pytest.mark.parametrize("name", one_of(4, FAILPOINTS))
 def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 
-    killed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=kill")
+    killed = _run(stage.directory, *stage.commands(), armed=f"{name}=kill")
 
     assert f"failpoint {name} reached" in killed.stderr
-    assert killed.returncode == (REFUSED if name.startswith("intake.") else -signal.SIGKILL), killed.stderr
+    assert killed.returncode == (REFUSED if name.startswith("ingest.") else -signal.SIGKILL), killed.stderr
     stage.check()
 
 
@@ -163,22 +148,27 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
 
 @pytest.mark.parametrize(
     "name",
-    _every_other_long(
-        [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+    one_of(
+        4,
+        [
+            name
+            for name in FAILPOINTS
+            if not name.startswith(("ingest.", "prune.", "activated.")) and name not in WRITTEN
+        ],
     ),
 )
 def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
 
-    failed = _run(stage.directory, *stage.commands(), failpoints=f"{name}=raise:ENOSPC@1")
+    failed = _run(stage.directory, *stage.commands(), armed=f"{name}=raise:ENOSPC@1")
 
     assert failed.returncode == REFUSED and "make room" in failed.stdout, failed.stderr
     stage.check()
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", one_of(4, WRITTEN))
 def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name: str, stage: Stage) -> None:
 
-    done = _run(stage.directory, *stage.commands(), failpoints=f"{name}=raise:EIO")
+    done = _run(stage.directory, *stage.commands(), armed=f"{name}=raise:EIO")
 
     assert done.returncode == 0 and "after a power cut it may be the one before" in done.stderr
     stage.check()
@@ -187,31 +177,31 @@ def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name
 @pytest.mark.parametrize("name", [name for name in FAILPOINTS if name.startswith("prune.")])
 def test_a_disk_that_fails_while_old_versions_go_is_told(name: str, stage: Stage) -> None:
 
-    failed = _run(stage.directory, "prune", "3", failpoints=f"{name}=raise:EIO")
+    failed = _run(stage.directory, "prune", "3", armed=f"{name}=raise:EIO")
 
     assert failed.returncode == REFUSED and "see to the state directory" in failed.stdout
     stage.check()
 
 
-@pytest.mark.parametrize("name", ["turn.before_write", "turn.before_sync", "turn.before_rename"])
+@pytest.mark.parametrize("name", ["activated.before_write", "activated.before_sync", "activated.before_rename"])
 def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not(name: str, stage: Stage) -> None:
 
-    done = _run(stage.directory, "current", stage.names[2], failpoints=f"{name}=raise:ENOSPC")
+    done = _run(stage.directory, "current", stage.names[2], armed=f"{name}=raise:ENOSPC")
 
     assert done.returncode == 0 and "its record does not say so" in done.stderr
     stage.check()
 
 
-def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, disarmed: None) -> None:
     store = Store(stage.directory, keep_versions=6)
     store.open()
-    before = store.versions(), store.current(), store.previous()
+    before = store.versions(), store.current(), previous(store)
     for name in ("current.before_write", "current.before_sync", "current.before_rename"):
-        monkeypatch.setattr(failpoints, "_armed", failpoints._parse(f"{name}=raise:EIO"))
+        failpoints.arm(f"{name}=raise:EIO")
         with pytest.raises(StoreUnavailable, match="see to the state directory"):
             store.make_current(stage.names[3])
-        assert (store.versions(), store.current(), store.previous()) == before
-    monkeypatch.setattr(failpoints, "_armed", {})
+        assert (store.versions(), store.current(), previous(store)) == before
+    failpoints.arm("")
 
     store.make_current(stage.names[3])
 
@@ -256,7 +246,7 @@ def test_a_kill_at_any_moment_leaves_a_version_that_was_made_current(tmp_path: P
         assert good == current and store.problems == []
         if last is not None:  # what it said, or the one after that, of which it had no time to tell
             assert current is not None
-            names = [version.version for version in (current, store.previous()) if version is not None]
+            names = [version.version for version in (current, previous(store)) if version is not None]
             assert last in names
             last = current.version
         for version in store.versions():

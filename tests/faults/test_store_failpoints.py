@@ -14,7 +14,7 @@ import pytest
 
 from shmserve import package_files, package_signature
 from shmserve.daemon import failpoints
-from shmserve.daemon.store import staging
+from shmserve.daemon.store import package_writer
 
 _SCRIPT = """
 import sys, time
@@ -30,6 +30,9 @@ for step in sys.argv[1:]:
 """
 
 
+_ONE, _TWO, _THREE = "update.received", "update.warm", "update.swapped"
+
+
 def _run(armed: str, *steps: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, failpoints.VARIABLE: armed}
     return subprocess.run(
@@ -38,27 +41,27 @@ def _run(armed: str, *steps: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_without_the_variable_nothing_happens() -> None:
-    run = _run("", "one", "two")
+    run = _run("", _ONE, _TWO)
 
-    assert run.stdout == "one passed\ntwo passed\n" and run.stderr == "" and run.returncode == 0
+    assert run.stdout == f"{_ONE} passed\n{_TWO} passed\n" and run.stderr == "" and run.returncode == 0
 
 
 def test_a_step_kills() -> None:
-    run = _run("two=kill", "one", "two", "three")
+    run = _run(f"{_TWO}=kill", _ONE, _TWO, _THREE)
 
-    assert run.stdout == "one passed\n" and run.returncode == -signal.SIGKILL
+    assert run.stdout == f"{_ONE} passed\n" and run.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("action", "status"), [("exit", 1), ("exit:0", 0), ("exit:77", 77)])
 def test_a_step_exits(action: str, status: int) -> None:
-    run = _run(f"two={action}", "one", "two", "three")
+    run = _run(f"{_TWO}={action}", _ONE, _TWO, _THREE)
 
-    assert run.stdout == "one passed\n" and run.returncode == status
+    assert run.stdout == f"{_ONE} passed\n" and run.returncode == status
 
 
-def test_a_step_stops_until_it_is_told_to_go_on() -> None:
-    environment = {**os.environ, failpoints.VARIABLE: "two=stop"}
-    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, "one", "two", "three"], env=environment)
+def test_a_step_stops_until_a_signal_continues_it() -> None:
+    environment = {**os.environ, failpoints.VARIABLE: f"{_TWO}=stop"}
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT, _ONE, _TWO, _THREE], env=environment)
     try:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
 
@@ -71,15 +74,15 @@ def test_a_step_stops_until_it_is_told_to_go_on() -> None:
 
 
 def test_a_step_sleeps_and_another_raises() -> None:
-    run = _run("a.sleeps=sleep:0.2,b.raises=raise:ENOSPC", "a.sleeps", "b.raises", "c")
+    run = _run(f"{_ONE}=sleep:0.2,{_TWO}=raise:ENOSPC", _ONE, _TWO, _THREE)
 
-    assert run.stdout == "a.sleeps slept\nb.raises 28\nc passed\n"
+    assert run.stdout == f"{_ONE} slept\n{_TWO} 28\n{_THREE} passed\n"
 
 
 def test_a_step_acts_at_its_turn_only() -> None:
-    run = _run("step=raise:EIO@2", "step", "step", "step")
+    run = _run(f"{_ONE}=raise:EIO@2", _ONE, _ONE, _ONE)
 
-    assert run.stdout == "step passed\nstep 5\nstep passed\n"
+    assert run.stdout == f"{_ONE} passed\n{_ONE} 5\n{_ONE} passed\n"
 
 
 @pytest.mark.parametrize(
@@ -95,11 +98,31 @@ def test_a_failpoint_that_is_misspelt_stops_the_daemon(armed: str) -> None:
     assert run.returncode == 1 and "must be NAME=kill|stop|exit" in run.stderr
 
 
-def test_armed_failpoints_are_told() -> None:
-    assert "failpoints are armed: never=kill" in _run("never=kill", "x").stderr
+def test_armed_failpoints_are_logged() -> None:
+    assert f"failpoints are armed: {_ONE}=kill" in _run(f"{_ONE}=kill", _TWO).stderr
 
 
-@pytest.mark.parametrize("module", [package_files, package_signature, staging], ids=lambda module: module.__name__)
+def test_a_failpoint_that_does_not_exist_stops_the_daemon() -> None:
+    run = _run("update.recieved=kill", _ONE)
+
+    assert run.returncode == 1 and "there is no failpoint 'update.recieved'" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["update.new", "engine.0.loading", "engine.1.late", "store.record.before_lunch"])
+def test_a_failpoint_that_is_missing_in_the_tables_cannot_be_reached(name: str) -> None:
+    run = _run(f"{_ONE}=sleep:0", name)
+
+    assert run.returncode == 1 and f"the failpoint '{name}' is missing in the tables" in run.stderr
+
+
+@pytest.mark.parametrize("name", ["engine.1.loading", "engine.20.paused", "store.record.before_rename", "swap.paused"])
+def test_every_kind_of_name_is_in_the_tables(name: str) -> None:
+    assert _run(f"{name}=sleep:0", name).stdout == f"{name} passed\n"
+
+
+@pytest.mark.parametrize(
+    "module", [package_files, package_signature, package_writer], ids=lambda module: module.__name__
+)
 def test_the_examples_in_the_modules_hold(module: ModuleType) -> None:
     result = doctest.testmod(importlib.import_module(module.__name__))
 

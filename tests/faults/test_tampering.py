@@ -50,6 +50,7 @@ def write_over(bell: Path) -> None:
         file.write(b"\0" * 4 + b"\xff" * 28)
 
 
+@pytest.mark.fault("T01", "T02", "T19")
 @pytest.mark.parametrize(
     ("harm", "damage"),
     [
@@ -93,6 +94,7 @@ def may_attach(daemon: Daemon) -> bool:
     return True
 
 
+@pytest.mark.fault("T02", "T19")
 def test_the_doorbell_that_all_clients_ring_is_replaced_when_somebody_writes_over_it(daemon: Daemon) -> None:
     supervisor = daemon.pid
     wait_until("nobody is attached", lambda: daemon.status()["clients"] == [])

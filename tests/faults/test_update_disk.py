@@ -47,6 +47,7 @@ def test_a_package_that_does_not_fit_is_refused(full_daemon: Daemon, tmp_path: P
     assert update(daemon, large)["changed"]
 
 
+@pytest.mark.fault("T68")
 def test_a_disk_without_a_byte_left_takes_no_update_and_the_service_goes_on(
     full_daemon: Daemon, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_there_are_enough_steps_to_be_killed_at() -> None:
     assert len(BEFORE + AFTER) >= 12
 
 
+@pytest.mark.fault("T84")
 @pytest.mark.long
 def test_a_supervisor_killed_at_any_step_of_an_update_leaves_the_last_good_version(
     make_daemon: Start, start_robot: StartRobot, tmp_path: Path

@@ -26,7 +26,7 @@ print(json.dumps([missing, gpu]))
 _REPLACED = {"posix_ipc"}
 #: Files whose tests run on a GPU; those that need one are marked `gpu`.
 _TESTS = (
-    "tests/unit/engine/device/test_device_arena.py",
+    "tests/unit/engine/device/test_arena.py",
     "tests/unit/engine/device/test_device_parts.py",
     "tests/integration/device/test_device_serving.py",
     "tests/gpu/test_gpu.py",

@@ -43,6 +43,7 @@ def test_the_client_needs_numpy_posix_ipc_and_the_standard_library_alone() -> No
     assert foreign == _OURS
 
 
+@pytest.mark.fault("T60")
 @pytest.mark.parametrize(
     "module",
     [

@@ -98,7 +98,7 @@ def test_a_client_needs_numpy_and_posix_ipc_alone(installed: Path) -> None:
     found = run(
         installed,
         "from shmserve.client import ShmClient; "
-        "import shmserve.client.compat.openpi, shmserve.client.compat.gr00t, shmserve.client.chunks; "
+        "import shmserve.client.compat.openpi, shmserve.client.compat.gr00t, shmserve.client.action_chunks; "
         "print(sys.modules['shmserve'].__file__); "
         "ShmClient('nobody', runtime_dir='/nonexistent', max_retries=0).infer({})",
     )

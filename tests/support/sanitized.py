@@ -22,7 +22,7 @@ _TESTS = (
     "native_misuse",
     "native_fast_path",
     "native_leaks",
-    "plain_requests",
+    "fast_path",
     "codec",
     "ring",
     "metadata",

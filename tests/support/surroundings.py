@@ -16,7 +16,15 @@ _AWAY = (
     *("STATE_DIRECTORY", "TAR_OPTIONS", "TERM", "WATCHDOG_", "XDG_RUNTIME_DIR", "XDG_STATE_HOME"),
 )
 #: Where the modules are, and what asks the tests for another form of themselves.
-_KEPT = ("PYTHONHOME", "PYTHONPATH", "SHMSERVE_HOSTILE_", "SHMSERVE_OPENPI_", "SHMSERVE_TEST_")
+_KEPT = (
+    "COVERAGE_",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "SHMSERVE_HOSTILE_",
+    "SHMSERVE_OPENPI_",
+    "SHMSERVE_PURE",
+    "SHMSERVE_TEST_",
+)
 #: The path of a Unix socket has room for 107 bytes, and the folder that pytest gives a test takes 75 below this one.
 _LONGEST_SCRATCH = len("/var/tmp")
 

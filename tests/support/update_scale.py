@@ -1,4 +1,4 @@
-"""How much the tests of updates do: a little each time, everything with `make test-updates`, which also prints figures."""
+"""How much the tests of updates do: a little in each run, all of it in `make test-all`, which also prints figures."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ THOROUGH = UPDATES >= 1000
 
 
 def some_of(cases: Sequence[T], every: int) -> Sequence[T]:
-    """All of them when there is time, else one of `every`."""
+    """Return all cases when there is time, else one of `every`."""
     return cases if THOROUGH else cases[::every]

@@ -37,7 +37,7 @@ class Registrar(Protocol):
 
 
 class MappedChannel:
-    """Mapped by its constructor, for `Tenancy` to serve after `populate`; closed by whoever has it."""
+    """Mapped by its constructor, for `ChannelState` to serve after `prefault`; closed by whoever has it."""
 
     def __init__(
         self,
@@ -61,9 +61,9 @@ class MappedChannel:
             self._close_requests()
             raise
 
-    def populate(self) -> Iterator[None]:
+    def prefault(self) -> Iterator[None]:
         """Give the memory its pages, a piece at each step; what is left out comes with the first touch."""
-        return self.channel.populate()
+        return self.channel.prefault()
 
     def register(self) -> RegisteredRequests | None:
         """The requests as memory that the device reads by itself, the caller's to close; None where it does not."""

@@ -48,18 +48,18 @@ class Staging:
         self,
         tensors_on: torch.device | None,
         copier: core.CutThroughCopier | None = None,
-        intake: core.Intake | None = None,
+        fast_path: core.ServerFastPath | None = None,
     ) -> None:
         """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
 
-        `copier` copies into the arena what the channel's client is still writing; `intake` copies plain requests there.
+        `copier` copies into the arena what the channel's client is still writing; `fast_path` copies plain requests there.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
         #: Where observations are copied to.
         self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
         self._copier = copier
-        self._intake = intake
+        self._fast_path = fast_path
         #: Bytes of the latest observation that were there before its client had written all of it.
         self.cut_through_bytes = 0
 
@@ -115,8 +115,8 @@ class Staging:
         self.arena = arena
         if self._copier is not None:
             self._copier.set_target(copied_to)
-        if self._intake is not None:
-            self._intake.forget()
+        if self._fast_path is not None:
+            self._fast_path.reset()
 
     def _leaf(self, place: LeafLayout, view: Array) -> Any:
         if place.kind != "array":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmserve.contract import described, entry_text, name_within
+from shmserve.contract import describe_tree, entry_text, name_within
 from shmserve.errors import ContractMismatch
 
 #: Signatures that were found to fit; an observation has one or two, unless some length in it varies.
@@ -282,4 +282,4 @@ def _shown(value: Any) -> str:
         return f"the {type(value).__name__} {value!r:.40}"
     if isinstance(value, (dict, list, tuple)):
         return type(value).__name__
-    return repr(value) if value is MISSING else entry_text(described(value)[""])
+    return repr(value) if value is MISSING else entry_text(describe_tree(value)[""])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shmserve.contract import named_leaves
+from shmserve.contract import flatten_with_path
 
 from ...packages.package import ModelPackage
 from .determinism import seed
@@ -25,7 +25,7 @@ Leaves = dict[str, Any]
 
 def leaves_of(action: Any) -> Leaves:
     """The entries of an action, as they are now: a policy may give the same memory each time."""
-    return {name: _copied(value) for name, value in named_leaves(action)}
+    return {name: _copied(value) for name, value in flatten_with_path(action)}
 
 
 def unlike(answers: list[Leaves], package: ModelPackage) -> list[str]:

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shmserve.contract import described, entry_text, named_leaves
+from shmserve.contract import describe_tree, entry_text, flatten_with_path
 from shmserve.structure_guard import tensor_bytes
 
 
 def not_finite(action: Any) -> list[str]:
     """The entries of `action` that hold NaN or infinity, each with how many."""
     found = []
-    for name, value in named_leaves(action):
+    for name, value in flatten_with_path(action):
         array = _array(value)
         if array is not None and array.dtype.kind in "fc":
             wrong = array.size - int(np.count_nonzero(np.isfinite(array)))
@@ -30,7 +30,7 @@ def deviations(action: Any, expected: Mapping[str, Any], *, atol: float, rtol: f
 
     Floats may differ by `atol + rtol * abs(expected)`; NaN equals NaN; anything else must be equal.
     """
-    given = dict(named_leaves(action))
+    given = dict(flatten_with_path(action))
     found = []
     for name, wanted in expected.items():
         if name not in given:
@@ -82,7 +82,7 @@ def _numbers(values: Iterable[Any]) -> bool:
 
 
 def _text(value: Any) -> str:
-    return entry_text(described(value)[""])
+    return entry_text(describe_tree(value)[""])
 
 
 def _names(given: Mapping[str, Any]) -> str:

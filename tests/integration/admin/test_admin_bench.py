@@ -16,7 +16,7 @@ import pytest
 from shmserve.client import ShmClient
 from shmserve.client.cli.load_process import ask
 from shmserve.client.cli.synthetic_observation import NotKnown, synthetic_observation
-from shmserve.contract import described
+from shmserve.contract import describe_tree
 from tests.support.daemon_process import SHMSERVED, Daemon
 from tests.support.gate import Gate
 
@@ -120,12 +120,12 @@ TREE: dict[str, Any] = {
 
 
 def test_a_made_up_observation_has_the_contract_it_was_made_from() -> None:
-    entries = json.loads(json.dumps(described(TREE)))
-    assert described(synthetic_observation(entries)) == entries
+    entries = json.loads(json.dumps(describe_tree(TREE)))
+    assert describe_tree(synthetic_observation(entries)) == entries
 
 
 def test_an_observation_that_is_one_array_is_made_up_as_one() -> None:
-    made = synthetic_observation(described(np.zeros((3, 2), np.float16)))
+    made = synthetic_observation(describe_tree(np.zeros((3, 2), np.float16)))
 
     assert made.shape == (3, 2) and made.dtype == np.float16
 

@@ -31,6 +31,8 @@ from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture
 def client(client: ShmClient) -> AsyncShmClient:

@@ -22,6 +22,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture
 def client(client: ShmClient) -> AsyncShmClient:

@@ -31,11 +31,13 @@ from shmserve.client import (
     ShmClient,
     ShmServeError,
 )
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
 from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import run
 from tests.support.gate import Gate
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture
@@ -294,8 +296,8 @@ def test_a_process_without_threads_says_so(client: ShmClient, monkeypatch: pytes
         patched.setattr(threading.Thread, "start", fail)
         with pytest.raises(ServiceUnavailable, match="awaiting a reply needs a thread"):
             run(in_loop(client).infer({"do": "echo", "value": 1}))
-        chunks = ActionChunks(client, steps=1, period_s=None, wait_s=0.1, fallback="raise")
-        with pytest.raises(ShmServeError, match="ActionChunks look for the service in a thread"):
+        chunks = ActionChunks(client, steps=1, period=None, max_wait=0.1, fallback="raise")
+        with pytest.raises(ShmServeError, match="ActionChunks connects to the service in a thread"):
             chunks.step({"do": "echo", "value": 1})
 
     assert run(in_loop(client).infer({"do": "echo", "value": 1})) == 1

@@ -15,6 +15,8 @@ from shmserve.client.compat.gr00t import ExternalRobotInferenceClient, ModalityC
 from tests.support.daemon_process import Daemon
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def so101() -> Iterator[Daemon]:

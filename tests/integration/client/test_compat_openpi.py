@@ -21,6 +21,8 @@ from shmserve.client.compat.openpi import WebsocketClientPolicy
 from tests.support.daemon_process import Daemon, environment
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def droid() -> Iterator[Daemon]:
@@ -293,7 +295,7 @@ def test_an_address_that_names_nothing_is_refused(host: str) -> None:
 def test_compat_and_chunks_are_imported_only_when_asked_for() -> None:
     code = (
         "import sys, shmserve.client;"
-        "names = ('shmserve.client.compat', 'shmserve.client.chunks', 'torch');"
+        "names = ('shmserve.client.compat', 'shmserve.client.action_chunks', 'torch');"
         "print([name for name in sys.modules if name.startswith(names)])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), check=True)

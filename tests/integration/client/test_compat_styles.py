@@ -15,7 +15,7 @@ from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import POLICIES, Daemon
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
 
 CPU = torch.device("cpu")
 

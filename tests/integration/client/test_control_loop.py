@@ -12,6 +12,8 @@ import pytest
 from tests.support.daemon_process import Daemon
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.mark.long
 @pytest.mark.parametrize(("end", "max_retries"), [("stop", 0), pytest.param("kill9", 1000, marks=pytest.mark.long)])

@@ -14,13 +14,16 @@ from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 _REFUSED = "ClientForked: this client belongs to the parent process: make a new ShmClient after the fork"
-_OTHERWISE = {
+_ON_VIOLATION = {
     "write to a loan": "ValueError: assignment destination is read-only",
     "its own": "answered 'obedient'",
 }
 
 
+@pytest.mark.fault("T49")
 @pytest.mark.parametrize("leave", ["_exit", "sys.exit", "multiprocessing"])
 def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_goes_on(
     obedient: Daemon, gate: Gate, start_robot: Callable[..., Robot], leave: str
@@ -29,7 +32,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
     found = robot.finish()
 
     for heard, status in found.pop("children"):
-        assert heard == {way: _OTHERWISE.get(way, _REFUSED) for way in heard}
+        assert heard == {way: _ON_VIOLATION.get(way, _REFUSED) for way in heard}
         assert len(heard) == 20 and status == 0
     assert found == {
         "held": True,
@@ -44,6 +47,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
     wait_until("every channel was given back", lambda: obedient.status()["clients"] == [])
 
 
+@pytest.mark.fault("T49")
 def test_a_child_that_outlives_its_parent_does_not_keep_the_channel(
     obedient: Daemon, start_robot: Callable[..., Robot]
 ) -> None:

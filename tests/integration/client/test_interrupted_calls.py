@@ -24,6 +24,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 #: The long form: SHMSERVE_TEST_STORM=20 interrupts at more instants.
 _LONG = int(os.environ.get("SHMSERVE_TEST_STORM", "2")) > 2
 _STRIDE = 17 if _LONG else 41

@@ -32,6 +32,8 @@ from tests.support.gate import Gate
 from tests.support.other_process import overwrite
 from tests.support.trees import Mode, assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 _PATTERN = bytes(range(7, 71))
 _INSTEAD = bytes(range(107, 171))
 

@@ -20,6 +20,8 @@ from tests.support.gate import Gate
 from tests.support.other_process import overwrite
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 _PATTERN = bytes(range(9, 73))
 _INSTEAD = bytes(range(109, 173))
 

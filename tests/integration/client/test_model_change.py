@@ -18,7 +18,7 @@ from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gain_packages import gain_package
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
 
 _X = {"x": np.arange(3), "robot": "r"}
 

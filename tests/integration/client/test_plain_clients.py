@@ -17,7 +17,7 @@ from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import Daemon
 from tests.support.trees import Mode, Pixels
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from shmserve.client import (
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 class Journal:
     """What the policy has been asked, in its order."""
@@ -119,6 +121,7 @@ def test_a_request_that_may_be_run_again_is_run_again(stateful: Daemon, journal:
     stateful.wait_ready()
 
 
+@pytest.mark.fault("T58")
 def test_a_request_that_may_not_be_run_again_is_lost_with_its_engine_and_the_one_behind_it_is_run_once(
     stateful: Daemon, journal: Journal, gate: Gate
 ) -> None:

@@ -27,6 +27,8 @@ from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(autouse=True)
 def forgotten_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -11,6 +11,8 @@ import pytest
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 #: The long form: SHMSERVE_TEST_STORM=20 interrupts as many programs, and each of them longer.
 _SEEDS = int(os.environ.get("SHMSERVE_TEST_STORM", "2"))
 _ROUNDS = 2000 if _SEEDS == 2 else 8000
@@ -25,6 +27,7 @@ def tagged() -> Iterator[Daemon]:
         daemon.dismiss()
 
 
+@pytest.mark.fault("T26")
 @pytest.mark.parametrize("seed", range(1, 1 + _SEEDS))
 def test_interrupts_at_random_instants_of_every_call_lose_and_mix_nothing(
     tagged: Daemon, start_robot: Callable[..., Robot], seed: int
@@ -40,6 +43,7 @@ def test_interrupts_at_random_instants_of_every_call_lose_and_mix_nothing(
     wait_until("every channel was given back", lambda: tagged.status()["clients"] == [])
 
 
+@pytest.mark.fault("T25")
 def test_a_thousand_signals_a_second_at_a_waiting_client_break_nothing(
     obedient: Daemon, start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:

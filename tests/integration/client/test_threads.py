@@ -17,6 +17,8 @@ from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def tagged() -> Iterator[Daemon]:
@@ -158,6 +160,7 @@ def test_threads_that_wait_are_told_when_the_client_is_closed(obedient: Daemon, 
         assert [type(error) for error in threads.join()] == [ClientClosed] * 6
 
 
+@pytest.mark.fault("T27")
 def test_a_client_is_closed_at_any_moment_without_a_crash(tagged: Daemon, start_robot: Callable[..., Robot]) -> None:
     found = start_robot("closing", tagged, 200).finish()
 

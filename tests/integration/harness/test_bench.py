@@ -41,6 +41,8 @@ from bench.service import Service
 from bench.workloads import BUILDERS, WrongReply, workload
 from tests.support.daemon_process import is_running, wait_until
 
+pytestmark = pytest.mark.long
+
 #: These belong to another program's environment.
 FOREIGN = {"bench.peers.triton_model"}
 MODULES = [found.name for found in pkgutil.walk_packages(bench.__path__, "bench.") if found.name not in FOREIGN]
@@ -118,7 +120,6 @@ class Dying(InProcess):
         return lambda observation: os._exit(3)
 
 
-@pytest.mark.long
 def test_a_way_that_answers_wrongly_or_dies_fails_and_the_others_are_measured() -> None:
     rows = {row.name: row for row in measure([Stale(), Dying(), InProcess()], [], "tiny", 0.02, 2)}
 
@@ -128,7 +129,6 @@ def test_a_way_that_answers_wrongly_or_dies_fails_and_the_others_are_measured() 
     assert "failed" in measure_crowd(Stale(), "tiny", [1], 0.02, 1, 100.0)
 
 
-@pytest.mark.long
 def test_the_latency_of_an_open_loop_counts_from_when_a_request_was_due() -> None:
     asked, policy = workload("tiny"), Policy()
 
@@ -145,7 +145,6 @@ def test_the_latency_of_an_open_loop_counts_from_when_a_request_was_due() -> Non
     assert len(sample.latency_ns) == int(np.sum(due < 300_000_000))
 
 
-@pytest.mark.long
 def test_the_floors_do_the_exchange_that_they_say() -> None:
     asked = workload("w1")
     with floors() as beside:
@@ -160,7 +159,6 @@ def test_the_floors_do_the_exchange_that_they_say() -> None:
 # Services
 
 
-@pytest.mark.long
 def test_a_service_leaves_nothing_behind() -> None:
     service = Service(POLICY)
     service.start()
@@ -175,7 +173,6 @@ def test_a_service_leaves_nothing_behind() -> None:
     assert not any(map(is_running, pids))
 
 
-@pytest.mark.long
 def test_a_daemon_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
     policy = tmp_path / "policy.py"
     policy.write_text("raise RuntimeError('this policy is broken on purpose')\n")
@@ -184,7 +181,6 @@ def test_a_daemon_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None
         Service(policy).start()
 
 
-@pytest.mark.long
 def test_a_killed_benchmark_takes_its_daemon_with_it() -> None:
     program = (
         "import json, time\n"
@@ -245,7 +241,6 @@ def document() -> Iterator[results.Document]:
     yield results.rounded(found)
 
 
-@pytest.mark.long
 def test_a_run_measures_each_way_with_each_number_of_clients(document: results.Document) -> None:
     rows = {row["name"]: row for row in document["closed_loop"]["tiny"]["rows"]}
     assert {"in-process", "unix-socket-pickle5", "shmserve", "shmserve-in-place"} <= set(rows)
@@ -260,7 +255,6 @@ def test_a_run_measures_each_way_with_each_number_of_clients(document: results.D
     assert 0 <= document["closed_loop"]["tiny"]["other_cpu_share"] <= 1
 
 
-@pytest.mark.long
 def test_results_are_read_as_they_were_written(document: results.Document, tmp_path: Path) -> None:
     results.write(tmp_path / "kept.json", document)
 
@@ -270,7 +264,6 @@ def test_results_are_read_as_they_were_written(document: results.Document, tmp_p
         results.read(tmp_path / "old.json")
 
 
-@pytest.mark.long
 def test_a_report_shows_every_way_and_draws_the_pictures(document: results.Document, tmp_path: Path) -> None:
     (tmp_path / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
 
@@ -287,7 +280,6 @@ def test_a_report_shows_every_way_and_draws_the_pictures(document: results.Docum
     assert "old" not in performance
 
 
-@pytest.mark.long
 def test_the_stages_of_a_request_add_up_to_its_round_trip() -> None:
     found = stages.measure(["tiny"], 0.05)["tiny"]
 
@@ -297,7 +289,6 @@ def test_the_stages_of_a_request_add_up_to_its_round_trip() -> None:
         assert medians["round_trip"] > medians["infer"] > 0
 
 
-@pytest.mark.long
 def test_a_profile_has_every_step() -> None:
     found = profile_request.measure(["tiny"], 0.2)["tiny"]
 
@@ -307,7 +298,6 @@ def test_a_profile_has_every_step() -> None:
 
 
 @pytest.mark.parametrize("name", SCALES)
-@pytest.mark.long
 def test_a_scale_benchmark_finds_its_figures(name: str) -> None:
     _, scale = SCALES[name]
     try:

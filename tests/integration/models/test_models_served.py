@@ -16,7 +16,7 @@ from tests.support.daemon_process import Daemon
 from tests.support.packages import networks
 from tests.support.packages.networks import IMAGE_SHAPE, seeded
 from tests.support.packages.saving import package
-from tests.unit.engine.models.test_models_classes import bring_weights, install_scale, python_package
+from tests.unit.engine.models.test_python_class import bring_weights, install_scale, python_package
 
 Start = Callable[..., Daemon]
 

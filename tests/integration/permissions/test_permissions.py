@@ -78,6 +78,7 @@ def test_a_user_s_bytes_are_counted_whichever_channel_has_them(daemon: Daemon) -
         assert second.infer({"do": "echo", "value": 2}) == 2, "the channel that it had is still there"
 
 
+@pytest.mark.fault("T61")
 @needs_root
 @pytest.mark.long
 def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daemon: Daemon) -> None:
@@ -89,6 +90,7 @@ def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daem
     assert "max_rate_per_user is 40 requests a second, and uid 61234 sends more" in said
 
 
+@pytest.mark.fault("T62")
 @needs_root
 def test_a_user_who_attaches_again_and_again_is_told_when_to_come_back_and_nobody_else_is(daemon: Daemon) -> None:
     said = ask(daemon, UID, 1, 0, times=40)  # with three channels for a user, twelve at once
@@ -122,6 +124,7 @@ def test_a_reload_changes_the_limits_of_clients_that_are_attached(daemon: Daemon
         daemon.admin("Reload")
 
 
+@pytest.mark.fault("T70")
 @needs_root
 @pytest.mark.long
 def test_only_operators_reach_the_admin_socket_and_the_log_says_who_tried(daemon: Daemon) -> None:
@@ -146,6 +149,7 @@ def test_without_the_setting_nobody_else_can_even_connect(echo: Daemon) -> None:
         echo.service_dir.chmod(0o700)
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize("umask", [0o000, 0o077])
 @pytest.mark.parametrize(
     ("config", "transport", "expected"),

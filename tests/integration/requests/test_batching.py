@@ -17,6 +17,8 @@ from tests.support.daemon_process import Daemon
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture
 def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:

@@ -15,10 +15,12 @@ import torch
 
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
-from shmserve.contract import described as described_entries
+from shmserve.contract import describe_tree
 from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.trees import Mode, Pixels, Task
+
+pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,7 @@ _WRONG: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
 }
 
 
+@pytest.mark.fault("T44")
 @pytest.mark.parametrize("wrong", _WRONG)
 def test_a_first_observation_that_is_not_what_was_declared_is_refused_entry_by_entry(
     described: Daemon, wrong: str
@@ -217,7 +220,7 @@ def test_a_declared_number_takes_any_number_of_its_kind_and_no_other(kind: str, 
     model = {
         "name": "m",
         "version": "0",
-        "contract": {"observation": described_entries({"x": example}), "action": None},
+        "contract": {"observation": describe_tree({"x": example}), "action": None},
     }
 
     for number in fitting:
@@ -228,7 +231,7 @@ def test_a_declared_number_takes_any_number_of_its_kind_and_no_other(kind: str, 
 
 
 def test_a_call_of_an_endpoint_is_compared_by_the_observation_in_it() -> None:
-    entries = described_entries({"state": np.zeros(2)})
+    entries = describe_tree({"state": np.zeros(2)})
     model = {"name": "m", "version": "0", "metadata": {"style": "gr00t"}, "contract": {"observation": entries}}
 
     check_observation("arm", model, {"endpoint": "reset", "data": {"options": None}})

@@ -19,7 +19,7 @@ from shmserve.ring import RequestHead, RequestReader, RequestWriter
 from shmserve.segment import Segment
 from tests.support.daemon_process import Daemon
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 _BYTES = 300_000
 _LINE = COUNTER_OFFSET // WORD
@@ -107,6 +107,7 @@ def again_in_python(channel: Channel, sequence: int) -> RequestHead:
     return channel.write(image(4), sequence)
 
 
+@pytest.mark.fault("T04")
 @pytest.mark.parametrize("again", [again_native, again_in_python])
 def test_a_write_that_was_given_up_leaves_nothing(
     channel: Channel, again: Callable[[Channel, int], RequestHead]
@@ -171,6 +172,7 @@ def test_arrays_that_are_not_in_order_are_not_announced_before_they_are_there(ch
         np.testing.assert_array_equal(staged[key], array)
 
 
+@pytest.mark.fault("T04")
 @pytest.mark.parametrize("write_id", [1, 5, 63, 64 + 2, (1 << 64) - 1], ids=hex)
 @pytest.mark.parametrize("written_bytes", [1, (1 << 20) + 1, 1 << 32, (1 << 64) - 1], ids=hex)
 def test_whatever_a_client_announces_stays_within_its_slot(channel: Channel, write_id: int, written_bytes: int) -> None:

@@ -17,6 +17,8 @@ from shmserve.daemon.engine.models.determinism import require_determinism
 from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import POLICIES, Daemon
 
+pytestmark = pytest.mark.sealed_too
+
 _ASKED = 40
 
 

@@ -18,6 +18,8 @@ from shmserve.varlink_connection import VarlinkConnection
 from tests.support.daemon_process import Daemon
 from tests.support.raw_channel import RawChannel
 
+pytestmark = pytest.mark.sealed_too
+
 #: Of a daemon: paths, addresses, names of shared memory, stacks.
 _PRIVATE = re.compile(r"/(?!dev/shm\b)[\w.-]+/[\w.-]+|0x[0-9a-f]{8,}|shmserve\.[0-9a-f]{12}|Traceback|File \"|\.py\b")
 _FORGED = "\x1b[31m\n12:00:00 ERROR   shmserved: forged\r\u202e"
@@ -52,6 +54,7 @@ def assert_says_nothing(*told: Any) -> None:
         assert text.isprintable(), repr(text)
 
 
+@pytest.mark.fault("T45")
 @pytest.mark.parametrize("fail", ["path", "relative", "address", "traceback", "torch", "script", "none"])
 def test_a_failing_model_s_text_holds_no_path_address_or_stack(daemon: Daemon, fail: str) -> None:
     with RawChannel(daemon) as raw:
@@ -64,6 +67,7 @@ def test_a_failing_model_s_text_holds_no_path_address_or_stack(daemon: Daemon, f
     assert told[0] and told[1], told
 
 
+@pytest.mark.fault("T46")
 def test_what_a_model_repeats_of_its_client_is_cut_and_quoted_in_the_log(daemon: Daemon) -> None:
     with RawChannel(daemon) as raw:
         for _ in range(60):
@@ -119,6 +123,7 @@ def test_a_request_that_cannot_be_read_is_rejected_in_words_about_itself(daemon:
     assert_log_is_plain(daemon)
 
 
+@pytest.mark.fault("T45")
 def test_no_answer_of_the_control_socket_says_where_the_daemon_lives(daemon: Daemon) -> None:
     wanted = vars(SlotCapacity(1))
     attach: dict[str, Any] = {"wire_version": WIRE_VERSION, "wanted": wanted, "program": _FORGED * 9}

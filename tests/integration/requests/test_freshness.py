@@ -27,6 +27,8 @@ from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 
 def outcome(pending: Pending) -> Any:
     """The result of a request, or the type of its error."""

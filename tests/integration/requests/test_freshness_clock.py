@@ -15,7 +15,7 @@ from chaos.clocks import HOUR_S, OtherClock
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def clock(tmp_path: Path) -> OtherClock:
     return OtherClock(tmp_path)
 
 
+@pytest.mark.fault("T23")
 @pytest.mark.parametrize(("who", "first_s"), [("client", -HOUR_S), ("daemon", HOUR_S), ("both", -HOUR_S)])
 def test_a_wall_clock_that_is_off_changes_nothing(
     make_daemon: Callable[..., Daemon],

@@ -13,6 +13,8 @@ import torch
 from tests.support.daemon_process import Daemon
 from tests.support.packages.saving import loaded, package
 
+pytestmark = pytest.mark.sealed_too
+
 _ASKS = """
 import torch
 class Policy:

@@ -13,6 +13,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = [pytest.mark.sealed_too, pytest.mark.pure_too]
+
 _MIB = 1 << 20
 
 

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from shmserve.client import ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.robot_process import Robot
 
+pytestmark = pytest.mark.sealed_too
+
 _ROBOTS = 4
 _REQUESTS = 2500
 
 
+@pytest.fixture(scope="module")
+def tagged() -> Iterator[Daemon]:
+    with Daemon("tagged") as daemon:
+        yield daemon
+
+
 def test_ten_thousand_requests_of_four_robots_are_neither_lost_nor_mixed(
-    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
+    tagged: Daemon, start_robot: Callable[..., Robot]
 ) -> None:
-    daemon = start_daemon("tagged")
+    daemon = tagged
     robots = [start_robot("tagged_load", daemon, number, _REQUESTS, number + 1) for number in range(_ROBOTS)]
 
     reports = [robot.finish() for robot in robots]
@@ -38,8 +47,9 @@ def test_ten_thousand_requests_of_four_robots_are_neither_lost_nor_mixed(
     assert left == ([True] if daemon.status()["transport"] == "named" else [])
 
 
-def test_threads_may_share_a_client(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("tagged")
+def test_threads_may_share_a_client(tagged: Daemon) -> None:
+    daemon = tagged
+    before = daemon.status()["requests"]["served"]
     wrong: list[Any] = []
 
     def ask(client: ShmClient, thread: int) -> None:
@@ -57,7 +67,7 @@ def test_threads_may_share_a_client(start_daemon: Callable[..., Daemon]) -> None
             thread.join()
 
     assert wrong == []
-    daemon.wait_counted(served=6 * 400)
+    daemon.wait_counted(served=before + 6 * 400)
 
 
 def test_a_client_with_many_requests_out_does_not_starve_one_with_a_single_request(obedient: Daemon, gate: Any) -> None:

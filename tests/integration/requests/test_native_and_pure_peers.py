@@ -47,10 +47,10 @@ with ShmClient("t", runtime_dir=runtime_dir, timeout=60.0) as client:
 """
 _REQUESTS = 1000
 
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
 
 
-@pytest.fixture(scope="module", params=["named", "sealed"])
+@pytest.fixture(scope="module", params=["named", pytest.param("sealed", marks=pytest.mark.long)])
 def transport(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found

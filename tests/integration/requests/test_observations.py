@@ -15,6 +15,8 @@ from shmserve.client import ShmClient, UnsupportedType
 from tests.support.daemon_process import Daemon
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def robot(echo: Daemon) -> Iterator[ShmClient]:

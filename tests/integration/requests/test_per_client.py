@@ -16,6 +16,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.packages.saving import CPU, loaded
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def per_client() -> Iterator[Daemon]:

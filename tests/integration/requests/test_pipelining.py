@@ -19,6 +19,8 @@ from shmserve.client import (
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = [pytest.mark.both_ways, pytest.mark.sealed_too, pytest.mark.pure_too]
+
 
 def test_as_many_requests_as_slots_are_out_at_a_time_and_answered_in_order(client: ShmClient) -> None:
     for round_ in range(50):

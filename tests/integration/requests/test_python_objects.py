@@ -18,6 +18,8 @@ from tests.support.daemon_process import Daemon
 from tests.support.robot_process import Robot
 from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Task, assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 class Unimportable:
     """A type of this file, which no engine can import."""

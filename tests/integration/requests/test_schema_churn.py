@@ -12,6 +12,8 @@ import pytest
 from tests.support.daemon_process import Daemon
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 #: Requests after which everything that is kept once is there.
 _WARM = 400
 #: Requests that are measured. A schema that was kept for each of them takes 12 MiB and more on either side.

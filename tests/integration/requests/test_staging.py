@@ -17,6 +17,8 @@ from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.mark.parametrize("keep", ["whole", "row", "numpy", "in turn"])
 def test_a_policy_may_keep_its_observations(start_daemon: Callable[..., Daemon], keep: str) -> None:

@@ -11,7 +11,10 @@ from shmserve.client import RequestTimeout, ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
 
+
+@pytest.mark.fault("T59")
 def test_a_late_reply_is_discarded_and_the_next_request_gets_its_own(client: ShmClient, gate: Gate) -> None:
     with pytest.raises(RequestTimeout, match=r"no reply from 't' to request \d+ within .*discarded"):
         client.infer(gate.observation, timeout=0.1)
@@ -65,6 +68,7 @@ def test_a_timeout_of_zero_is_a_timeout_and_not_forever(client: ShmClient) -> No
     assert client.infer({"do": "echo", "value": 1}) == 1
 
 
+@pytest.mark.fault("T24")
 @pytest.mark.parametrize("timeout", [-1.0, math.nan, math.inf, 1e9])
 def test_a_timeout_that_is_none_is_refused(obedient: Daemon, client: ShmClient, timeout: float) -> None:
     with pytest.raises(ValueError, match="0 to 86400 seconds"):

@@ -36,6 +36,7 @@ def start_limited(make_daemon: Callable[..., Daemon]) -> Iterator[Callable[..., 
         group.__exit__(None, None, None)
 
 
+@pytest.mark.fault("T65")
 @pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
 def test_a_channel_above_the_memory_limit_is_refused_and_the_kernel_kills_nobody(
     start_limited: Callable[..., tuple[Daemon, MemoryGroup]], transport: str
@@ -54,6 +55,7 @@ def test_a_channel_above_the_memory_limit_is_refused_and_the_kernel_kills_nobody
     assert group.kills() == 0
 
 
+@pytest.mark.fault("T66")
 @pytest.mark.long
 def test_the_kernel_kills_the_engine_that_takes_too_much_and_the_next_one_serves(
     start_limited: Callable[..., tuple[Daemon, MemoryGroup]],
@@ -73,6 +75,7 @@ def test_the_kernel_kills_the_engine_that_takes_too_much_and_the_next_one_serves
     assert "killed by SIGKILL" in daemon.log
 
 
+@pytest.mark.fault("T66")
 def test_the_unit_outlives_an_engine_that_the_kernel_killed() -> None:
     unit = REPOSITORY / "systemd" / "shmserved@.service"
     settings = dict(line.split("=", 1) for line in unit.read_text().splitlines() if line.startswith("OOM"))

@@ -60,6 +60,7 @@ def _check_taken_back(daemon: Daemon, bad: Path, good: str, why: str) -> None:
     wait_until("what is no good is not kept warm", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
 
 
+@pytest.mark.fault("T80")
 def test_a_model_that_crashes_on_its_third_request_is_taken_back(
     daemon: Daemon, start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def _check_refused(daemon: Daemon, package: Path, *said: str) -> None:
     wait_until("nothing is on its way", lambda: not staged(daemon))
 
 
+@pytest.mark.fault("T80")
 @pytest.mark.parametrize(
     "model", [*MODELS, *(pytest.param(model, marks=pytest.mark.long) for model in MORE_MODELS)], ids=str
 )
@@ -79,6 +80,7 @@ def test_models_that_hang_are_given_up_after_load_s(make_daemon: Callable[..., D
         list(pool.map(hang, HANGING))
 
 
+@pytest.mark.fault("T44")
 @pytest.mark.long
 def test_another_contract_needs_the_operators_word(daemon: Daemon, tmp_path: Path) -> None:
     """A k that is no integer makes every action float."""

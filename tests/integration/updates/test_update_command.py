@@ -33,6 +33,8 @@ from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gain_packages import gain_package
 from tests.support.gate import Gate
 
+pytestmark = pytest.mark.sealed_too
+
 _X = {"x": np.arange(3), "robot": "r"}
 
 
@@ -178,7 +180,10 @@ def test_the_device_may_be_named_and_a_wrong_one_is_refused(daemon: Daemon, pack
 _STEPS = ["receive", "load", "warm up"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("step", _STEPS)
 def test_the_old_model_stays_if_the_command_ends_in_the_middle(
     step: str, number: int, daemon: Daemon, packages: list[Path], gate: Gate, tmp_path: Path

@@ -19,6 +19,8 @@ from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gain_packages import gain_package
 
+pytestmark = pytest.mark.sealed_too
+
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

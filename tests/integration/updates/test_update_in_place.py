@@ -60,6 +60,7 @@ def test_requests_wait_and_are_answered_by_the_new_model(
     assert served(daemon) == content_version(package)
 
 
+@pytest.mark.fault("T82")
 @pytest.mark.long
 def test_the_old_model_is_back_if_the_new_one_fails(daemon: Daemon, client: ShmClient, tmp_path: Path) -> None:
     before, k = served(daemon), client.infer(_X)["k"]

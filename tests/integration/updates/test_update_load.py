@@ -15,11 +15,13 @@ from tests.support.gain_packages import gain_package, gains
 from tests.support.robot_process import Robot
 from tests.support.update_scale import THOROUGH, UPDATES
 
+pytestmark = pytest.mark.sealed_too
+
 _ROBOTS = 4
 _UPDATE_LIMIT_S = 4.0
 
 
-@pytest.mark.long
+@pytest.mark.fault("T81")
 def test_alternating_updates_under_four_robots_lose_nothing_and_mix_nothing(
     start_daemon: Callable[..., Daemon],
     start_robot: Callable[..., Robot],

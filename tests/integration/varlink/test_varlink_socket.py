@@ -30,6 +30,7 @@ def test_the_socket_has_exactly_the_mode_asked_for(tmp_path: Path, umask: int) -
     assert status.st_gid == os.getgid()
 
 
+@pytest.mark.fault("T55")
 def test_a_stale_socket_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "s"
     listen_unix(path, 0o600).close()
@@ -65,6 +66,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.fault("T48")
 @pytest.mark.parametrize("option", [peer_module._SO_PEERPIDFD, 9999], ids=["SO_PEERPIDFD", "pidfd_open"])
 def test_the_pidfd_tells_that_the_peer_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: int) -> None:
     # 9999 is an option that no kernel has, as SO_PEERPIDFD is to one before 6.5.

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import ShmClient, ShmServeError
-from shmserve.client.chunks import ActionChunks
+from shmserve.client.action_chunks import ActionChunks
 from tests.support.client_parts import in_loop
 
 name, runtime_dir, gate, leave = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
@@ -79,7 +79,7 @@ ways: dict[str, Callable[[], Any]] = {
     "enter a loan": loan.__enter__,
     "write to a loan": write_to_loan,
     "a client that is busy": lambda: other.infer({"do": "count"}),
-    "chunks": lambda: ActionChunks(client, steps=1, period_s=None, wait_s=5, fallback="raise").step({"do": "count"}),
+    "chunks": lambda: ActionChunks(client, steps=1, period=None, max_wait=5, fallback="raise").step({"do": "count"}),
     "its own": lambda: ShmClient(name, runtime_dir=runtime_dir).describe()["name"],
 }
 

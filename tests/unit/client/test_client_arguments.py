@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from shmserve.client import InvalidArgument, ShmClient, ShmServeError, send_inference_request
+from shmserve.client.action_chunks import ActionChunks
 from shmserve.client.arguments import seconds
-from shmserve.client.chunks import ActionChunks
 from shmserve.client.compat.gr00t import PolicyClient
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from shmserve.client.pending import Pending
@@ -51,7 +51,7 @@ def pending(client: ShmClient) -> Pending:
 
 
 def chunks(client: ShmClient, **settings: Any) -> ActionChunks:
-    defaults: dict[str, Any] = {"steps": 2, "period_s": 0.02, "wait_s": 0.0, "fallback": "hold"}
+    defaults: dict[str, Any] = {"steps": 2, "period": 0.02, "max_wait": 0.0, "fallback": "hold"}
     return ActionChunks(client, **{**defaults, **settings})
 
 
@@ -68,15 +68,15 @@ OPTIONAL: dict[str, Callable[[ShmClient, Any], Any]] = {
     "reset": lambda client, time: client.reset(timeout=time),
     "connect": lambda client, time: client.connect(timeout=time),
     "the one function": lambda client, time: send_inference_request({}, "arm", timeout=time),
-    "a step's wait": lambda client, time: chunks(client).step({}, wait_s=time),
+    "a step's wait": lambda client, time: chunks(client).step({}, max_wait=time),
     "connect_timeout": lambda client, time: WebsocketClientPolicy("shm://arm", connect_timeout=time),
 }
 REQUIRED: dict[str, Callable[[ShmClient, Any], Any]] = {
     "ShmClient": lambda client, time: ShmClient("arm", timeout=time),
     "retry_delay": lambda client, time: ShmClient("arm", retry_delay=time),
     "the one function's delay": lambda client, time: send_inference_request({}, "arm", retry_delay=time),
-    "wait_s": lambda client, time: chunks(client, wait_s=time),
-    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age_s=time),
+    "max_wait": lambda client, time: chunks(client, max_wait=time),
+    "repeat_last": lambda client, time: chunks(client, fallback="repeat_last", max_age=time),
     "openpi": lambda client, time: WebsocketClientPolicy("shm://arm", timeout=time),
     "GR00T": lambda client, time: PolicyClient("shm://arm", timeout_ms=time),
 }
@@ -164,8 +164,8 @@ def test_a_name_that_is_an_address_is_told_what_a_name_is(name: str, kind: str) 
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"steps": "8"}, {"prefetch": 2}, {"spare_steps": -1}, {"period_s": 0}, {"period_s": "1"},
-                 {"period_s": math.nan}, {"fallback": "stop"}, {"max_age_s": 1.0}], ids=str,
+    "settings", [{"steps": 0}, {"steps": "8"}, {"prefetch": 2}, {"overrun_steps": -1}, {"period": 0}, {"period": "1"},
+                 {"period": math.nan}, {"fallback": "stop"}, {"max_age": 1.0}], ids=str,
 )  # fmt: skip
 def test_settings_of_chunks_without_a_meaning_are_refused(client: ShmClient, settings: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):

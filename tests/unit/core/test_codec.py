@@ -26,6 +26,8 @@ from shmserve.layout import MAX_METADATA_BYTES, aligned
 from shmserve.metadata import MetadataError
 from tests.support.trees import BFLOAT16, DTYPES, LAYOUTS, SHAPES, assert_same, filled, laid_out, trees
 
+pytestmark = pytest.mark.pure_too
+
 
 def slot(payload_bytes: int = 1 << 19) -> SlotMemory:
     """Memory that is full of what an earlier request left."""

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.contract import contract_differences, contract_of, described, named_leaves
+from shmserve.contract import contract_differences, contract_of, describe_tree, flatten_with_path
 
 
 def action(**entries: Any) -> dict[str, Any]:
-    return {"action": described(entries)}
+    return {"action": describe_tree(entries)}
 
 
 def test_arrays_tensors_and_numpy_scalars_are_described_by_dtype_and_shape() -> None:
@@ -27,7 +27,7 @@ def test_arrays_tensors_and_numpy_scalars_are_described_by_dtype_and_shape() -> 
         "half": np.zeros(2, ml_dtypes.bfloat16),
     }
 
-    assert described(tree) == {
+    assert describe_tree(tree) == {
         "array": {"dtype": "float16", "shape": [2, 3]},
         "swapped": {"dtype": "float32", "shape": [4]},
         "tensor": {"dtype": "bfloat16", "shape": [1, 5]},
@@ -41,13 +41,13 @@ def test_a_tensor_and_the_array_that_a_client_gets_of_it_have_one_description() 
     for name in ("float32", "float64", "float16", "int64", "uint8", "bool", "complex64"):
         tensor = torch.zeros(2, 3, dtype=getattr(torch, name))
 
-        assert described({"x": tensor}) == described({"x": tensor.numpy()})
+        assert describe_tree({"x": tensor}) == describe_tree({"x": tensor.numpy()})
 
 
 def test_other_values_are_described_by_their_type() -> None:
     tree = {"task": "fold", "raw": b"1", "step": 1, "done": False, "gap": None, "gain": 0.5, "none": {}, "empty": []}
 
-    assert {name: entry["type"] for name, entry in described(tree).items()} == {
+    assert {name: entry["type"] for name, entry in describe_tree(tree).items()} == {
         "task": "str",
         "raw": "bytes",
         "step": "int",
@@ -62,7 +62,7 @@ def test_other_values_are_described_by_their_type() -> None:
 def test_a_list_of_numbers_is_one_entry_and_a_list_of_arrays_one_for_each() -> None:
     tree = {"joints": [0.0, 0.1, 0.2], "poses": [np.zeros(3), np.zeros(4)], "pair": (1, 2.0)}
 
-    assert described(tree) == {
+    assert describe_tree(tree) == {
         "joints": {"type": "list[float]", "length": 3},
         "poses[0]": {"dtype": "float64", "shape": [3]},
         "poses[1]": {"dtype": "float64", "shape": [4]},
@@ -72,8 +72,8 @@ def test_a_list_of_numbers_is_one_entry_and_a_list_of_arrays_one_for_each() -> N
 
 
 def test_a_nested_entry_and_a_key_with_a_dot_have_different_names() -> None:
-    nested = described({"observation": {"state": 1}})
-    flat = described({"observation.state": 1})
+    nested = describe_tree({"observation": {"state": 1}})
+    flat = describe_tree({"observation.state": 1})
 
     assert (list(nested), list(flat)) == (["observation.state"], ['"observation.state"'])
 
@@ -81,7 +81,7 @@ def test_a_nested_entry_and_a_key_with_a_dot_have_different_names() -> None:
 @pytest.mark.parametrize("key", ["", "a b", 'quo"te', "a[0]", "a.b", "手", "x/y"])
 def test_every_key_gives_a_name_that_no_other_key_gives(key: str) -> None:
     others = {"a": {"b": 1, "": 2}, "a b c": 3, "quo": 4, '"a.b"': 5, "list": [{}, {}], "": {"": 6}}
-    names = [name for name, _ in named_leaves({**others, "own": {key: 0}})]
+    names = [name for name, _ in flatten_with_path({**others, "own": {key: 0}})]
 
     assert len(names) == len(set(names))
     assert sum(name.startswith("own") for name in names) == 1

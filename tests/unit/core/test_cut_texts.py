@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shmserve.daemon.engine.error_text import told
+from shmserve.daemon.engine.error_text import client_message
 from shmserve.shortened import shortened
 from tests.support.folders import REPOSITORY
 
@@ -21,7 +21,9 @@ def test_both_ends_of_a_long_text_are_kept_and_its_length_is_said() -> None:
 
 
 def test_a_client_is_told_both_ends_of_a_long_exception() -> None:
-    _, text = told(ValueError("weights of /srv/models/arm: " + "a layer, " * 5000 + "and 7 joints were expected"))
+    _, text = client_message(
+        ValueError("weights of /srv/models/arm: " + "a layer, " * 5000 + "and 7 joints were expected")
+    )
 
     assert len(text) <= 400 and text.startswith("weights of <path>") and text.endswith("and 7 joints were expected")
     assert "characters in all" in text

@@ -74,6 +74,7 @@ def test_a_wait_ends_without_a_ring(bells: Bells) -> None:
     assert not bells[0].wait(0)
 
 
+@pytest.mark.fault("T25")
 def test_a_signal_ends_a_wait_early_and_its_handler_runs(bells: Bells) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
@@ -91,11 +92,13 @@ def test_a_signal_ends_a_wait_early_and_its_handler_runs(bells: Bells) -> None:
     assert heard == [signal.SIGUSR1]
 
 
+@pytest.mark.fault("T23")
 def test_a_step_of_the_clock_that_people_read_does_not_lengthen_a_wait(bells: Bells) -> None:
     # Stepping the clock would harm the machine; that the wait does not read it is what counts.
     assert bells[0]._monotonic is not None
 
 
+@pytest.mark.fault("T21")
 def test_more_tokens_than_a_semaphore_holds_are_let_go(name: str) -> None:
     semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, initial_value=posix_ipc.SEMAPHORE_VALUE_MAX)
     bell = NamedDoorbell(name)
@@ -119,6 +122,7 @@ def test_the_mode_is_exact_whatever_the_umask(name: str, umask: int) -> None:
     assert stat.S_IMODE(os.stat(f"/dev/shm/sem.{name.removeprefix('/')}").st_mode) == 0o660
 
 
+@pytest.mark.fault("T08")
 def test_a_name_that_is_taken_is_refused_and_keeps_its_tokens(name: str) -> None:
     create_doorbell(name)
     bell = NamedDoorbell(name)

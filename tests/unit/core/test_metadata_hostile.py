@@ -10,7 +10,6 @@ import pickle
 import pickletools
 import random
 import struct
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -123,6 +122,7 @@ ALLOWED = {
 NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
+@pytest.mark.fault("T31", "T32", "T41")
 @pytest.mark.parametrize("code", range(256))
 def test_an_operation_that_is_not_on_the_list_is_refused_by_name(code: int) -> None:
     name = NAMES.get(code, "no operation")
@@ -142,6 +142,7 @@ class MakesAFolder:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.fault("T30")
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_a_pickle_that_runs_code_when_it_is_loaded_does_not_run_it(tmp_path: Path, protocol: int) -> None:
     canary = tmp_path / "canary"
@@ -202,6 +203,7 @@ CODE = {
 }
 
 
+@pytest.mark.fault("T35")
 @pytest.mark.parametrize("case", CODE)
 def test_an_operation_that_runs_code_or_takes_memory_is_refused_before_it_does(case: str) -> None:
     assert "not an operation of the safe form" in refusal_of(alone(CODE[case]))
@@ -224,6 +226,7 @@ PICKLED_BY_OTHERS: dict[str, object] = {
 }
 
 
+@pytest.mark.fault("T33")
 @pytest.mark.parametrize("case", PICKLED_BY_OTHERS)
 def test_a_general_pickle_is_refused(case: str) -> None:
     message = refusal_of(pickle.dumps(PICKLED_BY_OTHERS[case], 5))
@@ -269,6 +272,7 @@ LIES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault("T38", "T40")
 @pytest.mark.parametrize("case", LIES)
 def test_a_length_that_does_not_hold_is_refused(case: str) -> None:
     data, reason = LIES[case]
@@ -335,6 +339,7 @@ def test_an_operation_without_what_it_takes_is_refused(case: str) -> None:
 # Keys.
 
 
+@pytest.mark.fault("T37")
 @pytest.mark.parametrize(
     "key",
     [
@@ -441,6 +446,7 @@ LEAVES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault("T06", "T42")
 @pytest.mark.parametrize("case", LEAVES)
 def test_a_leaf_that_is_not_as_it_should_be_is_refused(case: str) -> None:
     operations, reason = LEAVES[case]
@@ -448,6 +454,7 @@ def test_a_leaf_that_is_not_as_it_should_be_is_refused(case: str) -> None:
     assert reason in refusal_of(alone(operations))
 
 
+@pytest.mark.fault("T33", "T34")
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -473,6 +480,7 @@ def test_the_strings_of_leaves_may_come_out_of_the_memo() -> None:
 # Depth, number and repetition.
 
 
+@pytest.mark.fault("T36")
 @pytest.mark.parametrize("depth", [DEPTH_LIMIT + 1, 100, 1000, 4000])
 @pytest.mark.parametrize(
     ("down", "up"),
@@ -491,6 +499,7 @@ def test_the_operations_end_before_any_depth_is_a_danger(step: bytes, depth: int
     assert "4096 operations" in (message := refusal_of(alone(b"N" + step * depth))) or "limit is 65536" in message
 
 
+@pytest.mark.fault("T36")
 def test_deep_nesting_is_refused_in_a_thread_with_a_small_stack() -> None:
     refusals: list[str] = []
     before = threading.stack_size(64 * 1024)
@@ -512,6 +521,7 @@ def test_operations_are_counted_from_PROTO_to_STOP() -> None:
     assert load(alone(b"](" + b"N" * (most + 1) + b"e")) == ([None] * (most + 1), [])
 
 
+@pytest.mark.fault("T39")
 def test_a_string_cannot_be_multiplied_through_the_memo() -> None:
     """64 KiB would become 240 MiB as soon as anybody wrote the tree out."""
     data = alone(b"](" + text("ha" * 25000) + b"\x94" + b"h\x00" * 4000 + b"e")
@@ -655,6 +665,7 @@ WASTED = {
 }
 
 
+@pytest.mark.fault("T40")
 @pytest.mark.parametrize("case", [*COSTLY, *WASTED])
 def test_any_metadata_costs_its_reader_less_than_a_mebibyte(case: str) -> None:
     data = alone(COSTLY.get(case) or WASTED[case])
@@ -698,50 +709,3 @@ def test_refusals_leave_nothing_behind() -> None:
         tracemalloc.stop()
 
     assert after - before < 16 * 1024
-
-
-CHILD = """
-import pickle, resource, sys
-from shmserve.metadata import MetadataError, load
-
-streams = pickle.load(sys.stdin.buffer)
-here = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (here + 8 * 2**20,) * 2)
-resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
-outcomes = []
-for data in streams:
-    if data == b"hoard":
-        hoard = bytes(32 * 2**20)
-    try:
-        load(data)
-        outcomes.append("tree")
-    except MetadataError:
-        outcomes.append("refused")
-print(*outcomes)
-"""
-
-
-def in_a_limited_child(streams: list[bytes]) -> subprocess.CompletedProcess[bytes]:
-    """Loads each with 8 MiB of address space to spare, and 20 seconds of processor time for all."""
-    return subprocess.run(
-        [sys.executable, "-c", CHILD], input=pickle.dumps(streams), capture_output=True, timeout=100, check=False
-    )
-
-
-def test_all_that_is_hostile_is_refused_within_8_MiB_of_address_space_and_in_bounded_time() -> None:
-    refused = [alone(data) for data in [*CODE.values(), *WASTED.values()]]
-    refused += [data for data, _ in LIES.values()]
-    refused += [alone(data) for data, _ in [*STACKS.values(), *LEAVES.values()]]
-    taken = [alone(data) for data in COSTLY.values()]
-
-    child = in_a_limited_child((refused + taken) * 20)
-
-    assert child.returncode == 0, child.stderr.decode()
-    assert child.stdout.decode().split() == (["refused"] * len(refused) + ["tree"] * len(taken)) * 20
-
-
-def test_the_child_cannot_have_more_memory_than_it_is_allowed() -> None:
-    child = in_a_limited_child([b"hoard"])
-
-    assert b"MemoryError" in child.stderr
-    assert child.returncode == 1

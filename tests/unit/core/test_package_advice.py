@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -49,16 +47,6 @@ def test_a_file_that_is_not_a_package_is_named(name: str, tmp_path: Path) -> Non
         open_package(file)
     with pytest.raises(ModelPackageError, match=f"model path .*{name} is not a directory.*{given}"):
         ModelPackage.read(file)
-
-
-@pytest.mark.parametrize("packing", ["-cf", "-czf"])
-def test_a_tar_is_taken_by_an_update_and_a_start_says_what_to_do_with_it(packing: str, tmp_path: Path) -> None:
-    (tmp_path / "policy.py").touch()
-    subprocess.run(["tar", packing, tmp_path / "x", "-C", tmp_path, "policy.py"], check=True)
-
-    os.close(open_package(tmp_path / "x"))
-    with pytest.raises(ModelPackageError, match=r"is a tar: unpack it .* update-model"):
-        ModelPackage.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("url", ["hf://lerobot/act_aloha", "https://huggingface.co/lerobot/act_aloha"])

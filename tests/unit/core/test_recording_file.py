@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load
 
 from shmserve.client.recordings import Recording, RecordingError, RecordingTruncated
 from shmserve.client.recordings.comparison import Comparison
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
-from shmserve.client.recordings.tree import put_together, taken_apart
+from shmserve.client.recordings.tree import from_json, to_json
 
 OBSERVATION: dict[str, Any] = {
     "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
@@ -41,27 +39,6 @@ def write(file: Path, count: int = 3, **changed: Any) -> Path:
             writer.add(facts(number, **changed), OBSERVATION, ACTION)
         writer.end({"ended": "count"})
     return file
-
-
-def test_other_tools_read_it(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.rec")
-
-    listed = subprocess.run(["tar", "-tf", str(file)], capture_output=True, text=True, check=True).stdout.split()
-    with tarfile.open(file) as archive:
-        member = archive.extractfile("requests/00000002.safetensors")
-        assert member is not None
-        blob = member.read()
-
-    assert listed == ["recording.json", *(f"requests/{n:08d}.safetensors" for n in (1, 2, 3)), "end.json"]
-    tensors = load(blob)
-    np.testing.assert_array_equal(tensors["observation.image"], OBSERVATION["image"])
-    header = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")])["__metadata__"]
-    assert json.loads(header["observation"]) == {
-        "image": {"$array": "observation.image"},
-        "task": "fold",
-        "pose": {"$tuple": [1, 2.5, None]},
-    }
-    assert b"cpickle" not in blob and b"numpy" not in blob
 
 
 def test_a_recording_that_was_cut_off_anywhere_says_so_and_gives_what_is_whole(tmp_path: Path) -> None:
@@ -191,17 +168,17 @@ def test_a_hostile_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
 )
 def test_a_tree_that_was_never_taken_apart_is_refused(value: Any) -> None:
     with pytest.raises(RecordingError):
-        put_together(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
+        from_json(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
 
 
 def test_bfloat16_comes_back_with_its_own_dtype_where_that_is_known() -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     array = np.array([1.5, -2.0], ml_dtypes.bfloat16)
 
-    value, tensors = taken_apart({"a": array}, "observation")
+    value, tensors = to_json({"a": array}, "observation")
 
     assert tensors["observation.a"].dtype == np.uint16
-    np.testing.assert_array_equal(put_together(value, tensors)["a"], array)
+    np.testing.assert_array_equal(from_json(value, tensors)["a"], array)
 
 
 @pytest.mark.parametrize(

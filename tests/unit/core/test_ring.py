@@ -14,6 +14,8 @@ from shmserve.protocol import Kind, Status
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Identity, Segment, create_segment, unlink_segment
 
+pytestmark = pytest.mark.pure_too
+
 SLOTS = 3
 GEOMETRY = Geometry(slots=SLOTS, metadata_bytes=64, payload_bytes=8)
 
@@ -65,6 +67,7 @@ FIRST, SECOND, THIRD = (sequence_of(number, slot) for slot, number in enumerate(
 FIRST_AGAIN, SECOND_AGAIN = sequence_of(4, 0), sequence_of(5, 1)
 
 
+@pytest.mark.fault("T17")
 def test_what_is_published_is_taken_as_it_was_written(ends: Ends) -> None:
     assert ends.reader.published() == 0
     for number in range(1, 50):
@@ -146,6 +149,7 @@ def test_a_slot_that_the_segment_does_not_have_holds_nothing(ends: Ends, slot: i
     assert ends.reader.head(sequence_of(1, slot)) is None
 
 
+@pytest.mark.fault("T04")
 def test_a_head_is_a_copy(ends: Ends) -> None:
     ends.writer.publish(request(FIRST))
     head = ends.reader.head(FIRST)
@@ -202,6 +206,7 @@ def test_replies_may_come_in_any_order(ends: Ends) -> None:
     assert [ends.answered.answered(sequence) for sequence in (FIRST, SECOND, THIRD)] == [True, False, True]
 
 
+@pytest.mark.fault("T59")
 def test_a_reply_to_an_earlier_request_of_the_slot_is_not_taken_for_a_later_one(ends: Ends) -> None:
     answer(ends, FIRST)
 

@@ -183,6 +183,7 @@ def test_a_stream_is_cut_the_same_whatever_pieces_it_comes_in(messages: list[byt
     assert framer.pending_bytes == len(b"unfinished")
 
 
+@pytest.mark.fault("T85")
 def test_a_message_may_be_as_long_as_the_limit_and_no_byte_longer() -> None:
     longest = b"x" * (MESSAGE_LIMIT - 1)
     assert Framer().feed(longest + b"\0") == [longest]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -101,33 +98,6 @@ def written_by_python(schema: Schema, structure_guard: StructureGuard, tree: Any
         if place.size:
             place.view(payload)[...] = array
     return payload.tobytes()
-
-
-def test_it_is_built_where_there_is_a_compiler() -> None:
-    if shutil.which("cc") is None and shutil.which("gcc") is None:
-        pytest.skip("no compiler here")
-
-    found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
-        env={"PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert found.stdout == "True\n"
-
-
-def test_it_is_left_out_on_request() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
-        env={"SHMSERVE_PURE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert found.stdout == "False\n"
 
 
 @native_only

@@ -28,16 +28,18 @@ def plain_steps() -> tuple[core.Slots, core.TreeEncoder, core.TreeDecoder, npt.N
     return slots, encoder, schema.decoder, np.zeros(schema.payload_bytes, np.uint8), schema
 
 
-def asking_for(
+def client_path_for(
     encoder: core.TreeEncoder, decoder: core.TreeDecoder, slots: core.Slots, payload: npt.NDArray[np.uint8]
-) -> core.Asking:
+) -> core.ClientFastPath:
     """Asks through two slots, in which the structure was sent before; the memory of requests and replies is the same."""
     memories = [SlotMemory(np.zeros(8, np.uint8), payload) for _ in range(2)]
     for memory in memories:
         memory.written_schema = 1
-    asking = core.Asking(slots, memories, 2, slots, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
-    asking.learn(encoder, 1, 1, decoder, 1)
-    return asking
+    client_path = core.ClientFastPath(
+        slots, memories, 2, slots, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)
+    )
+    client_path.specialize(encoder, 1, 1, decoder, 1)
+    return client_path
 
 
 class Waiting:
@@ -48,57 +50,59 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
     slots, encoder, decoder, payload, schema = plain_steps()
     tree, strange = {"state": np.arange(3.0)}, object()
     kind: Any = core
-    asking: Any = asking_for(encoder, decoder, slots, payload)
-    small: Any = asking_for(encoder, decoder, slots, np.zeros(8, np.uint8))
+    client_path: Any = client_path_for(encoder, decoder, slots, payload)
+    small: Any = client_path_for(encoder, decoder, slots, np.zeros(8, np.uint8))
     memories, poller = [SlotMemory(np.zeros(8, np.uint8), payload)], core.CounterPoller(np.zeros(64, np.uint8), 0)
     no_memory: list[Any] = [strange, strange]
-    without: Any = core.Asking(slots, no_memory, 2, slots, no_memory, poller)
-    without.learn(encoder, 1, 1, decoder, 1)
-    intake = core.Intake(slots, slots, None, None)
+    without: Any = core.ClientFastPath(slots, no_memory, 2, slots, no_memory, poller)
+    without.specialize(encoder, 1, 1, decoder, 1)
+    server_path = core.ServerFastPath(slots, slots, None, None)
     views = [place.view(payload) for place in schema.arrays]
     for call in (
-        lambda: kind.Intake(strange, slots, None, None),
-        lambda: kind.Intake(slots, slots, strange, None),
-        lambda: intake.learn(strange, decoder, [payload], payload, views),  # type: ignore[arg-type]
-        lambda: intake.learn(1, encoder, [payload], payload, views),  # type: ignore[arg-type]
-        lambda: intake.learn(1, decoder, payload, payload, views),  # type: ignore[arg-type]
-        lambda: intake.take(strange),  # type: ignore[arg-type]
-        lambda: intake.answer(decoder, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
-        lambda: intake.answer(encoder, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
-        lambda: intake.head(int),  # type: ignore[type-var]
-        lambda: kind.Asking(slots, memories, 1, strange, memories, poller),
-        lambda: kind.Asking(slots, memories, 1, slots, (), poller),
-        lambda: kind.Asking(slots, memories, 1, slots, memories, slots),
-        lambda: asking.learn(decoder, 1, 1, decoder, 1),
-        lambda: asking.learn(encoder, 1, 1, encoder, 1),
-        lambda: asking.learn(encoder, strange, 1, decoder, 1),
-        lambda: asking.send(tree, 0, [], Waiting()),
-        lambda: asking.send(tree, strange, {}, Waiting()),
-        lambda: asking.send(tree, 0, {}),
+        lambda: kind.ServerFastPath(strange, slots, None, None),
+        lambda: kind.ServerFastPath(slots, slots, strange, None),
+        lambda: server_path.specialize(strange, decoder, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: server_path.specialize(1, encoder, [payload], payload, views),  # type: ignore[arg-type]
+        lambda: server_path.specialize(1, decoder, payload, payload, views),  # type: ignore[arg-type]
+        lambda: server_path.try_take(strange),  # type: ignore[arg-type]
+        lambda: server_path.reply(decoder, tree, payload, 1, 1, 0, 1, 1),  # type: ignore[arg-type]
+        lambda: server_path.reply(encoder, tree, payload, 1, 1, 0, 1, strange),  # type: ignore[arg-type]
+        lambda: server_path.head(int),  # type: ignore[type-var]
+        lambda: kind.ClientFastPath(slots, memories, 1, strange, memories, poller),
+        lambda: kind.ClientFastPath(slots, memories, 1, slots, (), poller),
+        lambda: kind.ClientFastPath(slots, memories, 1, slots, memories, slots),
+        lambda: client_path.specialize(decoder, 1, 1, decoder, 1),
+        lambda: client_path.specialize(encoder, 1, 1, encoder, 1),
+        lambda: client_path.specialize(encoder, strange, 1, decoder, 1),
+        lambda: client_path.try_send(tree, 0, [], Waiting()),
+        lambda: client_path.try_send(tree, strange, {}, Waiting()),
+        lambda: client_path.try_send(tree, 0, {}),
     ):
         with pytest.raises(TypeError):
             call()
     for rotating_slots in (0, -1):
         with pytest.raises(ValueError, match="one slot"):
-            kind.Asking(slots, memories, rotating_slots, slots, memories, poller)
+            kind.ClientFastPath(slots, memories, rotating_slots, slots, memories, poller)
     with pytest.raises(AttributeError):
-        without.send(tree, 0, {}, Waiting())
-    assert not payload.any() and not small.send(tree, 0, {}, Waiting())
+        without.try_send(tree, 0, {}, Waiting())
+    assert not payload.any() and not small.try_send(tree, 0, {}, Waiting())
     in_flight: dict[int, Any] = {}
     with pytest.raises(AttributeError):
-        asking.send(tree, 0, in_flight, strange)
-    assert not in_flight and not asking.sequence
+        client_path.try_send(tree, 0, in_flight, strange)
+    assert not in_flight and not client_path.sequence
 
 
 def test_a_reply_is_one_to_what_was_sent() -> None:
     slots, encoder, decoder, payload, _ = plain_steps()
-    asking = asking_for(encoder, decoder, slots, payload)
+    client_path = client_path_for(encoder, decoder, slots, payload)
 
-    assert asking.receive(ReplyHead) is None  # the memory is all zeros, and so would the reply to sequence 0 be
+    assert (
+        client_path.try_receive(ReplyHead) is None
+    )  # the memory is all zeros, and so would the reply to sequence 0 be
 
-    unlearnt = core.Asking(slots, [], 2, slots, [], core.CounterPoller(np.zeros(64, np.uint8), 0))
-    assert unlearnt.receive(ReplyHead) is None
-    assert not unlearnt.send({"state": np.arange(3.0)}, 0, {}, Waiting())
+    unlearnt = core.ClientFastPath(slots, [], 2, slots, [], core.CounterPoller(np.zeros(64, np.uint8), 0))
+    assert unlearnt.try_receive(ReplyHead) is None
+    assert not unlearnt.try_send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
 
 def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() -> None:
@@ -109,14 +113,14 @@ def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() ->
     def convert(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if not within:
             within.append(False)
-            within[0] = asking.send(two, 0, in_flight, Waiting())
+            within[0] = client_path.try_send(two, 0, in_flight, Waiting())
         return array
 
-    asking = asking_for(encoder_of_two(convert), decoder, slots, payload)
+    client_path = client_path_for(encoder_of_two(convert), decoder, slots, payload)
 
-    assert not asking.send(two, 0, in_flight, Waiting())
+    assert not client_path.try_send(two, 0, in_flight, Waiting())
 
-    assert within == [True] and list(in_flight) == [65] and asking.sequence == 65
+    assert within == [True] and list(in_flight) == [65] and client_path.sequence == 65
 
 
 def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_written_to() -> None:
@@ -128,11 +132,11 @@ def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_writte
 
     two, payload = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8)
     decoder, in_flight = plain_steps()[2], dict[int, Any]()
-    with pytest.raises(TypeError, match="open slots"):
-        asking_for(encoder_of_two(convert), decoder, slots, payload).send(two, 0, in_flight, Waiting())
+    with pytest.raises(TypeError, match="expected open slots"):
+        client_path_for(encoder_of_two(convert), decoder, slots, payload).try_send(two, 0, in_flight, Waiting())
     assert not in_flight
-    with pytest.raises(TypeError, match="open slots"):
-        core.Intake(slots, slots, None, None).answer(encoder_of_two(None), two, payload, 1, 1, 0, 1, 1)
+    with pytest.raises(TypeError, match="expected open slots"):
+        core.ServerFastPath(slots, slots, None, None).reply(encoder_of_two(None), two, payload, 1, 1, 0, 1, 1)
 
 
 def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
@@ -142,32 +146,32 @@ def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
     payloads = [payload, payload]
 
     def wrap(view: npt.NDArray[Any]) -> Any:
-        intake.forget()
+        server_path.reset()
         payloads.clear()
         views.clear()
         return view.copy()
 
-    intake = core.Intake(slots, core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
-    intake.learn(1, decoder, payloads, arena, views)
-    assert asking_for(encoder, decoder, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
+    server_path = core.ServerFastPath(slots, core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2), None, wrap)
+    server_path.specialize(1, decoder, payloads, arena, views)
+    assert client_path_for(encoder, decoder, slots, payload).try_send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
-    observation = intake.take(0)
+    observation = server_path.try_take(0)
 
-    assert (intake.sequence, intake.schema, observation["state"].tolist()) == (65, 0, [0.0, 1.0, 2.0])
-    intake.take(0)
-    assert intake.sequence == 0
+    assert (server_path.sequence, server_path.schema, observation["state"].tolist()) == (65, 0, [0.0, 1.0, 2.0])
+    server_path.try_take(0)
+    assert server_path.sequence == 0
 
 
 def test_lists_that_became_shorter_since_they_were_learnt_are_an_error() -> None:
     slots, encoder, decoder, payload, schema = plain_steps()
     replies = core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2)
     views = [[place.view(payload) for place in schema.arrays] for _ in range(2)]
-    intake = core.Intake(slots, replies, None, None)
-    intake.learn(1, decoder, [payload, payload], None, views)
-    assert asking_for(encoder, decoder, slots, payload).send({"state": np.arange(3.0)}, 0, {}, Waiting())
+    server_path = core.ServerFastPath(slots, replies, None, None)
+    server_path.specialize(1, decoder, [payload, payload], None, views)
+    assert client_path_for(encoder, decoder, slots, payload).try_send({"state": np.arange(3.0)}, 0, {}, Waiting())
     del views[1]
 
     with pytest.raises(ValueError, match="views"):
-        intake.take(0)
+        server_path.try_take(0)
 
-    assert intake.sequence == 65
+    assert server_path.sequence == 65

@@ -23,6 +23,8 @@ from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
 from shmserve.structure_guard import infer_schema
 
+pytestmark = pytest.mark.pure_too
+
 _TIMES = 3000
 #: What Python itself takes now and then: a longer table of a dict, a cache that has just been made.
 _SPARE_BLOCKS = _TIMES // 10
@@ -151,52 +153,64 @@ def test_plain_steps_keep_nothing() -> None:
     views = [place.view(arena) for place in schema.arrays]
     requests, replies = (core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
     tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
-    intakes = [core.Intake(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
+    server_paths = [core.ServerFastPath(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
     strange: Any = SimpleNamespace()
     memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
     memories[0].written_schema = 1 << 40
-    asking = core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0))
-    asking.learn(encoder, 1 << 40, 1, decoder, 1)
+    client_path = core.ClientFastPath(
+        requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)
+    )
+    client_path.specialize(encoder, 1 << 40, 1, decoder, 1)
     pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
 
-    def ask(intake: core.Intake) -> None:
+    def ask(server_path: core.ServerFastPath) -> None:
         sent[0] += 1
         sequence = sequence_of(sent[0], 0)
-        assert asking.send(tree, 1 << 62, in_flight, pending)
-        assert in_flight.pop(sequence) is pending and pending.sequence == sequence == asking.sequence
-        observation = intake.take(sequence_of(sent[0] - 1, 0))
-        intake.head(RequestHead)
-        intake.answer(encoder, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40)
-        found = asking.receive(ReplyHead)
+        assert client_path.try_send(tree, 1 << 62, in_flight, pending)
+        assert in_flight.pop(sequence) is pending and pending.sequence == sequence == client_path.sequence
+        observation = server_path.try_take(sequence_of(sent[0] - 1, 0))
+        server_path.head(RequestHead)
+        server_path.reply(
+            encoder, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40
+        )
+        found = client_path.try_receive(ReplyHead)
         assert found is not None and found[0]["step"] == 7
 
     watched = (tree, tree["state"], payload, arena, views, views[0], encoder, decoder, requests, replies, memories)
-    for intake in intakes:
-        intake.learn(1 << 40, decoder, [payload, payload], arena, views)
-        _assert_keeps_nothing(lambda intake=intake: ask(intake), *watched)  # type: ignore[misc]
+    for server_path in server_paths:
+        server_path.specialize(1 << 40, decoder, [payload, payload], arena, views)
+        _assert_keeps_nothing(lambda server_path=server_path: ask(server_path), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.learn(1 << 40, decoder, [payload, payload], arena, views),  # type: ignore[misc]
+            lambda server_path=server_path: server_path.specialize(1 << 40, decoder, [payload, payload], arena, views),  # type: ignore[misc]
             *watched,
         )
-        _assert_keeps_nothing(lambda intake=intake: intake.take(0), *watched)  # type: ignore[misc]
+        _assert_keeps_nothing(lambda server_path=server_path: server_path.try_take(0), *watched)  # type: ignore[misc]
         _assert_keeps_nothing(
-            lambda intake=intake: intake.answer(encoder, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
+            lambda server_path=server_path: server_path.reply(encoder, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
             strange,
         )
-    _assert_keeps_nothing(lambda: core.Intake(requests, replies, None, None), requests, replies)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Intake(strange, replies, None, None)), strange)
-    _assert_keeps_nothing(lambda: asking.learn(encoder, 1 << 40, 1, decoder, 1), *watched)
-    _assert_keeps_nothing(lambda: asking.send(strange, 0, in_flight, pending), strange, *watched)
-    _assert_keeps_nothing(lambda: asking.send(tree, 0, {1: strange}, pending), strange, pending, *watched)
-    _assert_keeps_nothing(lambda: _raises(AttributeError, lambda: asking.send(tree, 0, in_flight, object())), *watched)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.send(tree, strange, in_flight, pending)), strange)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: asking.receive(strange)), strange, *watched)
+    _assert_keeps_nothing(lambda: core.ServerFastPath(requests, replies, None, None), requests, replies)
     _assert_keeps_nothing(
-        lambda: core.Asking(requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)),
+        lambda: _raises(TypeError, lambda: core.ServerFastPath(strange, replies, None, None)), strange
+    )
+    _assert_keeps_nothing(lambda: client_path.specialize(encoder, 1 << 40, 1, decoder, 1), *watched)
+    _assert_keeps_nothing(lambda: client_path.try_send(strange, 0, in_flight, pending), strange, *watched)
+    _assert_keeps_nothing(lambda: client_path.try_send(tree, 0, {1: strange}, pending), strange, pending, *watched)
+    _assert_keeps_nothing(
+        lambda: _raises(AttributeError, lambda: client_path.try_send(tree, 0, in_flight, object())), *watched
+    )
+    _assert_keeps_nothing(
+        lambda: _raises(TypeError, lambda: client_path.try_send(tree, strange, in_flight, pending)), strange
+    )
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: client_path.try_receive(strange)), strange, *watched)
+    _assert_keeps_nothing(
+        lambda: core.ClientFastPath(
+            requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)
+        ),
         *watched,
     )
     refused: Any = (requests, memories, 1, replies, memories, strange)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.Asking(*refused)), strange, *watched)
+    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.ClientFastPath(*refused)), strange, *watched)
 
 
 @pytest.mark.skipif(not NATIVE, reason="installed without a compiler")

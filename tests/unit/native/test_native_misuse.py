@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import Any
@@ -29,31 +28,6 @@ PLACES = ((0, 24, F8), (64, 24, F8))
 PAYLOAD_BYTES = 88
 
 
-FORKING = """
-import os, sys, threading
-import numpy as np
-from shmserve.backend import core
-
-words = np.zeros(4, np.uint64)
-pollers = [core.CounterPoller(words.view(np.uint8), 0)]
-looking = threading.Thread(target=lambda: core.spin(pollers, 1 << 62))
-looking.start()
-while sys.getrefcount(pollers[0]) < 3:  # the list's, the call's, and the look's
-    pass
-child = os.fork()
-if not child:
-    pollers[0].close()
-    pollers[0].close()
-    pollers.clear()
-    print("closed twice", flush=True)
-    os._exit(0)
-status = os.waitpid(child, 0)[1]
-words[0] = 1
-looking.join()
-sys.exit(status)
-"""
-
-
 def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEncoder:
     arrays = ((0, F8, shape, None), (1, F8, (3,), convert))
     places = ((0, 8 * int(np.prod(shape)), F8), (1024, 24, F8))
@@ -62,7 +36,16 @@ def encoder_of_two(convert: Any, shape: tuple[int, ...] = (3,)) -> core.TreeEnco
 
 @pytest.mark.parametrize(
     "name",
-    ["TreeEncoder", "TreeDecoder", "Slots", "CounterPoller", "Histograms", "CutThroughCopier", "Intake", "Asking"],
+    [
+        "TreeEncoder",
+        "TreeDecoder",
+        "Slots",
+        "CounterPoller",
+        "Histograms",
+        "CutThroughCopier",
+        "ServerFastPath",
+        "ClientFastPath",
+    ],
 )
 def test_nothing_is_half_made(name: str) -> None:
     kind: Any = getattr(core, name)
@@ -191,13 +174,6 @@ def test_watches_that_a_collection_of_cycles_ends_are_not_looked_at() -> None:
         gc.set_threshold(*before)
 
     assert (found, pollers, len(kept)) == ([], [], 200)
-
-
-def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at() -> None:
-    # In a process of its own: this one has threads that a fork does not bear.
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, check=False)
-
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "closed twice\n", "")
 
 
 def test_as_many_watches_as_a_service_has_clients_are_looked_at_together() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 import queue
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,26 +32,6 @@ def package(directory: Path, entry: str, **files: str) -> Any:
         file.write_text(code)
     (directory / "model.toml").write_text(f'[model]\nentry = "{entry}"\n')
     return loaded(directory)[0]
-
-
-@pytest.mark.parametrize(
-    "entry", ["queue", "profile", "logging", "time", "torch", "shmserve", "tests", "policy", "json.decoder", "data.mod"]
-)
-def test_an_entry_is_the_packages_own_whatever_else_has_its_name(tmp_path: Path, entry: str) -> None:
-    before = {name: sys.modules.get(name) for name in (entry, entry.partition(".")[0])}
-
-    model = package(tmp_path, f"{entry}:Policy", **{entry.replace(".", "/"): _POLICY})
-    (action,) = model.infer([{}])
-
-    assert action["kept"].value == 41
-    kept = pickle.dumps(action["kept"])
-    assert type(pickle.loads(kept)) is type(action["kept"])
-    for name, module in before.items():
-        assert module is None or sys.modules[name] is module
-    # As in a process that the policy spawns, which gets its path.
-    program = f"import pickle, sys; sys.path[:] = {sys.path!r}; print(pickle.loads({kept!r}).value)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout == "41\n", done.stderr
 
 
 def test_a_packages_code_finds_its_neighbours_and_all_other_code_the_standard_library(tmp_path: Path) -> None:

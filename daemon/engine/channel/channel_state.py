@@ -1,0 +1,336 @@
+"""One channel as the engine serves it: what is due, what waits, what was answered."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from shmserve.backend import core
+from shmserve.channel import EngineChannel
+from shmserve.codec import DoesNotFit, Encoder, Schemas
+from shmserve.errors import RequestRejected
+from shmserve.layout import number_of, slot_of
+from shmserve.protocol import Flag, Kind, Status
+from shmserve.ring import RequestHead
+from shmserve.schema import Array, Schema
+
+from ...ipc.messages import Suspicion
+from ...ipc.stats import ChannelWord, Counter, Stats
+from ..error_text import PolicyRaised, client_message
+from .mapped_channel import MappedChannel
+from .overhead import Overhead
+from .request_rate_limit import Rate
+from .staging import Staging
+
+#: A request of a suspected client counts as this much younger. It waits no longer for its turn than this and its share.
+BEHIND_NS = 1_000_000_000
+
+
+class BrokenChannel(Exception):
+    """What the client wrote contradicts the protocol; its channel cannot be served any more."""
+
+
+class ChannelState:
+    """One client's channel. All state the engine decides by is here, in private memory."""
+
+    def __init__(
+        self,
+        mapped: MappedChannel,
+        *,
+        trusted: bool,
+        uid: int,
+        rate: Rate | None,
+        overhead: Overhead | None = None,
+        suspicion: Suspicion | None = None,
+        tensors_on: torch.device | None,
+        serial: int,
+        carried: Sequence[int],
+        stats: Stats,
+    ) -> None:
+        """Takes `mapped` over. `tensors_on` is as `Staging` takes it."""
+        self._mapped = mapped
+        self.channel_info = mapped.channel_info
+        self.channel = mapped.channel
+        #: The requests as memory that the device reads by itself; None where it does not.
+        self.registered = mapped.register()
+        self.number = self.channel_info.identity.channel
+        self.trusted = trusted
+        self.uid = uid
+        #: What its user may send; None without a limit.
+        self.rate = rate
+        self.schemas = Schemas()
+        # Schema numbers of different engines must not meet in one reply slot.
+        self.encoder = Encoder(
+            first_schema=(serial << 32) + 1, allow_pickle=trusted, tensors_as_arrays=True, name="action"
+        )
+        #: Of the engine's time beside the model: what new structures, refused and failed requests of this client took.
+        self.overhead = overhead if overhead is not None else Overhead()
+        self.waiting: deque[RequestHead] = deque()
+        #: When its last turn ended, and later by what the others are owed for it (schedule.py).
+        self.last_served_ns = 0
+        #: Not 0 while an engine's death is held against this client: it runs alone, and behind the others.
+        self.behind_ns = 0
+        self._suspect_until_ns = 0
+        #: One such death was its own: a request that was tried is tried again only if nobody else pays for it.
+        self.blamed = False
+        self.may_try_again = True
+        #: Since when such a request waits for the others to be quiet.
+        self.quiet_since_ns = 0
+        self.active_ns = 0
+        self._tensors_on = tensors_on
+        self._staging: list[Staging] = []
+        #: Results that did not fit their reply slot, until the client has made room.
+        self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
+        self._carried = list(carried)
+        self._stats = stats
+        self.words = self.channel.requests.words
+        self.counter = self.channel.requests.counter
+        #: What was seen of the client's counter is `seen` of this.
+        self.poller = self.channel.requests.poller
+        self.fast_path = self._new_fast_path()
+        self.fast_schema: Schema | None = None
+        self.fast_views: list[Array] = []
+        if suspicion is not None:
+            self.suspect(suspicion)
+
+    def suspect(self, suspicion: Suspicion) -> None:
+        """Run its requests alone and behind the others'."""
+        self.behind_ns = BEHIND_NS
+        self._suspect_until_ns = time.monotonic_ns() + int(suspicion.left_s * 1e9)
+        self.blamed = suspicion.blamed
+
+    def is_suspect(self, now_ns: int) -> bool:
+        """Whether it still is; from then on it is a client as any other."""
+        if self.behind_ns and now_ns >= self._suspect_until_ns:
+            self.behind_ns, self.blamed = 0, False
+        return self.behind_ns > 0
+
+    def _new_fast_path(self) -> core.ServerFastPath | None:
+        """What takes plain requests in one step; None where that was not built, or is not for this client or device."""
+        requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
+        if requests.native is None or replies.native is None or self.rate is not None:
+            return None
+        if device is not None and device.type != "cpu":
+            return None
+        wrap = None if device is None else torch.from_numpy
+        return core.ServerFastPath(requests.native, replies.native, requests.copier, wrap)
+
+    def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
+        """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
+        decoder = schema.decoder
+        if self.fast_path is None or self.fast_path.schema == schema_id or decoder is None or not schema.is_all_arrays:
+            return
+        memories = self.channel.requests.memories
+        payloads = [memory.payload for memory in memories]
+        self.fast_schema = schema
+        if in_place:
+            self.fast_views = []
+            self.fast_path.specialize(
+                schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories]
+            )
+        else:
+            arena = self.staging(0).arena
+            self.fast_views = arena.leaf_views[schema]
+            self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
+
+    def _forget_fast(self) -> None:
+        """Hold nothing of the channel's memory any more."""
+        self.fast_views = []
+        if self.fast_path is not None:
+            self.fast_path.reset()
+
+    def open(self) -> None:
+        """Find what an earlier engine left unanswered."""
+        requests, replies = self.channel.requests, self.channel.replies
+        self.poller.last_seen = published = requests.published()
+        for sequence in requests.between(0, published):
+            # What was out in an earlier generation was answered there, or is carried.
+            if not replies.answered(sequence):
+                self._admit(sequence)
+        self._answer_carried()
+
+    def carry(self, sequences: Sequence[int], *, serving: bool) -> None:
+        """The engine that held the results of these has ended; an engine that does not serve yet says so when it does."""
+        self._carried += sequences
+        if serving:
+            self._answer_carried()
+
+    def _answer_carried(self) -> None:
+        for sequence in self._carried:
+            if not self.channel.replies.answered(sequence):
+                self.answer(sequence, Status.ENGINE_LOST, ("EngineLost", "the engine that ran it is gone"))
+                self._count(Counter.LOST)
+        self._carried = []
+
+    def look(self, now_ns: int) -> bool:
+        """Admit what the client has published since the last look; True if there was anything."""
+        published, seen = self.words[self.counter], self.poller.last_seen
+        if published == seen:
+            return False
+        count = number_of(published) - number_of(seen)
+        if count == 1:
+            self._admit(published)
+        else:
+            self._admit_several(count, seen, published)
+        self.poller.last_seen = published
+        self.active_ns = now_ns
+        return True
+
+    def refuse_new(self, now_ns: int) -> None:
+        """Answer what the client has published since the last look: the service is going away and starts nothing."""
+        accepted, self.waiting = self.waiting, deque()
+        try:
+            self.look(now_ns)
+            for head in self.waiting:
+                self.answer(head.sequence, Status.STOPPING)
+                self._count(Counter.REJECTED)
+        finally:
+            self.waiting = accepted
+
+    def _admit_several(self, count: int, seen: int, published: int) -> None:
+        if not 0 < count <= self.channel.requests.slots:
+            raise BrokenChannel(f"published counter {published:#x} after {seen:#x}")
+        sequences = self.channel.requests.between(seen, published)
+        if [number_of(sequence) for sequence in sequences] != list(
+            range(number_of(seen) + 1, number_of(published) + 1)
+        ):
+            raise BrokenChannel(f"{count} requests were published, the slots hold others")
+        for sequence in sequences:
+            self._admit(sequence)
+
+    def _admit(self, sequence: int) -> None:
+        head = self.channel.requests.head(sequence)
+        if head is None:
+            raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
+        if head.write_id and self.channel.requests.copier is not None:
+            self.channel.requests.copier.commit(head.write_id)
+        if head.flags & Flag.SUPERSEDE:
+            for older in [older for older in self.waiting if older.kind == Kind.INFER]:
+                self.waiting.remove(older)
+                self.answer(older.sequence, Status.SUPERSEDED)
+                self._count(Counter.SUPERSEDED)
+        if self.held:
+            # The client uses the slot again, so it has given up the result that did not fit.
+            for older_sequence in [held for held in self.held if slot_of(held) == slot_of(sequence)]:
+                del self.held[older_sequence]
+        if len(self.waiting) >= self.channel.requests.slots:
+            # A slot is used again once its request is answered; this client does not wait, and would fill the memory.
+            raise BrokenChannel(f"more requests are out than the channel has slots ({self.channel.requests.slots})")
+        self.waiting.append(head)
+
+    def _count(self, counter: Counter) -> None:
+        """What is answered here does not pass through Serving, which counts the rest."""
+        self._stats.words[counter] += 1
+        self._stats.words[self._stats.channel_index(self.number) + ChannelWord.ERRORS] += 1
+
+    def staging(self, row: int) -> Staging:
+        """Staging memory for the `row`-th request of this channel in a batch."""
+        while len(self._staging) <= row:
+            # A batch's further rows are of other clients, or of requests that were published long ago.
+            first = not self._staging
+            copier = self.channel.requests.copier if first else None
+            self._staging.append(Staging(self._tensors_on, copier, self.fast_path if first else None))
+        return self._staging[row]
+
+    def answer(
+        self,
+        sequence: int,
+        status: int,
+        tree: Any = None,
+        flags: int = 0,
+        version: int = 0,
+        durations_ns: tuple[int, int, int] = (0, 0, 0),
+    ) -> int:
+        """Complete `sequence` with a result, or with an error as (type, text), and ring.
+
+        Returns how long encoding took (ns); `durations_ns` is (queued, staged, infer). A result that does not fit is
+        held, and the client told to make room; `move` completes it. Raises RequestRejected for a result that cannot be
+        carried, PolicyRaised for one whose own code fails: nothing was answered then.
+        """
+        started_ns = time.monotonic_ns()
+        replies = self.channel.replies
+        try:
+            memory = replies.memories[slot_of(sequence)]
+            schema, metadata_bytes, payload_bytes, pickled = self.encoder.encode(tree, memory)
+            if pickled:
+                flags |= Flag.PICKLED
+        except DoesNotFit as needed:
+            self.held[sequence] = ((status, flags, version, *durations_ns), tree)
+            status, schema = Status.RESIZE_REQUIRED, 0
+            metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
+        except RequestRejected:
+            raise
+        except BaseException as error:  # reading a result may run code of its own type
+            raise PolicyRaised("the action cannot be read") from error
+        copied_ns = time.monotonic_ns() - started_ns
+        replies.complete(
+            sequence,
+            status,
+            flags,
+            schema,
+            metadata_bytes,
+            payload_bytes,
+            version,
+            *durations_ns,
+            copied_ns,
+        )
+        self.channel.reply_bell.ring()
+        return copied_ns
+
+    def move(
+        self,
+        mapped: MappedChannel,
+        carried: Sequence[int],
+        *,
+        serving: bool,
+        let_go: Callable[[EngineChannel], None] = EngineChannel.close,
+    ) -> None:
+        """Go on in the channel's next generation, larger segments; deliver what was held for want of room.
+
+        An engine that no longer serves only delivers. `let_go` closes the earlier generation.
+        """
+        old = self._mapped
+        self._unregister()
+        self._forget_fast()
+        self._mapped = mapped
+        self.channel_info = mapped.channel_info
+        self.channel = mapped.channel
+        self.registered = mapped.register()
+        self.words = self.channel.requests.words
+        self.counter = self.channel.requests.counter
+        self.poller, seen = self.channel.requests.poller, self.poller.last_seen
+        self.poller.last_seen = seen
+        self.waiting.clear()
+        self._staging = []
+        self.fast_path = self._new_fast_path()
+        held, self.held = self.held, {}
+        self._carried = [sequence for sequence in carried if sequence not in held]
+        old.close(let_go)
+        if serving:
+            self.open()
+        for sequence in carried:
+            if sequence in held and not self.channel.replies.answered(sequence):
+                (status, flags, version, *durations), tree = held[sequence]
+                queued, staged, infer = durations
+                try:
+                    self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
+                except RequestRejected as error:  # it is another one when it is read again
+                    self.answer(sequence, Status.FAILED, client_message(error), flags, version, (queued, staged, infer))
+
+    def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
+        """`let_go` closes the channel, at once or later."""
+        self.held.clear()
+        self._forget_fast()
+        self._staging = []
+        self.words = memoryview(b"")
+        self._unregister()
+        self._mapped.close(let_go)
+
+    def _unregister(self) -> None:
+        registered, self.registered = self.registered, None
+        if registered is not None:
+            registered.close()

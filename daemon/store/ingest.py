@@ -1,0 +1,188 @@
+"""Takes a package out of a descriptor that somebody sent, into a new directory, through a process under limits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shmserve.package_files import PackageFile, content_digest
+
+from .atomic_files import remove_tree
+from .errors import ArchiveRefused, StoreUnavailable, unavailable
+from .limits import PackageLimits
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+#: How long a killed process may take to end; one that hangs in a kernel's file system takes longer.
+_KILL_S = 5.0
+
+
+@dataclass(frozen=True)
+class BytesIngested:
+    """How far it is: bytes read of the source, how many it has (None: not known), files written."""
+
+    read_bytes: int
+    total_bytes: int | None
+    files: int
+
+
+@dataclass(frozen=True)
+class IngestedPackage:
+    """A package on disk, synced, that nobody else can write to. `path` is `staging` or the one folder in it."""
+
+    staging: Path
+    path: Path
+    files: tuple[PackageFile, ...]
+
+    @property
+    def digest(self) -> str:
+        return content_digest(self.files)
+
+
+#: `ingest`, or a function that tests use in its place, which starts no process.
+Ingest = Callable[
+    [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None"], Awaitable[IngestedPackage]
+]
+
+
+class IngestEvents:
+    """Events of the worker that ingests one package; `root` is None until the last one."""
+
+    def __init__(self, progress: Callable[[BytesIngested], None] | None = None) -> None:
+        self._progress = progress
+        self._files: list[PackageFile] = []
+        self.root: str | None = None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take one event in; raises ArchiveRefused or StoreUnavailable if it says so."""
+        match event["event"]:
+            case "progress":
+                if self._progress is not None:
+                    self._progress(BytesIngested(event["read"], event["total"], event["files"]))
+            case "file":
+                self._files.append(PackageFile(event["name"], event["size"], event["sha256"]))
+            case "done":
+                self.root = event["root"]
+            case "refused":
+                raise ArchiveRefused(event["reason"])
+            case "failed":
+                raise unavailable(OSError(event["errno"], ""), event["reason"])
+
+    @property
+    def files(self) -> tuple[PackageFile, ...]:
+        """The files, named within `root`."""
+        prefix = self.root + "/" if self.root else ""
+        return tuple(PackageFile(file.name[len(prefix) :], file.size, file.sha256) for file in self._files)
+
+
+async def ingest(
+    source: int,
+    staging: Path,
+    limits: PackageLimits | None = None,
+    progress: Callable[[BytesIngested], None] | None = None,
+) -> IngestedPackage:
+    """Copy the package in `source`, an open directory or tar file, into the new directory `staging`.
+
+    Raises ArchiveRefused, or StoreUnavailable if the state directory cannot take it; then, and when cancelled, the
+    process has ended and `staging` is gone. The descriptor stays the caller's. This process asks nothing of it: on a
+    FUSE mount even its type may take for ever.
+    """
+    limits = limits or PackageLimits()
+    process: asyncio.subprocess.Process | None = None
+    try:
+        try:
+            staging.mkdir(mode=0o700)
+            target = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise unavailable(error, f"{staging}: {error.strerror}") from error
+        try:
+            process = await _start(source, target, limits)
+        except OSError as error:
+            raise StoreUnavailable(f"no process can be started to read the package: {error.strerror}") from error
+        finally:
+            os.close(target)
+        try:
+            files, root = await asyncio.wait_for(_follow(process, limits, progress), limits.wall_s)
+        except asyncio.TimeoutError:
+            raise ArchiveRefused(f"receiving the package took longer than {limits.wall_s:g} s") from None
+        return IngestedPackage(staging, staging / root, files)
+    except BaseException:
+        await undisturbed(_abandon(process, staging))
+        raise
+
+
+async def undisturbed(work: Awaitable[_T]) -> _T:
+    """The result of `work`, which goes on to its end however often this is cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as interruption:  # wait() leaves the task alone
+            cancelled = interruption
+    if cancelled is None:
+        return task.result()
+    if (error := task.exception()) is not None:
+        log.warning("what was cancelled had failed: %s", error)
+    raise cancelled
+
+
+async def _start(source: int, target: int, limits: PackageLimits) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "shmserve.daemon.store.ingest_worker",
+        str(source),
+        str(target),
+        json.dumps(asdict(limits)),
+        pass_fds=(source, target),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"},
+        cwd="/",  # before Python 3.11 the working directory leads sys.path
+    )
+
+
+async def _follow(
+    process: asyncio.subprocess.Process, limits: PackageLimits, progress: Callable[[BytesIngested], None] | None
+) -> tuple[tuple[PackageFile, ...], str]:
+    """Read what the process says until it ends: the files, and the folder that holds them."""
+    assert process.stdout is not None
+    events = IngestEvents(progress)
+    async for line in process.stdout:
+        events.take(json.loads(line))
+    status = await process.wait()
+    if events.root is None:
+        raise ArchiveRefused(_death(status, limits))
+    return events.files, events.root
+
+
+def _death(status: int, limits: PackageLimits) -> str:
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return (
+            f"the process that reads the package was killed ({signal.Signals(-status).name}): "
+            f"it took more than {limits.cpu_s} s of processor time, or the machine has no memory left"
+        )
+    how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
+    return f"the process that reads the package ended {how}; the daemon's log may say why"
+
+
+async def _abandon(process: asyncio.subprocess.Process | None, staging: Path) -> None:
+    if process is not None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        try:
+            await asyncio.wait_for(process.wait(), _KILL_S)
+        except asyncio.TimeoutError:
+            log.warning("process %d, which reads a package, hangs in the kernel: left alone", process.pid)
+    await asyncio.to_thread(remove_tree, staging)

@@ -1,0 +1,147 @@
+"""Writes the files of a package into a new directory, hashing each on its way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from shmserve.package_files import PackageFile, shown
+
+from ..failpoints import failpoint
+from .errors import ArchiveRefused
+from .limits import PackageLimits
+from .overlapped_copy import OVERLAPPED_BYTES, copy_and_hash, write_all
+
+
+class PackageWriter:
+    """What goes in through `add` is hashed as it is written, so that what is checked is what gets loaded."""
+
+    def __init__(self, directory: int, limits: PackageLimits, on_bytes: Callable[[int], None]) -> None:
+        self._root = directory
+        self._limits = limits
+        self._on_bytes = on_bytes
+        self._directories: set[str] = set()
+        self._total = 0
+        self.files: dict[str, PackageFile] = {}
+
+    def expect_directory(self, name: str) -> None:
+        """An archive names a directory: none is made until a file lies in it, but no file may be called so."""
+        for above in _directories_of(name + "/"):
+            if above in self.files:
+                raise ArchiveRefused(f"{shown(above)} is both a file and a directory")
+            self._directories.add(above)
+
+    def add(self, name: str, size: int, chunks: Iterable[bytes | memoryview]) -> PackageFile:
+        """Write one new file; `size` is what it claims to have."""
+        if name in self.files:
+            raise ArchiveRefused(f"{shown(name)} is there twice")
+        if name in self._directories:
+            raise ArchiveRefused(f"{shown(name)} is both a file and a directory")
+        for above in _directories_of(name):
+            if above in self.files:
+                raise ArchiveRefused(f"{shown(above)} is both a file and a directory")
+            self._directories.add(above)
+        if len(self.files) >= self._limits.members:
+            raise ArchiveRefused(f"the package has more than {self._limits.members} files")
+        self._reserve(name, size)
+        failpoint("ingest.before_file")
+        parent = self._make_parents(name)
+        try:
+            descriptor = os.open(
+                name.rpartition("/")[2],
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
+                0o400,  # no policy changes what its version is made of
+                dir_fd=parent,
+            )
+        finally:
+            os.close(parent)
+        before = self._total
+        try:
+            copy = copy_and_hash if size >= OVERLAPPED_BYTES else _copy_small
+            digest = copy(descriptor, self._counted(name, chunks), lambda: failpoint("ingest.in_file"))
+        finally:
+            os.close(descriptor)
+        self.files[name] = file = PackageFile(name, self._total - before, digest)
+        return file
+
+    def sync(self, movable: str) -> None:
+        """Returns once every file and directory is on the disk, the directories inside read-only.
+
+        `movable` stays writable: moving a directory elsewhere writes to it. All at the end, because then it is one
+        journal's worth.
+        """
+        failpoint("ingest.before_sync")
+        for name in self.files:
+            self._sync(name, 0)
+        made = {above for name in self.files for above in _directories_of(name)}
+        for name in sorted(made, reverse=True):
+            self._sync(name, os.O_DIRECTORY, 0o700 if name == movable else 0o500)
+        os.fsync(self._root)
+        failpoint("ingest.after_sync")
+
+    def _reserve(self, name: str, size: int) -> None:
+        if self._total + size > self._limits.total_bytes:
+            raise ArchiveRefused(
+                f"{shown(name)} has {size} bytes and the files before it {self._total}; "
+                f"a package has at most {self._limits.total_bytes}"
+            )
+        found = os.fstatvfs(self._root)
+        free = found.f_bavail * found.f_frsize
+        if free < size + self._limits.spare_bytes:
+            raise OSError(errno.ENOSPC, f"{shown(name)} has {size} bytes and the state directory {free} free")
+
+    def _counted(self, name: str, chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for chunk in chunks:
+            self._total += len(chunk)
+            if self._total > self._limits.total_bytes:  # a file that grows while it is read
+                raise ArchiveRefused(f"with {shown(name)} the package has more than {self._limits.total_bytes} bytes")
+            self._on_bytes(len(chunk))
+            yield chunk
+
+    def _make_parents(self, name: str) -> int:
+        """A descriptor of the directory in which the file belongs."""
+        parent = os.dup(self._root)
+        for part in name.split("/")[:-1]:
+            try:
+                os.mkdir(part, 0o700, dir_fd=parent)
+            except FileExistsError:
+                pass
+            except BaseException:
+                os.close(parent)
+                raise
+            above = parent
+            try:
+                parent = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+            finally:
+                os.close(above)
+        return parent
+
+    def _sync(self, name: str, flags: int, mode: int | None = None) -> None:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, dir_fd=self._root)
+        try:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _directories_of(name: str) -> list[str]:
+    """
+    >>> _directories_of("a/b/c.py")
+    ['a', 'a/b']
+    """
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
+
+
+def _copy_small(descriptor: int, chunks: Iterable[bytes | memoryview], written: Callable[[], None]) -> str:
+    """As `copy_and_hash`, without threads."""
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+        write_all(descriptor, chunk)
+        written()
+    return digest.hexdigest()
