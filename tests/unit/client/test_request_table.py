@@ -24,8 +24,9 @@ class Channel:
 
     def __init__(self, slots: int, rotating: int) -> None:
         self.heads: dict[int, ReplyHead] = {}
+        words = [0]
         self.requests = SimpleNamespace(
-            words=[0], counter=0, slots=slots, rotating_slots=rotating, published=lambda: self.requests.words[0]
+            words=words, counter=0, slots=slots, rotating_slots=rotating, published=lambda: words[0]
         )
         self.replies = SimpleNamespace(words=[0], counter=0, memories=[None] * slots, try_head=self.heads.get)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 
 import pytest
 
@@ -98,7 +97,7 @@ def test_an_event_loop_performs_the_same_steps() -> None:
     async def perform(step: RetryStep) -> ServiceUnavailable | None:
         done.append(step)
         await asyncio.sleep(0)
-        return cast("ServiceUnavailable | None", outcomes.pop(0))
+        return outcomes.pop(0)
 
     asyncio.run(run_async(connect_steps(Judge(1, None), 0, RetryPolicy(1, 0.0)), perform))
 
