@@ -28,7 +28,7 @@ from shmserve.client import (
     ShmServeError,
     SlotsExhausted,
     UnsupportedType,
-    attachment,
+    connection,
     send_inference_request,
 )
 from shmserve.client.action_chunks import ActionChunks
@@ -89,7 +89,7 @@ def test_every_text_on_the_page_is_one_that_the_program_says() -> None:
         "load_s =",
         "TimeoutError",
     }
-    put_in |= {"killed by SIGKILL", "model.toml", "no key of [model]", "model.pt2", "kernel takes 107"}
+    put_in |= {"killed by SIGKILL", "model.toml", "not a key of [model]", "model.pt2", "kernel takes 107"}
     missing = []
     for quoted in MESSAGES:
         for part in re.split(r"'?\.\.\.'?", quoted):
@@ -203,7 +203,7 @@ def test_a_client_that_gets_no_channel_reads_what_is_on_the_page(
         assert second is not third
         with pytest.raises(ServiceUnavailable) as crowded:
             strict.client(max_retries=0).connect()
-    monkeypatch.setattr(attachment, "WIRE_VERSION", 99)
+    monkeypatch.setattr(connection, "WIRE_VERSION", 99)
     with pytest.raises(ProtocolMismatch) as mismatch:
         strict.client(max_retries=0).connect()
     with pytest.raises(ServiceUnavailable) as nobody:

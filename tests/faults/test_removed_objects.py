@@ -36,7 +36,7 @@ def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Call
             assert client.infer({"do": "echo", "value": number}) == number
         for who, value in ((daemon.client(max_retries=0), 1), (client, np.zeros(1 << 20))):
             with pytest.raises(
-                ServiceUnavailable, match=r"removed the service's objects from /dev/shm.*restart shmserved"
+                ServiceUnavailable, match=r"the service's objects were removed from /dev/shm.*restart shmserved"
             ):
                 who.infer({"do": "echo", "value": value})
         assert client.infer({"do": "echo", "value": 5}) == 5
