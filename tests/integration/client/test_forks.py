@@ -41,7 +41,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
         "loan": [3, 1, 4, 1],
         "after": [0, 1, 2, 3, 4],
         "busy": [True, []],
-        "number": 10,
+        "number": 11,
     }
     assert robot.errors == ""
     wait_until("every channel was given back", lambda: obedient.status()["clients"] == [])

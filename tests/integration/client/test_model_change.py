@@ -14,8 +14,8 @@ from shmserve.client import ShmClient
 from shmserve.client.model_watch import ModelWatch
 from shmserve.package_files import content_version
 from tests.support.admin_command import update
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import in_loop
 from tests.support.gain_packages import gain_package
 
 pytestmark = [pytest.mark.long, pytest.mark.sealed_too]

@@ -16,9 +16,8 @@ import torch
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
 from shmserve.contract import describe_tree
-from tests.support.client_parts import connection_of
+from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import POLICIES, Daemon
-from tests.support.event_loop import in_loop
 from tests.support.trees import Mode, Pixels, Task
 
 pytestmark = pytest.mark.sealed_too

@@ -19,7 +19,7 @@ from shmserve.client.arguments import seconds
 from shmserve.client.compat.gr00t import PolicyClient
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from shmserve.client.pending import Pending
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 NO_TIMES: list[Any] = [
     math.nan,
