@@ -18,7 +18,7 @@ import numpy as np
 
 from bench.service import Service
 from shmserve.client import ShmClient
-from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns
+from shmserve.daemon.engine.loop.time_slice import request_time_slice
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLICY = REPOSITORY / "tests" / "support" / "policies" / "obedient" / "policy.py"
@@ -54,7 +54,7 @@ def main() -> int:
     with Service(POLICY, settings=settings) as service:
         for folder in (service.folder, service.runtime_dir):
             folder.chmod(0o711)
-        if arguments.long_turns and not ask_for_short_turns(0, service.status()["engine"]["pid"]):
+        if arguments.long_turns and not request_time_slice(0, service.status()["engine"]["pid"]):
             parser.error("this kernel does not support scheduler slices")
         with ShmClient(runtime_dir=service.runtime_dir, timeout=60) as robot:
             _ask(robot, 1.0)

@@ -32,8 +32,7 @@ from shmserve.shortened import shortened
 from shmserve.standard_streams import open_standard_streams
 from shmserve.toml_value import toml_value
 
-from .api.admin import AdminService
-from .api.client import ClientService
+from .api import AdminService, ClientService
 from .config.config import Config, ConfigError
 from .config.sources import Settings
 from .host import descriptor_limit
@@ -41,15 +40,11 @@ from .host.logging import configure_logging
 from .host.notify import Notifier
 from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
-from .host.socket_activation import ActivationError, group_may_connect, inherited_sockets
+from .host.socket_activation import ActivationError, group_may_connect, listen_fds
 from .packages.package import ModelPackage
-from .rollout.rollout import ModelChanges
-from .rollout.startup_version import first_version, open_store
-from .supervisor.deployment import EngineFailed
-from .supervisor.engine_watchdog import HeartbeatWatch
-from .supervisor.readiness import ServiceReport
-from .supervisor.supervisor import Supervisor
-from .varlink.connection import Limits
+from .rollout import Rollout, choose_startup_version, open_store
+from .supervisor import EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
+from .varlink.connection import ConnectionLimits
 from .varlink.interface import ServiceInfo
 from .varlink.server import VarlinkServer, listen_unix
 
@@ -66,17 +61,27 @@ _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
 async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
-    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `first_version` and `run` raise.
+    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `choose_startup_version` and `run` raise.
 
     `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
     """
-    supervisor = Supervisor(config)
-    store = open_store(config)
-    watch = HeartbeatWatch(supervisor)
-    report = ServiceReport(supervisor, notifier, watch)
+    # The supervisor reports to the two services that are made on top of it below, before any engine is started.
+    supervisor = Supervisor(
+        config,
+        on_evict=lambda lease, reason: client_service.evict(lease, reason),
+        on_detach=lambda lease: client_service.detach(lease),
+        on_crash=lambda engine: rollout.crashed(engine),
+        on_ended=lambda engine: rollout.version_log.record_requests(engine),
+        is_on_probation=lambda engine: rollout.is_on_probation(engine),
+    )
+    store = open_store(config, in_use=supervisor.engines.versions)
+    client_service = ClientService(supervisor)
+    rollout = Rollout(supervisor, store)
+    watchdog = EngineWatchdog(supervisor)
+    readiness = ReadinessNotifier(supervisor, notifier, watchdog)
     loop = asyncio.get_running_loop()
     descriptor_limit.raise_own()
-    background = [asyncio.create_task(task) for task in (watch.run(), report.run())]
+    background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
     for task in background:
         task.add_done_callback(_tell_failure)
     try:
@@ -84,48 +89,48 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
         await asyncio.to_thread(store.open)  # it may have much to sweep up, and the watchdog is fed meanwhile
-        client_service = ClientService(supervisor)
-        changes = ModelChanges(supervisor, store)
-        admission = supervisor.admission
+        access_policy = supervisor.access_policy
 
         def listener(file: str, mode: int) -> socket.socket:
             return inherited.get(file) or listen_unix(supervisor.directory / file, mode)
 
         clients = VarlinkServer(
-            listener(CLIENT_SOCKET, admission.client_socket_mode),
+            listener(CLIENT_SOCKET, access_policy.client_socket_mode),
             _INFO,
             [client_service.interface()],
-            refusal=admission.client_refusal,
+            refusal=access_policy.client_refusal,
             # One user's processes leave half of them to the others.
-            limits=Limits(connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16),
+            limits=ConnectionLimits(
+                connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16
+            ),
         )
         admin = VarlinkServer(
-            listener(ADMIN_SOCKET, admission.admin_socket_mode),
+            listener(ADMIN_SOCKET, access_policy.admin_socket_mode),
             _INFO,
-            [AdminService(supervisor, changes, store, settings).interface()],
-            refusal=admission.admin_refusal,
-            limits=Limits(connections=32, accept_fds=1),
+            [AdminService(supervisor, rollout, store, settings).interface()],
+            refusal=access_policy.admin_refusal,
+            limits=ConnectionLimits(connections=32, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
-            taking = asyncio.create_task(first_version(config, store, supervisor.intake))
+            taking = asyncio.create_task(choose_startup_version(config, store, supervisor.ingest))
             first = await supervisor.unless_stopped(taking)
             if first is not None:
-                await supervisor.run(first.served, on_first=lambda: changes.notes.remember(first.remember))
+                await supervisor.run(first.deployment, on_first=lambda: rollout.version_log.enqueue(first.remember))
         except Exception as error:
             supervisor.fail(str(error))
             await asyncio.sleep(_ANSWERED_S)
             raise
         finally:
-            report.stopping()
+            readiness.stopping()
             clients.close()
             admin.close()
             await asyncio.gather(*servers, return_exceptions=True)
-            await changes.close()
+            await rollout.close()
             for file in {CLIENT_SOCKET, ADMIN_SOCKET} - inherited.keys():
                 (supervisor.directory / file).unlink(missing_ok=True)
     except Exception as error:
-        report.failed(str(error))
+        readiness.failed(str(error))
         raise
     finally:
         for task in background:
@@ -209,7 +214,7 @@ def main(
         configure_logging("shmserved")
         for unknown in settings.unknown_variables():
             log.warning("%s", unknown)
-        inherited = inherited_sockets(os.environ, config.runtime_dir / name)
+        inherited = listen_fds(os.environ, config.runtime_dir / name)
         if config.group_clients is None:
             sock = inherited.get(CLIENT_SOCKET)
             config = replace(config, group_clients=sock is not None and group_may_connect(sock))
@@ -219,14 +224,14 @@ def main(
             package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
         log.error("%s", error)
-        notifier.tell(STATUS=shortened(f"failed: {error}", 500))
+        notifier.sd_notify(STATUS=shortened(f"failed: {error}", 500))
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))
     except ConfigError as error:  # there is nothing that it could serve, whenever it is started again
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
-    except (AlreadyRunning, EngineFailed, ModelPackageError, OSError) as error:
+    except (AlreadyRunning, EngineStartError, ModelPackageError, OSError) as error:
         log.error("%s", error)
         sys.exit(FAILED)
     finally:

@@ -15,11 +15,11 @@ import zlib
 from fuzz.target import INPUT_LIMIT_BYTES, Target
 from shmserve.daemon.store.byte_source import FileSource, open_archive
 from shmserve.daemon.store.errors import ArchiveRefused
-from shmserve.daemon.store.limits import Limits
+from shmserve.daemon.store.limits import PackageLimits
 from shmserve.daemon.store.tar_reader import BLOCK, TarReader
 from shmserve.package_files import name_fault
 
-_LIMITS = Limits(members=16, total_bytes=1 << 20, gzip_free_bytes=1 << 17)
+_LIMITS = PackageLimits(members=16, total_bytes=1 << 20, gzip_free_bytes=1 << 17)
 _file: list[int] = []
 
 

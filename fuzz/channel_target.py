@@ -19,10 +19,10 @@ from fuzz.observations import TREES
 from fuzz.target import Target
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop.loop import EngineLoop
-from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.layout import (
     CACHE_LINE,
@@ -51,22 +51,22 @@ _WORD, _BYTES, _PUBLISH, _STEP, _COUNT, _NEIGHBOUR = range(6)
 class _Bell:
     """Doorbell with one token for each step, which ends the loop after the step."""
 
-    tells_who = False
+    names_channels = False
 
     def __init__(self) -> None:
         self.loop: EngineLoop | None = None
         self.token = False
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         pass
 
-    def forget(self, tenancy: Tenancy) -> None:
+    def forget(self, state: ChannelState) -> None:
         pass
 
-    def pardon(self, now_ns: int) -> None:
+    def unmute(self, now_ns: int) -> None:
         pass
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         return int(self.token)
 
     def take(self) -> None:
@@ -99,14 +99,14 @@ class _Client:
     def _segments(self) -> tuple[Segment, Segment]:
         return self.channel.requests.segment, self._replies
 
-    def attach(self) -> Tenancy:
+    def attach(self) -> ChannelState:
         """Reset it to a newly attached client."""
         for segment, header in zip(self._segments, self._headers, strict=True):
             segment.bytes[:CACHE_LINE] = header
             segment.bytes[CACHE_LINE:] = 0
         for memory in self.channel.requests.memories:
             memory.written_schema = None
-        return Tenancy(
+        return ChannelState(
             MappedChannel(self._channel_info, [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]),
             trusted=False,
             uid=0,
@@ -130,7 +130,7 @@ class _Engine:
         logging.disable()
         torch.set_num_threads(1)
         self.stats = Stats(create_stats_memory())
-        serving = PlainServing(
+        serving = FastPathServing(
             EchoModel(), self.stats, version=1, max_batch=1, in_place=False, stateful=False, checks={}
         )
         bell = _Bell()
@@ -154,9 +154,9 @@ class _Engine:
         self._steps += 1
         if self._steps % 2:
             # As the loop does if it was polling when its client published.
-            for tenancy in list(self.loop.tenancies.values()):
-                if tenancy.words[tenancy.counter] != tenancy.poller.last_seen:
-                    self.loop._serve_found(tenancy, time.monotonic_ns())
+            for state in list(self.loop.states.values()):
+                if state.words[state.counter] != state.poller.last_seen:
+                    self.loop._serve_found(state, time.monotonic_ns())
         self.bell.token = True
         # As if the longest wait were over, after which the loop finds a request published without a doorbell.
         self.loop._scanned_ns = 0
@@ -188,13 +188,13 @@ def run(data: bytes) -> None:
     engine = _engine[0]
     engine.broken.clear()
     engine.begin()
-    tenancy = engine.hostile.attach()
-    engine.loop.add(tenancy)
+    state = engine.hostile.attach()
+    engine.loop.add(state)
     try:
         _perform(engine, engine.hostile, data)
         engine.step()
         engine.ask_as_neighbour(len(data))
-        assert len(tenancy.waiting) <= _GEOMETRY.slots
+        assert len(state.waiting) <= _GEOMETRY.slots
     finally:
         engine.loop.remove(0)
 

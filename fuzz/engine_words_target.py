@@ -50,7 +50,7 @@ _READY = Ready(
     action=None,
     metadata={},
     gpu=None,
-    compiled=True,
+    native=True,
 )
 
 

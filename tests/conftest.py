@@ -15,10 +15,10 @@ import pytest
 
 from shmserve.client import ShmClient
 from shmserve.daemon.store import Store
-from shmserve.daemon.store.receive import receive
+from shmserve.daemon.store.ingest import ingest
 from tests.support import surroundings, watchdog
 from tests.support.archives.stores import Open
-from tests.support.archives.taking import Take, receive_here, taker
+from tests.support.archives.taking import Take, ingest_here, taker
 from tests.support.daemon_process import Daemon
 from tests.support.fault_marks import note_marks
 from tests.support.folders import REPOSITORY
@@ -110,7 +110,7 @@ def take(tmp_path: Path) -> Take:
 @pytest.fixture
 def take_confined(tmp_path: Path) -> Take:
     """As `take`, through a process under limits, as the daemon does."""
-    return taker(tmp_path, receive)
+    return taker(tmp_path, ingest)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def open_store(tmp_path: Path) -> Iterator[Open]:
 
         def open_(**settings: Any) -> Store:
             stack.close()
-            store = Store(tmp_path / "models", **{"receive": receive_here, **settings})
+            store = Store(tmp_path / "models", **{"ingest": ingest_here, **settings})
             stack.callback(store.close)
             store.open()
             return store

@@ -14,7 +14,7 @@ import torch
 
 from bench.peers.machine import facts
 from shmserve.daemon.engine.device.cuda import CudaDevice
-from shmserve.daemon.engine.device.threshold import measured_threshold
+from shmserve.daemon.engine.device.tuning import measured_threshold
 
 from . import copy, round_trip, swap
 

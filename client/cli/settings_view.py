@@ -26,7 +26,7 @@ def render(settings: list[dict[str, Any]]) -> RenderableType:
 def _cells(setting: dict[str, Any]) -> dict[str, Text]:
     waiting = setting["waiting"]
     note = Text("" if waiting is None else f"{words(waiting)} after a restart", style="yellow")
-    if waiting is None and setting["live"]:
+    if waiting is None and setting["reloadable"]:
         note = Text("live", style="dim")
     chosen = "" if setting["origin"] == "default" else "bold"
     return {

@@ -99,8 +99,8 @@ def _summary(status: dict[str, Any]) -> Table:
     table.add_row("service", Text(f"{status['service']}  ", style="bold") + state)
     if (to_do := advice(status)) is not None:
         table.add_row("do", Text(to_do, style="yellow"))
-    if intake := status.get("intake"):
-        table.add_row("taking in", Text(f"{intake['source']}: {amount(intake['bytes'], intake['of'])}"))
+    if ingest := status.get("ingest"):
+        table.add_row("taking in", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")

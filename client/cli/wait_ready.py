@@ -49,16 +49,16 @@ def state_words(found: dict[str, Any]) -> str:
 
     >>> state_words({"state": "loading"})
     'loading'
-    >>> intake = {"step": "receive", "source": "models/big", "bytes": 400_000_000, "of": 1_500_000_000}
-    >>> state_words({"state": "starting", "intake": intake})
+    >>> ingest = {"step": "receive", "source": "models/big", "bytes": 400_000_000, "of": 1_500_000_000}
+    >>> state_words({"state": "starting", "ingest": ingest})
     'starting: copied 0.4 of 1.5 GB'
     """
-    intake = found.get("intake")
+    ingest = found.get("ingest")
     state: str = found["state"]
-    if not intake:
+    if not ingest:
         return state
-    verb = "compared" if intake["step"] == "compare" else "copied"
-    return f"{state}: {verb} {amount(intake['bytes'], intake['of'])}"
+    verb = "compared" if ingest["step"] == "compare" else "copied"
+    return f"{state}: {verb} {amount(ingest['bytes'], ingest['of'])}"
 
 
 def amount(done: int, of: int | None) -> str:

@@ -1,1 +1,8 @@
-"""The two varlink interfaces: what clients ask of the service, and what operators do."""
+"""The two varlink interfaces: io.shmserve.Client for robots and io.shmserve.Admin for operators."""
+
+from __future__ import annotations
+
+from .admin import AdminService
+from .client import ClientService
+
+__all__ = ["AdminService", "ClientService"]

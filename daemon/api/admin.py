@@ -1,36 +1,29 @@
-"""Answers io.shmserve.Admin: what the operator sees and changes."""
+"""Answers io.shmserve.Admin: status, updates and versions."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
-from shmserve import __version__
 from shmserve.errors import ModelPackageError
 from shmserve.shortened import shortened
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
 from ..config.config import ConfigError
 from ..config.sources import Settings
-from ..host.logging import how_to_read
 from ..ipc.release import RELEASE_MISMATCH
-from ..ipc.stats import Stage
-from ..rollout.rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ChangeRefused, ModelChanges, Progress, Wish
+from ..rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor.deployment import EngineFailed
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import EngineStartError, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
-from . import admin_config as admin_settings
-from . import admin_monitoring as admin_sight
-from . import admin_recording
-from .admin_config import AdminSettings
-from .admin_monitoring import AdminSight, fitted
+from . import admin_config, admin_monitoring, admin_recording
+from .admin_config import AdminConfig
+from .admin_monitoring import AdminMonitoring, fitted, status_json
 from .admin_recording import AdminRecording
 
 log = logging.getLogger(__name__)
@@ -50,8 +43,8 @@ interface io.shmserve.Admin
 method Status() -> (status: object)
 
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
-# `intake`: what is taken in at the moment, by step, source, bytes and of.
-method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, intake: ?object)
+# `ingest`: what is taken in at the moment, by step, source, bytes and of.
+method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, ingest: ?object)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
 # one. Must be called with 'more': every reply but the last tells a step. `device`: null for the present one.
@@ -76,12 +69,12 @@ error Refused (reason: string, message: string)
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, changes: ModelChanges, store: Store, settings: Settings) -> None:
+    def __init__(self, supervisor: Supervisor, rollout: Rollout, store: Store, settings: Settings) -> None:
         self._supervisor = supervisor
-        self._settings = AdminSettings(NAME, settings, supervisor.config, supervisor.reloaded)
-        self._sight = AdminSight(supervisor, clients)
+        self._config = AdminConfig(NAME, settings, supervisor.config, supervisor.reloaded)
+        self._monitoring = AdminMonitoring(supervisor)
         self._recording = AdminRecording(NAME, supervisor)
-        self._changes = changes
+        self._rollout = rollout
         self._store = store
 
     def interface(self) -> Interface:
@@ -93,8 +86,8 @@ class AdminService:
             "Versions": self.versions,
             "Drain": self.drain,
         }
-        methods |= self._settings.methods() | self._sight.methods() | self._recording.methods()
-        parts = (DESCRIPTION, admin_settings.DESCRIPTION, admin_sight.DESCRIPTION, admin_recording.DESCRIPTION)
+        methods |= self._config.methods() | self._monitoring.methods() | self._recording.methods()
+        parts = (DESCRIPTION, admin_config.DESCRIPTION, admin_monitoring.DESCRIPTION, admin_recording.DESCRIPTION)
         return Interface(NAME, "".join(parts), methods)
 
     async def update_model(
@@ -102,7 +95,7 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         if len(fds) != 1:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "the package's file descriptor"})
-        wish = Wish(
+        options = UpdateOptions(
             device=optional(parameters, "device", str),
             in_place=optional(parameters, "in_place", bool) or False,
             allow_contract_change=optional(parameters, "allow_contract_change", bool) or False,
@@ -112,7 +105,7 @@ class AdminService:
         uid = connection.peer.uid
         name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
         log.info("update asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._changes.update(fds[0], name, uid, wish, told))) as replies:
+        async with aclosing(_told(lambda told: self._rollout.update(fds[0], name, uid, options, told))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -121,39 +114,38 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         version = optional(parameters, "version", str)
         log.info("rollback asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._changes.rollback(version, told))) as replies:
+        async with aclosing(_told(lambda told: self._rollout.rollback(version, told))) as replies:
             async for reply in replies:
                 yield reply
 
     async def versions(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        return {"versions": versions(self._supervisor, self._changes, self._store)}
+        return {"versions": versions(self._supervisor.snapshot(), self._rollout, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        other_release = self._supervisor.engines.other_release
-        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *([other_release] if other_release else [])]
-        found = {"taken_back": self._changes.taken_back, "problems": problems}
-        return {"status": fitted({**status(self._supervisor), **found})}
+        status = self._supervisor.snapshot()
+        mismatch = [status.release_mismatch] if status.release_mismatch else []
+        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch]
+        document = {**status_json(status), "taken_back": self._rollout.taken_back, "problems": problems}
+        return {"status": fitted(document)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
         supervisor = self._supervisor
 
         async def settled() -> None:
-            # While an update is on its way the model before it serves, unless it was stopped for it.
-            while supervisor.state not in ("ready", "failed", "draining") and not (
-                supervisor.state == "updating" and supervisor.engines.serving is not None
-            ):
+            while not supervisor.snapshot().is_settled:
                 await supervisor.wait_change()
 
         is_settled = False
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(settled(), timeout_s)
             is_settled = True
+        status = supervisor.snapshot()
         return {
-            "state": supervisor.state,
-            "error": supervisor.error,
+            "state": status.state.value,
+            "error": status.error,
             "settled": is_settled,
-            "intake": supervisor.intake.to_json(),
+            "ingest": status.ingest,
         }
 
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -161,7 +153,7 @@ class AdminService:
         return {}
 
 
-async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
+async def _told(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
     """A change's steps as replies while it goes on; closing this generator cancels the change."""
     began = time.monotonic()
     steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was the last one
@@ -177,7 +169,7 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
         while (step := await steps.get()) is not None:
             yield step
         yield reply("done", {}, task.result())
-    except (ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineFailed) as error:
+    except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
         log.warning("the model stays: %s", error)
         raise VarlinkError(
             f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
@@ -188,13 +180,13 @@ async def _told(change: Callable[[Progress], Awaitable[dict[str, Any]]]) -> Asyn
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, ChangeRefused):
+    if isinstance(error, RolloutRefused):
         return error.reason
-    if isinstance(error, EngineFailed) and error.error == DEVICE_MEMORY_SHORT:
+    if isinstance(error, EngineStartError) and error.error == DEVICE_MEMORY_SHORT:
         return "device_memory"
-    if isinstance(error, EngineFailed) and error.error == RELEASE_MISMATCH:
+    if isinstance(error, EngineStartError) and error.error == RELEASE_MISMATCH:
         return "restart"
-    if isinstance(error, ConfigError) or (isinstance(error, EngineFailed) and error.error == DEVICE_MISSING):
+    if isinstance(error, ConfigError) or (isinstance(error, EngineStartError) and error.error == DEVICE_MISSING):
         return "device"
     if isinstance(error, VersionUnknown):
         return "unknown_version"
@@ -202,20 +194,20 @@ def _reason(error: Exception) -> str:
         return "store"
     if isinstance(error, DowngradeRefused):
         return "downgrade"
-    return "engine" if isinstance(error, EngineFailed) else "package"
+    return "engine" if isinstance(error, EngineStartError) else "package"
 
 
-def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> list[dict[str, Any]]:
-    """What is known of each kept version, the last sent first."""
-    serving, standby = supervisor.engines.serving, supervisor.engines.standby
-    current, previous = store.current(), changes.before()
+def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict[str, Any]]:
+    """Return the metadata of each kept version, the last sent first."""
+    serving = status.engine.version if status.engine is not None else None
+    current, previous = store.current(), rollout.before()
     found = []
     for stored in store.versions():
         found.append(
             {
                 "version": stored.version,
-                "serving": serving is not None and serving.served.version == stored.version,
-                "standby": standby is not None and standby.served.version == stored.version,
+                "serving": stored.version == serving,
+                "standby": stored.version == status.standby_version,
                 "current": current is not None and current.digest == stored.digest,
                 "previous": previous is not None and previous.digest == stored.digest,
                 "source": stored.source,
@@ -227,90 +219,7 @@ def versions(supervisor: Supervisor, changes: ModelChanges, store: Store) -> lis
                 "device": stored.facts.get("device"),
                 "taken_back": stored.facts.get("taken_back"),
                 "refused": stored.facts.get("refused"),
-                "served": changes.notes.counts.of(stored.version),
+                "served": rollout.version_log.request_counts.of(stored.version),
             }
         )
-    return found
-
-
-def status(supervisor: Supervisor) -> dict[str, Any]:
-    """One picture of the service, as `shmserve-admin status --json` prints it."""
-    now_ns = time.monotonic_ns()
-    engine = supervisor.engines.serving
-    counters = supervisor.engines.counts.counters()
-    served = counters["served"]
-    return {
-        "service": supervisor.config.name,
-        "state": supervisor.state,
-        "error": supervisor.error,
-        "intake": supervisor.intake.to_json(),
-        "transport": supervisor.config.transport,
-        "release": __version__,
-        "pid": os.getpid(),
-        "uptime_s": round((now_ns - supervisor.started_ns) / 1e9, 3),
-        "directory": str(supervisor.directory),
-        "logs": how_to_read(),
-        "engine": None
-        if engine is None
-        else {
-            "pid": engine.pid,
-            "restarts": supervisor.restarts,
-            "heartbeat_age_s": supervisor.heartbeat_age_s(),
-            "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "native": engine.ready is not None and engine.ready.compiled,
-        },
-        "model": supervisor.engines.model,
-        "recording": supervisor.engines.channels.recording,
-        "clients": clients(supervisor),
-        "requests": {
-            "served": served,
-            "failed": counters["failed"],
-            "rejected": counters["rejected"],
-            **{name: counters[name] for name in ("expired", "stale", "cancelled", "superseded", "lost", "resets")},
-            "in_place": counters["in_place"],
-            "cut_through": counters["cut_through"],
-            "clamped": counters["clamped"],
-            "out_of_range": counters["out_of_range"],
-            "batches": counters["batches"],
-        },
-        "latency": {stage.name.lower(): _percentiles(supervisor, stage) for stage in Stage},
-    }
-
-
-def clients(supervisor: Supervisor) -> list[dict[str, Any]]:
-    """What is known of each client."""
-    now_ns = time.monotonic_ns()
-    return [
-        {
-            "id": lease.channel,
-            "pid": lease.peer.pid,
-            "uid": lease.peer.uid,
-            "program": lease.program,
-            "trusted": lease.trusted,
-            "attached_s": round((now_ns - lease.attached_ns) / 1e9, 3),
-            "slots": lease.wanted.slots,
-            "generation": lease.channel_info.identity.generation,
-            **_counts(supervisor, lease.channel, now_ns),
-        }
-        for lease in supervisor.leases
-    ]
-
-
-def _counts(supervisor: Supervisor, channel: int, now_ns: int) -> dict[str, Any]:
-    served, errors, last_ns = supervisor.engines.channel_counts(channel)
-    return {
-        "served": served,
-        "errors": errors,
-        "last_s": round((now_ns - last_ns) / 1e9, 3) if last_ns else None,
-    }
-
-
-def _percentiles(supervisor: Supervisor, stage: Stage) -> dict[str, float | int | None] | None:
-    latency = supervisor.engines.counts.latency(stage)
-    if latency is None or not latency.total:
-        return None
-    found: dict[str, float | int | None] = {"count": latency.total}
-    for percent, name in ((50, "p50_us"), (90, "p90_us"), (99, "p99_us"), (99.9, "p999_us")):
-        value = latency.percentile_us(percent)
-        found[name] = None if value is None else round(value, 1)
     return found

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """\
 
 # A setting in force. `origin` is default, or the file, variable or flag it comes from; `waiting` is what it will be
-# after a restart, null for the same; a `live` one changes with Reload.
-type Setting (key: string, value: object, origin: string, live: bool, waiting: object)
+# after a restart, null for the same; a `reloadable` one changes with Reload.
+type Setting (key: string, value: object, origin: string, reloadable: bool, waiting: object)
 
 # Every setting, and the file that was read; null if there is none.
 method Config() -> (file: ?string, settings: []Setting)
@@ -33,7 +33,7 @@ error Misconfigured (message: string)
 """
 
 
-class AdminSettings:
+class AdminConfig:
     """The methods, for one daemon's settings."""
 
     def __init__(
@@ -59,7 +59,7 @@ class AdminSettings:
             "key": key,
             "value": _plain(getattr(self._config, key)),
             "origin": effective.origin,
-            "live": SETTINGS[key].live,
+            "reloadable": SETTINGS[key].reloadable,
             "waiting": _plain(effective.waiting),
         }
 

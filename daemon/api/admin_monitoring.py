@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable
+import os
+from collections.abc import AsyncGenerator
 from typing import Any
 
+from shmserve import __version__
 from shmserve.varlink import Reply
 
-from ..ipc.stats import BUCKET_BOUNDS_US, Stage
-from ..supervisor.supervisor import Supervisor
+from ..host.logging import how_to_read
+from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
+from ..supervisor import ClientStatus, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
 
 DESCRIPTION = """\
@@ -34,12 +37,30 @@ _MODEL_LIMIT = 16 * 1024
 _LONG_OF_A_MODEL = ("contract", "observation", "action", "metadata")
 
 
-class AdminSight:
-    """The methods, for one supervisor; `clients` lists what is known of each client."""
+#: What a status counts of requests, in the order in which it is printed.
+_REQUEST_COUNTERS = (
+    "served",
+    "failed",
+    "rejected",
+    "expired",
+    "stale",
+    "cancelled",
+    "superseded",
+    "lost",
+    "resets",
+    "in_place",
+    "cut_through",
+    "clamped",
+    "out_of_range",
+    "batches",
+)
 
-    def __init__(self, supervisor: Supervisor, clients: Callable[[Supervisor], list[dict[str, Any]]]) -> None:
+
+class AdminMonitoring:
+    """The methods, for one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
-        self._all_clients = clients
 
     def methods(self) -> dict[str, Method]:
         return {"Clients": self.clients, "Latencies": self.latencies, "Metrics": self.metrics}
@@ -47,14 +68,14 @@ class AdminSight:
     async def clients(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncGenerator[Answer, None]:
-        found = self._all_clients(self._supervisor)
-        for first in range(0, max(1, len(found)), _CLIENTS_A_REPLY):
-            page = found[first : first + _CLIENTS_A_REPLY]
-            yield Reply({"clients": page}, continues=first + _CLIENTS_A_REPLY < len(found))
+        clients = [client_json(client) for client in self._supervisor.snapshot().clients]
+        for first in range(0, max(1, len(clients)), _CLIENTS_A_REPLY):
+            page = clients[first : first + _CLIENTS_A_REPLY]
+            yield Reply({"clients": page}, continues=first + _CLIENTS_A_REPLY < len(clients))
 
     async def latencies(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        found = {stage.name.lower(): self._supervisor.engines.counts.latency(stage) for stage in Stage}
-        stages = {name: list(distribution.counts) for name, distribution in found.items() if distribution is not None}
+        latency = self._supervisor.snapshot().latency
+        stages = {stage.name.lower(): list(distribution.counts) for stage, distribution in latency.items()}
         return {"bounds_us": BUCKET_BOUNDS_US, "stages": stages}
 
     async def metrics(
@@ -62,10 +83,68 @@ class AdminSight:
     ) -> AsyncGenerator[Answer, None]:
         from .metrics import openmetrics  # not before somebody asks: it takes a tenth of a second to import
 
-        text = openmetrics(self._supervisor)
+        text = openmetrics(self._supervisor.snapshot())
         for first in range(0, len(text), _TEXT_A_REPLY):
             piece = text[first : first + _TEXT_A_REPLY]
             yield Reply({"text": piece}, continues=first + _TEXT_A_REPLY < len(text))
+
+
+def status_json(status: ServiceStatus) -> dict[str, Any]:
+    """Return the status as `shmserve-admin status --json` prints it."""
+    engine, counters = status.engine, status.counters
+    return {
+        "service": status.name,
+        "state": status.state.value,
+        "error": status.error,
+        "ingest": status.ingest,
+        "transport": status.transport,
+        "release": __version__,
+        "pid": os.getpid(),
+        "uptime_s": round(status.uptime_s, 3),
+        "directory": str(status.directory),
+        "logs": how_to_read(),
+        "engine": None
+        if engine is None
+        else {
+            "pid": engine.pid,
+            "restarts": status.restarts,
+            "heartbeat_age_s": engine.heartbeat_age_s,
+            "busy_s": round(counters["busy_ns"] / 1e9, 3),
+            "native": engine.is_native,
+        },
+        "model": status.model,
+        "recording": status.is_recording,
+        "clients": [client_json(client) for client in status.clients],
+        "requests": {name: counters[name] for name in _REQUEST_COUNTERS},
+        "latency": {stage.name.lower(): _percentiles(status.latency.get(stage)) for stage in Stage},
+    }
+
+
+def client_json(client: ClientStatus) -> dict[str, Any]:
+    """Return one client's status as `shmserve-admin clients --json` prints it."""
+    return {
+        "id": client.channel,
+        "pid": client.pid,
+        "uid": client.uid,
+        "program": client.program,
+        "trusted": client.trusted,
+        "attached_s": round(client.attached_s, 3),
+        "slots": client.slots,
+        "generation": client.generation,
+        "served": client.served,
+        "errors": client.errors,
+        "last_s": None if client.last_s is None else round(client.last_s, 3),
+    }
+
+
+def _percentiles(latency: Distribution | None) -> dict[str, float | int | None] | None:
+    if latency is None or not latency.total:
+        return None
+    values: dict[str, float | int | None] = {"count": latency.total}
+    for percent, name in ((50, "p50_us"), (90, "p90_us"), (99, "p99_us"), (99.9, "p999_us")):
+        value = latency.percentile_us(percent)
+        values[name] = None if value is None else round(value, 1)
+    return values
 
 
 def fitted(status: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from shmserve.record_ring import RecordRingBroken, check_record_ring
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional
 
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import Supervisor
 from ..varlink.interface import Answer, Connection, Method
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class AdminRecording:
         if len(fds) != 1:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "the record ring's file descriptor"})
         client = optional(parameters, "client", int)
-        engines = self._supervisor.engines
-        if engines.channels.recording:
+        status = self._supervisor.snapshot()
+        if status.is_recording:
             raise self._refused("busy", "somebody records already: one recording at a time")
-        if client is not None and self._supervisor.leases.get(client) is None:
+        if client is not None and client not in {each.channel for each in status.clients}:
             raise self._refused("unknown_client", f"there is no client {client}; shmserve-admin clients lists them")
         try:
             capacity = check_record_ring(fds[0])
@@ -53,10 +53,10 @@ class AdminRecording:
             raise self._refused("record_ring", str(error)) from error
         log.info("recording for %s, through %d bytes", connection.peer, capacity)
         try:
-            engines.record(fds[0], client)
+            self._supervisor.record(fds[0], client)
             told = None
             while True:
-                model = engines.model
+                model = self._supervisor.model
                 if model is not None and model != told:
                     told = model
                     yield Reply({"model": {key: model[key] for key in _OF_THE_MODEL}}, continues=True)
@@ -65,7 +65,7 @@ class AdminRecording:
                     yield Reply({"model": None}, continues=True)
                 await self._supervisor.wait_change()
         finally:
-            engines.end_recording()
+            self._supervisor.end_recording()
             log.info("recording for %s has ended", connection.peer)
 
     def _refused(self, reason: str, message: str) -> VarlinkError:

@@ -13,9 +13,8 @@ from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients.attach_rate_limit import AttachRates
-from ..clients.leases import Lease, LeaseRefused, Wanted
-from ..supervisor.supervisor import Supervisor
+from ..clients import AttachRateLimit, Lease, LeaseRefused, Wanted
+from ..supervisor import ServiceState, Supervisor
 from ..varlink.interface import Connection, Interface
 from ..varlink.peer import Peer
 
@@ -72,9 +71,7 @@ class ClientService:
         self._supervisor = supervisor
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
-        self._rates = AttachRates()
-        supervisor.on_evict = self.evict
-        supervisor.on_detach = self.detach
+        self._rate_limit = AttachRateLimit()
 
     def interface(self) -> Interface:
         return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
@@ -85,7 +82,7 @@ class ClientService:
             raise VarlinkError(f"{NAME}.ProtocolMismatch", {"wire_version": WIRE_VERSION})
         if connection.number in self._leases:
             raise VarlinkError(f"{NAME}.AlreadyAttached")
-        if self._supervisor.state == "draining":
+        if self._supervisor.state is ServiceState.DRAINING:
             raise VarlinkError(f"{NAME}.Stopping")
         wanted = _wanted(required(parameters, "wanted", dict))
         program = "".join(filter(str.isprintable, (optional(parameters, "program", str) or "")[:64]))
@@ -98,12 +95,12 @@ class ClientService:
         self._leases[connection.number] = lease
         self._connections[connection.number] = connection
         connection.closed.add_done_callback(functools.partial(self._ended, connection.number))
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         log.info("client %d attached: %s, %.64r", lease.channel, connection.peer, program)
         reply = {
             "channel_info": lease.channel_info.to_json(),
             "trusted": lease.trusted,
-            "state": self._supervisor.state,
+            "state": self._supervisor.state.value,
         }
         return Reply(reply, fds=tuple(given))
 
@@ -131,7 +128,7 @@ class ClientService:
         except LeaseRefused as refusal:
             raise _refused(refusal) from refusal
         self._charge(lease)
-        self._supervisor.engines.channels.attach(lease)
+        self._supervisor.send_lease(lease)
         return Reply({"channel_info": lease.channel_info.to_json()}, fds=tuple(given))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
@@ -144,7 +141,7 @@ class ClientService:
         config = self._supervisor.config
         burst = 4 * (config.max_clients_per_user or config.max_clients)
         rate = config.max_attach_rate_per_user
-        wait_s = self._rates.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
+        wait_s = self._rate_limit.wait_s(peer.uid, rate, burst=burst, now_s=time.monotonic())
         if wait_s:
             await asyncio.sleep(_SLOW_REFUSAL_S)
             raise _refused(
@@ -158,15 +155,15 @@ class ClientService:
 
     def _charge(self, lease: Lease) -> None:
         if not _is_exempt(lease.peer):
-            self._rates.charge(lease.peer.uid, lease.bytes)
+            self._rate_limit.charge(lease.peer.uid, lease.bytes)
 
     async def describe(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         supervisor = self._supervisor
         return {
             "service": supervisor.config.name,
-            "state": supervisor.state,
+            "state": supervisor.state.value,
             "epoch": supervisor.epoch,
-            "model": supervisor.engines.model,
+            "model": supervisor.model,
         }
 
     def evict(self, lease: Lease, reason: str) -> None:
@@ -174,7 +171,7 @@ class ClientService:
         for number, held in self._leases.items():
             if held is lease:
                 log.warning("client %d is evicted: %s", lease.channel, reason)
-                self._supervisor.leases.offenders.note(lease.peer, reason, time.monotonic())
+                self._supervisor.ban(lease.peer, reason)
                 farewell = {"message": reason, "retry_after_s": self._supervisor.config.ban_s}
                 self._connections[number].say_farewell(f"{NAME}.Evicted", farewell)
                 return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -20,28 +19,25 @@ from prometheus_client.registry import Collector
 
 from shmserve import __version__
 
-from ..ipc.stats import Distribution, Stage, lower_ns
+from ..ipc.stats import Distribution, lower_ns
+from ..supervisor import ServiceState, ServiceStatus
 
-if TYPE_CHECKING:
-    from ..supervisor.supervisor import Supervisor
-
-STATES = ("starting", "loading", "warming", "ready", "updating", "draining", "failed")
 _ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
 _BUCKETS_A_LINE = 8
 
 
-def openmetrics(supervisor: Supervisor) -> str:
-    """Everything, at this moment."""
+def openmetrics(status: ServiceStatus) -> str:
+    """Return the status as OpenMetrics text."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Service(supervisor))
+    registry.register(_Service(status))
     text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
     return text.decode()
 
 
 class _Service(Collector):
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    def __init__(self, status: ServiceStatus) -> None:
+        self._status = status
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
@@ -53,27 +49,25 @@ class _Service(Collector):
         yield self._stages()
 
     def _state(self) -> Iterator[Metric]:
-        supervisor = self._supervisor
-        service = {"service": supervisor.config.name}
-        yield InfoMetricFamily(
-            "shmserve", "The daemon.", {**service, "release": __version__, "transport": supervisor.config.transport}
-        )
+        status = self._status
+        daemon = {"service": status.name, "release": __version__, "transport": status.transport}
+        yield InfoMetricFamily("shmserve", "The daemon.", daemon)
         state = StateSetMetricFamily("shmserve_state", "What the service is at; one of them is 1.")
-        state.add_metric([], {name: name == supervisor.state for name in STATES})
+        state.add_metric([], {each.value: each is status.state for each in ServiceState})
         yield state
-        model = supervisor.engines.model
+        model = status.model
         if model is not None:
-            found = {key: str(model[key]) for key in ("name", "version", "device")}
-            yield InfoMetricFamily("shmserve_model", "What is served.", found)
-        uptime_s = (time.monotonic_ns() - supervisor.started_ns) / 1e9
-        yield _gauge("shmserve_start_time_seconds", "When the daemon started, since 1970.", time.time() - uptime_s)
-        age_s = supervisor.heartbeat_age_s()
-        if age_s is not None:
+            labels = {key: str(model[key]) for key in ("name", "version", "device")}
+            yield InfoMetricFamily("shmserve_model", "What is served.", labels)
+        start_s = time.time() - status.uptime_s
+        yield _gauge("shmserve_start_time_seconds", "When the daemon started, since 1970.", start_s)
+        if status.engine is not None and status.engine.heartbeat_age_s is not None:
+            age_s = status.engine.heartbeat_age_s
             yield _gauge("shmserve_engine_heartbeat_age_seconds", "Since the engine's loop went round.", age_s)
-        yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", supervisor.restarts)
+        yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", status.restarts)
 
     def _requests(self) -> Iterator[Metric]:
-        counted = self._supervisor.engines.counts.counters()
+        counted = self._status.counters
         requests = CounterMetricFamily("shmserve_requests", "Requests by how they ended.", labels=["result"])
         for ending in _ENDINGS:
             requests.add_metric([ending], counted[ending])
@@ -104,9 +98,9 @@ class _Service(Collector):
         )
 
     def _clients(self) -> Iterator[Metric]:
-        supervisor = self._supervisor
-        yield _gauge("shmserve_clients", "Clients attached now.", len(supervisor.leases))
-        yield _gauge("shmserve_clients_limit", "Clients that may be (max_clients).", supervisor.config.max_clients)
+        status = self._status
+        yield _gauge("shmserve_clients", "Clients attached now.", len(status.clients))
+        yield _gauge("shmserve_clients_limit", "Clients that may be (max_clients).", status.max_clients)
         names = ["client", "program", "uid"]
         served = CounterMetricFamily(
             "shmserve_client_requests",
@@ -114,11 +108,10 @@ class _Service(Collector):
             labels=names,
         )
         errors = CounterMetricFamily("shmserve_client_errors", "Requests that ended otherwise.", labels=names)
-        for lease in supervisor.leases:
-            labels = [str(lease.channel), lease.program, str(lease.peer.uid)]
-            answered, failed, _ = supervisor.engines.channel_counts(lease.channel)
-            served.add_metric(labels, answered)
-            errors.add_metric(labels, failed)
+        for client in status.clients:
+            labels = [str(client.channel), client.program, str(client.uid)]
+            served.add_metric(labels, client.served)
+            errors.add_metric(labels, client.errors)
         yield served
         yield errors
 
@@ -129,10 +122,8 @@ class _Service(Collector):
             labels=["stage"],
             unit="seconds",
         )
-        for stage in Stage:
-            distribution = self._supervisor.engines.counts.latency(stage)
-            if distribution is not None:
-                stages.add_metric([stage.name.lower()], _buckets(distribution), _sum_s(distribution))
+        for stage, distribution in self._status.latency.items():
+            stages.add_metric([stage.name.lower()], _buckets(distribution), _sum_s(distribution))
         return stages
 
 

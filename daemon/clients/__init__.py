@@ -1,1 +1,27 @@
-"""Clients and their channels: who may attach, what each may take, what it holds."""
+"""Clients and their channels: who may attach, how much memory each may take, and who is banned.
+
+Every policy about clients is a module here and takes the clock as an argument: access_control (peer credentials against the
+settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry), engine_deaths (evidence against a
+client whose requests crash engines) and cgroup_memory (memory headroom). `Leases` applies them to the channels.
+"""
+
+from __future__ import annotations
+
+from .access_control import AccessPolicy
+from .attach_rate_limit import AttachRateLimit
+from .channel_integrity import IntegrityCheck
+from .engine_deaths import CLEAR_S
+from .leases import Lease, LeaseRefused, Leases, Wanted
+from .shm_names import NameRegistry
+
+__all__ = [
+    "CLEAR_S",
+    "AccessPolicy",
+    "AttachRateLimit",
+    "IntegrityCheck",
+    "Lease",
+    "LeaseRefused",
+    "Leases",
+    "NameRegistry",
+    "Wanted",
+]

@@ -8,7 +8,7 @@ from ..config.config import Config
 from ..varlink.peer import Peer
 
 
-class Admission:
+class AccessPolicy:
     """Looks at the settings each time, because a reload changes them. Root and the daemon's own user are always
     served: nothing in the service could be kept from them.
     """

@@ -4,7 +4,7 @@ A channel costs the supervisor memory to clear and the engine memory to map, bot
 A user may have four for each channel that it can hold at once, so that all its robots start and grow together, and
 then `max_attach_rate_per_user` a second. Large ones cost more.
 
->>> rates = AttachRates()
+>>> rates = AttachRateLimit()
 >>> [rates.wait_s(1001, 2.0, burst=3, now_s=100.0) for _ in range(4)]   # three at once, then two a second
 [0.0, 0.0, 0.0, 0.5]
 >>> rates.wait_s(1001, 2.0, burst=3, now_s=100.5), rates.wait_s(1002, 2.0, burst=3, now_s=100.0)
@@ -24,7 +24,7 @@ _BYTES_EACH = 16 << 20
 _MAX_USERS = 1024
 
 
-class AttachRates:
+class AttachRateLimit:
     """The allowances by user."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Whether the control groups of this process leave it so much memory.
+"""Memory headroom in the control groups (version 2) of this process.
 
-Shared memory counts for the group of whoever allocates it, which is the supervisor. Past the limit the kernel gives no
-error: it kills a process of the group, and as that frees no shared memory, the next one.
+Shared memory is charged to the group of the process that allocates it, which is the supervisor. Past the limit the kernel
+returns no error: it kills a process of the group, and as that frees no shared memory, the next one.
 """
 
 from __future__ import annotations
@@ -11,75 +11,57 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Of a limit: what channels leave to the engines, whose needs are not known before they ask.
-_KEPT = 8
-#: Version 1 says so in a number, close to the largest.
-_NO_LIMIT = 1 << 60
+#: Channels leave this fraction (1/n) of a limit to the engines, whose needs are not known in advance.
+_ENGINES_SHARE = 8
+#: In memory.stat: pages of files, which the kernel reclaims before it kills a process.
+_RECLAIMABLE = ("inactive_file", "active_file")
 
 
 @dataclass(frozen=True)
-class _Controller:
-    """The memory controller of version 2 of control groups, or of 1."""
-
-    limit: str
-    usage: str
-    #: In memory.stat: pages of files, which the kernel gives up before it kills anybody.
-    files: tuple[str, str]
-
-
-_V2 = _Controller("memory.max", "memory.current", ("inactive_file", "active_file"))
-_V1 = _Controller("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a group may have, and what may still be taken of it, both in bytes."""
+class Headroom:
+    """Limit of a group, and the part of it that channels may still take, in bytes."""
 
     limit: int
     free: int
 
 
-def without_room(wanted_bytes: int, process: Path = Path("/proc/self")) -> Room | None:
-    """Of a group of this process that has not so much to give; None where all have, or nothing is known of them."""
-    for group, controller in _groups(process):
-        room = _room(group, controller, wanted_bytes)
-        if room is not None and room.free < wanted_bytes:
-            return room
+def group_without_headroom(needed_bytes: int, process: Path = Path("/proc/self")) -> Headroom | None:
+    """Return the headroom of the first cgroup of this process that has too little of it, or None.
+
+    A group whose files cannot be read is not limited.
+    """
+    for group in _groups(process):
+        headroom = _headroom(group, needed_bytes)
+        if headroom is not None and headroom.free < needed_bytes:
+            return headroom
     return None
 
 
-def _groups(process: Path) -> Iterator[tuple[Path, _Controller]]:
-    """The process's group and all above it, as far as they are to be seen from here."""
+def _groups(process: Path) -> Iterator[Path]:
+    """Yield the process's group and all above it that are visible in its mounts."""
     with contextlib.suppress(OSError):
-        paths = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+        lines = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+        own = next((path for number, _, path in lines if number == "0"), None)
         for line in (process / "mountinfo").read_text().splitlines():
             before, _, after = line.partition(" - ")
             root, mounted = before.split()[3:5]
-            kind, _, options = after.split()[:3]
-            if kind == "cgroup2":
-                controller, mine = _V2, [path for number, _, path in paths if number == "0"]
-            elif kind == "cgroup" and "memory" in options.split(","):
-                controller, mine = _V1, [path for _, names, path in paths if "memory" in names.split(",")]
-            else:
+            if own is None or after.split()[0] != "cgroup2":
                 continue
-            for path in mine:
-                # In a container the group's path is the host's, and what is mounted begins below.
-                group = Path(mounted, path.removeprefix(root if root != "/" else "").lstrip("/"))
-                while group.is_relative_to(mounted):
-                    yield group, controller
-                    group = group.parent
+            # In a container the group's path is the host's, and the mount begins below it.
+            group = Path(mounted, own.removeprefix(root if root != "/" else "").lstrip("/"))
+            while group.is_relative_to(mounted):
+                yield group
+                group = group.parent
 
 
-def _room(group: Path, controller: _Controller, wanted_bytes: int) -> Room | None:
+def _headroom(group: Path, needed_bytes: int) -> Headroom | None:
     try:
-        limit = int((group / controller.limit).read_text())
-        if limit >= _NO_LIMIT:
-            return None
-        room = Room(limit, limit - limit // _KEPT - int((group / controller.usage).read_text()))
-        if room.free >= wanted_bytes:
-            return room  # memory.stat takes the kernel a millisecond
+        limit = int((group / "memory.max").read_text())
+        headroom = Headroom(limit, limit - limit // _ENGINES_SHARE - int((group / "memory.current").read_text()))
+        if headroom.free >= needed_bytes:
+            return headroom  # memory.stat takes the kernel a millisecond
         lines = (group / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):  # the topmost group, another controller's, or "max": no limit
+    except (OSError, ValueError):  # the topmost group, one without the memory controller, or "max": not limited
         return None
-    files = sum(int(count) for name, count in map(str.split, lines) if name in controller.files)
-    return Room(limit, max(0, room.free + files))
+    files = sum(int(count) for name, count in map(str.split, lines) if name in _RECLAIMABLE)
+    return Headroom(limit, max(0, headroom.free + files))

@@ -17,10 +17,10 @@ from shmserve.segment import Identity
 from ..config.config import Config
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
-from .bans import Offenders
-from .cgroup_memory import without_room
+from .bans import Bans
+from .cgroup_memory import group_without_headroom
 from .engine_deaths import Deaths
-from .shm_names import Names
+from .shm_names import NameRegistry
 
 _PAGE = 4096
 _LEAST_METADATA = 4096
@@ -91,18 +91,18 @@ class LeaseRefused(Exception):
 class Leases:
     """Creates, resizes and removes the channels of one daemon run."""
 
-    def __init__(self, config: Config, names: Names, epoch: int) -> None:
+    def __init__(self, config: Config, names: NameRegistry, epoch: int, *, on_bell_removed: Callable[[], None]) -> None:
+        """`on_bell_removed` is called when the request bell's name is gone and no client is attached."""
         self._config = config
         self._names = names
         self._epoch = epoch
+        self._on_bell_removed = on_bell_removed
         #: What every client rings, of transport `named`.
         self.request_bell = names.fresh()
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
-        #: Called when the request bell's name is gone and nobody is attached.
-        self.on_removed: Callable[[], None] = lambda: None
-        self.offenders = Offenders()
+        self.bans = Bans()
         self.deaths = Deaths(own_uids=(0, os.getuid()))
         self._gone: OrderedDict[int, Lease] = OrderedDict()
 
@@ -128,7 +128,7 @@ class Leases:
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
         """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
-        refusal = self.offenders.refusal(peer, self._config.ban_s, now_ns / 1e9)
+        refusal = self.bans.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
             raise LeaseRefused("evicted", refusal.message, retry_after_s=refusal.left_s)
         if len(self._held) >= self._config.max_clients:
@@ -144,7 +144,7 @@ class Leases:
                 f"{self._config.max_clients_per_user}",
             )
         if not self._held and self._bell_removed():
-            self.on_removed()
+            self._on_bell_removed()
         channel = next(number for number in range(self._config.max_clients) if number not in self._held)
         sealed = SealedChannelFds() if self._config.transport == "sealed" else None
         channel_info, given, size = self._create(channel, peer, wanted, sealed, published=0)
@@ -226,15 +226,15 @@ class Leases:
 
     def _check_memory(self, wanted_bytes: int) -> None:
         """That the kernel does not kill engines, or this process, for what is about to be allocated."""
-        room = without_room(wanted_bytes)
-        if room is not None:
+        headroom = group_without_headroom(wanted_bytes)
+        if headroom is not None:
             raise LeaseRefused(
                 "no_shared_memory",
-                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {room.limit} bytes, "
-                f"{room.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
+                f"{wanted_bytes} bytes of shared memory are needed and of the daemon's memory limit, {headroom.limit} bytes, "
+                f"{headroom.free} are free for channels; raise it (MemoryMax= of the unit, docker run --memory), ask for "
                 "fewer slots, or close other clients",
                 needed_bytes=wanted_bytes,
-                limit_bytes=room.free,
+                limit_bytes=headroom.free,
             )
 
     def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:

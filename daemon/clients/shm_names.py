@@ -11,7 +11,7 @@ _SHM = Path("/dev/shm")
 _SEMAPHORE = "sem."
 
 
-class Names:
+class NameRegistry:
     """Makes names that nobody can guess, under a prefix that says which service in which directory owns them."""
 
     def __init__(self, service_dir: Path) -> None:

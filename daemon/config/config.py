@@ -70,11 +70,13 @@ class Setting:
     least: float | None = None
     most: float | None = None
     #: `shmserve-admin reload` applies it; the others wait for a restart.
-    live: bool = False
+    reloadable: bool = False
 
 
-def _of(kind: Kind, least: float | None = None, most: float | None = None, *, live: bool = False) -> dict[str, Setting]:
-    return {"setting": Setting(kind, least, most, live)}
+def _of(
+    kind: Kind, least: float | None = None, most: float | None = None, *, reloadable: bool = False
+) -> dict[str, Setting]:
+    return {"setting": Setting(kind, least, most, reloadable)}
 
 
 @dataclass(frozen=True)
@@ -89,30 +91,30 @@ class Config:
     device: str = field(default="cpu", metadata=_of(TEXT))
     transport: str = field(default="named", metadata=_of(TEXT))
     #: Clients of these users may send any Python object (full pickle). None: the daemon's own user alone.
-    trusted_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
+    trusted_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
     #: None: as the mode of the client socket that systemd made says; without one, no.
     group_clients: bool | None = field(default=None, metadata=_of(SWITCH))
     #: Users and groups whose processes may be clients; None for both: whoever may open the socket.
-    allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
-    allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
+    allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
+    allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     #: Users who may change the model and all else; None: whoever may open the operators' socket.
-    admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, live=True))
+    admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
-    max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, live=True))
+    max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, reloadable=True))
     #: Shared memory of one channel, both directions and all slots.
-    max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, live=True))
+    max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, reloadable=True))
     #: How long a client is not let back in that broke its channel, or crashed the engine three times within ten minutes.
-    ban_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, live=True))
+    ban_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: Shared memory of all channels together. None: half of the machine's memory.
-    max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
+    max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
     #: What the processes of one user may have together: channels, bytes of shared memory, requests a second.
-    max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, live=True))
-    max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, live=True))
-    max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, live=True))
+    max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, reloadable=True))
+    max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
+    max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     #: How often a second the processes of one user may attach or grow their channels, once they have done so four times
     #: for each channel they may hold. Not asked of root and the daemon's own user, who could do worse than attach.
-    max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, live=True))
+    max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
     #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))
@@ -123,17 +125,17 @@ class Config:
     #: registered with CUDA when the client attaches. None: measured when an engine starts; 0: never.
     register_bytes: int | None = field(default=None, metadata=_of(INTEGER, 0, 1 << 50))
     #: How long a stopping daemon works on what clients have already sent.
-    drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, live=True))
+    drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, reloadable=True))
     #: How long an engine may take to load and warm up.
-    load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, live=True))
+    load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, reloadable=True))
     #: A serving engine that has not moved for so long is stuck, and replaced; 0: it may take as long as it likes.
-    heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, live=True))
+    heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: How long the engine before an update is kept warm, for an instant rollback.
-    standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, live=True))
+    standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, reloadable=True))
     #: A new model is on probation for its first requests: if its engine dies, or more than this share of
     #: them fails, the daemon goes back to the model before.
-    probation_requests: int = field(default=100, metadata=_of(INTEGER, 0, 1_000_000_000, live=True))
-    probation_failures: float = field(default=0.5, metadata=_of(NUMBER, 0, 1, live=True))
+    probation_requests: int = field(default=100, metadata=_of(INTEGER, 0, 1_000_000_000, reloadable=True))
+    probation_failures: float = field(default=0.5, metadata=_of(NUMBER, 0, 1, reloadable=True))
     #: How many model versions are kept: the one served, the one before, and one on trial at least.
     keep_versions: int = field(default=8, metadata=_of(INTEGER, 3, 10_000))
     #: False refuses packages whose format can run code from the package.
@@ -142,7 +144,7 @@ class Config:
     require_signature: bool = field(default=False, metadata=_of(SWITCH))
     signature_keys: tuple[str, ...] = field(default=(), metadata=_of(TEXTS))
     max_package_bytes: int = field(default=16 * 1024 * MIB, metadata=_of(INTEGER, 1, 1 << 50))
-    log_level: str = field(default="info", metadata=_of(LEVEL, live=True))
+    log_level: str = field(default="info", metadata=_of(LEVEL, reloadable=True))
 
     def __post_init__(self) -> None:
         for key, setting in SETTINGS.items():
@@ -169,9 +171,9 @@ class Config:
             )
 
     def change_live(self, settings: Mapping[str, Any]) -> None:
-        """Change live settings in place: every part of the daemon holds this object, and looks when it needs to know."""
+        """Change reloadable settings in place: every part of the daemon holds this object, and looks when it needs to know."""
         for key, value in settings.items():
-            assert SETTINGS[key].live, key
+            assert SETTINGS[key].reloadable, key
             object.__setattr__(self, key, value)
 
     @property

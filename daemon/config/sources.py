@@ -86,11 +86,11 @@ class Settings:
         now = self.effective
         changed = [key for key in SETTINGS if before[key].value != now[key].value]
         for key in changed:
-            if not SETTINGS[key].live:
+            if not SETTINGS[key].reloadable:
                 now[key] = replace(before[key], waiting=now[key].value)
         return Reloaded(
-            applied={key: now[key].value for key in changed if SETTINGS[key].live},
-            needs_restart={key: now[key].waiting for key in changed if not SETTINGS[key].live},
+            applied={key: now[key].value for key in changed if SETTINGS[key].reloadable},
+            needs_restart={key: now[key].waiting for key in changed if not SETTINGS[key].reloadable},
         )
 
     def unknown_variables(self) -> list[str]:

@@ -2,14 +2,14 @@ r"""What is said of a failed request: to its client nothing of the daemon, to th
 
 An exception of a policy is the policy's code as well: its text, its type's name and its causes are asked for here alone.
 
->>> told(ValueError("no joint 7 in /srv/models/arm/joints.json, see <object at 0x7f2b1c0d4e50>"))
+>>> client_message(ValueError("no joint 7 in /srv/models/arm/joints.json, see <object at 0x7f2b1c0d4e50>"))
 ('ValueError', 'no joint 7 in <path>, see <object at <address>>')
->>> told(ValueError("3 and/or 4 m/s; one\x1b[31m line\nanother"))
+>>> client_message(ValueError("3 and/or 4 m/s; one\x1b[31m line\nanother"))
 ('ValueError', '3 and/or 4 m/s; one [31m line another')
->>> print(logged(ValueError("a line\n12:00:00 and one that looks like the daemon's")))
+>>> print(log_message(ValueError("a line\n12:00:00 and one that looks like the daemon's")))
 ValueError: a line
     | 12:00:00 and one that looks like the daemon's
->>> len(logged(KeyError("x" * 9000)))
+>>> len(log_message(KeyError("x" * 9000)))
 2037
 """
 
@@ -26,10 +26,10 @@ from shmserve.errors import RequestRejected
 from shmserve.shortened import shortened
 
 #: Characters of an exception's text that a client sees, and that the log keeps.
-_TOLD = 400
+_CLIENT_CHARACTERS = 400
 #: Characters of a text that are looked at at all; a stack among them ends what its client may see.
 _SEARCHED = 1 << 16
-_LOGGED = 2000
+_LOG_CHARACTERS = 2000
 _NAME = 100
 _FRAMES = 16
 _CHAIN = 4
@@ -50,7 +50,7 @@ class PolicyRaised(RequestRejected):
     """The policy's code raised its `__cause__` while the action was read: a mapping that is evaluated late, `__array__`."""
 
 
-def told(error: BaseException) -> tuple[str, str]:
+def client_message(error: BaseException) -> tuple[str, str]:
     """An exception's type and its text as its client may see them: no path, address or stack; both ends of a long one."""
     error = _raised(error)
     if issubclass(type(error), torch.cuda.OutOfMemoryError):
@@ -59,12 +59,12 @@ def told(error: BaseException) -> tuple[str, str]:
     stack = _STACK.search(text)
     if stack is not None:
         text = text[: stack.start()]
-    text = shortened(text, 4 * _TOLD)
+    text = shortened(text, 4 * _CLIENT_CHARACTERS)
     text = _ADDRESS.sub("<address>", _PATH.sub("<path>", _CONTROL.sub(" ", text)))
-    return name_of(error), shortened(text.rstrip(), _TOLD)
+    return name_of(error), shortened(text.rstrip(), _CLIENT_CHARACTERS)
 
 
-def logged(error: BaseException, frames: int = _FRAMES) -> str:
+def log_message(error: BaseException, frames: int = _FRAMES) -> str:
     """An exception and where it came from, for the log: the code's own lines, and texts that cannot pass for lines."""
     error = _raised(error)
     try:
@@ -126,7 +126,7 @@ def _text(error: BaseException) -> str:
 
 
 def _bounded(text: str) -> str:
-    if len(text) > _LOGGED:  # what an error is about stands at its start, or, after a stack, at its end
-        half = _LOGGED // 2
-        text = f"{text[:half]} ... ({len(text) - _LOGGED} characters) ... {text[-half:]}"
+    if len(text) > _LOG_CHARACTERS:  # what an error is about stands at its start, or, after a stack, at its end
+        half = _LOG_CHARACTERS // 2
+        text = f"{text[:half]} ... ({len(text) - _LOG_CHARACTERS} characters) ... {text[-half:]}"
     return text.rstrip("\n").replace("\n", "\n    | ")

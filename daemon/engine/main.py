@@ -62,29 +62,29 @@ from ..ipc.messages import Serving as ServingMessage
 from ..ipc.release import RELEASE_MISMATCH, mismatch
 from ..ipc.stats import Stats
 from ..packages.package import ModelPackage
+from .channel.channel_state import ChannelState
 from .channel.mapped_channel import MappedChannel
 from .channel.overhead import Overheads
 from .channel.request_rate_limit import Rates
-from .channel.tenancy import Tenancy
 from .device import cuda
-from .device.chosen import DeviceMissing
+from .device.availability import DeviceMissing
+from .device.context import DeviceContext, open_context
 from .device.errors import guarded
 from .device.loop import DeviceLoop, GuardedLoop
 from .device.serving import DeviceServing
-from .device.side import DeviceSide, open_side
 from .device.waiting import DeviceWait
 from .device.warming import warm_up_device
 from .device_failure import EXIT_STATUS, DeviceLost
-from .error_text import logged, name_of, text_of
+from .error_text import log_message, name_of, text_of
 from .exit import leave
-from .loop.bells import Bells, SharedBell
 from .loop.channel_setup import TURN_NS, Channels
+from .loop.doorbells import Doorbells, SharedDoorbell
 from .loop.loop import EngineLoop
-from .loop.pipe_bells import PipeBells
-from .loop.time_slice import ask_for_short_turns, ask_for_short_turns_of_every_thread
+from .loop.pipe_doorbells import PipeDoorbells
+from .loop.time_slice import request_time_slice, request_time_slice_for_every_thread
 from .models import load_model
 from .models.determinism import deterministic, require_determinism
-from .requests.fast_path import PlainServing
+from .requests.fast_path import FastPathServing
 from .requests.recording import RecordedServing
 from .requests.serving import Serving
 from .signals import handle_signals
@@ -115,7 +115,7 @@ class Engine:
         self._tensors_on: torch.device | None = None
         self._in_place = False
         #: What this engine keeps for its GPU; None on the CPU.
-        self._side: DeviceSide | None = None
+        self._context: DeviceContext | None = None
         self._loop: EngineLoop | None = None
         self._channels: Channels | None = None
         self._rates = Rates(None)
@@ -141,28 +141,28 @@ class Engine:
             self._failpoint("loading")
             _configure_torch(package, order.threads)
             if self._device.type == "cuda":
-                self._side = side = open_side(cuda.CudaDevice(self._device), package, order)
-                self._device = side.device.torch_device
+                self._context = context = open_context(cuda.CudaDevice(self._device), package, order)
+                self._device = context.device.torch_device
             model = load_model(package, self._device)
             if package.deterministic:
                 model = deterministic(model)
             self._tensors_on = None if model.takes_numpy else self._device
-            if model.takes_numpy and self._side is not None:
-                model = guarded(model, self._side.device)
+            if model.takes_numpy and self._context is not None:
+                model = guarded(model, self._context.device)
             stage = "warm up"
             self._control.send(Warming())
             self._failpoint("loaded")
-            device_arrays = self._side if not model.takes_numpy else None
+            device_arrays = self._context if not model.takes_numpy else None
             if device_arrays is None:
                 with torch.no_grad():
-                    warmth, graphs = warm_up(model, self._device, package), None
+                    result, graphs = warm_up(model, self._device, package), None
             else:
-                warmth, graphs = warm_up_device(model, device_arrays, package)
+                result, graphs = warm_up_device(model, device_arrays, package)
             metadata = _plain(model.metadata())
-            _check_size(warmth.contract, metadata)
+            _check_size(result.contract, metadata)
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
             if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
-                log.error("the model cannot be served: %s failed\n%s", stage, logged(error, _LOAD_FRAMES))
+                log.error("the model cannot be served: %s failed\n%s", stage, log_message(error, _LOAD_FRAMES))
             message = shortened(text_of(error), _ERROR_TEXT)
             if memory_bytes is not None and _is_out_of_memory(error):
                 message += f" (engine_memory_bytes is {memory_bytes})"
@@ -176,30 +176,30 @@ class Engine:
             "stateful": package.stateful,
             "checks": package.checks,
         }
-        bell: Bells = (
-            SharedBell(NamedDoorbell(order.request_bell))
+        bell: Doorbells = (
+            SharedDoorbell(NamedDoorbell(order.request_bell))
             if order.request_bell is not None
-            else PipeBells(self._control.fileno())
+            else PipeDoorbells(self._control.fileno())
         )
         budget = SpinBudget(order.spin_us)
         serving: Serving
         left: deque[EngineChannel] = deque()
         callbacks = (self._handle_messages, self._report_broken, left.append)
         if device_arrays is None:
-            serving = PlainServing(model, self._stats, in_place=self._in_place, **settings)
+            serving = FastPathServing(model, self._stats, in_place=self._in_place, **settings)
             wiring = (bell, self._stats, serving, budget, *callbacks)
-            self._loop = EngineLoop(*wiring) if self._side is None else GuardedLoop(*wiring, side=self._side)
+            self._loop = EngineLoop(*wiring) if self._context is None else GuardedLoop(*wiring, context=self._context)
         else:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
-            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, side=device_arrays)
+            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
         self._serving = serving
         self._channels = Channels(
             self._loop,
             self._stats,
             left,
             self._map,
-            self._tenancy,
+            self._channel_state,
             self._report_broken,
             self._report_gpu,
             turn_ns=self._channel_turn_ns,
@@ -209,18 +209,18 @@ class Engine:
             # A package without a name is called after its directory, which in the store is only a number.
             name=package.name if package.name != package.path.name else order.called,
             device=str(self._device),
-            request_bytes=warmth.request_bytes,
-            reply_bytes=warmth.reply_bytes,
-            infer_ms=warmth.infer_ms,
+            request_bytes=result.request_bytes,
+            reply_bytes=result.reply_bytes,
+            infer_ms=result.infer_ms,
             in_place=self._in_place,
             max_batch=serving.max_batch,
             stateful=package.stateful,
-            contract=warmth.contract,
-            observation=warmth.observation,
-            action=warmth.action,
+            contract=result.contract,
+            observation=result.observation,
+            action=result.action,
             metadata=metadata,
-            gpu=self._side.report() if self._side is not None else None,
-            compiled=NATIVE,
+            gpu=self._context.report() if self._context is not None else None,
+            native=NATIVE,
         )
         self._control.send(ready)
         return True
@@ -268,11 +268,11 @@ class Engine:
             case Attach() as attach:
                 channels.attach(attach, arrival.fds)
             case Suspect(channel, suspicion):
-                if (tenancy := loop.tenancies.get(channel)) is not None:
-                    tenancy.suspect(suspicion)
+                if (state := loop.states.get(channel)) is not None:
+                    state.suspect(suspicion)
             case LimitRate(max_rate_per_user):
                 self._rates.change(max_rate_per_user)
-                for each in loop.tenancies.values():
+                for each in loop.states.values():
                     each.rate = self._rates.of(each.uid)
             case Detach(channel):
                 channels.detach(channel)
@@ -285,13 +285,13 @@ class Engine:
             case Pause():
                 self._failpoint("pause")
                 loop.pause()
-                held = [(tenancy.number, sequence) for tenancy in loop.tenancies.values() for sequence in tenancy.held]
+                held = [(state.number, sequence) for state in loop.states.values() for sequence in state.held]
                 self._control.send(Paused(tuple(held)))
                 self._failpoint("paused")
             case Lost(channel, generation, carried):
-                tenancy = loop.tenancies.get(channel)
-                if tenancy is not None and tenancy.channel_info.identity.generation == generation:
-                    tenancy.carry(carried, serving=loop.serving)
+                state = loop.states.get(channel)
+                if state is not None and state.channel_info.identity.generation == generation:
+                    state.carry(carried, serving=loop.serving)
             case Record(channel):
                 self._record(loop, arrival.fds, channel)
             case EndRecording():
@@ -306,11 +306,11 @@ class Engine:
         descriptor_limit.keep_room()
         # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
         writable = self._in_place and self._tensors_on is not None
-        registrar = self._side.registrar if self._side is not None else None
+        registrar = self._context.registrar if self._context is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
-    def _tenancy(self, mapped: MappedChannel, attach: Attach) -> Tenancy:
-        return Tenancy(
+    def _channel_state(self, mapped: MappedChannel, attach: Attach) -> ChannelState:
+        return ChannelState(
             mapped,
             trusted=attach.trusted,
             uid=attach.uid,
@@ -346,10 +346,10 @@ class Engine:
             record_ring.close()
 
     def _report_gpu(self) -> None:
-        if self._side is None:
+        if self._context is None:
             return
         try:
-            report = self._side.report()
+            report = self._context.report()
         except RuntimeError as error:  # status keeps what it had
             log.warning("the device does not say how much memory it has: %s", error)
             return
@@ -364,7 +364,7 @@ class Engine:
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
     # Half of the processors: the robot's own processes need the others, and torch's threads wait by
-    # spinning, so that two sides with a thread for every processor slow each other down ten times.
+    # spinning, so that two contexts with a thread for every processor slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
         require_determinism()  # before CUDA starts
@@ -376,7 +376,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
-    # The contract is told twice: as a whole and by its sides.
+    # The contract is told twice: as a whole and by its contexts.
     size = 2 * len(json.dumps(contract)) + len(json.dumps(metadata))
     if size > _READY_BYTES:
         raise ModelPackageError(
@@ -414,9 +414,9 @@ def main() -> int:
         return 0  # it died before that
     # faulthandler, too: standard error is the policy's, which may close it.
     faulthandler.enable(configure_engine_logging())
-    ask_for_short_turns()  # before there are other threads
+    request_time_slice()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
-    # Before anything else that both sides must see alike: the layout of stats, the messages.
+    # Before anything else that both contexts must see alike: the layout of stats, the messages.
     if (said := mismatch(release)) is not None:
         log.error("%s", said)
         control.send(Failed("start", RELEASE_MISMATCH, said))
@@ -429,7 +429,7 @@ def main() -> int:
                 engine = Engine(control, stats, arrival.message)
                 if not engine.load():
                     return 1
-                ask_for_short_turns_of_every_thread()
+                request_time_slice_for_every_thread()
                 engine.run()
                 return 0
             if isinstance(arrival.message, Stop):

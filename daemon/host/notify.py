@@ -30,7 +30,7 @@ class Notifier:
             return cls(address)
         return cls(address, int(watchdog_us) / 1e6)
 
-    def tell(self, **fields: str | int) -> bool:
+    def sd_notify(self, **fields: str | int) -> bool:
         """Send the fields, as in `tell(READY=1, STATUS="serving")`; False: the manager did not get them.
 
         Never waits: a manager that does not read (its queue holds ten messages or so) is told again later.

@@ -20,7 +20,7 @@ class ActivationError(ValueError):
     """systemd passed something else than this service's sockets; the message says what, and what to change."""
 
 
-def inherited_sockets(environment: MutableMapping[str, str], directory: Path) -> dict[str, socket.socket]:
+def listen_fds(environment: MutableMapping[str, str], directory: Path) -> dict[str, socket.socket]:
     """The sockets that were passed to this process, by their file's name (client.sock, admin.sock).
 
     Takes systemd's variables out of `environment`. Raises ActivationError if a socket is not one of the

@@ -178,7 +178,7 @@ class Ready:
     action: Any
     metadata: dict[str, Any]
     gpu: dict[str, Any] | None
-    compiled: bool
+    native: bool
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from shmserve.package_files import content_version
 
 from .formats import FORMATS
 from .manifest import read_manifest
-from .value_ranges import NumberCheck
+from .value_ranges import RangeCheck
 
 
 def _no_directory(path: Path) -> str:
@@ -61,7 +61,7 @@ class ModelPackage:
     rtol: float = 1e-3
     allow_nonfinite: bool = False  # NaN and infinity are values that this model gives on purpose
     #: What numbers it may get and give, by side (observation, action) and entry.
-    checks: dict[str, dict[str, NumberCheck]] = field(default_factory=dict)
+    checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
 
     @cached_property

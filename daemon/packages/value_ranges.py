@@ -12,12 +12,12 @@ from shmserve.contract import SIDES
 from shmserve.errors import ModelPackageError
 
 Limit = float | tuple[float, ...] | None
-_KEYS = ("min", "max", "otherwise")
-_OTHERWISE = ("reject", "clamp")
+_KEYS = ("min", "max", "on_violation")
+_ON_VIOLATION = ("reject", "clamp")
 
 
 @dataclass(frozen=True)
-class NumberCheck:
+class RangeCheck:
     """The numbers of one entry are finite, and each lies within these limits (included)."""
 
     min: Limit = None
@@ -30,9 +30,9 @@ class NumberCheck:
         return next((len(limit) for limit in (self.min, self.max) if isinstance(limit, tuple)), None)
 
 
-def read_checks(manifest: Path, table: Mapping[str, Any]) -> dict[str, dict[str, NumberCheck]]:
+def read_checks(manifest: Path, table: Mapping[str, Any]) -> dict[str, dict[str, RangeCheck]]:
     """The checks by side and by the entry's name in the contract; raises ModelPackageError naming key and remedy."""
-    found: dict[str, dict[str, NumberCheck]] = {}
+    found: dict[str, dict[str, RangeCheck]] = {}
     for side, entries in table.items():
         if side not in SIDES or not isinstance(entries, dict):
             raise ModelPackageError(f"{manifest}: [checks] has the tables {' and '.join(SIDES)}, not {side!r}")
@@ -42,22 +42,22 @@ def read_checks(manifest: Path, table: Mapping[str, Any]) -> dict[str, dict[str,
     return found
 
 
-def _check(where: str, entry: Any) -> NumberCheck:
+def _check(where: str, entry: Any) -> RangeCheck:
     if not isinstance(entry, dict) or any(key not in _KEYS for key in entry):
         raise ModelPackageError(f"{where} = {entry!r} must be a table of {', '.join(_KEYS)}; quote a name with dots")
     low, high = (_limit(f"{where}: {key}", entry.get(key)) for key in ("min", "max"))
-    otherwise = entry.get("otherwise", "reject")
-    if otherwise not in _OTHERWISE:
-        raise ModelPackageError(f"{where}: otherwise = {otherwise!r} must be one of {', '.join(_OTHERWISE)}")
-    if otherwise == "clamp" and low is None and high is None:
-        raise ModelPackageError(f"{where}: otherwise = 'clamp' needs min or max")
+    on_violation = entry.get("on_violation", "reject")
+    if on_violation not in _ON_VIOLATION:
+        raise ModelPackageError(f"{where}: on_violation = {on_violation!r} must be one of {', '.join(_ON_VIOLATION)}")
+    if on_violation == "clamp" and low is None and high is None:
+        raise ModelPackageError(f"{where}: on_violation = 'clamp' needs min or max")
     if isinstance(low, tuple) and isinstance(high, tuple) and len(low) != len(high):
         raise ModelPackageError(f"{where}: min has {len(low)} limits and max {len(high)}")
     count = max(len(limit) if isinstance(limit, tuple) else 1 for limit in (low, high))
     for least, most in zip(_each(low, -math.inf, count), _each(high, math.inf, count), strict=True):
         if least > most:
             raise ModelPackageError(f"{where}: min = {least:g} is above max = {most:g}")
-    return NumberCheck(low, high, otherwise == "clamp")
+    return RangeCheck(low, high, on_violation == "clamp")
 
 
 def _limit(where: str, value: Any) -> Limit:

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from ..config.config import Config
-from ..supervisor.deployment import Served
-from ..supervisor.engine_process import EngineProcess
+from ..supervisor import Deployment, EngineProcess
 
 #: How often a model on probation is looked at.
 _LOOK_S = 0.02
@@ -18,7 +17,7 @@ _LEAST = 5
 class Probation:
     """A model on probation, and what to go back to. `begin` it when it serves; its engine's death is the owner's to see."""
 
-    def __init__(self, engine: EngineProcess, before: Served, first: dict[str, int], config: Config) -> None:
+    def __init__(self, engine: EngineProcess, before: Deployment, first: dict[str, int], config: Config) -> None:
         """`first`: the engine's counters when it began to serve; one from standby has served before."""
         self.engine = engine
         self.before = before

@@ -18,15 +18,12 @@ from ..failpoints import failpoint
 from ..host.message_ids import TAKEN_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
-from ..store.receive import Progress as Received
-from ..store.receive import undisturbed
+from ..store.ingest import BytesIngested, undisturbed
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import EngineFailed, Served
-from ..supervisor.engine_process import EngineProcess
-from ..supervisor.supervisor import Supervisor
+from ..supervisor import Deployment, EngineProcess, EngineStartError, Supervisor
 from .probation import Probation
-from .version_log import VersionNotes
+from .version_log import VersionLog
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +33,11 @@ DEVICE_MEMORY_SHORT, DEVICE_MISSING = "DeviceMemoryShort", "DeviceMissing"
 #: Characters of a refusal's reason that are kept with the version.
 _REASON_TEXT = 300
 
-Progress = Callable[[str, dict[str, Any]], None]
+#: Called with each step of an update or a rollback, and its details.
+ReportStep = Callable[[str, dict[str, Any]], None]
 
 
-class ChangeRefused(Exception):
+class RolloutRefused(Exception):
     """The model stays as it is: `reason` is a word for programs, the text says why and what to do."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -48,7 +46,7 @@ class ChangeRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Wish:
+class UpdateOptions:
     """How an update is to be done."""
 
     device: str | None = None
@@ -61,7 +59,7 @@ class Wish:
     probation: bool = True
 
 
-class ModelChanges:
+class Rollout:
     """One change at a time; a second one meanwhile is refused as busy."""
 
     def __init__(self, supervisor: Supervisor, store: Store) -> None:
@@ -71,43 +69,41 @@ class ModelChanges:
         self._probation: Probation | None = None
         #: The change that was taken back by itself, until another one succeeds; for people.
         self.taken_back: str | None = None
-        self.notes = VersionNotes(store, supervisor.engines)
-        store.in_use = supervisor.engines.versions
-        supervisor.on_crash = self._crashed
-        supervisor.is_on_probation = self._is_on_probation
-        supervisor.on_ended = self.notes.note_served
+        self.version_log = VersionLog(store, supervisor.engines)
 
-    async def update(self, fd: int, name: str, uid: int, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def update(
+        self, fd: int, name: str, uid: int, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
 
-        Raises ChangeRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineFailed; then the old model
+        Raises RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
         serves on.
         """
-        if wish.device is not None:
-            check_device(wish.device)
+        if options.device is not None:
+            check_device(options.device)
         with self._alone():
             # Before the old engine is stopped for it (--in-place), or another release takes the package in.
             await self._supervisor.engines.check_release()
-            progress("receive", {})
-            with self._supervisor.intake.of(name, "receive") as report:
+            report_step("receive", {})
+            with self._supervisor.ingest.of(name, "receive") as report:
 
-                def receiving(received: Received) -> None:
-                    report(received.read_bytes, received.total_bytes)
-                    progress("receive", {"bytes": received.read_bytes, "of": received.total_bytes})
+                def receiving(progress: BytesIngested) -> None:
+                    report(progress.read_bytes, progress.total_bytes)
+                    report_step("receive", {"bytes": progress.read_bytes, "of": progress.total_bytes})
 
                 stored = await self._store.add(
                     fd,
                     name,
                     uid=uid,
-                    note=wish.note,
-                    allow_downgrade=wish.allow_downgrade,
+                    note=options.note,
+                    allow_downgrade=options.allow_downgrade,
                     progress=receiving,
-                    received=lambda: progress("check", {}),
+                    received=lambda: report_step("check", {}),
                 )
             failpoint("update.received")
-            return await self._change(stored, wish.device or self._device(), wish, progress)
+            return await self._change(stored, options.device or self._device(), options, report_step)
 
-    async def rollback(self, version: str | None, progress: Progress) -> dict[str, Any]:
+    async def rollback(self, version: str | None, report_step: ReportStep) -> dict[str, Any]:
         """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`.
 
         Nothing goes back by itself after that: the version that was left is the one that was no good.
@@ -115,34 +111,36 @@ class ModelChanges:
         with self._alone():
             target = self.before() if version is None else self._store.resolve(version)
             if target is None:
-                raise ChangeRefused("no_previous", self._no_previous())
-            progress("check", {"version": target.version})
+                raise RolloutRefused("no_previous", self._no_previous())
+            report_step("check", {"version": target.version})
             device = str(target.facts.get("device") or self._device())
             standby = self._supervisor.engines.standby
-            if standby is None or standby.served != _served(target, device):
+            if standby is None or standby.deployment != _deployment(target, device):
                 await self._store.check(target)
-            wish = Wish(allow_contract_change=True, probation=False)
-            return await self._change(target, device, wish, progress)
+            options = UpdateOptions(allow_contract_change=True, probation=False)
+            return await self._change(target, device, options, report_step)
 
     def before(self) -> StoredVersion | None:
         """Where a rollback goes: what was served last before the present version and not taken back."""
-        served = self._supervisor.served
+        deployment = self._supervisor.deployment
         candidates = [
             stored
             for stored in self._store.versions()
-            if stored.turn and not stored.facts.get("taken_back") and (not served or stored.version != served.version)
+            if stored.activated_seq
+            and not stored.facts.get("taken_back")
+            and (not deployment or stored.version != deployment.version)
         ]
-        return max(candidates, key=lambda stored: stored.turn, default=None)
+        return max(candidates, key=lambda stored: stored.activated_seq, default=None)
 
     async def close(self) -> None:
         """Returns once everything that was to be remembered is on the disk."""
         self._end_probation()
-        await self.notes.close()
+        await self.version_log.close()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         if self._busy:
-            raise ChangeRefused("busy", "another update or rollback is under way: wait for it to end")
+            raise RolloutRefused("busy", "another update or rollback is under way: wait for it to end")
         self._check_not_stopping()
         self._busy = True
         try:
@@ -152,11 +150,11 @@ class ModelChanges:
 
     def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise ChangeRefused("stopping", "the daemon is stopping: it changes nothing any more")
+            raise RolloutRefused("stopping", "the daemon is stopping: it changes nothing any more")
 
     def _device(self) -> str:
-        served = self._supervisor.served
-        return served.device if served is not None else self._supervisor.config.device
+        deployment = self._supervisor.deployment
+        return deployment.device if deployment is not None else self._supervisor.config.device
 
     def _no_previous(self) -> str:
         bad = [stored.version for stored in self._store.versions() if stored.facts.get("taken_back")]
@@ -167,37 +165,39 @@ class ModelChanges:
             )
         return "there is no earlier version to go back to: this is the first one served here"
 
-    async def _change(self, stored: StoredVersion, device: str, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _change(
+        self, stored: StoredVersion, device: str, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         supervisor = self._supervisor
         await supervisor.begun.wait()
-        served = _served(stored, device)
+        deployment = _deployment(stored, device)
         serving = supervisor.engines.serving
-        if serving is not None and serving.served == served:
+        if serving is not None and serving.deployment == deployment:
             return {"version": stored.version, "changed": False, "pause_ms": 0.0}
         supervisor.begin_update()
         try:
-            change = self._in_place if wish.in_place else self._beside
-            return await change(served, wish, progress)
-        except (EngineFailed, ChangeRefused) as error:
+            change = self._in_place if options.in_place else self._beside
+            return await change(deployment, options, report_step)
+        except (EngineStartError, RolloutRefused) as error:
             if _is_about_the_version(error):
-                self.notes.note(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
+                self.version_log.set_metadata(stored.version, {"refused": shortened(str(error), _REASON_TEXT)})
             raise
         finally:
             supervisor.end_update()
 
-    async def _beside(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _beside(self, deployment: Deployment, options: UpdateOptions, report_step: ReportStep) -> dict[str, Any]:
         engines, contract = self._supervisor.engines, self._contract()
-        engine = engines.claim_standby(served)
+        engine = engines.claim_standby(deployment)
         was_standby = engine is not None
         if engine is None:
-            progress("start", {})
+            report_step("start", {})
             failpoint("update.before_start")
-            engine = await self._start_beside(served, progress)
+            engine = await self._start_beside(deployment, report_step)
         try:
             failpoint("update.warm")
-            _check_contract(contract, engine, wish)
+            _check_contract(contract, engine, options)
             # Whoever asked may go away now: the swap and its record belong together.
-            return await undisturbed(self._swap_alone(engine, wish, progress))
+            return await undisturbed(self._swap_alone(engine, options, report_step))
         finally:
             if engine is not engines.serving and engine is not engines.standby and engine.alive:
                 if was_standby:
@@ -205,43 +205,47 @@ class ModelChanges:
                 else:
                     await undisturbed(engines.discard(engine))
 
-    async def _start_beside(self, served: Served, progress: Progress) -> EngineProcess:
-        """A warm engine of `served`; where the GPU has too little room, what is only kept for a rollback goes first."""
+    async def _start_beside(self, deployment: Deployment, report_step: ReportStep) -> EngineProcess:
+        """A warm engine of `deployment`; where the GPU has too little room, what is only kept for a rollback goes first."""
         engines = self._supervisor.engines
         try:
-            return await engines.start(served, _steps(progress))
-        except EngineFailed as failure:
+            return await engines.start(deployment, _steps(report_step))
+        except EngineStartError as failure:
             dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
             if dropped is None:
                 raise
             log.info("the GPU has too little room: the engine kept warm for a rollback goes, then once more")
             await asyncio.wait((dropped,))
-            return await engines.start(served, _steps(progress))
+            return await engines.start(deployment, _steps(report_step))
 
-    async def _swap_alone(self, engine: EngineProcess, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _swap_alone(
+        self, engine: EngineProcess, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         async with self._supervisor.changing:
-            progress("swap", {})
-            return await self._swap(engine, wish, None)
+            report_step("swap", {})
+            return await self._swap(engine, options, None)
 
-    async def _in_place(self, served: Served, wish: Wish, progress: Progress) -> dict[str, Any]:
+    async def _in_place(
+        self, deployment: Deployment, options: UpdateOptions, report_step: ReportStep
+    ) -> dict[str, Any]:
         """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
         supervisor, engines = self._supervisor, self._supervisor.engines
         contract = self._contract()
         async with supervisor.changing:
-            old = supervisor.served
+            old = supervisor.deployment
             assert old is not None
-            progress("stop", {})
+            report_step("stop", {})
             began = time.monotonic()
             try:
                 await undisturbed(engines.stop_all())
                 failpoint("update.stopped_old")
-                progress("start", {})
-                engine = await engines.start(served, _steps(progress))
+                report_step("start", {})
+                engine = await engines.start(deployment, _steps(report_step))
                 try:
                     failpoint("update.warm")
-                    _check_contract(contract, engine, wish)
-                    progress("swap", {})
-                    return await undisturbed(self._swap(engine, wish, began))
+                    _check_contract(contract, engine, options)
+                    report_step("swap", {})
+                    return await undisturbed(self._swap(engine, options, began))
                 finally:
                     if engine is not engines.serving and engine.alive:
                         await undisturbed(engines.discard(engine))
@@ -250,15 +254,15 @@ class ModelChanges:
                     log.warning("the new model does not serve: version %s is started again", old.version)
                     await undisturbed(self._bring_back(old))
 
-    async def _bring_back(self, served: Served) -> None:
+    async def _bring_back(self, deployment: Deployment) -> None:
         """Start the model before again after it was stopped; under the lock."""
         try:
-            await self._go_back(served)
-        except EngineFailed as failure:
+            await self._go_back(deployment)
+        except EngineStartError as failure:
             log.error("%s", failure)
             self._supervisor.revive()  # which tries again until it works
 
-    async def _swap(self, engine: EngineProcess, wish: Wish, began: float | None) -> dict[str, Any]:
+    async def _swap(self, engine: EngineProcess, options: UpdateOptions, began: float | None) -> dict[str, Any]:
         """Let `engine` serve and remember that it does; `began`: when requests were stopped for it. Under the lock."""
         supervisor = self._supervisor
         self._check_not_stopping()
@@ -269,33 +273,33 @@ class ModelChanges:
             pause_s = time.monotonic() - began
         failpoint("update.swapped")
         self._end_probation()
-        before = supervisor.served
+        before = supervisor.deployment
         assert before is not None
-        supervisor.served = engine.served
+        supervisor.deployment = engine.deployment
         supervisor.now_serving(engine)
         taken_back, self.taken_back = self.taken_back, None
-        if wish.probation and before != engine.served:
+        if options.probation and before != engine.deployment:
             self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
-            await self.notes.make_current(engine.served, allow_downgrade=wish.allow_downgrade)
+            await self.version_log.make_current(engine.deployment, allow_downgrade=options.allow_downgrade)
         except StoreUnavailable:
             # What a restart would not serve must not serve now.
             self._end_probation()
             self.taken_back = self.taken_back or taken_back
-            log.error("version %s cannot be made current: back to %s", engine.served.version, before.version)
+            log.error("version %s cannot be made current: back to %s", engine.deployment.version, before.version)
             await self._bring_back(before)
             raise
         failpoint("update.committed")
-        return {"version": engine.served.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
+        return {"version": engine.deployment.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
 
-    async def _go_back(self, served: Served) -> None:
-        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineFailed."""
+    async def _go_back(self, deployment: Deployment) -> None:
+        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineStartError."""
         engines = self._supervisor.engines
-        engine = engines.claim_standby(served)
+        engine = engines.claim_standby(deployment)
         if engine is None:
-            engine = await engines.start(served, lambda stage: None)
+            engine = await engines.start(deployment, lambda stage: None)
         await engines.swap(engine)
-        self._supervisor.served = served
+        self._supervisor.deployment = deployment
         self._supervisor.now_serving(engine)
         engines.drop_standby()  # what is no good is not kept warm
 
@@ -310,18 +314,19 @@ class ModelChanges:
         self._probation = probation
         probation.begin(lambda why: self._take_back(probation, why))
 
-    def _is_on_probation(self, engine: EngineProcess) -> bool:
+    def is_on_probation(self, engine: EngineProcess) -> bool:
+        """Report whether a crash of this engine takes its model back."""
         probation = self._probation
         return probation is not None and not probation.over and probation.engine is engine
 
-    def _crashed(self, engine: EngineProcess) -> None:
+    def crashed(self, engine: EngineProcess) -> None:
         """The serving engine died: on probation, the model before is what is started in its place."""
         probation = self._probation
-        if probation is None or not self._is_on_probation(engine):
+        if probation is None or not self.is_on_probation(engine):
             return
         self._end_probation()
-        self._note_taken_back(engine.served, probation.before, "its engine died on probation")
-        self._supervisor.served = probation.before
+        self._record_taken_back(engine.deployment, probation.before, "its engine died on probation")
+        self._supervisor.deployment = probation.before
 
     async def _take_back(self, probation: Probation, why: str) -> None:
         async with self._supervisor.changing:
@@ -330,16 +335,18 @@ class ModelChanges:
             self._probation = None
             try:
                 await self._go_back(probation.before)
-            except EngineFailed as failure:
+            except EngineStartError as failure:
                 log.error("%s; the model before cannot serve either: %s", why, failure)
                 return
-            self._note_taken_back(probation.engine.served, probation.before, why)
+            self._record_taken_back(probation.engine.deployment, probation.before, why)
 
-    def _note_taken_back(self, bad: Served, good: Served, why: str) -> None:
+    def _record_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
         # Where only the device was another, the version itself is the good one.
-        self.notes.note(bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good)
+        self.version_log.set_metadata(
+            bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good
+        )
 
     def _end_probation(self) -> None:
         probation, self._probation = self._probation, None
@@ -347,27 +354,27 @@ class ModelChanges:
             probation.end()
 
 
-def _served(stored: StoredVersion, device: str) -> Served:
-    return Served(stored.path, stored.version, device, stored.source)
+def _deployment(stored: StoredVersion, device: str) -> Deployment:
+    return Deployment(stored.path, stored.version, device, stored.source)
 
 
-def _is_about_the_version(error: EngineFailed | ChangeRefused) -> bool:
+def _is_about_the_version(error: EngineStartError | RolloutRefused) -> bool:
     """Whether it is refused for what it is: on another device, by another daemon, or later it may be as good as ever."""
-    if isinstance(error, ChangeRefused):
+    if isinstance(error, RolloutRefused):
         return error.reason == "contract"
     return error.error not in (DEVICE_MEMORY_SHORT, DEVICE_MISSING, RELEASE_MISMATCH)
 
 
-def _steps(progress: Progress) -> Callable[[str], None]:
+def _steps(report_step: ReportStep) -> Callable[[str], None]:
     """An engine's stages as steps of a change."""
-    return lambda stage: progress("warm up" if stage == "warming" else "load", {})
+    return lambda stage: report_step("warm up" if stage == "warming" else "load", {})
 
 
-def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, wish: Wish) -> None:
-    if wish.allow_contract_change or before is None or engine.ready is None:
+def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, options: UpdateOptions) -> None:
+    if options.allow_contract_change or before is None or engine.ready is None:
         return
     if differences := contract_differences(before, engine.ready.contract):
-        raise ChangeRefused(
+        raise RolloutRefused(
             "contract",
             f"the new model gives or takes something else than the one that serves: {'; '.join(differences)}. "
             "If the robots are ready for that: --allow-contract-change",

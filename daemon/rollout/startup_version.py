@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,18 +18,18 @@ from ..config.config import Config, ConfigError
 from ..packages.package import ModelPackage
 from ..store.atomic_files import write_json
 from ..store.errors import DowngradeRefused
-from ..store.intake_progress import IntakeProgress
-from ..store.limits import Limits
-from ..store.signature_policy import Trust
+from ..store.ingest_progress import IngestProgress
+from ..store.limits import PackageLimits
+from ..store.signature_policy import SignaturePolicy
 from ..store.store import Store
 from ..store.stored_version import StoredVersion
-from ..supervisor.deployment import Served
+from ..supervisor import Deployment
 
 log = logging.getLogger(__name__)
 
 
-def open_store(config: Config) -> Store:
-    """The service's store, not yet opened."""
+def open_store(config: Config, *, in_use: Callable[[], Collection[str]]) -> Store:
+    """Return the service's store, not yet opened; versions that are `in_use` stay in it."""
 
     def examine(path: Path) -> int:
         return ModelPackage.read(path, allow_code=config.allow_code).release
@@ -36,21 +37,22 @@ def open_store(config: Config) -> Store:
     return Store(
         config.state_dir / config.name / "models",
         keep_versions=config.keep_versions,
-        limits=Limits(total_bytes=config.max_package_bytes),
-        trust=Trust(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
+        limits=PackageLimits(total_bytes=config.max_package_bytes),
+        signatures=SignaturePolicy(config.require_signature, [PublicKey.read(key) for key in config.signature_keys]),
         examine=examine,
+        in_use=in_use,
     )
 
 
 @dataclass(frozen=True)
-class Given:
+class OperatorChoice:
     """What the operator gave when the daemon last served: a change of it counts, an unchanged one undoes no update."""
 
     digest: str | None = None  # of what --model-path held
     device: str | None = None
 
     @classmethod
-    def read(cls, file: Path) -> Given:
+    def read(cls, file: Path) -> OperatorChoice:
         try:
             document = json.loads(file.read_bytes())
             return cls(document["digest"], document["device"])
@@ -59,25 +61,27 @@ class Given:
 
 
 @dataclass(frozen=True)
-class FirstVersion:
+class StartupVersion:
     """What a daemon begins with; `remember` once it serves."""
 
-    served: Served
+    deployment: Deployment
     _store: Store
-    _given: Given
-    _given_file: Path
+    _choice: OperatorChoice
+    _choice_file: Path
 
     def remember(self) -> None:
         """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
         try:
-            self._store.make_current(self.served.version, device=self.served.device, taken_back=None, refused=None)
-            if self._given != Given.read(self._given_file):
-                write_json(self._given_file, asdict(self._given), steps="given")
+            self._store.make_current(
+                self.deployment.version, device=self.deployment.device, taken_back=None, refused=None
+            )
+            if self._choice != OperatorChoice.read(self._choice_file):
+                write_json(self._choice_file, asdict(self._choice), steps="given")
         except OSError as error:
-            log.error("a restart may begin with another version than %s: %s", self.served.version, error)
+            log.error("a restart may begin with another version than %s: %s", self.deployment.version, error)
 
 
-async def first_version(config: Config, store: Store, intake: IntakeProgress) -> FirstVersion:
+async def choose_startup_version(config: Config, store: Store, ingest: IngestProgress) -> StartupVersion:
     """The version to begin with.
 
     What --model-path holds, if that is not what it held when the daemon last served; else the version
@@ -85,12 +89,12 @@ async def first_version(config: Config, store: Store, intake: IntakeProgress) ->
     """
     # Beside the versions and not with one: the version that was given is removed some day, after updates.
     file = config.state_dir / config.name / "given"
-    before = Given.read(file)
+    before = OperatorChoice.read(file)
 
-    def first(stored: StoredVersion, digest: str | None) -> FirstVersion:
+    def first(stored: StoredVersion, digest: str | None) -> StartupVersion:
         device = stored.facts.get("device") if config.device == before.device else None
-        served = Served(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
-        return FirstVersion(served, store, Given(digest, config.device), file)
+        deployment = Deployment(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
+        return StartupVersion(deployment, store, OperatorChoice(digest, config.device), file)
 
     if config.model_path is None:
         stored = await store.last_good()
@@ -102,7 +106,7 @@ async def first_version(config: Config, store: Store, intake: IntakeProgress) ->
         log.info("no --model-path: version %s of %s is served, which was served last", stored.version, store.directory)
         return first(stored, before.digest)
     if before.digest is not None:  # without it there is nothing to compare with, and one pass over the files is enough
-        digest = await _digest(config.model_path, intake)
+        digest = await _digest(config.model_path, ingest)
         if digest == before.digest:
             stored = await store.last_good()
             if stored is not None:
@@ -112,7 +116,7 @@ async def first_version(config: Config, store: Store, intake: IntakeProgress) ->
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
     source = str(config.model_path)
     try:
-        with intake.of(source, "receive") as report:
+        with ingest.of(source, "receive") as report:
             stored = await store.add(
                 descriptor,
                 source,
@@ -129,10 +133,10 @@ async def first_version(config: Config, store: Store, intake: IntakeProgress) ->
     return first(stored, stored.digest)
 
 
-async def _digest(path: Path, intake: IntakeProgress) -> str:
+async def _digest(path: Path, ingest: IngestProgress) -> str:
     """The content address of what is at `path`, read in a thread."""
     total = await asyncio.to_thread(package_bytes, path)
-    with intake.of(str(path), "compare", total) as report:
+    with ingest.of(str(path), "compare", total) as report:
         done, is_cancelled = 0, False
 
         def count(read: int) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from .errors import ArchiveRefused, DowngradeRefused, StoreUnavailable, VersionDamaged, VersionUnknown
-from .limits import Limits
-from .receive import Progress
-from .signature_policy import Trust
+from .ingest import BytesIngested
+from .limits import PackageLimits
+from .signature_policy import SignaturePolicy
 from .store import LEAST_KEPT, Store
 from .stored_version import StoredVersion
 
 __all__ = [
     "LEAST_KEPT",
     "ArchiveRefused",
+    "BytesIngested",
     "DowngradeRefused",
-    "Limits",
-    "Progress",
+    "PackageLimits",
+    "SignaturePolicy",
     "Store",
     "StoreUnavailable",
     "StoredVersion",
-    "Trust",
     "VersionDamaged",
     "VersionUnknown",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .errors import ArchiveRefused
-from .limits import Limits
+from .limits import PackageLimits
 
 _COMPRESSED_CHUNK_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
@@ -71,7 +71,7 @@ class FileSource:
 class GzipSource:
     """What a gzip file of a single stream holds."""
 
-    def __init__(self, source: FileSource, limits: Limits) -> None:
+    def __init__(self, source: FileSource, limits: PackageLimits) -> None:
         self._source = source
         self._limits = limits
         self._inflate = zlib.decompressobj(wbits=31)
@@ -110,7 +110,7 @@ class GzipSource:
             )
 
 
-def open_archive(source: FileSource, limits: Limits) -> ByteSource:
+def open_archive(source: FileSource, limits: PackageLimits) -> ByteSource:
     """The tar in a file, whether compressed or not; raises ArchiveRefused for what is neither."""
     # A tar of the most bytes allowed, with as many headers and as much padding as can be.
     most = limits.total_bytes + 4096 * limits.members + (1 << 20)

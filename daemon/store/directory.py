@@ -32,7 +32,7 @@ from ..failpoints import failpoint
 from ..host.directories import check_unchangeable, make_directories
 from .atomic_files import remove_tree, sync_directory, write_json
 from .errors import StoreUnavailable, unavailable
-from .index import Kept
+from .index import Index
 from .stored_version import FORMAT, StoredVersion
 
 log = logging.getLogger(__name__)
@@ -111,11 +111,11 @@ class StoreDirectory:
         (self.path / ".current.unfinished").unlink(missing_ok=True)
         sync_directory(self._versions)
 
-    def read(self) -> Kept:
+    def read(self) -> Index:
         """What is kept here, and which is current."""
         return self._read_current(self._read_versions())
 
-    def _read_versions(self) -> Kept:
+    def _read_versions(self) -> Index:
         versions = {}
         for path in self._versions.iterdir():
             if not _DIGEST.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
@@ -128,29 +128,29 @@ class StoreDirectory:
                 self._on_problem(f"what was known of version {path.name[:16]} is lost: {record}: {error}")
                 version = StoredVersion.without_record(path.name, path)
             versions[path.name] = version
-        return Kept(versions)
+        return Index(versions)
 
-    def _read_current(self, kept: Kept) -> Kept:
+    def _read_current(self, index: Index) -> Index:
         path = self.path / "current"
         try:
             document = json.loads(path.read_bytes())
             if document["format"] != FORMAT:
                 raise ValueError(f"format {document['format']!r}, not {FORMAT}")
-            kept = replace(
-                kept, current=document["current"], previous=document["previous"], release=int(document["release"])
+            index = replace(
+                index, current=document["current"], previous=document["previous"], release=int(document["release"])
             )
-            if not isinstance(kept.current, str) or not isinstance(kept.previous, str | None):
+            if not isinstance(index.current, str) or not isinstance(index.previous, str | None):
                 raise TypeError("current and previous are digests")
         except FileNotFoundError:
-            return Kept(kept.versions)
+            return Index(index.versions)
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-            served = Kept(kept.versions).by_turn()
+            served = Index(index.versions).by_activation()
             self._on_problem(f"{path} cannot be read ({error}): the versions' records say what was served last")
             current, previous, *_ = [*(version.digest for version in served), None, None]
-            return Kept(kept.versions, current, previous, max((version.release for version in served), default=0))
-        if kept.current not in kept.versions:
-            self._on_problem(f"the current version {shown(kept.current[:VERSION_DIGITS])} is not kept here any more")
-        return kept
+            return Index(index.versions, current, previous, max((version.release for version in served), default=0))
+        if index.current not in index.versions:
+            self._on_problem(f"the current version {shown(index.current[:VERSION_DIGITS])} is not kept here any more")
+        return index
 
     # Writing
 
@@ -158,15 +158,15 @@ class StoreDirectory:
         """Remember what is known of a version; `steps` begins the names of the failpoints on the way."""
         write_json(self._record_path(version.digest), version.to_json(), steps=steps)
 
-    def write_current(self, kept: Kept) -> None:
+    def write_current(self, index: Index) -> None:
         """From now on these are the version that is served and the one before."""
         write_json(
             self.path / "current",
             {
                 "format": FORMAT,
-                "current": kept.current,
-                "previous": kept.previous,
-                "release": kept.release,
+                "current": index.current,
+                "previous": index.previous,
+                "release": index.release,
                 "since_s": time.time(),
             },
             steps="current",

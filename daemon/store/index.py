@@ -14,7 +14,7 @@ _CANDIDATES_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Kept:
+class Index:
     """Replaced as a whole, so that whoever looks needs no lock. `current` and `previous` are digests.
 
     `release`: the highest that was current, or that an operator has gone back to on purpose.
@@ -25,20 +25,22 @@ class Kept:
     previous: str | None = None
     release: int = 0
 
-    def with_version(self, version: StoredVersion) -> Kept:
+    def with_version(self, version: StoredVersion) -> Index:
         return replace(self, versions={**self.versions, version.digest: version})
 
-    def without_version(self, digest: str) -> Kept:
+    def without_version(self, digest: str) -> Index:
         return replace(self, versions={key: version for key, version in self.versions.items() if key != digest})
 
     def newest_first(self) -> list[StoredVersion]:
         """Every version, the last sent first."""
-        return sorted(self.versions.values(), key=lambda version: version.serial, reverse=True)
+        return sorted(self.versions.values(), key=lambda version: version.added_seq, reverse=True)
 
-    def by_turn(self) -> list[StoredVersion]:
+    def by_activation(self) -> list[StoredVersion]:
         """What was ever current: the current one, the previous one, then the others, the last first."""
-        others = sorted(self.versions.values(), key=lambda version: version.turn, reverse=True)
-        order = dict.fromkeys([self.current, self.previous, *(version.digest for version in others if version.turn)])
+        others = sorted(self.versions.values(), key=lambda version: version.activated_seq, reverse=True)
+        order = dict.fromkeys(
+            [self.current, self.previous, *(version.digest for version in others if version.activated_seq)]
+        )
         return [self.versions[digest] for digest in order if digest is not None and digest in self.versions]
 
     def resolve(self, name: str) -> StoredVersion:

@@ -9,7 +9,7 @@ GIB = 1 << 30
 
 
 @dataclass(frozen=True)
-class Limits:
+class PackageLimits:
     """The defaults let any real policy through and stop what only wants to use up the machine."""
 
     #: Files and directories.

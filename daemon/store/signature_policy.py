@@ -11,7 +11,7 @@ from shmserve.package_signature import SIGNATURE_BYTES, PublicKey, check_signatu
 
 
 @dataclass(frozen=True)
-class Trust:
+class SignaturePolicy:
     """Whose packages are taken. With keys, a signature that is there must be good even where none is required."""
 
     required: bool = False

@@ -19,11 +19,11 @@ from ..failpoints import failpoint
 from .atomic_files import remove_tree
 from .directory import StoreDirectory
 from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
-from .index import Kept
+from .index import Index
+from .ingest import BytesIngested, Ingest, IngestedPackage, ingest, undisturbed
 from .integrity import check_files
-from .limits import Limits
-from .receive import Progress, Receive, Received, receive, undisturbed
-from .signature_policy import Trust
+from .limits import PackageLimits
+from .signature_policy import SignaturePolicy
 from .stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
@@ -44,28 +44,31 @@ class Store:
         directory: Path,
         *,
         keep_versions: int = 5,
-        limits: Limits | None = None,
-        trust: Trust | None = None,
+        limits: PackageLimits | None = None,
+        signatures: SignaturePolicy | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
-        receive: Receive = receive,
+        in_use: Callable[[], Collection[str]] = tuple,
+        ingest: Ingest = ingest,
     ) -> None:
         """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
-        should not be kept."""
+        should not be kept. `in_use` returns the versions whose files an engine reads: they are not removed. It is
+        called in any thread.
+        """
         if keep_versions < LEAST_KEPT:
             raise ValueError(f"keep_versions = {keep_versions}: {LEAST_KEPT} or more")
         self.directory = directory
         self._directory = StoreDirectory(directory, self._problem)
         self._keep_versions = keep_versions
-        self._limits = limits or Limits()
-        self._trust = trust or Trust()
+        self._limits = limits or PackageLimits()
+        self._signatures = signatures or SignaturePolicy()
         self._examine = examine
-        self._receive = receive
+        self._in_use = in_use
+        self._ingest = ingest
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
-        self._state = Kept()
-        #: Versions that are not removed because an engine reads their files; called in any thread.
-        self.in_use: Callable[[], Collection[str]] = tuple
+        #: Replaced as a whole, so that readers need no lock.
+        self.index = Index()
         #: What was found wrong since `open`, for people.
         self.problems: list[str] = []
 
@@ -73,13 +76,13 @@ class Store:
 
     def open(self) -> None:
         """Take the directory and read it; raises StoreUnavailable, or KeyUnusable if signatures cannot be checked."""
-        if self._trust.keys:
+        if self._signatures.keys:
             need_cryptography()
         try:
             with self._guard, self._directory.disk():
                 self._directory.acquire()
                 self._directory.sweep()
-                self._state = self._directory.read()
+                self.index = self._directory.read()
         except BaseException:
             self.close()
             raise
@@ -93,30 +96,25 @@ class Store:
 
     def versions(self) -> list[StoredVersion]:
         """Every version that is kept, the last sent first."""
-        return self._state.newest_first()
+        return self.index.newest_first()
 
     def current(self) -> StoredVersion | None:
         """The version that is served, or was when the last daemon ended."""
-        state = self._state
+        state = self.index
         return state.versions.get(state.current or "")
-
-    def previous(self) -> StoredVersion | None:
-        """The version that was current before."""
-        state = self._state
-        return state.versions.get(state.previous or "")
 
     def get(self, version: StoredVersion | str) -> StoredVersion:
         """A version with what is known of it now; raises VersionUnknown if it is not kept (any more)."""
         if isinstance(version, str):
             return self.resolve(version)
         try:
-            return self._state.versions[version.digest]
+            return self.index.versions[version.digest]
         except KeyError:
             raise VersionUnknown(f"version {version.version} is not kept any more") from None
 
     def resolve(self, name: str) -> StoredVersion:
         """The version whose digest begins with `name`; raises VersionUnknown naming the candidates."""
-        return self._state.resolve(name)
+        return self.index.resolve(name)
 
     # In
 
@@ -128,7 +126,7 @@ class Store:
         uid: int | None = None,
         note: str = "",
         allow_downgrade: bool = False,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[BytesIngested], None] | None = None,
         received: Callable[[], None] = lambda: None,
     ) -> StoredVersion:
         """Keep the package in the open directory or tar file `source`, which the sender calls `name`.
@@ -144,7 +142,7 @@ class Store:
         async with self._one_at_a_time:
             self._directory.need()
             name = name or _path_of(source)
-            package = await self._receive(source, self._directory.fresh_incoming(), self._limits, progress)
+            package = await self._ingest(source, self._directory.fresh_incoming(), self._limits, progress)
             try:
                 received()
             except BaseException:
@@ -153,19 +151,19 @@ class Store:
             return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note, allow_downgrade))
 
     def _commit(
-        self, received: Received, name: str, uid: int | None, note: str, allow_downgrade: bool
+        self, received: IngestedPackage, name: str, uid: int | None, note: str, allow_downgrade: bool
     ) -> StoredVersion:
         try:
             with self._directory.disk():
                 failpoint("store.received")
-                self._trust.check(received.files, received.path)
+                self._signatures.check(received.files, received.path)
                 try:
                     release = self._examine(received.path)
                 except ModelPackageError as error:
                     # The sender knows the package by another name than its place here.
                     raise type(error)(str(error).replace(str(received.path), name)) from error
                 failpoint("store.examined")
-                if self._trust.required and not allow_downgrade:
+                if self._signatures.required and not allow_downgrade:
                     self._check_release(received.digest, release)
                 is_kept = self._is_kept_whole(received.digest)
                 with self._guard:
@@ -185,7 +183,7 @@ class Store:
         return version
 
     def _check_release(self, digest: str, release: int) -> None:
-        state = self._state
+        state = self.index
         if release >= state.release or digest == state.current:
             return
         raise DowngradeRefused(
@@ -193,8 +191,10 @@ class Store:
             "model.toml). To go back on purpose: shmserve-admin rollback, or update-model --allow-downgrade"
         )
 
-    def _describe(self, received: Received, name: str, uid: int | None, note: str, release: int) -> StoredVersion:
-        versions = self._state.versions
+    def _describe(
+        self, received: IngestedPackage, name: str, uid: int | None, note: str, release: int
+    ) -> StoredVersion:
+        versions = self.index.versions
         version = StoredVersion(
             received.digest,
             self._directory.path_of(received.digest),
@@ -204,21 +204,21 @@ class Store:
             added_s=time.time(),
             files=received.files,
             release=release,
-            serial=1 + max((version.serial for version in versions.values()), default=0),
+            added_seq=1 + max((version.added_seq for version in versions.values()), default=0),
         )
         before = versions.get(version.digest)
         if before is None:
             return version
-        return replace(version, note=note or before.note, turn=before.turn, pinned=before.pinned, facts=before.facts)
+        return replace(version, note=note or before.note, activated_seq=before.activated_seq, facts=before.facts)
 
-    def _place(self, received: Received, version: StoredVersion) -> None:
+    def _place(self, received: IngestedPackage, version: StoredVersion) -> None:
         damaged = self._directory.place(received.path, version)
-        self._state = self._state.with_version(version)
+        self.index = self.index.with_version(version)
         if damaged is not None:
             remove_tree(damaged)
 
     def _is_kept_whole(self, digest: str) -> bool:
-        kept = self._state.versions.get(digest)
+        kept = self.index.versions.get(digest)
         if kept is None:
             return False
         try:
@@ -239,20 +239,20 @@ class Store:
         """
         with self._guard, self._directory.disk():
             self._directory.need()
-            kept, state = self.get(version), self._state
+            kept, state = self.get(version), self.index
             kept = kept.with_facts(facts)
             if kept.digest != state.current:
                 previous = state.current if state.current in state.versions else state.previous
                 release = kept.release if allow_downgrade else max(kept.release, state.release)
                 after = replace(state, current=kept.digest, previous=previous, release=release)
                 self._directory.write_current(after)
-                self._state = after
+                self.index = after
                 # For the day on which `current` is lost: which versions were served, and in what order.
-                kept = replace(kept, turn=1 + max(other.turn for other in state.versions.values()))
+                kept = replace(kept, activated_seq=1 + max(other.activated_seq for other in state.versions.values()))
             if kept == state.versions[kept.digest]:
                 return
             try:
-                self._update(kept, "turn")
+                self._update(kept, "activated")
             except OSError as error:
                 log.warning("version %s is current, but its record does not say so: %s", kept.version, error)
 
@@ -261,7 +261,7 @@ class Store:
 
         What is damaged is in `problems`. None if no version that was ever current is left whole.
         """
-        for version in self._state.by_turn():
+        for version in self.index.by_activation():
             try:
                 await self.check(version)
             except (VersionDamaged, SignatureRefused) as error:
@@ -279,7 +279,7 @@ class Store:
         def work() -> None:
             kept = self.get(version)
             try:
-                self._trust.check(check_files(kept), kept.path)
+                self._signatures.check(check_files(kept), kept.path)
             except ModelPackageError:
                 self.get(version)  # removed meanwhile is another fault than damaged
                 raise
@@ -293,50 +293,35 @@ class Store:
         with self._guard, self._directory.disk():
             return self._update(self.get(version).with_facts(facts), "facts")
 
-    def pin(self, version: StoredVersion | str, *, pinned: bool = True) -> StoredVersion:
-        """A pinned version is kept however old it is."""
-        with self._guard, self._directory.disk():
-            return self._update(replace(self.get(version), pinned=pinned), "facts")
-
     # Out
 
     def prune(self, keep_versions: int | None = None, *, spare: StoredVersion | None = None) -> list[StoredVersion]:
         """Remove the oldest beyond `keep_versions`; returns them.
 
-        Never the current one, the previous one, a pinned one, one in use or `spare`, and those that were never served
+        Never the current one, the previous one, one in use or `spare`, and those that were never served
         go first.
         """
-        in_use = self.in_use()
+        in_use = self._in_use()
         with self._guard, self._directory.disk():
             self._directory.need()
-            state = self._state
+            state = self.index
             stays = {state.current, state.previous, spare.digest if spare else None}
             may_go = [
                 version
                 for version in state.versions.values()
-                if version.digest not in stays and not version.pinned and version.version not in in_use
+                if version.digest not in stays and version.version not in in_use
             ]
-            may_go.sort(key=lambda version: (version.turn > 0, version.serial))
+            may_go.sort(key=lambda version: (version.activated_seq > 0, version.added_seq))
             surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
             removed = may_go[: max(0, surplus)]
             gone = [self._retire(version) for version in removed]
         self._directory.remove_trees(gone)
         return removed
 
-    def remove(self, version: StoredVersion | str) -> None:
-        """Remove one that is neither current nor previous; raises ValueError for those, VersionUnknown."""
-        with self._guard, self._directory.disk():
-            self._directory.need()
-            kept, state = self.get(version), self._state
-            if kept.digest in (state.current, state.previous):
-                raise ValueError(f"version {kept.version} is current or previous: it stays")
-            gone = self._retire(kept)
-        self._directory.remove_trees([gone])
-
     def _retire(self, version: StoredVersion) -> Path:
         """Take a version out of sight; its files are at the returned place still, to be removed without the guard."""
         gone = self._directory.retire(version)
-        self._state = self._state.without_version(version.digest)
+        self.index = self.index.without_version(version.digest)
         self._directory.forget(version)
         return gone
 
@@ -345,7 +330,7 @@ class Store:
     def _update(self, version: StoredVersion, steps: str) -> StoredVersion:
         self._directory.need()
         self._directory.write_record(version, steps)
-        self._state = self._state.with_version(version)
+        self.index = self.index.with_version(version)
         return version
 
     def _problem(self, text: str) -> None:

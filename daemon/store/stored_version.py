@@ -27,9 +27,8 @@ class StoredVersion:
     added_s: float  # Unix time, when it was sent last
     files: tuple[PackageFile, ...] | None  # None if the record was lost
     #: Order of coming in (last sent) and of becoming current (0: never was). Robots boot with clocks that are wrong.
-    serial: int = 0
-    turn: int = 0
-    pinned: bool = False
+    added_seq: int = 0
+    activated_seq: int = 0
     #: What the package says (model.toml); 0: nothing.
     release: int = 0
     #: What the service learnt of it: device, requests served, ...; anything that JSON has a word for.
@@ -58,9 +57,8 @@ class StoredVersion:
             "uid": self.uid,
             "note": self.note,
             "added_s": self.added_s,
-            "serial": self.serial,
-            "turn": self.turn,
-            "pinned": self.pinned,
+            "added_seq": self.added_seq,
+            "activated_seq": self.activated_seq,
             "release": self.release,
             "facts": dict(self.facts),
             "files": None if self.files is None else [asdict(file) for file in self.files],
@@ -80,9 +78,8 @@ class StoredVersion:
             note=str(record["note"]),
             added_s=float(record["added_s"]),
             files=None if files is None else tuple(PackageFile(**file) for file in files),
-            serial=int(record["serial"]),
-            turn=int(record["turn"]),
-            pinned=bool(record["pinned"]),
+            added_seq=int(record["added_seq"]),
+            activated_seq=int(record["activated_seq"]),
             release=int(record["release"]),
             facts=MappingProxyType(dict(record["facts"])),
         )

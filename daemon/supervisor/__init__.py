@@ -1,1 +1,28 @@
-"""Keeps one engine serving: starts, swaps, watches and replaces engine processes."""
+"""Supervision of the engines: one serves, dead and stuck ones are replaced, and everybody reads one status.
+
+`Supervisor` owns the service's state and decides; `EnginePool` starts, swaps and stops the engine processes; `EngineWatchdog`
+ends a stuck one; `ReadinessNotifier` reports to systemd.
+"""
+
+from __future__ import annotations
+
+from .deployment import Deployment, EngineStartError
+from .engine_pool import EnginePool
+from .engine_process import EngineProcess
+from .engine_watchdog import EngineWatchdog
+from .readiness import ReadinessNotifier
+from .status import ClientStatus, ServiceState, ServiceStatus
+from .supervisor import Supervisor
+
+__all__ = [
+    "ClientStatus",
+    "Deployment",
+    "EnginePool",
+    "EngineProcess",
+    "EngineStartError",
+    "EngineWatchdog",
+    "ReadinessNotifier",
+    "ServiceState",
+    "ServiceStatus",
+    "Supervisor",
+]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Served:
+class Deployment:
     """A model as one engine runs it."""
 
     package: Path
@@ -17,7 +17,7 @@ class Served:
     called: str = field(default="", compare=False)
 
 
-class EngineFailed(Exception):
+class EngineStartError(Exception):
     """An engine did not get to serve: at which stage, and the model's own error."""
 
     def __init__(self, stage: str, error: str, message: str) -> None:

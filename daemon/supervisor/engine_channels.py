@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..clients.leases import Lease, Leases
+from ..clients import Lease, Leases
 from ..config.config import Config
 from ..ipc.messages import Attach, Detach, EndRecording, LimitRate, Lost, Record, Suspect
 from .engine_process import EngineProcess

@@ -9,7 +9,7 @@ from ..ipc.stats import Distribution, Stage
 from .engine_process import EngineProcess
 
 
-class EngineCounts:
+class EngineCounters:
     """Sums over `living`, which the owner keeps true, and what `keep` took over from engines that ended."""
 
     def __init__(self, living: Collection[EngineProcess]) -> None:
@@ -23,17 +23,19 @@ class EngineCounts:
         assert engine.stats is not None
         counters = engine.stats.counters()
         self._totals.update(counters)
-        self._served_by[engine.served.version] += counters["served"]
+        self._served_by[engine.deployment.version] += counters["served"]
         for stage in Stage:
             latency, past = engine.stats.distribution(stage), self._past_latency.get(stage)
             self._past_latency[stage] = latency if past is None else past + latency
 
     def served_by_version(self, version: str) -> int:
         """Requests that this version answered in this run of the daemon."""
-        living = (engine for engine in self._living if engine.served.version == version and engine.stats is not None)
+        living = (
+            engine for engine in self._living if engine.deployment.version == version and engine.stats is not None
+        )
         return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
 
-    def counters(self) -> Tally[str]:
+    def totals(self) -> Tally[str]:
         """What all engines of this run counted."""
         total = self._totals.copy()
         for engine in self._living:

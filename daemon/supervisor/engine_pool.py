@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..clients.leases import Lease, Leases, Wanted
+from ..clients import Lease, Leases, Wanted
 from ..config.config import Config
 from ..failpoints import failpoint
 from ..ipc.control import WAKE_SIGNAL
@@ -33,9 +33,9 @@ from ..ipc.messages import (
 )
 from ..ipc.release import RELEASE_MISMATCH, installed_mismatch
 from ..ipc.stats import Counter
-from .deployment import EngineFailed, Served
+from .deployment import Deployment, EngineStartError
 from .engine_channels import EngineChannels
-from .engine_counters import EngineCounts
+from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
 from .standby import Standby
 
@@ -51,8 +51,8 @@ _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
 
 
-class Engines:
-    """Starts, swaps and buries engines.
+class EnginePool:
+    """Starts, swaps and stops engine processes.
 
     `on_lost` is told when the serving one has died, `on_ended` of every one that has, with its counts still there.
     """
@@ -77,21 +77,21 @@ class Engines:
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._standby = Standby(self.drop_standby)
         self.channels = EngineChannels(config, leases)
-        self.counts = EngineCounts(self._watchers.keys())
+        self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
         #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
-        self.other_release: str | None = None
+        self.release_mismatch: str | None = None
 
     # Life
 
-    async def start(self, served: Served, on_stage: Callable[[str], None]) -> EngineProcess:
-        """An engine that has loaded and warmed `served` up and has every channel mapped, but does not serve yet.
+    async def start(self, deployment: Deployment, on_stage: Callable[[str], None]) -> EngineProcess:
+        """An engine that has loaded and warmed `deployment` up and has every channel mapped, but does not serve yet.
 
-        `on_stage` hears "loading" and "warming". Raises EngineFailed; then nothing of it is left.
+        `on_stage` hears "loading" and "warming". Raises EngineStartError; then nothing of it is left.
         """
         self._serial += 1
         engine = EngineProcess(
-            self._serial, served, lambda engine, message: self._on_message(engine, message, on_stage)
+            self._serial, deployment, lambda engine, message: self._on_message(engine, message, on_stage)
         )
         await engine.start()
         watcher = self._watchers[engine] = asyncio.create_task(self._watch(engine))
@@ -107,13 +107,13 @@ class Engines:
     async def _warm_up(self, engine: EngineProcess) -> None:
         ready, failed = engine.expect(Ready), engine.expect(Failed)
         load = Load(
-            package=str(engine.served.package),
-            device=engine.served.device,
-            called=engine.served.called,
+            package=str(engine.deployment.package),
+            device=engine.deployment.device,
+            called=engine.deployment.called,
             allow_code=self._config.allow_code,
             threads=self._config.threads,
             memory_bytes=self._config.engine_memory_bytes,
-            version=engine.served.version,
+            version=engine.deployment.version,
             serial=engine.serial,
             spin_us=self._config.spin_us,
             request_bell=self._leases.request_bell if self._config.transport == "named" else None,
@@ -126,35 +126,37 @@ class Engines:
         stage = engine.stage
         if not done:
             message = f"not ready after load_s = {self._config.load_s:g} s; if it needs longer, raise load_s"
-            raise EngineFailed(stage, "TimeoutError", message)
+            raise EngineStartError(stage, "TimeoutError", message)
         try:
             answer = done.pop().result()
         except EngineEnded as ended:
             said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
-            raise EngineFailed(stage, "the engine died", said) from ended
+            raise EngineStartError(stage, "the engine died", said) from ended
         if isinstance(answer, Failed):
             if answer.error == RELEASE_MISMATCH:
-                self.other_release = answer.message
-            raise EngineFailed(answer.stage, answer.error, answer.message)
-        self.other_release = None
+                self.release_mismatch = answer.message
+            raise EngineStartError(answer.stage, answer.error, answer.message)
+        self.release_mismatch = None
 
     async def check_release(self) -> None:
-        """Raises EngineFailed where an engine that is started now would refuse to run under this daemon."""
-        self.other_release = await installed_mismatch()
-        if self.other_release is not None:
-            raise EngineFailed("start", RELEASE_MISMATCH, self.other_release)
+        """Raises EngineStartError where an engine that is started now would refuse to run under this daemon."""
+        self.release_mismatch = await installed_mismatch()
+        if self.release_mismatch is not None:
+            raise EngineStartError("start", RELEASE_MISMATCH, self.release_mismatch)
 
     def _serving_model(self) -> ServingModel | None:
         """The serving engine's use of its GPU, for an engine that is to be loaded there as well; None without one."""
         serving = self.serving
         if serving is None or serving.ready is None or serving.ready.gpu is None:
             return None
-        return ServingModel(serving.ready.device, serving.ready.gpu["model_bytes"], package=str(serving.served.package))
+        return ServingModel(
+            serving.ready.device, serving.ready.gpu["model_bytes"], package=str(serving.deployment.package)
+        )
 
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
 
-        Between the two nobody takes requests; they wait in their slots. Raises EngineFailed if `new`
+        Between the two nobody takes requests; they wait in their slots. Raises EngineStartError if `new`
         died at this moment; then the old engine serves on.
         """
         old = self.serving
@@ -164,7 +166,7 @@ class Engines:
         failpoint("swap.paused")
         try:
             await self._let_serve(new)
-        except EngineFailed:
+        except EngineStartError:
             if old is not None and old.alive:
                 old.send(Serve())  # if it has died as well, `on_lost` was told: it is what serves still
             raise
@@ -196,12 +198,12 @@ class Engines:
         try:
             await asyncio.wait_for(serving, _SERVE_LIMIT_S)
         except EngineEnded as ended:
-            raise EngineFailed("swap", "the engine died", exit_reason(ended.status)) from ended
+            raise EngineStartError("swap", "the engine died", exit_reason(ended.status)) from ended
         except asyncio.TimeoutError:
             await self._kill(new)  # before the old one goes on: never two
-            raise EngineFailed("swap", "TimeoutError", f"it did not begin within {_SERVE_LIMIT_S:g} s") from None
+            raise EngineStartError("swap", "TimeoutError", f"it did not begin within {_SERVE_LIMIT_S:g} s") from None
         if not new.alive:
-            raise EngineFailed("swap", "the engine died", "as soon as it served")
+            raise EngineStartError("swap", "the engine died", "as soon as it served")
 
     def _ring(self) -> None:
         """Wake the serving engine if it sleeps: it looks for messages when it wakes."""
@@ -224,9 +226,9 @@ class Engines:
         self.drop_standby()
         self._standby.keep(engine, self._config.standby_s)
 
-    def claim_standby(self, served: Served) -> EngineProcess | None:
+    def claim_standby(self, deployment: Deployment) -> EngineProcess | None:
         """The standby engine, if it runs this model; it is the caller's to let serve or to keep again."""
-        return self._standby.claim(served)
+        return self._standby.claim(deployment)
 
     def drop_standby(self) -> asyncio.Task[None] | None:
         """Give the standby engine's memory back; the task that does so, if there is one."""
@@ -299,7 +301,7 @@ class Engines:
         if was_serving:
             self.serving = None
         assert engine.stats is not None
-        self.counts.keep(engine)
+        self.counters.keep(engine)
         self.channels.disown(engine)
         if status:
             self._on_death(engine, status)
@@ -346,17 +348,17 @@ class Engines:
 
     def versions(self) -> set[str]:
         """The versions whose packages an engine may read in now or later: a policy imports when it likes. Any thread."""
-        return {engine.served.version for engine in tuple(self._watchers) if engine.retiring is None}
+        return {engine.deployment.version for engine in tuple(self._watchers) if engine.retiring is None}
 
     @property
     def model(self) -> dict[str, Any] | None:
         """What the serving engine said of its model; None without one."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key != "compiled"}
+        return {key: value for key, value in vars(self.serving.ready).items() if key != "native"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
-        """(served, errors, monotonic ns of the last) of a channel in the serving engine."""
+        """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""
         if self.serving is None or self.serving.stats is None:
             return 0, 0, 0
         return self.serving.stats.channel(channel)

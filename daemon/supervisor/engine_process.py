@@ -23,7 +23,7 @@ from ..ipc.release import OWN
 from ..ipc.stats import Counter, Stats, create_stats_memory
 
 if TYPE_CHECKING:
-    from .deployment import Served
+    from .deployment import Deployment
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,11 @@ class EngineEnded(Exception):
 class EngineProcess:
     """Starts an engine, carries messages both ways, and knows how it ended."""
 
-    def __init__(self, serial: int, served: Served, on_message: Callable[[EngineProcess, EngineMessage], None]) -> None:
+    def __init__(
+        self, serial: int, deployment: Deployment, on_message: Callable[[EngineProcess, EngineMessage], None]
+    ) -> None:
         self.serial = serial
-        self.served = served
+        self.deployment = deployment
         #: The task that stops it, once it is no longer wanted.
         self.retiring: asyncio.Task[None] | None = None
         self._on_message = on_message

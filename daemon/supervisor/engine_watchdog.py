@@ -21,7 +21,7 @@ _BLIND_S = 10.0
 _LAST_WORDS_S = 1.0
 
 
-class HeartbeatWatch:
+class EngineWatchdog:
     """Looks at one word of the stats segment four times a second; `run` until cancelled."""
 
     def __init__(self, supervisor: Supervisor) -> None:

@@ -9,7 +9,8 @@ import time
 from shmserve.shortened import shortened
 
 from ..host.notify import Notifier
-from .engine_watchdog import HeartbeatWatch
+from .engine_watchdog import EngineWatchdog
+from .status import ServiceState, ServiceStatus
 from .supervisor import Supervisor
 
 _LOOK_S = 0.5
@@ -22,13 +23,13 @@ _EXTENSION_S = 30.0
 _STOP_MARGIN_S = 10.0
 
 
-class ServiceReport:
+class ReadinessNotifier:
     """`run` until cancelled; `stopping` when the daemon begins to end."""
 
-    def __init__(self, supervisor: Supervisor, notifier: Notifier, watch: HeartbeatWatch) -> None:
+    def __init__(self, supervisor: Supervisor, notifier: Notifier, watchdog: EngineWatchdog) -> None:
         self._supervisor = supervisor
         self._notifier = notifier
-        self._watch = watch
+        self._watchdog = watchdog
         self._ready = False
         self._stopping = False
         self._status = ""
@@ -43,47 +44,46 @@ class ServiceReport:
 
     def look(self) -> None:
         """Tell what has changed, and what is due."""
-        supervisor, now_s = self._supervisor, time.monotonic()
-        if not self._ready and supervisor.state in ("ready", "updating"):
-            self._ready = self._notifier.tell(READY=1)
-        if supervisor.stopping:
+        current, now_s = self._supervisor.snapshot(), time.monotonic()
+        if not self._ready and current.state in (ServiceState.READY, ServiceState.UPDATING):
+            self._ready = self._notifier.sd_notify(READY=1)
+        if self._supervisor.stopping:
             self.stopping()
-        status = self._status_text()
-        if status != self._status and not self._stopping and self._notifier.tell(STATUS=status):
+        status = _status_text(current)
+        if status != self._status and not self._stopping and self._notifier.sd_notify(STATUS=status):
             self._status = status
         if not self._ready and not self._stopping and now_s - self._extended_s >= _EXTEND_EVERY_S:
             # load_s bounds the load; systemd only has to know that it is still being watched.
             self._extended_s = now_s
-            self._notifier.tell(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
+            self._notifier.sd_notify(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
         watchdog_s = self._notifier.watchdog_s
         # Not from a timer of its own: this task runs in the supervisor's loop, and only for an engine that moves.
-        if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watch.stuck:
+        if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watchdog.stuck:
             self._fed_s = now_s
-            self._notifier.tell(WATCHDOG=1)
+            self._notifier.sd_notify(WATCHDOG=1)
 
     def stopping(self) -> None:
         """The daemon has begun to end: it may take as long as it drains. May be called twice."""
         if self._stopping:
             return
         limit_us = int((self._supervisor.config.drain_s + _STOP_MARGIN_S) * 1e6)
-        self._stopping = self._notifier.tell(
+        self._stopping = self._notifier.sd_notify(
             STOPPING=1, EXTEND_TIMEOUT_USEC=limit_us, STATUS="answering what clients have sent"
         )
 
     def failed(self, reason: str) -> None:
         """The daemon ends because of this."""
-        self._notifier.tell(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
+        self._notifier.sd_notify(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
 
     def _interval_s(self) -> float:
         watchdog_s = self._notifier.watchdog_s
         return _LOOK_S if watchdog_s is None else min(_LOOK_S, watchdog_s / 4)
 
-    def _status_text(self) -> str:
-        supervisor = self._supervisor
-        model = supervisor.engines.model
-        text: str = supervisor.state
-        if model is not None:
-            text += f": {model['name']} version {model['version']} on {model['device']}"
-        if supervisor.error:
-            text += f": {supervisor.error}"
-        return shortened(text, _STATUS_TEXT)
+
+def _status_text(status: ServiceStatus) -> str:
+    text: str = status.state.value
+    if status.model is not None:
+        text += f": {status.model['name']} version {status.model['version']} on {status.model['device']}"
+    if status.error:
+        text += f": {status.error}"
+    return shortened(text, _STATUS_TEXT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .deployment import Served
+from .deployment import Deployment
 from .engine_process import EngineProcess
 
 
@@ -23,10 +23,10 @@ class Standby:
         self.engine = engine
         self._timer = asyncio.get_running_loop().call_later(standby_s, self._on_expired)
 
-    def claim(self, served: Served) -> EngineProcess | None:
+    def claim(self, deployment: Deployment) -> EngineProcess | None:
         """The engine, if it runs this model; it is the caller's to let serve or to keep again."""
         engine = self.engine
-        if engine is None or not engine.alive or engine.served != served:
+        if engine is None or not engine.alive or engine.deployment != deployment:
             return None
         return self.forget()
 

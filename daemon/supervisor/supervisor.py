@@ -13,21 +13,19 @@ from typing import Any, TypeVar
 from shmserve.directories import check_service_name
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 
-from ..clients.access_control import Admission
-from ..clients.engine_deaths import CLEAR_S
-from ..clients.leases import Lease, Leases
-from ..clients.shm_names import Names
-from ..clients.tampering import Tampering
+from ..clients import CLEAR_S, AccessPolicy, IntegrityCheck, Lease, Leases, NameRegistry
 from ..config.config import Config
 from ..host.message_ids import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
-from ..ipc.stats import Counter
-from ..store.intake_progress import IntakeProgress
+from ..ipc.stats import Counter, Stage
+from ..store.ingest_progress import IngestProgress
+from ..varlink.peer import Peer
 from .backoff import Backoff
-from .deployment import EngineFailed, Served
-from .engine_pool import Engines
+from .deployment import Deployment, EngineStartError
+from .engine_pool import EnginePool
 from .engine_process import EngineProcess, exit_reason
+from .status import ClientStatus, EngineStatus, ServiceState, ServiceStatus
 
 log = logging.getLogger(__name__)
 
@@ -37,43 +35,51 @@ _T = TypeVar("_T")
 class Supervisor:
     """One run of the daemon. `open`, then `run` until `stop`, then `close`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_evict: Callable[[Lease, str], None],
+        on_detach: Callable[[Lease], None],
+        on_crash: Callable[[EngineProcess], None],
+        on_ended: Callable[[EngineProcess], None],
+        is_on_probation: Callable[[EngineProcess], bool],
+    ) -> None:
+        """`on_evict` ends the connection of a client that broke its channel, `on_detach` that of one that may attach
+        again at once. `on_crash` is called when the serving engine has died, before it is restarted; `on_ended` for
+        every engine that has ended, while its counts can still be read. `is_on_probation` reports whether the engine's
+        model, rather than its clients, is to blame for a death.
+        """
         self.config = config
         self.directory = config.runtime_dir / check_service_name(config.name)
         self.epoch = secrets.randbits(62)
         self.started_ns = time.monotonic_ns()
-        self.state = "starting"
+        self.state = ServiceState.STARTING
         self.error: str | None = None
         self.restarts = 0
-        self.intake = IntakeProgress()
+        self.ingest = IngestProgress()
         #: What is to be served; an update moves it once the new model serves.
-        self.served: Served | None = None
+        self.deployment: Deployment | None = None
         #: Set once the first model serves.
         self.begun = asyncio.Event()
-        self.on_evict: Callable[[Lease, str], None] = lambda lease, reason: None
-        #: Called to end a client's connection that did nothing wrong: it may attach again at once.
-        self.on_detach: Callable[[Lease], None] = lambda lease: None
-        #: Called when the serving engine has died, before it is restarted.
-        self.on_crash: Callable[[EngineProcess], None] = lambda engine: None
-        #: Whether it is the model of this engine that has yet to show what it is worth, rather than its clients.
-        self.is_on_probation: Callable[[EngineProcess], bool] = lambda engine: False
-        #: Called when any engine has ended.
-        self.on_ended: Callable[[EngineProcess], None] = lambda engine: None
+        self._on_evict = on_evict
+        self._on_detach = on_detach
+        self._on_crash = on_crash
+        self._is_on_probation = is_on_probation
         #: Held by whoever changes which engine serves: a restart, an update, a rollback.
         self.changing = asyncio.Lock()
         self._updating = False
-        self.admission = Admission(config)
+        self.access_policy = AccessPolicy(config)
         self._lock = ServiceLock(self.directory)
-        self._names = Names(self.directory)
-        self.leases = Leases(config, self._names, self.epoch)
-        self.leases.on_removed = self._renew_request_bell
-        self._tampering = Tampering()
-        self.engines = Engines(
+        self._names = NameRegistry(self.directory)
+        self.leases = Leases(config, self._names, self.epoch, on_bell_removed=self._renew_request_bell)
+        self._integrity = IntegrityCheck()
+        self.engines = EnginePool(
             config,
             self.leases,
             on_lost=self._lost,
-            on_ended=lambda engine: self.on_ended(engine),
-            on_broken=lambda lease, reason, blame: self.on_evict(lease, reason) if blame else self.on_detach(lease),
+            on_ended=on_ended,
+            on_broken=lambda lease, reason, blame: on_evict(lease, reason) if blame else on_detach(lease),
             on_death=self._examine,
         )
         self._changed = asyncio.Event()
@@ -86,12 +92,12 @@ class Supervisor:
 
     def open(self) -> None:
         """Take the service's name; raises AlreadyRunning or OSError."""
-        self._lock.acquire(self.admission.directory_mode)
+        self._lock.acquire(self.access_policy.directory_mode)
         swept = self._names.sweep()
         if swept:
             log.info("removed %d shared-memory objects that an earlier daemon left", swept)
         if self.config.transport == "named":
-            self._tampering.open()
+            self._integrity.open()
             self._create_request_bell()
 
     def close(self) -> None:
@@ -123,12 +129,12 @@ class Supervisor:
         finally:
             stop.cancel()
 
-    async def run(self, served: Served, on_first: Callable[[], None] = lambda: None) -> None:
-        """Keep an engine serving, at first of `served`, until `stop`; `on_first` hears that the first one serves.
+    async def run(self, deployment: Deployment, on_first: Callable[[], None] = lambda: None) -> None:
+        """Keep an engine serving, at first of `deployment`, until `stop`; `on_first` hears that the first one serves.
 
-        Raises EngineFailed if that model cannot be served at all, or nothing can any more (see release.py).
+        Raises EngineStartError if that model cannot be served at all, or nothing can any more (see release.py).
         """
-        self.served = served
+        self.deployment = deployment
         stop = asyncio.create_task(self._stopping.wait())
         try:
             first = asyncio.create_task(self.start_serving())
@@ -137,7 +143,7 @@ class Supervisor:
                 first.cancel()  # asked to stop while the model still loads: nothing of anybody's is under way
                 with contextlib.suppress(asyncio.CancelledError):
                     await first
-                self.enter("draining")
+                self.enter(ServiceState.DRAINING)
                 return
             first.result()
             on_first()
@@ -147,7 +153,7 @@ class Supervisor:
             keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
-            self.enter("draining")
+            self.enter(ServiceState.DRAINING)
             with contextlib.suppress(asyncio.TimeoutError):  # a swap under way is done in no time
                 await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
             await self.engines.drain(self.config.drain_s)
@@ -158,48 +164,48 @@ class Supervisor:
     async def start_serving(self) -> None:
         """Start an engine of what is to be served, and let it serve unless another one does by then.
 
-        Raises EngineFailed.
+        Raises EngineStartError.
         """
-        served = self.served
-        assert served is not None
-        self._enter_unless_serving("loading")
+        deployment = self.deployment
+        assert deployment is not None
+        self._enter_unless_serving(ServiceState.LOADING)
         try:
-            engine = self.engines.claim_standby(served)  # warm already, after a new model was taken back
+            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was taken back
             if engine is None:
-                engine = await self.engines.start(served, self._enter_unless_serving)
+                engine = await self.engines.start(deployment, self._enter_stage)
             # Not held until here: an update under way may take minutes, and until then this is what serves.
             async with self.changing:
-                if self.engines.serving is None and self.served == served:
+                if self.engines.serving is None and self.deployment == deployment:
                     await self.engines.swap(engine)
                     self.now_serving(engine)
                     return
-        except EngineFailed as failure:
+        except EngineStartError as failure:
             if self.engines.serving is None:
                 self.error = str(failure)
-            self._enter_unless_serving("failed")
+            self._enter_unless_serving(ServiceState.FAILED)
             raise
         await self.engines.discard(engine)
 
     def fail(self, error: str) -> None:
         """There is nothing to serve, because of this."""
         self.error = error
-        self.enter("failed")
+        self.enter(ServiceState.FAILED)
 
     def begin_update(self) -> None:
         """A new model is on its way, beside the one that serves."""
         self._updating = True
-        if self.state == "ready":
-            self.enter("updating")
+        if self.state is ServiceState.READY:
+            self.enter(ServiceState.UPDATING)
 
     def end_update(self) -> None:
         """It serves, or it does not."""
         self._updating = False
-        if self.state == "updating":
-            self.enter("ready")
+        if self.state is ServiceState.UPDATING:
+            self.enter(ServiceState.READY)
 
     def revive(self) -> None:
         """Nothing serves: start what is to be served, and try again until it does."""
-        self.enter("loading")
+        self.enter(ServiceState.LOADING)
         self._crashed.set()
 
     def now_serving(self, engine: EngineProcess) -> None:
@@ -209,14 +215,14 @@ class Supervisor:
         log.info(
             "serving %s version %s on %s%s%s",
             engine.ready.name,
-            engine.served.version,
+            engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready.compiled else "; request path: Python (not compiled)",
+            "" if engine.ready.native else "; request path: Python (not compiled)",
             extra={"message_id": SERVING},
         )
         self.error = None
-        self.enter("updating" if self._updating else "ready")
+        self.enter(ServiceState.UPDATING if self._updating else ServiceState.READY)
 
     async def _keep_serving(self) -> None:
         backoff = Backoff()
@@ -224,7 +230,7 @@ class Supervisor:
             await self._crashed.wait()
             self._crashed.clear()
             while self.engines.serving is None:
-                delay_s = backoff.delay_s(self.served, time.monotonic(), of_client=self._of_client)
+                delay_s = backoff.delay_s(self.deployment, time.monotonic(), of_client=self._of_client)
                 self._of_client = False  # that the next one cannot be started is no client's doing
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
@@ -235,7 +241,7 @@ class Supervisor:
                     break
                 try:
                     await self.start_serving()
-                except EngineFailed as failure:
+                except EngineStartError as failure:
                     if failure.error == RELEASE_MISMATCH:
                         raise  # no engine will ever do; whoever starts the daemon again gets one of the new release
                     log.error("%s", failure)
@@ -243,13 +249,13 @@ class Supervisor:
     def _lost(self, engine: EngineProcess, status: int) -> None:
         self.restarts += 1
         log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
-        self.on_crash(engine)
+        self._on_crash(engine)
         self.revive()
 
     def _examine(self, engine: EngineProcess, status: int) -> None:
         """An engine has died: was it a client's doing?"""
         self._of_client = False
-        if engine.ended_on_purpose or self.is_on_probation(engine):
+        if engine.ended_on_purpose or self._is_on_probation(engine):
             return
         if self.config.transport == "named" and self._find_tampering():
             self._of_client = True
@@ -274,9 +280,9 @@ class Supervisor:
                 continue
             attached = self.leases.get(lease.channel) is lease
             if verdict.whole_user or not attached:
-                self.leases.offenders.note(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
+                self.leases.bans.add(lease.peer, verdict.reason, now_s, whole_user=verdict.whole_user)
             if attached:
-                self.on_evict(lease, verdict.reason)
+                self._on_evict(lease, verdict.reason)
         for lease in self.leases:
             self.engines.channels.suspect(lease)
 
@@ -284,11 +290,11 @@ class Supervisor:
         """Whether an engine had reason to die of what clients may write to; whoever shows is evicted."""
         found = False
         for lease in self.leases:
-            damage = self._tampering.of_lease(lease)
+            damage = self._integrity.of_lease(lease)
             if damage is not None:
-                self.on_evict(lease, damage)
+                self._on_evict(lease, damage)
                 found = True
-        damage = self._tampering.of_bell(self.leases.request_bell)
+        damage = self._integrity.of_bell(self.leases.request_bell)
         if damage is not None:
             self._replace_request_bell(damage)
         return found or damage is not None
@@ -308,20 +314,24 @@ class Supervisor:
         self.leases.request_bell = self._names.fresh()
         self._create_request_bell()
         for lease in self.leases:
-            self.on_detach(lease)
+            self._on_detach(lease)
         self.engines.end_all()
 
-    def enter(self, state: str) -> None:
+    def enter(self, state: ServiceState) -> None:
         """Move to a state; draining is the last."""
-        if state != self.state and self.state != "draining":
-            log.info("state %s", state)
+        if state is not self.state and self.state is not ServiceState.DRAINING:
+            log.info("state %s", state.value)
             self.state = state
             self._changed.set()
             self._changed = asyncio.Event()
 
-    def _enter_unless_serving(self, state: str) -> None:
+    def _enter_unless_serving(self, state: ServiceState) -> None:
         if self.engines.serving is None:
             self.enter(state)
+
+    def _enter_stage(self, stage: str) -> None:
+        """Show the stage, "loading" or "warming", of an engine that is started while none serves."""
+        self._enter_unless_serving(ServiceState(stage))
 
     async def wait_change(self) -> None:
         """Until the state changes."""
@@ -334,16 +344,81 @@ class Supervisor:
 
     # Clients
 
+    def send_lease(self, lease: Lease) -> None:
+        """Report a new lease, or a lease's new generation, to the engines."""
+        self.engines.channels.attach(lease)
+
+    def ban(self, peer: Peer, reason: str) -> None:
+        """Refuse this client, which is being evicted, for `ban_s`."""
+        self.leases.bans.add(peer, reason, time.monotonic())
+
     def detach(self, channel: int) -> None:
         """The client of `channel` is gone: remove its names, tell the engines."""
         if self.leases.release(channel) is not None:
             self.engines.channels.detach(channel)
 
-    # Seeing
+    # Recording
 
-    def heartbeat_age_s(self) -> float | None:
-        """Seconds since the serving engine's loop went round; None without one."""
+    def record(self, record_ring: int, channel: int | None) -> None:
+        """Let every engine that serves write to a record ring; the descriptor stays the caller's."""
+        self.engines.record(record_ring, channel)
+
+    def end_recording(self) -> None:
+        self.engines.end_recording()
+
+    # Status
+
+    @property
+    def model(self) -> dict[str, Any] | None:
+        """The serving engine's description of its model; None without an engine."""
+        return self.engines.model
+
+    def snapshot(self) -> ServiceStatus:
+        """Return the service's status at this moment."""
+        now_ns = time.monotonic_ns()
+        engines, standby = self.engines, self.engines.standby
+        return ServiceStatus(
+            name=self.config.name,
+            transport=self.config.transport,
+            directory=self.directory,
+            max_clients=self.config.max_clients,
+            uptime_s=(now_ns - self.started_ns) / 1e9,
+            state=self.state,
+            error=self.error,
+            ingest=self.ingest.to_json(),
+            is_recording=engines.channels.recording,
+            release_mismatch=engines.release_mismatch,
+            restarts=self.restarts,
+            engine=self._engine_status(now_ns),
+            standby_version=standby.deployment.version if standby is not None else None,
+            model=engines.model,
+            clients=tuple(self._client_status(lease, now_ns) for lease in self.leases),
+            counters=engines.counters.totals(),
+            latency={stage: latency for stage in Stage if (latency := engines.counters.latency(stage)) is not None},
+        )
+
+    def _engine_status(self, now_ns: int) -> EngineStatus | None:
         engine = self.engines.serving
-        if engine is None or engine.stats is None:
+        if engine is None:
             return None
-        return max(0.0, (time.monotonic_ns() - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
+        age_s = None
+        if engine.stats is not None:
+            age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
+        is_native = engine.ready is not None and engine.ready.native
+        return EngineStatus(engine.pid, engine.deployment.version, age_s, is_native)
+
+    def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
+        served, errors, last_ns = self.engines.channel_counts(lease.channel)
+        return ClientStatus(
+            channel=lease.channel,
+            pid=lease.peer.pid,
+            uid=lease.peer.uid,
+            program=lease.program,
+            trusted=lease.trusted,
+            attached_s=(now_ns - lease.attached_ns) / 1e9,
+            slots=lease.wanted.slots,
+            generation=lease.channel_info.identity.generation,
+            served=served,
+            errors=errors,
+            last_s=(now_ns - last_ns) / 1e9 if last_ns else None,
+        )

@@ -20,7 +20,7 @@ from .peer import Peer
 
 
 @dataclass(frozen=True)
-class Limits:
+class ConnectionLimits:
     """What one listening socket grants its peers."""
 
     connections: int = 256
@@ -45,7 +45,7 @@ class ServerConnection:
         pidfd: int | None,
         number: int,
         table: InterfaceTable,
-        limits: Limits,
+        limits: ConnectionLimits,
         log: ProvokedLog,
         refusal: VarlinkError | None = None,
     ) -> None:

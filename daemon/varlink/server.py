@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from shmserve.varlink import PERMISSION_DENIED, TOO_MANY_CONNECTIONS, VarlinkError, encode_error
 from shmserve.varlink_socket import send_part, socket_path
 
-from .connection import Limits, ServerConnection
+from .connection import ConnectionLimits, ServerConnection
 from .interface import Interface, InterfaceTable, ServiceInfo
 from .log_limit import ProvokedLog
 from .peer import Peer, open_pidfd
@@ -33,7 +33,7 @@ class VarlinkServer:
         interfaces: Iterable[Interface],
         *,
         refusal: Callable[[Peer], str | None],
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         """Takes over `listener`, whose path stays the caller's to unlink.
@@ -43,7 +43,7 @@ class VarlinkServer:
         self._listener = listener
         self._table = InterfaceTable(info, interfaces)
         self._refusal = refusal
-        self._limits = limits or Limits()
+        self._limits = limits or ConnectionLimits()
         self._log = ProvokedLog(log or logging.getLogger(__name__))
         self._connections: dict[int, ServerConnection] = {}
         self._tasks: set[asyncio.Task[None]] = set()

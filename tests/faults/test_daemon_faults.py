@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.event_loop import in_loop
@@ -38,7 +38,7 @@ def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
     gate.wait_entered()
     engine = daemon.engine_pid
     stale = daemon.names_in_shm()
-    stranger = Names(daemon.folder / "another").fresh()
+    stranger = NameRegistry(daemon.folder / "another").fresh()
     create_doorbell(stranger)
     try:
         daemon.kill9()

@@ -19,8 +19,9 @@ from shmserve.daemon import failpoints
 from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
 from shmserve.package_files import content_version
 from tests.support.archives.packages import numbered, opened, write_package
+from tests.support.archives.previous_version import previous
 from tests.support.archives.store_process import REFUSED
-from tests.support.archives.taking import receive_here
+from tests.support.archives.taking import ingest_here
 from tests.support.folders import REPOSITORY
 from tests.support.mostly_long import one_of
 
@@ -54,7 +55,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven packages, and a store with two versions that were served and four that were not."""
     place = tmp_path_factory.mktemp("template")
     packages = [numbered(place / f"m{number}", number) for number in range(7)]
-    store = Store(place / "models", keep_versions=6, receive=receive_here)
+    store = Store(place / "models", keep_versions=6, ingest=ingest_here)
     store.open()
     for package in packages[:6]:
         _add(store, package)
@@ -97,12 +98,12 @@ class Stage:
 
     def check(self) -> None:
         """Whatever happened: it opens, what is served was served before or was to be, and is whole; it goes on."""
-        store = Store(self.directory, keep_versions=6, receive=receive_here)
+        store = Store(self.directory, keep_versions=6, ingest=ingest_here)
         store.open()
         assert store.problems == []
-        current, previous, good = store.current(), store.previous(), asyncio.run(store.last_good())
-        assert current is not None and previous is not None and good == current
-        assert [current.version, previous.version] in ([self.names[1], self.names[0]], [self.names[2], self.names[1]])
+        current, before, good = store.current(), previous(store), asyncio.run(store.last_good())
+        assert current is not None and before is not None and good == current
+        assert [current.version, before.version] in ([self.names[1], self.names[0]], [self.names[2], self.names[1]])
         for version in store.versions():
             asyncio.run(store.check(version))
         left = {name for version in store.versions() for name in (version.digest, version.digest + ".json")}
@@ -137,7 +138,7 @@ def test_a_kill_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage
     killed = _run(stage.directory, *stage.commands(), armed=f"{name}=kill")
 
     assert f"failpoint {name} reached" in killed.stderr
-    assert killed.returncode == (REFUSED if name.startswith("intake.") else -signal.SIGKILL), killed.stderr
+    assert killed.returncode == (REFUSED if name.startswith("ingest.") else -signal.SIGKILL), killed.stderr
     stage.check()
 
 
@@ -148,7 +149,12 @@ WRITTEN = [name for name in FAILPOINTS if name.endswith((".after_rename", ".afte
 @pytest.mark.parametrize(
     "name",
     one_of(
-        4, [name for name in FAILPOINTS if not name.startswith(("intake.", "prune.", "turn.")) and name not in WRITTEN]
+        4,
+        [
+            name
+            for name in FAILPOINTS
+            if not name.startswith(("ingest.", "prune.", "activated.")) and name not in WRITTEN
+        ],
     ),
 )
 def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, stage: Stage) -> None:
@@ -177,7 +183,7 @@ def test_a_disk_that_fails_while_old_versions_go_is_told(name: str, stage: Stage
     stage.check()
 
 
-@pytest.mark.parametrize("name", ["turn.before_write", "turn.before_sync", "turn.before_rename"])
+@pytest.mark.parametrize("name", ["activated.before_write", "activated.before_sync", "activated.before_rename"])
 def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not(name: str, stage: Stage) -> None:
 
     done = _run(stage.directory, "current", stage.names[2], armed=f"{name}=raise:ENOSPC")
@@ -189,12 +195,12 @@ def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not
 def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, disarmed: None) -> None:
     store = Store(stage.directory, keep_versions=6)
     store.open()
-    before = store.versions(), store.current(), store.previous()
+    before = store.versions(), store.current(), previous(store)
     for name in ("current.before_write", "current.before_sync", "current.before_rename"):
         failpoints.arm(f"{name}=raise:EIO")
         with pytest.raises(StoreUnavailable, match="see to the state directory"):
             store.make_current(stage.names[3])
-        assert (store.versions(), store.current(), store.previous()) == before
+        assert (store.versions(), store.current(), previous(store)) == before
     failpoints.arm("")
 
     store.make_current(stage.names[3])
@@ -240,7 +246,7 @@ def test_a_kill_at_any_moment_leaves_a_version_that_was_made_current(tmp_path: P
         assert good == current and store.problems == []
         if last is not None:  # what it said, or the one after that, of which it had no time to tell
             assert current is not None
-            names = [version.version for version in (current, store.previous()) if version is not None]
+            names = [version.version for version in (current, previous(store)) if version is not None]
             assert last in names
             last = current.version
         for version in store.versions():

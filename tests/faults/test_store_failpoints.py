@@ -14,7 +14,7 @@ import pytest
 
 from shmserve import package_files, package_signature
 from shmserve.daemon import failpoints
-from shmserve.daemon.store import staging
+from shmserve.daemon.store import package_writer
 
 _SCRIPT = """
 import sys, time
@@ -120,7 +120,9 @@ def test_every_kind_of_name_is_in_the_tables(name: str) -> None:
     assert _run(f"{name}=sleep:0", name).stdout == f"{name} passed\n"
 
 
-@pytest.mark.parametrize("module", [package_files, package_signature, staging], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [package_files, package_signature, package_writer], ids=lambda module: module.__name__
+)
 def test_the_examples_in_the_modules_hold(module: ModuleType) -> None:
     result = doctest.testmod(importlib.import_module(module.__name__))
 

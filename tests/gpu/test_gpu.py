@@ -11,7 +11,7 @@ import torch
 
 from shmserve.daemon.engine.device.cuda import CudaDevice
 from shmserve.daemon.engine.device.interface import PinFailed, sharing
-from shmserve.daemon.engine.device.threshold import SIZES, measured_threshold
+from shmserve.daemon.engine.device.tuning import SIZES, measured_threshold
 
 pytestmark = pytest.mark.gpu
 _SIZE = 8 << 20

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.daemon.host.socket_activation import ActivationError, inherited_sockets
+from shmserve.daemon.host.socket_activation import ActivationError, listen_fds
 from tests.support import watchdog
 from tests.support.daemon_process import SHMSERVED, Daemon, environment
 from tests.support.descriptors import inheritable
@@ -336,16 +336,16 @@ def test_a_socket_of_another_service_is_refused(activated: Callable[..., Activat
 def test_sockets_for_another_process_are_not_taken(tmp_path: Path) -> None:
     variables = {"LISTEN_PID": "1", "LISTEN_FDS": "2", "LISTEN_FDNAMES": "client:admin"}
 
-    assert inherited_sockets(variables, tmp_path) == {}
+    assert listen_fds(variables, tmp_path) == {}
     assert variables == {}
 
 
 def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
     script = (
         "import os, pathlib\n"
-        "from shmserve.daemon.host.socket_activation import ActivationError, inherited_sockets\n"
+        "from shmserve.daemon.host.socket_activation import ActivationError, listen_fds\n"
         "os.dup2(os.open('/dev/null', os.O_RDWR), 3)\n"
-        "try: inherited_sockets({'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}, pathlib.Path('/x'))\n"
+        "try: listen_fds({'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': '1'}, pathlib.Path('/x'))\n"
         "except ActivationError as error: print(error)\n"
     )
 

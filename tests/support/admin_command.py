@@ -68,11 +68,11 @@ def changing(
         yield connection.call_more(method, parameters, fd=fd)
 
 
-def update(daemon: Daemon, package: Path, **wish: Any) -> dict[str, Any]:
+def update(daemon: Daemon, package: Path, **options: Any) -> dict[str, Any]:
     """Update the model; returns the result, with its steps. Raises VarlinkError if it is refused."""
     fd = os.open(package, os.O_RDONLY)
     try:
-        with changing(daemon, "UpdateModel", {"name": package.name, **wish}, fd) as replies:
+        with changing(daemon, "UpdateModel", {"name": package.name, **options}, fd) as replies:
             return _result(replies)
     finally:
         os.close(fd)

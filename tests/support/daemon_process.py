@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.directories import ADMIN_SOCKET, CLIENT_SOCKET
 from shmserve.varlink_connection import VarlinkConnection
 from tests.support import watchdog
@@ -212,7 +212,7 @@ class Daemon:
         finally:
             if self._process is not None:
                 watchdog.reap(self._process)
-            Names(self.service_dir).sweep()
+            NameRegistry(self.service_dir).sweep()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def use_fake_device(self, **settings: Any) -> None:
@@ -282,5 +282,5 @@ class Daemon:
 
     def names_in_shm(self) -> list[str]:
         """The objects in /dev/shm that are this service's."""
-        prefix = Names(self.service_dir).prefix
+        prefix = NameRegistry(self.service_dir).prefix
         return sorted(name for name in os.listdir("/dev/shm") if name.removeprefix("sem.").startswith(prefix))

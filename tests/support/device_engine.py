@@ -12,11 +12,11 @@ import torch
 
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.device.context import DeviceContext
 from shmserve.daemon.engine.device.graphs import Graphs
 from shmserve.daemon.engine.device.serving import DeviceServing
-from shmserve.daemon.engine.device.side import DeviceSide
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device.warming import warm_up_device
 from shmserve.daemon.engine.models.model import Model
@@ -43,8 +43,8 @@ class Client:
         channel_info = ChannelInfo(Identity(number + 1, number, 1), None)
         self.channel = ClientChannel(channel_info, self._sealed.create(channel_info.identity, geometry, geometry))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
-        self.tenancy = Tenancy(
-            MappedChannel(channel_info, ends, registrar=engine.side.registrar),
+        self.state = ChannelState(
+            MappedChannel(channel_info, ends, registrar=engine.context.registrar),
             trusted=True,
             uid=0,
             rate=None,
@@ -53,7 +53,7 @@ class Client:
             carried=(),
             stats=engine.stats,
         )
-        self.tenancy.open()
+        self.state.open()
         self._encoder, self._decoder = Encoder(allow_pickle=True), Decoder(allow_pickle=True)
 
     def submit(self, tree: Any, **words: int) -> int:
@@ -84,7 +84,7 @@ class Client:
         return self._decoder.decode(memory, head.schema, head.metadata_bytes, head.payload_bytes)
 
     def close(self) -> None:
-        self.tenancy.close()
+        self.state.close()
         self.channel.close()
         self._sealed.close()
 
@@ -114,17 +114,17 @@ class DeviceEngine:
         """`model`: a package is loaded and warmed up as an engine does it."""
         self.device = device or FakeDevice()
         self.stats = Stats(create_stats_memory())
-        self.side = DeviceSide(self.device, max_batch=max_batch, register_bytes=register_bytes)
+        self.context = DeviceContext(self.device, max_batch=max_batch, register_bytes=register_bytes)
         graphs: Graphs | None = None
         if isinstance(model, Path):
             package = ModelPackage.read(model)
             model = _loaded(package, self.device.torch_device)
-            _, graphs = warm_up_device(model, self.side, package)
-        self.side.make_room(payload_bytes)
+            _, graphs = warm_up_device(model, self.context, package)
+        self.context.make_room(payload_bytes)
         self.serving = DeviceServing(
             model,
             self.stats,
-            self.side,
+            self.context,
             DeviceWait(SpinBudget(0)),
             version=7,
             max_batch=max_batch,
@@ -137,9 +137,9 @@ class DeviceEngine:
     def stage(self, *, ahead: bool = False) -> None:
         """Take over what was published and not looked at yet."""
         for client in self.clients:
-            client.tenancy.look(time.monotonic_ns())
-            while client.tenancy.waiting:
-                self.serving.stage(client.tenancy, client.tenancy.waiting.popleft(), ahead=ahead)
+            client.state.look(time.monotonic_ns())
+            while client.state.waiting:
+                self.serving.stage(client.state, client.state.waiting.popleft(), ahead=ahead)
         if ahead:
             self.serving.send_ahead()
 

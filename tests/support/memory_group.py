@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, final
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_V1 = Path("/sys/fs/cgroup/memory")
-_V2 = Path("/sys/fs/cgroup")
+_MOUNTED = Path("/sys/fs/cgroup")
 
 
 class NoMemoryGroup(Exception):
@@ -25,23 +24,20 @@ class MemoryGroup:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        version_1 = _V1.is_dir()
-        self._above = _V1 if version_1 else _V2
-        self._path = self._above / f"shmserve-test-{os.getpid()}"
-        self._limit, self._killed = (
-            ("memory.limit_in_bytes", "memory.oom_control") if version_1 else ("memory.max", "memory.events")
-        )
+        self._path = _MOUNTED / f"shmserve-test-{os.getpid()}"
 
     def __enter__(self) -> Self:
+        if not (_MOUNTED / "cgroup.controllers").exists():
+            raise NoMemoryGroup(f"{_MOUNTED} is not a mount of control groups, version 2")
         try:
             self._path.mkdir()
             try:
-                (self._path / self._limit).write_text(str(self._limit_bytes))
+                (self._path / "memory.max").write_text(str(self._limit_bytes))
             except OSError:
                 self._path.rmdir()
                 raise
         except OSError as error:
-            raise NoMemoryGroup(f"a memory control group cannot be made in {self._above}: {error.strerror}") from error
+            raise NoMemoryGroup(f"a memory control group cannot be made in {_MOUNTED}: {error.strerror}") from error
         return self
 
     def add(self, pid: int) -> None:
@@ -50,7 +46,7 @@ class MemoryGroup:
 
     def kills(self) -> int:
         """Processes of it that the kernel has killed for their memory."""
-        lines = (self._path / self._killed).read_text().splitlines()
+        lines = (self._path / "memory.events").read_text().splitlines()
         return int(dict(map(str.split, lines))["oom_kill"])
 
     def __exit__(
@@ -58,5 +54,5 @@ class MemoryGroup:
     ) -> None:
         for pid in (self._path / "cgroup.procs").read_text().split():
             with contextlib.suppress(ProcessLookupError):
-                (self._above / "cgroup.procs").write_text(pid)
+                (_MOUNTED / "cgroup.procs").write_text(pid)
         self._path.rmdir()

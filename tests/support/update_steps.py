@@ -19,4 +19,10 @@ BEFORE = [
     "current.before_rename",
 ]
 #: ... and from then on.
-AFTER = ["current.after_rename", "current.after_sync", "turn.before_rename", "turn.after_rename", "update.committed"]
+AFTER = [
+    "current.after_rename",
+    "current.after_sync",
+    "activated.before_rename",
+    "activated.after_rename",
+    "update.committed",
+]

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.connection import ConnectionLimits
 from shmserve.daemon.varlink.interface import Connection, Interface, Method, ServiceInfo
 from shmserve.daemon.varlink.peer import Peer
 from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
@@ -43,9 +43,11 @@ SECRET = "/secret/path"
 class Service:
     """The server in a thread of its own. Leaving it checks that no descriptor is left over in this process."""
 
-    def __init__(self, folder: Path, limits: Limits | None = None, refusal: Callable[[Peer], str | None] | None = None):
+    def __init__(
+        self, folder: Path, limits: ConnectionLimits | None = None, refusal: Callable[[Peer], str | None] | None = None
+    ):
         self.path = str(folder / "test.sock")
-        self.limits = limits or Limits()
+        self.limits = limits or ConnectionLimits()
         self.refusal = refusal or (lambda peer: None)
         self.connections: list[Connection] = []
         self.closed: dict[int, str] = {}

@@ -37,7 +37,7 @@ class Registrar(Protocol):
 
 
 class MappedChannel:
-    """Mapped by its constructor, for `Tenancy` to serve after `prefault`; closed by whoever has it."""
+    """Mapped by its constructor, for `ChannelState` to serve after `prefault`; closed by whoever has it."""
 
     def __init__(
         self,

@@ -24,8 +24,8 @@ from shmserve.layout import CACHE_LINE, aligned
 from shmserve.schema import BFLOAT16, LeafLayout, Schema
 
 from .errors import with_memory_given_back
-from .host_memory import HostMemory
 from .interface import Device, sharing
+from .pinned_pool import PinnedPool
 
 #: Rows (by place and structure) whose tensors are remembered.
 _REMEMBERED = 256
@@ -34,7 +34,7 @@ _REMEMBERED = 256
 class Arena:
     """Used by one batch at a time: `place` each row, `send`, and `done` once it is answered."""
 
-    def __init__(self, device: Device, host: HostMemory) -> None:
+    def __init__(self, device: Device, host: PinnedPool) -> None:
         self._device = device
         self._source = host
         self.host = torch.empty(0, dtype=torch.uint8, device="cpu")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .chosen import check_there
+from .availability import check_there
 from .errors import is_out_of_memory
 from .interface import Event, PinFailed
 from .memory import available_bytes
@@ -109,12 +109,12 @@ class CudaDevice:
             )
 
     def prepare_capture(self, call: Callable[[], Any]) -> None:
-        side = torch.cuda.Stream(self._index)
-        side.wait_stream(self._compute)
-        with torch.cuda.stream(side):
+        context = torch.cuda.Stream(self._index)
+        context.wait_stream(self._compute)
+        with torch.cuda.stream(context):
             for _ in range(_PREPARING_CALLS):
                 call()
-        self._compute.wait_stream(side)
+        self._compute.wait_stream(context)
         self.synchronize()
 
     def capture(self, call: Callable[[], Any]) -> CudaCaptured:

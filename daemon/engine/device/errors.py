@@ -3,7 +3,7 @@
 | | the request | the engine |
 |---|---|---|
 | no memory for this request | fails, OutOfMemoryError | gives back what it kept, goes on |
-| anything after which no call succeeds (a device-side assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else each is tried alone by the next engine | ends; the next one answers what waits |
+| anything after which no call succeeds (a device-context assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else each is tried alone by the next engine | ends; the next one answers what waits |
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def raise_if_lost(device: Device, error: BaseException) -> None:
         raise DeviceLost(reason) from error
 
 
-class Guarded:
+class DeviceErrorGuard:
     """A model that takes its arrays on the host and uses a device by itself: tells when it has lost it.
 
     What it was doing is not answered but left to the next engine, as if this one had died of it.
@@ -125,8 +125,8 @@ class Guarded:
         return self._model.metadata()
 
 
-class GuardedPerClient(Guarded):
-    """As Guarded, for a model that keeps the state of each client apart."""
+class DeviceErrorGuardPerClient(DeviceErrorGuard):
+    """As DeviceErrorGuard, for a model that keeps the state of each client apart."""
 
     def __init__(self, model: Any, device: Device) -> None:
         super().__init__(model, device)
@@ -139,6 +139,6 @@ class GuardedPerClient(Guarded):
         self._asked(lambda: self._per_client.client_left(client_id))
 
 
-def guarded(model: Model, device: Device) -> Guarded:
+def guarded(model: Model, device: Device) -> DeviceErrorGuard:
     """`model`, so that it tells when it has lost its device."""
-    return GuardedPerClient(model, device) if isinstance(model, PerClient) else Guarded(model, device)
+    return DeviceErrorGuardPerClient(model, device) if isinstance(model, PerClient) else DeviceErrorGuard(model, device)

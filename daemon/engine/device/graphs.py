@@ -24,8 +24,8 @@ from ..models.determinism import generators_apart, seed
 from ..models.model import Model
 from ..models.validation import deviations
 from .arena import torch_dtype
+from .context import DeviceContext
 from .interface import Captured
-from .side import DeviceSide
 
 _ADVICE = (
     "a recorded policy may not wait for the device (.item(), .cpu(), .numpy(), print of a tensor, `if` on a tensor), nor "
@@ -36,10 +36,12 @@ _ADVICE = (
 class Graphs:
     """One graph for each arena and each number of requests in a batch, for one structure of observations."""
 
-    def __init__(self, side: DeviceSide, schema: Schema, observation: Entries | None, *, seeded: bool = False) -> None:
+    def __init__(
+        self, context: DeviceContext, schema: Schema, observation: Entries | None, *, seeded: bool = False
+    ) -> None:
         """`observation`: the contract of the example, for people. `seeded`: each run begins as `Deterministic` has it."""
         self._seeded = seeded
-        self._side = side
+        self._context = context
         self._schema = schema
         self._observation = observation
         self._graphs: dict[tuple[int, int], Captured] = {}
@@ -60,9 +62,9 @@ class Graphs:
             f"{'; '.join(differences) or 'the same entries in another order, or other text'}"
         )
 
-    def run(self, arena: int, rows: int) -> list[Any]:
+    def run(self, arena: int, items: int) -> list[Any]:
         """Launch the graph of these rows; its actions hold until the next one runs."""
-        captured = self._graphs[arena, rows]
+        captured = self._graphs[arena, items]
         if self._seeded:
             seed()
         captured.replay()
@@ -74,24 +76,24 @@ class Graphs:
         Raises ModelPackageError for a model whose work cannot be recorded, or is another when it is.
         """
         _check_static(self._schema)
-        self._side.make_room(self._schema.payload_bytes)
-        if self._side.arenas[0].size < self._side.max_batch * self._schema.payload_bytes:
+        self._context.make_room(self._schema.payload_bytes)
+        if self._context.arenas[0].size < self._context.max_batch * self._schema.payload_bytes:
             raise ModelPackageError(
-                f"cuda_graph = true, but {self._side.max_batch} requests of {self._schema.payload_bytes} bytes make more "
-                f"than {self._side.arenas[0].size} bytes of staging: lower max_batch"
+                f"cuda_graph = true, but {self._context.max_batch} requests of {self._schema.payload_bytes} bytes make more "
+                f"than {self._context.arenas[0].size} bytes of staging: lower max_batch"
             )
         payloads = _variations(self._schema, payload)
-        for index, arena in enumerate(self._side.arenas):
-            for rows in range(1, self._side.max_batch + 1):
-                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+        for index, arena in enumerate(self._context.arenas):
+            for items in range(1, self._context.max_batch + 1):
+                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
                 arena.send(ahead=False)
 
                 def call(observations: list[Any] = observations) -> list[Any]:
                     return list(model.infer(observations))
 
                 try:
-                    self._side.device.prepare_capture(call)
-                    self._graphs[index, rows] = self._side.device.capture(call)
+                    self._context.device.prepare_capture(call)
+                    self._graphs[index, items] = self._context.device.capture(call)
                 except Exception as error:  # whatever the policy's libraries make of it
                     own, place = _own_line(error, package.path)
                     raise ModelPackageError(
@@ -99,15 +101,15 @@ class Graphs:
                         f"{_ADVICE}"
                     ) from error
                 arena.computed()
-                self._side.device.synchronize()
+                self._context.device.synchronize()
                 arena.fixed = True
                 arena.done()
                 for changed in payloads:
-                    self._compare(model, index, rows, changed, package)
-        self._side.graphs = self._side.max_batch
+                    self._compare(model, index, items, changed, package)
+        self._context.graphs = self._context.max_batch
 
-    def _compare(self, model: Model, index: int, rows: int, payload: Any, package: ModelPackage) -> None:
-        arena, results, device = self._side.arenas[index], self._side.results, self._side.device
+    def _compare(self, model: Model, index: int, items: int, payload: Any, package: ModelPackage) -> None:
+        arena, results, device = self._context.arenas[index], self._context.results, self._context.device
 
         def run(how: Any) -> list[Any]:
             results.begin()
@@ -118,7 +120,7 @@ class Graphs:
             device.synchronize()
             return [dict(_owned(action)) for action in found]
 
-        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(rows)]
+        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
         arena.send(ahead=False)
         with generators_apart(device.torch_device):
             # Whoever draws noise on the device draws the same for both; what was drawn on the host is in the graph for
@@ -126,7 +128,7 @@ class Graphs:
             seed()
             eager = run(lambda: model.infer(observations))
             seed()
-            graph = run(lambda: self.run(index, rows))
+            graph = run(lambda: self.run(index, items))
         arena.done()
         for have, want in zip(graph, eager, strict=True):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):

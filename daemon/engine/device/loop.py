@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...ipc.stats import Counter
+from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
-from ..channel.tenancy import BrokenChannel, Tenancy
 from ..loop.loop import EngineLoop
+from .context import DeviceContext
 from .errors import raise_if_lost
 from .interface import Device
 from .serving import DeviceServing
-from .side import DeviceSide
 
 #: An idle engine asks its device no more often whether it is still there.
 _ASKED_AFTER_NS = 2_000_000_000
@@ -48,10 +48,10 @@ class IdleDevice:
 class GuardedLoop(EngineLoop):
     """An `EngineLoop` for a model that uses a device by itself."""
 
-    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
+    def __init__(self, *wiring: Any, context: DeviceContext) -> None:
         super().__init__(*wiring)
-        self._side = side
-        self._idle_device = IdleDevice(side.device)
+        self._context = context
+        self._idle_device = IdleDevice(context.device)
 
     def _idle(self, began_ns: int) -> None:
         self._idle_device.look(began_ns)
@@ -61,30 +61,30 @@ class GuardedLoop(EngineLoop):
 class DeviceLoop(GuardedLoop):
     """An `EngineLoop` that does not wait idly for the device."""
 
-    def __init__(self, *wiring: Any, side: DeviceSide) -> None:
-        super().__init__(*wiring, side=side)
+    def __init__(self, *wiring: Any, context: DeviceContext) -> None:
+        super().__init__(*wiring, context=context)
         assert isinstance(self._serving, DeviceServing)
         self._device_serving = self._serving
         self._busy = False
-        self._broken_meanwhile: list[tuple[Tenancy, str]] = []
+        self._broken_meanwhile: list[tuple[ChannelState, str]] = []
 
-    def add(self, tenancy: Tenancy) -> None:
+    def add(self, state: ChannelState) -> None:
         try:
-            self._make_room(tenancy)
+            self._make_room(state)
         except BrokenChannel:
-            tenancy.close()  # it is nobody's yet
+            state.close()  # it is nobody's yet
             raise
-        super().add(tenancy)
+        super().add(state)
 
-    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
-        super().move(tenancy, mapped, carried)
-        self._make_room(tenancy)
+    def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
+        super().move(state, mapped, carried)
+        self._make_room(state)
 
-    def _make_room(self, tenancy: Tenancy) -> None:
+    def _make_room(self, state: ChannelState) -> None:
         try:
-            self._side.make_room(tenancy.channel.requests.segment.geometry.payload_bytes)
+            self._context.make_room(state.channel.requests.segment.geometry.payload_bytes)
         except RuntimeError as error:
-            raise_if_lost(self._side.device, error)
+            raise_if_lost(self._context.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
 
     def _serve_next(self) -> None:
@@ -105,16 +105,16 @@ class DeviceLoop(GuardedLoop):
                     serving.wait(self._look_meanwhile, self._sleep)
                     serving.finish(self._waiting)
                 batches += 1
-                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.tokens() > 0):
-                    self._take_tokens(time.monotonic_ns())
+                if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.count() > 0):
+                    self._take_rings(time.monotonic_ns())
                 if serving.staged:
                     self._fill(ahead=False)  # what came since joins the batch
         finally:
             self._busy = False
         while self._broken_meanwhile:
-            tenancy, reason = self._broken_meanwhile.pop()
-            if self.tenancies.get(tenancy.number) is tenancy:
-                super()._give_up(tenancy, reason)
+            state, reason = self._broken_meanwhile.pop()
+            if self.states.get(state.number) is state:
+                super()._give_up(state, reason)
 
     def _listens(self) -> bool:
         """Whether further requests may be begun before the loop has looked at its messages."""
@@ -124,27 +124,27 @@ class DeviceLoop(GuardedLoop):
         """Stage those whose turn it is, until the batch is full."""
         serving = self._device_serving
         while self._waiting:
-            tenancy = self._next()
-            if tenancy is None or (ahead and tenancy.behind_ns):
+            state = self._next()
+            if state is None or (ahead and state.behind_ns):
                 return  # a suspected client's is staged when nothing else is
-            head = tenancy.waiting[0]
-            if not serving.admits(head, tenancy):
+            head = state.waiting[0]
+            if not serving.admits(head, state):
                 return
             # Whose request is on the device could have the next turn as well, before a client with a single request
             # is back from its own: it waits for the end of this one, unless nobody else is about.
-            if ahead and len(self._hot) > 1 and serving.flies(tenancy):
+            if ahead and len(self._active) > 1 and serving.flies(state):
                 return
-            tenancy.waiting.popleft()
-            tenancy.last_served_ns = time.monotonic_ns()
-            if not tenancy.waiting:
-                self._waiting.remove(tenancy)
-            serving.stage(tenancy, head, ahead=ahead)
+            state.waiting.popleft()
+            state.last_served_ns = time.monotonic_ns()
+            if not state.waiting:
+                self._waiting.remove(state)
+            serving.stage(state, head, ahead=ahead)
 
     def _look_meanwhile(self) -> None:
         """See to requests that came while the device works."""
         if not self._listens():
             return
-        self._look_at_hot(time.monotonic_ns())
+        self._look_at_active(time.monotonic_ns())
         # Nobody's is touched beside a request that may end the engine.
         if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged
@@ -157,14 +157,14 @@ class DeviceLoop(GuardedLoop):
         if not self._listens():
             time.sleep(timeout_ns / 1e9)
         elif self._bell.wait(timeout_ns):
-            self._rung = not self._bell.tells_who
-            self._take_tokens(time.monotonic_ns())
+            self._rung = not self._bell.names_channels
+            self._take_rings(time.monotonic_ns())
 
-    def _give_up(self, tenancy: Tenancy, reason: str) -> None:
+    def _give_up(self, state: ChannelState, reason: str) -> None:
         if not self._busy:
-            super()._give_up(tenancy, reason)
+            super()._give_up(state, reason)
             return
         # Requests of it may be staged or on the device: its memory stays until they are answered.
-        self._forget(tenancy)
-        tenancy.waiting.clear()
-        self._broken_meanwhile.append((tenancy, reason))
+        self._forget(state)
+        state.waiting.clear()
+        self._broken_meanwhile.append((state, reason))

@@ -14,14 +14,14 @@ import torch
 
 from shmserve.layout import Geometry, slot_of
 
-from .host_memory import REMEDY, HostMemory
 from .interface import Device, PinFailed
+from .pinned_pool import REMEDY, PinnedPool
 
 
 class Registrar:
     """Registers the channels whose slots are large enough to be worth it, and remembers how that went."""
 
-    def __init__(self, device: Device, host: HostMemory, threshold: int | None) -> None:
+    def __init__(self, device: Device, host: PinnedPool, threshold: int | None) -> None:
         """`threshold`: the least bytes of payload a request has that is copied directly; None: no channel is registered."""
         self._device = device
         self._host = host

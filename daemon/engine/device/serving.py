@@ -23,20 +23,20 @@ from shmserve.schema import Schema
 from shmserve.shortened import shortened
 
 from ...ipc.stats import Counter, Stats
-from ...packages.value_ranges import NumberCheck
+from ...packages.value_ranges import RangeCheck
+from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
-from ..channel.tenancy import Tenancy
 from ..device_failure import DeviceError, DeviceLost
-from ..error_text import logged
+from ..error_text import log_message
 from ..loop.schedule import charge
 from ..models.model import Model
-from ..models.range_checks import CheckedNumbers
-from ..requests.serving import Serving, Taken, forget_traceback
+from ..models.range_checks import RangeChecks
+from ..requests.serving import QueuedRequest, Serving, forget_traceback
 from .arena import Arena
+from .context import DeviceContext
 from .errors import as_out_of_memory, raise_if_lost
 from .graphs import Graphs
-from .results import private
-from .side import DeviceSide
+from .readback import private
 from .waiting import DeviceWait
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,10 @@ _ERROR_TEXT = 300
 class _Row:
     """One request, staged."""
 
-    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "tenancy")
+    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "state")
 
-    def __init__(self, tenancy: Tenancy, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
-        self.tenancy = tenancy
+    def __init__(self, state: ChannelState, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
+        self.state = state
         self.head = head
         self.queued_ns = queued_ns
         self.ahead = ahead
@@ -69,37 +69,37 @@ class DeviceServing(Serving):
         self,
         model: Model,
         stats: Stats,
-        side: DeviceSide,
+        context: DeviceContext,
         wait: DeviceWait,
         *,
         version: int,
         max_batch: int,
         stateful: bool,
-        checks: Mapping[str, Mapping[str, NumberCheck]],
+        checks: Mapping[str, Mapping[str, RangeCheck]],
         graphs: Graphs | None = None,
     ) -> None:
         super().__init__(
             model, stats, version=version, max_batch=max_batch, in_place=False, stateful=stateful, checks=checks
         )
-        self._device = side.device
-        self._side = side
-        self._results = side.results
+        self._device = context.device
+        self._context = context
+        self._results = context.results
         self._wait = wait
         self._graphs = graphs
         self._filling = 0
         self._staged: list[_Row] = []
         self._flying: list[_Row] = []
-        self._flown: Arena = side.arenas[1]
+        self._flown: Arena = context.arenas[1]
         self._results_of: list[Any] = []
         self._failure: BaseException | None = None
         self._launched_ns = 0
 
-    def serve(self, batch: list[Taken]) -> None:
+    def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer every request of `batch` before anything else is done, as while somebody records."""
-        for tenancy, head in batch:
-            if not self.admits(head, tenancy):
+        for state, head in batch:
+            if not self.admits(head, state):
                 self._run_staged()
-            self.stage(tenancy, head, ahead=False)
+            self.stage(state, head, ahead=False)
         self._run_staged()
 
     def _run_staged(self) -> None:
@@ -114,54 +114,54 @@ class DeviceServing(Serving):
         """Requests that are ready for the next launch."""
         return len(self._staged)
 
-    def admits(self, head: RequestHead, tenancy: Tenancy) -> bool:
+    def admits(self, head: RequestHead, state: ChannelState) -> bool:
         """Whether this request may join what is staged; one that may not is asked about again when that has run."""
-        rows = self._staged
+        items = self._staged
         if head.kind == Kind.RESET:
-            return not rows and not self._flying  # it keeps its place in the order
-        if not rows:
+            return not items and not self._flying  # it keeps its place in the order
+        if not items:
             return True
         # Whoever was being run when an engine died runs alone: only one of them is to blame.
-        if len(rows) >= self.max_batch or rows[0].retried or tenancy.channel.replies.attempts(head.sequence):
+        if len(items) >= self.max_batch or items[0].retried or state.channel.replies.attempts(head.sequence):
             return False
-        if rows[0].tenancy.behind_ns or tenancy.behind_ns:
+        if items[0].state.behind_ns or state.behind_ns:
             return False
         return self._arena.has_room(head.payload_bytes)
 
     @property
     def flies_suspect(self) -> bool:
         """Whether a request is on the device of a client that is suspected of killing engines."""
-        return any(row.tenancy.behind_ns for row in self._flying)
+        return any(item.state.behind_ns for item in self._flying)
 
-    def flies(self, tenancy: Tenancy) -> bool:
+    def flies(self, state: ChannelState) -> bool:
         """Whether a request of this client is on the device."""
-        return any(row.tenancy is tenancy for row in self._flying)
+        return any(item.state is state for item in self._flying)
 
     @property
     def _arena(self) -> Arena:
-        return self._side.arenas[self._filling]
+        return self._context.arenas[self._filling]
 
-    def stage(self, tenancy: Tenancy, head: RequestHead, *, ahead: bool) -> None:
+    def stage(self, state: ChannelState, head: RequestHead, *, ahead: bool) -> None:
         """Take a request over; it is answered at once if it cannot or need not run."""
         words = self._words
         before = words[Counter.CHANNEL]
-        words[Counter.CHANNEL] = tenancy.number + 1
+        words[Counter.CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
-        row = _Row(
-            tenancy,
+        item = _Row(
+            state,
             head,
             max(0, taken_ns - head.submitted_ns),
             ahead=ahead,
-            retried=bool(tenancy.channel.replies.attempts(head.sequence)),
+            retried=bool(state.channel.replies.attempts(head.sequence)),
         )
-        if self._refused(tenancy, head, taken_ns, row.queued_ns):
+        if self._refused(state, head, taken_ns, item.queued_ns):
             pass
         elif head.kind == Kind.RESET:
-            if self._may_run(row, taken_ns):
-                self._reset(tenancy, head, row.queued_ns)
-        elif self._observe(row):
-            row.staged_ns = time.monotonic_ns() - taken_ns
-            self._staged.append(row)
+            if self._may_run(item, taken_ns):
+                self._reset(state, head, item.queued_ns)
+        elif self._observe(item):
+            item.staged_ns = time.monotonic_ns() - taken_ns
+            self._staged.append(item)
         words[Counter.CHANNEL] = before
 
     def send_ahead(self) -> None:
@@ -170,37 +170,37 @@ class DeviceServing(Serving):
             self._arena.send(ahead=True)
         except RuntimeError as error:  # launch() sends it again
             raise_if_lost(self._device, error)
-            log.warning("what was staged could not be copied ahead: %s", logged(error))
+            log.warning("what was staged could not be copied ahead: %s", log_message(error))
 
-    def _is_too_late(self, row: _Row, now_ns: int) -> bool:
+    def _is_too_late(self, item: _Row, now_ns: int) -> bool:
         """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
-        refusal = self._refusal(row.tenancy, row.head, now_ns)
+        refusal = self._refusal(item.state, item.head, now_ns)
         if refusal is None:
             return False
         self._arena.arrived()
-        self._finish(row.tenancy, row.head, refusal, None, 0, row.queued_ns)
+        self._finish(item.state, item.head, refusal, None, 0, item.queued_ns)
         return True
 
-    def _observe(self, row: _Row) -> bool:
-        tenancy, head = row.tenancy, row.head
+    def _observe(self, item: _Row) -> bool:
+        state, head = item.state, item.head
         began_ns = time.monotonic_ns()
-        is_new = head.schema not in tenancy.schemas.known
-        slot = tenancy.channel.requests.memory(head.sequence)
+        is_new = head.schema not in state.schemas.known
+        slot = state.channel.requests.memory(head.sequence)
         pickled = bool(head.flags & Flag.PICKLED)
         try:
-            if pickled and not tenancy.trusted:
+            if pickled and not state.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schema = tenancy.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            schema = state.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
                 # Memory of its own: there may be several of one client in a batch, and what was unpickled may be kept.
                 staging = Staging(self._device.torch_device)
-                row.observation = staging.observation(schema, slot, in_place=False, pickled=True)
+                item.observation = staging.observation(schema, slot, in_place=False, pickled=True)
             else:
-                row.observation = self._placed(row, schema, slot.payload)
+                item.observation = self._placed(item, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, row.queued_ns, began_ns)
+            self._reject(state, head, error, item.queued_ns, began_ns)
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             of_device = issubclass(type(error), RuntimeError)
@@ -208,23 +208,23 @@ class DeviceServing(Serving):
                 raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
             if short is not None or (of_device and not pickled):  # nothing that its client did
-                self._fail(tenancy, head, short or error, row.queued_ns, 0, 0)
+                self._fail(state, head, short or error, item.queued_ns, 0, 0)
                 return False
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, row.queued_ns, began_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
+            self._reject(state, head, error, item.queued_ns, began_ns)
             return False
         if is_new:
             now_ns = time.monotonic_ns()
-            tenancy.overhead.add(now_ns - began_ns, now_ns)
+            state.overhead.add(now_ns - began_ns, now_ns)
         return True
 
-    def _placed(self, row: _Row, schema: Schema, payload: Any) -> Any:
-        registered, threshold = row.tenancy.registered, self._side.registrar.threshold
+    def _placed(self, item: _Row, schema: Schema, payload: Any) -> Any:
+        registered, threshold = item.state.registered, self._context.registrar.threshold
         directly = None
         if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
-            directly = registered.payload(row.head.sequence)
-        row.place = self._arena.rows
-        return self._arena.place(schema, payload, directly=directly, ahead=row.ahead)
+            directly = registered.payload(item.head.sequence)
+        item.place = self._arena.rows
+        return self._arena.place(schema, payload, directly=directly, ahead=item.ahead)
 
     # Running
 
@@ -233,43 +233,43 @@ class DeviceServing(Serving):
         now_ns = time.monotonic_ns()
         arena = self._arena
         try:
-            rows = [row for row in self._staged if self._may_run(row, now_ns)]
-            if rows:
+            items = [item for item in self._staged if self._may_run(item, now_ns)]
+            if items:
                 arena.send(ahead=False)
         except RuntimeError as error:
             raise_if_lost(self._device, error)
             self._fail_staged(error)
-            rows = []
+            items = []
         self._staged = []
         if self._observations is not None:
-            rows = [row for row in rows if self._is_in_range(row, self._observations)]
-        if not rows:
+            items = [item for item in items if self._is_in_range(item, self._observations)]
+        if not items:
             arena.done()
             return False
-        if len(rows) == 1:
-            self._words[Counter.CHANNEL] = rows[0].tenancy.number + 1
+        if len(items) == 1:
+            self._words[Counter.CHANNEL] = items[0].state.number + 1
         else:
-            self._note_in_hand(row.tenancy for row in rows)
-        self._flying, self._flown = rows, arena
+            self._note_in_hand(item.state for item in items)
+        self._flying, self._flown = items, arena
         self._filling ^= 1
         self._launched_ns = time.monotonic_ns()
         try:
-            self._results_of = self._begun(rows, graphs=self._graphs)
+            self._results_of = self._begun(items, graphs=self._graphs)
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             self._failure = error
         return True
 
-    def _begun(self, rows: list[_Row], *, graphs: Graphs | None) -> list[Any]:
+    def _begun(self, items: list[_Row], *, graphs: Graphs | None) -> list[Any]:
         """Start the model on these rows; their actions, which are on their way to the host."""
         self._results.begin()
         try:
             try:
                 if graphs is None:
-                    actions = list(self._asked(rows))
+                    actions = list(self._asked(items))
                 else:
                     # A graph reads every place up to its number, those that are empty by now as well.
                     found = graphs.run(self._filling ^ 1, self._flown.rows)
-                    actions = [found[row.place] for row in rows]
+                    actions = [found[item.place] for item in items]
             finally:
                 self._device.rejoin()
             return list(self._results.fetch(actions))
@@ -277,8 +277,8 @@ class DeviceServing(Serving):
             # Also if it raised: what it had launched by then reads the arena.
             self._flown.computed()
 
-    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
-        super()._reset(tenancy, head, queued_ns)
+    def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
+        super()._reset(state, head, queued_ns)
         self._device.rejoin()
 
     def client_left(self, client_id: int) -> None:
@@ -286,40 +286,40 @@ class DeviceServing(Serving):
         if self._per_client is not None:
             self._device.rejoin()
 
-    def _is_in_range(self, row: _Row, checked: CheckedNumbers) -> bool:
+    def _is_in_range(self, item: _Row, checked: RangeChecks) -> bool:
         """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
         try:
-            row.observation, row.clamped = checked.hold(row.observation)
+            item.observation, item.clamped = checked.apply(item.observation)
         except ValueOutOfRange as error:
             self._words[Counter.OUT_OF_RANGE] += 1
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
-            row.observation = None
+            self._reject(item.state, item.head, error, item.queued_ns)
+            item.observation = None
             return False
         except RuntimeError as error:  # of the device, which compares
             raise_if_lost(self._device, error)
-            self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
-            row.observation = None
+            self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)
+            item.observation = None
             return False
         except BaseException as error:  # noqa: BLE001  an unpickled object may be asked for its entries
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
-            row.observation = None
+            self._reject(item.state, item.head, error, item.queued_ns)
+            item.observation = None
             return False
         return True
 
-    def _asked(self, rows: list[_Row]) -> list[Any]:
-        observations = [row.observation for row in rows]
+    def _asked(self, items: list[_Row]) -> list[Any]:
+        observations = [item.observation for item in items]
         if self._per_client is None:
             return self._model.infer(observations)
-        return self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
+        return self._per_client.infer_for(observations, [item.state.number for item in items])
 
-    def _may_run(self, row: _Row, now_ns: int) -> bool:
-        if row.ahead and self._is_too_late(row, now_ns):
+    def _may_run(self, item: _Row, now_ns: int) -> bool:
+        if item.ahead and self._is_too_late(item, now_ns):
             return False
-        if 0 < row.tenancy.channel.replies.take(row.head.sequence) <= self._attempts_allowed(row.tenancy, row.head):
+        if 0 < item.state.channel.replies.take(item.head.sequence) <= self._attempts_allowed(item.state, item.head):
             return True
         self._arena.arrived()
         error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-        self._finish(row.tenancy, row.head, Status.ENGINE_LOST, error, 0, row.queued_ns)
+        self._finish(item.state, item.head, Status.ENGINE_LOST, error, 0, item.queued_ns)
         return False
 
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
@@ -334,84 +334,84 @@ class DeviceServing(Serving):
         except RuntimeError as error:
             self._failure = self._failure or error
 
-    def finish(self, waiting: Collection[Tenancy] = ()) -> None:
+    def finish(self, waiting: Collection[ChannelState] = ()) -> None:
         """Answer what was launched, while these wait for their turn. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
-        rows, self._flying = self._flying, []
+        items, self._flying = self._flying, []
         failure, self._failure = self._failure, None
         ended_ns = time.monotonic_ns()
         infer_ns = ended_ns - self._launched_ns
         if failure is not None:
-            self._recover(rows, failure, infer_ns)
+            self._recover(items, failure, infer_ns)
         else:
             self._words[Counter.BATCHES] += 1
-            self._answer(rows, self._results_of, infer_ns)
+            self._answer(items, self._results_of, infer_ns)
         del failure
         self._results_of = []
-        self._note_answered(row.tenancy for row in rows)
-        for row in rows:
+        self._note_answered(item.state for item in items)
+        for item in items:
             # From the end of its turn: a client with one request out can send its next only now. Its part of the time.
-            others = len(waiting) - (row.tenancy in waiting)
-            charge(row.tenancy, ended_ns - infer_ns // len(rows), ended_ns, others=others)
-        rows.clear()
+            others = len(waiting) - (item.state in waiting)
+            charge(item.state, ended_ns - infer_ns // len(items), ended_ns, others=others)
+        items.clear()
         self._flown.done()
         self._words[Counter.CHANNEL] = 0
         self._words[Counter.BUSY_NS] += time.monotonic_ns() - self._launched_ns
 
-    def _answer(self, rows: list[_Row], actions: list[Any], infer_ns: int) -> None:
-        for index, row in enumerate(rows):
-            tenancy, head = row.tenancy, row.head
+    def _answer(self, items: list[_Row], actions: list[Any], infer_ns: int) -> None:
+        for index, item in enumerate(items):
+            state, head = item.state, item.head
             try:
-                action, flags = self._held(actions[index], clamped=row.clamped)
-                self._finish(tenancy, head, Status.OK, action, flags, row.queued_ns, row.staged_ns, infer_ns)
+                action, flags = self._held(actions[index], clamped=item.clamped)
+                self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
             except RequestRejected as error:  # out of range, or the codec cannot carry what the model returned
-                self._fail(tenancy, head, error, row.queued_ns, row.staged_ns, infer_ns)
-            if tenancy.held and head.sequence in tenancy.held:
+                self._fail(state, head, error, item.queued_ns, item.staged_ns, infer_ns)
+            if state.held and head.sequence in state.held:
                 # It did not fit its slot and waits there for room; this memory is the next batch's.
-                facts, tree = tenancy.held[head.sequence]
-                tenancy.held[head.sequence] = (facts, private(tree))
-            actions[index] = row.observation = None  # it must not look as if the policy kept them
+                facts, tree = state.held[head.sequence]
+                state.held[head.sequence] = (facts, private(tree))
+            actions[index] = item.observation = None  # it must not look as if the policy kept them
 
     # What goes wrong
 
-    def _recover(self, rows: list[_Row], error: BaseException, infer_ns: int) -> None:
+    def _recover(self, items: list[_Row], error: BaseException, infer_ns: int) -> None:
         reason = self._device.poisoned()
         if reason is not None:
-            if len(rows) == 1:
+            if len(items) == 1:
                 lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
                 lost.__cause__ = error
-                self._fail(rows[0].tenancy, rows[0].head, lost, rows[0].queued_ns, rows[0].staged_ns, infer_ns)
+                self._fail(items[0].state, items[0].head, lost, items[0].queued_ns, items[0].staged_ns, infer_ns)
             raise DeviceLost(reason) from error
         short = as_out_of_memory(error)
         if short is not None:
             forget_traceback(error)  # whose frames hold what the model had made by then
             error = short
             self._device.give_back()
-        if len(rows) > 1:
+        if len(items) > 1:
             # One bad row must not fail its neighbours: each alone.
-            for row in rows:
-                self._run_alone(row)
+            for item in items:
+                self._run_alone(item)
             return
-        row = rows[0]
-        row.observation = None
+        item = items[0]
+        item.observation = None
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(item.state, item.head, error, item.queued_ns)
         else:
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+            self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
 
     def _fail_staged(self, error: RuntimeError) -> None:
         """The device did not take the rows over: those that are not answered fail."""
-        for row in self._staged:
-            if not row.tenancy.channel.replies.answered(row.head.sequence):
-                self._fail(row.tenancy, row.head, as_out_of_memory(error) or error, row.queued_ns, row.staged_ns, 0)
+        for item in self._staged:
+            if not item.state.channel.replies.answered(item.head.sequence):
+                self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)
 
-    def _run_alone(self, row: _Row) -> None:
+    def _run_alone(self, item: _Row) -> None:
         began_ns = time.monotonic_ns()
-        self._words[Counter.CHANNEL] = row.tenancy.number + 1
+        self._words[Counter.CHANNEL] = item.state.number + 1
         try:
-            actions = self._begun([row], graphs=None)
+            actions = self._begun([item], graphs=None)
             self._flown.finished.synchronize()
         except BaseException as error:  # noqa: BLE001  the model's own code
-            self._recover([row], error, time.monotonic_ns() - began_ns)
+            self._recover([item], error, time.monotonic_ns() - began_ns)
             return
         self._words[Counter.BATCHES] += 1
-        self._answer([row], actions, time.monotonic_ns() - began_ns)
+        self._answer([item], actions, time.monotonic_ns() - began_ns)

@@ -9,35 +9,35 @@ from shmserve.errors import ModelPackageError
 from ...packages.package import ModelPackage
 from ..models.determinism import Deterministic
 from ..models.model import Model
-from ..warmup.warmup import Warmth, warm_up
+from ..warmup.warmup import WarmupResult, warm_up
+from .context import DeviceContext, WarmUpStaging
 from .graphs import Graphs
-from .side import DeviceSide, WarmUpStaging
 
 
-def warm_up_device(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
+def warm_up_device(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
     """As `warm_up`, with the memory and the streams that requests will use. Raises what that raises."""
     with torch.no_grad():  # as when it serves
-        return _warm_up(model, side, package)
+        return _warm_up(model, context, package)
 
 
-def _warm_up(model: Model, side: DeviceSide, package: ModelPackage) -> tuple[Warmth, Graphs | None]:
-    side.device.rejoin()  # whatever its constructor did
-    staging = WarmUpStaging(side)
-    warmth = warm_up(model, side.device.torch_device, package, staging=staging)
+def _warm_up(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
+    context.device.rejoin()  # whatever its constructor did
+    staging = WarmUpStaging(context)
+    result = warm_up(model, context.device.torch_device, package, staging=staging)
     staging.give_back()
     if not package.cuda_graph:
-        return warmth, None
+        return result, None
     if package.checks.get("observation"):
         raise ModelPackageError(
             "cuda_graph = true, but [checks] looks at observations, which a recorded policy reads by itself: check in the "
             "robot, or leave cuda_graph out"
         )
-    if warmth.example is None:
+    if result.example is None:
         raise ModelPackageError(
             "cuda_graph = true, but there is no example observation to record with: add [warmup] example, or "
             "example_observation() to the class"
         )
-    schema, payload = warmth.example
-    graphs = Graphs(side, schema, warmth.observation, seeded=package.deterministic)
+    schema, payload = result.example
+    graphs = Graphs(context, schema, result.observation, seeded=package.deterministic)
     graphs.record(model.inner if isinstance(model, Deterministic) else model, payload, package)
-    return warmth, graphs
+    return result, graphs

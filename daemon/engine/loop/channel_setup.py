@@ -16,8 +16,8 @@ from shmserve.errors import ShmServeError
 
 from ...ipc.messages import Attach
 from ...ipc.stats import ChannelWord, Stats
+from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
-from ..channel.tenancy import BrokenChannel, Tenancy
 from .loop import EngineLoop
 
 #: Of pieces between two requests; what a request may wait for the channel of another client.
@@ -33,7 +33,7 @@ class Channels:
         stats: Stats,
         left: deque[EngineChannel],
         mapped: Callable[[ChannelInfo, Sequence[int]], MappedChannel],
-        tenancy: Callable[[MappedChannel, Attach], Tenancy],
+        state: Callable[[MappedChannel, Attach], ChannelState],
         broken: Callable[..., None],
         attached: Callable[[], None],
         *,
@@ -41,13 +41,13 @@ class Channels:
     ) -> None:
         """`left` holds channels that `loop` no longer serves, to be closed.
 
-        `mapped` and `tenancy` make the objects that a message asks for. `broken` is called for a channel that cannot
+        `mapped` and `state` make the objects that a message asks for. `broken` is called for a channel that cannot
         be served, `attached` after one that can.
         """
         self._loop = loop
         self._stats = stats
         self._mapped = mapped
-        self._tenancy = tenancy
+        self._channel_state = state
         self._broken = broken
         self._attached = attached
         self._turn_ns = turn_ns
@@ -84,23 +84,23 @@ class Channels:
         number = channel_info.identity.channel
         mapped: MappedChannel | None = None
         try:
-            tenancy = loop.tenancies.get(number)
-            if tenancy is not None and tenancy.held and not loop.serving:
+            state = loop.states.get(number)
+            if state is not None and state.held and not loop.serving:
                 # It no longer serves, but these replies are this engine's to give.
-                tenancy.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
+                state.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
             mapped = self._mapped(channel_info, fds)
             yield from mapped.prefault()
             # Looked for again: it may have been given up meanwhile.
-            tenancy = loop.tenancies.get(number)
-            if tenancy is not None and loop.serving:
+            state = loop.states.get(number)
+            if state is not None and loop.serving:
                 mine, mapped = mapped, None
-                loop.move(tenancy, mine, carried)
+                loop.move(state, mine, carried)
             else:
                 loop.remove(number)
                 self._stats.clear_channel(number)
-                tenancy = self._tenancy(mapped, message)
+                state = self._channel_state(mapped, message)
                 mapped = None
-                loop.add(tenancy)
+                loop.add(state)
             self._stats.words[self._stats.channel_index(number) + ChannelWord.GENERATION] = (
                 channel_info.identity.generation
             )

@@ -14,20 +14,20 @@ from shmserve.counter_poller import abandon, bytes_in_flight, same_cpu_writers, 
 from shmserve.spin import SpinBudget
 
 from ...ipc.stats import Counter, Stats
+from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
-from ..channel.tenancy import BrokenChannel, Tenancy
 from ..requests.recording import RecordedServing
-from ..requests.serving import Serving, Taken
-from .bells import Bells
+from ..requests.serving import QueuedRequest, Serving
+from .doorbells import Doorbells
+from .poll_set import PollSet
 from .schedule import charge, next_of
-from .watch_set import Watched
 
 #: No wait is longer, whatever bells were lost; four times as long where nobody has asked for a second.
 LONGEST_WAIT_NS = 50_000_000
-_LONGEST_COLD_WAIT_NS = 200_000_000
+_LONGEST_IDLE_WAIT_NS = 200_000_000
 #: A channel that was silent this long is looked at only when a token or the clock says so.
-_COLD_AFTER_NS = 1_000_000_000
-#: Requests served between two looks at the tokens, which tell of requests in cold channels; sooner if they take long.
+_IDLE_AFTER_NS = 1_000_000_000
+#: Requests served between two looks at the tokens, which tell of requests in idle channels; sooner if they take long.
 _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
 #: Where nobody knows whose a token was: no two looks at every channel are closer together, for each channel. A look
 #: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
@@ -36,7 +36,7 @@ _SCAN_AFTER_NS = 2_000
 _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 #: A client that was answered no longer ago is likely to be making its next request.
 _ABOUT_NS = 2_000_000
-#: Of looking at the hot channels alone, between two looks at the tokens and at the supervisor's word.
+#: Of looking at the active channels alone, between two looks at the tokens and at the supervisor's word.
 _LOOKING_NS = 5_000
 #: A request that was in hand when an engine died is tried again once nobody else has asked for this long.
 _QUIET_NS = 500_000_000
@@ -52,7 +52,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        bell: Bells,
+        bell: Doorbells,
         stats: Stats,
         serving: Serving,
         budget: SpinBudget,
@@ -69,13 +69,13 @@ class EngineLoop:
         self._broken = broken
         self._control_seen = 0
         self._more_control = False
-        self.tenancies: dict[int, Tenancy] = {}
-        self._everyone = Watched()
+        self.states: dict[int, ChannelState] = {}
+        self._all = PollSet()
         self._let_go = let_go
-        self._hot = Watched()
-        self._waiting: list[Tenancy] = []
+        self._active = PollSet()
+        self._waiting: list[ChannelState] = []
         #: Those whose requests wait for a time rather than for their turn, and until when.
-        self._resting: dict[Tenancy, int] = {}
+        self._resting: dict[ChannelState, int] = {}
         self._scanned_ns = 0
         self._taken_ns = 0
         self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
@@ -86,44 +86,44 @@ class EngineLoop:
         self.stopped = False
         self._draining = False
 
-    def add(self, tenancy: Tenancy) -> None:
+    def add(self, state: ChannelState) -> None:
         """Serve this channel from now on."""
-        self.tenancies[tenancy.number] = tenancy
-        self._everyone.add(tenancy)
-        self._bell.watch(tenancy)
+        self.states[state.number] = state
+        self._all.add(state)
+        self._bell.watch(state)
         if self.serving:
-            self._open(tenancy)
+            self._open(state)
 
     def remove(self, number: int) -> None:
         """Let go of a channel; what waits in it is not answered, its client is gone."""
-        tenancy = self.tenancies.pop(number, None)
-        if tenancy is None:
+        state = self.states.pop(number, None)
+        if state is None:
             return
-        self._forget(tenancy)
-        self._bell.forget(tenancy)
-        tenancy.close(self._let_go)
+        self._forget(state)
+        self._bell.forget(state)
+        state.close(self._let_go)
 
     def client_left(self, number: int) -> None:
         """The client of a channel is gone for good, and the next one may have its number."""
         self.remove(number)
         self._serving.client_left(number)
 
-    def move(self, tenancy: Tenancy, mapped: MappedChannel, carried: Sequence[int]) -> None:
+    def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
         """The channel goes on in a new generation."""
-        self._forget(tenancy)
-        self._bell.forget(tenancy)
-        tenancy.move(mapped, carried, serving=True, let_go=self._let_go)
-        self._everyone.add(tenancy)
-        self._bell.watch(tenancy)
-        self._heat(tenancy)
-        if tenancy.waiting:
-            self._waiting.append(tenancy)
+        self._forget(state)
+        self._bell.forget(state)
+        state.move(mapped, carried, serving=True, let_go=self._let_go)
+        self._all.add(state)
+        self._bell.watch(state)
+        self._activate(state)
+        if state.waiting:
+            self._waiting.append(state)
 
     def serve(self) -> None:
         """Begin to take requests: find what is due in every channel."""
         self.serving = True
-        for tenancy in list(self.tenancies.values()):
-            self._open(tenancy)
+        for state in list(self.states.values()):
+            self._open(state)
 
     def serve_through(self, serving: Serving | RecordedServing) -> None:
         """Run requests through this from the next one on."""
@@ -132,11 +132,11 @@ class EngineLoop:
     def pause(self) -> None:
         """Take no further request; what waits stays in its slots for the next engine."""
         self.serving = False
-        for tenancy in self.tenancies.values():
-            tenancy.waiting.clear()
+        for state in self.states.values():
+            state.waiting.clear()
         self._waiting.clear()
         self._resting.clear()
-        self._hot.keep([])
+        self._active.keep([])
 
     def drain(self) -> int:
         """Answer what has been published until now, then stop; later requests are refused.
@@ -147,11 +147,11 @@ class EngineLoop:
             self.stopped = True
             return 0
         now_ns = time.monotonic_ns()
-        for tenancy in list(self.tenancies.values()):
-            self._look(tenancy, now_ns)
+        for state in list(self.states.values()):
+            self._look(state, now_ns)
         self._draining = True
         self._end_rests(now_ns)
-        return sum(len(tenancy.waiting) + len(tenancy.held) for tenancy in self.tenancies.values())
+        return sum(len(state.waiting) + len(state.held) for state in self.states.values())
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -172,7 +172,7 @@ class EngineLoop:
                 self._more_control = self._control(0)
                 if not self._more_control or not self.serving or self._draining or self.stopped:
                     continue
-            self._look_at_hot(now_ns)
+            self._look_at_active(now_ns)
             if self._resting:
                 self._end_rests(now_ns)
             if self._waiting:
@@ -183,8 +183,8 @@ class EngineLoop:
                     continue
             untaken = 0
             self._taken_ns = now_ns
-            if self._rung or self._bell.tokens() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
-                self._take_tokens(now_ns)
+            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
+                self._take_rings(now_ns)
             if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
 
@@ -192,116 +192,116 @@ class EngineLoop:
         self._refuse_new(time.monotonic_ns())
         if self._waiting:
             self._serve_next()
-        elif any(tenancy.held for tenancy in self.tenancies.values()):
+        elif any(state.held for state in self.states.values()):
             self._control(LONGEST_WAIT_NS / 1e9)  # results that did not fit wait for their clients to make room
         else:
             self.stopped = True
 
     def _refuse_new(self, now_ns: int) -> None:
         """At once, or their clients would wait for a service that does not come back to them."""
-        for tenancy in list(self.tenancies.values()):
+        for state in list(self.states.values()):
             try:
-                tenancy.refuse_new(now_ns)
+                state.refuse_new(now_ns)
             except BrokenChannel as error:
-                self._give_up(tenancy, str(error))
+                self._give_up(state, str(error))
 
-    def _open(self, tenancy: Tenancy) -> None:
+    def _open(self, state: ChannelState) -> None:
         try:
-            tenancy.open()
+            state.open()
         except BrokenChannel as error:
-            self._give_up(tenancy, str(error))
+            self._give_up(state, str(error))
             return
-        if tenancy.waiting:
-            self._heat(tenancy)
-            self._waiting.append(tenancy)
+        if state.waiting:
+            self._activate(state)
+            self._waiting.append(state)
 
-    def _heat(self, tenancy: Tenancy) -> None:
-        if tenancy not in self._hot:
-            tenancy.active_ns = time.monotonic_ns()
-            self._hot.add(tenancy)
+    def _activate(self, state: ChannelState) -> None:
+        if state not in self._active:
+            state.active_ns = time.monotonic_ns()
+            self._active.add(state)
 
-    def _forget(self, tenancy: Tenancy) -> None:
-        self._everyone.remove(tenancy)
-        self._hot.remove(tenancy)
-        self._resting.pop(tenancy, None)
-        if tenancy in self._waiting:
-            self._waiting.remove(tenancy)
+    def _forget(self, state: ChannelState) -> None:
+        self._all.remove(state)
+        self._active.remove(state)
+        self._resting.pop(state, None)
+        if state in self._waiting:
+            self._waiting.remove(state)
 
-    def _give_up(self, tenancy: Tenancy, reason: str) -> None:
-        self._broken(tenancy.channel_info, reason)
-        self.remove(tenancy.number)
+    def _give_up(self, state: ChannelState, reason: str) -> None:
+        self._broken(state.channel_info, reason)
+        self.remove(state.number)
         self._more_control = True  # whoever was told of it, and lets go of its memory, has work now
 
-    def _look(self, tenancy: Tenancy, now_ns: int) -> bool:
-        queued = bool(tenancy.waiting)
+    def _look(self, state: ChannelState, now_ns: int) -> bool:
+        queued = bool(state.waiting)
         try:
-            if not tenancy.look(now_ns):
+            if not state.look(now_ns):
                 return False
         except BrokenChannel as error:
-            self._give_up(tenancy, str(error))
+            self._give_up(state, str(error))
             return False
-        if tenancy.waiting and not queued:
-            self._waiting.append(tenancy)
+        if state.waiting and not queued:
+            self._waiting.append(state)
         return True
 
-    def _look_at_hot(self, now_ns: int) -> None:
-        for tenancy in self._hot.moved():
-            self._look(tenancy, now_ns)
+    def _look_at_active(self, now_ns: int) -> None:
+        for state in self._active.changed():
+            self._look(state, now_ns)
 
-    def _take_tokens(self, now_ns: int) -> None:
+    def _take_rings(self, now_ns: int) -> None:
         """Use up the tokens, and look at the channels that they may be of."""
         rang = self._bell.take()
         if rang is None:
             self._rung = True
         else:
-            for tenancy in rang:
-                self._look_at_cold(tenancy, now_ns)
+            for state in rang:
+                self._look_at_idle(state, now_ns)
         since_ns = now_ns - self._scanned_ns
         # With nothing else to do at once: who is waited for may be the one that is due.
-        soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.tenancies))
+        soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
         if not soon and since_ns <= LONGEST_WAIT_NS:
             return
         self._rung = False
         self._scanned_ns = now_ns
-        for tenancy in self._everyone.moved():
-            self._look_at_cold(tenancy, now_ns)
-        self._hot.keep([each for each in self._hot.tenancies if now_ns - each.active_ns < _COLD_AFTER_NS])
-        self._bell.pardon(now_ns)
+        for state in self._all.changed():
+            self._look_at_idle(state, now_ns)
+        self._active.keep([each for each in self._active.states if now_ns - each.active_ns < _IDLE_AFTER_NS])
+        self._bell.unmute(now_ns)
 
-    def _serve_found(self, tenancy: Tenancy, now_ns: int) -> None:
+    def _serve_found(self, state: ChannelState, now_ns: int) -> None:
         """Serve what this client has published while nobody waited, the short way if it has one."""
-        if not tenancy.waiting and not tenancy.held and self._serving.serve_plain(tenancy):
-            tenancy.active_ns = now_ns
-            if tenancy not in self._hot:
-                self._hot.add(tenancy)
+        if not state.waiting and not state.held and self._serving.serve_fast(state):
+            state.active_ns = now_ns
+            if state not in self._active:
+                self._active.add(state)
             return
-        self._look_at_cold(tenancy, now_ns)
+        self._look_at_idle(state, now_ns)
         if len(self._waiting) == 1:
             self._serve_next()
 
-    def _look_at_cold(self, tenancy: Tenancy, now_ns: int) -> None:
-        if self._look(tenancy, now_ns) and tenancy not in self._hot:
-            self._hot.add(tenancy)
+    def _look_at_idle(self, state: ChannelState, now_ns: int) -> None:
+        if self._look(state, now_ns) and state not in self._active:
+            self._active.add(state)
 
     def _serve_next(self) -> None:
         waiting = self._waiting
-        batch: list[Taken] = []
+        batch: list[QueuedRequest] = []
         began_ns = 0
         for _ in range(self._serving.max_batch):
-            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
-            if tenancy.overhead.until_ns or tenancy.behind_ns:  # as `_next`, without the call for most
+            state = next_of(waiting) if len(waiting) > 1 else waiting[0]
+            if state.overhead.until_ns or state.behind_ns:  # as `_next`, without the call for most
                 found = self._next()
                 if found is None or (batch and found.behind_ns):
                     break
-                tenancy = found
+                state = found
             if batch and batch[0][0].behind_ns:
                 break  # nobody shares a batch with a client that is suspected
-            batch.append((tenancy, tenancy.waiting.popleft()))
-            if not tenancy.waiting:
-                waiting.remove(tenancy)
+            batch.append((state, state.waiting.popleft()))
+            if not state.waiting:
+                waiting.remove(state)
                 if not waiting:
                     break
-            tenancy.last_served_ns = began_ns = time.monotonic_ns()
+            state.last_served_ns = began_ns = time.monotonic_ns()
         if not batch:
             return
         self._serving.serve(batch)
@@ -310,88 +310,88 @@ class EngineLoop:
             now_ns = time.monotonic_ns()
             # A request of a batch took its part of the time.
             began_ns = now_ns - (now_ns - began_ns) // len(batch)
-            for tenancy, _ in batch:
-                charge(tenancy, began_ns, now_ns, others=len(waiting) - bool(tenancy.waiting))
+            for state, _ in batch:
+                charge(state, began_ns, now_ns, others=len(waiting) - bool(state.waiting))
 
-    def _next(self) -> Tenancy | None:
+    def _next(self) -> ChannelState | None:
         """The client whose turn it is; None if those that wait have to rest."""
         waiting = self._waiting
         while waiting:
-            tenancy = next_of(waiting) if len(waiting) > 1 else waiting[0]
-            if not (tenancy.overhead.until_ns or tenancy.behind_ns) or not self._rests(tenancy):
-                return tenancy
-            waiting.remove(tenancy)
+            state = next_of(waiting) if len(waiting) > 1 else waiting[0]
+            if not (state.overhead.until_ns or state.behind_ns) or not self._rests(state):
+                return state
+            waiting.remove(state)
         return None
 
-    def _rests(self, tenancy: Tenancy) -> bool:
+    def _rests(self, state: ChannelState) -> bool:
         """Whether this client's request is to wait for the sake of the others that use the service now, and note it."""
         now_ns = time.monotonic_ns()
-        suspect = tenancy.is_suspect(now_ns)
-        tenancy.may_try_again = True
-        if self._draining or not self._is_beside_others(tenancy):
+        suspect = state.is_suspect(now_ns)
+        state.may_try_again = True
+        if self._draining or not self._is_beside_others(state):
             return False
-        until_ns = tenancy.overhead.until_ns
-        if suspect and tenancy.blamed and tenancy.channel.replies.attempts(tenancy.waiting[0].sequence):
-            if not tenancy.quiet_since_ns:
-                tenancy.quiet_since_ns = now_ns
+        until_ns = state.overhead.until_ns
+        if suspect and state.blamed and state.channel.replies.attempts(state.waiting[0].sequence):
+            if not state.quiet_since_ns:
+                state.quiet_since_ns = now_ns
                 until_ns = max(until_ns, now_ns + _QUIET_NS)
             else:
-                others = (each.active_ns for each in self._hot.tenancies if each is not tenancy)
-                tenancy.may_try_again = max(others) <= tenancy.quiet_since_ns
+                others = (each.active_ns for each in self._active.states if each is not state)
+                state.may_try_again = max(others) <= state.quiet_since_ns
         if until_ns <= now_ns:
-            tenancy.overhead.until_ns = 0
+            state.overhead.until_ns = 0
             return False
-        self._resting[tenancy] = until_ns
+        self._resting[state] = until_ns
         return True
 
-    def _is_beside_others(self, tenancy: Tenancy) -> bool:
+    def _is_beside_others(self, state: ChannelState) -> bool:
         """Whether others have used the service within the last second."""
-        return len(self._hot) > (tenancy in self._hot)
+        return len(self._active) > (state in self._active)
 
     def _end_rests(self, now_ns: int) -> None:
-        for tenancy, until_ns in list(self._resting.items()):
-            if until_ns <= now_ns or self._draining or not self._is_beside_others(tenancy):
-                del self._resting[tenancy]
-                self._waiting.append(tenancy)
+        for state, until_ns in list(self._resting.items()):
+            if until_ns <= now_ns or self._draining or not self._is_beside_others(state):
+                del self._resting[state]
+                self._waiting.append(state)
 
     def _idle(self, began_ns: int) -> None:
         """Look for as long as news is likely soon, then sleep."""
         if self._waited_ns:  # learnt from now, not when the news came: then somebody was waiting
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
-        if bytes_in_flight(self._everyone.copiers) >= 0:
+        if bytes_in_flight(self._all.copiers) >= 0:
             if self._look_at_written(began_ns):
                 return
         elif self._spin(began_ns):
             return
         self._words[Counter.WAKES] += 1
-        longest_ns = LONGEST_WAIT_NS if self._hot else _LONGEST_COLD_WAIT_NS
+        longest_ns = LONGEST_WAIT_NS if self._active else _LONGEST_IDLE_WAIT_NS
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
-            self._rung = not self._bell.tells_who  # the token that ended the wait is gone
+            self._rung = not self._bell.names_channels  # the token that ended the wait is gone
             self._budget.waited(time.monotonic_ns() - began_ns)
         elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)
 
     def _spin(self, began_ns: int) -> bool:
-        """Look at the hot channels for as long as the last waits suggest; whether there is anything to do."""
-        hot, words, control_seen, tokens = self._hot, self._words, self._control_seen, self._bell.tokens
+        """Look at the active channels for as long as the last waits suggest; whether there is anything to do."""
+        active, words, control_seen, count = self._active, self._words, self._control_seen, self._bell.count
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
         while now_ns < until_ns:
-            if (near := same_cpu_writers(hot.pollers)) and _in_the_way(hot, near, now_ns):
+            if (near := same_cpu_writers(active.pollers)) and _in_the_way(active, near, now_ns):
                 return False
-            place = spin(hot.pollers, min(until_ns, now_ns + _LOOKING_NS), hot.copiers)
+            place = spin(active.pollers, min(until_ns, now_ns + _LOOKING_NS), active.copiers)
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
                 # A lone client need not wait for the long way round the loop.
-                if len(hot.tenancies) == 1:
-                    self._serve_found(hot.tenancies[0], now_ns)
+                if len(active.states) == 1:
+                    self._serve_found(active.states[0], now_ns)
                 return True
             now_ns = time.monotonic_ns()
-            if tokens() > 0 or words[_CONTROL] != control_seen:
+            if count() > 0 or words[_CONTROL] != control_seen:
                 self._budget.waited(now_ns - began_ns)
                 return True
         return False
@@ -401,32 +401,32 @@ class EngineLoop:
 
         Only while the client gets on with it: if it does not, it may be waiting for this very processor.
         """
-        everyone, words, control_seen = self._everyone, self._words, self._control_seen
+        all_channels, words, control_seen = self._all, self._words, self._control_seen
         now_ns = moved_ns = began_ns
         there = -1
-        while (bytes_there := bytes_in_flight(everyone.copiers)) >= 0:
+        while (bytes_there := bytes_in_flight(all_channels.copiers)) >= 0:
             if bytes_there != there:
                 there, moved_ns = bytes_there, now_ns
             if (
                 now_ns - moved_ns > _STANDSTILL_NS
                 or now_ns - began_ns > _WRITING_NS
-                or ((near := same_cpu_writers(everyone.pollers)) and _in_the_way(everyone, near, now_ns))
+                or ((near := same_cpu_writers(all_channels.pollers)) and _in_the_way(all_channels, near, now_ns))
             ):
                 # It is found all the same, if it comes; who announces and does not write takes nobody's turn.
-                abandon(everyone.copiers)
+                abandon(all_channels.copiers)
                 return False
-            place = spin(everyone.pollers, now_ns + _LOOKING_NS, everyone.copiers)
+            place = spin(all_channels.pollers, now_ns + _LOOKING_NS, all_channels.copiers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
-                tenancy = everyone.tenancies[place]
+                state = all_channels.states[place]
                 # As in _spin.
-                self._serve_found(tenancy, now_ns)
+                self._serve_found(state, now_ns)
                 return True
             if words[_CONTROL] != control_seen:
                 return True
         return False
 
 
-def _in_the_way(channels: Watched, near: list[int], now_ns: int) -> bool:
+def _in_the_way(channels: PollSet, near: list[int], now_ns: int) -> bool:
     """Whether one of those that were seen on this processor is of a client that is about: it waits for this very one."""
-    return any(now_ns - channels.tenancies[place].active_ns < _ABOUT_NS for place in near)
+    return any(now_ns - channels.states[place].active_ns < _ABOUT_NS for place in near)

@@ -9,7 +9,7 @@ and time passes it. An idle client owes nothing, and only a request that waits h
 A client that is suspected of killing engines stands behind: its requests count as a second younger than they are.
 
 >>> from types import SimpleNamespace as T
->>> from shmserve.daemon.engine.channel.tenancy import BEHIND_NS
+>>> from shmserve.daemon.engine.channel.channel_state import BEHIND_NS
 >>> def client(served, *submitted, behind=0):
 ...     return T(last_served_ns=served, behind_ns=behind, waiting=[T(submitted_ns=ns) for ns in submitted], number=0)
 >>> busy, single = client(90, 10, 20, 30), client(0, 50)
@@ -28,19 +28,19 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 
 
-def turn_ns(tenancy: Tenancy) -> tuple[int, int]:
+def turn_ns(state: ChannelState) -> tuple[int, int]:
     """The time a client's first waiting request counts from; lower goes first, ties by channel."""
-    return max(tenancy.waiting[0].submitted_ns, tenancy.last_served_ns) + tenancy.behind_ns, tenancy.number
+    return max(state.waiting[0].submitted_ns, state.last_served_ns) + state.behind_ns, state.number
 
 
-def next_of(waiting: Collection[Tenancy]) -> Tenancy:
+def next_of(waiting: Collection[ChannelState]) -> ChannelState:
     """The client whose turn it is, of those with a waiting request."""
     return min(waiting, key=turn_ns)
 
 
-def charge(tenancy: Tenancy, began_ns: int, ended_ns: int, *, others: int) -> None:
+def charge(state: ChannelState, began_ns: int, ended_ns: int, *, others: int) -> None:
     """Note a client's turn, at whose end that many others waited; once for each of its requests in a batch."""
-    tenancy.last_served_ns = max(tenancy.last_served_ns, ended_ns) + (ended_ns - began_ns) * others
+    state.last_served_ns = max(state.last_served_ns, ended_ns) + (ended_ns - began_ns) * others

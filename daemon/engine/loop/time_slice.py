@@ -16,7 +16,7 @@ import platform
 import struct
 
 #: The least that the kernel takes.
-TURN_NS = 100_000
+TIME_SLICE_NS = 100_000
 #: SCHED_FLAG_RESET_ON_FORK of sched_setattr(2).
 _RESET_ON_FORK = 1
 #: glibc has no function for it before 2.41.
@@ -25,7 +25,7 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 
 
-def ask_for_short_turns(turn_ns: int = TURN_NS, thread: int = 0) -> bool:
+def request_time_slice(turn_ns: int = TIME_SLICE_NS, thread: int = 0) -> bool:
     """For this thread; False where that cannot be, or the operator chose another policy.
 
     A benchmark says which `thread`, and 0 for turns as everybody has them.
@@ -40,8 +40,8 @@ def ask_for_short_turns(turn_ns: int = TURN_NS, thread: int = 0) -> bool:
     return bool(ctypes.CDLL(None).syscall(number, thread, attributes, 0) == 0)
 
 
-def ask_for_short_turns_of_every_thread() -> None:
+def request_time_slice_for_every_thread() -> None:
     """For the threads that this process has by now: those that compute a request beside the one that waits for it."""
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError):  # it has ended
-            ask_for_short_turns(thread=int(thread))
+            request_time_slice(thread=int(thread))

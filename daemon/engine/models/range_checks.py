@@ -11,29 +11,29 @@ import torch
 from shmserve.contract import name_within
 from shmserve.errors import ValueOutOfRange
 
-from ...packages.value_ranges import Limit, NumberCheck
+from ...packages.value_ranges import Limit, RangeCheck
 
 Steps = tuple[str | int, ...]
 
 
-class CheckedNumbers:
+class RangeChecks:
     """The checks of one side; nothing is looked at that has none.
 
-    >>> checked = CheckedNumbers("action", {"speed": NumberCheck(-1.0, 1.0, clamp=True)})
-    >>> checked.hold({"speed": 0.5}), checked.hold({"speed": 3.0})
+    >>> checked = RangeChecks("action", {"speed": RangeCheck(-1.0, 1.0, clamp=True)})
+    >>> checked.apply({"speed": 0.5}), checked.apply({"speed": 3.0})
     (({'speed': 0.5}, False), ({'speed': 1.0}, True))
-    >>> checked.hold({"speed": float("nan")})
+    >>> checked.apply({"speed": float("nan")})
     Traceback (most recent call last):
         ...
     shmserve.errors.ValueOutOfRange: action.speed: 1 of 1 numbers are NaN or infinite
     """
 
-    def __init__(self, side: str, checks: Mapping[str, NumberCheck]) -> None:
+    def __init__(self, side: str, checks: Mapping[str, RangeCheck]) -> None:
         self._checks = {name: _Bounds(f"{side}.{name}".rstrip("."), check) for name, check in checks.items()}
         #: Where each entry was last; the next tree mostly has the same structure.
         self._steps: dict[str, Steps] = {}
 
-    def hold(self, tree: Any) -> tuple[Any, bool]:
+    def apply(self, tree: Any) -> tuple[Any, bool]:
         """The tree, with numbers brought back to the limits where that is declared, and whether any was.
 
         What is changed is a copy. Raises ValueOutOfRange.
@@ -41,7 +41,7 @@ class CheckedNumbers:
         clamped = False
         for name, bounds in self._checks.items():
             value = self._value(tree, name, bounds)
-            held = bounds.hold(value)
+            held = bounds.apply(value)
             if held is not value:
                 tree = _replaced(tree, self._steps[name], held)
                 clamped = True
@@ -63,12 +63,12 @@ class CheckedNumbers:
 class _Bounds:
     """The limits of one entry, as tensors of the entry's own type and device once one was seen."""
 
-    def __init__(self, name: str, check: NumberCheck) -> None:
+    def __init__(self, name: str, check: RangeCheck) -> None:
         self.name = name
         self._check = check
         self._made: dict[tuple[torch.dtype, torch.device], tuple[Any, Any]] = {}
 
-    def hold(self, value: Any) -> Any:
+    def apply(self, value: Any) -> Any:
         """`value` itself if all its numbers are within the limits, else what they become."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)

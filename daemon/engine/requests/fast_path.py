@@ -12,10 +12,10 @@ from shmserve.protocol import Flag
 from shmserve.ring import RequestHead
 
 from ...ipc.stats import ChannelWord, Counter
-from ..channel.tenancy import Tenancy
+from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
-from ..error_text import logged
-from .serving import Row, Serving
+from ..error_text import log_message
+from .serving import BatchItem, Serving
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), i
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
-class PlainServing(Serving):
+class FastPathServing(Serving):
     """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
 
     The native core (native/python/server_fast_path.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
@@ -35,33 +35,33 @@ class PlainServing(Serving):
     def __init__(self, *model: Any, **settings: Any) -> None:
         super().__init__(*model, **settings)
         # A model that is told whose request it is, and numbers that have to be looked at, are nothing plain.
-        self._plain = self._per_client is None and self._observations is None and self._actions is None
+        self._has_fast_path = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
-    def serve_plain(self, tenancy: Tenancy) -> bool:
-        path = tenancy.fast_path
-        if path is None or not path.schema or not self._plain:
+    def serve_fast(self, state: ChannelState) -> bool:
+        path = state.fast_path
+        if path is None or not path.schema or not self._has_fast_path:
             return False
         words = self._words
-        words[_CHANNEL] = tenancy.number + 1
+        words[_CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
-        self._take_and_answer(tenancy, path)
+        self._take_and_answer(state, path)
         words[_CHANNEL] = 0
         if not path.sequence:
             return False
         words[_BUSY_NS] += time.monotonic_ns() - taken_ns
         return True
 
-    def _take_and_answer(self, tenancy: Tenancy, path: core.ServerFastPath) -> None:
-        poller = tenancy.poller
+    def _take_and_answer(self, state: ChannelState, path: core.ServerFastPath) -> None:
+        poller = state.poller
         try:
             observation = path.try_take(poller.last_seen)
         except Exception as error:
             if not path.sequence:
                 raise
             poller.last_seen = path.sequence
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, path.head(RequestHead), error, path.queued_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
+            self._reject(state, path.head(RequestHead), error, path.queued_ns)
             return
         sequence = path.sequence
         if not sequence:
@@ -73,14 +73,14 @@ class PlainServing(Serving):
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
-            row, observation = self._row(tenancy, path, observation), None
-            self._failed([row], error, began_ns)
+            item, observation = self._item(state, path, observation), None
+            self._failed([item], error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         words = self._words
         words[_BATCHES] += 1
-        known, copied_ns = tenancy.encoder.latest, -1
-        memory = tenancy.channel.replies.memories[slot_of(sequence)]
+        known, copied_ns = state.encoder.latest, -1
+        memory = state.channel.replies.memories[slot_of(sequence)]
         if known is not None and known.encoder is not None and memory.written_schema == known.schema_id:
             try:
                 copied_ns = path.reply(
@@ -96,12 +96,12 @@ class PlainServing(Serving):
             except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
                 copied_ns = -1
         if copied_ns < 0:
-            row, observation = self._row(tenancy, path, observation), None
-            self._reply(row, results, 0, infer_ns)
+            item, observation = self._item(state, path, observation), None
+            self._reply(item, results, 0, infer_ns)
             return
-        tenancy.channel.reply_bell.ring()
+        state.channel.reply_bell.ring()
         words[_SERVED] += 1
-        line = self._stats.channel_index(tenancy.number)
+        line = self._stats.channel_index(state.number)
         words[line + _CHANNEL_SERVED] += 1
         if path.cut_through_bytes:
             words[_CUT_THROUGH] += 1
@@ -111,12 +111,12 @@ class PlainServing(Serving):
         if self._in_place:
             words[_IN_PLACE] += 1
         else:
-            tenancy.staging(0).keep_unless_held(tenancy.plain_views)
+            state.staging(0).keep_unless_held(state.fast_views)
 
-    def _row(self, tenancy: Tenancy, path: core.ServerFastPath, observation: Any) -> Row:
+    def _item(self, state: ChannelState, path: core.ServerFastPath, observation: Any) -> BatchItem:
         """The plain request that was taken last, for the long way."""
-        schema = tenancy.plain_schema
+        schema = state.fast_schema
         assert schema is not None
         head = path.head(RequestHead)
         times = path.queued_ns, path.staged_ns
-        return Row(tenancy, head, observation, tenancy.staging(0), schema, self._in_place, *times)
+        return BatchItem(state, head, observation, state.staging(0), schema, self._in_place, *times)

@@ -10,8 +10,8 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.record_ring import Entry, RecordRingWriter
 from shmserve.ring import ReplyHead, RequestHead
 
-from ..channel.tenancy import Tenancy
-from .serving import Serving, Taken
+from ..channel.channel_state import ChannelState
+from .serving import QueuedRequest, Serving
 
 _NOTHING = np.empty(0, np.uint8)
 #: Of a result that waits for room in its channel, so that it has no bytes in a slot yet.
@@ -28,16 +28,16 @@ class RecordedServing:
         self._channel = channel
         self.max_batch = serving.max_batch
 
-    def serve(self, batch: list[Taken]) -> None:
+    def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer as `Serving.serve` does; what is recorded costs its copy."""
         # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
         # one leaves it on the record ring. The answer after the robot has it.
         noted = [taken for taken in batch if self._note_request(*taken)]
         self._serving.serve(batch)
-        for tenancy, head in noted:
-            self._note_reply(tenancy, head.sequence)
+        for state, head in noted:
+            self._note_reply(state, head.sequence)
 
-    def serve_plain(self, tenancy: Tenancy) -> bool:
+    def serve_fast(self, state: ChannelState) -> bool:
         """Never: whatever is served has to be noted."""
         return False
 
@@ -45,8 +45,8 @@ class RecordedServing:
         """As `Serving.client_left`."""
         self._serving.client_left(client_id)
 
-    def _note_request(self, tenancy: Tenancy, head: RequestHead) -> bool:
-        if self._channel is not None and tenancy.number != self._channel:
+    def _note_request(self, state: ChannelState, head: RequestHead) -> bool:
+        if self._channel is not None and state.number != self._channel:
             return False
         if head.flags & Flag.PICKLED:
             self._record_ring.count_skipped()
@@ -54,15 +54,15 @@ class RecordedServing:
         metadata = payload = _NOTHING
         if head.kind == Kind.INFER:
             # The head's lengths are the client's claims: a slice ends at the slot's own.
-            slot = tenancy.channel.requests.memory(head.sequence)
+            slot = state.channel.requests.memory(head.sequence)
             metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
-        return self._record_ring.write(Entry.REQUEST, tenancy.number, _generation(tenancy), head, metadata, payload)
+        return self._record_ring.write(Entry.REQUEST, state.number, _generation(state), head, metadata, payload)
 
-    def _note_reply(self, tenancy: Tenancy, sequence: int) -> None:
-        head = tenancy.channel.replies.head(sequence)
-        slot = tenancy.channel.replies.memory(sequence)
-        if head.status == Status.RESIZE_REQUIRED and sequence in tenancy.held:
-            (status, flags, version, *durations), tree = tenancy.held[sequence]
+    def _note_reply(self, state: ChannelState, sequence: int) -> None:
+        head = state.channel.replies.head(sequence)
+        slot = state.channel.replies.memory(sequence)
+        if head.status == Status.RESIZE_REQUIRED and sequence in state.held:
+            (status, flags, version, *durations), tree = state.held[sequence]
             slot = SlotMemory(
                 np.empty(_METADATA_BYTES, np.uint8), np.empty(min(head.payload_bytes, MAX_PAYLOAD_BYTES), np.uint8)
             )
@@ -78,8 +78,8 @@ class RecordedServing:
             self._record_ring.count_skipped()
             return
         metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
-        self._record_ring.write(Entry.REPLY, tenancy.number, _generation(tenancy), head, metadata, payload)
+        self._record_ring.write(Entry.REPLY, state.number, _generation(state), head, metadata, payload)
 
 
-def _generation(tenancy: Tenancy) -> int:
-    return tenancy.channel_info.identity.generation
+def _generation(state: ChannelState) -> int:
+    return state.channel_info.identity.generation

@@ -15,13 +15,13 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
-from ...packages.value_ranges import NumberCheck
+from ...packages.value_ranges import RangeCheck
+from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
-from ..channel.tenancy import Tenancy
 from ..device_failure import DeviceLost
-from ..error_text import PolicyRaised, logged, told
+from ..error_text import PolicyRaised, client_message, log_message
 from ..models.model import Model, PerClient
-from ..models.range_checks import CheckedNumbers
+from ..models.range_checks import RangeChecks
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,10 @@ _CUT_THROUGH = int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 _IN_HAND = int(ChannelWord.IN_HAND)
 
-Taken = tuple[Tenancy, RequestHead]
+QueuedRequest = tuple[ChannelState, RequestHead]
 
 
-class Row:
+class BatchItem:
     """One request of a batch, staged."""
 
     __slots__ = (
@@ -59,12 +59,12 @@ class Row:
         "schema",
         "staged_ns",
         "staging",
-        "tenancy",
+        "state",
     )
 
     def __init__(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         observation: Any,
         staging: Staging,
@@ -73,7 +73,7 @@ class Row:
         queued_ns: int,
         staged_ns: int,
     ) -> None:
-        self.tenancy = tenancy
+        self.state = state
         self.head = head
         self.observation = observation
         self.staging = staging
@@ -98,7 +98,7 @@ class Serving:
         max_batch: int,
         in_place: bool,
         stateful: bool,
-        checks: Mapping[str, Mapping[str, NumberCheck]],
+        checks: Mapping[str, Mapping[str, RangeCheck]],
     ) -> None:
         self._model = model
         # Decided once: a model that takes no id pays nothing for those that do.
@@ -109,130 +109,132 @@ class Serving:
         self._in_place = in_place
         self._stateful = stateful
         #: What the package declares of numbers; None, and nothing is looked at, where it declares nothing.
-        self._observations = CheckedNumbers("observation", checks["observation"]) if "observation" in checks else None
-        self._actions = CheckedNumbers("action", checks["action"]) if "action" in checks else None
+        self._observations = RangeChecks("observation", checks["observation"]) if "observation" in checks else None
+        self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
         #: Whether it was said that a reset reaches nothing of the model.
         self._told_of_reset = False
         #: Whether there is a short way for plain requests (plain_serving.py).
-        self._plain = False
+        self._has_fast_path = False
         #: Requests that one call of the model takes at most.
         self.max_batch = max_batch if model.batches else 1
 
-    def serve_plain(self, tenancy: Tenancy) -> bool:
+    def serve_fast(self, state: ChannelState) -> bool:
         """Answer this client's next request if it is plain and nothing of it waits; False: nothing was done."""
         return False
 
-    def serve(self, batch: list[Taken]) -> None:
+    def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
         words = self._words
         began_ns = taken_ns = time.monotonic_ns()
-        rows: list[Row] = []
-        alone: list[Taken] = []
-        for index, (tenancy, head) in enumerate(batch):
+        items: list[BatchItem] = []
+        isolated: list[QueuedRequest] = []
+        for index, (state, head) in enumerate(batch):
             if index:
                 taken_ns = time.monotonic_ns()
-            if len(batch) > 1 and tenancy.channel.replies.attempts(head.sequence):
-                alone.append((tenancy, head))  # an engine died of it, or of its neighbours: this time it is known which
+            if len(batch) > 1 and state.channel.replies.attempts(head.sequence):
+                isolated.append(
+                    (state, head)
+                )  # an engine died of it, or of its neighbours: this time it is known which
                 continue
-            if head.kind != _INFER and rows:
-                self._infer(rows)  # a reset keeps its place: what came before it runs before it
-                rows = []
-            words[_CHANNEL] = tenancy.number + 1
-            row = self._stage(tenancy, head, index, taken_ns)
-            if row is not None:
-                rows.append(row)
-        if rows:
-            self._infer(rows)
+            if head.kind != _INFER and items:
+                self._infer(items)  # a reset keeps its place: what came before it runs before it
+                items = []
+            words[_CHANNEL] = state.number + 1
+            item = self._stage(state, head, index, taken_ns)
+            if item is not None:
+                items.append(item)
+        if items:
+            self._infer(items)
         words[_CHANNEL] = 0
         words[_BUSY_NS] += time.monotonic_ns() - began_ns
         if len(batch) > 1:
-            self._note_answered(tenancy for tenancy, _ in batch)
-        for taken in alone:
+            self._note_answered(state for state, _ in batch)
+        for taken in isolated:
             self.serve([taken])
 
-    def _stage(self, tenancy: Tenancy, head: RequestHead, index: int, taken_ns: int) -> Row | None:
+    def _stage(self, state: ChannelState, head: RequestHead, index: int, taken_ns: int) -> BatchItem | None:
         """The request ready for the model; None if it was answered without."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
-        channel = tenancy.channel
+        channel = state.channel
         # What a plain request need not be asked for any closer.
         if (
             head.kind != _INFER
             or head.max_age_ns
             or head.cancelled
             or 0 < head.deadline_ns < taken_ns
-            or tenancy.rate is not None
+            or state.rate is not None
             or channel.requests.cancelled(head.sequence)
-        ) and self._refused(tenancy, head, taken_ns, queued_ns):
+        ) and self._refused(state, head, taken_ns, queued_ns):
             return None
         attempts = channel.replies.take(head.sequence)
-        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(tenancy, head):
+        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(state, head):
             error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-            self._finish(tenancy, head, Status.ENGINE_LOST, error, 0, queued_ns)
+            self._finish(state, head, Status.ENGINE_LOST, error, 0, queued_ns)
             return None
         if head.kind != _INFER:
-            self._reset(tenancy, head, queued_ns)
+            self._reset(state, head, queued_ns)
             return None
         slot = channel.requests.memories[slot_of(head.sequence)]
-        staging = tenancy.staging(index)
+        staging = state.staging(index)
         in_place = self._in_place
         is_new = False
         try:
             pickled = head.flags & Flag.PICKLED != 0
-            if pickled and not tenancy.trusted:
+            if pickled and not state.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schemas = tenancy.schemas
+            schemas = state.schemas
             schema = schemas.known.get(head.schema)
             if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
                 is_new = True
                 schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
             observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
-            if self._plain and not index and not pickled:
-                tenancy.learn(head.schema, schema, in_place=in_place)
+            if self._has_fast_path and not index and not pickled:
+                state.specialize(head.schema, schema, in_place=in_place)
             if staging.cut_through_bytes:
                 self._words[_CUT_THROUGH] += 1
                 staging.cut_through_bytes = 0
         except (MetadataError, RequestRejected) as error:
-            self._reject(tenancy, head, error, queued_ns, taken_ns)
+            self._reject(state, head, error, queued_ns, taken_ns)
             return None
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
-            log.warning("request of client %d cannot be read\n%s", tenancy.number, logged(error))
-            self._reject(tenancy, head, error, queued_ns, taken_ns)
+            log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
+            self._reject(state, head, error, queued_ns, taken_ns)
             return None
         clamped = False
         if self._observations is not None:
             try:
-                observation, clamped = self._observations.hold(observation)
+                observation, clamped = self._observations.apply(observation)
             except ValueOutOfRange as error:
                 self._words[Counter.OUT_OF_RANGE] += 1
-                self._reject(tenancy, head, error, queued_ns, taken_ns)
+                self._reject(state, head, error, queued_ns, taken_ns)
                 return None
             except BaseException as error:  # noqa: BLE001  as above: an object may be asked for its entries
-                self._reject(tenancy, head, error, queued_ns, taken_ns)
+                self._reject(state, head, error, queued_ns, taken_ns)
                 return None
         now_ns = time.monotonic_ns()
         staged_ns = now_ns - taken_ns
         if is_new:
-            tenancy.overhead.add(staged_ns, now_ns)
-        row = Row(tenancy, head, observation, staging, schema, in_place, queued_ns, staged_ns)
-        row.clamped = clamped
-        row.is_new = is_new
-        return row
+            state.overhead.add(staged_ns, now_ns)
+        item = BatchItem(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        item.clamped = clamped
+        item.is_new = is_new
+        return item
 
-    def _refused(self, tenancy: Tenancy, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
+    def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
         """Whether the request was answered because it may not run, or not any more."""
-        refusal = self._refusal(tenancy, head, taken_ns)
+        refusal = self._refusal(state, head, taken_ns)
         if refusal is not None:
             error = ("RequestRejected", f"no kind of request: {head.kind}") if refusal == Status.REJECTED else None
-            self._finish(tenancy, head, refusal, error, 0, queued_ns)
+            self._finish(state, head, refusal, error, 0, queued_ns)
             return True
-        if tenancy.rate is not None and not tenancy.rate.take(taken_ns):
-            self._finish(tenancy, head, Status.REJECTED, ("TooManyRequests", tenancy.rate.refusal), 0, queued_ns)
+        if state.rate is not None and not state.rate.take(taken_ns):
+            self._finish(state, head, Status.REJECTED, ("TooManyRequests", state.rate.refusal), 0, queued_ns)
             return True
         return False
 
-    def _refusal(self, tenancy: Tenancy, head: RequestHead, now_ns: int) -> Status | None:
+    def _refusal(self, state: ChannelState, head: RequestHead, now_ns: int) -> Status | None:
         # The head shows what the client had written when it was copied; who waited may be withdrawn since.
-        if head.cancelled == head.sequence or tenancy.channel.requests.cancelled(head.sequence):
+        if head.cancelled == head.sequence or state.channel.requests.cancelled(head.sequence):
             return Status.CANCELLED
         if head.deadline_ns and now_ns > head.deadline_ns:
             return Status.EXPIRED
@@ -242,21 +244,21 @@ class Serving:
             return Status.REJECTED
         return None
 
-    def _attempts_allowed(self, tenancy: Tenancy, head: RequestHead) -> int:
-        if not tenancy.may_try_again:
+    def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
+        if not state.may_try_again:
             return 1  # an engine died of it alone, and others would wait for the next one
         if self._stateful and head.kind == Kind.INFER and not head.flags & Flag.REPEATABLE:
             return 1
         return 2
 
-    def _reset(self, tenancy: Tenancy, head: RequestHead, queued_ns: int) -> None:
+    def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
         began_ns = time.monotonic_ns()
         try:
-            self._model.reset(tenancy.number)
+            self._model.reset(state.number)
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code
-            self._fail(tenancy, head, error, queued_ns, 0, 0)
+            self._fail(state, head, error, queued_ns, 0, 0)
             return
         if not self._model.resets and not self._told_of_reset:
             self._told_of_reset = True
@@ -264,11 +266,11 @@ class Serving:
             log.log(
                 logging.WARNING if self._stateful else logging.INFO,
                 "client %d asked for a reset, which changes nothing: the model has no reset, %s",
-                tenancy.number,
+                state.number,
                 keeps,
             )
         self._words[Counter.RESETS] += 1
-        self._finish(tenancy, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
+        self._finish(state, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
 
     def client_left(self, client_id: int) -> None:
         """Tell a model that keeps the state of each client apart."""
@@ -279,78 +281,80 @@ class Serving:
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the others' requests go on
-            log.error("the model failed when client %d left\n%s", client_id, logged(error))
+            log.error("the model failed when client %d left\n%s", client_id, log_message(error))
 
-    def _infer(self, rows: list[Row]) -> None:
+    def _infer(self, items: list[BatchItem]) -> None:
         began_ns = time.monotonic_ns()
         try:
-            if len(rows) == 1:
-                observations = [rows[0].observation]
+            if len(items) == 1:
+                observations = [items[0].observation]
             else:
-                self._note_in_hand([row.tenancy for row in rows])
-                observations = [row.observation for row in rows]
+                self._note_in_hand([item.state for item in items])
+                observations = [item.observation for item in items]
             if self._per_client is None:
                 results = self._model.infer(observations)
             else:
-                results = self._per_client.infer_for(observations, [row.tenancy.number for row in rows])
+                results = self._per_client.infer_for(observations, [item.state.number for item in items])
         except DeviceLost:
             raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
-            self._failed(rows, error, began_ns)
+            self._failed(items, error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
         del observations  # or every arena would look as if the policy kept it
         self._words[_BATCHES] += 1
-        for index, row in enumerate(rows):
-            self._reply(row, results, index, infer_ns)
+        for index, item in enumerate(items):
+            self._reply(item, results, index, infer_ns)
 
-    def _note_in_hand(self, clients: Iterable[Tenancy]) -> None:
+    def _note_in_hand(self, clients: Iterable[ChannelState]) -> None:
         """Whom to ask if the engine dies of a batch of theirs; `_note_answered` ends it."""
-        for tenancy in clients:
-            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 1
+        for state in clients:
+            self._words[self._stats.channel_index(state.number) + _IN_HAND] = 1
         self._words[_CHANNEL] = SEVERAL
 
-    def _note_answered(self, clients: Iterable[Tenancy]) -> None:
-        for tenancy in clients:
-            self._words[self._stats.channel_index(tenancy.number) + _IN_HAND] = 0
+    def _note_answered(self, clients: Iterable[ChannelState]) -> None:
+        for state in clients:
+            self._words[self._stats.channel_index(state.number) + _IN_HAND] = 0
 
-    def _failed(self, rows: list[Row], error: BaseException, began_ns: int) -> None:
+    def _failed(self, items: list[BatchItem], error: BaseException, began_ns: int) -> None:
         """The model raised."""
-        if len(rows) > 1:
+        if len(items) > 1:
             # One bad row must not fail its neighbours: each alone.
-            for row in rows:
-                self._words[Counter.CHANNEL] = row.tenancy.number + 1
-                self._infer([row])
+            for item in items:
+                self._words[Counter.CHANNEL] = item.state.number + 1
+                self._infer([item])
             return
-        row = rows[0]
+        item = items[0]
         # Not isinstance, which asks an object for its class.
         if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
-            self._reject(row.tenancy, row.head, error, row.queued_ns)
+            self._reject(item.state, item.head, error, item.queued_ns)
             forget_traceback(error)
         else:
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, time.monotonic_ns() - began_ns)
-        self._release(row)
+            self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, time.monotonic_ns() - began_ns)
+        self._release(item)
 
-    def _reply(self, row: Row, results: list[Any], index: int, infer_ns: int) -> None:
-        flags = Flag.IN_PLACE if row.in_place else 0
+    def _reply(self, item: BatchItem, results: list[Any], index: int, infer_ns: int) -> None:
+        flags = Flag.IN_PLACE if item.in_place else 0
         try:
             result = results[index]
-            if row.clamped or self._actions is not None:
-                result, held = self._held(result, clamped=row.clamped)
+            if item.clamped or self._actions is not None:
+                result, held = self._held(result, clamped=item.clamped)
                 flags |= held
-            copied_ns = self._finish(row.tenancy, row.head, _OK, result, flags, row.queued_ns, row.staged_ns, infer_ns)
-            if row.is_new:
-                row.tenancy.overhead.add(copied_ns, time.monotonic_ns())
+            copied_ns = self._finish(
+                item.state, item.head, _OK, result, flags, item.queued_ns, item.staged_ns, infer_ns
+            )
+            if item.is_new:
+                item.state.overhead.add(copied_ns, time.monotonic_ns())
         except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
-            self._fail(row.tenancy, row.head, error, row.queued_ns, row.staged_ns, infer_ns)
+            self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
         result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
-        self._release(row)
+        self._release(item)
 
     def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
         """The action within the package's bounds, and the flags of its reply."""
         if self._actions is not None:
             try:
-                action, held = self._actions.hold(action)
+                action, held = self._actions.apply(action)
             except ValueOutOfRange:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise
@@ -361,23 +365,23 @@ class Serving:
             self._words[Counter.CLAMPED] += 1
         return action, Flag.CLAMPED if clamped else 0
 
-    def _release(self, row: Row) -> None:
-        row.observation = None
-        if not row.in_place:
-            row.staging.give_back(row.schema)
+    def _release(self, item: BatchItem) -> None:
+        item.observation = None
+        if not item.in_place:
+            item.staging.give_back(item.schema)
 
     def _reject(
-        self, tenancy: Tenancy, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
+        self, state: ChannelState, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
     ) -> None:
         """Refuse a request; the time since `began_ns`, or that of the refusal, is charged to its client."""
         began_ns = began_ns or time.monotonic_ns()
-        self._finish(tenancy, head, Status.REJECTED, told(error), 0, queued_ns)
+        self._finish(state, head, Status.REJECTED, client_message(error), 0, queued_ns)
         now_ns = time.monotonic_ns()
-        tenancy.overhead.add(now_ns - began_ns, now_ns)
+        state.overhead.add(now_ns - began_ns, now_ns)
 
     def _fail(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         error: BaseException,
         queued_ns: int,
@@ -385,15 +389,15 @@ class Serving:
         infer_ns: int,
     ) -> None:
         failed_ns = time.monotonic_ns()
-        log.error("the model failed on a request of client %d\n%s", tenancy.number, logged(error))
+        log.error("the model failed on a request of client %d\n%s", state.number, log_message(error))
         forget_traceback(error)
-        self._finish(tenancy, head, Status.FAILED, told(error), 0, queued_ns, staged_ns, infer_ns)
+        self._finish(state, head, Status.FAILED, client_message(error), 0, queued_ns, staged_ns, infer_ns)
         now_ns = time.monotonic_ns()
-        tenancy.overhead.add(now_ns - failed_ns, now_ns)
+        state.overhead.add(now_ns - failed_ns, now_ns)
 
     def _finish(
         self,
-        tenancy: Tenancy,
+        state: ChannelState,
         head: RequestHead,
         status: int,
         tree: Any,
@@ -408,10 +412,10 @@ class Serving:
         """
         if self._stateful:
             flags |= Flag.STATEFUL
-        copied_ns = tenancy.answer(head.sequence, status, tree, flags, self._version, (queued_ns, staged_ns, infer_ns))
+        copied_ns = state.answer(head.sequence, status, tree, flags, self._version, (queued_ns, staged_ns, infer_ns))
         words = self._words
         words[_COUNTED[status]] += 1
-        line = self._stats.channel_index(tenancy.number)
+        line = self._stats.channel_index(state.number)
         if status == _OK:
             words[line + _CHANNEL_SERVED] += 1
             if flags & Flag.IN_PLACE:

@@ -24,7 +24,7 @@ from ...packages.package import ModelPackage
 from ..channel.staging import Staging, aligned_bytes
 from ..models.example_files import read_recorded
 from ..models.model import Model, PerClient
-from ..models.range_checks import CheckedNumbers
+from ..models.range_checks import RangeChecks
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
 from ..models.validation import deviations, not_finite
 
@@ -37,7 +37,7 @@ _CLIENT = -1
 
 
 @dataclass(frozen=True)
-class Warmth:
+class WarmupResult:
     """What the warm-up showed."""
 
     request_bytes: int  # payload of the example; 0 without one
@@ -74,7 +74,9 @@ class HostStaging(Staging):
         return action
 
 
-def warm_up(model: Model, device: torch.device, package: ModelPackage, *, staging: _ArraysOf | None = None) -> Warmth:
+def warm_up(
+    model: Model, device: torch.device, package: ModelPackage, *, staging: _ArraysOf | None = None
+) -> WarmupResult:
     """Run the package's example, or the model's own, a few times; `staging` is for a device that is no host's.
 
     Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
@@ -83,7 +85,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
     example = _example(model, package)
     if example is None:
         log.warning("the model has no example observation: the first request pays for the warm-up")
-        return Warmth(0, 0, None, {"observation": None, "action": None})
+        return WarmupResult(0, 0, None, {"observation": None, "action": None})
     example = plain_tree(example, "example observation")
     schema, _ = infer_schema(example, "example observation")
     staging = staging or HostStaging(None if model.takes_numpy else device)
@@ -118,7 +120,7 @@ def warm_up(model: Model, device: torch.device, package: ModelPackage, *, stagin
         _check_batch(model, staging, observation, contract, package.max_batch)
     _forget(model, package)
     reply, _ = infer_schema(action, "action")
-    return Warmth(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
+    return WarmupResult(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
 
 
 def _example(model: Model, package: ModelPackage) -> Any:
@@ -165,7 +167,7 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
     """What the package declares of numbers holds for its own example, and names entries that there are."""
     for side, tree in (("observation", example), ("action", action)):
         try:
-            CheckedNumbers(side, package.checks.get(side, {})).hold(tree)
+            RangeChecks(side, package.checks.get(side, {})).apply(tree)
         except ValueOutOfRange as error:
             raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 

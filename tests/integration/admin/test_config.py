@@ -255,7 +255,7 @@ def test_a_reload_applies_what_is_live_and_tells_what_is_not(start_daemon: Calla
         assert [one.result() for one in pending] == [{"a": 0}, {"a": 1}]
     assert attached == 8, "what it asked for; it got two"
     in_force = {setting["key"]: setting for setting in daemon.admin("Config")["settings"]}
-    assert (in_force["max_slots"]["value"], in_force["max_slots"]["live"]) == (2, True)
+    assert (in_force["max_slots"]["value"], in_force["max_slots"]["reloadable"]) == (2, True)
     assert (in_force["max_clients"]["value"], in_force["max_clients"]["waiting"]) == (8, 9)
     assert in_force["max_clients"]["origin"] == f"file {daemon.folder}/config.toml"
     assert daemon.admin("Reload") == {"applied": {}, "needs_restart": {"max_clients": 9}}
@@ -289,7 +289,8 @@ def test_the_page_tells_every_key_with_its_type_its_default_and_whether_it_is_li
 
     told = {key: (kind.strip(), default.strip(), live.strip() == "live") for key, kind, default, live, _ in rows}
     is_so = {
-        key: (setting.kind.words, _default(getattr(DEFAULTS, key)), setting.live) for key, setting in SETTINGS.items()
+        key: (setting.kind.words, _default(getattr(DEFAULTS, key)), setting.reloadable)
+        for key, setting in SETTINGS.items()
     }
     assert told == is_so
     assert all(len(text) > 20 for *_, text in rows)

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from shmserve.daemon.host.notify import Notifier
-from shmserve.daemon.supervisor.engine_watchdog import HeartbeatWatch
+from shmserve.daemon.supervisor.engine_watchdog import EngineWatchdog
 from shmserve.daemon.supervisor.supervisor import Supervisor
 from shmserve.errors import EngineLost
 from tests.support.daemon_process import Daemon, wait_until
@@ -32,7 +32,7 @@ def manager(tmp_path: Path) -> Iterator[NotifySocket]:
 
 
 def test_a_message_reaches_a_socket_with_a_path(manager: NotifySocket) -> None:
-    Notifier(manager.address).tell(READY=1, STATUS="serving")
+    Notifier(manager.address).sd_notify(READY=1, STATUS="serving")
 
     assert manager.receive() == {"READY": "1", "STATUS": "serving"}
 
@@ -41,14 +41,14 @@ def test_a_message_reaches_an_abstract_socket() -> None:
     manager = NotifySocket()
     assert manager.address.startswith("@")
 
-    Notifier(manager.address).tell(WATCHDOG=1)
+    Notifier(manager.address).sd_notify(WATCHDOG=1)
 
     assert manager.receive() == {"WATCHDOG": "1"}
     manager.close()
 
 
 def test_a_model_s_name_cannot_add_a_field(manager: NotifySocket) -> None:
-    Notifier(manager.address).tell(STATUS="model\nMAINPID=1")
+    Notifier(manager.address).sd_notify(STATUS="model\nMAINPID=1")
 
     assert manager.receive() == {"STATUS": "model MAINPID=1"}
 
@@ -56,11 +56,11 @@ def test_a_model_s_name_cannot_add_a_field(manager: NotifySocket) -> None:
 def test_nobody_listening_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier(str(tmp_path / "gone"))
 
-    notifier.tell(READY=1)
-    notifier.tell(WATCHDOG=1)
+    notifier.sd_notify(READY=1)
+    notifier.sd_notify(WATCHDOG=1)
 
     assert len(caplog.records) == 1, "said once"
-    Notifier(None).tell(READY=1)
+    Notifier(None).sd_notify(READY=1)
 
 
 def test_engines_do_not_inherit_the_socket() -> None:
@@ -83,11 +83,11 @@ def test_a_manager_that_does_not_read_is_told_again_later(tmp_path: Path) -> Non
         deaf.bind(str(tmp_path / "notify"))
         notifier = Notifier(str(tmp_path / "notify"))
 
-        told = [notifier.tell(WATCHDOG=1) for _ in range(5000)]
+        told = [notifier.sd_notify(WATCHDOG=1) for _ in range(5000)]
 
         assert told[0] and not told[-1]
         deaf.recv(100)
-        assert notifier.tell(READY=1)
+        assert notifier.sd_notify(READY=1)
 
 
 # The daemon
@@ -187,7 +187,7 @@ def test_an_inference_shorter_than_stuck_s_is_left_alone(start_daemon: Callable[
 
 
 def test_a_watch_that_has_ended_is_not_taken_for_an_engine_that_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = HeartbeatWatch(cast("Supervisor", None))  # it never looks here
+    watch = EngineWatchdog(cast("Supervisor", None))  # it never looks here
     assert not watch.stuck
 
     began_s = time.monotonic()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from shmserve.client.cli import update, wait_ready
-from shmserve.daemon.store import intake_progress
-from shmserve.daemon.store.intake_progress import IntakeProgress
+from shmserve.daemon.store import ingest_progress
+from shmserve.daemon.store.ingest_progress import IngestProgress
 from tests.support.admin_command import admin, end_admin, served, staged, start_admin
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 
@@ -36,7 +36,7 @@ def _large(folder: Path) -> Path:
     return package
 
 
-@pytest.mark.parametrize("fault", ["at load", "at intake"])
+@pytest.mark.parametrize("fault", ["at load", "at ingest"])
 def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_passed(
     fault: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
@@ -44,7 +44,7 @@ def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_pass
     package.mkdir()
     (package / "policy.py").write_text(_NO_ARM)
     daemon = make_daemon(package)
-    if fault == "at intake":
+    if fault == "at ingest":
         daemon.environment["SHMSERVE_FAILPOINTS"] = "store.received=sleep:4,store.examined=raise:ENOSPC"
     waits = start_admin(daemon, "wait-ready", "--timeout", "3000")
 
@@ -61,10 +61,10 @@ def test_what_is_taken_in_is_told_to_those_who_wait_in_the_status_and_in_the_log
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = make_daemon(_large(tmp_path))
-    daemon.environment["SHMSERVE_FAILPOINTS"] = "intake.before_sync=sleep:6"
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "ingest.before_sync=sleep:6"
     daemon.spawn()
     wait_until("it listens", (daemon.service_dir / "admin.sock").exists)
-    wait_until("it takes in", lambda: (daemon.status()["intake"] or {}).get("bytes", 0) > 0)
+    wait_until("it takes in", lambda: (daemon.status()["ingest"] or {}).get("bytes", 0) > 0)
 
     done = admin(daemon, "wait-ready", "--timeout", "0.5")
 
@@ -73,7 +73,7 @@ def test_what_is_taken_in_is_told_to_those_who_wait_in_the_status_and_in_the_log
     shown = admin(daemon, "status").stdout
     assert "taking in" in shown and " of 80 MB" in shown
     daemon.wait_ready()
-    assert daemon.status()["intake"] is None
+    assert daemon.status()["ingest"] is None
     assert f"taking in {tmp_path}/large: 80 MB" in daemon.log
 
     daemon.stop()
@@ -87,10 +87,10 @@ def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_n
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = make_daemon(_large(tmp_path))
-    daemon.environment["SHMSERVE_FAILPOINTS"] = "intake.before_sync=sleep:600"
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "ingest.before_sync=sleep:600"
     daemon.spawn()
     wait_until("it listens", (daemon.service_dir / "admin.sock").exists)
-    wait_until("it takes in", lambda: daemon.status()["intake"] is not None)
+    wait_until("it takes in", lambda: daemon.status()["ingest"] is not None)
 
     daemon.stop()
 
@@ -99,29 +99,29 @@ def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_n
 
 @pytest.fixture
 def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_progress, "_TELL_S", 0.0)
+    monkeypatch.setattr(ingest_progress, "_TELL_S", 0.0)
     monkeypatch.setattr(update, "_TELL_S", 0.0)
 
 
 @pytest.mark.usefixtures("told_at_once")
 def test_the_log_says_how_far_a_large_package_is_and_nothing_of_a_small_one(caplog: pytest.LogCaptureFixture) -> None:
-    intake = IntakeProgress()
-    with caplog.at_level(logging.INFO), intake.of("models/big", "receive") as report:
+    ingest = IngestProgress()
+    with caplog.at_level(logging.INFO), ingest.of("models/big", "receive") as report:
         report(0, 1_500_000_000)
         report(400_000_000, 1_500_000_000)
-        assert intake.to_json() == {
+        assert ingest.to_json() == {
             "step": "receive",
             "source": "models/big",
             "bytes": 400_000_000,
             "of": 1_500_000_000,
         }
-    with caplog.at_level(logging.INFO), intake.of("models/small", "receive") as report:
+    with caplog.at_level(logging.INFO), ingest.of("models/small", "receive") as report:
         report(400, 1500)
 
     lines = [record.getMessage() for record in caplog.records]
     assert lines[:2] == ["taking in models/big: 1.5 GB", "taking in models/big: 0.4 of 1.5 GB (26 %)"]
     assert len(lines) == 3 and lines[2].startswith("taking in models/big: done after ")
-    assert intake.to_json() is None
+    assert ingest.to_json() is None
 
 
 def _receiving() -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tests.support.robot_process import Robot
 pytestmark = pytest.mark.sealed_too
 
 _REFUSED = "ClientForked: this client belongs to the parent process: make a new ShmClient after the fork"
-_OTHERWISE = {
+_ON_VIOLATION = {
     "write to a loan": "ValueError: assignment destination is read-only",
     "its own": "answered 'obedient'",
 }
@@ -32,7 +32,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
     found = robot.finish()
 
     for heard, status in found.pop("children"):
-        assert heard == {way: _OTHERWISE.get(way, _REFUSED) for way in heard}
+        assert heard == {way: _ON_VIOLATION.get(way, _REFUSED) for way in heard}
         assert len(heard) == 20 and status == 0
     assert found == {
         "held": True,

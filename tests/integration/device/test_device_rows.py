@@ -105,7 +105,7 @@ def test_a_newer_request_takes_the_place_of_one_that_waits_and_of_none_that_is_s
     staged = [second.submit(observation(2)), third.submit(observation(3))]
     engine.stage(ahead=True)
     older = second.submit(observation(100))
-    second.tenancy.look(time.monotonic_ns())
+    second.state.look(time.monotonic_ns())
     newer = second.submit(observation(4), flags=Flag.SUPERSEDE)
     engine.finish()
     engine.stage()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.device import loop
 from shmserve.daemon.engine.device.loop import DeviceLoop, IdleDevice
 from shmserve.daemon.engine.device_failure import DeviceLost
@@ -117,8 +117,8 @@ def test_a_device_that_is_lost_while_it_works_is_noticed_by_what_is_staged_ahead
     for client, ahead in zip(engine.clients, (False, True), strict=False):
         client.submit(x(1))
         if ahead:
-            client.tenancy.look(time.monotonic_ns())
-            engine.serving.stage(client.tenancy, client.tenancy.waiting.popleft(), ahead=True)
+            client.state.look(time.monotonic_ns())
+            engine.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
             engine.device.poison = LOST
         else:
             engine.stage()
@@ -139,7 +139,7 @@ def test_a_lost_device_is_noticed_outside_of_requests(
     engine.device.poison = LOST
     calls: dict[str, Callable[[], Any]] = {
         "make_room": lambda: _attached(engine),
-        "report": engine.side.report,
+        "report": engine.context.report,
         "idle": lambda: idle.look(time.monotonic_ns()),
     }
 
@@ -150,14 +150,14 @@ def test_a_lost_device_is_noticed_outside_of_requests(
 def _attached(engine: DeviceEngine) -> None:
     """What the loop does for a client whose requests are larger than those before."""
     made = object.__new__(loop.DeviceLoop)
-    made._side = engine.side
-    tenancy = engine.clients[0].tenancy
-    geometry = tenancy.channel.requests.segment.geometry
-    tenancy.channel.requests.segment.geometry = geometry.__class__(geometry.slots, 4096, 1 << 20)
+    made._context = engine.context
+    state = engine.clients[0].state
+    geometry = state.channel.requests.segment.geometry
+    state.channel.requests.segment.geometry = geometry.__class__(geometry.slots, 4096, 1 << 20)
     try:
-        made._make_room(tenancy)
+        made._make_room(state)
     finally:
-        tenancy.channel.requests.segment.geometry = geometry
+        state.channel.requests.segment.geometry = geometry
 
 
 # No memory
@@ -211,12 +211,12 @@ def test_a_policy_that_keeps_until_there_is_no_memory_fails_requests_and_ends_no
 
 def test_memory_that_cannot_be_made_larger_is_left_as_it_was(make: Made) -> None:
     engine = make(payload_bytes=4096, memory_limit=1 << 16)
-    before = [(arena.size, arena.memory.data_ptr()) for arena in engine.side.arenas]
+    before = [(arena.size, arena.memory.data_ptr()) for arena in engine.context.arenas]
 
     with pytest.raises(torch.OutOfMemoryError):
-        engine.side.make_room(1 << 20)
+        engine.context.make_room(1 << 20)
 
-    assert [(arena.size, arena.memory.data_ptr()) for arena in engine.side.arenas] == before
+    assert [(arena.size, arena.memory.data_ptr()) for arena in engine.context.arenas] == before
     assert engine.device.given_back == 1
     kept: list[Any] = []
     model(engine).answer = lambda observations: [kept.append(o["x"]) or {"y": o["x"] * 2} for o in observations]  # type: ignore[func-returns-value]
@@ -226,12 +226,12 @@ def test_memory_that_cannot_be_made_larger_is_left_as_it_was(make: Made) -> None
 
 def test_of_two_arenas_both_are_made_larger_or_none(make: Made) -> None:
     engine = make(payload_bytes=4096, memory_total=100_000)
-    before = [arena.size for arena in engine.side.arenas]
+    before = [arena.size for arena in engine.context.arenas]
 
     with pytest.raises(torch.OutOfMemoryError):
-        engine.side.make_room(15_000)
+        engine.context.make_room(15_000)
 
-    assert [arena.size for arena in engine.side.arenas] == before
+    assert [arena.size for arena in engine.context.arenas] == before
     assert_serves(engine)
 
 
@@ -249,7 +249,7 @@ def test_requests_that_cannot_be_read_take_no_room_from_others(engine: DeviceEng
         assert client.status(sequence) == Status.REJECTED
 
     assert_serves(engine)
-    engine.side.make_room(1 << 16)
+    engine.context.make_room(1 << 16)
 
 
 class Holder:
@@ -425,8 +425,8 @@ def test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_th
     assert direct.device.registered
     client = direct.clients.pop(0)
     client.submit(x(1))
-    client.tenancy.look(time.monotonic_ns())
-    direct.serving.stage(client.tenancy, client.tenancy.waiting.popleft(), ahead=True)
+    client.state.look(time.monotonic_ns())
+    direct.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
 
     client.close()
 
@@ -470,46 +470,46 @@ def test_memory_whose_tensors_nobody_keeps_is_used_again(engine: DeviceEngine) -
         raise failures.pop()
 
     failures: list[BaseException] = [LookupError("no"), *(make() for make in SHORT.values()), SystemExit(3)]
-    before = [arena.memory.data_ptr() for arena in engine.side.arenas]
+    before = [arena.memory.data_ptr() for arena in engine.context.arenas]
     while failures:
         model(engine).answer = fails
         engine.clients[0].submit(x(1))
         engine.run()
         model(engine).answer = Model.double
         assert_serves(engine)
-        assert [arena.memory.data_ptr() for arena in engine.side.arenas] == before
+        assert [arena.memory.data_ptr() for arena in engine.context.arenas] == before
 
 
 def test_a_recorded_policy_uses_the_same_memory_for_ever() -> None:
     engine = DeviceEngine(POLICIES / "recordable")
-    before = [arena.memory.data_ptr() for arena in engine.side.arenas]
+    before = [arena.memory.data_ptr() for arena in engine.context.arenas]
     for turn in range(4):
         sent = [client.submit({"x": np.full((3, 8), turn, np.float32)}) for client in engine.clients]
         engine.run()
         for client, sequence in zip(engine.clients, sent, strict=True):
             assert client.reply(sequence)["y"][1] == 24 * turn
 
-    assert [arena.memory.data_ptr() for arena in engine.side.arenas] == before
+    assert [arena.memory.data_ptr() for arena in engine.context.arenas] == before
     engine.close()
 
 
 class _Bell:
     """Nobody rings; the loop ends when it would wait."""
 
-    tells_who = False
+    names_channels = False
 
     def __init__(self) -> None:
         self.loop: DeviceLoop | None = None
 
-    def watch(self, tenancy: Tenancy) -> None:
+    def watch(self, state: ChannelState) -> None:
         pass
 
     forget = watch
 
-    def pardon(self, now_ns: int) -> None:
+    def unmute(self, now_ns: int) -> None:
         pass
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         return 0
 
     def take(self) -> None:
@@ -533,17 +533,17 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         SpinBudget(0),
         lambda timeout_s: False,
         lambda channel_info, reason: broken.append(channel_info.identity.channel),
-        side=direct.side,
+        context=direct.context,
     )
     villain, honest, _ = direct.clients
     model(direct).answer = Model.double
     for client in direct.clients:
-        made.add(client.tenancy)
+        made.add(client.state)
     sent = villain.submit(x(1)), honest.submit(x(2))
     made.serve()
 
     def answer(observations: list[Any]) -> list[Any]:
-        villain.channel.requests.words[villain.tenancy.counter] += 1 << 20
+        villain.channel.requests.words[villain.state.counter] += 1 << 20
         return Model.double(observations)
 
     model(direct).answer = answer
@@ -556,4 +556,4 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         4,
     ]
     assert len(direct.device.registered) == 2
-    assert list(made.tenancies) == [1, 2]
+    assert list(made.states) == [1, 2]

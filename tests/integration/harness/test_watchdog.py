@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from tests.support import watchdog
 from tests.support.daemon_process import is_running, wait_until
 from tests.support.folders import REPOSITORY
@@ -23,7 +23,7 @@ time.sleep(600)
 """
 
 
-def left_in_shm(names: Names) -> list[str]:
+def left_in_shm(names: NameRegistry) -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.removeprefix("sem.").startswith(names.prefix)]
 
 
@@ -39,7 +39,7 @@ def test_a_daemon_ends_when_the_tests_are_killed_and_leaves_no_name() -> None:
     assert tests.stdout is not None
     with tests.stdout:
         pid, engine, folder = tests.stdout.readline().split()
-    names = Names(Path(folder) / "r" / "t")
+    names = NameRegistry(Path(folder) / "r" / "t")
     try:
         assert left_in_shm(names)
 

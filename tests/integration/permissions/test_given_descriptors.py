@@ -236,8 +236,8 @@ def test_an_engine_takes_nothing_that_is_not_what_it_should_be() -> None:
 
 
 def test_a_doorbell_does_not_block_whatever_came() -> None:
-    listener, ringer = os.pipe()
-    ring, listen = PipeRinger(ringer), PipeListener(listener)
+    listener, pipe_state = os.pipe()
+    ring, listen = PipeRinger(pipe_state), PipeListener(listener)
 
     assert not listen.try_take()
     for _ in range(100_000):  # more than a pipe holds

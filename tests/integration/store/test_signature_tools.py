@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import Store, StoredVersion, Trust
+from shmserve.daemon.store import SignaturePolicy, Store, StoredVersion
 from shmserve.package_files import package_files
 from shmserve.package_signature import (
     KeyUnusable,
@@ -21,7 +21,7 @@ from shmserve.package_signature import (
     signed_bytes,
 )
 from tests.support.archives.packages import content_of, opened, write_package
-from tests.support.archives.taking import receive_here
+from tests.support.archives.taking import ingest_here
 
 pytest.importorskip("cryptography")
 
@@ -42,7 +42,7 @@ def package(key: PublicKey, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(key: PublicKey, tmp_path: Path) -> Iterator[Store]:
     """Takes signed packages only."""
-    store = Store(tmp_path / "models", receive=receive_here, trust=Trust(required=True, keys=[key]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[key]))
     store.open()
     yield store
     store.close()
@@ -85,10 +85,10 @@ def test_without_the_library_the_remedy_is_told(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['cryptography'] = None\n"
         "from shmserve.package_signature import PublicKey, KeyUnusable\n"
-        "from shmserve.daemon.store import DowngradeRefused, Store, Trust\n"
+        "from shmserve.daemon.store import DowngradeRefused, Store, SignaturePolicy\n"
         "from pathlib import Path\n"
         "key = PublicKey.read('A' * 43 + '=')\n"
-        "try: Store(Path(sys.argv[1]), trust=Trust(True, [key])).open()\n"
+        "try: Store(Path(sys.argv[1]), signatures=SignaturePolicy(True, [key])).open()\n"
         "except KeyUnusable as error: print(error)\n"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import Limits, Store, StoreUnavailable
+from shmserve.daemon.store import PackageLimits, Store, StoreUnavailable
 from tests.support.archives.packages import numbered, write_package
 from tests.support.archives.stores import add, good
 from tests.support.tiny_disk import tiny_disk
@@ -48,7 +48,7 @@ def test_a_full_disk_leaves_the_old_state(packing: str, disk: Path, tmp_path: Pa
 
 
 def test_a_disk_that_fills_up_while_a_package_is_written_leaves_the_old_state(disk: Path, tmp_path: Path) -> None:
-    store = Store(disk / "models", limits=Limits(spare_bytes=-(1 << 40)))  # so that it is tried all the same
+    store = Store(disk / "models", limits=PackageLimits(spare_bytes=-(1 << 40)))  # so that it is tried all the same
     store.open()
     store.make_current(add(store, write_package(tmp_path / "arm")))
     before = store.versions(), store.current(), sorted((disk / "models").rglob("*"))
@@ -74,7 +74,11 @@ def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
             ballast.flush()
 
     with caplog.at_level(logging.CRITICAL):
-        for attempt in (lambda: store.make_current(two), lambda: store.record(one, served=1), lambda: store.pin(one)):
+        for attempt in (
+            lambda: store.make_current(two),
+            lambda: store.record(one, served=1),
+            lambda: store.record(two, served=1),
+        ):
             with pytest.raises(StoreUnavailable, match="make room"):
                 attempt()
     assert store.current() == store.get(one)

@@ -134,7 +134,7 @@ class Told:
     def close(self) -> None:
         loop, channels = self.engine._loop, self.engine._channels
         assert loop is not None and channels is not None
-        for number in list(loop.tenancies):
+        for number in list(loop.states):
             loop.remove(number)
         while channels.busy:
             channels.go_on()
@@ -216,7 +216,7 @@ def test_what_is_said_behind_a_channel_keeps_its_order(told: Told) -> None:
 
     assert told.run() == [Serving, Paused, Serving]
     assert robot.answered(asked) == [True, True]
-    assert told.engine._loop is not None and set(told.engine._loop.tenancies) == {0, 2, 3}
+    assert told.engine._loop is not None and set(told.engine._loop.states) == {0, 2, 3}
 
 
 def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its_way(told: Told) -> None:

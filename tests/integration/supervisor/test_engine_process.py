@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.supervisor.deployment import Served
+from shmserve.daemon.supervisor.deployment import Deployment
 from shmserve.daemon.supervisor.engine_process import EngineProcess
 
-_SERVED = Served(Path("/nowhere"), "none", "cpu")
+_DEPLOYMENT = Deployment(Path("/nowhere"), "none", "cpu")
 
 
 async def killed(engine: EngineProcess) -> None:
@@ -49,7 +49,7 @@ def test_what_a_model_has_started_is_killed_while_the_engine_s_number_is_still_i
         kill_group(group, number)
 
     async def run() -> tuple[int, int]:
-        engine = EngineProcess(1, _SERVED, lambda engine, message: None)
+        engine = EngineProcess(1, _DEPLOYMENT, lambda engine, message: None)
         await engine.start()
         waiting = asyncio.create_task(engine.wait())
         await end(engine)

@@ -148,7 +148,7 @@ def test_an_update_without_a_package_is_refused(serving: Served) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"device": 3}, {"in_place": "yes"}, {"note": ["x"]}, {"name": {}}])
-def test_a_wish_of_the_wrong_type_is_refused(wrong: dict[str, Any], serving: Served, tmp_path: Path) -> None:
+def test_an_option_of_the_wrong_type_is_refused(wrong: dict[str, Any], serving: Served, tmp_path: Path) -> None:
     with pytest.raises(VarlinkError, match="InvalidParameter"):
         update(serving.daemon, gain_package(tmp_path, 3), **wrong)
 

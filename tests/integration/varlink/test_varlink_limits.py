@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.connection import ConnectionLimits
 from shmserve.daemon.varlink.peer import Peer
 from shmserve.varlink import VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
@@ -30,9 +30,9 @@ from tests.support.varlink_service import (
 
 
 @pytest.mark.fault("T62")
-@pytest.mark.parametrize("limits", [Limits(connections=3), Limits(connections_per_uid=3)])
+@pytest.mark.parametrize("limits", [ConnectionLimits(connections=3), ConnectionLimits(connections_per_uid=3)])
 def test_connections_above_the_limit_are_told_and_closed_and_the_others_go_on(
-    tmp_path: Path, limits: Limits, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, limits: ConnectionLimits, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Service(tmp_path, limits) as service:
         with service.raw() as first, service.raw(), service.raw():
@@ -64,7 +64,7 @@ def test_a_peer_that_may_not_use_the_socket_is_told_so_whatever_it_calls(
         asked.append(peer)
         return "allow_uids"
 
-    with Service(tmp_path, Limits(accept_fds=1), refuse) as service, memory_files(11) as fds:
+    with Service(tmp_path, ConnectionLimits(accept_fds=1), refuse) as service, memory_files(11) as fds:
         for call in (echo_call("x"), b"not even a call\0"):
             with service.raw() as sock:
                 pass_fds(sock, call, fds)
@@ -80,7 +80,7 @@ def test_a_peer_that_may_not_use_the_socket_is_told_so_whatever_it_calls(
 
 def test_peers_that_are_refused_take_no_connection_from_those_that_are_not(tmp_path: Path) -> None:
     refused = True
-    limits = Limits(connections=3, connections_per_uid=3, refused=2)
+    limits = ConnectionLimits(connections=3, connections_per_uid=3, refused=2)
 
     with Service(tmp_path, limits, lambda peer: "allow_uids" if refused else None) as service, ExitStack() as stack:
         for _ in range(2):
@@ -148,7 +148,7 @@ def test_a_server_out_of_descriptors_rests_and_then_serves_who_waited(tmp_path: 
 
 def test_a_thousand_connections_leave_nothing_behind(tmp_path: Path) -> None:
     openings = (b"", b"\0", b'{"meth', echo_call("x"), echo_call("slow"), echo_call("x" * 60000) * 3)
-    with Service(tmp_path, Limits(connections=5000, connections_per_uid=5000)) as service:
+    with Service(tmp_path, ConnectionLimits(connections=5000, connections_per_uid=5000)) as service:
         for n in range(1000):
             with service.raw() as sock:
                 sock.setblocking(False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.connection import ConnectionLimits
 from tests.support.varlink_service import (
     Service,
     echo_call,
@@ -28,7 +28,7 @@ from tests.support.varlink_service import (
 def test_a_peer_that_dawdles_is_closed_and_one_that_is_quiet_between_calls_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Service(tmp_path, Limits(message_timeout_s=1)) as service, service.raw() as patient:
+    with Service(tmp_path, ConnectionLimits(message_timeout_s=1)) as service, service.raw() as patient:
         patient.sendall(echo_call("first"))
         with service.raw() as silent, service.raw() as half, service.raw() as late:
             half.sendall(b'{"method"')
@@ -47,7 +47,7 @@ def test_a_peer_that_dawdles_is_closed_and_one_that_is_quiet_between_calls_is_no
 
 
 def test_a_long_method_is_no_dawdling_of_the_peer(tmp_path: Path) -> None:
-    with Service(tmp_path, Limits(message_timeout_s=0.2)) as service, service.raw() as sock:
+    with Service(tmp_path, ConnectionLimits(message_timeout_s=0.2)) as service, service.raw() as sock:
         # While a call waits behind the one in hand, nothing is read: half of the third call has arrived, and its other
         # half could not.
         third = echo_call("third")
@@ -60,7 +60,7 @@ def test_a_long_method_is_no_dawdling_of_the_peer(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_does_not_read_its_replies_is_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Service(tmp_path, Limits(write_timeout_s=0.2)) as service, service.raw() as sock:
+    with Service(tmp_path, ConnectionLimits(write_timeout_s=0.2)) as service, service.raw() as sock:
         with pytest.raises((BrokenPipeError, ConnectionResetError)):
             while True:
                 sock.sendall(echo_call("x" * 60000))

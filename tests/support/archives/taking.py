@@ -8,25 +8,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmserve.daemon.store import Limits, Progress
+from shmserve.daemon.store import BytesIngested, PackageLimits
 from shmserve.daemon.store.atomic_files import remove_tree
-from shmserve.daemon.store.intake import copy_package
-from shmserve.daemon.store.receive import IntakeEvents, Receive, Received
+from shmserve.daemon.store.ingest import Ingest, IngestedPackage, IngestEvents
+from shmserve.daemon.store.ingest_worker import copy_package
 from tests.support.archives.packages import opened
 
-Take = Callable[..., Received]
+Take = Callable[..., IngestedPackage]
 
 
-async def receive_here(
-    source: int, staging: Path, limits: Limits | None = None, progress: Callable[[Progress], None] | None = None
-) -> Received:
-    """As `receive`, in this process: the limits of a process (time, memory, descriptors) do not apply."""
-    events, reported = IntakeEvents(progress), list[dict[str, Any]]()
+async def ingest_here(
+    source: int,
+    staging: Path,
+    limits: PackageLimits | None = None,
+    progress: Callable[[BytesIngested], None] | None = None,
+) -> IngestedPackage:
+    """As `ingest`, in this process: the limits of a process (time, memory, descriptors) do not apply."""
+    events, reported = IngestEvents(progress), list[dict[str, Any]]()
     staging.mkdir(mode=0o700)
     umask = os.umask(0o077)
     target = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        copy_package(source, target, limits or Limits(), reported.append)
+        copy_package(source, target, limits or PackageLimits(), reported.append)
         for event in reported:
             events.take(event)
     except BaseException:
@@ -36,19 +39,19 @@ async def receive_here(
         os.close(target)
         os.umask(umask)
     assert events.root is not None
-    return Received(staging, staging / events.root, events.files)
+    return IngestedPackage(staging, staging / events.root, events.files)
 
 
-def taker(folder: Path, receive: Receive = receive_here) -> Take:
+def taker(folder: Path, ingest: Ingest = ingest_here) -> Take:
     """Receives what is at a path, or these bytes, into folder/staging."""
 
-    def take(source: Path | bytes, **limits: Any) -> Received:
+    def take(source: Path | bytes, **limits: Any) -> IngestedPackage:
         if isinstance(source, bytes):
             (folder / "sent").write_bytes(source)
             source = folder / "sent"
 
-        async def received(descriptor: int) -> Received:
-            return await receive(descriptor, folder / "staging", Limits(**limits), None)
+        async def received(descriptor: int) -> IngestedPackage:
+            return await ingest(descriptor, folder / "staging", PackageLimits(**limits), None)
 
         with opened(source) as descriptor:
             return asyncio.run(received(descriptor))

@@ -97,9 +97,9 @@ def test_the_rates_have_whole_figures_at_any_width_and_as_much_history_as_there_
 def test_a_setting_has_its_whole_value_at_any_width(width: int) -> None:
     path = "/srv/models/left-arm/with/a/long/name/that/goes/on"
     settings = [
-        {"key": "model_path", "value": path, "origin": "flag --model-path", "live": False, "waiting": None},
-        {"key": "max_channel_bytes", "value": 1 << 30, "origin": "default", "live": True, "waiting": None},
-        {"key": "max_attach_rate_per_user", "value": 4.0, "origin": "default", "live": True, "waiting": None},
+        {"key": "model_path", "value": path, "origin": "flag --model-path", "reloadable": False, "waiting": None},
+        {"key": "max_channel_bytes", "value": 1 << 30, "origin": "default", "reloadable": True, "waiting": None},
+        {"key": "max_attach_rate_per_user", "value": 4.0, "origin": "default", "reloadable": True, "waiting": None},
     ]
 
     lines = drawn(settings_view.render(settings), width)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from shmserve.daemon.api.admin import MESSAGE_TEXT, NOTE_LIMIT
-from shmserve.daemon.engine.error_text import told
+from shmserve.daemon.engine.error_text import client_message
 from shmserve.shortened import shortened
 
 
@@ -22,7 +22,9 @@ def test_both_ends_of_a_long_text_are_kept_and_its_length_is_said() -> None:
 
 
 def test_a_client_is_told_both_ends_of_a_long_exception() -> None:
-    _, text = told(ValueError("weights of /srv/models/arm: " + "a layer, " * 5000 + "and 7 joints were expected"))
+    _, text = client_message(
+        ValueError("weights of /srv/models/arm: " + "a layer, " * 5000 + "and 7 joints were expected")
+    )
 
     assert len(text) <= 400 and text.startswith("weights of <path>") and text.endswith("and 7 joints were expected")
     assert "characters in all" in text
@@ -34,7 +36,7 @@ _LONG = "weights of the arm: " + "a layer, " * 5000 + "and 7 joints were expecte
 @pytest.mark.parametrize(
     ("cut", "limit"),
     [
-        (lambda: told(ValueError(_LONG))[1], 400),
+        (lambda: client_message(ValueError(_LONG))[1], 400),
         (lambda: shortened(_LONG, MESSAGE_TEXT), MESSAGE_TEXT),
         (lambda: shortened(_LONG, NOTE_LIMIT), NOTE_LIMIT),
     ],

@@ -1,4 +1,4 @@
-"""What control groups say of memory, read from files laid out as the kernel does, version 2 and 1; see also test_memory_limit."""
+"""Memory headroom of control groups, read from files laid out as the kernel does; see also test_memory_limit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import final
 
 import pytest
 
-from shmserve.daemon.clients.cgroup_memory import Room, without_room
+from shmserve.daemon.clients.cgroup_memory import Headroom, group_without_headroom
 
 MIB = 1 << 20
 #: What channels may have of 64 MiB: an eighth is left to the engines.
@@ -61,16 +61,16 @@ def test_a_group_has_its_limit_without_an_eighth_and_without_what_is_used(machin
     machine.group("system.slice", "max", 100 * MIB)
     machine.group(SERVICE, 64 * MIB, 20 * MIB)
 
-    assert without_room(FREE - 20 * MIB, machine.process) is None
-    assert without_room(FREE - 20 * MIB + 1, machine.process) == Room(64 * MIB, FREE - 20 * MIB)
+    assert group_without_headroom(FREE - 20 * MIB, machine.process) is None
+    assert group_without_headroom(FREE - 20 * MIB + 1, machine.process) == Headroom(64 * MIB, FREE - 20 * MIB)
 
 
 def test_pages_of_files_are_room(machine: Machine) -> None:
     machine.version_2(f"/{SERVICE}")
     machine.group(SERVICE, 64 * MIB, 60 * MIB, inactive=30 * MIB, active=10 * MIB)
 
-    assert without_room(FREE - 20 * MIB, machine.process) is None
-    assert without_room(FREE - 20 * MIB + 1, machine.process) == Room(64 * MIB, FREE - 20 * MIB)
+    assert group_without_headroom(FREE - 20 * MIB, machine.process) is None
+    assert group_without_headroom(FREE - 20 * MIB + 1, machine.process) == Headroom(64 * MIB, FREE - 20 * MIB)
 
 
 def test_a_group_above_has_a_limit_as_well(machine: Machine) -> None:
@@ -78,15 +78,15 @@ def test_a_group_above_has_a_limit_as_well(machine: Machine) -> None:
     machine.group("system.slice", 64 * MIB, 50 * MIB)
     machine.group(SERVICE, 1024 * MIB, 20 * MIB)
 
-    assert without_room(6 * MIB, machine.process) is None
-    assert without_room(7 * MIB, machine.process) == Room(64 * MIB, 6 * MIB)
+    assert group_without_headroom(6 * MIB, machine.process) is None
+    assert group_without_headroom(7 * MIB, machine.process) == Headroom(64 * MIB, 6 * MIB)
 
 
 def test_a_group_that_is_over_its_limit_has_nothing(machine: Machine) -> None:
     machine.version_2(f"/{SERVICE}")
     machine.group(SERVICE, 64 * MIB, 63 * MIB)
 
-    assert without_room(1, machine.process) == Room(64 * MIB, 0)
+    assert group_without_headroom(1, machine.process) == Headroom(64 * MIB, 0)
 
 
 def test_max_is_no_limit(machine: Machine) -> None:
@@ -94,7 +94,7 @@ def test_max_is_no_limit(machine: Machine) -> None:
     machine.group("system.slice", "max", 1 << 50)
     machine.group(SERVICE, "max", 1 << 50)
 
-    assert without_room(1 << 50, machine.process) is None
+    assert group_without_headroom(1 << 50, machine.process) is None
 
 
 @pytest.mark.parametrize(
@@ -109,30 +109,26 @@ def test_a_container_finds_its_own_group(machine: Machine, path: str, root: str,
     machine.version_2(path, root)
     machine.group(seen_at, 64 * MIB, 20 * MIB)
 
-    assert without_room(FREE, machine.process) == Room(64 * MIB, FREE - 20 * MIB)
+    assert group_without_headroom(FREE, machine.process) == Headroom(64 * MIB, FREE - 20 * MIB)
 
 
-def test_where_version_1_has_the_memory_version_2_beside_it_says_nothing(machine: Machine) -> None:
+def test_a_mount_of_version_1_beside_version_2_is_not_read(machine: Machine) -> None:
     memory, unified = machine.mounted / "memory", machine.mounted / "unified"
     (memory / SERVICE).mkdir(parents=True)
-    (unified / SERVICE).mkdir(parents=True)
+    (memory / SERVICE / "memory.max").write_text("1\n")
     options = "rw,nosuid,nodev,noexec,relatime"
     machine.says(
         cgroup=f"12:cpu,cpuacct:/{SERVICE}\n7:memory:/{SERVICE}\n0::/{SERVICE}\n",
         mounts=(
-            f"26 25 0:23 / {unified} {options} shared:10 - cgroup2 cgroup2 rw\n"
             f"33 25 0:29 / {memory} {options} shared:16 - cgroup cgroup rw,memory\n"
+            f"26 25 0:23 / {unified} {options} shared:10 - cgroup2 cgroup2 rw\n"
         ),
     )
-    for group, limit, used in ((memory, 0x7FFFFFFFFFFFF000, 1 << 40), (memory / SERVICE, 64 * MIB, 60 * MIB)):
-        (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
-        (group / "memory.usage_in_bytes").write_text(f"{used}\n")
-        (group / "memory.stat").write_text(
-            f"cache 0\ninactive_file 1\nactive_file 1\ntotal_inactive_file {20 * MIB}\ntotal_active_file 0\n"
-        )
+    machine.mounted = unified
+    machine.group(SERVICE, 64 * MIB, 60 * MIB, inactive=20 * MIB)
 
-    assert without_room(16 * MIB, machine.process) is None
-    assert without_room(16 * MIB + 1, machine.process) == Room(64 * MIB, 16 * MIB)
+    assert group_without_headroom(16 * MIB, machine.process) is None
+    assert group_without_headroom(16 * MIB + 1, machine.process) == Headroom(64 * MIB, 16 * MIB)
 
 
 @pytest.mark.parametrize("missing", ["cgroup", "mountinfo"])
@@ -141,7 +137,7 @@ def test_where_nothing_is_known_nothing_is_refused(machine: Machine, missing: st
     machine.group(SERVICE, 64 * MIB, 64 * MIB)
     (machine.process / missing).unlink()
 
-    assert without_room(1 << 40, machine.process) is None
+    assert group_without_headroom(1 << 40, machine.process) is None
 
 
 def test_a_group_that_goes_away_meanwhile_refuses_nothing(machine: Machine) -> None:
@@ -149,4 +145,4 @@ def test_a_group_that_goes_away_meanwhile_refuses_nothing(machine: Machine) -> N
     machine.group(SERVICE, 64 * MIB, 64 * MIB)
     (machine.mounted / SERVICE / "memory.stat").unlink()
 
-    assert without_room(1 << 40, machine.process) is None
+    assert group_without_headroom(1 << 40, machine.process) is None

@@ -105,9 +105,16 @@ class Service:
         self.now_s = 1000.0
         clock = SimpleNamespace(monotonic=lambda: self.now_s, monotonic_ns=lambda: int(self.now_s * 1e9))
         monkeypatch.setattr(supervisor_module, "time", clock)
-        self.supervisor = Supervisor(Config(tmp_path, tmp_path, name="t", transport="sealed"))
         self.evicted: list[tuple[int, str]] = []
-        self.supervisor.on_evict = lambda lease, reason: self.evicted.append((lease.channel, reason))
+        self.on_probation = False
+        self.supervisor = Supervisor(
+            Config(tmp_path, tmp_path, name="t", transport="sealed"),
+            on_evict=lambda lease, reason: self.evicted.append((lease.channel, reason)),
+            on_detach=lambda lease: None,
+            on_crash=lambda engine: None,
+            on_ended=lambda engine: None,
+            is_on_probation=lambda engine: self.on_probation,
+        )
         self._generation = 0
 
     def attach(self, channel: int, pid: int, uid: int = STRANGERS) -> Lease:
@@ -148,7 +155,7 @@ def test_the_client_whose_request_was_in_hand_is_evicted_at_the_third_death(serv
         assert service.restarts_at_once
 
     assert service.evicted == [(0, "its requests crashed the engine 3 times within 10 minutes")]
-    assert service.supervisor.leases.offenders.refusal(other.peer, 60, service.now_s) is None
+    assert service.supervisor.leases.bans.refusal(other.peer, 60, service.now_s) is None
 
 
 def test_a_client_that_left_before_its_request_killed_the_engine_is_not_let_back_in(service: Service) -> None:
@@ -159,7 +166,7 @@ def test_a_client_that_left_before_its_request_killed_the_engine_is_not_let_back
         service.die(killer)
 
     assert service.evicted == []
-    refusal = service.supervisor.leases.offenders.refusal
+    refusal = service.supervisor.leases.bans.refusal
     assert "crashed the engine 3 times" in str(refusal(killer.peer, 60, service.now_s))
     assert refusal(newcomer.peer, 60, service.now_s) is None
 
@@ -168,7 +175,7 @@ def test_an_engine_that_dies_by_itself_or_is_ended_on_purpose_is_held_against_no
     lease = service.attach(0, 7)
     service.die()
     service.die(lease, on_purpose=True)
-    service.supervisor.is_on_probation = lambda engine: True
+    service.on_probation = True
     service.die(lease)
 
     assert not service.restarts_at_once

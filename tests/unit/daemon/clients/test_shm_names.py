@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.clients.shm_names import Names
+from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.doorbell import create_doorbell, unlink_doorbell
 from shmserve.layout import Geometry
 from shmserve.segment import Identity, create_segment
@@ -16,14 +16,14 @@ SHM = Path("/dev/shm")
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> Iterator[Names]:
-    names = Names(tmp_path / "arm")
+def names(tmp_path: Path) -> Iterator[NameRegistry]:
+    names = NameRegistry(tmp_path / "arm")
     yield names
     names.sweep()
 
 
 @pytest.mark.fault("T10")
-def test_names_are_never_the_same_and_long_enough_not_to_be_guessed(names: Names) -> None:
+def test_names_are_never_the_same_and_long_enough_not_to_be_guessed(names: NameRegistry) -> None:
     found = {names.fresh() for _ in range(1000)}
 
     assert len(found) == 1000
@@ -33,8 +33,8 @@ def test_names_are_never_the_same_and_long_enough_not_to_be_guessed(names: Names
     assert max(map(len, found)) < 200
 
 
-def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: Names, tmp_path: Path) -> None:
-    neighbour, elsewhere = Names(tmp_path / "arm2"), Names(tmp_path / "other" / "arm")
+def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: NameRegistry, tmp_path: Path) -> None:
+    neighbour, elsewhere = NameRegistry(tmp_path / "arm2"), NameRegistry(tmp_path / "other" / "arm")
     strangers = [neighbour.fresh(), elsewhere.fresh(), f"/x{names.prefix}x", "/shmserve.test-of-names"]
     for stranger in strangers:
         create_doorbell(stranger)
@@ -56,7 +56,7 @@ def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: Names, tmp_pat
 
 
 @pytest.mark.fault("T09")
-def test_what_cannot_be_removed_is_left(names: Names) -> None:
+def test_what_cannot_be_removed_is_left(names: NameRegistry) -> None:
     stuck = SHM / f"{names.prefix}directory"
     stuck.mkdir()
     try:
@@ -71,5 +71,5 @@ def test_what_cannot_be_removed_is_left(names: Names) -> None:
 def test_the_prefix_belongs_to_the_directory_not_to_how_it_is_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
 
-    assert Names(tmp_path / "arm").prefix == Names(tmp_path / "link" / "arm").prefix
-    assert Names(tmp_path / "arm").prefix != Names(tmp_path / "head").prefix
+    assert NameRegistry(tmp_path / "arm").prefix == NameRegistry(tmp_path / "link" / "arm").prefix
+    assert NameRegistry(tmp_path / "arm").prefix != NameRegistry(tmp_path / "head").prefix

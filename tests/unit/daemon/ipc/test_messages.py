@@ -74,7 +74,7 @@ _READY = Ready(
     action=None,
     metadata={"nested": {"list": [1, None, "a\\u0000"]}},
     gpu={"free_bytes": 1},
-    compiled=True,
+    native=True,
 )
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,

@@ -8,6 +8,7 @@ import pytest
 
 from shmserve.daemon.store import Store, VersionUnknown
 from tests.support.archives.packages import numbered, write_package
+from tests.support.archives.previous_version import previous
 from tests.support.archives.stores import Open, add, entries, expected_entries
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -21,7 +22,7 @@ def test_current_and_previous_follow_one_another(open_store: Open, tmp_path: Pat
     one, two = (add(store, numbered(tmp_path / f"m{number}", number)) for number in (1, 2))
 
     def now() -> list[str | None]:
-        return [version.version if version else None for version in (store.current(), store.previous())]
+        return [version.version if version else None for version in (store.current(), previous(store))]
 
     store.make_current(one.version)
     assert now() == [one.version, None]
@@ -34,9 +35,11 @@ def test_current_and_previous_follow_one_another(open_store: Open, tmp_path: Pat
 
 
 def test_a_version_that_is_not_kept_cannot_be_current(open_store: Open, tmp_path: Path) -> None:
-    store = open_store()
+    store = open_store(keep_versions=3)
     version = add(store, write_package(tmp_path / "arm"))
-    store.remove(version)
+    for number in range(3):
+        add(store, numbered(tmp_path / f"m{number}", number))
+    assert not version.path.exists()
 
     for attempt in (version, version.version, "0123"):
         with pytest.raises(VersionUnknown):
@@ -76,25 +79,24 @@ def test_facts_are_added_replaced_and_forgotten(open_store: Open, tmp_path: Path
 # Pruning
 
 
-def test_the_oldest_go_first_and_current_previous_and_pinned_stay(open_store: Open, tmp_path: Path) -> None:
+def test_the_oldest_go_first_and_current_and_previous_stay(open_store: Open, tmp_path: Path) -> None:
     store = open_store(keep_versions=4)
     versions = [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(4)]
     store.make_current(versions[0])
     store.make_current(versions[1])
-    store.pin(versions[2])
 
     versions += [add(store, numbered(tmp_path / f"m{number}", number)) for number in (4, 5)]
 
     kept = {store_version.digest for store_version in store.versions()}
-    assert kept == {versions[number].digest for number in (0, 1, 2, 5)}
+    assert kept == {versions[number].digest for number in (0, 1, 4, 5)}
     assert entries(tmp_path) == expected_entries(store)
 
 
 def test_a_version_whose_files_an_engine_reads_stays(open_store: Open, tmp_path: Path) -> None:
-    store = open_store(keep_versions=3)
+    in_use: set[str] = set()
+    store = open_store(keep_versions=3, in_use=lambda: in_use)
     versions = [add(store, numbered(tmp_path / "m0", 0))]
-    in_use = {versions[0].version}
-    store.in_use = lambda: in_use
+    in_use.add(versions[0].version)
 
     versions += [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(1, 5)]
 
@@ -116,15 +118,15 @@ def test_what_was_served_goes_after_what_never_was(open_store: Open, tmp_path: P
     assert store.prune(0) == []
 
 
-def test_current_and_previous_cannot_be_removed(open_store: Open, tmp_path: Path) -> None:
+def test_current_and_previous_are_never_pruned(open_store: Open, tmp_path: Path) -> None:
     store = open_store()
-    version = add(store, write_package(tmp_path / "arm"))
-    store.make_current(version)
+    one, two = (add(store, numbered(tmp_path / f"m{number}", number)) for number in (1, 2))
+    store.make_current(one)
+    store.make_current(two)
 
-    with pytest.raises(ValueError, match="is current or previous: it stays"):
-        store.remove(version)
+    assert store.prune(0) == []
 
-    assert version.path.is_dir()
+    assert one.path.is_dir() and two.path.is_dir()
 
 
 def test_too_few_versions_to_keep_are_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from shmserve.daemon.store import VersionDamaged
 from tests.support.archives.packages import FILES, content_of, numbered, write_package
+from tests.support.archives.previous_version import previous
 from tests.support.archives.stores import Open, add, entries, expected_entries, good
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
@@ -121,7 +122,7 @@ def test_a_lost_current_is_known_from_the_records(open_store: Open, tmp_path: Pa
 
         store = open_store()
 
-        now = [version.digest if version else None for version in (store.current(), store.previous())]
+        now = [version.digest if version else None for version in (store.current(), previous(store))]
         assert now == [versions[1].digest, versions[0].digest]
         assert len(store.problems) == 1 and good(store) == store.current()
 

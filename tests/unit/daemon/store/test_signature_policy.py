@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import DowngradeRefused, Store, StoredVersion, Trust
+from shmserve.daemon.store import DowngradeRefused, SignaturePolicy, Store, StoredVersion
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version, package_files
 from shmserve.package_signature import (
@@ -23,7 +23,7 @@ from shmserve.package_signature import (
     signed_bytes,
 )
 from tests.support.archives.packages import FILES, content_of, opened, write_package
-from tests.support.archives.taking import receive_here
+from tests.support.archives.taking import ingest_here
 
 pytest.importorskip("cryptography")
 
@@ -44,7 +44,7 @@ def package(key: PublicKey, tmp_path: Path) -> Path:
 @pytest.fixture
 def store(key: PublicKey, tmp_path: Path) -> Iterator[Store]:
     """Takes signed packages only."""
-    store = Store(tmp_path / "models", receive=receive_here, trust=Trust(required=True, keys=[key]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[key]))
     store.open()
     yield store
     store.close()
@@ -279,14 +279,14 @@ def test_the_same_files_signed_again_are_the_same_version_with_the_new_signature
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
     newer = make_key_pair(tmp_path / "newer.pem")
-    store = Store(tmp_path / "models", receive=receive_here, trust=Trust(required=True, keys=[key, newer]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[key, newer]))
     store.open()
     first = add(store, package)
     sign_package(package, tmp_path / "newer.pem")
 
     again = add(store, package)
     store.close()
-    store = Store(tmp_path / "models", receive=receive_here, trust=Trust(required=True, keys=[newer]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[newer]))
     store.open()
 
     assert again.digest == first.digest and len(store.versions()) == 1
@@ -298,7 +298,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
     store.make_current(add(store, package))
     store.close()
     newer = make_key_pair(tmp_path / "newer.pem")
-    stricter = Store(tmp_path / "models", receive=receive_here, trust=Trust(required=True, keys=[newer]))
+    stricter = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(required=True, keys=[newer]))
     stricter.open()
 
     assert asyncio.run(stricter.last_good()) is None
@@ -309,7 +309,7 @@ def test_a_kept_version_is_not_served_once_its_key_is_not_trusted(store: Store, 
 def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
     key: PublicKey, package: Path, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "models", receive=receive_here, trust=Trust(keys=[key]))
+    store = Store(tmp_path / "models", ingest=ingest_here, signatures=SignaturePolicy(keys=[key]))
     store.open()
     (package / "policy.py").write_bytes(b"changed")
     with pytest.raises(SignatureRefused):
@@ -322,7 +322,7 @@ def test_without_the_requirement_unsigned_is_taken_and_badly_signed_is_not(
 
 def test_a_requirement_without_keys_is_refused() -> None:
     with pytest.raises(ValueError, match="signature_keys"):
-        Trust(required=True)
+        SignaturePolicy(required=True)
 
 
 # More than one key
@@ -371,8 +371,8 @@ def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(
     def open_store() -> Store:
         store = Store(
             tmp_path / "models",
-            receive=receive_here,
-            trust=Trust(required=True, keys=[key]),
+            ingest=ingest_here,
+            signatures=SignaturePolicy(required=True, keys=[key]),
             examine=lambda path: int((path / "release").read_text()),
         )
         store.open()
@@ -397,7 +397,7 @@ def test_the_highest_release_is_known_after_a_restart_and_after_current_is_lost(
 
 def test_without_required_signatures_any_release_goes(tmp_path: Path) -> None:
     """Whoever could bring an old package back could change its number as well."""
-    store = Store(tmp_path / "models", receive=receive_here, examine=lambda path: int((path / "release").read_text()))
+    store = Store(tmp_path / "models", ingest=ingest_here, examine=lambda path: int((path / "release").read_text()))
     store.open()
     for release in (9, 3):
         store.make_current(add(store, write_package(tmp_path / str(release), {"release": str(release).encode()})))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import ArchiveRefused, Progress, StoredVersion
+from shmserve.daemon.store import ArchiveRefused, BytesIngested, StoredVersion
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version
 from tests.support.archives.packages import FILES, content_of, numbered, opened, write_package
+from tests.support.archives.previous_version import previous
 from tests.support.archives.stores import Open, add, entries, expected_entries, good
 from tests.support.archives.tar_bytes import BASE, member, packed, tar
 
@@ -31,7 +32,7 @@ def test_a_package_is_kept_under_its_content_address(open_store: Open, tmp_path:
     assert (version.source, version.uid, version.note) == ("arm", 1000, "first try")
     assert version.size_bytes == sum(map(len, FILES.values()))
     assert entries(tmp_path) == expected_entries(store)
-    assert store.current() is None and store.previous() is None
+    assert store.current() is None and previous(store) is None
 
 
 def test_a_package_without_a_name_is_called_by_its_path(open_store: Open, tmp_path: Path) -> None:
@@ -59,12 +60,11 @@ def test_versions_are_found_again_after_a_restart(open_store: Open, tmp_path: Pa
     store.make_current(versions[0], device="cpu")
     store.make_current(versions[2])
     store.record(versions[2], served=12)
-    store.pin(versions[1])
-    before = store.versions(), store.current(), store.previous()
+    before = store.versions(), store.current(), previous(store)
 
     store = open_store()
 
-    assert (store.versions(), store.current(), store.previous()) == before
+    assert (store.versions(), store.current(), previous(store)) == before
     assert before[1] is not None and before[1].facts == {"served": 12}
     assert before[2] is not None and before[2].facts == {"device": "cpu"}
     assert store.problems == []
@@ -105,7 +105,7 @@ def test_a_refused_archive_changes_nothing(open_store: Open, tmp_path: Path) -> 
 
 
 def test_progress_reaches_whoever_adds(open_store: Open, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[BytesIngested] = []
     (tmp_path / "arm.tgz").write_bytes(packed(tar(BASE)))
 
     add(open_store(), tmp_path / "arm.tgz", progress=told.append)

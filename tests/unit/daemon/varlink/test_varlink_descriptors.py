@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.connection import ConnectionLimits
 from shmserve.varlink_socket import close_fds
 from tests.support.varlink_service import (
     ERROR,
@@ -25,7 +25,7 @@ from tests.support.varlink_service import (
 
 def test_descriptors_come_with_their_call_and_are_closed_after_it(tmp_path: Path) -> None:
     method = "org.example.Test.TakeFds"
-    with Service(tmp_path, Limits(accept_fds=2)) as service, service.connect() as connection:
+    with Service(tmp_path, ConnectionLimits(accept_fds=2)) as service, service.connect() as connection:
         with memory_files(11, 22) as fds:
             assert connection.call(method, timeout_s=30, fds=fds).parameters == {"sizes": [11, 22]}
             assert connection.call(method, timeout_s=30).parameters == {"sizes": []}
@@ -35,7 +35,11 @@ def test_descriptors_come_with_their_call_and_are_closed_after_it(tmp_path: Path
 
 def test_descriptors_of_pipelined_calls_are_not_mixed_up(tmp_path: Path) -> None:
     take = b'{"method":"org.example.Test.TakeFds"}\0'
-    with Service(tmp_path, Limits(accept_fds=2)) as service, service.raw() as sock, memory_files(11, 22) as fds:
+    with (
+        Service(tmp_path, ConnectionLimits(accept_fds=2)) as service,
+        service.raw() as sock,
+        memory_files(11, 22) as fds,
+    ):
         sock.sendall(echo_call("slow") + take)
         pass_fds(sock, take[:10], [fds[0]])
         pass_fds(sock, take[10:] + take, [fds[1]])
@@ -55,7 +59,7 @@ def test_a_socket_that_takes_no_descriptors_never_holds_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("pieces", [[250], [3], [1, 2], [2, 1]])
 def test_too_many_descriptors_end_the_connection_and_none_stays(tmp_path: Path, pieces: list[int]) -> None:
-    with Service(tmp_path, Limits(accept_fds=2)) as service, service.raw() as sock, memory_files(11) as fds:
+    with Service(tmp_path, ConnectionLimits(accept_fds=2)) as service, service.raw() as sock, memory_files(11) as fds:
         for piece in pieces:
             pass_fds(sock, b'{"method":', fds * piece)
         reason = b'{"reason":"more than 2 file descriptors came with a message"}'
@@ -64,7 +68,7 @@ def test_too_many_descriptors_end_the_connection_and_none_stays(tmp_path: Path, 
 
 def test_descriptors_of_calls_that_are_never_answered_are_closed(tmp_path: Path) -> None:
     take = b'{"method":"org.example.Test.TakeFds"}\0'
-    with Service(tmp_path, Limits(accept_fds=2)) as service, memory_files(11) as fds:
+    with Service(tmp_path, ConnectionLimits(accept_fds=2)) as service, memory_files(11) as fds:
         with service.raw() as sock:
             pass_fds(sock, b'{"method":"org.example.Test.Wait"}\0', fds)
             assert service.waiting.wait(30)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.varlink.connection import Limits
+from shmserve.daemon.varlink.connection import ConnectionLimits
 from tests.support.varlink_service import (
     DESCRIPTION,
     Service,
@@ -68,7 +68,7 @@ def test_a_foreign_client_gets_replies_errors_progress_and_descriptions(tmp_path
             transport.close()
             await transport.closed_future
 
-    with Service(tmp_path, Limits(accept_fds=2)) as service:
+    with Service(tmp_path, ConnectionLimits(accept_fds=2)) as service:
         asyncio.run(drive(service.path))
 
 

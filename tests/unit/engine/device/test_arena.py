@@ -10,8 +10,8 @@ import torch
 
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.daemon.engine.device.arena import Arena
-from shmserve.daemon.engine.device.host_memory import HostMemory
-from shmserve.daemon.engine.device.results import Results, private
+from shmserve.daemon.engine.device.pinned_pool import PinnedPool
+from shmserve.daemon.engine.device.readback import Readback, private
 from shmserve.daemon.engine.models.rows import stacked
 from shmserve.schema import Schema
 from tests.support.fake_device import FakeDevice, Hazard
@@ -34,7 +34,7 @@ def device() -> FakeDevice:
 
 @pytest.fixture
 def arena(device: FakeDevice) -> Arena:
-    made = Arena(device, HostMemory(device))
+    made = Arena(device, PinnedPool(device))
     made.reserve(4096)
     return made
 
@@ -205,10 +205,10 @@ def test_the_fake_finds_a_copy_over_what_a_model_reads(device: FakeDevice) -> No
 
 
 def test_two_arenas_in_turn_have_no_race(device: FakeDevice) -> None:
-    arenas = [Arena(device, HostMemory(device)) for _ in range(2)]
+    arenas = [Arena(device, PinnedPool(device)) for _ in range(2)]
     for arena in arenas:
         arena.reserve(4096)
-    results = Results(device, HostMemory(device))
+    results = Readback(device, PinnedPool(device))
     for turn in range(20):
         arena = arenas[turn % 2]
         ahead = turn % 3 > 0
@@ -313,7 +313,7 @@ def test_large_rows_are_copied_from_where_they_are(arena: Arena, device: FakeDev
 
 
 def test_an_action_is_nonsense_until_its_event_has_passed(device: FakeDevice) -> None:
-    results, event = Results(device, HostMemory(device)), device.event()
+    results, event = Readback(device, PinnedPool(device)), device.event()
     results.begin()
     found = results.fetch({"a": torch.arange(5), "b": [torch.ones(2, 3, dtype=torch.bfloat16)], "c": "text"})
     device.record(event)
@@ -328,7 +328,7 @@ def test_an_action_is_nonsense_until_its_event_has_passed(device: FakeDevice) ->
 
 
 def test_actions_of_any_number_and_size_come_back(device: FakeDevice) -> None:
-    results = Results(device, HostMemory(device))
+    results = Readback(device, PinnedPool(device))
     for size in (10, 100_000, 7):
         results.begin()
         tensors = [torch.full((size + n,), n, dtype=torch.float64) for n in range(4)]
@@ -339,7 +339,7 @@ def test_actions_of_any_number_and_size_come_back(device: FakeDevice) -> None:
 
 
 def test_actions_of_any_number_of_batches_use_the_same_memory(device: FakeDevice) -> None:
-    results = Results(device, HostMemory(device))
+    results = Readback(device, PinnedPool(device))
     sizes = set()
     for turn in range(50):
         results.begin()
@@ -352,7 +352,7 @@ def test_actions_of_any_number_of_batches_use_the_same_memory(device: FakeDevice
 
 
 def test_an_action_of_the_hosts_own_is_not_waited_for(device: FakeDevice) -> None:
-    results = Results(device, HostMemory(device))
+    results = Readback(device, PinnedPool(device))
     results.begin()
 
     assert results.fetch({"a": np.ones(3), "b": 7})["b"] == 7
@@ -360,7 +360,7 @@ def test_an_action_of_the_hosts_own_is_not_waited_for(device: FakeDevice) -> Non
 
 
 def test_a_private_copy_outlives_the_batch(device: FakeDevice) -> None:
-    results = Results(device, HostMemory(device))
+    results = Readback(device, PinnedPool(device))
     results.begin()
     found = results.fetch({"a": (torch.ones(3), 1)})
     device.synchronize()
@@ -375,7 +375,7 @@ def test_a_private_copy_outlives_the_batch(device: FakeDevice) -> None:
 
 def test_memory_that_cannot_be_locked_is_said_and_used(caplog: pytest.LogCaptureFixture) -> None:
     device = FakeDevice(pin_limit=5000)
-    host = HostMemory(device)
+    host = PinnedPool(device)
     arena, other = Arena(device, host), Arena(device, host)
     arena.reserve(4096)
     other.reserve(4096)

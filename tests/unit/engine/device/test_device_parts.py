@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from shmserve.daemon.engine.device.errors import Guarded, guarded
+from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
 from shmserve.daemon.engine.device.memory import Beside, DeviceMemoryShort, available_bytes, check_room, needed_bytes
-from shmserve.daemon.engine.device.threshold import SIZES, least_size, measured_threshold
+from shmserve.daemon.engine.device.tuning import SIZES, least_size, measured_threshold
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.daemon.engine.models.model import PerClient
@@ -155,17 +155,17 @@ class _Raises:
 def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
     device = FakeDevice()
     with pytest.raises(ValueError, match="wrong"):
-        Guarded(_Raises(ValueError("wrong")), device).infer([])
+        DeviceErrorGuard(_Raises(ValueError("wrong")), device).infer([])
     with pytest.raises(torch.OutOfMemoryError):
-        Guarded(_Raises(torch.OutOfMemoryError("CUDA out of memory")), device).infer([])
+        DeviceErrorGuard(_Raises(torch.OutOfMemoryError("CUDA out of memory")), device).infer([])
     for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "RESOURCE_EXHAUSTED: 4 GiB"):
         with pytest.raises(torch.OutOfMemoryError, match=text):
-            Guarded(_Raises(RuntimeError(text)), device).infer([])
+            DeviceErrorGuard(_Raises(RuntimeError(text)), device).infer([])
     assert device.given_back == 4
-    device.poison = "device-side assert triggered"
+    device.poison = "device-context assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-side assert"):
-        Guarded(_Raises(RuntimeError("CUDA error: ...")), device).infer([])
+    with pytest.raises(DeviceLost, match="device-context assert"):
+        DeviceErrorGuard(_Raises(RuntimeError("CUDA error: ...")), device).infer([])
 
 
 class _PerClient(_Raises):
@@ -182,7 +182,7 @@ def test_a_numpy_policy_on_a_device_is_told_whose_request_it_is() -> None:
     assert isinstance(model, PerClient)
     assert model.infer_for([{}, {}], [3, 5]) == [3, 5]
     assert not isinstance(guarded(_Raises(ValueError()), device), PerClient)
-    device.poison = "device-side assert triggered"
+    device.poison = "device-context assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-side assert"):
+    with pytest.raises(DeviceLost, match="device-context assert"):
         model.client_left(3)

@@ -17,13 +17,13 @@ from shmserve.backend import NATIVE, core
 from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
 from shmserve.counter_poller import same_cpu_writers
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
 from shmserve.daemon.engine.loop import loop
-from shmserve.daemon.engine.loop.bells import Bells, SharedBell
+from shmserve.daemon.engine.loop.doorbells import Doorbells, SharedDoorbell
 from shmserve.daemon.engine.loop.loop import EngineLoop
-from shmserve.daemon.engine.loop.pipe_bells import PipeBells
-from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.engine.loop.pipe_doorbells import PipeDoorbells
+from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.messages import Suspicion
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
@@ -71,14 +71,14 @@ class Engine:
         self.shared_bell = f"/shmserve-test.{secrets.token_hex(8)}" if transport == "named" else None
         self._supervisor, control = socket.socketpair()
         self._control = control
-        bell: Bells
+        bell: Doorbells
         if self.shared_bell is not None:
             create_doorbell(self.shared_bell)
-            bell = SharedBell(NamedDoorbell(self.shared_bell))
+            bell = SharedDoorbell(NamedDoorbell(self.shared_bell))
         else:
-            bell = PipeBells(control.fileno())
+            bell = PipeDoorbells(control.fileno())
         self.bell = bell
-        serving = PlainServing(
+        serving = FastPathServing(
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
@@ -115,7 +115,7 @@ class Engine:
         client_channel = ClientChannel(channel_info, given)
         self.channels.append(client_channel)
         self.loop.add(
-            Tenancy(
+            ChannelState(
                 MappedChannel(channel_info, ends),
                 trusted=False,
                 uid=0,
@@ -136,7 +136,7 @@ class Engine:
         return self.model.order
 
     def close(self) -> None:
-        for number in list(self.loop.tenancies):
+        for number in list(self.loop.states):
             self.loop.remove(number)
         for channel in self.channels:
             channel.close()
@@ -221,13 +221,13 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         assert engine.run() == ["here"]
         now_ns = time.monotonic_ns()
 
-        near = same_cpu_writers(engine.loop._hot.pollers)
+        near = same_cpu_writers(engine.loop._active.pollers)
 
-        assert loop._in_the_way(engine.loop._hot, near, now_ns)
-        assert not loop._in_the_way(engine.loop._hot, near, now_ns + 10**9)  # it asks now and then, and is not about
+        assert loop._in_the_way(engine.loop._active, near, now_ns)
+        assert not loop._in_the_way(engine.loop._active, near, now_ns + 10**9)  # it asks now and then, and is not about
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
-        assert not same_cpu_writers(engine.loop._hot.pollers)
+        assert not same_cpu_writers(engine.loop._active.pollers)
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
@@ -238,13 +238,13 @@ def test_what_a_client_is_still_writing_is_copied_and_a_client_that_stands_still
     engine = Engine("named")
     try:
         client = engine.client("large")
-        engine.loop._take_tokens(time.monotonic_ns())
+        engine.loop._take_rings(time.monotonic_ns())
         line = COUNTER_OFFSET // WORD
         words = client.channel.requests.segment.words
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert core.bytes_in_flight(engine.loop._everyone.copiers) == -1  # and nobody waits for it again
+        assert core.bytes_in_flight(engine.loop._all.copiers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()
@@ -266,20 +266,20 @@ def test_who_rings_without_end_is_not_listened_to_for_a_while() -> None:
 
         looks = 0
         noisy.ring(50)
-        while engine.bell.tokens():
+        while engine.bell.count():
             engine.bell.take()
             noisy.ring(50)
             looks += 1
             assert looks < 100, "the engine listens for ever"
         noisy.publish()
         noisy.ring()
-        assert engine.bell.tokens() == 0
+        assert engine.bell.count() == 0
         assert engine.run() == ["noisy"]  # found by looking
 
         now_ns = time.monotonic_ns()
-        engine.bell.pardon(now_ns)
-        engine.bell.pardon(now_ns + 2 * 10**9)
-        assert engine.bell.tokens() == 1
+        engine.bell.unmute(now_ns)
+        engine.bell.unmute(now_ns + 2 * 10**9)
+        assert engine.bell.count() == 1
     finally:
         engine.close()
 
@@ -336,7 +336,7 @@ def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
     engine = Engine("sealed", max_batch=4)
     try:
         suspect, first, second = (engine.client(name) for name in ("suspect", "first", "second"))
-        engine.loop.tenancies[0].suspect(Suspicion(left_s=3600, blamed=True))
+        engine.loop.states[0].suspect(Suspicion(left_s=3600, blamed=True))
         for each in (suspect, first, second, suspect):
             each.publish()
             each.ring()
@@ -352,9 +352,9 @@ def test_a_suspected_client_runs_alone_and_after_the_others() -> None:
 def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(engine: Engine) -> None:
     killer, robot = engine.client("killer"), engine.client("robot")
     killer.publish()
-    tenancy = engine.loop.tenancies[0]
-    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1  # as by an engine that died of it
-    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
+    state = engine.loop.states[0]
+    assert state.channel.replies.take(state.channel.requests.published()) == 1  # as by an engine that died of it
+    state.suspect(Suspicion(left_s=3600, blamed=True))
     killer.publish()
     killer.ring()
 
@@ -375,9 +375,9 @@ def test_a_request_that_an_engine_died_of_is_not_tried_again_while_others_ask(en
 def test_a_request_that_an_engine_died_of_is_tried_again_once_nobody_else_asks(engine: Engine) -> None:
     killer, robot = engine.client("killer"), engine.client("robot")
     killer.publish()
-    tenancy = engine.loop.tenancies[0]
-    assert tenancy.channel.replies.take(tenancy.channel.requests.published()) == 1
-    tenancy.suspect(Suspicion(left_s=3600, blamed=True))
+    state = engine.loop.states[0]
+    assert state.channel.replies.take(state.channel.requests.published()) == 1
+    state.suspect(Suspicion(left_s=3600, blamed=True))
     killer.ring()
     robot.publish()
     robot.ring()
@@ -398,6 +398,6 @@ def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:
 
         engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
         assert engine.run() == ["quiet"]
-        assert engine.bell.tokens() > 90_000
+        assert engine.bell.count() > 90_000
     finally:
         engine.close()

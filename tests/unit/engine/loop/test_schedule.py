@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shmserve.daemon.engine.channel.tenancy import BEHIND_NS
+from shmserve.daemon.engine.channel.channel_state import BEHIND_NS
 from shmserve.daemon.engine.loop.schedule import charge, next_of
 
 

@@ -328,11 +328,11 @@ def test_a_program_that_writes_to_its_argument_may_not_read_in_place(tmp_path: P
 def test_the_example_that_a_program_was_exported_with_warms_it_up(tmp_path: Path) -> None:
     model, found = loaded(package(tmp_path, "model.pt2", "reach", IN_ROWS))
 
-    warmth = warm_up(model, CPU, found)
+    result = warm_up(model, CPU, found)
 
     assert model.example_observation()["state"].tolist() == [0.25, 0.5]  # the first row of the exported ones
-    assert warmth.infer_ms is not None
-    assert warmth.reply_bytes == 16
+    assert result.infer_ms is not None
+    assert result.reply_bytes == 16
 
 
 def test_an_example_in_the_package_is_preferred(tmp_path: Path) -> None:
@@ -340,19 +340,19 @@ def test_an_example_in_the_package_is_preferred(tmp_path: Path) -> None:
     state = np.array([3.0, 4.0], np.float32)
     model, found = loaded(package(tmp_path, "model.pt2", "doubled", manifest, state=state, stamp=np.int64(7)))
 
-    warmth = warm_up(model, CPU, found)
+    result = warm_up(model, CPU, found)
 
-    assert warmth.observation is not None
-    assert list(warmth.observation) == ["state", "stamp"]
+    assert result.observation is not None
+    assert list(result.observation) == ["state", "stamp"]
 
 
 def test_a_program_saved_without_its_example_has_none(tmp_path: Path) -> None:
     model, found = loaded(package(tmp_path, "model.pt2", "without_example"))
 
-    warmth = warm_up(model, CPU, found)
+    result = warm_up(model, CPU, found)
 
     assert model.example_observation() is None
-    assert warmth.contract == {"observation": None, "action": None}
+    assert result.contract == {"observation": None, "action": None}
 
 
 def test_metadata_of_the_manifest_reaches_the_clients(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.daemon.engine.error_text import logged, told
+from shmserve.daemon.engine.error_text import client_message, log_message
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ContractMismatch, ModelPackageError
 from tests.support.packages import networks
@@ -54,10 +54,10 @@ def test_a_module_of_one_dict_takes_what_the_example_has_of_an_observation(tmp_p
     model, found = loaded(package(tmp_path, "model.pt", name, IN_ROWS + EXAMPLE, image=IMAGE, state=STATE))
     seen = observation()
 
-    warmth = warm_up(model, CPU, found)
+    result = warm_up(model, CPU, found)
     (action, other) = model.infer([{"task": "lift", **seen}, {"state": seen["state"] * 0, "image": seen["image"]}])
 
-    assert warmth.action == {"actions": {"dtype": "float32", "shape": [4]}, "effort": {"dtype": "float32", "shape": []}}
+    assert result.action == {"actions": {"dtype": "float32", "shape": [4]}, "effort": {"dtype": "float32", "shape": []}}
     torch.testing.assert_close(action["actions"], reach(seen)[0])
     assert not torch.equal(other["actions"], action["actions"])
 
@@ -193,8 +193,8 @@ def test_what_a_module_raises_is_told_by_its_cause(tmp_path: Path, state: list[f
     with pytest.raises(Exception, match="TorchScript interpreter") as raised:
         model.infer([{"state": torch.tensor(state)}])
 
-    assert told(raised.value)[1].startswith(cause), told(raised.value)
-    assert f"\n    | {cause}" in logged(raised.value)
+    assert client_message(raised.value)[1].startswith(cause), client_message(raised.value)
+    assert f"\n    | {cause}" in log_message(raised.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])

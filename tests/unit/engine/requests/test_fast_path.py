@@ -16,9 +16,9 @@ from fuzz.echo_model import EchoModel
 from shmserve.backend import NATIVE
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
+from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
-from shmserve.daemon.engine.channel.tenancy import Tenancy
-from shmserve.daemon.engine.requests.fast_path import PlainServing
+from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.stats import Counter, Stage, Stats, create_stats_memory
 from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
@@ -54,14 +54,14 @@ class Engine:
         self.tensors = tensors_on is not None
         self.stats = Stats(create_stats_memory())
         self.model = Model()
-        self.serving = PlainServing(
+        self.serving = FastPathServing(
             self.model, self.stats, version=7, max_batch=1, in_place=in_place, stateful=False, checks={}
         )
         self._sealed = SealedChannelFds()
         channel_info = ChannelInfo(Identity(1, 0, 1), None)
         self.client = ClientChannel(channel_info, self._sealed.create(channel_info.identity, _GEOMETRY, _GEOMETRY))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
-        self.tenancy = Tenancy(
+        self.state = ChannelState(
             MappedChannel(channel_info, ends),
             trusted=True,
             uid=0,
@@ -71,7 +71,7 @@ class Engine:
             carried=(),
             stats=self.stats,
         )
-        self.tenancy.open()
+        self.state.open()
         self._encoder, self._decoder = Encoder(), Decoder()
 
     def head(self, state: Any, **words: int) -> RequestHead:
@@ -86,12 +86,12 @@ class Engine:
         return head.sequence
 
     def serve_long(self) -> None:
-        self.tenancy.look(time.monotonic_ns())
-        while self.tenancy.waiting:
-            self.serving.serve([(self.tenancy, self.tenancy.waiting.popleft())])
+        self.state.look(time.monotonic_ns())
+        while self.state.waiting:
+            self.serving.serve([(self.state, self.state.waiting.popleft())])
 
-    def serve_plain(self) -> bool:
-        return self.serving.serve_plain(self.tenancy)
+    def serve_fast(self) -> bool:
+        return self.serving.serve_fast(self.state)
 
     def reply(self, sequence: int) -> tuple[ReplyHead, Any]:
         head = self.client.replies.try_head(sequence)
@@ -107,7 +107,7 @@ class Engine:
         return tree["action"].tolist()
 
     def close(self) -> None:
-        self.tenancy.close()
+        self.state.close()
         self.client.close()
         self._sealed.close()
         self.stats.close()
@@ -117,7 +117,7 @@ class Engine:
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(torch.device("cpu") if request.param == "tensors" else None, request.param == "in place")
     sequence = engine.publish(engine.head([1.0, 2.0]))
-    assert not engine.serve_plain()  # nothing is known of it yet
+    assert not engine.serve_fast()  # nothing is known of it yet
     engine.serve_long()
     assert engine.action(sequence) == [2.0, 4.0]
     yield engine
@@ -127,7 +127,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> None:
     for number in range(2, 12):
         sequence = engine.publish(engine.head([number, 1.0]))
-        assert engine.serve_plain()
+        assert engine.serve_fast()
         assert engine.action(sequence) == [2.0 * number, 2.0]
         assert engine.reply(sequence)[0].version == 7
 
@@ -137,7 +137,7 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
     assert words[Counter.IN_PLACE] in (0, 11)
     for stage in Stage:
         assert sum(engine.stats.distribution(stage).counts) == 11
-    assert not engine.serve_plain()
+    assert not engine.serve_fast()
 
 
 @pytest.mark.parametrize(
@@ -156,13 +156,13 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
     ids=str,
 )
 def test_what_is_not_plain_goes_the_long_way(engine: Engine, words: dict[str, int], status: Status) -> None:
-    seen, calls = engine.tenancy.poller.last_seen, engine.model.calls
+    seen, calls = engine.state.poller.last_seen, engine.model.calls
     sequence = engine.publish(engine.head([3.0, 4.0], **words))
 
-    assert not engine.serve_plain()
+    assert not engine.serve_fast()
 
-    assert (engine.tenancy.poller.last_seen, engine.model.calls) == (seen, calls)
-    assert not engine.tenancy.channel.replies.attempts(sequence)
+    assert (engine.state.poller.last_seen, engine.model.calls) == (seen, calls)
+    assert not engine.state.channel.replies.attempts(sequence)
     assert engine.stats.words[Counter.CHANNEL] == 0
     engine.serve_long()
     assert engine.reply(sequence)[0].status == status
@@ -171,18 +171,18 @@ def test_what_is_not_plain_goes_the_long_way(engine: Engine, words: dict[str, in
 def test_a_withdrawn_request_one_that_was_begun_and_two_at_once_go_the_long_way(engine: Engine) -> None:
     withdrawn = engine.publish(engine.head([1.0, 1.0]))
     engine.client.requests.cancel(withdrawn)
-    assert not engine.serve_plain()
+    assert not engine.serve_fast()
     engine.serve_long()
     assert engine.reply(withdrawn)[0].status == Status.CANCELLED
 
     begun = engine.publish(engine.head([1.0, 1.0]))
-    engine.tenancy.channel.replies.take(begun)
-    assert not engine.serve_plain()
+    engine.state.channel.replies.take(begun)
+    assert not engine.serve_fast()
     engine.serve_long()
-    assert (engine.action(begun), engine.tenancy.channel.replies.attempts(begun)) == ([2.0, 2.0], 2)
+    assert (engine.action(begun), engine.state.channel.replies.attempts(begun)) == ([2.0, 2.0], 2)
 
     two = [engine.publish(engine.head([number, 1.0])) for number in (5.0, 6.0)]
-    assert not engine.serve_plain()
+    assert not engine.serve_fast()
     engine.serve_long()
     assert [engine.action(sequence) for sequence in two] == [[10.0, 2.0], [12.0, 2.0]]
 
@@ -192,16 +192,16 @@ def test_a_slot_that_is_not_there_is_left_to_who_gives_the_channel_up(engine: En
     requests = engine.client.requests
     requests.words[requests.counter] = sequence_of(number_of(requests.published()) + 1, slot)
 
-    assert not engine.serve_plain()
+    assert not engine.serve_fast()
 
 
 def test_another_structure_is_learnt_in_its_turn(engine: Engine) -> None:
     for state in ([1.0, 2.0, 3.0], [4.0, 5.0], [1, 2]):
         first = engine.publish(engine.head(state))
-        assert not engine.serve_plain()
+        assert not engine.serve_fast()
         engine.serve_long()
         second = engine.publish(engine.head(state))
-        assert engine.serve_plain()
+        assert engine.serve_fast()
         assert engine.action(first) == engine.action(second) == [2 * number for number in state]
 
 
@@ -210,14 +210,14 @@ def test_a_result_of_another_structure_or_without_room_is_told_all_the_same(engi
     for result in results:
         engine.model.answer = lambda observation, result=result: result  # type: ignore[misc]
         sequence = engine.publish(engine.head([1.0, 2.0]))
-        assert engine.serve_plain()
+        assert engine.serve_fast()
         np.testing.assert_equal(engine.reply(sequence)[1], result)
 
     engine.model.answer = lambda observation: np.zeros(1000)
     sequence = engine.publish(engine.head([1.0, 2.0]))
-    assert engine.serve_plain()
+    assert engine.serve_fast()
     assert engine.reply(sequence)[0].status == Status.RESIZE_REQUIRED
-    assert list(engine.tenancy.held) == [sequence]
+    assert list(engine.state.held) == [sequence]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +235,11 @@ def test_a_model_that_raises_is_an_answer_and_the_next_request_works(
 
     engine.model.answer = failing
     sequence = engine.publish(engine.head([1.0, 2.0]))
-    assert engine.serve_plain()
+    assert engine.serve_fast()
     assert engine.reply(sequence)[0].status == status
     engine.model.answer = working
     sequence = engine.publish(engine.head([2.0, 2.0]))
-    assert engine.serve_plain()
+    assert engine.serve_fast()
     assert engine.action(sequence) == [4.0, 4.0]
     assert engine.stats.words[Counter.CHANNEL] == 0
 
@@ -258,7 +258,7 @@ def test_what_the_policy_keeps_of_an_observation_stays_as_it_is(engine: Engine) 
     engine.model.answer = keeping
     for number in range(len(ways)):
         sequence = engine.publish(engine.head(np.array([number, number], np.float32)))
-        if not engine.serve_plain():
+        if not engine.serve_fast():
             engine.serve_long()
         assert engine.action(sequence) == [2.0 * number] * 2
 
@@ -267,12 +267,12 @@ def test_what_the_policy_keeps_of_an_observation_stays_as_it_is(engine: Engine) 
 
 
 def test_memory_that_nobody_keeps_is_used_again(engine: Engine) -> None:
-    arena = engine.tenancy.staging(0).arena
+    arena = engine.state.staging(0).arena
     for number in range(5):
         engine.publish(engine.head([number, 1.0]))
-        assert engine.serve_plain()
+        assert engine.serve_fast()
 
-    assert engine.tenancy.staging(0).arena is arena
+    assert engine.state.staging(0).arena is arena
 
 
 def test_a_channel_that_is_closed_is_unmapped(engine: Engine) -> None:
@@ -280,6 +280,6 @@ def test_a_channel_that_is_closed_is_unmapped(engine: Engine) -> None:
         return Path("/proc/self/maps").read_text().count("memfd:shmserve")
 
     before = mappings()
-    engine.tenancy.close()
+    engine.state.close()
 
     assert before - mappings() == 2

@@ -44,9 +44,9 @@ STATE = np.array([1.0, 2.0], np.float32)
 
 
 def test_the_recorded_action_lets_a_model_serve(tmp_path: Path) -> None:
-    warmth = warmed(recorded(tmp_path, "", STATE, action=np.array([2.0, 4.0], np.float32)))
+    result = warmed(recorded(tmp_path, "", STATE, action=np.array([2.0, 4.0], np.float32)))
 
-    assert warmth.action == {"action": {"dtype": "float32", "shape": [2]}}
+    assert result.action == {"action": {"dtype": "float32", "shape": [2]}}
 
 
 def test_another_action_than_the_recorded_one_is_refused_with_the_largest_difference(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from shmserve.daemon.store import ArchiveRefused, StoreUnavailable
-from shmserve.daemon.store.receive import Received, receive
+from shmserve.daemon.store.ingest import IngestedPackage, ingest
 from shmserve.package_files import content_digest, package_files
 from tests.support.archives.hostile import HOSTILE, Hostile
 from tests.support.archives.packages import content_of, opened, write_package
@@ -82,7 +82,7 @@ def test_a_package_that_takes_too_much_memory_is_refused(take_confined: Take, tm
 def test_a_package_that_takes_too_long_is_refused(
     take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "intake.in_file=sleep:100")
+    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.in_file=sleep:100")
 
     with pytest.raises(ArchiveRefused, match=r"took longer than 0\.5 s"):
         take_confined(tar(BASE), wall_s=0.5)
@@ -91,7 +91,7 @@ def test_a_package_that_takes_too_long_is_refused(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("point", ["intake.before_file", "intake.in_file", "intake.before_sync", "intake.after_sync"])
+@pytest.mark.parametrize("point", ["ingest.before_file", "ingest.in_file", "ingest.before_sync", "ingest.after_sync"])
 @pytest.mark.parametrize("action", ["kill", "exit:3"])
 def test_a_process_that_dies_leaves_nothing(
     action: str, point: str, take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,7 +108,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_package(
     take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, remedy in (("ENOSPC", "make room"), ("EIO", "see to the state directory")):
-        monkeypatch.setenv("SHMSERVE_FAILPOINTS", f"intake.in_file=raise:{name}")
+        monkeypatch.setenv("SHMSERVE_FAILPOINTS", f"ingest.in_file=raise:{name}")
 
         with pytest.raises(StoreUnavailable, match=remedy):
             take_confined(tar(BASE))
@@ -117,15 +117,15 @@ def test_a_disk_that_fails_is_no_fault_of_the_package(
 
 
 def test_the_process_inherits_only_what_it_is_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "intake.before_file=sleep:100")
+    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.before_file=sleep:100")
     (tmp_path / "sent").write_bytes(tar(BASE))
     (tmp_path / "secret").write_bytes(b"")
 
     async def look() -> tuple[set[str], str]:
         with opened(tmp_path / "sent") as descriptor, opened(tmp_path / "secret") as secret:
             os.set_inheritable(secret, True)
-            receiving = asyncio.create_task(receive(descriptor, tmp_path / "staging"))
-            pid = await _intake_of(tmp_path / "staging", receiving)
+            receiving = asyncio.create_task(ingest(descriptor, tmp_path / "staging"))
+            pid = await _ingest_worker_of(tmp_path / "staging", receiving)
             links, limits = _seen_of(pid)
             receiving.cancel()
             await asyncio.wait((receiving,))
@@ -145,19 +145,21 @@ def _seen_of(pid: int) -> tuple[set[str], str]:
     return {link for link in links if not link.startswith("pipe:")}, Path(f"/proc/{pid}/limits").read_text()
 
 
-async def _intake_of(staging: Path, receiving: asyncio.Task[Received]) -> int:
+async def _ingest_worker_of(staging: Path, receiving: asyncio.Task[IngestedPackage]) -> int:
     """The process that writes into `staging`, once it has its limits."""
-    while not (pids := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_intake(pid, staging)]):
+    while not (
+        pids := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _is_ingest_worker(pid, staging)]
+    ):
         assert not receiving.done()
         await asyncio.sleep(0.01)
     return pids[0]
 
 
-def _is_intake(pid: int, staging: Path) -> bool:
+def _is_ingest_worker(pid: int, staging: Path) -> bool:
     process = Path(f"/proc/{pid}")
     try:
         return (
-            b"shmserve.daemon.store.intake" in (process / "cmdline").read_bytes().split(b"\0")
+            b"shmserve.daemon.store.ingest_worker" in (process / "cmdline").read_bytes().split(b"\0")
             and "Max open files            64 " in (process / "limits").read_text()
             and str(staging) in [os.readlink(link) for link in (process / "fd").iterdir()]
         )
@@ -166,13 +168,13 @@ def _is_intake(pid: int, staging: Path) -> bool:
 
 
 def test_cancelling_ends_the_process_and_removes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "intake.in_file=sleep:100@2")
+    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.in_file=sleep:100@2")
     (tmp_path / "sent").write_bytes(tar(BASE))
 
     async def cancel() -> int:
         with opened(tmp_path / "sent") as descriptor:
-            receiving = asyncio.create_task(receive(descriptor, tmp_path / "staging"))
-            pid = await _intake_of(tmp_path / "staging", receiving)
+            receiving = asyncio.create_task(ingest(descriptor, tmp_path / "staging"))
+            pid = await _ingest_worker_of(tmp_path / "staging", receiving)
             while not (tmp_path / "staging" / "policy.py").exists():
                 await asyncio.sleep(0.01)
             for _ in range(3):  # once more while it tidies up
@@ -191,14 +193,14 @@ def test_cancelling_ends_the_process_and_removes_what_it_wrote(tmp_path: Path, m
 @pytest.mark.long
 def test_the_process_ends_when_the_daemon_is_gone(tmp_path: Path) -> None:
     script = (
-        "import asyncio, os, sys; from pathlib import Path; from shmserve.daemon.store.receive import receive\n"
+        "import asyncio, os, sys; from pathlib import Path; from shmserve.daemon.store.ingest import ingest\n"
         "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
-        "asyncio.run(receive(fd, Path(sys.argv[2]), progress=lambda progress: print('going', flush=True)))"
+        "asyncio.run(ingest(fd, Path(sys.argv[2]), progress=lambda progress: print('going', flush=True)))"
     )
     (tmp_path / "sent").write_bytes(tar(*(member(b"%d" % number) for number in range(1000))))
     daemon = subprocess.Popen(
         [sys.executable, "-c", script, tmp_path / "sent", tmp_path / "staging"],
-        env={**os.environ, "SHMSERVE_FAILPOINTS": "intake.before_file=sleep:0.05"},
+        env={**os.environ, "SHMSERVE_FAILPOINTS": "ingest.before_file=sleep:0.05"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
@@ -259,7 +261,7 @@ def test_a_directory_whose_files_are_replaced_is_taken_as_it_was_at_one_moment(t
 def _while_writing(
     tmp_path: Path, path: Path, change: Callable[[Path, int], None], period_s: float
 ) -> tuple[list[dict[str, bytes]], int]:
-    """Receive again and again while a thread changes `path`; what was taken, and how often it was refused."""
+    """Ingest again and again while a thread changes `path`; what was taken, and how often it was refused."""
     change(path, 0)
     ended = threading.Event()
 
@@ -276,7 +278,7 @@ def _while_writing(
             staging = tmp_path / f"staging-{number}"
             try:
                 with opened(path) as descriptor:
-                    received = asyncio.run(receive(descriptor, staging))
+                    received = asyncio.run(ingest(descriptor, staging))
             except ArchiveRefused:
                 refused += 1
                 assert not staging.exists()

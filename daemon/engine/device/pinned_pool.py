@@ -17,7 +17,7 @@ REMEDY = (
 )
 
 
-class HostMemory:
+class PinnedPool:
     """Hands out staging memory for one device; where it cannot be page-locked copies are slower, not wrong."""
 
     def __init__(self, device: Device) -> None:

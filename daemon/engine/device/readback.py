@@ -10,18 +10,18 @@ import torch
 from shmserve.base_values import as_base, plain_tree
 from shmserve.layout import CACHE_LINE, aligned
 
-from .host_memory import HostMemory
 from .interface import Device
+from .pinned_pool import PinnedPool
 
 #: Places that are remembered with their tensors; a policy has a few.
 _REMEMBERED = 256
 _LEAST = 64 * 1024
 
 
-class Results:
+class Readback:
     """Used by one batch at a time: `begin`, `fetch` each action, and wait for an event before any is read."""
 
-    def __init__(self, device: Device, host: HostMemory) -> None:
+    def __init__(self, device: Device, host: PinnedPool) -> None:
         self._device = device
         self._source = host
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")

@@ -13,27 +13,27 @@ from ...ipc.messages import Load, ServingModel
 from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
-from .host_memory import HostMemory
 from .interface import Device
 from .memory import Beside, check_room, needed_bytes, package_bytes
+from .pinned_pool import PinnedPool
+from .readback import Readback
 from .registration import Registrar
-from .results import Results
-from .threshold import measured_threshold
+from .tuning import measured_threshold
 
 #: An arena is not made larger than this for a whole batch of the largest channel's requests: fewer then go together.
 _BATCH_BYTES = 256 << 20
 
 
-class DeviceSide:
+class DeviceContext:
     """Made once, before the model is warmed up with it."""
 
     def __init__(self, device: Device, *, max_batch: int, register_bytes: int | None) -> None:
         """`register_bytes`: requests from this size on are copied from the client's memory; None: none are."""
         self.device = device
         self.max_batch = max_batch
-        self.host = HostMemory(device)
+        self.host = PinnedPool(device)
         self.arenas = (Arena(device, self.host), Arena(device, self.host))
-        self.results = Results(device, self.host)
+        self.results = Readback(device, self.host)
         self.registrar = Registrar(device, self.host, register_bytes)
         #: Batch sizes that are run as a graph.
         self.graphs = 0
@@ -75,7 +75,7 @@ class DeviceSide:
         }
 
 
-def open_side(device: Device, package: ModelPackage, order: Load) -> DeviceSide:
+def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceContext:
     """What an engine needs of the device for this package, once there is room for it.
 
     Raises DeviceMemoryShort, before anything was loaded.
@@ -85,7 +85,7 @@ def open_side(device: Device, package: ModelPackage, order: Load) -> DeviceSide:
     if threshold is None:
         threshold = measured_threshold(device)
     max_batch = 1 if package.deterministic else package.max_batch
-    return DeviceSide(device, max_batch=max_batch, register_bytes=threshold or None)
+    return DeviceContext(device, max_batch=max_batch, register_bytes=threshold or None)
 
 
 def _check_room(device: Device, package: ModelPackage, serving_model: ServingModel | None) -> None:
@@ -100,15 +100,15 @@ def _check_room(device: Device, package: ModelPackage, serving_model: ServingMod
 class WarmUpStaging:
     """Stages the warm-up's observations as a request's would be; in the place of a `Staging`."""
 
-    def __init__(self, side: DeviceSide) -> None:
-        self._side = side
+    def __init__(self, context: DeviceContext) -> None:
+        self._context = context
         self._turn = 0
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
         """The tree in `slot`, its arrays as tensors on the device."""
-        arena = self._side.arenas[self._turn]
+        arena = self._context.arenas[self._turn]
         arena.done()  # with the round before the last one
-        self._side.make_room(schema.payload_bytes)
+        self._context.make_room(schema.payload_bytes)
         self._turn ^= 1
         observation = arena.place(schema, slot.payload, ahead=False)
         arena.send(ahead=False)
@@ -116,15 +116,15 @@ class WarmUpStaging:
 
     def settle(self, action: Any) -> Any:
         """The action on the host, once the device has done with it."""
-        self._side.device.rejoin()
-        self._side.results.begin()
-        found = self._side.results.fetch(action)
-        for arena in self._side.arenas:
+        self._context.device.rejoin()
+        self._context.results.begin()
+        found = self._context.results.fetch(action)
+        for arena in self._context.arenas:
             arena.computed()
-        self._side.device.synchronize()
+        self._context.device.synchronize()
         return found
 
     def give_back(self) -> None:
         """Observation and action are gone, as far as the warm-up is concerned."""
-        for arena in self._side.arenas:
+        for arena in self._context.arenas:
             arena.done()

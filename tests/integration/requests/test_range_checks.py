@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from shmserve.client import InferenceFailed, ShmClient, ValueOutOfRange
-from shmserve.daemon.engine.models.range_checks import CheckedNumbers
+from shmserve.daemon.engine.models.range_checks import RangeChecks
 from shmserve.daemon.packages.package import ModelPackage
-from shmserve.daemon.packages.value_ranges import NumberCheck, read_checks
+from shmserve.daemon.packages.value_ranges import RangeCheck, read_checks
 from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import Daemon
 from tests.support.folders import SUPPORT
@@ -144,38 +144,38 @@ def test_both_are_counted(daemon: Daemon, robot: ShmClient) -> None:
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
 )
 def test_every_kind_of_number_keeps_its_type(value: Any) -> None:
-    checked = CheckedNumbers("action", {"x": NumberCheck(-2.0, 2.0, clamp=True)})
+    checked = RangeChecks("action", {"x": RangeCheck(-2.0, 2.0, clamp=True)})
 
-    held, clamped = checked.hold({"x": value})
+    held, clamped = checked.apply({"x": value})
 
     assert clamped
     assert type(held["x"]) is type(value)
     assert getattr(held["x"], "dtype", None) == getattr(value, "dtype", None)
     numbers = np.asarray(held["x"].float() if isinstance(held["x"], torch.Tensor) else held["x"]).reshape(-1)
     assert numbers.tolist() == ([1, -2] if numbers.size == 2 else [-2])
-    again, clamped = checked.hold(held)
+    again, clamped = checked.apply(held)
     assert not clamped and again is held
 
 
 def test_entries_are_found_where_they_are_when_the_structure_changes() -> None:
-    checked = CheckedNumbers("action", {"a.b[1].c": NumberCheck(0.0, 1.0)})
+    checked = RangeChecks("action", {"a.b[1].c": RangeCheck(0.0, 1.0)})
 
     trees: tuple[Any, ...] = ({"a": {"b": [0, {"c": 0.5}]}}, {"a": {"b": ({}, {"c": torch.ones(2)})}})
     for tree in trees:
-        assert checked.hold(tree) == (tree, False)
+        assert checked.apply(tree) == (tree, False)
     with pytest.raises(ValueOutOfRange, match=r"action\.a\.b\[1\]\.c is declared"):
-        checked.hold({"a": {"b": [{"c": 0.5}]}})
+        checked.apply({"a": {"b": [{"c": 0.5}]}})
 
 
 def test_the_one_entry_of_an_action_that_is_an_array_has_no_name() -> None:
-    checked = CheckedNumbers("action", {"": NumberCheck(0.0, 1.0)})
+    checked = RangeChecks("action", {"": RangeCheck(0.0, 1.0)})
 
     with pytest.raises(ValueOutOfRange, match=r"^action: 1 of 2 numbers are out of range"):
-        checked.hold(torch.tensor([0.5, 1.5]))
+        checked.apply(torch.tensor([0.5, 1.5]))
 
 
 def test_no_number_at_all_is_in_range() -> None:
-    assert not CheckedNumbers("action", {"x": NumberCheck(0.0, 1.0)}).hold({"x": torch.zeros(0, 3)})[1]
+    assert not RangeChecks("action", {"x": RangeCheck(0.0, 1.0)}).apply({"x": torch.zeros(0, 3)})[1]
 
 
 # model.toml
@@ -185,8 +185,8 @@ def test_no_number_at_all_is_in_range() -> None:
     ("table", "said"),
     [
         ({"actions": {}}, "has the tables observation and action, not 'actions'"),
-        ({"action": {"x": 3}}, "must be a table of min, max, otherwise"),
-        ({"action": {"x": {"minimum": 3}}}, "must be a table of min, max, otherwise"),
+        ({"action": {"x": 3}}, "must be a table of min, max, on_violation"),
+        ({"action": {"x": {"minimum": 3}}}, "must be a table of min, max, on_violation"),
         ({"action": {"x": {"min": "3"}}}, "min = '3' must be a number"),
         ({"action": {"x": {"min": True}}}, "min = True must be a number"),
         ({"action": {"x": {"max": [1.0, NAN]}}}, "must be a number, or a list of one for each place"),
@@ -194,8 +194,8 @@ def test_no_number_at_all_is_in_range() -> None:
         ({"action": {"x": {"min": 2, "max": 1}}}, "min = 2 is above max = 1"),
         ({"action": {"x": {"min": [0, 2], "max": 1}}}, "min = 2 is above max = 1"),
         ({"action": {"x": {"min": [0, 2], "max": [1, 2, 3]}}}, "min has 2 limits and max 3"),
-        ({"action": {"x": {"otherwise": "warn"}}}, "otherwise = 'warn' must be one of reject, clamp"),
-        ({"action": {"x": {"otherwise": "clamp"}}}, "otherwise = 'clamp' needs min or max"),
+        ({"action": {"x": {"on_violation": "warn"}}}, "on_violation = 'warn' must be one of reject, clamp"),
+        ({"action": {"x": {"on_violation": "clamp"}}}, "on_violation = 'clamp' needs min or max"),
     ],
 )
 def test_a_mistake_in_the_checks_is_refused_by_name(table: dict[str, Any], said: str) -> None:
@@ -213,7 +213,7 @@ def test_the_package_s_own_example_must_pass(make_daemon: Any, tmp_path: Path) -
             (tmp_path / file.name).write_text(file.read_text().replace("min = 0.0", "min = 0.75"))
     assert ModelPackage.read(tmp_path).checks["observation"]["speed"].min == 0.75
     toml = tmp_path / "model.toml"
-    toml.write_text(toml.read_text().replace('otherwise = "clamp"', ""))
+    toml.write_text(toml.read_text().replace('on_violation = "clamp"', ""))
     daemon = make_daemon(tmp_path)
 
     assert daemon.run_to_end() == 1

@@ -11,14 +11,14 @@ from shmserve.package_files import PackageFile, shown
 
 from ..failpoints import failpoint
 from .errors import ArchiveRefused
-from .limits import Limits
+from .limits import PackageLimits
 from .overlapped_copy import OVERLAPPED_BYTES, copy_and_hash, write_all
 
 
-class Staging:
+class PackageWriter:
     """What goes in through `add` is hashed as it is written, so that what is checked is what gets loaded."""
 
-    def __init__(self, directory: int, limits: Limits, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, directory: int, limits: PackageLimits, on_bytes: Callable[[int], None]) -> None:
         self._root = directory
         self._limits = limits
         self._on_bytes = on_bytes
@@ -46,7 +46,7 @@ class Staging:
         if len(self.files) >= self._limits.members:
             raise ArchiveRefused(f"the package has more than {self._limits.members} files")
         self._reserve(name, size)
-        failpoint("intake.before_file")
+        failpoint("ingest.before_file")
         parent = self._make_parents(name)
         try:
             descriptor = os.open(
@@ -60,7 +60,7 @@ class Staging:
         before = self._total
         try:
             copy = copy_and_hash if size >= OVERLAPPED_BYTES else _copy_small
-            digest = copy(descriptor, self._counted(name, chunks), lambda: failpoint("intake.in_file"))
+            digest = copy(descriptor, self._counted(name, chunks), lambda: failpoint("ingest.in_file"))
         finally:
             os.close(descriptor)
         self.files[name] = file = PackageFile(name, self._total - before, digest)
@@ -72,14 +72,14 @@ class Staging:
         `movable` stays writable: moving a directory elsewhere writes to it. All at the end, because then it is one
         journal's worth.
         """
-        failpoint("intake.before_sync")
+        failpoint("ingest.before_sync")
         for name in self.files:
             self._sync(name, 0)
         made = {above for name in self.files for above in _directories_of(name)}
         for name in sorted(made, reverse=True):
             self._sync(name, os.O_DIRECTORY, 0o700 if name == movable else 0o500)
         os.fsync(self._root)
-        failpoint("intake.after_sync")
+        failpoint("ingest.after_sync")
 
     def _reserve(self, name: str, size: int) -> None:
         if self._total + size > self._limits.total_bytes:

@@ -14,11 +14,11 @@ from typing import Literal
 
 import pytest
 
-from shmserve.daemon.store import ArchiveRefused, Progress
-from shmserve.daemon.store.receive import Received, receive
+from shmserve.daemon.store import ArchiveRefused, BytesIngested
+from shmserve.daemon.store.ingest import IngestedPackage, ingest
 from shmserve.package_files import content_digest, content_version, package_files
 from tests.support.archives.packages import FILES, content_of, opened, write_package
-from tests.support.archives.taking import Take, receive_here
+from tests.support.archives.taking import Take, ingest_here
 from tests.support.archives.tar_bytes import (
     BASE,
     directory,
@@ -31,7 +31,7 @@ from tests.support.archives.tar_bytes import (
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
-def _same(received: Received, files: dict[str, bytes] = FILES) -> bool:
+def _same(received: IngestedPackage, files: dict[str, bytes] = FILES) -> bool:
     listed = {file.name: file.size for file in received.files}
     return (
         content_of(received.path) == files
@@ -221,17 +221,17 @@ def test_the_offset_of_the_senders_descriptor_is_neither_used_nor_moved(tmp_path
     with opened(tmp_path / "sent") as descriptor:
         os.lseek(descriptor, 700, os.SEEK_SET)
 
-        received = asyncio.run(receive_here(descriptor, tmp_path / "staging"))
+        received = asyncio.run(ingest_here(descriptor, tmp_path / "staging"))
 
         assert len(received.files) == 2 and os.lseek(descriptor, 0, os.SEEK_CUR) == 700
 
 
 def test_progress_is_told_and_ends_with_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "intake.before_file=sleep:0.15")
+    monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.before_file=sleep:0.15")
     (tmp_path / "sent").write_bytes(sent := tar(BASE, member(b"weights", bytes(10_000))))
-    told: list[Progress] = []
+    told: list[BytesIngested] = []
     with opened(tmp_path / "sent") as descriptor:
-        asyncio.run(receive(descriptor, tmp_path / "staging", progress=told.append))
+        asyncio.run(ingest(descriptor, tmp_path / "staging", progress=told.append))
 
     assert len(told) >= 3
     assert all(progress.total_bytes == len(sent) for progress in told)

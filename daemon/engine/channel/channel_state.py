@@ -20,7 +20,7 @@ from shmserve.schema import Array, Schema
 
 from ...ipc.messages import Suspicion
 from ...ipc.stats import ChannelWord, Counter, Stats
-from ..error_text import PolicyRaised, told
+from ..error_text import PolicyRaised, client_message
 from .mapped_channel import MappedChannel
 from .overhead import Overhead
 from .request_rate_limit import Rate
@@ -34,7 +34,7 @@ class BrokenChannel(Exception):
     """What the client wrote contradicts the protocol; its channel cannot be served any more."""
 
 
-class Tenancy:
+class ChannelState:
     """One client's channel. All state the engine decides by is here, in private memory."""
 
     def __init__(
@@ -92,8 +92,8 @@ class Tenancy:
         #: What was seen of the client's counter is `seen` of this.
         self.poller = self.channel.requests.poller
         self.fast_path = self._new_fast_path()
-        self.plain_schema: Schema | None = None
-        self.plain_views: list[Array] = []
+        self.fast_schema: Schema | None = None
+        self.fast_views: list[Array] = []
         if suspicion is not None:
             self.suspect(suspicion)
 
@@ -119,27 +119,27 @@ class Tenancy:
         wrap = None if device is None else torch.from_numpy
         return core.ServerFastPath(requests.native, replies.native, requests.copier, wrap)
 
-    def learn(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
+    def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
         """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
         decoder = schema.decoder
         if self.fast_path is None or self.fast_path.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
         memories = self.channel.requests.memories
         payloads = [memory.payload for memory in memories]
-        self.plain_schema = schema
+        self.fast_schema = schema
         if in_place:
-            self.plain_views = []
+            self.fast_views = []
             self.fast_path.specialize(
                 schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories]
             )
         else:
             arena = self.staging(0).arena
-            self.plain_views = arena.leaf_views[schema]
-            self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.plain_views)
+            self.fast_views = arena.leaf_views[schema]
+            self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
 
-    def _forget_plain(self) -> None:
+    def _forget_fast(self) -> None:
         """Hold nothing of the channel's memory any more."""
-        self.plain_views = []
+        self.fast_views = []
         if self.fast_path is not None:
             self.fast_path.reset()
 
@@ -295,7 +295,7 @@ class Tenancy:
         """
         old = self._mapped
         self._unregister()
-        self._forget_plain()
+        self._forget_fast()
         self._mapped = mapped
         self.channel_info = mapped.channel_info
         self.channel = mapped.channel
@@ -319,12 +319,12 @@ class Tenancy:
                 try:
                     self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
                 except RequestRejected as error:  # it is another one when it is read again
-                    self.answer(sequence, Status.FAILED, told(error), flags, version, (queued, staged, infer))
+                    self.answer(sequence, Status.FAILED, client_message(error), flags, version, (queued, staged, infer))
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """`let_go` closes the channel, at once or later."""
         self.held.clear()
-        self._forget_plain()
+        self._forget_fast()
         self._staging = []
         self.words = memoryview(b"")
         self._unregister()

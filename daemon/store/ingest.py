@@ -18,7 +18,7 @@ from shmserve.package_files import PackageFile, content_digest
 
 from .atomic_files import remove_tree
 from .errors import ArchiveRefused, StoreUnavailable, unavailable
-from .limits import Limits
+from .limits import PackageLimits
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _KILL_S = 5.0
 
 
 @dataclass(frozen=True)
-class Progress:
+class BytesIngested:
     """How far it is: bytes read of the source, how many it has (None: not known), files written."""
 
     read_bytes: int
@@ -37,7 +37,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Received:
+class IngestedPackage:
     """A package on disk, synced, that nobody else can write to. `path` is `staging` or the one folder in it."""
 
     staging: Path
@@ -49,14 +49,16 @@ class Received:
         return content_digest(self.files)
 
 
-#: `receive`, or what takes its place where no process may be started.
-Receive = Callable[[int, Path, "Limits | None", "Callable[[Progress], None] | None"], Awaitable[Received]]
+#: `ingest`, or a replacement for it where no process may be started.
+Ingest = Callable[
+    [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None"], Awaitable[IngestedPackage]
+]
 
 
-class IntakeEvents:
-    """What an intake has reported of one package; `root` stays None until all of it is there."""
+class IngestEvents:
+    """Collector of the worker's events for one package; `root` stays None until all of it has arrived."""
 
-    def __init__(self, progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, progress: Callable[[BytesIngested], None] | None = None) -> None:
         self._progress = progress
         self._files: list[PackageFile] = []
         self.root: str | None = None
@@ -66,7 +68,7 @@ class IntakeEvents:
         match event["event"]:
             case "progress":
                 if self._progress is not None:
-                    self._progress(Progress(event["read"], event["total"], event["files"]))
+                    self._progress(BytesIngested(event["read"], event["total"], event["files"]))
             case "file":
                 self._files.append(PackageFile(event["name"], event["size"], event["sha256"]))
             case "done":
@@ -83,16 +85,19 @@ class IntakeEvents:
         return tuple(PackageFile(file.name[len(prefix) :], file.size, file.sha256) for file in self._files)
 
 
-async def receive(
-    source: int, staging: Path, limits: Limits | None = None, progress: Callable[[Progress], None] | None = None
-) -> Received:
+async def ingest(
+    source: int,
+    staging: Path,
+    limits: PackageLimits | None = None,
+    progress: Callable[[BytesIngested], None] | None = None,
+) -> IngestedPackage:
     """Copy the package in `source`, an open directory or tar file, into the new directory `staging`.
 
     Raises ArchiveRefused, or StoreUnavailable if the state directory cannot take it; then, and when cancelled, the
     process has ended and `staging` is gone. The descriptor stays the caller's. This process asks nothing of it: on a
     FUSE mount even its type may take for ever.
     """
-    limits = limits or Limits()
+    limits = limits or PackageLimits()
     process: asyncio.subprocess.Process | None = None
     try:
         try:
@@ -110,7 +115,7 @@ async def receive(
             files, root = await asyncio.wait_for(_follow(process, limits, progress), limits.wall_s)
         except asyncio.TimeoutError:
             raise ArchiveRefused(f"receiving the package took longer than {limits.wall_s:g} s") from None
-        return Received(staging, staging / root, files)
+        return IngestedPackage(staging, staging / root, files)
     except BaseException:
         await undisturbed(_abandon(process, staging))
         raise
@@ -132,11 +137,11 @@ async def undisturbed(work: Awaitable[_T]) -> _T:
     raise cancelled
 
 
-async def _start(source: int, target: int, limits: Limits) -> asyncio.subprocess.Process:
+async def _start(source: int, target: int, limits: PackageLimits) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "shmserve.daemon.store.intake",
+        "shmserve.daemon.store.ingest_worker",
         str(source),
         str(target),
         json.dumps(asdict(limits)),
@@ -149,11 +154,11 @@ async def _start(source: int, target: int, limits: Limits) -> asyncio.subprocess
 
 
 async def _follow(
-    process: asyncio.subprocess.Process, limits: Limits, progress: Callable[[Progress], None] | None
+    process: asyncio.subprocess.Process, limits: PackageLimits, progress: Callable[[BytesIngested], None] | None
 ) -> tuple[tuple[PackageFile, ...], str]:
     """Read what the process says until it ends: the files, and the folder that holds them."""
     assert process.stdout is not None
-    events = IntakeEvents(progress)
+    events = IngestEvents(progress)
     async for line in process.stdout:
         events.take(json.loads(line))
     status = await process.wait()
@@ -162,7 +167,7 @@ async def _follow(
     return events.files, events.root
 
 
-def _death(status: int, limits: Limits) -> str:
+def _death(status: int, limits: PackageLimits) -> str:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return (
             f"the process that reads the package was killed ({signal.Signals(-status).name}): "

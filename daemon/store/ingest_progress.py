@@ -19,7 +19,7 @@ _TOLD_BYTES = 64 << 20
 _TELL_S = 5.0
 
 
-class IntakeProgress:
+class IngestProgress:
     """What the service takes in at this moment."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ _MOVING_BYTES = 8
 _LARGEST = 4096
 
 
-class Tampering:
+class IntegrityCheck:
     """`open` once; then `of_lease` and `of_bell` say what is wrong with an object that an engine died of."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The process that copies one package out of a descriptor that somebody sent, under limits of its own.
 
-    python -m shmserve.daemon.store.intake SOURCE_FD TARGET_FD LIMITS
+    python -m shmserve.daemon.store.ingest_worker SOURCE_FD TARGET_FD LIMITS
 
 SOURCE_FD is a directory or a regular file with a tar, TARGET_FD a new directory. Everything about the source happens
 here, even asking what it is: on a FUSE mount any of that may hang or lie. One JSON object a line goes to standard
@@ -34,8 +34,8 @@ from shmserve.package_files import OpenFile, is_apple_double, is_left_out, may_b
 
 from .byte_source import FileSource, open_archive
 from .errors import ArchiveRefused
-from .limits import Limits
-from .staging import Staging
+from .limits import PackageLimits
+from .package_writer import PackageWriter
 from .tar_reader import TarReader
 
 _REPORT_S = 0.1
@@ -48,14 +48,14 @@ _START_BYTES = 8
 Say = Callable[[dict[str, Any]], None]
 
 
-class Intake:
+class IngestWorker:
     """One package on its way from `source` to `target`; `say` gets each event as a dict."""
 
-    def __init__(self, source: int, target: int, limits: Limits, say: Say) -> None:
+    def __init__(self, source: int, target: int, limits: PackageLimits, say: Say) -> None:
         self._source = source
         self._limits = limits
         self._say = say
-        self._staging = Staging(target, limits, self._on_bytes)
+        self._writer = PackageWriter(target, limits, self._on_bytes)
         self._read = 0
         self._total: int | None = None
         self._reads_archive = False
@@ -73,10 +73,10 @@ class Intake:
             root = self._folder()
         else:
             raise ArchiveRefused("what was sent is neither a directory nor a regular file with a tar")
-        if not self._staging.files:
+        if not self._writer.files:
             raise ArchiveRefused("there is no file in it")
-        self._staging.sync(movable=root)
-        for file in self._staging.files.values():
+        self._writer.sync(movable=root)
+        for file in self._writer.files.values():
             self._say({"event": "file", **asdict(file)})
         self._say({"event": "done", "root": root})
 
@@ -85,7 +85,7 @@ class Intake:
         self._report()
         before = []
         for file in open_files(self._source, entries=self._limits.members):
-            self._staging.add(file.name, file.found.st_size, read_chunks(file))
+            self._writer.add(file.name, file.found.st_size, read_chunks(file))
             before.append(_identity(file))
         # Files that were replaced meanwhile, each whole, can make a package that is half old, half new.
         if before != [_identity(file) for file in open_files(self._source, entries=self._limits.members)]:
@@ -100,19 +100,19 @@ class Intake:
             if is_left_out(header.name):
                 continue
             if header.is_directory:
-                self._staging.expect_directory(header.name)
+                self._writer.expect_directory(header.name)
                 continue
             chunks: Iterable[bytes] = reader.chunks()
             if may_be_apple_double(header.name):
                 start, chunks = _with_start(chunks)
                 if is_apple_double(start):
                     continue  # the reader passes over the rest
-            self._staging.add(header.name, header.size, chunks)
+            self._writer.add(header.name, header.size, chunks)
         source.check_unchanged()
 
     def _folder(self) -> str:
         """People write `tar -cf m.tar model/`: if all files are in one folder, that folder is the package."""
-        folders = {name.partition("/")[0] if "/" in name else "" for name in self._staging.files}
+        folders = {name.partition("/")[0] if "/" in name else "" for name in self._writer.files}
         return folders.pop() if len(folders) == 1 else ""
 
     def _on_position(self, position: int) -> None:
@@ -131,7 +131,7 @@ class Intake:
         now_s = time.monotonic()
         if now_s - self._reported_s >= _REPORT_S:
             self._reported_s = now_s
-            files = len(self._staging.files)
+            files = len(self._writer.files)
             self._say({"event": "progress", "read": self._read, "total": self._total, "files": files})
 
 
@@ -147,10 +147,10 @@ def _identity(file: OpenFile) -> tuple[str, int, int, int]:
     return file.name, file.found.st_ino, file.found.st_size, file.found.st_mtime_ns
 
 
-def copy_package(source: int, target: int, limits: Limits, say: Say) -> None:
+def copy_package(source: int, target: int, limits: PackageLimits, say: Say) -> None:
     """Copy the package and report its end, whichever, as the last event; raises only what `say` raises."""
     try:
-        Intake(source, target, limits, say).run()
+        IngestWorker(source, target, limits, say).run()
     except ModelPackageError as error:
         say({"event": "refused", "reason": str(error)})
     except MemoryError:
@@ -167,7 +167,7 @@ def _write(event: dict[str, Any]) -> None:
         line = line[os.write(1, line) :]
 
 
-def _confine(limits: Limits) -> None:
+def _confine(limits: PackageLimits) -> None:
     os.umask(0o077)
     # The supervisor ends this process at the same time; this is for one that has died meanwhile.
     signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1)
@@ -186,7 +186,7 @@ def _confine(limits: Limits) -> None:
 
 def main() -> int:
     """Exit status 0 once a last event was written, whichever."""
-    source, target, limits = int(sys.argv[1]), int(sys.argv[2]), Limits(**json.loads(sys.argv[3]))
+    source, target, limits = int(sys.argv[1]), int(sys.argv[2]), PackageLimits(**json.loads(sys.argv[3]))
     _confine(limits)
     with contextlib.suppress(BrokenPipeError):  # the supervisor no longer waits for this package
         copy_package(source, target, limits, _write)

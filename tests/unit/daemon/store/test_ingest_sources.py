@@ -11,7 +11,7 @@ import pytest
 
 from shmserve.daemon.store import ArchiveRefused
 from tests.support.archives.packages import write_package
-from tests.support.archives.taking import Take, receive_here
+from tests.support.archives.taking import Take, ingest_here
 from tests.support.archives.tar_bytes import (
     BASE,
     tar,
@@ -108,7 +108,7 @@ def test_a_descriptor_of_another_kind_is_refused(kind: str, tmp_path: Path) -> N
             descriptor = os.open(tmp_path / "sent", os.O_WRONLY)
     try:
         with pytest.raises(ArchiveRefused, match=r"neither a directory nor a regular file|cannot be read"):
-            asyncio.run(receive_here(descriptor, tmp_path / "staging"))
+            asyncio.run(ingest_here(descriptor, tmp_path / "staging"))
     finally:
         for each in (descriptor, *others):
             os.close(each)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from shmserve.daemon.engine.loop.time_slice import TURN_NS
+from shmserve.daemon.engine.loop.time_slice import TIME_SLICE_NS
 from tests.support.daemon_process import Daemon
 
 _SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
@@ -37,17 +37,17 @@ pytestmark = [
 
 
 def test_an_engine_has_short_turns_and_its_supervisor_those_that_everybody_has(obedient: Daemon) -> None:
-    assert scheduled(obedient.engine_pid)[2] == TURN_NS
+    assert scheduled(obedient.engine_pid)[2] == TIME_SLICE_NS
     assert scheduled(obedient.pid) == scheduled(0)
 
 
 @pytest.mark.parametrize(
-    ("before", "turn_ns"), [("os.nice(5)", TURN_NS), ("os.sched_setscheduler(0, os.SCHED_BATCH, p)", None)]
+    ("before", "turn_ns"), [("os.nice(5)", TIME_SLICE_NS), ("os.sched_setscheduler(0, os.SCHED_BATCH, p)", None)]
 )
 def test_what_the_operator_chose_stays(before: str, turn_ns: int | None) -> None:
     program = (
-        "import os; from shmserve.daemon.engine.loop.time_slice import ask_for_short_turns\n"
-        f"p = os.sched_param(0); {before}; ask_for_short_turns(); print(flush=True); input()"
+        "import os; from shmserve.daemon.engine.loop.time_slice import request_time_slice\n"
+        f"p = os.sched_param(0); {before}; request_time_slice(); print(flush=True); input()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -56,6 +56,6 @@ def test_what_the_operator_chose_stays(before: str, turn_ns: int | None) -> None
         process.communicate(b"\n", timeout=30)
 
     if turn_ns is None:
-        assert policy == os.SCHED_BATCH and runtime != TURN_NS
+        assert policy == os.SCHED_BATCH and runtime != TIME_SLICE_NS
     else:
         assert (policy, nice, runtime) == (os.SCHED_OTHER, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 5), turn_ns)

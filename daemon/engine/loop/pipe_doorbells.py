@@ -1,0 +1,127 @@
+"""Listens to every client's request bell at once, where each client has one of its own (transport `sealed`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections.abc import Collection
+
+from shmserve.layout import number_of
+
+from ..channel.channel_state import ChannelState
+
+_READ_BYTES = 65536
+#: So many rings more than requests need, and a client is not listened to for a while. One that keeps to the protocol
+#: rings once or twice for each request; an earlier engine may have left rings of as many as the channel has slots (64).
+_SPARE_RINGS = 256
+_RINGS = 2
+_MUTED_NS = 1_000_000_000
+
+
+class _Pipe:
+    """One client's pipe, and how often it rang without need."""
+
+    __slots__ = ("allowed", "muted_until_ns", "pipe", "rings", "state")
+
+    def __init__(self, state: ChannelState, pipe: int) -> None:
+        self.state = state
+        self.pipe = pipe
+        self.rings = 0
+        #: So many rings are allowed beside those of the requests that were seen; known when the first one comes.
+        self.allowed: int | None = None
+        self.muted_until_ns = 0
+
+
+class PipeDoorbells:
+    """The engine's `Doorbells` over the pipes of all channels; each pipe's descriptor stays its channel's.
+
+    A pipe tells who rang, so only that channel is looked at. Who rings and rings without a request is not
+    listened to for a while, and can wake the engine no more often than it serves him; what such a client does
+    publish is found by looking.
+    """
+
+    names_channels = True
+
+    def __init__(self, control: int) -> None:
+        """`control` is the supervisor's socket: a message ends a wait, but is no token."""
+        self._poll = select.epoll()
+        self._poll.register(control, select.EPOLLIN)
+        self._control = control
+        self._pipes: dict[int, _Pipe] = {}
+        self._muted: list[_Pipe] = []
+        self._ready: list[int] = []
+
+    def watch(self, state: ChannelState) -> None:
+        pipe = state.channel.request_pipe
+        if pipe is not None:
+            self._pipes[pipe] = _Pipe(state, pipe)
+            self._poll.register(pipe, select.EPOLLIN)
+
+    def forget(self, state: ChannelState) -> None:
+        pipe = state.channel.request_pipe
+        pipe_state = self._pipes.pop(pipe, None) if pipe is not None else None
+        if pipe_state is not None:
+            self._ignore(pipe_state)
+            if pipe_state in self._muted:
+                self._muted.remove(pipe_state)
+
+    def count(self) -> int:
+        if not self._ready:
+            self._look(0)
+        return len(self._ready)
+
+    def take(self) -> Collection[ChannelState]:
+        """One read of each pipe that is ready, whatever is left in it."""
+        if not self._ready:
+            self._look(0)
+        rang = []
+        while self._ready:
+            pipe_state = self._pipes[self._ready.pop()]
+            rings = 0
+            with contextlib.suppress(OSError):
+                rings = len(os.read(pipe_state.pipe, _READ_BYTES))
+                if not rings:
+                    # The client closed its end and lives: it would be ready for ever. Its requests are found by looking.
+                    self._ignore(pipe_state)
+            if rings:
+                rang.append(pipe_state.state)
+                self._count(pipe_state, rings)
+        return rang
+
+    def _count(self, pipe_state: _Pipe, rings: int) -> None:
+        seen = _RINGS * number_of(pipe_state.state.poller.last_seen)
+        if pipe_state.allowed is None:
+            pipe_state.allowed = _SPARE_RINGS - seen
+        pipe_state.rings += rings
+        if pipe_state.rings > seen + pipe_state.allowed:
+            pipe_state.rings, pipe_state.allowed = 0, None
+            self._ignore(pipe_state)
+            self._muted.append(pipe_state)
+            pipe_state.muted_until_ns = 0
+
+    def wait(self, timeout_ns: int) -> bool:
+        """The token stays for `take`."""
+        if not self._ready:
+            self._look(timeout_ns / 1e9)
+        return bool(self._ready)
+
+    def unmute(self, now_ns: int) -> None:
+        for pipe_state in tuple(self._muted):
+            if not pipe_state.muted_until_ns:
+                pipe_state.muted_until_ns = now_ns + _MUTED_NS
+            elif now_ns >= pipe_state.muted_until_ns:
+                self._muted.remove(pipe_state)
+                self._poll.register(pipe_state.pipe, select.EPOLLIN)
+
+    def _ignore(self, pipe_state: _Pipe) -> None:
+        with contextlib.suppress(OSError):
+            self._poll.unregister(pipe_state.pipe)
+        if pipe_state.pipe in self._ready:
+            self._ready.remove(pipe_state.pipe)
+
+    def _look(self, timeout_s: float) -> None:
+        self._ready = [pipe for pipe, _ in self._poll.poll(timeout_s) if pipe != self._control]
+
+    def close(self) -> None:
+        self._poll.close()
