@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shmserve.client.cli.load import Load
 from shmserve.client.cli.main import main as admin_command
 from tests.support.admin_command import COMMAND, admin, end_admin, served, start_admin
 from tests.support.daemon_process import Daemon, environment, wait_until
@@ -198,6 +199,10 @@ def test_without_a_daemon_every_command_that_asks_one_exits_with_3(
     assert not list(tmp_path.glob("*.rec")) and not list(tmp_path.glob("*.prom"))
 
 
+#: Requests of a load's client before it begins to measure.
+_WARM_UP = Load.warmup + 2
+
+
 @pytest.mark.long
 def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
     make_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
@@ -217,7 +222,8 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
         assert (stdout := running[name].stdout) is not None and stdout.readline()
     asking = ("bench", "--seconds", 5, "--timeout", 1, "--example", tmp_path / "example.npz")
     running["bench"] = start_admin(daemon, *asking)
-    wait_until("it asks", lambda: daemon.status()["clients"])
+    # After its warm-up: a load that never began would have failed for that reason.
+    wait_until("it measures", lambda: daemon.status()["requests"]["served"] > _WARM_UP)
 
     daemon.kill9()
     done = {name: end_admin(process) for name, process in running.items()}
