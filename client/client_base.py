@@ -77,6 +77,7 @@ class ClientBase:
         model = description["model"]
         if model is None:
             raise ServiceUnavailable(
-                f"service {self._pipeline.name!r} has no model ready; shmserve-admin status tells why"
+                f"service {self._pipeline.name!r} has no model ready; shmserve-admin status tells why",
+                service=self._pipeline.name,
             )
         return model  # type: ignore[no-any-return]

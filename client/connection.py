@@ -134,14 +134,18 @@ class Connection:
         except (FileNotFoundError, ConnectionError) as error:
             raise ServiceUnavailable(
                 f"no daemon serves {service!r} at {path}: start one (shmserved --model-path DIR --name {service}), "
-                "or say where it is (runtime_dir= or SHMSERVE_RUNTIME_DIR)"
+                "or say where it is (runtime_dir= or SHMSERVE_RUNTIME_DIR)",
+                service=service,
             ) from error
         except PermissionError as error:
             raise ServiceUnavailable(
-                f"{path} may not be opened by uid {os.getuid()}: join the daemon's group and set group_clients"
+                f"{path} may not be opened by uid {os.getuid()}: join the daemon's group and set group_clients",
+                service=service,
             ) from error
         except TimeoutError as error:
-            raise ServiceUnavailable(f"{path} accepted no connection within {timeout_s:g} s") from error
+            raise ServiceUnavailable(
+                f"{path} accepted no connection within {timeout_s:g} s", service=service
+            ) from error
         try:
             connected(connection)
             parameters = {
@@ -179,7 +183,8 @@ class Connection:
             channel.close()
             raise ServiceUnavailable(
                 f"the daemon of {self._service!r} gave reply memory of uid {channel.replies.segment.file.st_uid} to uid "
-                f"{os.geteuid()}, which trusted it until now: another daemon may have taken its place"
+                f"{os.geteuid()}, which trusted it until now: another daemon may have taken its place",
+                service=self._service,
             )
         return channel
 
@@ -214,7 +219,8 @@ class Connection:
             return evicted_error(self._service, close_reason.parameters)
         return ServiceRestarted(
             f"the daemon of {self._service!r} ({self._directory}) went away while the request was out; "
-            "a new request attaches to its successor"
+            "a new request attaches to its successor",
+            service=self._service,
         )
 
     def close_socket(self) -> None:
@@ -245,11 +251,13 @@ def _call(
     except VarlinkProtocolError as error:
         raise unreadable_error(service, method, str(error)) from error
     except TimeoutError as error:
-        raise ServiceUnavailable(f"the daemon of {service!r} did not answer {method} in time") from error
+        raise ServiceUnavailable(
+            f"the daemon of {service!r} did not answer {method} in time", service=service
+        ) from error
     except ConnectionError as error:
-        raise ServiceUnavailable(f"the daemon of {service!r} closed the connection") from error
+        raise ServiceUnavailable(f"the daemon of {service!r} closed the connection", service=service) from error
     except OSError as error:
-        raise ServiceUnavailable(f"the daemon of {service!r} could not be asked: {error}") from error
+        raise ServiceUnavailable(f"the daemon of {service!r} could not be asked: {error}", service=service) from error
 
 
 def _channel_info(service: str, reply: Reply) -> ChannelInfo:
@@ -279,7 +287,9 @@ def _channel(
     try:
         return ClientChannel(channel_info, reply.fds, before=before, owners=owners)
     except ProtocolMismatch as error:
-        raise ProtocolMismatch(f"the channel that the daemon of {service!r} gave is refused: {error}") from error
+        raise ProtocolMismatch(
+            f"the channel that the daemon of {service!r} gave is refused: {error}", service=service
+        ) from error
 
 
 def _is_model(model: Any) -> bool:

@@ -68,7 +68,8 @@ class ConnectionEvents:
             self.lost(connection)
         if table.lends_reply_to(threading.get_ident()):
             raise SlotsExhausted(
-                f"the slots of {self._guard.name!r} must grow, and one holds a reply that is lent out: leave its block"
+                f"the slots of {self._guard.name!r} must grow, and one holds a reply that is lent out: leave its block",
+                service=self._guard.name,
             )
         return False
 
@@ -86,5 +87,9 @@ class ConnectionEvents:
         if not self._table.deferred:
             raise refusal.error from refusal
         self._table.fail_deferred(
-            lambda number: InferenceFailed(f"the result of request {number} needs more room: {refusal.error}")
+            lambda number: InferenceFailed(
+                f"the result of request {number} needs more room: {refusal.error}",
+                service=self._guard.name,
+                request_id=number,
+            )
         )

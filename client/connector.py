@@ -134,7 +134,7 @@ class Connector:
         def describe() -> dict[str, Any]:
             connection = self.usable()
             if connection is None:
-                raise ServiceUnavailable(f"the daemon of {self._guard.name!r} went away")
+                raise ServiceUnavailable(f"the daemon of {self._guard.name!r} went away", service=self._guard.name)
             return connection.describe(_remaining_s(deadline_ns))
 
         return self._run_exclusively(deadline_ns, describe)
@@ -191,7 +191,8 @@ class Connector:
                 self._parking_lot.park(deadline_ns)
                 if time.monotonic_ns() >= deadline_ns:
                     raise ServiceUnavailable(
-                        f"the daemon of {self._guard.name!r} did not answer another thread in time"
+                        f"the daemon of {self._guard.name!r} did not answer another thread in time",
+                        service=self._guard.name,
                     )
             try:
                 return call()

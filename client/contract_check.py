@@ -52,7 +52,11 @@ def check_observation(service: str, model: dict[str, Any], observation: Any) -> 
         raise ContractMismatch(
             f"the observation is not what {model.get('name')!r} (version {model.get('version')}), served by {service!r}, "
             f"was declared to take (declared -> given):\n  {listed}\n"
-            "Send what it declares, or make the client with check_contract=False if it takes this, too"
+            "Send what it declares, or make the client with check_contract=False if it takes this, too",
+            differences=differences,
+            model=model.get("name"),
+            model_version=model.get("version"),
+            service=service,
         )
 
 

@@ -33,19 +33,25 @@ def decode_reply(
     try:
         tree = decoder.decode(memory, *in_slot, read_leaf)
     except MetadataError as error:
-        return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error}")
+        return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error}", service=service)
     except MemoryError as error:
         number = number_of(head.sequence)
         return None, OutOfMemory(
-            f"this process has no memory for the result of request {number} to {service!r}: {error}"
+            f"this process has no memory for the result of request {number} to {service!r}: {error}",
+            service=service,
+            request_id=number,
         )
     except Exception as error:  # unpickling runs the code of the object's own type
         if not in_slot[-1]:
             if not isinstance(error, READ_ERRORS):
                 raise  # a signal handler's: the reply stays where it is
-            return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error!r}")
+            return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error!r}", service=service)
         why = f"{type(error).__name__}: {error}"
-        return None, InferenceFailed(f"the model returned an object that this process cannot unpickle: {why}")
+        return None, InferenceFailed(
+            f"the model returned an object that this process cannot unpickle: {why}",
+            service=service,
+            request_id=number_of(head.sequence),
+        )
     if head.status != _OK:
         return None, reply_error(service, head, tree)
     if loan is None:

@@ -66,7 +66,10 @@ class RequestControl:
                     raise RequestTimeout(
                         f"no reply from {self._guard.name!r} to request {pending.request_id} within the "
                         f"{(now_ns - began_ns) / 1e9:.3g} s of this wait: the request goes on until its deadline, in "
-                        f"{(pending.deadline_ns - now_ns) / 1e9:.3g} s; call result() again, or cancel()"
+                        f"{(pending.deadline_ns - now_ns) / 1e9:.3g} s; call result() again, or cancel()",
+                        waited=(now_ns - began_ns) / 1e9,
+                        service=self._guard.name,
+                        request_id=pending.request_id,
                     )
                 self.expire(pending)
         if self.model_watch is not None and pending._head is not None:
@@ -77,9 +80,12 @@ class RequestControl:
         self.abandon(pending)
         waited_ns = time.monotonic_ns() - pending._started_ns
         reason = self._connector.reason_without_model(min(_LONGEST_REASON_NS, waited_ns // 20))
-        text = f"no reply from {self._guard.name!r} to request {pending.request_id} within {waited_ns / 1e9:.3g} s"
+        text = f"no reply from {self._guard.name!r} to request {pending.request_id} within {waited_ns / 1e9:.3g}"
         error = RequestTimeout(
-            f"{text}: {reason} (a late one is discarded)" if reason else f"{text} (a late one is discarded)"
+            f"{text} s: {reason} (a late one is discarded)" if reason else f"{text} s (a late one is discarded)",
+            waited=waited_ns / 1e9,
+            service=self._guard.name,
+            request_id=pending.request_id,
         )
         with self._guard.lock:
             self._table.fail(pending, error)

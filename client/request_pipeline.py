@@ -310,7 +310,7 @@ class RequestPipeline:
         else:
             self._parking_lot.park(deadline_ns)  # only another thread can release the loan or finish the call
         if time.monotonic_ns() >= deadline_ns:
-            raise exhausted_error(self.name, resize=status == RESIZE_REQUIRED)
+            raise exhausted_error(self.name, self._table.slots, resize=status == RESIZE_REQUIRED)
 
     def _specialize(self, pending: Pending) -> None:
         with self._guard.lock:
@@ -324,7 +324,7 @@ class RequestPipeline:
 
     def exhausted_error(self) -> SlotsExhausted:
         """Return the error for a request that had no slot in time."""
-        return exhausted_error(self.name)
+        return exhausted_error(self.name, self._table.slots)
 
     # Loans of request slots
 
@@ -366,7 +366,8 @@ class RequestPipeline:
             if connection is None or connection is not loan.connection or connection.is_peer_closed():
                 self._guard.check_usable()  # closing the client ends the connection, too
                 raise ServiceUnavailable(
-                    f"the daemon of {self.name!r} went away while the slot was on loan; nothing was sent: borrow another"
+                    f"the daemon of {self.name!r} went away while the slot was on loan; nothing was sent: borrow another",
+                    service=self.name,
                 )
             self._publish(connection, pending, observation, loan.options, loan)
         self._parking_lot.unpark_all()

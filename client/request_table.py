@@ -63,6 +63,11 @@ class RequestTable:
         self._last_before: ReplyHead | None = None  # the latest reply when this client attached,
         self._declared_stateful: bool | None = None  # and whether the model kept state, by its description
 
+    @property
+    def slots(self) -> int:
+        """The number of slots that the client asked for."""
+        return self._capacity.slots
+
     # The channel
 
     def begin(self, holder: ChannelHolder, stateful: bool | None) -> None:
@@ -92,7 +97,9 @@ class RequestTable:
         if self.request_loan is not None and (loan := self.request_loan()) is not None:
             if loan.thread == threading.get_ident():
                 raise SlotsExhausted(
-                    "a request slot is lent out: send() it, or leave its block, before the next request"
+                    "a request slot is lent out: send() it, or leave its block, before the next request",
+                    service=self._service,
+                    slots=self.slots,
                 )
             return BACK_PRESSURED
         sequence = (0 if self.deferred else self._next_sequence()) or self._poll_then_claim()
@@ -140,7 +147,9 @@ class RequestTable:
         if not self.in_flight and self.lends_reply_to(threading.get_ident()):
             raise SlotsExhausted(
                 f"every slot of {self._service!r} holds a reply that is lent out: leave its block first, or make the "
-                "client with more slots"
+                "client with more slots",
+                service=self._service,
+                slots=self.slots,
             )
         return BACK_PRESSURED
 

@@ -1,4 +1,7 @@
-"""Serves a PyTorch policy to the robot processes of one host through shared memory.
+"""PyTorch policy server for the robot processes of one host, through shared memory.
+
+>>> import shmserve
+>>> client = shmserve.ShmClient("arm")  # names of shmserve.client are loaded with their first use
 
 The package has one core and two sides that never import each other; imports run downwards only
 (held by import-linter, see pyproject.toml):
@@ -15,4 +18,64 @@ The package has one core and two sides that never import each other; imports run
     protocol                              what the words mean
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "ActionChunks",
+    "ActionStep",
+    "AsyncShmClient",
+    "ChunkStats",
+    "ClientClosed",
+    "ClientEvicted",
+    "ClientForked",
+    "ContractMismatch",
+    "EngineLost",
+    "ForeignService",
+    "InferenceFailed",
+    "InvalidArgument",
+    "InvalidChunk",
+    "LoanEnded",
+    "LoanOutlived",
+    "NoFreshAction",
+    "ObservationStale",
+    "ObservationTooLarge",
+    "OutOfMemory",
+    "Pending",
+    "ProtocolMismatch",
+    "ReentrantCall",
+    "Reply",
+    "ReplyLoan",
+    "RequestCancelled",
+    "RequestLoan",
+    "RequestRejected",
+    "RequestSuperseded",
+    "RequestTimeout",
+    "RequestTiming",
+    "ServiceRestarted",
+    "ServiceStopping",
+    "ServiceUnavailable",
+    "ShmClient",
+    "ShmServeError",
+    "SlotsExhausted",
+    "TooManyRequests",
+    "UnsupportedType",
+    "ValueOutOfRange",
+    "__version__",
+    "send_inference_request",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the client with the first use of one of its names: `import shmserve` alone stays cheap."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # By its name: the core never imports one of its sides, and __init__.pyi has the types.
+    value = globals()[name] = getattr(importlib.import_module("shmserve.client"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -33,7 +33,7 @@ def read_example(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
-                raise ExampleUnreadable(f"{path} is no .npz of named arrays: numpy.savez makes one")
+                raise ExampleUnreadable(f"{path} is not an .npz of named arrays: numpy.savez makes one")
             stream.seek(0)
             with np.load(stream, allow_pickle=False) as archive:
                 found = {name: archive[name] for name in archive.files}

@@ -44,9 +44,9 @@ class AdminRecording:
         client = optional(parameters, "client", int)
         status = self._supervisor.snapshot()
         if status.is_recording:
-            raise self._refused("busy", "somebody records already: one recording at a time")
+            raise self._refused("busy", "a recording is running already: one recording at a time")
         if client is not None and client not in {each.channel for each in status.clients}:
-            raise self._refused("unknown_client", f"there is no client {client}; shmserve-admin clients lists them")
+            raise self._refused("unknown_client", f"client {client} is not attached; shmserve-admin clients lists them")
         try:
             capacity = check_record_ring(fds[0])
         except RecordRingBroken as error:

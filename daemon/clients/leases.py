@@ -28,7 +28,7 @@ _LEAST_METADATA = 4096
 _GONE = 1024
 _LEAST_PAYLOAD = 64 * 1024
 _REMOVED = (
-    "somebody has removed the service's objects from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
+    "the service's objects were removed from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
     "logind.conf); who is attached is served on, but for new channels restart shmserved"
 )
 

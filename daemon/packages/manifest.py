@@ -224,7 +224,7 @@ def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
-            raise ModelPackageError(f"{manifest}: {_shown(key)} is no {what}{hint}")
+            raise ModelPackageError(f"{manifest}: {_shown(key)} is not a {what}{hint}")
 
 
 def _shown(value: object) -> str:

@@ -150,7 +150,7 @@ class Rollout:
 
     def _check_not_stopping(self) -> None:
         if self._supervisor.stopping:
-            raise RolloutRefused("stopping", "the daemon is stopping: it changes nothing any more")
+            raise RolloutRefused("stopping", "the daemon is stopping: it accepts no changes")
 
     def _device(self) -> str:
         deployment = self._supervisor.deployment

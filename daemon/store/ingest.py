@@ -49,14 +49,14 @@ class IngestedPackage:
         return content_digest(self.files)
 
 
-#: `ingest`, or a replacement for it where no process may be started.
+#: `ingest`, or a function that tests use in its place, which starts no process.
 Ingest = Callable[
     [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None"], Awaitable[IngestedPackage]
 ]
 
 
 class IngestEvents:
-    """Collector of the worker's events for one package; `root` stays None until all of it has arrived."""
+    """Events of the worker that ingests one package; `root` is None until the last one."""
 
     def __init__(self, progress: Callable[[BytesIngested], None] | None = None) -> None:
         self._progress = progress

@@ -26,7 +26,7 @@ class IngestProgress:
         self._now: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any] | None:
-        """The step (`compare` with what was served, `receive`), its source, bytes and how many in all; None: nothing."""
+        """The step (`compare` with what was served, `ingest`), its source, bytes and how many in all; None: nothing."""
         return self._now
 
     @contextlib.contextmanager

@@ -47,8 +47,8 @@ class Store:
         limits: PackageLimits | None = None,
         signatures: SignaturePolicy | None = None,
         examine: Callable[[Path], int] = lambda path: 0,
-        in_use: Callable[[], Collection[str]] = tuple,
         ingest: Ingest = ingest,
+        in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
         """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
         should not be kept. `in_use` returns the versions whose files an engine reads: they are not removed. It is
@@ -62,8 +62,8 @@ class Store:
         self._limits = limits or PackageLimits()
         self._signatures = signatures or SignaturePolicy()
         self._examine = examine
-        self._in_use = in_use
         self._ingest = ingest
+        self._in_use = in_use
         #: Held by whoever changes the directory and the state, never while files are read through or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()

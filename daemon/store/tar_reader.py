@@ -26,7 +26,7 @@ PADDING_BYTES = 1 << 20
 #: Its own, one extension header, and sometimes a global one.
 _HEADERS_OF_A_MEMBER = 3
 
-_NO_TAR = "the file is no tar: send a directory, or a tar of one, plain or gzip"
+_NO_TAR = "the file is not a tar: send a directory, or a tar of one, plain or gzip"
 _ZEROS = bytes(BLOCK)
 _POSIX_MAGIC = b"ustar\x0000"
 _GNU_MAGIC = b"ustar  \x00"

@@ -99,7 +99,7 @@ def test_every_text_on_the_page_is_one_that_the_program_says() -> None:
         "load_s =",
         "TimeoutError",
     }
-    put_in |= {"killed by SIGKILL", "model.toml", "no key of [model]", "model.pt2", "kernel takes 107"}
+    put_in |= {"killed by SIGKILL", "model.toml", "not a key of [model]", "model.pt2", "kernel takes 107"}
     missing = []
     for quoted in MESSAGES:
         for part in re.split(r"'?\.\.\.'?", quoted):

@@ -335,7 +335,7 @@ def test_an_unknown_key_of_the_model_is_named(make_daemon: Callable[..., Daemon]
     daemon = make_daemon(tmp_path)
 
     assert daemon.run_to_end() == 78
-    assert f"{tmp_path / 'model.toml'}: 'entyr' is no key of [model]; did you mean 'entry'?" in daemon.log
+    assert f"{tmp_path / 'model.toml'}: 'entyr' is not a key of [model]; did you mean 'entry'?" in daemon.log
 
 
 def test_a_runtime_directory_too_long_for_a_socket_is_named(make_daemon: Callable[..., Daemon]) -> None:

@@ -31,11 +31,13 @@ def test_a_client_that_crashes_the_engine_three_times_is_evicted_whatever_was_an
         with pytest.raises(
             ClientEvicted,
             match="serves this process no more: its requests crashed the engine 3 times within 10 minutes",
-        ):
+        ) as evicted:
             client.infer({"die": True})
+        assert (evicted.value.service, evicted.value.retry_after) == (daemon.name, 4.0)
 
-        with pytest.raises(ClientEvicted, match=r"it may attach again in \d s \(ban_s = 4\)"):
+        with pytest.raises(ClientEvicted, match=r"it may attach again in \d s \(ban_s = 4\)") as banned:
             client.infer({"add": 1})
+        assert banned.value.retry_after is not None and 0 < banned.value.retry_after <= 4
         assert other.infer({"add": 2}) == {"total": 2}
 
         def served() -> bool:

@@ -36,7 +36,7 @@ def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Call
             assert client.infer({"do": "echo", "value": number}) == number
         for who, value in ((daemon.client(max_retries=0), 1), (client, np.zeros(1 << 20))):
             with pytest.raises(
-                ServiceUnavailable, match=r"removed the service's objects from /dev/shm.*restart shmserved"
+                ServiceUnavailable, match=r"the service's objects were removed from /dev/shm.*restart shmserved"
             ):
                 who.infer({"do": "echo", "value": value})
         assert client.infer({"do": "echo", "value": 5}) == 5
@@ -49,7 +49,9 @@ def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Call
 
 @pytest.mark.fault("T87")
 @pytest.mark.long
-def test_an_engine_that_dies_after_that_is_replaced_and_nobody_is_blamed(start_daemon: Callable[..., Daemon]) -> None:
+def test_an_engine_that_dies_after_that_is_replaced_and_nobody_is_blamed(
+    start_daemon: Callable[..., Daemon],
+) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)
     with daemon.client(timeout=100) as client, daemon.client(timeout=100) as other:
         for each in (client, other):

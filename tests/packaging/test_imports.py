@@ -120,3 +120,20 @@ def test_what_the_client_package_offers_is_there_when_asked_for() -> None:
 
 def test_a_program_that_asks_for_json_does_not_load_what_draws_tables() -> None:
     assert not {"rich", "matplotlib"} & loaded_by("import shmserve.client.cli.main")
+
+
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("dir(shmserve)", []),
+        ("shmserve.RequestTimeout", ["shmserve.client"]),
+        ("shmserve.ShmClient", ["shmserve.client", "numpy"]),
+    ],
+)
+def test_the_package_loads_its_client_with_the_first_use_of_a_name(statement: str, loaded: list[str]) -> None:
+    program = f"import sys, shmserve; {statement}; print([n for n in ('shmserve.client', 'numpy') if n in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=environment()
+    )
+
+    assert found.stdout.strip() == str(loaded)

@@ -245,7 +245,9 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refused is not None])
-def test_what_is_refused_exits_with_1_and_says_why(name: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_exits_with_1_and_says_why(
+    name: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, refused = place.daemon.folder / "config.toml", CASES[name].refused
     assert refused is not None
     good = file.read_text()
@@ -326,9 +328,7 @@ def test_what_nobody_reads_on_ends_quietly(place: Place) -> None:
 @pytest.mark.parametrize(
     "words", [["top", "--interval", "0.1"], ["status", "--watch"], ["--json", "status", "--watch"]]
 )
-def test_what_is_watched_through_a_pipe_is_told_look_by_look_and_ends_with_control_c(
-    words: list[str], place: Place
-) -> None:
+def test_what_is_watched_through_a_pipe_is_told_look_by_look_and_ends_with_control_c(words: list[str], place: Place) -> None:
     process = start_admin(place.daemon, *words)
     assert process.stdout is not None
     seen = 0

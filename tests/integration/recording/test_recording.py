@@ -239,7 +239,11 @@ def test_what_cannot_be_recorded_is_refused(echo: Daemon, tmp_path: Path) -> Non
     with recording(echo, tmp_path / "b.rec"):
         busy = admin(echo, "record", "--out", tmp_path / "a.rec")
 
-    for refused, said in ((unknown, "no client 77"), (exists, "overwrites nothing"), (busy, "one recording at a time")):
+    for refused, said in (
+        (unknown, "client 77 is not attached"),
+        (exists, "overwrites nothing"),
+        (busy, "one recording at a time"),
+    ):
         assert refused.returncode == 1 and said in refused.stderr, refused.stderr
     assert (tmp_path / "old.rec").read_text() == "precious" and not (tmp_path / "a.rec").exists()
 
@@ -343,7 +347,7 @@ def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
     absent = admin(daemon, "replay", file, "--model", tmp_path / "absent")
     nobody = admin(daemon, "replay", file)
 
-    assert no_tar.returncode == 1 and "broken.tar: the file is no tar" in no_tar.stderr
+    assert no_tar.returncode == 1 and "broken.tar: the file is not a tar" in no_tar.stderr
     assert broken.returncode == 1 and "a_module_that_is_nowhere" in broken.stderr
     assert absent.returncode == 1 and "absent does not exist" in absent.stderr
     assert nobody.returncode == 3, nobody.stderr

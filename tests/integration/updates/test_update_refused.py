@@ -108,7 +108,7 @@ def test_a_message_calls_the_package_by_its_senders_name(serving: Served, tmp_pa
     (tmp_path / "lift").mkdir()
     (tmp_path / "lift" / "model.toml").write_text("[model]\nentyr = 'x'\n")
 
-    with refused("package", "lift/model.toml: 'entyr' is no key of [model]; did you mean 'entry'?"):
+    with refused("package", "lift/model.toml: 'entyr' is not a key of [model]; did you mean 'entry'?"):
         update(serving.daemon, tmp_path / "lift")
 
 

@@ -210,9 +210,9 @@ _HEADERS = [
 
 _FORMATS = [
     Hostile("empty file", lambda: b"", "the archive is empty"),
-    Hostile("no tar", lambda: b"hello\n" * 1000, "is no tar"),
-    Hostile("short text", lambda: b"hello\n", "is no tar"),
-    Hostile("pickle", lambda: pickle.dumps({"weights": [0.5] * 1000}), "is no tar"),
+    Hostile("no tar", lambda: b"hello\n" * 1000, "is not a tar"),
+    Hostile("short text", lambda: b"hello\n", "is not a tar"),
+    Hostile("pickle", lambda: pickle.dumps({"weights": [0.5] * 1000}), "is not a tar"),
     Hostile("zip", _zip, "a zip file"),
     Hostile("xz", lambda: lzma.compress(tar(BASE)), "compressed with xz"),
     Hostile("bzip2", lambda: bz2.compress(tar(BASE)), "compressed with bzip2"),
@@ -227,13 +227,13 @@ _GZIP = [
     Hostile("gzip cut off", lambda: packed(tar(BASE))[:-20], "gzip stream is"),
     Hostile("gzip without its checksum", lambda: packed(tar(BASE))[:-8], "gzip stream is cut off"),
     Hostile("gzip with another checksum", _wrong_checksum, "gzip stream is damaged"),
-    Hostile("gzip damaged", lambda: _flipped(packed(tar(BASE)), 40), "damaged|checksum|cut off|no tar"),
+    Hostile("gzip damaged", lambda: _flipped(packed(tar(BASE)), 40), "damaged|checksum|cut off|not a tar"),
     Hostile("gzip header only", lambda: packed(tar(BASE))[:10], "gzip stream is cut off"),
     Hostile("gzip followed by text", lambda: packed(tar(BASE)) + b"hello", "followed by other bytes"),
     Hostile("gzip followed by gzip", lambda: packed(tar(BASE)) + packed(b"more"), "followed by other bytes"),
     Hostile("gzip in two streams", lambda: packed(BASE) + packed(END), "followed by other bytes"),
-    Hostile("gzip in gzip", lambda: packed(packed(tar(BASE) + padded(b"") * 10)), "is no tar|cut off"),
-    Hostile("gzip of nothing", lambda: packed(b""), "is no tar"),
+    Hostile("gzip in gzip", lambda: packed(packed(tar(BASE) + padded(b"") * 10)), "is not a tar|cut off"),
+    Hostile("gzip of nothing", lambda: packed(b""), "is not a tar"),
 ]
 
 HOSTILE = [

@@ -42,7 +42,7 @@ async def ingest_here(
     return IngestedPackage(staging, staging / events.root, events.files)
 
 
-def taker(folder: Path, ingest: Ingest = ingest_here) -> Take:
+def taker(folder: Path, receive: Ingest = ingest_here) -> Take:
     """Receives what is at a path, or these bytes, into folder/staging."""
 
     def take(source: Path | bytes, **limits: Any) -> IngestedPackage:
@@ -51,7 +51,7 @@ def taker(folder: Path, ingest: Ingest = ingest_here) -> Take:
             source = folder / "sent"
 
         async def received(descriptor: int) -> IngestedPackage:
-            return await ingest(descriptor, folder / "staging", PackageLimits(**limits), None)
+            return await receive(descriptor, folder / "staging", PackageLimits(**limits), None)
 
         with opened(source) as descriptor:
             return asyncio.run(received(descriptor))

@@ -1,4 +1,4 @@
-"""Names of shared-memory objects: unguessable, each service's own, swept without touching another's."""
+"""NameRegistry of shared-memory objects: unguessable, each service's own, swept without touching another's."""
 
 from __future__ import annotations
 
