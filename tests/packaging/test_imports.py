@@ -108,7 +108,7 @@ def test_an_operator_s_command_loads_what_it_needs_alone(echo: Daemon, tmp_path:
     assert {name for name in loaded if name.startswith("shmserve.daemon")} == set()
 
 
-def test_what_the_client_package_offers_is_there_when_asked_for() -> None:
+def test_every_export_of_the_client_package_exists() -> None:
     import shmserve.client
 
     for name in shmserve.client.__all__:

@@ -76,7 +76,7 @@ def test_a_traceback_is_one_entry(log: logging.Logger, journal: socket.socket) -
     assert fields["PRIORITY"] == b"3"
 
 
-def test_what_the_journal_does_not_take_goes_to_its_stream(
+def test_an_entry_that_the_journal_refuses_goes_to_the_stream(
     log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "journal").unlink()

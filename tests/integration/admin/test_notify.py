@@ -53,7 +53,7 @@ def test_a_model_s_name_cannot_add_a_field(manager: NotifySocket) -> None:
     assert manager.receive() == {"STATUS": "model MAINPID=1"}
 
 
-def test_nobody_listening_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_notifying_without_a_listener_is_not_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier(str(tmp_path / "gone"))
 
     notifier.sd_notify(READY=1)

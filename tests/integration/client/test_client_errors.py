@@ -175,7 +175,7 @@ def test_a_path_too_long_for_a_socket_is_an_invalid_argument(folder: Path) -> No
         client_of(folder / ("d" * 120), max_retries=3).infer({"x": 1})
 
 
-def test_what_is_no_socket_is_no_service(folder: Path) -> None:
+def test_a_path_that_is_not_a_socket_is_not_a_service(folder: Path) -> None:
     path = folder / "arm" / "client.sock"
     with ExitStack() as stack:
         makers: list[Callable[[], object]] = [

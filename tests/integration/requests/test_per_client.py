@@ -109,7 +109,7 @@ def test_a_policy_that_does_not_ask_for_an_id_is_not_given_one(tmp_path: Path) -
     assert model.infer([{"x": 1}]) == [{"seen": [{"x": 1}]}]
 
 
-def test_the_warm_up_is_nobodys_and_is_forgotten(tmp_path: Path) -> None:
+def test_the_warm_up_belongs_to_no_client_and_is_reset(tmp_path: Path) -> None:
     policy = _POLICY.format(argument=", client_id", value="client_id")
     example = "\n    def example_observation(self):\n        return {'x': 1}\n"
     left = "\n    def client_left(self, client_id):\n        self.seen.append('left')\n"

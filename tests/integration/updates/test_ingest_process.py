@@ -104,7 +104,7 @@ def test_a_process_that_dies_leaves_nothing(
     assert not (tmp_path / "staging").exists()
 
 
-def test_a_disk_that_fails_is_no_fault_of_the_package(
+def test_a_disk_that_fails_is_not_the_fault_of_the_package(
     take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, remedy in (("ENOSPC", "make room"), ("EIO", "see to the state directory")):

@@ -21,7 +21,7 @@ def test_both_ends_of_a_long_text_are_kept_and_its_length_is_said() -> None:
     assert shortened(text, 10) == text[:10]
 
 
-def test_a_client_is_told_both_ends_of_a_long_exception() -> None:
+def test_a_client_gets_both_ends_of_a_long_exception() -> None:
     _, text = client_message(
         ValueError("weights of /srv/models/arm: " + "a layer, " * 5000 + "and 7 joints were expected")
     )

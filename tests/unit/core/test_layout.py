@@ -61,7 +61,7 @@ def test_a_header_is_these_bytes() -> None:
     assert header == b"shmserve" + struct.pack("=7Q", 3, 5, 6, 7, 3, 128, 1000)
 
 
-def test_each_sides_words_have_cache_lines_of_their_own() -> None:
+def test_the_words_of_each_side_have_separate_cache_lines() -> None:
     assert HEADER.size <= COUNTER_OFFSET
     assert COUNTER_OFFSET + CACHE_LINE <= SLOTS_OFFSET
     assert max(REQUEST.size, REPLY.size) <= SLOT_HEAD_BYTES
