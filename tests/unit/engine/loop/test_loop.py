@@ -82,7 +82,14 @@ class Engine:
             self.model, self.stats, version=1, max_batch=max_batch, in_place=False, stateful=False, checks={}
         )
         self.loop = EngineLoop(
-            bell, self.stats, serving, SpinBudget(1000), self._hear, lambda channel_info, why: pytest.fail(why)
+            bell,
+            self.stats,
+            serving,
+            SpinBudget(1000),
+            self._hear,
+            lambda channel_info, why: pytest.fail(why),
+            # As if it were too far away to help: what the clock alone would find is not found here.
+            longest_wait_ns=3600 * 10**9,
         )
         self.loop.serve()
 
@@ -173,8 +180,6 @@ class Client:
 
 @pytest.fixture(params=["named", "sealed"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    # As if it were too far away to help: what the clock alone would find is not found here.
-    monkeypatch.setattr(loop, "LONGEST_WAIT_NS", 3600 * 10**9)
     # Clients and engine are one process here, and so on one processor; they act as if they were not.
     monkeypatch.setattr(loop, "same_cpu_writers", lambda pollers: [])
     engine = Engine(request.param)
