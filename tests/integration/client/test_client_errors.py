@@ -386,6 +386,7 @@ def test_a_result_without_memory_for_it_is_a_typed_error_of_its_own_request(
 # A service that is loading
 
 
+@pytest.mark.long
 def test_a_timeout_while_the_service_is_loading_says_so(
     make_daemon: Callable[..., Daemon], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

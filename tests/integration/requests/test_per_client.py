@@ -150,6 +150,7 @@ def test_a_policy_that_could_mix_its_clients_up_is_refused(tmp_path: Path, more:
         loaded(package)
 
 
+@pytest.mark.long
 def test_a_policy_that_fails_when_a_client_leaves_goes_on_with_the_others(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

@@ -236,6 +236,7 @@ def test_the_steps_are_printed_with_their_times(daemon: Daemon, folder: Path) ->
     assert "from the night run" in table and "gain-4" in table
 
 
+@pytest.mark.long
 def test_all_but_one_of_twenty_updates_at_once_are_busy(daemon: Daemon, gate: Gate, folder: Path) -> None:
     package = gain_package(folder, 5, loads_behind=str(gate.path))
 
