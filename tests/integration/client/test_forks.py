@@ -62,7 +62,7 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_channel(
     assert is_running(found["child"])
 
 
-def test_what_belongs_to_a_process_cannot_be_carried_to_another(client: ShmClient) -> None:
+def test_objects_bound_to_a_process_cannot_be_sent_to_another(client: ShmClient) -> None:
     things: list[Any] = [client, client.submit({"do": "echo", "value": 1}), client.loan({"do": "count"})]
     for thing in things:
         for carry in (pickle.dumps, copy.deepcopy):

@@ -248,7 +248,7 @@ def test_a_doorbell_does_not_block_whatever_came() -> None:
 
 
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_an_engine_s_stats_are_mapped_only_where_nobody_can_shrink_them() -> None:
+def test_the_stats_of_an_engine_are_mapped_only_if_sealed_against_shrinking() -> None:
     for descriptor, said in (
         (memory(seals=0, size=STATS_BYTES), "is not sealed"),
         (memory(size=STATS_BYTES - 1), f"has {STATS_BYTES - 1} of {STATS_BYTES} bytes"),

@@ -277,6 +277,7 @@ def test_a_client_that_attaches_again_compares_again(make_daemon: Callable[..., 
         assert "action" in client.infer(right())
 
 
+@pytest.mark.long
 def test_a_client_that_came_before_the_model_compares_once_there_is_one(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("described")
     daemon.spawn()
