@@ -1,4 +1,4 @@
-"""Entry point of shmserved: reads the settings, wires the parts and runs until SIGTERM."""
+"""shmserved: the command line, and the composition of the daemon's parts."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ log = logging.getLogger(__name__)
 FAILED = 1
 MISCONFIGURED = 78
 
-#: Time for callers that wait for the service to receive its failure, before the sockets are closed.
+#: Time for the answers to callers that wait for the service, before the sockets are closed after a failure.
 _ANSWERED_S = 0.3
 
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
 async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
-    """Run the daemon until it is stopped; raises the errors of `Supervisor.open`, `choose_startup_version` and `run`.
+    """Run the daemon until it is stopped; raises as `Supervisor.open`, `choose_startup_version` and `run`.
 
     `inherited` are the listening sockets from systemd, by file name; this function creates the others.
     """
@@ -83,12 +83,12 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     descriptor_limit.raise_own()
     background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
     for task in background:
-        task.add_done_callback(_tell_failure)
+        task.add_done_callback(_log_failure)
     try:
         supervisor.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
-        await asyncio.to_thread(store.open)  # may remove many leftovers, while the watchdog is notified
+        await asyncio.to_thread(store.open)  # in a thread: a long sweep must not delay the watchdog's keep-alive
         access_policy = supervisor.access_policy
 
         def listener(file: str, mode: int) -> socket.socket:
@@ -99,7 +99,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             _INFO,
             [client_service.interface()],
             refusal=access_policy.client_refusal,
-            # The processes of one user can use at most half of the connections.
+            # One user's processes can take about half of them.
             limits=ConnectionLimits(
                 connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16
             ),
@@ -139,9 +139,9 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         supervisor.close()
 
 
-def _tell_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the daemon's watchdog or readiness notifier has failed", exc_info=error)
+        log.error("a background task of the daemon has failed", exc_info=error)
 
 
 def _spin(value: str | None) -> int | str | None:
@@ -194,9 +194,9 @@ def main(
     shmserved --model-path models/arm --name arm --device cuda:0
     shmserved --config arm.toml --check-config
     """
-    open_standard_streams()  # before any other file takes the descriptor of a closed standard stream
+    open_standard_streams()  # first: another file would take the number of a closed one
     keep_from_children()
-    # Some parent processes ignore SIGCHLD, and then the kernel would reap the engines itself.
+    # Some starters ignore it; the kernel would then reap the engines.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)
@@ -214,7 +214,7 @@ def main(
         if check_config:
             _print_settings(settings)
             return
-        os.environ["SHMSERVE_LOG_LEVEL"] = config.log_level  # engines start with it
+        os.environ["SHMSERVE_LOG_LEVEL"] = config.log_level  # for the engines
         configure_logging("shmserved")
         for unknown in settings.unknown_variables():
             log.warning("%s", unknown)
@@ -223,7 +223,7 @@ def main(
             sock = inherited.get(CLIENT_SOCKET)
             config = replace(config, group_clients=sock is not None and group_may_connect(sock))
         if config.model_path is not None:
-            # Checked before anything is created, because it is the most common mistake.
+            # Before anything is created: the most common mistake.
             ModelPackage.read(config.model_path, allow_code=config.allow_code)
             package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
@@ -232,7 +232,7 @@ def main(
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))
-    except ConfigError as error:  # a restart would fail in the same way
+    except ConfigError as error:  # a restart would have nothing to serve either
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
     except (AlreadyRunning, EngineStartError, ModelPackageError, OSError) as error:
@@ -246,10 +246,12 @@ def main(
 
 
 def _print_settings(settings: Settings) -> None:
-    """Print the settings as a configuration file, with comments for keys that are not set."""
-    for key, found in settings.effective.items():
+    """Print the settings as a configuration file, and those that are not set as comments in it."""
+    for key, effective in settings.effective.items():
         click.echo(
-            f"# {key} is not set" if found.value is None else f"{key} = {toml_value(found.value)}  # {found.origin}"
+            f"# {key} is not set"
+            if effective.value is None
+            else f"{key} = {toml_value(effective.value)}  # {effective.origin}"
         )
 
 

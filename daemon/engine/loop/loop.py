@@ -59,8 +59,11 @@ class EngineLoop:
         control: Callable[[float], bool],
         broken: Callable[[ChannelInfo, str], None],
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
+        longest_wait_ns: int = LONGEST_WAIT_NS,
     ) -> None:
-        """`let_go` closes a channel that is no longer served, at once or between requests."""
+        """`let_go` closes a channel that is no longer served, at once or between requests. After `longest_wait_ns` an
+        active engine reads the counters of requests without a ring."""
+        self._longest_wait_ns = longest_wait_ns
         self._bell = bell
         self._words = stats.words
         self._serving: Serving | RecordedServing = serving
@@ -162,7 +165,7 @@ class EngineLoop:
             words[_HEARTBEAT_NS] = now_ns
             if not self.serving:
                 # The bell is the serving engine's: a token taken here would be its request's.
-                self._control(LONGEST_WAIT_NS / 1e9)
+                self._control(self._longest_wait_ns / 1e9)
                 continue
             if self._draining:
                 self._drain_on()
@@ -183,7 +186,7 @@ class EngineLoop:
                     continue
             untaken = 0
             self._taken_ns = now_ns
-            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
+            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > self._longest_wait_ns:
                 self._take_rings(now_ns)
             if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
@@ -193,7 +196,7 @@ class EngineLoop:
         if self._waiting:
             self._serve_next()
         elif any(state.held for state in self.states.values()):
-            self._control(LONGEST_WAIT_NS / 1e9)  # results that did not fit wait for their clients to make room
+            self._control(self._longest_wait_ns / 1e9)  # results that did not fit wait for their clients to make room
         else:
             self.stopped = True
 
@@ -259,7 +262,7 @@ class EngineLoop:
         since_ns = now_ns - self._scanned_ns
         # Without other work at once: the next request may be of the client that rang.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
-        if not soon and since_ns <= LONGEST_WAIT_NS:
+        if not soon and since_ns <= self._longest_wait_ns:
             return
         self._rung = False
         self._scanned_ns = now_ns
@@ -365,7 +368,7 @@ class EngineLoop:
         elif self._spin(began_ns):
             return
         self._words[Counter.WAKES] += 1
-        longest_ns = LONGEST_WAIT_NS if self._active else _LONGEST_IDLE_WAIT_NS
+        longest_ns = self._longest_wait_ns if self._active else _LONGEST_IDLE_WAIT_NS
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):

@@ -206,7 +206,7 @@ def test_a_file_that_is_not_there_is_refused_if_it_was_asked_for(tmp_path: Path)
     assert "gone.toml cannot be read: No such file" in refusal(found)
 
 
-def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path) -> None:
     assert "is not TOML" in refusal(settings("max_clients: 3\n", tmp_path))
 
 

@@ -90,7 +90,7 @@ def test_a_clamp_is_flagged_in_the_reply(robot: ShmClient) -> None:
     assert reply.clamped
 
 
-def test_what_cannot_be_brought_back_is_no_action(robot: ShmClient) -> None:
+def test_a_value_that_cannot_be_copied_to_the_host_is_not_an_action(robot: ShmClient) -> None:
     for changes, said in (
         ({"gain": NAN}, "action.actions: 3 of 3 numbers are NaN or infinite"),
         ({"value": INF}, "action.value: 1 of 1 numbers are NaN or infinite"),

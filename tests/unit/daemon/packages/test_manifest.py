@@ -86,7 +86,7 @@ def test_an_empty_directory_is_refused_naming_what_it_could_hold(directory: Path
         assert name in text
 
 
-def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     assert "is not a directory" in refusal(tmp_path / "file")

@@ -70,7 +70,7 @@ def test_a_class_is_made_with_its_weights(tmp_path: Path) -> None:
     assert model.infer([{"state": torch.tensor([1.0, 2.0])}])[0]["actions"].tolist() == [3.0, 6.0]
 
 
-def test_what_a_class_says_of_itself_comes_before_what_the_manifest_says(tmp_path: Path) -> None:
+def test_attributes_of_the_class_win_over_the_manifest(tmp_path: Path) -> None:
     model, _ = loaded(python_package(tmp_path / "p", "[metadata]\nunits = 'm'\nrate_hz = 20"))
 
     assert model.metadata() == {"units": "mm", "rate_hz": 20, "gain": 3.0}

@@ -200,7 +200,7 @@ def test_another_number_of_outputs_than_results_is_refused(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])
-def test_a_file_that_is_no_program_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_program_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt2").write_bytes(content)
 
     with pytest.raises(ModelPackageError, match=r"model\.pt2 cannot be loaded by torch"):
@@ -215,7 +215,7 @@ def test_a_program_cut_short_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-def test_a_torchscript_file_is_no_exported_program(tmp_path: Path) -> None:
+def test_a_torchscript_file_is_not_an_exported_program(tmp_path: Path) -> None:
     shutil.move(package(tmp_path, "model.pt", "doubled") / "model.pt", tmp_path / "model.pt2")
 
     with pytest.raises(ModelPackageError, match=r"model\.pt2 cannot be loaded by torch"):

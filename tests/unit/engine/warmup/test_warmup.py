@@ -122,7 +122,7 @@ def test_a_recording_with_pickles_is_refused(tmp_path: Path) -> None:
         read_recorded(tmp_path / "example.npz")
 
 
-def test_a_single_array_is_no_recording(tmp_path: Path) -> None:
+def test_a_single_array_is_not_a_recording(tmp_path: Path) -> None:
     with open(tmp_path / "example.npz", "wb") as file:
         np.save(file, STATE)
 
@@ -158,7 +158,7 @@ def test_recorded_text_is_text_again(tmp_path: Path) -> None:
         (None, []),
     ],
 )
-def test_what_is_not_finite_is_counted_and_named(value: Any, found: list[str]) -> None:
+def test_values_that_are_not_finite_are_counted_and_named(value: Any, found: list[str]) -> None:
     assert not_finite({"a": value}) == found
 
 
