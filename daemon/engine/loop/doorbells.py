@@ -1,4 +1,4 @@
-"""What wakes the engine: one doorbell that all clients ring, or one of each client's own."""
+"""Doorbells that wake the engine: one shared by all clients, or one for each client."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from shmserve.doorbell import Listener
 
 from ..channel.channel_state import ChannelState
 
-#: Tokens taken in one turn of the loop: two billion stale ones must not hold it.
+#: Most tokens taken in one turn of the loop: two billion stale ones must not block it.
 _MAX_RINGS = 1024
 
 
 class Doorbells(Protocol):
-    """What the loop listens to, of either transport."""
+    """The loop's interface to the doorbells of either transport."""
 
-    #: Whether `take` knows who rang. If not, the token that ends a wait is used up by that.
+    #: Whether `take` returns the channels that rang. If not, the wait itself uses up the token that ended it.
     names_channels: bool
 
     def watch(self, state: ChannelState) -> None:
-        """Listen to this client, too."""
+        """Listen to this client's doorbell from now on."""
 
     def forget(self, state: ChannelState) -> None:
-        """Before the channel is closed; one that is not watched is no error."""
+        """Stop listening to this client, before its channel is closed; do nothing if it is not watched."""
 
     def count(self) -> int:
-        """How many tokens wait, roughly; above zero if there is any."""
+        """Return roughly how many tokens are pending; above zero if there is any."""
 
     def take(self) -> Collection[ChannelState] | None:
-        """Use up the tokens that are there, or many; the channels that rang. None: nobody knows which."""
+        """Use up the pending tokens, or many of them; return the channels that rang, or None if they are not known."""
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleep until a token came, a message or a signal arrived, or the time is over. True: somebody rang."""
+        """Sleep until a token, a message or a signal arrives, or the time is over; return whether a client rang."""
 
     def unmute(self, now_ns: int) -> None:
-        """Called every now and then: listen again to whoever was not listened to for a while."""
+        """Listen again to clients that were muted for long enough; called from time to time."""
 
     def close(self) -> None:
-        """May be called twice."""
+        """Stop listening; may be called twice."""
 
 
 class SharedDoorbell:
