@@ -1,4 +1,4 @@
-"""Serves plain requests in as few steps as there can be; all else as Serving does."""
+"""The fast path of serving: one call of the native core between a client's counter and the model."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .serving import BatchItem, Serving
 
 log = logging.getLogger(__name__)
 
-# Plain numbers, as in serving.py.
+# Integers instead of enum members, as in serving.py.
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
 _SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
 class FastPathServing(Serving):
-    """A `Serving` with a short way from a client's counter to its reply, for a request with nothing special about it.
+    """A `Serving` with a fast path from a client's counter to its reply, for requests without special options.
 
-    The native core (native/python/server_fast_path.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
-    goes on by the long way from where it is.
+    The native core (native/python/server_fast_path.c) decides whether a request can take the fast path, and does most
+    of the work. A request that cannot continue there goes on with the slow path from where it is.
     """
 
     def __init__(self, *model: Any, **settings: Any) -> None:
         super().__init__(*model, **settings)
-        # A model that is told whose request it is, and numbers that have to be looked at, are nothing plain.
+        # The slow path serves models that take client ids and packages that declare value ranges.
         self._has_fast_path = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
@@ -93,7 +93,7 @@ class FastPathServing(Serving):
                     self._version,
                     infer_ns,
                 )
-            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the long way tells why
+            except BaseException:  # noqa: BLE001  the policy's own: nothing was answered, the slow path reports why
                 copied_ns = -1
         if copied_ns < 0:
             item, observation = self._item(state, path, observation), None
@@ -107,14 +107,14 @@ class FastPathServing(Serving):
             words[_CUT_THROUGH] += 1
         self._stats.record(path.queued_ns, path.staged_ns, infer_ns, copied_ns)
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
-        results = observation = None  # or the arena would look as if the policy kept it
+        results = observation = None  # otherwise the policy would seem to keep part of the arena
         if self._in_place:
             words[_IN_PLACE] += 1
         else:
             state.staging(0).keep_unless_held(state.fast_views)
 
     def _item(self, state: ChannelState, path: core.ServerFastPath, observation: Any) -> BatchItem:
-        """The plain request that was taken last, for the long way."""
+        """Return the request that the fast path took last, as a batch item for the slow path."""
         schema = state.fast_schema
         assert schema is not None
         head = path.head(RequestHead)
