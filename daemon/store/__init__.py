@@ -1,4 +1,4 @@
-"""The model versions that a service keeps: how a package gets in, what is known of it, which one is current."""
+"""Store of a service's model versions: ingest of packages, metadata of versions, and the current one."""
 
 from __future__ import annotations
 
