@@ -171,10 +171,10 @@ class AsyncShmClient(ClientBase):
     async def _publish(self, pending: Pending, observation: Any, options: RequestOptions, waker: TaskWaker) -> None:
         """Wait for a slot behind the tasks that came before, and use it."""
         thread, pipeline = self._pipeline.control.reply_thread, self._pipeline
-        thread.enqueue(waker)
+        thread.enqueue(waker, pending)
         try:
             while True:
-                if thread.slot_queue[0] is waker:
+                if thread.is_first(waker):
                     status = pipeline.try_publish(pending, observation, options)
                     if status >= 0:
                         return
@@ -186,7 +186,7 @@ class AsyncShmClient(ClientBase):
                 if not await waker.wait(pending.deadline_ns):
                     raise pipeline.exhausted_error()
         finally:
-            thread.dequeue(waker)
+            thread.dequeue(waker, pending)
 
     async def _connect(self, deadline_ns: int) -> None:
         retrier = self._pipeline.retrier

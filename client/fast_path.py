@@ -57,7 +57,7 @@ class FastPath:
         native = self._native
         found = native.try_receive(ReplyHead) if native is not None else None
         if found is not None and self._table.in_flight.get(pending.sequence) is pending:
-            self._table.complete(pending, *found)
+            self._table.complete(pending, found)
 
     def specialize(self, pending: Pending, encoder: Encoder, connection: Connection) -> None:
         """Make requests and replies like those of `pending`, which took the slow path, eligible from now on."""

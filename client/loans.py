@@ -54,13 +54,13 @@ class RequestLoan(dict[str, Any]):
         timeout_ns: int,
     ) -> None:
         super().__init__()
+        self._lender = lender  # first: it refuses to be pickled
         #: The connection that the slot belongs to, compared by identity.
         self.connection = connection
         self.sequence = sequence
         self.thread = threading.get_ident()
         self.options = options
         self.timeout_ns = timeout_ns
-        self._lender = lender
         self._arrays = arrays
         self._state = "on loan"
         self._left = False

@@ -1,4 +1,4 @@
-"""Tells a robot's program that replies come from another model version than before."""
+"""Event hook for a change of the model version that replies come from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-#: Hears the versions before and after, as `Reply.model_version`.
+#: Called with the versions before and after, as `Reply.model_version`.
 OnModelChange = Callable[[str, str], object]
 
 
@@ -16,7 +16,7 @@ class ModelWatch:
     """Hears of every reply; called by several threads."""
 
     def __init__(self, version: int | None) -> None:
-        """`version`: the one known so far; None: the first reply's is no change."""
+        """`version`: the one known so far; None: the first reply's version is not a change."""
         self._version = version
         self._callbacks: list[OnModelChange] = []
         self.renew_lock()

@@ -52,7 +52,7 @@ class ReplyThread:
         self._renew_lock()
         self._watched: dict[Pending, _Watched] = {}
         #: Tasks that wait for a slot, in the order they came.
-        self.slot_queue: list[TaskWaker] = []
+        self._slot_queue: list[tuple[TaskWaker, Pending]] = []
         self._thread: threading.Thread | None = None
         note_owned(self)
 
@@ -83,15 +83,20 @@ class ReplyThread:
         with self._lock:
             self._watched.pop(pending, None)
 
-    def enqueue(self, waker: TaskWaker) -> None:
+    def enqueue(self, waker: TaskWaker, pending: Pending) -> None:
         """Let a task wait for a slot behind those that came before."""
         with self._lock:
-            self.slot_queue.append(waker)
+            self._slot_queue.append((waker, pending))
 
-    def dequeue(self, waker: TaskWaker) -> None:
+    def is_first(self, waker: TaskWaker) -> bool:
+        """Return whether this task waits longest for a slot."""
+        with self._lock:
+            return self._slot_queue[0][0] is waker
+
+    def dequeue(self, waker: TaskWaker, pending: Pending) -> None:
         """Let the next task have the slot."""
         with self._lock, contextlib.suppress(ValueError):
-            self.slot_queue.remove(waker)
+            self._slot_queue.remove((waker, pending))
         self._wake_first()
 
     def _start(self, pending: Pending, user: ThreadUser) -> None:
@@ -146,9 +151,11 @@ class ReplyThread:
     def _wake_first(self) -> None:
         """Wake the task that waits longest for a slot: one may be free."""
         with self._lock:
-            while self.slot_queue and not (first := self.slot_queue[0]).wake():
+            while self._slot_queue and not (first := self._slot_queue[0])[0].wake():
+                # Its loop was closed under it: nothing may keep its coroutine alive.
                 with contextlib.suppress(ValueError):
-                    self.slot_queue.remove(first)  # its loop was closed under it
+                    self._slot_queue.remove(first)
+                self.unwatch(first[1])
 
 
 def no_thread_error(error: RuntimeError) -> ServiceUnavailable:

@@ -132,7 +132,10 @@ class RequestPipeline:
         try:
             if options is not DEFAULT_OPTIONS or loan:
                 self.publish(pending, observation, options, retry)
-            elif not self._waiter.lead(self._fast_path, pending, observation):
+            elif self._waiter.lead(self._fast_path, pending, observation):
+                if pending._completed_ns and self.control.model_watch is None:
+                    return pending
+            else:
                 self.publish(pending, observation, options, retry)
                 specializes = True
             if not pending._completed_ns:

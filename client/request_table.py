@@ -235,10 +235,10 @@ class RequestTable:
             del self.in_flight[sequence]  # last: an interrupt before it must not lose the reply
         return found
 
-    def complete(self, pending: Pending, result: Any, head: ReplyHead, completed_ns: int) -> None:
-        """Complete a request in flight with a result that was decoded."""
-        pending._result, pending._head, pending._completed_ns = result, head, completed_ns
-        self.last = head
+    def complete(self, pending: Pending, reply: tuple[Any, ReplyHead, int]) -> None:
+        """Complete a request in flight with a reply that was decoded: its result, its head and the time."""
+        pending._result, pending._head, pending._completed_ns = reply
+        self.last = pending._head
         del self.in_flight[pending.sequence]  # last, as in `poll`
 
     def fail(self, pending: Pending, error: ShmServeError) -> None:

@@ -39,6 +39,8 @@ STORE = (
     *("prune.before_rename", "prune.after_rename", "prune.after_sync", "prune.after_remove"),
     *(f"{file}.{step}" for file in SMALL_FILES for step in FILE_STEPS),
 )
+#: The failpoints of the file that keeps the operator's choice.
+STARTUP = tuple(f"given.{step}" for step in FILE_STEPS)
 #: The failpoints of an update, in the supervisor.
 UPDATE = (
     *("update.received", "update.before_start", "update.warm", "update.stopped_old", "update.before_swap"),
@@ -46,7 +48,7 @@ UPDATE = (
 )
 #: The failpoints of an engine, each after "engine.N." for the Nth engine of a daemon.
 ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving", "pause", "paused")
-_NAMES = frozenset((*STORE, *UPDATE))
+_NAMES = frozenset((*STORE, *STARTUP, *UPDATE))
 _OF_AN_ENGINE = re.compile(rf"engine\.[1-9][0-9]*\.({'|'.join(ENGINE_STEPS)})")
 _SPEC = re.compile(r"(?P<name>[a-z0-9_.]+)=(?P<action>[a-z]+)(?::(?P<value>[A-Za-z0-9_.]+))?(?:@(?P<nth>[1-9][0-9]*))?")
 

@@ -1,4 +1,4 @@
-"""shmserved: reads what the operator chose, wires the parts, runs until SIGTERM."""
+"""shmserved: the command line, and the composition of the daemon's parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 try:
     import click
-except ModuleNotFoundError:  # the client alone is installed
+except ModuleNotFoundError:  # only the client is installed
     sys.exit("shmserved needs the daemon's packages: pip install 'shmserve[daemon]'")
 
 from shmserve import __version__
@@ -50,22 +50,22 @@ from .varlink.server import VarlinkServer, listen_unix
 
 log = logging.getLogger(__name__)
 
-#: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
+#: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG): a restart by systemd is pointless.
 FAILED = 1
 MISCONFIGURED = 78
 
-#: Whoever waits for the service is told that it has failed before the sockets are closed.
+#: Time for the answers to callers that wait for the service, before the sockets are closed after a failure.
 _ANSWERED_S = 0.3
 
 _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 
 
 async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
-    """Run the daemon until it is told to stop; raises what `Supervisor.open`, `choose_startup_version` and `run` raise.
+    """Run the daemon until it is stopped; raises as `Supervisor.open`, `choose_startup_version` and `run`.
 
-    `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
+    `inherited` are the listening sockets from systemd, by file name; this function creates the others.
     """
-    # The supervisor reports to the two services that are made on top of it below, before any engine is started.
+    # The supervisor's callbacks go to the two services created below, before any engine is started.
     supervisor = Supervisor(
         config,
         on_evict=lambda lease, reason: client_service.evict(lease, reason),
@@ -83,12 +83,12 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     descriptor_limit.raise_own()
     background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
     for task in background:
-        task.add_done_callback(_tell_failure)
+        task.add_done_callback(_log_failure)
     try:
         supervisor.open()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
-        await asyncio.to_thread(store.open)  # it may have much to sweep up, and the watchdog is fed meanwhile
+        await asyncio.to_thread(store.open)  # in a thread: a long sweep must not delay the watchdog's keep-alive
         access_policy = supervisor.access_policy
 
         def listener(file: str, mode: int) -> socket.socket:
@@ -99,7 +99,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             _INFO,
             [client_service.interface()],
             refusal=access_policy.client_refusal,
-            # One user's processes leave half of them to the others.
+            # One user's processes can take about half of them.
             limits=ConnectionLimits(
                 connections=2 * config.max_clients + 32, connections_per_uid=config.max_clients + 16
             ),
@@ -139,9 +139,9 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         supervisor.close()
 
 
-def _tell_failure(task: asyncio.Task[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the daemon no longer watches itself", exc_info=error)
+        log.error("a background task of the daemon has failed", exc_info=error)
 
 
 def _spin(value: str | None) -> int | str | None:
@@ -162,7 +162,9 @@ def _spin(value: str | None) -> int | str | None:
 @click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")
 @click.option(
-    "--runtime-dir", type=click.Path(readable=False), help="Directory of the sockets, in a folder for each service."
+    "--runtime-dir",
+    type=click.Path(readable=False),
+    help="Parent directory of the sockets, with a subdirectory for each service.",
 )
 @click.option("--state-dir", type=click.Path(readable=False), help="Directory of the model versions.")
 @click.option("--transport", type=click.Choice(["named", "sealed"]), help="How memory is shared.  [default: named]")
@@ -171,7 +173,9 @@ def _spin(value: str | None) -> int | str | None:
 @click.option(
     "--config", "config_path", type=click.Path(readable=False), help="Configuration file (TOML); flags win over it."
 )
-@click.option("--check-config", is_flag=True, help="Say what the settings come to, and exit: 0, or 78 for a mistake.")
+@click.option(
+    "--check-config", is_flag=True, help="Print the effective settings and exit with 0, or with 78 for an error."
+)
 @click.version_option(__version__, prog_name="shmserved")
 def main(
     config_path: str | None,
@@ -190,9 +194,9 @@ def main(
     shmserved --model-path models/arm --name arm --device cuda:0
     shmserved --config arm.toml --check-config
     """
-    open_standard_streams()  # before anything else is opened, which would take the number of one that is closed
+    open_standard_streams()  # first: another file would take the number of a closed one
     keep_from_children()
-    # Ignored, as some starters have it, the kernel would reap our engines.
+    # Some starters ignore it; the kernel would then reap the engines.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     configure_logging("shmserved")
     notifier = Notifier.from_environment(os.environ)
@@ -210,7 +214,7 @@ def main(
         if check_config:
             _print_settings(settings)
             return
-        os.environ["SHMSERVE_LOG_LEVEL"] = config.log_level  # engines begin with it
+        os.environ["SHMSERVE_LOG_LEVEL"] = config.log_level  # for the engines
         configure_logging("shmserved")
         for unknown in settings.unknown_variables():
             log.warning("%s", unknown)
@@ -219,7 +223,7 @@ def main(
             sock = inherited.get(CLIENT_SOCKET)
             config = replace(config, group_clients=sock is not None and group_may_connect(sock))
         if config.model_path is not None:
-            # Before anything is created: the commonest mistake.
+            # Before anything is created: the most common mistake.
             ModelPackage.read(config.model_path, allow_code=config.allow_code)
             package_bytes(config.model_path)
     except (ConfigError, ActivationError, ModelPackageError, ValueError) as error:
@@ -228,7 +232,7 @@ def main(
         sys.exit(MISCONFIGURED)
     try:
         asyncio.run(serve(config, settings, inherited, notifier))
-    except ConfigError as error:  # there is nothing that it could serve, whenever it is started again
+    except ConfigError as error:  # a restart would have nothing to serve either
         log.error("%s", error)
         sys.exit(MISCONFIGURED)
     except (AlreadyRunning, EngineStartError, ModelPackageError, OSError) as error:
@@ -242,10 +246,12 @@ def main(
 
 
 def _print_settings(settings: Settings) -> None:
-    """What is set, as a file that says the same; what is not, as comments in it."""
-    for key, found in settings.effective.items():
+    """Print the settings as a configuration file, and those that are not set as comments in it."""
+    for key, effective in settings.effective.items():
         click.echo(
-            f"# {key} is not set" if found.value is None else f"{key} = {toml_value(found.value)}  # {found.origin}"
+            f"# {key} is not set"
+            if effective.value is None
+            else f"{key} = {toml_value(effective.value)}  # {effective.origin}"
         )
 
 

@@ -16,6 +16,7 @@ from fuzz.target import Target
 from shmserve.channel import ChannelInfo
 from shmserve.daemon.api.client import ClientService
 from shmserve.daemon.clients.leases import Wanted
+from shmserve.daemon.supervisor.status import ServiceState
 from shmserve.daemon.varlink.interface import InterfaceTable, ServiceInfo
 from shmserve.daemon.varlink.peer import Peer
 from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, MAX_SLOTS
@@ -74,11 +75,13 @@ class _Log:
 
 def _service() -> tuple[InterfaceTable, ClientService]:
     supervisor = SimpleNamespace(
-        state="ready",
+        state=ServiceState.READY,
         epoch=1,
         config=SimpleNamespace(name="fuzzed", max_slots=MAX_SLOTS),
         leases=_Leases(),
         detach=lambda channel: None,
+        send_lease=lambda lease: None,
+        model=None,
         engines=SimpleNamespace(channels=SimpleNamespace(attach=lambda lease: None), model=None),
     )
     service = ClientService(cast("Any", supervisor))

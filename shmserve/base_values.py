@@ -164,7 +164,7 @@ def _dict_with_plain_keys(given: Any) -> dict[Any, Any]:
 def _dict(given: Any) -> dict[Any, Any]:
     _refuse_attributes(given)
     try:
-        plain = dict(given)  # an OrderedDict in the order of its own
+        plain = dict(given)  # in the OrderedDict's order
     except Exception as error:
         raise ValueLost(f"its entries cannot be read ({error_text(error)}); send a dict") from error
     return plain if set(map(type, plain)) <= {str} else _dict_with_plain_keys(plain)
@@ -207,7 +207,7 @@ def _refuse_attributes(value: Any) -> None:
     except Exception as error:
         raise ValueLost(f"its attributes cannot be read ({error_text(error)})") from error
     if lost:
-        raise ValueLost(f"its attributes would be lost ({', '.join(lost):.200}); send them as entries of their own")
+        raise ValueLost(f"its attributes would be lost ({', '.join(lost):.200}); send them as separate entries")
 
 
 def _lost_attributes(value: Any) -> list[str]:
@@ -274,7 +274,7 @@ def error_text(error: BaseException) -> str:
 
 
 def circle_error(where: str, value: Any) -> UnsupportedType:
-    """What is said of a container that is met inside itself."""
+    """Return the error for a container that contains itself."""
     return UnsupportedType(f"{where}: the {type(value).__name__} contains itself")
 
 
@@ -295,7 +295,7 @@ class _Walk:
     def __init__(self, name: str) -> None:
         self._name = name
         self._open: set[int] = set()
-        #: What a container became, and the container, so that its id stays its own: one met twice is walked once.
+        #: The result for each container, and the container, which keeps its id in use: one met twice is walked once.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def plain(self, given: Any, place: Place) -> Any:

@@ -1,4 +1,4 @@
-"""One client's channel: a segment for each direction and two doorbells.
+"""Channel of one client: a segment for each direction and two doorbells.
 
 The supervisor creates it and hands out its description; the client and the serving engine open their
 ends. How memory and doorbells are obtained is the transport: `named` has names in /dev/shm, for
@@ -76,7 +76,7 @@ def create_channel(
 
 
 def unlink_channel(channel_info: ChannelInfo) -> None:
-    """Remove the channel's names; whoever has them open keeps them."""
+    """Remove the channel's names; open ends stay valid."""
     names = _named(channel_info)
     unlink_segment(names.requests)
     unlink_segment(names.replies)
@@ -94,12 +94,12 @@ class ClientChannel:
         *,
         owners: Container[int] | None = None,
     ) -> None:
-        """Takes `descriptors` over. A later generation of a sealed channel keeps the doorbells of the one `before`.
+        """Take over `descriptors`. A later generation of a sealed channel keeps the doorbells of the one `before`.
 
-        Raises ServiceUnavailable if what the channel names is gone, ForeignService if it is not of one of these `owners`
-        (None: anybody), ProtocolMismatch if what came with it cannot be mapped without danger.
+        Raises ServiceUnavailable if the named objects are gone, ForeignService if they do not belong to one of these
+        `owners` (None: any user), ProtocolMismatch if a descriptor cannot be mapped safely.
         """
-        #: The doorbells are a later generation's now, and not closed with this one.
+        #: A later generation uses the doorbells; do not close them with this one.
         self.lends_bells = False
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
@@ -142,9 +142,9 @@ class EngineChannel:
     def __init__(
         self, channel_info: ChannelInfo, descriptors: Sequence[int] = (), *, writable_requests: bool = False
     ) -> None:
-        """Takes `descriptors` over. With `writable_requests` the requests are mapped for writing, too; nothing here does.
+        """Take over `descriptors`. With `writable_requests` the requests are mapped for writing, which nothing here does.
 
-        The memory is mapped without its pages, see `prefault`.
+        The memory is mapped without pages; see `prefault`.
         """
         with contextlib.ExitStack() as undo:
             rest = list(descriptors)
@@ -153,7 +153,7 @@ class EngineChannel:
             _check_count(channel_info, rest, 4)
             requests, replies = _open_segments(undo, channel_info, rest, writable=writable, prefault=False)
             self.reply_bell: Ringer
-            #: The pipe that this client rings; named channels share one request bell, which is the service's.
+            #: The pipe that this client rings; named channels share the service's request bell.
             self.request_pipe: int | None = None
             if channel_info.names is not None:
                 self.reply_bell = NamedDoorbell(channel_info.names.reply_bell)
@@ -168,7 +168,7 @@ class EngineChannel:
         self.replies = ReplyWriter(replies)
 
     def prefault(self) -> Iterator[None]:
-        """Give the memory its pages, a piece at each step, before a request is served from it."""
+        """Fault in the memory, a piece at each step, before a request is served from it."""
         yield from self.requests.segment.prefault()
         yield from self.replies.segment.prefault()
 
@@ -187,7 +187,7 @@ class EngineChannel:
 
 
 def _check_count(channel_info: ChannelInfo, descriptors: Sequence[int], expected: int) -> None:
-    # Fewer came than were sent if this process has no room for more.
+    # A process at its descriptor limit receives fewer than were sent.
     if channel_info.names is None and len(descriptors) != expected:
         raise ProtocolMismatch(
             f"{len(descriptors)} descriptors came with a channel of transport 'sealed', not {expected}"
@@ -203,7 +203,7 @@ def _open_segments(
     prefault: bool = True,
     owners: Container[int] | None = None,
 ) -> tuple[Segment, Segment]:
-    """Map both directions; what is not `writable` for reading alone, so that each has one writer."""
+    """Map both directions; those not in `writable` for reading alone, so that each has one writer."""
     segments = []
     for direction in ("requests", "replies"):
         if channel_info.names is not None:
@@ -220,7 +220,7 @@ def _open_segments(
                 os.close(descriptor)
         undo.callback(segment.close)
         if segment.identity != channel_info.identity:
-            raise ProtocolMismatch(f"the segment is {segment.identity}, the daemon spoke of {channel_info.identity}")
+            raise ProtocolMismatch(f"expected the segment {channel_info.identity}, got {segment.identity}")
         segments.append(segment)
     return segments[0], segments[1]
 

@@ -1,4 +1,4 @@
-"""A tree of arrays <-> the bytes of a slot.
+"""Codec between a tree of arrays and the bytes of a slot.
 
 Metadata (the schema, as safe pickle-5 bytes) is written to a slot only when the slot last held
 another schema; after that a request costs its payload bytes alone. Every slot holds the metadata of
@@ -34,17 +34,17 @@ from .schema import BFLOAT16, Array, LeafLayout, Schema
 from .structure_guard import ContainerGuard, StructureGuard, infer_schema
 
 _copy = np.ndarray.copy
-#: What `TreeEncoder.encode_into` says of a tree that is larger than its slot; what is above is the number of an announced write.
+#: Result of `TreeEncoder.encode_into` for a tree that is larger than its slot; a greater one is the id of an announced write.
 _TOO_LARGE = 2
 
-#: How many structures one side remembers; a robot uses one or two.
+#: Structures that one side remembers; a robot uses one or two.
 SCHEMA_MEMORY = 64
-#: How many of the latest structures a tree is compared with before it is described anew.
+#: Latest structures whose guards a tree is checked against before its schema is inferred anew.
 GUARD_MEMORY = 4
 
 
 class Encoded(NamedTuple):
-    """What a slot's header says of its contents."""
+    """Contents of a slot, as its head describes them."""
 
     schema: int
     metadata_bytes: int
@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
 
 
 class DoesNotFit(Exception):
-    """The tree needs a larger slot: so many bytes of metadata and of payload."""
+    """The tree needs a larger slot, with this room for metadata and payload."""
 
     def __init__(self, metadata_bytes: int, payload_bytes: int) -> None:
         super().__init__(f"{metadata_bytes} bytes of metadata and {payload_bytes} of payload")
@@ -62,7 +62,7 @@ class DoesNotFit(Exception):
 
 
 class _LeafViews(dict[Schema, list[Array]]):
-    """By structure: its arrays in one slot's payload, made once. A dict that makes them costs no call when it has them."""
+    """Views of each structure's arrays in one slot's payload, made once. A hit of the dict costs no call."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
         self._payload = payload
@@ -75,7 +75,7 @@ class _LeafViews(dict[Schema, list[Array]]):
 
 
 class _PrefixViews(dict[int, Array]):
-    """By size: so many bytes at the start of one slot's payload."""
+    """Views of the first n bytes of one slot's payload, by n."""
 
     def __init__(self, payload: npt.NDArray[np.uint8]) -> None:
         self._payload = payload
@@ -88,7 +88,7 @@ class _PrefixViews(dict[int, Array]):
 
 
 class SlotMemory:
-    """The metadata and payload bytes of one slot, with the views that were made of them."""
+    """Metadata and payload of one slot, with the cached views of them."""
 
     def __init__(self, metadata: npt.NDArray[np.uint8], payload: npt.NDArray[np.uint8]) -> None:
         self.metadata = metadata
@@ -98,25 +98,25 @@ class SlotMemory:
         #: The payload's bytes, for the numbers at its start.
         self.raw = payload.data
         self.written_schema: int | None = None
-        #: Where a large write is announced while it goes on, with which number of slot; None: nowhere.
+        #: The segment whose words announce the progress of a large write; None: not announced. `slot`: the slot's number.
         self.progress_words: core.Slots | None = None
         self.slot = 0
-        #: Wakes the other side while a very large one goes on.
+        #: Wakes the other side during a very large write.
         self.wake: Callable[[], object] | None = None
-        #: The write that filled it, as it was announced; 0: it was not.
+        #: The id of the announced write that filled the payload; 0: it was not announced.
         self.write_id = 0
         self.leaf_views = _LeafViews(payload)
         self.prefix_views = _PrefixViews(payload)
 
 
 class CachedSchema(StructureGuard):
-    """A structure that was sent before, with what a slot's header says of it."""
+    """A structure that was sent before, with its guard and the description for a slot's head."""
 
     def __init__(self, schema: Schema, schema_id: int, guard: ContainerGuard) -> None:
         super().__init__(schema, schema_id, guard)
         self.encoded = Encoded(schema_id, len(schema.metadata), schema.payload_bytes)
         self.metadata_bytes = len(schema.metadata)
-        #: Compares and copies in one step, and its method that does so; None where that was not built.
+        #: The native encoder, which checks the guard and copies, and its method; None in pure Python.
         self.encoder: core.TreeEncoder | None = None
         self.encode_into: Callable[..., int] | None = None
         if NATIVE:
@@ -138,22 +138,22 @@ class Encoder:
     ) -> None:
         self._next_schema = first_schema
         self.allow_pickle = allow_pickle
-        #: Of what is pickled; the safe form has no tensors of its own.
+        #: For pickled objects; the safe form carries tensors as arrays.
         self._tensors_as_arrays = tensors_as_arrays
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         self._cached: list[CachedSchema] = []
-        #: Looks at the first tree of each structure, as its receiver will see it, before any of it is written; what it
-        #: raises, `encode` raises.
+        #: Called with the first tree of each structure, as its receiver will see it, before any byte is written; `encode`
+        #: lets its exceptions through.
         self.examine: Callable[[Any], object] | None = None
 
     @property
     def latest(self) -> CachedSchema | None:
-        """The structure that was written last; None before the first, and where that is not remembered."""
+        """The most recently used cached schema, or None."""
         return self._cached[0] if self._cached else None
 
     def forget(self) -> None:
-        """Describe, and examine, every structure anew."""
+        """Infer and examine the schema of every structure anew."""
         self._cached = []
 
     def encode(self, tree: Any, slot: SlotMemory, *, lent: bool = False) -> Encoded:
@@ -183,11 +183,11 @@ class Encoder:
             except DoesNotFit:
                 raise
             except Exception:  # noqa: BLE001, S112
-                continue  # a number beyond 64 bits, a tensor turned sparse, a change while it was read: describe it anew
+                continue  # a number beyond 64 bits, a tensor turned sparse, a change during the read: infer the schema anew
         return self._describe_and_write(tree, slot, lent=lent)
 
     def encode_apart(self, tree: Any, slot: SlotMemory) -> Encoded:
-        """As `encode`, for a tree that is no observation: it is not examined, and not remembered."""
+        """Encode a tree other than an observation: it is not examined and not remembered."""
         slot.write_id = 0
         cached = self._known(*infer_schema(tree, self._name))
         return self._write(cached, self._leaves(cached, tree), slot)
@@ -251,19 +251,19 @@ class Encoder:
         return cached.encoded
 
     def _write_metadata(self, cached: CachedSchema, slot: SlotMemory) -> None:
-        """Unless the slot has it already; raises DoesNotFit if it has no room for all of this."""
+        """Write the metadata unless the slot has it; raises DoesNotFit if the tree does not fit."""
         schema = cached.schema
         if schema.payload_bytes > slot.room or len(schema.metadata) > slot.metadata.size:
             raise DoesNotFit(len(schema.metadata), schema.payload_bytes)
         if slot.written_schema != cached.schema_id:
-            slot.written_schema = None  # an interrupt may come between the bytes and the note of them
+            slot.written_schema = None  # an interrupt may come between the bytes and this note
             slot.metadata[: len(schema.metadata)] = np.frombuffer(schema.metadata, np.uint8)
             slot.written_schema = cached.schema_id
 
     def lay_out(self, example: Any, slot: SlotMemory) -> tuple[Any, list[Array]]:
         """Write `example`; returns a copy of its tree whose arrays are memory of the slot, and these arrays.
 
-        What is no array keeps its value, and so does bfloat16, which numpy has no dtype for.
+        Every other leaf keeps its value, and so does bfloat16, for which numpy has no dtype.
         """
         encoded = self.encode(example, slot)
         if encoded.pickled:
@@ -274,15 +274,15 @@ class Encoder:
         leaves = []
         for place, view in zip(schema.arrays, views, strict=True):
             if place.kind == "array" and place.dtype != BFLOAT16:
-                arrays.append(view[...])  # an object of the borrower's own, to be made read-only when the loan ends
+                arrays.append(view[...])  # a new array, to be made read-only when the loan ends
                 leaves.append(arrays[-1])
             else:
                 leaves.append(owned_array(place, view))
         return schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), arrays
 
     def _pickle(self, tree: Any, slot: SlotMemory, *, lent: bool) -> Encoded:
-        """Carry any Python object as (pickle bytes, out-of-band buffers), themselves in the safe form."""
-        tree = plain_tree(tree, self._name)  # the same types as in the safe form, for everything that it has words for
+        """Encode any Python object as (pickle bytes, out-of-band buffers), both in the safe form."""
+        tree = plain_tree(tree, self._name)  # the types of the safe form, wherever it has one
         if self.examine is not None:
             self.examine(tree)
         data, buffers = pickled(tree, self._name, tensors_as_arrays=self._tensors_as_arrays)
@@ -293,7 +293,7 @@ class Encoder:
 
 
 def _apart(array: Array, view: Array, slot: SlotMemory) -> Array:
-    """`array`, ready to be copied to `view`: a private copy if what is written before it could overwrite it."""
+    """Return `array` ready to be copied to `view`: a private copy if an earlier write could overwrite it."""
     if array is view or not np.may_share_memory(array, slot.payload):
         return array
     lies, belongs = array.__array_interface__, view.__array_interface__
@@ -304,7 +304,7 @@ def _apart(array: Array, view: Array, slot: SlotMemory) -> Array:
 
 
 def unpickle_parts(parts: Any, name: str = "observation") -> Any:
-    """The object behind the two parts that `Encoder` makes of it; only ever for a trusted sender.
+    """Rebuild the object from the two parts that `Encoder` made of it; only for a trusted sender.
 
     Raises UnsupportedType for a class that cannot be imported here, or whose own code raises.
     """
@@ -313,14 +313,14 @@ def unpickle_parts(parts: Any, name: str = "observation") -> Any:
 
 
 class Schemas:
-    """The schemas that a peer has sent on one channel, by its own numbers for them."""
+    """Schemas that a peer has sent on one channel, by the peer's numbers for them."""
 
     def __init__(self) -> None:
-        #: Those that were read; `get` checks what is said of a slot besides.
+        #: Those that were read; `get` checks a slot's head as well.
         self.known: OrderedDict[int, Schema] = OrderedDict()
 
     def get(self, schema_id: int, metadata_bytes: int, payload_bytes: int, slot: SlotMemory) -> Schema:
-        """The schema of a slot: remembered, or read from a private copy of the slot's metadata.
+        """Return the schema of a slot: remembered, or read from a private copy of the slot's metadata.
 
         Raises MetadataError for metadata that cannot be read or does not match the lengths given.
         """
@@ -344,7 +344,7 @@ LeafReader = Callable[[LeafLayout, Array], Any]
 
 
 def plain_leaf(place: LeafLayout, view: Array) -> Any:
-    """What is not an array: a numpy scalar, bytes, a string, or a list of numbers."""
+    """Return a leaf that is not an array: a numpy scalar, bytes, a string, or a list of numbers."""
     if place.kind == "bytes":
         return view.tobytes()
     if place.kind == "str":
@@ -358,7 +358,7 @@ def plain_leaf(place: LeafLayout, view: Array) -> Any:
 
 
 def named_dtype(place: LeafLayout, view: Array) -> Array:
-    """`view`, or for bfloat16 an array of ml_dtypes' dtype if that is loaded, else float32 of the same values."""
+    """Return `view`, or for bfloat16 an array of ml_dtypes' dtype if that is loaded, else float32 of the same values."""
     if place.dtype != BFLOAT16:
         return view
     ml_dtypes = sys.modules.get("ml_dtypes")
@@ -368,7 +368,7 @@ def named_dtype(place: LeafLayout, view: Array) -> Array:
 
 
 def owned_array(place: LeafLayout, view: Array) -> Any:
-    """A leaf that owns its memory and may be written to."""
+    """Return a leaf that owns its memory and is writable."""
     if place.kind != "array":
         return plain_leaf(place, view)
     if place.dtype == BFLOAT16:
@@ -385,7 +385,7 @@ class Decoder:
         self._name = name
 
     def known(self, schema_id: int) -> Schema | None:
-        """A structure that was read before, by the other side's number for it."""
+        """Return a structure that was read before, by the other side's number for it."""
         return self._schemas.known.get(schema_id)
 
     def decode(
@@ -397,9 +397,9 @@ class Decoder:
         pickled: bool = False,
         read_leaf: LeafReader | None = None,
     ) -> Any:
-        """The tree in `slot`, of which its head says this (`Encoded`); raises MetadataError for bytes that make no sense.
+        """Return the tree in `slot`, whose head says this (`Encoded`); raises MetadataError for invalid bytes.
 
-        Its arrays are the caller's own, unless `read_leaf` makes something else of them.
+        The caller owns its arrays, unless `read_leaf` makes something else of them.
         """
         schema = self._schemas.known.get(schema_id)
         if schema is None or schema.payload_bytes != payload_bytes or payload_bytes > slot.room:

@@ -1,12 +1,12 @@
-"""What a model takes and what it gives, entry by entry, as plain dicts; and how two such contracts differ.
+"""Contract of a model: the entries of its observations and actions as plain dicts, and the differences of two contracts.
 
 >>> import numpy as np
 >>> describe_tree({"image": np.zeros((4, 6, 3), np.uint8), "robot": {"joints": [0.0, 0.5]}, "task": "fold"})
 {'image': {'dtype': 'uint8', 'shape': [4, 6, 3]}, 'robot.joints': {'type': 'list[float]', 'length': 2}, \
 'task': {'type': 'str'}}
 
-A contract is `{"observation": ..., "action": ...}` of two such tables. It is made of what the model was really given
-and really gave when it was warmed up, and it goes through JSON unchanged.
+A contract is `{"observation": ..., "action": ...}` of two such tables. It describes the observation and the action of
+the model's warm-up, and it passes through JSON unchanged.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _of_scalars(values: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def describe_tree(tree: Any) -> Entries:
-    """The table of a tree: its entries' names, each with dtype and shape, or with the type of what is no array."""
+    """Return the table of a tree: the name of each entry with its dtype and shape, or with its type unless it is an array."""
     return {name: _entry(value) for name, value in flatten_with_path(tree)}
 
 
@@ -91,10 +91,10 @@ def contract_of(observation: Any, action: Any) -> dict[str, Entries | None]:
 
 
 def contract_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
-    """What `new` does otherwise than `old`, an entry a line; empty if whoever relied on `old` can rely on `new`.
+    """List the differences of `new` from `old`, an entry a line; empty if every user of `old` can use `new`.
 
     A side that `old` does not know (its model had no example to warm up with) promised nothing, so nothing can
-    differ. A side that only `new` does not know is a difference: what was promised is not known to hold any more.
+    differ. A side that only `new` does not know is a difference, because its promise may no longer hold.
 
     >>> seven = {"action": {"actions": {"dtype": "float32", "shape": [16, 7]}, "value": {"type": "float"}}}
     >>> eight = {"action": {"actions": {"dtype": "float32", "shape": [16, 8]}, "gripper": {"type": "bool"}}}

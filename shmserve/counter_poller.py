@@ -1,4 +1,4 @@
-"""Looks at counters that another process moves, again and again, for as long as news is likely.
+"""Polling of counters that other processes advance.
 
 >>> import numpy as np
 >>> words = np.zeros(16, np.uint64)
@@ -9,7 +9,7 @@
 >>> poll_first([other, poller]), poll_all([other, poller])
 (1, [1])
 >>> poller.last_seen = poller.load()
->>> spin([other, poller], 0)             # looks at least once
+>>> spin([other, poller], 0)             # polls at least once
 -1
 >>> spin_unless_same_cpu([other, poller], 0)
 0
@@ -39,32 +39,32 @@ __all__ = [
     "spin_unless_same_cpu",
 ]
 
-_LOOKS_PER_CLOCK = 8
+_POLLS_PER_CLOCK = 8
 
 
 class PurePoller:
-    """One counter, and what was last seen of it."""
+    """A counter and its last seen value."""
 
     __slots__ = ("_place", "_words", "last_seen")
 
     def __init__(self, memory: npt.NDArray[np.uint8], place: int) -> None:
         self._words = memory.data.cast("B").cast("Q")
         self._place = place
-        #: The counter as its owner has seen it; what is 0 at first.
+        #: The value that the owner has seen last; 0 at first.
         self.last_seen = 0
 
     def load(self) -> int:
-        """The counter as it is."""
+        """Return the counter's present value."""
         return self._words[self._place]
 
     def close(self) -> None:
-        """Let go of the memory; may be called twice."""
+        """Release the memory; may be called twice."""
         self._words = memoryview(b"")
 
 
 def pure_poll_first(pollers: list[PurePoller]) -> int:
-    """The place of the first poller whose counter is not what was seen; -1 if there is none."""
-    # Without a call for each: among a hundred silent channels this is most of what a request costs.
+    """Return the index of the first poller whose counter is not the last seen value; -1 if there is none."""
+    # Without a call for each: among a hundred silent channels this is most of a request's cost.
     for place, poller in enumerate(pollers):
         if poller._words[poller._place] != poller.last_seen:
             _order()
@@ -73,17 +73,17 @@ def pure_poll_first(pollers: list[PurePoller]) -> int:
 
 
 def pure_poll_all(pollers: list[PurePoller]) -> list[int]:
-    """The places of all of them."""
+    """Return the indices of all of them."""
     places = [place for place, poller in enumerate(pollers) if poller._words[poller._place] != poller.last_seen]
     _order()
     return places
 
 
 def pure_spin(pollers: list[PurePoller], until_ns: int, copiers: Sequence[object] = ()) -> int:
-    """As `poll_first`, looking again and again until `until_ns` (CLOCK_MONOTONIC). Copiers are native, or there are none."""
+    """Poll as `poll_first` until `until_ns` (CLOCK_MONOTONIC). Copiers are native, so the list is empty here."""
     crowded = threading.active_count() > 1
     while True:
-        for _ in range(_LOOKS_PER_CLOCK):
+        for _ in range(_POLLS_PER_CLOCK):
             for place, poller in enumerate(pollers):
                 if poller._words[poller._place] != poller.last_seen:
                     _order()
@@ -95,28 +95,28 @@ def pure_spin(pollers: list[PurePoller], until_ns: int, copiers: Sequence[object
 
 
 def pure_spin_unless_same_cpu(pollers: list[PurePoller], until_ns: int) -> int:
-    """The time at which one of them was seen to have moved; 0 if none has until then, or its writer is on this processor."""
+    """Return the time at which a counter was seen to have moved; 0 if none has until then."""
     return (
         time.monotonic_ns() if pure_spin(pollers, until_ns) >= 0 else 0
-    )  # pure_same_cpu_writers says why it is not looked for
+    )  # pure_same_cpu_writers says why the CPU is not checked
 
 
 def pure_bytes_in_flight(copiers: Sequence[object]) -> int:
-    """How far the clients of these copiers are with requests that did not come yet; -1, for there are none."""
+    """Return -1: without native copiers no unpublished write is known."""
     return -1
 
 
 def pure_abandon(copiers: Sequence[object]) -> None:
-    """No longer wait for what the clients of these copiers are writing."""
+    """Do nothing: copiers exist only natively."""
 
 
 def pure_same_cpu_writers(pollers: list[PurePoller]) -> list[int]:
-    """The places of those whose writer was last seen on this very processor: while this thread looks, it cannot run."""
-    return []  # Python before 3.13 does not know where it runs
+    """Return the indices of those whose writer last ran on this CPU, where it cannot run while this thread spins."""
+    return []  # Python before 3.13 cannot ask for its CPU
 
 
 def _order() -> None:
-    # ORDER: the counter before what it tells of; pairs with RequestWriter.publish and ReplyWriter.complete.
+    # ORDER: the counter before the head and payload that it publishes; pairs with RequestWriter.publish and ReplyWriter.complete.
     if not IN_ORDER:
         fence()
 
@@ -133,7 +133,7 @@ if TYPE_CHECKING:
         spin_unless_same_cpu,
     )
 elif NATIVE:
-    # These do not hold the interpreter while they look.
+    # These release the interpreter while they spin.
     CounterPoller, poll_first, poll_all, spin = core.CounterPoller, core.poll_first, core.poll_all, core.spin
     spin_unless_same_cpu, same_cpu_writers = core.spin_unless_same_cpu, core.same_cpu_writers
     bytes_in_flight, abandon = core.bytes_in_flight, core.abandon

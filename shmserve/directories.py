@@ -1,4 +1,4 @@
-"""Where a service's sockets and files are; the same rules for the daemon, its clients and its operator."""
+"""Directories of a service's sockets and files, by the same rules for the daemon, its clients and its operator."""
 
 from __future__ import annotations
 

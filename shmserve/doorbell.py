@@ -1,4 +1,4 @@
-"""Wakes the other side; carries no data.
+"""Doorbell: a wake-up of the other side, without data.
 
 A token is a hint, the counters in the segments are the truth: a lost or a spare token costs a look,
 never a request. `NamedDoorbell` is a POSIX named semaphore; the pipes of transport `sealed` are in
@@ -26,7 +26,7 @@ class Ringer(Protocol):
     """The end that wakes, of either transport."""
 
     def ring(self) -> None:
-        """Leave a token and wake whoever waits; never blocks, never fails."""
+        """Leave a token and wake the waiting process; never blocks, never fails."""
 
     def close(self) -> None:
         """May be called twice."""
@@ -96,7 +96,7 @@ def create_doorbell(name: str, mode: int = 0o600) -> None:
     except posix_ipc.ExistentialError as error:
         raise FileExistsError(f"semaphore {name} exists already") from error
     semaphore.close()
-    # posix_ipc gives no descriptor to fchmod; whoever may post must be able to read and write.
+    # posix_ipc gives no descriptor to fchmod; a process needs both permissions to post.
     os.chmod(_file(name), mode)
 
 
@@ -110,14 +110,14 @@ def _file(name: str) -> str:
 
 
 def unlink_doorbell(name: str) -> None:
-    """Remove the name; whoever has it open keeps it. A missing name is no error."""
+    """Remove the name; open ends stay valid. A missing name is not an error."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_semaphore(name)
 
 
 def _check_owner(name: str, owners: Container[int] | None) -> None:
     # Of the name, for posix_ipc gives no descriptor; after it was opened and before anything is read. Names are random,
-    # and nobody but the owner can remove one that another could make again.
+    # and only the owner can remove one, so that another user cannot replace it.
     if owners is None:
         return
     try:
@@ -134,8 +134,8 @@ class NamedDoorbell:
     """A POSIX named semaphore, opened by either end."""
 
     def __init__(self, name: str, owners: Container[int] | None = None) -> None:
-        """Raises ServiceUnavailable if the name is gone, and ForeignService if it is not of one of these `owners`, who can
-        shrink it; None: anybody.
+        """Raises ServiceUnavailable if the name is gone, and ForeignService if it does not belong to one of these `owners`,
+        each of whom can shrink it; None: any user.
         """
         try:
             self._semaphore = posix_ipc.Semaphore(name)

@@ -1,4 +1,4 @@
-"""Orders memory between processes where the processor does not.
+"""Memory fence between processes, for CPUs that reorder stores.
 
 Python has no fence. x86 keeps stores in order and loads in order, so there `fence` does nothing;
 elsewhere (ARM) it is a release and an acquire of a private semaphore, which POSIX lists among the

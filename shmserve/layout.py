@@ -1,8 +1,8 @@
-"""Where every byte of a segment is.
+"""Layout of a segment, byte by byte.
 
 A channel is two segments of the same shape, one for each direction: the client writes the one, the
-engine the other. Everything is counted in native 8-byte words, and each side's words have cache
-lines of their own.
+engine the other. Everything is counted in native 8-byte words, and the two sides never
+write to the same cache line.
 
     0        64        128                                    128 + stride
     +--------+---------+--------------------------------------+---------------- ...
@@ -98,9 +98,8 @@ REPLY = Words(
     "attempts",
 )
 
-#: The counter's line: the last sequence that the client has published, or how many the engine has answered. Beside it,
-#: hints: what the client announces of a large payload that it is writing, which is the write and how many bytes are there;
-#: and the processor that its writer was last on, and 1 (0: unknown).
+#: The counter's line: the last sequence that the client has published, or the number of replies of the engine. Beside it,
+#: hints: the id of the large write in progress and its bytes so far, and the writer's last CPU plus 1 (0: unknown).
 COUNTER_OFFSET = CACHE_LINE
 COUNTER_LINE = Words("counter", "write_id", "written_bytes", "processor")
 SLOTS_OFFSET = 2 * CACHE_LINE

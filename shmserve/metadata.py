@@ -2,8 +2,8 @@ r"""The safe form of an observation's metadata: pickle-5 bytes, written by the C
 
 The tree of dict, list, tuple and constants is a pickle of protocol 5, in which each value whose bytes lie in the
 payload is a persistent id: (index, kind, dtype, shape). `load` shows received bytes to no unpickler, since even one
-that refuses every global can be made to take gigabytes or to crash the process: it is a stack machine of its own, for
-the few operations that `dump` needs. None of them names, calls or fills in an object.
+that refuses every global can be made to take gigabytes or to crash the process: `load` is a stack machine for the few
+operations that `dump` needs. None of them names, calls or fills in an object.
 
 >>> import pickletools
 >>> metadata = dump({"task": "pick", "image": Leaf("array", "|u1", (480, 640, 3)), "time": Leaf("float", "<f8", ())})
@@ -99,8 +99,8 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
     at = 0
     try:
         position, steps = _read_head(data)
-        # A value is put on the stack by one operation and taken off by one: there is no DUP and no POP, and the memo
-        # is for strings. So whatever the stream, a tree comes of it: nothing in it is shared, and no leaf is left out.
+        # A value is put on the stack by one operation and taken off by one: DUP and POP are refused, and the memo
+        # is for strings. So every accepted stream makes a tree: nothing in it is shared, and no leaf is left out.
         stack: list[Any] = []  # since the last MARK
         outer: list[list[Any]] = []  # the stack as each MARK found it
         memo: list[str] = []
@@ -171,7 +171,7 @@ def load(data: bytes | memoryview) -> tuple[object, list[Leaf]]:
                 if index >= len(memo):
                     raise _Fault(f"asks for number {index} of a memo of {len(memo)}")
                 recalled += len(memo[index])
-                if recalled > METADATA_LIMIT:  # or whoever writes the tree out would write a string 4,000 times
+                if recalled > METADATA_LIMIT:  # or a writer of the tree would write one string 4,000 times
                     raise _Fault(f"makes it {recalled} characters out of the memo, the limit is {METADATA_LIMIT}")
                 stack.append(memo[index])
             elif code == _STOP:

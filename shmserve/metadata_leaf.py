@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-# What one metadata may cost its reader; the leaves are held by OPERATION_LIMIT too, as each takes 7 at the least.
+# Limits of one metadata for its reader; OPERATION_LIMIT also bounds the leaves, which take at least 7 operations each.
 METADATA_LIMIT: Final = 65536  # bytes
 OPERATION_LIMIT: Final = 4096
 DEPTH_LIMIT: Final = 32  # containers around a value
@@ -83,7 +83,7 @@ class Leaf:
 
 
 def leaf_fault(kind: object, dtype: object, shape: object) -> str | None:
-    """Why this is no leaf, or None. All of it is compared by exact type first: True is not a length."""
+    """Return why this is not a leaf, or None. All of it is compared by exact type first: True is not a length."""
     if type(kind) is not str or kind not in _KINDS:
         return f"a leaf's kind cannot be {quoted(kind)}"
     dtypes, dimensions = _KINDS[kind]
@@ -105,7 +105,7 @@ def leaf_fault(kind: object, dtype: object, shape: object) -> str | None:
 
 
 def quoted(value: Any) -> str:
-    """What an error may show of a value that is not ours: a short string, a number, or the name of its type."""
+    """Return a foreign value as an error may show it: a short string, a number, or the name of its type."""
     kind = type(value)
     if kind is str:
         return repr(value[:64])[:64]

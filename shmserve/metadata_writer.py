@@ -106,9 +106,9 @@ def _check_tree(tree: object) -> None:
 
 
 def _overhead(kind: type, length: int) -> int:
-    """How many operations a container takes beside one for itself and one for each value, at most."""
+    """Return the operations of a container beside one for itself and one for each value, at most."""
     if kind is tuple:
-        return int(length > 3)  # a MARK, where there is no operation for a tuple of this length
+        return int(length > 3)  # a MARK, unless an operation exists for a tuple of this length
     batches = length if length < 2 else 2 * (length // 1000 + 1)  # SETITEM, or a MARK and SETITEMS for every 1,000
     return batches + length if kind is dict else batches
 

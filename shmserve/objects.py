@@ -68,7 +68,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _InMain(Exception):
-    """What is pickled needs something of `__main__`."""
+    """The pickled object needs a definition of `__main__`."""
 
 
 def _array_of(tensor: Any) -> Any:
@@ -101,7 +101,7 @@ def _refusal(tree: Any, name: str, error: Exception, tensors_as_arrays: bool) ->
 
 
 def _leaves(tree: Any) -> Iterator[tuple[Place, Any]]:
-    """What is in the containers of a tree, by its place: keys, too, which may be objects. Each container once."""
+    """Yield the entries of a tree's containers by their place, with the keys, which may be objects. Each container once."""
     left: list[tuple[Place, Any]] = [(None, tree)]
     seen: set[int] = set()
     while left:
@@ -121,7 +121,7 @@ def _leaves(tree: Any) -> Iterator[tuple[Place, Any]]:
 
 
 class _Absent:
-    """Stands for an object whose class is not here, so that its place can be told."""
+    """Stand-in for an object whose class cannot be imported here, so that its place can be reported."""
 
     called = why = ""
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-#: What a package is, where an error has to say it.
+#: Definition of a package, for errors.
 PACKAGE = "a directory with policy.py, model.pt2 or model.pt, and where something is to be set a model.toml"
 _PAGE = "page model-packages of the documentation"
 
@@ -56,7 +56,7 @@ def looks_like_tar(start: bytes) -> bool:
 
 
 def advice_for_file(name: str, start: bytes) -> str | None:
-    """What a file is that is neither a directory nor a tar, and what to do; None: nothing that is known.
+    """Identify a file that is neither a directory nor a tar, and say what to do; None: unknown.
 
     >>> advice_for_file("arm.onnx", b"\\x08\\x07")[:13], advice_for_file("note.txt", b"hello"), advice_for_file("x", b"")
     ('an ONNX model', None, 'an empty file')
@@ -67,7 +67,7 @@ def advice_for_file(name: str, start: bytes) -> str | None:
 
 
 def advice_for_directory(directory: Path) -> str:
-    """What is in a directory that is not a package, and what to do."""
+    """Say what a directory that is not a package holds, and what to do."""
     try:
         names = sorted(entry.name for entry in directory.iterdir())
     except OSError:

@@ -1,8 +1,7 @@
-"""Which files a model package consists of, what they may be called, and the content address over them.
+"""Files of a model package: which belong to it, their names, and the content address over them.
 
-A package is a tree of regular files. Empty directories, `__pycache__` and what macOS adds to folders and archives are
-not part of it, and its signature (`model.sig`) says something about it without being it: the same files signed again
-are the same version.
+A package is a tree of regular files. Empty directories, `__pycache__` and the files that macOS adds to folders and
+archives are not part of it. Neither is its signature (`model.sig`): the same files signed again are the same version.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 VERSION_DIGITS = 16
 
 NAME_BYTES = 1024
-PART_BYTES = 255  # what a directory entry of Linux holds
+PART_BYTES = 255  # the longest directory entry of Linux
 DEPTH = 16
 
 CHUNK_BYTES = 1 << 20

@@ -1,4 +1,4 @@
-"""Signs a model package, and says whether a package is what somebody with a trusted key signed.
+"""Signature of a model package: signing it, and checking that a trusted key has signed it.
 
 `model.sig` lies in the package and holds one line for each signature, so that a key can be replaced without a day on
 which nothing is valid:
@@ -6,8 +6,8 @@ which nothing is valid:
     shmserve model signature 1
     5f1c0d7a9e3b2846 <base64 of the 64-byte Ed25519 signature>
 
-What is signed is not stored: it is made anew from the files themselves, one line "sha256 size name" for each but
-`model.sig`, in the order of their names. A manifest that somebody could replace does not exist.
+The signed text is not stored. It is made anew from the files, one line "sha256 size name" for each but `model.sig`, in
+the order of their names, so that there is no stored manifest to replace.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PublicKey:
 
 
 def signed_bytes(files: Iterable[PackageFile]) -> bytes:
-    """What a signature of a package with these files covers.
+    """Return the bytes that a signature of a package with these files covers.
 
     >>> signed_bytes([PackageFile("policy.py", 3, "ab" * 32)]).replace(b"ab" * 32, b"<sha256>")
     b'shmserve model signature 1\\n<sha256> 3 policy.py\\n'
@@ -177,7 +177,7 @@ def _parse(signature: bytes) -> list[tuple[str, bytes]]:
             found.append((match[1], mark))
     if first != _FIRST_LINE or not found or len(found) != len(lines) - 1 or lines[-1]:
         raise SignatureRefused(
-            f"{SIGNATURE} is no signature file: {_FIRST_LINE!r}, then lines with a key's id and a signature"
+            f"{SIGNATURE} is not a signature file: expected {_FIRST_LINE!r}, then lines with a key's id and a signature"
         )
     return found
 

@@ -1,8 +1,8 @@
-"""A doorbell between processes that do not trust one another: a pipe, of which each has one end.
+"""Doorbell between processes that do not trust one another: a pipe, of which each has one end.
 
-Not an eventfd: both sides would share one open file, and whoever takes its O_NONBLOCK away and fills
-its counter makes the other side block for ever. A pipe's ends are files of their own. A semaphore's
-memory can be scribbled on or truncated, a pipe's state is the kernel's.
+An eventfd would not do: both sides share one open file, and a peer that clears its O_NONBLOCK and fills
+its counter blocks the other side for ever. The ends of a pipe are separate files. A peer can overwrite or
+truncate a semaphore's memory; the state of a pipe is the kernel's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PipeRinger:
         self._descriptor = descriptor
 
     def ring(self) -> None:
-        # EAGAIN: 65,536 tokens wait already. EPIPE: nobody listens any more, which the connection tells.
+        # EAGAIN: 65,536 tokens wait already. EPIPE: the listener is gone, which the connection reports.
         with contextlib.suppress(OSError):
             os.write(self._descriptor, _TOKEN)
 
@@ -57,7 +57,7 @@ class PipeListener:
     def __init__(self, descriptor: int) -> None:
         check_pipe(descriptor, os.O_RDONLY)
         self._descriptor = descriptor
-        #: None while it is used: a signal handler or a finalizer that interrupts a wait takes one of its own.
+        #: None while it is used: a signal handler or a finalizer that interrupts a wait makes another one.
         self._poll: select.poll | None = None
 
     def _take_poll(self) -> select.poll:

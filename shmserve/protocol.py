@@ -1,4 +1,4 @@
-"""What the numbers in shared memory mean."""
+"""Meaning of the numbers in shared memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIRE_VERSION = 3
 
 
 class Kind(IntEnum):
-    """What a request asks for. A reset is a request, so that it keeps its place in the order."""
+    """Kind of a request. A reset is a request, so that it keeps its place in the order."""
 
     INFER = 1
     RESET = 2
@@ -33,7 +33,7 @@ class Flag:
     IN_PLACE: Final = 8
     #: (reply) The policy declares itself stateful: running a request twice is not the same as once.
     STATEFUL: Final = 16
-    #: (reply) A number of the observation or the action was out of its declared range and brought back to it.
+    #: (reply) A number of the observation or the action was outside its declared range and was clamped to it.
     CLAMPED: Final = 32
 
 

@@ -1,8 +1,8 @@
-"""A ring of bytes through which a serving engine hands what it serves to a recorder, and never waits for it.
+"""Record ring: a single-producer ring of bytes from the serving engine to a recorder, for which the engine never waits.
 
-The recorder makes it, a memfd sealed against shrinking, and sends its descriptor to the daemon; whichever engine
-serves writes. Where the recorder is too slow there is no room: the request is left out and counted, and the robot
-notices nothing.
+The recorder makes it, a memfd sealed against shrinking, and sends its descriptor to the daemon; the serving
+engine writes. If the recorder is too slow, the ring is full: the engine skips and counts the request, and the robot
+is not affected.
 
     0        64                            128     192                       4096
     +--------+-----------------------------+-------+-------------------------+------------- ...
@@ -16,8 +16,8 @@ Positions only grow; an entry lies at `position % capacity`, never across the en
 >>> writer = RecordRingWriter(reader.descriptor)
 >>> writer.write(Entry.REQUEST, 3, 1, (7, 8, 9), np.arange(4, dtype=np.uint8), np.zeros(100, np.uint8))
 True
->>> found = reader.try_next()
->>> found.kind == Entry.REQUEST, found.channel, found.head[:3], found.metadata.tobytes().hex(), found.payload.size
+>>> entry = reader.try_next()
+>>> entry.kind == Entry.REQUEST, entry.channel, entry.head[:3], entry.metadata.tobytes().hex(), entry.payload.size
 (True, 3, (7, 8, 9), '00010203', 100)
 >>> reader.try_next(), writer.write(Entry.REPLY, 3, 1, (), np.zeros(0, np.uint8), np.zeros(5000, np.uint8))
 (None, False)
@@ -101,7 +101,7 @@ def check_record_ring(descriptor: int) -> int:
             f"a record ring of version {version}, this side has {_VERSION}: install the same shmserve on both"
         )
     if not _LEAST_CAPACITY <= capacity <= _MOST_CAPACITY or capacity % CACHE_LINE or size < _ENTRIES_AT + capacity:
-        raise RecordRingBroken(f"a record ring of {size} bytes, its header speaks of {capacity}")
+        raise RecordRingBroken(f"a record ring of {size} bytes, its header says {capacity}")
     return int(capacity)
 
 
@@ -134,7 +134,7 @@ class RecordRingWriter(_RecordRing):
     def write(
         self, kind: Entry, channel: int, generation: int, head: tuple[int, ...], metadata: Bytes, payload: Bytes
     ) -> bool:
-        """Copy one entry to the ring; False, and counted, if there is no room."""
+        """Copy one entry to the ring; False, and counted, if the ring is full."""
         words, capacity = self._words, self.capacity
         metadata_at = _ENTRY_BYTES
         payload_at = metadata_at + aligned(metadata.size)
@@ -142,7 +142,7 @@ class RecordRingWriter(_RecordRing):
         written = words[_WRITTEN]
         at = written % capacity
         pad = capacity - at if at + size > capacity else 0
-        # The reader's word is a claim: one that lies loses the recorder his own entries, and no more.
+        # The reader's word is a claim: a false one loses the recorder's entries, and nothing else.
         if size + pad > capacity - (written - words[_READ]):
             words[_DROPPED] += 1
             return False
@@ -179,7 +179,7 @@ class RecordRingReader(_RecordRing):
     """The recorder's end, which makes the record ring; `descriptor` is for the daemon."""
 
     def __init__(self, capacity: int) -> None:
-        """Raises OSError (ENOMEM, ENOSPC) if there is no room for `capacity` bytes."""
+        """Raises OSError (ENOMEM, ENOSPC) without room for `capacity` bytes."""
         capacity = aligned(max(capacity, _LEAST_CAPACITY))
         self.descriptor = os.memfd_create("shmserve-record-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -195,12 +195,12 @@ class RecordRingReader(_RecordRing):
 
     @property
     def dropped(self) -> int:
-        """Entries that found no room."""
+        """Return the number of entries that the full ring dropped."""
         return self._words[_DROPPED]
 
     @property
     def pickled(self) -> int:
-        """Requests left out because a recording holds no pickles."""
+        """Return the number of requests skipped because a recording holds no pickles."""
         return self._words[_PICKLED]
 
     def try_next(self) -> RecordEntry | None:

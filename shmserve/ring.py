@@ -1,8 +1,8 @@
-"""Who writes which word of a channel, and in which order.
+"""Ring ends of a channel: which end writes which word, and in which order.
 
 Each direction has one writing and one reading end. The client publishes requests and reads replies,
 the engine takes requests and completes replies. A sequence names its slot (layout.py) and is never
-used twice. A reader believes nothing it has not checked: it copies a slot's head once, compares the
+used twice. A reader uses no unchecked value: it copies a slot's head once, compares the
 sequence in it with the one it expects, and uses only the copy.
 """
 
@@ -34,7 +34,7 @@ class RequestHead(NamedTuple):
     metadata_bytes: int
     payload_bytes: int
     cancelled: int
-    #: The announced write that the payload is of; 0: it was not announced.
+    #: The id of the announced write that filled the payload; 0: it was not announced.
     write_id: int = 0
 
 
@@ -71,12 +71,12 @@ class _Ring:
         self.slots = geometry.slots
         self.words = segment.words
         self._memory = segment.memory
-        #: Where the counter is in `words`: whoever looks at it again and again does so without a call.
+        #: Index of the counter in `words`, for polling without a call.
         self.counter = segment.counter_index
         #: The counter for a reader that waits for it to move.
         self.poller = CounterPoller(segment.bytes, self.counter)
         self.pollers = [self.poller]
-        #: What does the same as the methods here in less time; None where it was not built.
+        #: The native counterpart of the methods here; None in pure Python.
         self.native = (
             core.Slots(
                 segment.bytes,
@@ -101,7 +101,7 @@ class _Ring:
             )
 
     def memory(self, sequence: int) -> SlotMemory:
-        """The metadata and payload of the slot that `sequence` names; it was found to be one of this segment's."""
+        """Return the slot that `sequence` names; the caller has checked that this segment has it."""
         return self.memories[slot_of(sequence)]
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class _Ring:
         self.segment.close()
 
 
-#: Slots take turns while they are no more than this together.
+#: Slots rotate while they are no larger than this together.
 _ROTATING_BYTES = 4 << 20
 
 
@@ -125,10 +125,10 @@ class RequestWriter(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        # What the engine has just read lies in its processor's cache: to write there again at once is slower
+        # The slot that the engine has just read lies in its CPU's cache: to write there again at once is slower
         # than in a slot that has left it since (bench/scale/slots_in_turn.py has the ratio of whole requests).
         # Slots that are large together push each other out of the cache that both share, which costs more.
-        #: How many slots are used in turn.
+        #: Number of slots that requests rotate through.
         self.rotating_slots = max(1, min(self.slots, _ROTATING_BYTES // max(1, segment.geometry.payload_bytes)))
         if self.native is not None:
             self.publish = self.native.publish  # type: ignore[method-assign]
@@ -136,7 +136,7 @@ class RequestWriter(_Ring):
                 memory.progress_words, memory.slot = self.native, slot
 
     def published(self) -> int:
-        """The last sequence published: this word itself, so that an interrupted publication leaves no gap."""
+        """Return the last sequence published: this word itself, so that an interrupted publication leaves no gap."""
         return self.words[self.counter]
 
     def publish(self, head: tuple[int, ...]) -> None:
@@ -167,7 +167,7 @@ class RequestReader(_Ring):
         self.copier: core.CutThroughCopier | None = None
         if self.native is not None:
             self.head = partial(self.native.request, RequestHead)  # type: ignore[method-assign]
-            #: Copies what the client is still writing.
+            #: Copies payloads while the client still writes them.
             self.copier = _copier(segment)
             self.cancelled = self.native.cancelled  # type: ignore[method-assign]
 
@@ -177,11 +177,11 @@ class RequestReader(_Ring):
         super().close()
 
     def published(self) -> int:
-        """The last sequence the client says it published: a claim, to be checked against what is due."""
+        """Return the client's counter: a claim, to be checked against the sequence that is due."""
         return self.words[self.counter]
 
     def between(self, seen: int, published: int) -> list[int]:
-        """The sequences in the slots that are later than `seen` and no later than `published`, in their order.
+        """Return the sequences in the slots that are later than `seen` and no later than `published`, in their order.
 
         All of them, if the client keeps to the protocol: a slot is used again only when its request is answered.
         """
@@ -194,7 +194,7 @@ class RequestReader(_Ring):
         )
 
     def head(self, sequence: int) -> RequestHead | None:
-        """A copy of the head of `sequence`; None if there is no such slot, or it holds another request."""
+        """Return a copy of the head of `sequence`; None if the slot does not exist or holds another request."""
         if slot_of(sequence) >= self.slots:
             return None
         # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
@@ -219,7 +219,7 @@ class ReplyWriter(_Ring):
 
     _taken = REPLY.offset("taken") // WORD
     _attempts = REPLY.offset("attempts") // WORD
-    #: What is written of a reply's head before its sequence, which is the first word.
+    #: The words of a reply's head that are written before its sequence, which is the first word.
     _before_sequence = struct.Struct("@" + "Q" * (_taken - 1))
 
     def __init__(self, segment: Segment) -> None:
@@ -233,11 +233,11 @@ class ReplyWriter(_Ring):
         return self.words[self._head_words[slot_of(sequence)]] >= sequence
 
     def head(self, sequence: int) -> ReplyHead:
-        """What was written last in the slot of `sequence`."""
+        """Return the last head written in the slot of `sequence`."""
         return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[slot_of(sequence)]))
 
     def attempts(self, sequence: int) -> int:
-        """How often an engine has begun to run `sequence`."""
+        """Return how often an engine has begun to run `sequence`."""
         head = self._head_words[slot_of(sequence)]
         return self.words[head + self._attempts] if self.words[head + self._taken] == sequence else 0
 
@@ -253,7 +253,7 @@ class ReplyWriter(_Ring):
     def complete(self, sequence: int, *head: int) -> None:
         """Make the reply whose payload and metadata are in place visible to the client.
 
-        `head` is what `ReplyHead` names from `status` to `copied_ns`.
+        `head` has the fields of `ReplyHead` from `status` to `copied_ns`.
         """
         slot = slot_of(sequence)
         # The slot still names an earlier sequence until all else is written.
@@ -263,7 +263,7 @@ class ReplyWriter(_Ring):
             fence()
         words = self.words
         words[self._head_words[slot]] = sequence
-        # ORDER: the sequence before the counter, at which a client looks while it spins; pairs with the looks of counter_poller.py.
+        # ORDER: the sequence before the counter, which a spinning client polls; pairs with counter_poller.py.
         # One that sees the counter alone has used up its token, and waits for the next.
         if not IN_ORDER:
             fence()
@@ -281,7 +281,7 @@ class ReplyReader(_Ring):
             self.try_head = partial(self.native.reply, ReplyHead)  # type: ignore[method-assign]
 
     def answered(self, sequence: int) -> bool:
-        """Whether the reply to `sequence` is there; costs 0.1 us."""
+        """Whether the reply to `sequence` is published; costs 0.1 us."""
         return self.words[self._head_words[slot_of(sequence)]] == sequence
 
     def taken(self, sequence: int) -> bool:
@@ -289,7 +289,7 @@ class ReplyReader(_Ring):
         return self.words[self._head_words[slot_of(sequence)] + self._taken] == sequence
 
     def try_head(self, sequence: int) -> ReplyHead | None:
-        """A copy of the head of the reply to `sequence`; None while it is not there."""
+        """Return a copy of the head of the reply to `sequence`; None while it is not published."""
         slot = slot_of(sequence)
         if self.words[self._head_words[slot]] != sequence:
             return None

@@ -1,8 +1,7 @@
-"""The structure of one tree as its receiver knows it: where its leaves lie, and how it is put together again.
+"""Schema of one structure: the layout of its leaves in the payload, and how to unflatten them into a tree.
 
-A robot sends the same structure thousands of times. It is described and compiled once; afterwards a
-`StructureGuard` (structure_guard.py) on the sending side compares a tree with it and collects what has to be
-copied, and the `Schema` on the receiving side puts the values back in place.
+A robot sends the same structure thousands of times. Its schema is inferred once; afterwards a `StructureGuard`
+(structure_guard.py) on the sending side checks and flattens a tree, and the `Schema` on the receiving side unflattens it.
 
 Both sides place a tree's leaves by the same walk over the same tree: a container's own leaves first,
 then its nested containers in order. Numbers lie together at the start of the payload, 8 bytes each;
@@ -27,7 +26,7 @@ from .metadata import DTYPES, Leaf, MetadataError, load
 
 Array = npt.NDArray[Any]
 
-#: bfloat16 has no numpy dtype of its own; its bytes travel as uint16.
+#: numpy has no bfloat16 dtype; its bytes travel as uint16.
 BFLOAT16 = "<bf2"
 _STORED_AS = {name: np.dtype(np.uint16) if name == BFLOAT16 else np.dtype(name) for name in DTYPES}
 _NUMBER_FORMAT = {"int": "q", "float": "d", "bool": "q"}
@@ -35,7 +34,7 @@ _NUMBER_FORMAT = {"int": "q", "float": "d", "bool": "q"}
 
 @dataclass(frozen=True)
 class LeafLayout:
-    """Where one array-like leaf lies in the payload."""
+    """Layout of one array-like leaf in the payload."""
 
     kind: str  # "array", "scalar", "list", "bytes" or "str"
     dtype: str  # the wire name
@@ -45,10 +44,10 @@ class LeafLayout:
     size: int  # bytes
 
     def view(self, payload: npt.NDArray[np.uint8]) -> Array:
-        """The leaf's bytes in `payload` as an array of its dtype and shape.
+        """Return the leaf's bytes in `payload` as an array of its dtype and shape.
 
         Its base, if it has any bytes, is an array of the leaf alone, made of the memory and not of another array: numpy
-        hangs whatever is made of the view on that, which tells a leaf that somebody has kept from one that nobody holds.
+        makes it the base of every array derived from the view, so its reference count shows whether the leaf is still held.
         """
         if not self.size:
             return np.empty(self.shape, self.stored_as)
@@ -57,18 +56,18 @@ class LeafLayout:
 
 
 class Schema:
-    """What both sides know of one structure: its metadata bytes and where its leaves lie."""
+    """Metadata bytes and leaf layout of one structure, which both sides know."""
 
     def __init__(self, tree: Any, metadata: bytes) -> None:
-        """Compile `tree`, which holds a `Leaf` wherever a value lies in the payload."""
+        """Lay out `tree`, which holds a `Leaf` wherever a value lies in the payload."""
         self.metadata = metadata
         self.arrays: list[LeafLayout] = []
-        #: One value that is in no container.
+        #: Whether the tree is one value without a container.
         self.is_leaf_root = not isinstance(tree, (dict, list, tuple))
         layout = _TreeLayout()
         layout.container((tree,) if self.is_leaf_root else tree)
         self.numbers = struct.Struct("@" + "".join(layout.formats))
-        #: The tree, with these numbers and arrays for its leaves (each in the order of its places).
+        #: Makes the tree with these numbers and arrays for its leaves, each in the order of the layout.
         self.unflatten = _unflattener(
             layout.containers(), layout.constants, layout.bools, is_leaf_root=self.is_leaf_root
         )
@@ -78,20 +77,20 @@ class Schema:
             self._place(leaf)
         #: Bytes of payload that a tree of this structure takes.
         self.payload_bytes = self._end
-        #: Whether every leaf that is no number is an array of a dtype that numpy has.
+        #: Whether every leaf is a number, or an array of a dtype that numpy has.
         self.is_all_arrays = all(place.kind == "array" and place.dtype != BFLOAT16 for place in self.arrays)
         if self.payload_bytes > MAX_PAYLOAD_BYTES:
             raise MetadataError(f"a payload of {self.payload_bytes} bytes: {MAX_PAYLOAD_BYTES} at most")
 
     @classmethod
     def from_metadata(cls, metadata: bytes) -> Schema:
-        """The schema that a peer describes; raises MetadataError for bytes that describe none."""
+        """Return the schema that a peer describes; raises MetadataError for bytes that describe none."""
         tree, _ = load(metadata)
         return cls(tree, metadata)
 
     @cached_property
     def decoder(self) -> core.TreeDecoder | None:
-        """What puts trees together as `unflatten` does, in less time; None where that was not built."""
+        """The native counterpart of `unflatten`, which also makes the arrays; None in pure Python."""
         if not NATIVE:
             return None
         layout = self._layout
@@ -116,7 +115,7 @@ class Schema:
         self._end = offset + size
 
 
-#: Where the entries of a container are among `[numbers..., arrays..., constants..., containers...]`, its keys, its type.
+#: Indices of a container's entries in `[numbers..., arrays..., constants..., containers...]`, its keys, its type.
 _ContainerSpec = tuple[tuple[int, ...], tuple[str, ...] | None, type]
 _Gather = Callable[[Sequence[Any]], Sequence[Any]]
 _Unflatten = Callable[[Sequence[Any], Sequence[Any]], Any]
@@ -125,7 +124,7 @@ _Unflatten = Callable[[Sequence[Any], Sequence[Any]], Any]
 def _unflattener(
     containers: list[_ContainerSpec], constants: list[Any], bools: list[int], *, is_leaf_root: bool
 ) -> _Unflatten:
-    """Puts a tree together. What is inside a container comes before it in `containers`, and the outermost is the last."""
+    """Return the function that makes the tree. Inner containers come before outer ones; the outermost is the last."""
     gathers = [(_gather(entries), keys, kind) for entries, keys, kind in containers]
 
     def unflatten(numbers: Sequence[Any], arrays: Sequence[Any]) -> Any:
@@ -148,7 +147,7 @@ def _unflattener(
 
 
 class _TreeLayout:
-    """A tree's leaves and constants in the order of their places, and which of them each container holds."""
+    """Leaves and constants of a tree in the order of their layout, and which of them each container holds."""
 
     def __init__(self) -> None:
         self.formats: list[str] = []  # of the numbers
@@ -158,7 +157,7 @@ class _TreeLayout:
         self._containers: list[tuple[list[tuple[list[Any], int]], tuple[str, ...] | None, type]] = []
 
     def container(self, container: dict[str, Any] | list[Any] | tuple[Any, ...]) -> int:
-        """Note what is in it, leaves first; returns its place among the containers."""
+        """Note its entries, leaves first; returns its index among the containers."""
         keys = tuple(container) if isinstance(container, dict) else None
         values: Sequence[Any] = tuple(container.values()) if isinstance(container, dict) else container
         # Each entry as (the list that it is in, its place there).
@@ -183,7 +182,7 @@ class _TreeLayout:
         return self.constants, len(self.constants) - 1
 
     def containers(self) -> list[_ContainerSpec]:
-        """For each container which of `[numbers..., leaves..., constants..., containers...]` are its entries."""
+        """Return for each container the indices of its entries in `[numbers..., leaves..., constants..., containers...]`."""
         start, ends = 0, {}
         for values in (self.formats, self.leaves, self.constants, self._containers):
             ends[id(values)] = start
@@ -195,7 +194,7 @@ class _TreeLayout:
 
 
 def _gather(places: Sequence[int]) -> _Gather:
-    """Takes the values at these places, in this order."""
+    """Return a function that takes the values at these indices, in this order."""
     if len(places) > 1:
         return itemgetter(*places)
     return lambda values: [values[place] for place in places]

@@ -1,4 +1,4 @@
-"""The supervisor's descriptors of a channel of transport `sealed`."""
+"""Descriptors of a channel of transport `sealed`, as the supervisor keeps them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .pipe_doorbell import create_pipe
 from .segment import Identity, create_sealed_segment, read_only
 
 #: Permissions decide nothing here, because only the descriptor leads to a memfd. But a client of this daemon that is
-#: itself a daemon could pass the descriptor on as replies: whoever trusts our replies sees that they are none
-#: (Segment.written_only_by).
+#: itself a daemon could pass the descriptor on as replies: a client that trusts the replies of this
+#: daemon sees by this mode that they are requests (Segment.written_only_by).
 _WRITTEN_BY_THE_CLIENT = 0o620
 
 

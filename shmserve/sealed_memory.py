@@ -1,8 +1,8 @@
-"""Memory of another process, checked before it is mapped: whoever shrinks a file that is mapped elsewhere kills that process.
+"""Check of another process's memory before it is mapped: a peer that shrinks a mapped file kills the process that maps it.
 
-A process that touches a page beyond the end of a file dies of SIGBUS. The seals of a memfd exclude that for good, and are
-what each side looks at before it maps what the other one gave. They come before the size: only of a file that is sealed
-the size stays what it is.
+A process that touches a page beyond the end of a file dies of SIGBUS. The seals of a memfd exclude that for good, so each
+side checks them before it maps the other side's memory. It checks the seals before the size, because only a sealed file
+keeps its size.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def seal(descriptor: int) -> None:
-    """Nobody can change the size of this memfd from now on, or its seals."""
+    """Seal this memfd: its size and its seals can no longer change."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
 
 
 def unsafe_to_map(descriptor: int, *, writable: bool) -> str | None:
-    """What is wrong with a descriptor that another process sent, as the end of a sentence; None: it may be mapped.
+    """Return why a descriptor of another process is unsafe to map, as the end of a sentence; None: it is safe.
 
     >>> descriptor = os.memfd_create("doctest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     >>> unsafe_to_map(descriptor, writable=True)

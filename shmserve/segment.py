@@ -1,4 +1,4 @@
-"""The shared-memory object under one direction of a channel.
+"""Segment: the shared-memory object of one direction of a channel.
 
 The supervisor creates and unlinks; it writes the header through the file and never maps the segment,
 so that memory a client can write never enters its address space. A client or an engine maps what the
@@ -24,7 +24,7 @@ from .layout import COUNTER_OFFSET, HEADER, WORD, Geometry, header_bytes
 from .protocol import MAGIC, WIRE_VERSION
 from .sealed_memory import seal, unsafe_to_map
 
-#: Of a mapping's pages at each step; how long the kernel takes to clear so many: `python -m bench.channel_memory`.
+#: Bytes of a mapping at each step; `python -m bench.channel_memory` measures how long the kernel takes to clear them.
 _PIECE_BYTES = 128 << 10
 _MADV_POPULATE_READ = 22  # <linux/mman.h>; Python has no name for it yet
 
@@ -63,13 +63,13 @@ def create_segment(name: str, geometry: Geometry, identity: Identity, mode: int 
 
 
 def create_sealed_segment(geometry: Geometry, identity: Identity, mode: int = 0o600, *, counter: int = 0) -> int:
-    """A memfd with the same contents, which nobody can shrink or grow any more; the descriptor is the caller's.
+    """Create a memfd with the same contents, sealed against shrinking and growing; the caller owns the descriptor.
 
-    Raises OSError (ENOMEM, ENOSPC) if there is no room.
+    Raises OSError (ENOMEM, ENOSPC) if the memory is full.
     """
     descriptor = os.memfd_create("shmserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        # A memfd begins as 0777: whoever holds a read-only descriptor could open it again for writing.
+        # A memfd begins as 0777: a holder of a read-only descriptor could open it again for writing.
         os.fchmod(descriptor, mode)
         os.posix_fallocate(descriptor, 0, geometry.segment_bytes)
         _write_header(descriptor, geometry, identity, counter)
@@ -81,7 +81,7 @@ def create_sealed_segment(geometry: Geometry, identity: Identity, mode: int = 0o
 
 
 def read_only(descriptor: int) -> int:
-    """Another descriptor of the same memfd, for reading alone."""
+    """Return another descriptor of the same memfd, for reading alone."""
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -92,7 +92,7 @@ def _write_header(descriptor: int, geometry: Geometry, identity: Identity, count
 
 
 def unlink_segment(name: str) -> None:
-    """Remove the name; whoever has it mapped keeps the memory. A missing name is no error."""
+    """Remove the name; existing mappings keep the memory. A missing name is not an error."""
     with contextlib.suppress(posix_ipc.ExistentialError):
         posix_ipc.unlink_shared_memory(name)
 
@@ -100,8 +100,8 @@ def unlink_segment(name: str) -> None:
 class Segment:
     """A mapped segment whose header has been checked.
 
-    `bytes` is the whole segment as uint8, `words` the same memory as native 8-byte words. `file` is what fstat(2)
-    said of it when it was mapped.
+    `bytes` is the whole segment as uint8, `words` the same memory as native 8-byte words. `file` is the result of
+    fstat(2) when it was mapped.
     """
 
     def __init__(self, mapped: mmap.mmap, geometry: Geometry, identity: Identity, file: os.stat_result) -> None:
@@ -117,8 +117,8 @@ class Segment:
     def open(cls, name: str, *, writable: bool, prefault: bool = True, owners: Container[int] | None = None) -> Segment:
         """Map the named segment; the caller closes it. `prefault` is as `from_descriptor` takes it.
 
-        Raises ServiceUnavailable if the name is gone (the daemon removed it meanwhile), and ForeignService if it is not of
-        one of these `owners` (None: anybody), who can shrink it as long as it is mapped.
+        Raises ServiceUnavailable if the name is gone (the daemon removed it meanwhile), and ForeignService if it does
+        not belong to one of these `owners` (None: any user): an owner can shrink it while it is mapped.
         """
         try:
             # No size= on an existing name: posix_ipc would resize the live segment to it.
@@ -168,7 +168,7 @@ class Segment:
         except ValueError as error:
             raise ProtocolMismatch(f"segment header makes no sense: {error}") from error
         if found.st_size < geometry.segment_bytes:
-            raise ProtocolMismatch(f"segment of {found.st_size} bytes, its header speaks of {geometry.segment_bytes}")
+            raise ProtocolMismatch(f"segment of {found.st_size} bytes, its header says {geometry.segment_bytes}")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         flags = mmap.MAP_SHARED
         if prefault:  # the first touch of a page costs 4.4 us in each process, inside a request
@@ -177,33 +177,33 @@ class Segment:
         return cls(mapped, geometry, Identity(epoch, channel, generation), found)
 
     def written_only_by(self, uids: Container[int]) -> bool:
-        """Whether the object is one of these users', and nobody else was ever let write to it.
+        """Whether the object belongs to one of these users and its mode lets no other user write to it.
 
-        What the daemon gives a client to write to says so in its mode, of either transport: a request segment
-        of another user's daemon never passes for replies.
+        A request segment has a mode with which its client may write, in either transport, so a request segment of another
+        user's daemon never passes for replies.
         """
         return self.file.st_uid in uids and not self.file.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
     @property
     def counter_index(self) -> int:
-        """Where the counter is in `words`."""
+        """Index of the counter in `words`."""
         return COUNTER_OFFSET // WORD
 
     def prefault(self) -> Iterator[None]:
-        """Give the mapping its pages, a piece at each step: all at once keeps whoever does it for milliseconds."""
+        """Fault in the mapping, a piece at each step: all at once would block the caller for milliseconds."""
         for start in range(0, self.geometry.segment_bytes, _PIECE_BYTES):
             if self._mapped is None:
                 return
             try:
                 self._mapped.madvise(_MADV_POPULATE_READ, start, _PIECE_BYTES)
             except OSError as error:
-                # Of a file that was truncated nothing is said here: who reads it is told, by SIGBUS.
+                # A truncated file is not reported here: the reader gets SIGBUS.
                 if error.errno == errno.EINVAL:  # before Linux 5.14
                     self.bytes[start : start + _PIECE_BYTES : mmap.PAGESIZE].max()
             yield
 
     def release_pages(self) -> Iterator[None]:
-        """Give the pages back, a piece at each step, before `close`, which then has little to do. They may still be used."""
+        """Release the pages, a piece at each step, so that `close` has little to do. They may still be used."""
         for start in range(0, self.geometry.segment_bytes, _PIECE_BYTES):
             if self._mapped is None:
                 return
@@ -212,7 +212,7 @@ class Segment:
             yield
 
     def close(self) -> None:
-        """Give the mapping up. Arrays that still view it keep it until they are gone."""
+        """Unmap. Arrays that still view the memory keep it mapped until they are gone."""
         mapped, self._mapped = self._mapped, None
         if mapped is None:
             return

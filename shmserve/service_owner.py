@@ -1,7 +1,7 @@
-"""The users whose daemon may answer a client or an operator.
+"""Owner check: the users whose daemon may answer a client or an operator.
 
 Another user can make `/tmp/shmserve-UID` first, and serve there under any name. So a caller that did not name the
-runtime directory talks to a daemon of its own user or of root, and in /run/shmserve to the one whose directory root has
+runtime directory talks to a daemon of the same user or of root, and in /run/shmserve to the one whose directory root has
 made. Directories and sockets are judged before connect(2), by their owners; the daemon after it, by what the kernel says
 of the process that listens. The second counts: whatever is put in the place of a directory between the two, a stranger's
 process has a stranger's uid. Nothing is sent before both.
@@ -90,7 +90,7 @@ def _owners(place: ServicePlace, path: Path, how: str) -> frozenset[int]:
     for directory in (runtime, place.directory):
         _check_owner(directory, owners, how)
         found = directory.stat()
-        # In a sticky directory only its own things can be replaced; what a stranger adds has a stranger's uid.
+        # In a sticky directory a user can replace only that user's entries, and an entry that a stranger adds has the stranger's uid.
         if others_may_change(found, (0,) if place.system else (0, os.getgid())) and not found.st_mode & stat.S_ISVTX:
             raise ForeignService(
                 f"{directory} has mode {stat.S_IMODE(found.st_mode):04o}, so that other users can replace what is in it: "
@@ -117,7 +117,7 @@ def _check_owner(path: Path, owners: Collection[int], how: str) -> None:
         looks = (path.lstat(), path.stat())
     except PermissionError:
         if path.parent != path:
-            _check_owner(path.parent, owners, how)  # a directory that nobody else may enter: it is a stranger's
+            _check_owner(path.parent, owners, how)  # a directory that only its owner may enter: a stranger's
         raise
     for found in looks:
         if found.st_uid not in owners:

@@ -1,4 +1,4 @@
-"""How long to look before sleeping.
+"""Spin budget: how long to poll before sleeping.
 
 A blocking wake-up across processors costs 50-60 us in a virtual machine, more than everything else
 on the request path together; a look at a word costs 0.1 us. So a side that expects news soon looks

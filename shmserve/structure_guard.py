@@ -1,7 +1,7 @@
-"""Describes a tree that is to be sent, and recognises the next tree like it.
+"""Structure guard: the check that a tree has a known structure, and the inference of the schema of a new one.
 
-`infer_schema` walks a tree once and makes its schema and its guard; a `StructureGuard` compares later trees with
-the guard and collects their leaves in the order in which the schema places them (schema.py).
+`infer_schema` walks a tree once and makes its schema and its guard, as a tracing compiler does. A `StructureGuard` checks
+later trees and flattens them into leaves, in the order of the schema's layout (schema.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .schema import BFLOAT16, Array, Schema
 _INLINE_TEXT = 256
 #: Bytes are data (a compressed image); only short ones are part of the structure.
 _INLINE_BYTES = 32
-#: A list of at least so many numbers of one type is carried as one array.
+#: A list of at least this many numbers of one type is carried as one array.
 _LIST_AS_ARRAY = 8
 _INT64 = range(-(1 << 63), 1 << 63)
 NO_VALUES = "a tensor of the meta device has no values to carry; make it on a device that has memory"
@@ -129,7 +129,7 @@ def _dtype_names() -> str:
 
 
 class ContainerGuard:
-    """One container, as its base type: the types, constants, dtypes and shapes to compare with."""
+    """Guard of one container, as its base type: the types, constants, dtypes and shapes to compare with."""
 
     __slots__ = ("arrays", "constants", "keys", "kind", "nested", "numbers", "types", "wrapped")
 
@@ -137,18 +137,18 @@ class ContainerGuard:
         self.kind = kind
         self.keys = keys
         self.types = types
-        #: Whether this is a tuple around a tree that is no container, or no plain one.
+        #: Whether this is a tuple around a tree that is a leaf, or a subclass of a container.
         self.wrapped = False
         self.numbers: list[int] = []
         # (position, value as its base type, the conversion to that or None)
         self.constants: list[tuple[int, Any, Convert | None]] = []
         # (position, dtype or None for what has none, shape as numpy will see it, conversion or None)
         self.arrays: list[tuple[int, Any, tuple[int, ...], Callable[[Any], Array] | None]] = []
-        # (position, what is there as its base type, the conversion to that or None)
+        # (position, the container there as its base type, the conversion to that or None)
         self.nested: list[tuple[int, ContainerGuard, Convert | None]] = []
 
     def spec(self) -> tuple[Any, ...]:
-        """The same in tuples, for the native core."""
+        """Return the same as tuples, for the native core."""
         nested = tuple((position, guard.spec(), convert) for position, guard, convert in self.nested)
         constants, numbers, arrays = tuple(self.constants), tuple(self.numbers), tuple(self.arrays)
         return self.kind, self.keys, self.types, constants, numbers, arrays, nested
@@ -229,7 +229,7 @@ class _SchemaInference:
             guard.constants.append((position, value, convert))
             return value
         raise UnsupportedType(
-            f"{path}: an object of type {type_name(value)} cannot be carried; what can be are dict, list, tuple, "
+            f"{path}: an object of type {type_name(value)} cannot be carried; supported are dict, list, tuple, "
             "str, bytes, int, float, bool, None, numpy arrays and tensors (any Python object only between a client and "
             "a daemon of the same user, or one in the daemon's trusted_uids)"
         )
@@ -241,7 +241,7 @@ class _SchemaInference:
 
 
 class StructureGuard:
-    """Recognises trees of one structure and collects their leaves for copying."""
+    """Guard of one structure: flattens a tree that has it."""
 
     def __init__(self, schema: Schema, schema_id: int, guard: ContainerGuard) -> None:
         self.schema = schema
@@ -251,7 +251,7 @@ class StructureGuard:
         self.wrapped = guard.wrapped
 
     def flatten(self, tree: Any) -> tuple[list[Any], list[Array]] | None:
-        """The tree's numbers and arrays in the order of their places; None for another structure."""
+        """Return the tree's numbers and arrays in the order of the layout; None for another structure."""
         if self.wrapped:
             tree = (tree,)
         elif type(tree) is not self._root.kind:
@@ -293,7 +293,7 @@ def _flatten(guard: ContainerGuard, tree: Any, numbers: list[Any], arrays: list[
 
 
 def infer_schema(tree: Any, name: str = "observation") -> tuple[Schema, ContainerGuard]:
-    """The schema of a tree, and the guard that recognises the next tree like it.
+    """Return the schema of a tree, and the guard for the next tree like it.
 
     Raises UnsupportedType naming the place and the type of what cannot be carried, and
     RequestRejected for a tree that is too deep, too large or has too many entries.

@@ -1,4 +1,4 @@
-"""Varlink messages as bytes: calls and replies encoded, decoded, and cut out of a stream, with no socket in sight.
+"""Varlink messages: calls and replies encoded, decoded and cut out of a stream, without a socket.
 
 A message is one JSON object and a NUL byte (https://varlink.org/Method-Call):
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class VarlinkProtocolError(ValueError):
-    """Bytes that are no varlink message. The text holds nothing that the peer sent, so it may be logged and shown."""
+    """Bytes that are not a varlink message. The text holds nothing that the peer sent, so it may be logged and shown."""
 
 
 class DescriptorsLost(VarlinkProtocolError):
@@ -43,7 +43,7 @@ class DescriptorsLost(VarlinkProtocolError):
 
 
 class VarlinkError(Exception):
-    """A method's typed error: raised by whoever answers a call, and again by whoever made it."""
+    """A method's typed error, raised on the answering side and again on the calling side."""
 
     def __init__(self, error: str, parameters: Mapping[str, Any] | None = None) -> None:
         super().__init__(error, dict(parameters or {}))
@@ -77,7 +77,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """`fds` are open file descriptors that travel beside the message; whoever holds the reply owns them."""
+    """`fds` are open file descriptors that travel beside the message; the holder of the reply owns them."""
 
     parameters: dict[str, Any] = field(default_factory=dict)
     continues: bool = False
@@ -187,7 +187,7 @@ def optional(parameters: Mapping[str, Any], name: str, kind: type[T]) -> T | Non
     value = parameters.get(name)
     if kind is float and type(value) is int:
         value = float(value)  # JSON does not tell 3 from 3.0
-    if value is not None and type(value) is not kind:  # not isinstance: JSON's true is no int
+    if value is not None and type(value) is not kind:  # not isinstance: JSON's true is not an int
         raise VarlinkError(INVALID_PARAMETER, {"parameter": name})
     return value
 

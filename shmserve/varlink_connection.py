@@ -23,8 +23,8 @@ _POLL_S = 3600.0  # poll(2) counts milliseconds in an int
 
 @final
 class VarlinkConnection:
-    """For one thread at a time. Calls are answered in order, so a reply that came too late for its call, or that
-    nobody waited for, is dropped when the next call is made; the connection stays usable.
+    """For one thread at a time. Calls are answered in order, so a reply that came too late for its call, or
+    without a waiting caller, is dropped when the next call is made; the connection stays usable.
     """
 
     def __init__(self, sock: socket.socket, *, accept_fds: int = 0) -> None:
@@ -112,7 +112,7 @@ class VarlinkConnection:
         return uid
 
     def peer_closed(self) -> bool:
-        """True once the service has closed the connection; what it said before that can still be read. Never waits."""
+        """Whether the service has closed the connection; its earlier replies can still be read. Never waits."""
         if self.fileno() < 0:
             return True
         # Its own object each time: two threads may ask, and one object serves one at a time.
@@ -165,7 +165,7 @@ class VarlinkConnection:
                 except BlockingIOError:
                     self._wait(select.POLLOUT, deadline, "the service reads no calls")
         except ConnectionError:
-            # A service that refuses a connection says why before it closes; what it said is still there to read.
+            # A service that refuses a connection sends the reason before it closes; it can still be read.
             self._calls += 1
             return self._calls - 1
         except BaseException:

@@ -1,4 +1,4 @@
-"""Moves varlink bytes and the file descriptors beside them through a Unix socket, one system call at a time."""
+"""Transfer of varlink bytes and their file descriptors through a Unix socket, one system call at a time."""
 
 from __future__ import annotations
 

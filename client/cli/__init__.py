@@ -1,1 +1,1 @@
-"""shmserve-admin: what an operator asks of a running service."""
+"""shmserve-admin: the operator's command line for a running service."""

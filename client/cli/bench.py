@@ -1,4 +1,4 @@
-"""shmserve-admin bench: a load on the running service, and a table of how it was carried."""
+"""shmserve-admin bench: a load on the running service, and a table of its latencies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def bench(
     """
     from .load import Load, LoadFailed
 
-    with target.connection() as connection:  # no daemon is another exit status than a load that failed
+    with target.connection() as connection:  # a missing daemon and a failed load have different exit statuses
         state = connection.call("Status")["status"]["state"]
     if state not in ("ready", "updating"):
         fail(f"service {target.name!r} is {state}: shmserve-admin wait-ready")
@@ -69,7 +69,7 @@ def bench(
 
 
 def _expect_daemon(target: Target) -> None:
-    """A daemon that has gone meanwhile is told as by any other command."""
+    """Report a daemon that has gone meanwhile as every other command does."""
     target.connection().open().close()
 
 

@@ -1,4 +1,4 @@
-"""A daemon of its own for a model that is to be tried: nothing of the serving one is touched."""
+"""Temporary daemon for a candidate model; the serving daemon is not touched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOG_LINES = 15
 
 @final
 class CandidateService:
-    """`open` starts it and waits until the model serves; leaving the block ends it and removes what it made."""
+    """Context manager: starts the daemon, waits until the model serves, and removes both at its end."""
 
     name = "candidate"
 
@@ -39,7 +39,7 @@ class CandidateService:
 
     @property
     def folder(self) -> Path:
-        """Its own; only inside the block."""
+        """The private folder; only inside the block."""
         assert self._private.path is not None
         return self._private.path
 
@@ -65,7 +65,7 @@ class CandidateService:
         command += ["--model-path", str(package), "--transport", "sealed"]
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.folder / "state")]
         command += ["--device", self._device] if self._device else []
-        # Its settings are what stands here, not what this host's service has.
+        # Only the settings above, none of this host's service.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SHMSERVE_")}
         environment["SHMSERVE_CONFIG"] = os.devnull
         libc = ctypes.CDLL(None)
@@ -78,7 +78,7 @@ class CandidateService:
                 cwd=self.folder,
                 pass_fds=(self._private.descriptor,),
                 env={**environment, "PYTHONSAFEPATH": "1"},
-                # Not even a replay that is killed leaves a daemon behind. This process has one thread.
+                # A replay that is killed leaves no daemon behind. This process has one thread.
                 preexec_fn=lambda: libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),  # noqa: PLW1509
             )
 
@@ -86,7 +86,7 @@ class CandidateService:
         assert self._process is not None
         found = None
         for _ in range(max(1, int(self._timeout_s))):
-            with contextlib.suppress(ServiceUnavailable):  # it reads the package first, or has given up
+            with contextlib.suppress(ServiceUnavailable):  # the daemon reads the package first, or has failed
                 found = wait_until_ready(lambda: AdminConnection(self.name, self.runtime_dir), 1.0)
             if self._process.poll() is not None:
                 raise ModelPackageError(f"the model at {self._model} cannot be served:\n{self._log_tail()}")
@@ -120,7 +120,7 @@ class CandidateService:
 
 
 def _unpack(tar: Path, folder: Path) -> Path:
-    """Unpack as a daemon does that is sent a tar, in a limited process; return the package's directory, below the new `folder`; raises ModelPackageError, or OSError."""
+    """Unpack in a limited process, as a daemon does; return the package's directory, below the new `folder`; raises ModelPackageError, or OSError."""
     folder.mkdir(mode=0o700)
     with open(tar, "rb") as source:
         target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

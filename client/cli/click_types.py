@@ -1,4 +1,4 @@
-"""Numbers on the command line: what is none (nan) is no number of seconds either."""
+"""Number type of the command line, which rejects NaN."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import click
 
 
 class Number(click.FloatRange):
-    """A float within limits; click's own takes nan for one that is."""
+    """A float within limits; click's own type accepts NaN."""
 
     def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
         found = super().convert(value, parameter, context)
         if math.isnan(found):
-            self.fail(f"{value} is no number.", parameter, context)
+            self.fail(f"{value} is not a number.", parameter, context)
         return found

@@ -1,4 +1,4 @@
-"""shmserve-admin completion: what a shell needs to complete commands, options and names of services."""
+"""shmserve-admin completion: shell completion of commands, options and service names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VARIABLE = "_SHMSERVE_ADMIN_COMPLETE"
 @click.pass_context
 @with_exit_status
 def completion(context: click.Context, shell: str) -> None:
-    """Print what SHELL reads to complete this command.
+    """Print the completion script for SHELL.
 
     \b
     shmserve-admin completion bash > ~/.local/share/bash-completion/completions/shmserve-admin
@@ -40,12 +40,12 @@ def completion(context: click.Context, shell: str) -> None:
 
 
 def complete_services(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The services of this host whose names begin so, without those that this user would be refused."""
+    """Return the services of this host whose names begin with `incomplete` and that this user may use."""
     from click.shell_completion import CompletionItem
 
     found: set[str] = set()
     runtime_dir = context.params.get("runtime_dir")
-    # Where the service called "default" would be, its neighbours are.
+    # Every service of a runtime directory lies beside the one called "default".
     for place in {service_place("default", runtime_dir).directory.parent, Path("/run/shmserve")}:
         with contextlib.suppress(OSError):
             found |= {path.parent.name for path in place.glob(f"*/{ADMIN_SOCKET}")}
@@ -56,7 +56,7 @@ def complete_services(context: click.Context, parameter: click.Parameter, incomp
 def _is_ours(name: str, runtime_dir: str | None) -> bool:
     try:
         check_service_name(name)
-    except ValueError:  # a stranger's folder may be called anything
+    except ValueError:  # another user's folder may have any name
         return False
     place = service_place(name, runtime_dir)
     return place.named or not foreign_place(place)

@@ -1,4 +1,4 @@
-"""The operator's connection to a service's admin socket."""
+"""Connection to the admin socket of a service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INTERFACE = "io.shmserve.Admin"
 
 @final
 class ReplyStream:
-    """The replies of one call, and the descriptor that tells when one waits."""
+    """The replies of one call, and the descriptor that is readable when one has arrived."""
 
     def __init__(self, connection: VarlinkConnection, replies: Iterator[dict[str, Any]]) -> None:
         self._connection = connection
@@ -34,7 +34,7 @@ class ReplyStream:
 class AdminConnection:
     """Calls io.shmserve.Admin of one service.
 
-    Raises ServiceUnavailable when there is no daemon, ForeignService when it is another user's and was not named.
+    Raises ServiceUnavailable without a daemon, ForeignService for another user's that the caller did not name.
     """
 
     def __init__(self, name: str, runtime_dir: str | os.PathLike[str] | None) -> None:
@@ -62,7 +62,7 @@ class AdminConnection:
     def call(
         self, method: str, parameters: dict[str, Any] | None = None, *, timeout_s: float | None = 10.0, fd: int = -1
     ) -> dict[str, Any]:
-        """One call; raises VarlinkError for a typed refusal, ServiceUnavailable when the daemon goes away."""
+        """Call a method; raises VarlinkError for a typed refusal, ServiceUnavailable when the daemon goes away."""
         assert self._connection is not None
         try:
             return self._connection.call(
@@ -70,14 +70,14 @@ class AdminConnection:
             ).parameters
         except ConnectionError as error:
             raise ServiceUnavailable(
-                f"the daemon of {self.name!r} closed the connection: it ended, and its log says why; what it serves once "
-                f"it is back: shmserve-admin --name {self.name} status"
+                f"the daemon of {self.name!r} closed the connection: it ended, see its log for the cause. After its "
+                f"restart: shmserve-admin --name {self.name} status"
             ) from error
 
     def call_more(
         self, method: str, parameters: dict[str, Any], *, timeout_s: float | None = None, fd: int = -1
     ) -> Iterator[dict[str, Any]]:
-        """The replies of a method that tells its progress; raises as `call`."""
+        """Yield the replies of a method that reports progress; raises as `call`."""
         assert self._connection is not None
         try:
             for reply in self._connection.call_more(
@@ -86,14 +86,14 @@ class AdminConnection:
                 yield reply.parameters
         except ConnectionError as error:
             raise ServiceUnavailable(
-                f"the daemon of {self.name!r} closed the connection: it ended, and its log says why; what it serves once "
-                f"it is back: shmserve-admin --name {self.name} status"
+                f"the daemon of {self.name!r} closed the connection: it ended, see its log for the cause. After its "
+                f"restart: shmserve-admin --name {self.name} status"
             ) from error
 
     def status(self) -> dict[str, Any]:
-        """What the daemon says of itself, and what the kernel says of whose it is.
+        """Return the daemon's status, and the users to whom the kernel says its process and its directory belong.
 
-        `uid` and `user` are of the process that listens: by socket activation that is root's until the daemon has started.
+        `uid` and `user` are those of the listening process: under socket activation root, until the daemon has started.
         """
         assert self._connection is not None
         status: dict[str, Any] = self.call("Status")["status"]
@@ -109,7 +109,7 @@ class AdminConnection:
         }
 
     def reply_stream(self, replies: Iterator[dict[str, Any]]) -> ReplyStream:
-        """These replies as they come, for select(2)."""
+        """Wrap the replies for select(2)."""
         assert self._connection is not None
         return ReplyStream(self._connection, replies)
 

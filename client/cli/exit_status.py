@@ -1,4 +1,4 @@
-"""What shmserve-admin's exit statuses mean."""
+"""Exit statuses of shmserve-admin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DONE = 0
 REFUSED = 1
 USAGE = 2  # click's own
 NO_DAEMON = 3
-#: As a shell says it of a program that a signal ended.
+#: The shell's convention for a program that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 128 + signal.SIGPIPE
 
@@ -25,20 +25,20 @@ R = TypeVar("R")
 
 
 def fail(message: str, status: int = REFUSED) -> NoReturn:
-    """Say on standard error what went wrong, and exit."""
+    """Print the message on standard error, and exit."""
     print(f"shmserve-admin: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what the connection raises into one line and an exit status."""
+    """Turn an exception of the command into one line and an exit status."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             result = command(*args, **kwargs)
-            sys.stdout.flush()  # here, where it is noticed that nobody reads; at the end of Python it is a stack
-        except BrokenPipeError:  # only of standard output: the connection makes a ServiceUnavailable of its own
+            sys.stdout.flush()  # here, because a closed stdout at the end of Python prints a traceback
+        except BrokenPipeError:  # only of standard output: the connection raises ServiceUnavailable
             _end_unread()
         except ServiceUnavailable as error:
             fail(str(error), NO_DAEMON)
@@ -59,14 +59,14 @@ def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _end_unread() -> NoReturn:
-    """Whoever read standard output has left (`| head`): end as a program does that knows nothing of it."""
-    # What is left in the buffer is for nobody: Python would complain of it as it ends.
+    """End like a program that SIGPIPE ended: the reader of standard output has gone (`| head`)."""
+    # Discard the buffer: Python would report an error for it as it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(READER_GONE)
 
 
 def _words(error: OSError) -> str:
-    """An error of the system without its number.
+    """Return the text of a system error without its number.
 
     >>> _words(FileNotFoundError(2, "No such file or directory", "a.rec")), _words(PermissionError("run it with sudo"))
     ('a.rec: No such file or directory', 'run it with sudo')

@@ -1,4 +1,4 @@
-"""A load on a running service: as many client processes as asked for, begun together, and what they measured."""
+"""Load on a running service: client processes that begin together, and their measurements."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from shmserve.errors import ShmServeError
 from .load_process import COLUMNS
 from .target import progress_bar
 
-#: From when all are ready until they begin together.
+#: Between the readiness of all clients and their common begin.
 _HEAD_START_NS = 100_000_000
-#: Between two looks at how far it has come.
+#: Between two updates of the progress.
 _LOOK_S = 0.1
 _PERCENTILES = (50, 90, 99, 99.9)
 
 
 class LoadFailed(ShmServeError):
-    """A client of the load could not begin, or ended early; the message is its own."""
+    """A client of the load could not begin, or ended early; the message is that client's."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to ask, how often and by how many."""
+    """The load: which observation, how often, by how many clients."""
 
     name: str
     runtime_dir: str | None
@@ -47,7 +47,7 @@ class Load:
     timeout_s: float = 10.0
 
     def run(self) -> dict[str, Any]:
-        """What came of it, as `bench --json` prints it; raises LoadFailed."""
+        """Run the load; return the result as `bench --json` prints it. Raises LoadFailed."""
         order = {
             "name": self.name,
             "runtime_dir": self.runtime_dir,
@@ -71,13 +71,13 @@ class Load:
         return self._result(measured)
 
     def _show_progress(self, begin_ns: int, processes: list[subprocess.Popen[bytes]]) -> None:
-        """A bar for the time that it takes, on a terminal; a client that has ended ends the waiting, too."""
+        """Show a progress bar on a terminal until the time is over or a client has ended."""
         if not sys.stderr.isatty():
             return
         with progress_bar("asking", round(self.seconds, 1)) as progress:
             while (elapsed_s := (time.monotonic_ns() - begin_ns) / 1e9) < self.seconds:
                 progress(round(max(0.0, elapsed_s), 1))
-                # A client that is done writes its measurements, and waits for them to be read.
+                # A client that has ended its load writes its measurements, and waits until they are read.
                 if any(process.poll() is not None for process in processes):
                     break
                 time.sleep(_LOOK_S)
@@ -95,7 +95,7 @@ class Load:
             "staged": columns["staged"],
             "infer": columns["infer"],
             "copied": columns["copied"],
-            # Encoding, decoding, and both wake-ups: what is not the engine's.
+            # The rest of the round trip: encoding, decoding, and both wake-ups.
             "client": np.maximum(columns["round_trip"] - inside, 0.0),
         }
         return {
@@ -128,7 +128,7 @@ def _start(stack: ExitStack) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # one that has ended already does not mind
+    process.kill()  # harmless for a process that has ended
     for stream in (process.stdin, process.stdout):
         assert stream is not None
         stream.close()
@@ -141,7 +141,7 @@ def _write(process: subprocess.Popen[bytes], line: str) -> None:
         process.stdin.write(line.encode() + b"\n")
         process.stdin.flush()
     except BrokenPipeError:
-        pass  # what it says on its way out is more than this
+        pass  # its last message says more than this error
 
 
 def _expect_ready(process: subprocess.Popen[bytes]) -> None:
@@ -164,4 +164,4 @@ def _reason(said: str) -> str:
     try:
         return f"a client of the load could not ask: {json.loads(said)['error']}"
     except (ValueError, KeyError, TypeError):
-        return "a client of the load ended without a word; what it wrote is above"
+        return "a client of the load ended without a message; its output is above"

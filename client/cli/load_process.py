@@ -1,7 +1,7 @@
-"""One client of a load: a process of its own, as a robot is. `python -m shmserve.client.cli.load_process`.
+"""One client process of a load. `python -m shmserve.client.cli.load_process`.
 
-Reads one JSON line of what to do, says "ready", reads when to begin (CLOCK_MONOTONIC ns), asks, and writes one JSON
-line and the measurements as a .npy of float64 microseconds, a row a request.
+Reads one JSON line with the load, prints "ready", reads the begin (CLOCK_MONOTONIC ns), sends requests, and writes one
+JSON line and the measurements as a .npy of float64 microseconds, a row for each request.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
 
 
 class ExampleUnreadable(ShmServeError):
-    """The observation to ask with is not there, or none; the message says which."""
+    """The file with the observation is missing or damaged; the message says which."""
 
 
 def read_example(path: str) -> dict[str, Any]:
-    """The arrays of an .npz by their names; text as str. Raises ExampleUnreadable."""
+    """Return the arrays of an .npz by their names; text as str. Raises ExampleUnreadable."""
     try:
         with open(path, "rb") as stream:
             if not zipfile.is_zipfile(stream):
@@ -45,10 +45,10 @@ def read_example(path: str) -> dict[str, Any]:
 
 
 def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate_hz: float | None) -> dict[str, Any]:
-    """Ask until the time is over: one after the other, or at `rate_hz` whatever the answers take.
+    """Send requests until the time is over: one after the other, or at `rate_hz` however long the replies take.
 
-    A request that could not be sent when it was due, because the one before took too long, is sent at once and
-    counts from when it was due: otherwise a service that hangs for a second would have one slow request.
+    A request that was late because the one before took too long is sent at once, and its latency counts from when it
+    was due: otherwise a service that hangs for a second would show one slow request.
     """
     end_ns = begin_ns + int(seconds * 1e9)
     period_ns = int(1e9 / rate_hz) if rate_hz else 0
@@ -104,7 +104,7 @@ def main() -> int:
         return 1
     rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))
     print(json.dumps(found), flush=True)
-    # Not into the stream: numpy then asks for its position, which a pipe has not.
+    # Not into the stream: numpy asks for its position, and a pipe has none.
     measured = io.BytesIO()
     np.save(measured, rows, allow_pickle=False)
     sys.stdout.buffer.write(measured.getvalue())

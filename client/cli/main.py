@@ -1,4 +1,4 @@
-"""shmserve-admin: arguments, one call on the admin socket, and what to print of the answer."""
+"""shmserve-admin: arguments of the commands, one call on the admin socket each, and their output."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ for command in (bench, clients, completion, config, generate_key, metrics, recor
 @click.pass_obj
 @with_exit_status
 def status(target: Target, as_json: bool, watch: bool) -> None:
-    """Is it healthy, what does it serve, who is connected, how fast.
+    """Show the health of the service, its model, its clients and its latencies.
 
     \b
     shmserve-admin status
@@ -90,7 +90,7 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
     if target.as_json or as_json:
         print_json(found)
         return
-    from .status_view import render  # only here: a program that asks for JSON does not wait for rich
+    from .status_view import render  # only here: JSON output does not wait for rich
 
     show(render(found))
 
@@ -102,7 +102,7 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
 def wait_ready(target: Target, timeout: float) -> None:
     """Return once the service answers requests.
 
-    Waits for the daemon itself, too: it may be started afterwards.
+    Waits for the daemon as well: it may start later.
 
     \b
     shmserve-admin wait-ready --timeout 120
@@ -186,7 +186,7 @@ def rollback(target: Target, version: str | None, as_json: bool) -> None:
 
 
 def _change(replies: Iterator[dict[str, Any]], as_json: bool) -> None:
-    """Tell the steps of an update or rollback and what came of it."""
+    """Print the steps of an update or rollback, and its result."""
     from .update import follow
 
     try:
@@ -200,7 +200,7 @@ def _change(replies: Iterator[dict[str, Any]], as_json: bool) -> None:
     elif result["changed"]:
         print(f"serving version {result['version']}; no request was taken for {result['pause_ms']:.2f} ms")
     else:
-        print(f"version {result['version']} is what is served already")
+        print(f"version {result['version']} is already served")
 
 
 @main.command()

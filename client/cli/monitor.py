@@ -18,7 +18,7 @@ from .target import Target, print_json, show
 @click.pass_obj
 @with_exit_status
 def clients(target: Target) -> None:
-    """Every client: which program, which user, how much it asks.
+    """List every client: program, user, requests.
 
     \b
     shmserve-admin clients
@@ -42,7 +42,7 @@ def clients(target: Target) -> None:
 @click.pass_obj
 @with_exit_status
 def metrics(target: Target, textfile: Path | None) -> None:
-    """The numbers as OpenMetrics text, for Prometheus.
+    """Print the metrics as OpenMetrics text, for Prometheus.
 
     \b
     shmserve-admin metrics --textfile /var/lib/node_exporter/textfile/shmserve.prom
@@ -56,11 +56,11 @@ def metrics(target: Target, textfile: Path | None) -> None:
 
 
 @click.command()
-@click.option("--interval", type=Number(0.1, 60), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=Number(0.1, 60), default=1.0, show_default=True, help="Seconds between two samples.")
 @click.pass_obj
 @with_exit_status
 def top(target: Target, interval: float) -> None:
-    """Rates and latencies as they are now, of each client and each stage; q or Ctrl-C ends it.
+    """Show the current rates and latencies of each client and each stage; q or Ctrl-C ends it.
 
     \b
     shmserve-admin top --interval 0.5
@@ -71,7 +71,7 @@ def top(target: Target, interval: float) -> None:
 
 
 def without_end(text: str) -> str:
-    """node_exporter reads the older text format, in which OpenMetrics' last line is a comment it need not have.
+    """Return the text without OpenMetrics' last line: node_exporter reads the older format, where it is only a comment.
 
     >>> without_end("a 1\\n# EOF\\n")
     'a 1\\n'
@@ -80,7 +80,7 @@ def without_end(text: str) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace the file at once: a collector that reads at any moment sees the old one or the new one. Raises OSError."""
+    """Replace the file atomically: a collector always reads the old file or the new one. Raises OSError."""
     try:
         _replace(path, text)
     except OSError as error:

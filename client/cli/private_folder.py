@@ -1,4 +1,4 @@
-"""A folder under the temporary directory that is removed: when its block ends, or by the next one if that never came."""
+"""Private folder under the temporary directory: removed at the end of its block, or by the next one's sweep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import final
 
 @final
 class PrivateFolder:
-    """Locked as long as a process lives that has `descriptor`; what nobody holds any more is swept up."""
+    """Locked while a process has its `descriptor`; a folder without a lock is swept."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self.path: Path | None = None
-        #: For the processes that use the folder, too: `pass_fds`.
+        #: For the processes that use the folder: `pass_fds`.
         self.descriptor = -1
 
     def __enter__(self) -> PrivateFolder:
@@ -27,7 +27,7 @@ class PrivateFolder:
         while self.path is None:
             path = Path(tempfile.mkdtemp(prefix=self._prefix))
             descriptor = _locked(path)
-            if descriptor is not None:  # else another's sweep came between the two lines
+            if descriptor is not None:  # else another process swept it between the two lines
                 self.path, self.descriptor = path, descriptor
         return self
 
@@ -53,7 +53,7 @@ class PrivateFolder:
 
 
 def _locked(path: Path) -> int | None:
-    """The directory, open and locked by nobody else; None if another has it or it is gone."""
+    """Open and lock the directory; return its descriptor, or None if another process has the lock or the directory is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""shmserve-admin record: keep what a service is asked and what it answers."""
+"""shmserve-admin record: a file of the requests and replies of a service."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _MIB = 1 << 20
 @click.command()
 @click.option("--out", "path", type=click.Path(path_type=Path, readable=False), required=True, help="The file to make.")
 @click.option("--client", type=int, help="Only this one; `shmserve-admin clients` shows its number.")
-@click.option("--count", type=click.IntRange(min=1), help="So many requests.")
-@click.option("--seconds", type=Number(min=0, min_open=True), help="So long.")
+@click.option("--count", type=click.IntRange(min=1), help="Stop after this many requests.")
+@click.option("--seconds", type=Number(min=0, min_open=True), help="Stop after this many seconds.")
 @click.option(
     "--buffer-mib",
     type=click.IntRange(1, 65536),
     default=64,
     show_default=True,
-    help="Memory for what is not yet written.",
+    help="Memory for entries not yet written.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 @click.pass_obj
@@ -69,7 +69,7 @@ def record(
             try:
                 began_ns, began_s = time.monotonic_ns(), time.time()
                 replies = connection.call_more("Record", {"client": client}, fd=record_ring.descriptor)
-                first = next(replies)  # refused before a file is made
+                first = next(replies)  # a refusal comes before a file is made
                 with RecordingWriter(path) as writer:
                     writer.begin(
                         {
@@ -89,16 +89,16 @@ def record(
                             stopped=lambda: bool(stops),
                             progress=progress,
                         )
-                    connection.close()  # the engine writes no more
+                    connection.close()  # the engine stops writing
                     recorder.finish(count)
                     result = recorder.recorded()
                     writer.end({"ended": why, **asdict(result)})
             finally:
                 record_ring.close()
     except FileExistsError:
-        fail(f"{path} exists: a recording overwrites nothing")
+        fail(f"{path} exists: record into another file, or remove it")
     except OSError as error:
-        if error.errno is None:  # it has words of its own, as a socket that may not be opened
+        if error.errno is None:  # the error already has a full text, as for a socket that may not be opened
             raise
         fail(f"{path} cannot be written: {error.strerror}")
     finally:

@@ -1,4 +1,4 @@
-"""shmserve-admin replay: ask a model what a recording was asked, and compare."""
+"""shmserve-admin replay: send the requests of a recording to a model, and compare the replies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .target import Target, print_json, progress_bar, progress_line, show
 if TYPE_CHECKING:
     from ..recordings import Recording
 
-#: The ones that a package's [warmup] expected has.
+#: As for the [warmup] expected of a package.
 _ATOL, _RTOL = 1e-4, 1e-3
 
 
@@ -31,9 +31,9 @@ _ATOL, _RTOL = 1e-4, 1e-3
 @click.option("--device", help="Where --model runs: cpu, cuda:0 ...  [default: cpu]")
 @click.option("--atol", type=Number(min=0), default=_ATOL, show_default=True, help="How far floats may be off,")
 @click.option("--rtol", type=Number(min=0), default=_RTOL, show_default=True, help="and of the recorded value.")
-@click.option("--count", type=click.IntRange(min=1), help="Only the first so many requests.")
+@click.option("--count", type=click.IntRange(min=1), help="Only this many requests, from the first.")
 @click.option("--paced", is_flag=True, help="With the gaps of the recording, not one after the other.")
-@click.option("--partial", is_flag=True, help="Use what is whole of a recording that was cut off.")
+@click.option("--partial", is_flag=True, help="Use the complete part of a recording that was cut off.")
 @click.option(
     "--timeout", type=Number(0, 86_400), default=60.0, show_default=True, help="Seconds that a request may take."
 )
@@ -57,10 +57,10 @@ def replay(
     load_timeout: float,
     as_json: bool,
 ) -> None:
-    """Ask what FILE recorded again, and say how the answers differ; exit status 1 if they do.
+    """Send the requests in FILE again and compare the replies; exit status 1 if they differ.
 
-    Without --model the serving model is asked, as by any other client. With --model the package is loaded in a daemon
-    of its own, which ends with this command; the service is not touched, and need not run.
+    Without --model the serving model gets them, as from any other client. With --model a temporary daemon loads the
+    package and ends with this command; the service is not touched, and need not run.
 
     \b
     shmserve-admin replay today.rec --model models/new
@@ -86,7 +86,7 @@ def replay(
         else:
             _show(recording, result)
     if not result["compared"]:
-        fail(f"{file}: no request of it was answered, then and now: nothing to compare")
+        fail(f"{file}: no request has a reply both in the recording and now, so there is nothing to compare")
     if not result["same"]:
         fail("the answers differ" if not result["errors"] else "requests failed that had been answered")
 
@@ -95,7 +95,7 @@ def _candidate(stack: ExitStack, model: Path, device: str | None, load_timeout: 
     from .candidate import CandidateService
     from .update import open_package
 
-    os.close(open_package(model))  # what is no package is told before anything is started
+    os.close(open_package(model))  # reject a path that is not a package before starting a daemon
     with progress_line(str) as tell:
         tell(f"loading {model}")
         service = stack.enter_context(CandidateService(model, device, load_timeout))
@@ -114,7 +114,7 @@ def _show(recording: Recording, result: dict[str, Any]) -> None:
     )
     print(f"replayed  {result['requests']} requests, version {', '.join(result['versions']) or 'none'}")
     if result["skipped"]:
-        print(f"{result['skipped']} that were not answered then are not asked of a serving model")
+        print(f"{result['skipped']} requests without a recorded reply are not sent to a serving model")
     for kind, number in result["errors"].items():
         print(f"{number} x {kind}, first {result['error_examples'][kind]}")
     table = bare_table()

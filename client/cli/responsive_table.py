@@ -1,4 +1,4 @@
-"""A table for whatever width there is: what it leaves out first is what is missed least, and no figure is cut short."""
+"""Tables that fit the terminal: the least important columns are left out first, and no figure is cut."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.measure import Measurement
 from rich.table import Table
 
 _ANY_WIDTH = 10_000
-#: Into lines of so many characters free text is broken before a column is left out for it.
+#: Free text is folded to this many characters before a column is left out for it.
 _TEXT_WIDTH = 24
 
 
 class FirstThatFits:
-    """The first of some tables that there is room for, or the last."""
+    """The first of several tables that fits, or the last."""
 
     def __init__(self, tables: Iterable[Callable[[int | None], RenderableType]]) -> None:
-        """`tables` make them, the fullest first, with columns of free text of so many characters at most."""
+        """`tables` make them, the fullest first; their argument is the widest column of free text."""
         self._tables = list(tables)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -35,7 +35,7 @@ class FirstThatFits:
 
 
 def without(columns: Collection[str], *left_out: str) -> list[list[str]]:
-    """All columns, then one more of `left_out` missing each time.
+    """Return lists of columns: all of them, then one more of `left_out` missing each time.
 
     >>> without(["id", "program", "pid"], "pid", "program")
     [['id', 'program', 'pid'], ['id', 'program'], ['id']]
@@ -44,12 +44,12 @@ def without(columns: Collection[str], *left_out: str) -> list[list[str]]:
 
 
 def bare_table(title: str | None = None) -> Table:
-    """A table without columns yet."""
+    """Return a table without columns."""
     return Table(title=title, title_justify="left", box=None, header_style="dim", padding=(0, 2, 0, 0))
 
 
 def rows_table(title: str | None, names: Sequence[str], left: Sequence[str], text_width: int | None) -> Table:
-    """One with these columns, numbers to the right but for those on the `left`; a program's name is folded to its width."""
+    """Return a table with these columns, aligned right but for those in `left`; a program's name is folded to its width."""
     table = bare_table(title)
     for name in names:
         text = name == "program"

@@ -1,4 +1,4 @@
-"""Writes a service's unit files and first configuration, and enables it: of the machine, or of one user."""
+"""Installation of a systemd service, of the machine or of one user: unit files and first configuration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class InstallationRefused(ShmServeError):
 
 @dataclass(frozen=True)
 class Installation:
-    """What is to be installed; `files` and `commands` say how, `install` does it."""
+    """One installation: `files` and `commands` describe it, `install` performs it."""
 
     name: str
     #: A service of the calling user instead of the machine's.
@@ -44,7 +44,7 @@ class Installation:
     root: Path = Path("/")
 
     def files(self) -> dict[Path, str]:
-        """Every file by its path, before `root`; raises InstallationRefused."""
+        """Return every file by its path below `root`; raises InstallationRefused."""
         check_service_name(self.name)
         if (
             self.start
@@ -72,12 +72,12 @@ class Installation:
         return {**files, **self._configuration()}
 
     def commands(self) -> list[list[str]]:
-        """What makes systemd know and start it."""
+        """Return the commands that make systemd load and start the service."""
         units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
         if self.root != Path("/"):
             return [["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units]]
         manager = ["systemctl", "--user"] if self.user else ["systemctl"]
-        # A mistake in a file that was there is told here, and not only in the journal.
+        # Report a mistake in an existing file here, not only in the journal.
         check = [str(_program("shmserved")), "--check-config", "--config", str(self.configuration_path())]
         enable = [
             [*check, "--name", self.name],
@@ -89,7 +89,7 @@ class Installation:
         return [["systemd-sysusers", "shmserve.conf"], ["systemd-tmpfiles", "--create", "shmserve.conf"], *enable]
 
     def install(self) -> list[str]:
-        """Write the files and run the commands; returns what was done, a line each.
+        """Write the files and run the commands; return a line for each step.
 
         Raises InstallationRefused, or PermissionError.
         """
@@ -101,13 +101,13 @@ class Installation:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(content)
-            target.chmod(0o644)  # whatever the caller's umask: the daemon's user reads them
+            target.chmod(0o644)  # not the caller's umask: the daemon's user reads the files
             done.append(f"wrote    {target}")
         for command in self.commands():
             try:
                 result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             except FileNotFoundError as error:
-                raise InstallationRefused(f"{command[0]} is not here: this machine does not run systemd") from error
+                raise InstallationRefused(f"{command[0]} was not found: this machine does not run systemd") from error
             if result.returncode:
                 raise InstallationRefused(
                     f"{' '.join(command)} failed: {result.stderr.strip() or result.stdout.strip()}"
@@ -116,7 +116,7 @@ class Installation:
         return done
 
     def configuration_path(self) -> Path:
-        """Where the daemon looks for this service's settings."""
+        """Return the path of this service's configuration."""
         return (_user_home() / "shmserve" if self.user else Path("/etc/shmserve")) / f"{self.name}.toml"
 
     def _configuration(self) -> dict[Path, str]:
@@ -129,7 +129,7 @@ class Installation:
         assert self.model_path is not None
         path = self.model_path.absolute()
         if not path.is_dir():
-            raise InstallationRefused(f"model package {path} is no directory")
+            raise InstallationRefused(f"model package {path} is not a directory")
         if not self.user and path.stat().st_mode & 0o005 != 0o005:
             raise InstallationRefused(f"{path} is not readable for the user shmserve: chmod -R o+rX {path}")
         return path
@@ -158,7 +158,7 @@ def _with_programs(line: str, programs: dict[str, str]) -> str:
 
 
 def _packaged() -> bool:
-    """Whether this is a distribution's package, which brings the units, the user and the folders."""
+    """Return whether this is a distribution's package, which brings the units, the user and the folders."""
     return Path(shmserve.__file__).parent.parent == _PACKAGED
 
 
@@ -167,17 +167,17 @@ def _program(name: str) -> Path:
         return _PACKAGED_PROGRAMS / name
     beside = Path(sys.executable).parent / name
     if not beside.exists():
-        raise InstallationRefused(f"{beside} is not there: install 'shmserve[daemon]' for {sys.executable}")
+        raise InstallationRefused(f"{beside} does not exist: install 'shmserve[daemon]' for {sys.executable}")
     return beside
 
 
 def _installed_at() -> list[Path]:
-    """The directories that hold the daemon and what it imports."""
+    """Return the directories of the daemon and its imports."""
     return [Path(sys.prefix), Path(sys.base_prefix), Path(shmserve.__file__).resolve().parent.parent]
 
 
 def _shown_paths(paths: Iterable[Path]) -> str:
-    """A drop-in that shows the sandboxed daemon those of `paths` that it would not see."""
+    """Return a drop-in that shows the sandboxed daemon the `paths` that its sandbox hides."""
     hidden = sorted({path for path in paths if any(path.is_relative_to(place) for place in _HIDDEN)})
     outermost = [path for path in hidden if not any(other != path and path.is_relative_to(other) for other in hidden)]
     if not outermost:
@@ -190,7 +190,7 @@ def _shown_paths(paths: Iterable[Path]) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a unit file takes it: systemd reads % and spaces in its own way."""
+    """Return a path as a unit file takes it: systemd expands % and splits at spaces."""
     text = str(path)
     if any(character in text for character in '\n"\\'):
         raise InstallationRefused(f"{text!r} cannot stand in a unit file: move it to a path without quotes")

@@ -12,7 +12,7 @@ from .target import Target, print_json, show
 @click.pass_obj
 @with_exit_status
 def config(target: Target) -> None:
-    """Every setting of the running daemon, and where it comes from.
+    """Show every setting of the running daemon, and its origin.
 
     Flags win over SHMSERVE_<KEY> in its environment, over /etc/shmserve/<name>.toml, over the defaults.
 
@@ -35,7 +35,7 @@ def config(target: Target) -> None:
 @click.pass_obj
 @with_exit_status
 def reload(target: Target) -> None:
-    """Read the configuration file again; say what is in force now and what needs a restart.
+    """Read the configuration file again; print the changes in force, and those that need a restart.
 
     \b
     shmserve-admin --name arm reload

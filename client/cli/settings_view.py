@@ -1,4 +1,4 @@
-"""The settings in force as a table for people."""
+"""Table of the settings in force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .responsive_table import FirstThatFits, bare_table, without
 
 
 def render(settings: list[dict[str, Any]]) -> RenderableType:
-    """One line a setting; a narrow terminal shows its value before where it comes from."""
+    """Return a line for each setting; a narrow terminal keeps the value and drops the origin."""
     rows = [_cells(setting) for setting in settings]
     return FirstThatFits(
         partial(_table, names, rows) for names in without(("setting", "value", "from", ""), "from", "")
@@ -48,7 +48,7 @@ def _table(names: Sequence[str], rows: Sequence[dict[str, Text]], text_width: in
 
 
 def words(value: Any) -> str:
-    """As it stands in a configuration file; "-" for none.
+    """Return a value as a configuration file has it; "-" for None.
 
     >>> words(None), words("cpu"), words(5.0)
     ('-', '"cpu"', '5.0')

@@ -1,4 +1,4 @@
-"""shmserve-admin generate-key and sign: done here, without a daemon; the private key stays where packages are made."""
+"""shmserve-admin generate-key and sign, without a daemon: the private key stays where packages are made."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def generate_key(target: Target, file: Path, password_file: Path | None, as_json
     if target.as_json or as_json:
         print_json({"private_key": str(file), "public_key": str(public), "id": public.id})
         return
-    print(f"private key {public.id} is in {file}: whoever has it can sign, so no robot should")
+    print(f"private key {public.id} is in {file}: keep it off the robots, because it signs packages")
     print("for the configuration of each robot's daemon:")
     print("  require_signature = true")
     print(f'  signature_keys = ["{public}"]')

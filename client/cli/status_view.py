@@ -1,4 +1,4 @@
-"""One screen that answers: is it healthy, what does it serve, who is connected, how fast."""
+"""Status screen: health of the service, its model, its clients and its latencies."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rich.text import Text
 from .responsive_table import FirstThatFits, rows_table, without
 from .wait_ready import amount
 
-#: An engine looks around more often than that, unless it has a request in hand.
+#: Between two requests an engine's heartbeat is never this old.
 _QUIET_S = 5.0
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as people read them.
+    """Return seconds as people read them.
 
     >>> duration(0.0042), duration(12.34), duration(3700), duration(None)
     ('4.2 ms', '12.3 s', '1 h 1 min', '-')
@@ -39,7 +39,7 @@ def duration(seconds: float | None) -> str:
 
 
 def micro(value: float | None) -> str:
-    """Microseconds as people read them.
+    """Return microseconds as people read them.
 
     >>> micro(12.34), micro(2500), micro(3_411_810), micro(None)
     ('12.3 us', '2.50 ms', '3.41 s', '-')
@@ -52,7 +52,7 @@ def micro(value: float | None) -> str:
 
 
 def render(status: dict[str, Any]) -> RenderableType:
-    """The status of one service."""
+    """Return the screen."""
     parts: list[RenderableType] = [_summary(status)]
     if status["clients"]:
         parts.append(clients_table(status["clients"]))
@@ -66,33 +66,35 @@ def render(status: dict[str, Any]) -> RenderableType:
 
 
 def advice(status: dict[str, Any]) -> str | None:
-    """One sentence, or None where nothing is to be done.
+    """Return one sentence for the operator of a service that is not well, or None.
 
     >>> advice({"state": "ready", "engine": None, "logs": "tail /log"}) is None
     True
     >>> advice({"state": "failed", "engine": None, "logs": "tail /log"})
-    'the log says why (tail /log); once that is put right: shmserve-admin update-model PATH, or start it again'
+    'see the log for the cause (tail /log); after the repair: shmserve-admin update-model PATH, or start it again'
     """
     state, engine, logs = status["state"], status["engine"], status["logs"]
     beat = engine["heartbeat_age_s"] if engine is not None else None
     if state == "failed":
-        return f"the log says why ({logs}); once that is put right: shmserve-admin update-model PATH, or start it again"
+        return (
+            f"see the log for the cause ({logs}); after the repair: shmserve-admin update-model PATH, or start it again"
+        )
     if state == "draining":
-        return "it answers what was sent and ends; robots wait for the next one"
+        return "it completes the requests in flight and ends; robots wait for its successor"
     if beat is not None and beat > _QUIET_S:
         return (
-            f"the engine has not moved for {beat:.0f} s: a long request, or it is stuck and replaced after heartbeat_timeout_s "
-            "(shmserve-admin config)"
+            f"no heartbeat of the engine for {beat:.0f} s: a long request, or it hangs and is replaced after "
+            "heartbeat_timeout_s (shmserve-admin config)"
         )
     if state in ("loading", "warming") and engine is not None and engine["restarts"]:
-        return f"engines died and another one loads: the log says of what ({logs})"
+        return f"an engine died and another one loads: see the log for the cause ({logs})"
     return None
 
 
 def _summary(status: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
-    table.add_column(overflow="fold")  # a path that is cut short is none
+    table.add_column(overflow="fold")  # a path must not be cut
     state = Text(status["state"], style=_STYLES.get(status["state"], "bold yellow"))
     if status["error"]:
         state.append(f"  {status['error']}", style="red")
@@ -129,7 +131,7 @@ def _summary(status: dict[str, Any]) -> Table:
         owner = Text(_user(status["runtime_dir_uid"], status["runtime_dir_user"]), _style(status["runtime_dir_uid"]))
         table.add_row("runtime dir", Text(f"{status['runtime_dir']} of ") + owner)
     if status["recording"]:
-        table.add_row("recording", Text("somebody keeps what clients ask and get", style="yellow"))
+        table.add_row("recording", Text("requests and replies are being recorded", style="yellow"))
     requests = status["requests"]
     counts = Text(f"{requests['served']} served")
     for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):
@@ -148,11 +150,11 @@ def _user(uid: int, name: str | None) -> str:
 
 
 def _style(uid: int) -> str:
-    return "" if uid in (0, os.geteuid()) else "yellow"  # another user's, which the operator named
+    return "" if uid in (0, os.geteuid()) else "yellow"  # yellow: another user's
 
 
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
-    """One line a client."""
+    """Return a table with a line for each client."""
     rows = [_client_cells(client) for client in clients]
     columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last", "attached")
     return FirstThatFits(
@@ -176,7 +178,7 @@ def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
 
 
 def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
-    """These columns of the rows; numbers to the right."""
+    """Return a table with these columns of the rows, numbers aligned right."""
     table = rows_table(title, names, ("id", "program", "pid", "uid", "stage"), text_width)
     for row in rows:
         table.add_row(*(row[name] for name in names), style="bold" if row.get("stage") == "total" else "")

@@ -1,4 +1,4 @@
-"""An observation of zeros that fits a model, made from the contract that the model was warmed up to."""
+"""Observation of zeros that fits a model, made from the model's contract."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VALUES: dict[str, Any] = {"str": "", "bytes": b"", "int": 0, "float": 0.0, "boo
 
 
 class NotKnown(ValueError):
-    """The contract does not say enough to make an observation; the message says what to do."""
+    """The contract is not sufficient to make an observation; the message has the remedy."""
 
 
 def synthetic_observation(entries: Mapping[str, Mapping[str, Any]] | None) -> Any:
@@ -25,7 +25,7 @@ def synthetic_observation(entries: Mapping[str, Mapping[str, Any]] | None) -> An
     {'robot': {'joints': [0.0, 0.0]}, 'poses': [array([0, 0], dtype=uint8), 0], 'a.b': ''}
     """
     if entries is None:
-        raise NotKnown("the model was not warmed up with an example, so what it takes is not known: --example FILE.npz")
+        raise NotKnown("the model was not warmed up with an example and so has no contract: pass --example FILE.npz")
     root: dict[str | int, Any] = {}
     for name, entry in entries.items():
         path: list[str | int] = ["", *_steps(name)]
@@ -51,7 +51,9 @@ def _zero(name: str, entry: Mapping[str, Any]) -> Any:
         try:
             return np.zeros(entry["shape"], entry["dtype"])
         except TypeError:
-            raise NotKnown(f"numpy has no {entry['dtype']}, of which {name} is: --example FILE.npz") from None
+            raise NotKnown(
+                f"{name} is of dtype {entry['dtype']}, which numpy does not have: pass --example FILE.npz"
+            ) from None
     kind = entry["type"]
     item = kind.removeprefix("list[").removesuffix("]")
     if kind.startswith("list[") and item in _VALUES:
@@ -59,12 +61,12 @@ def _zero(name: str, entry: Mapping[str, Any]) -> Any:
     if kind in ("dict", "list", "tuple"):
         return {} if kind == "dict" else []
     if kind not in _VALUES:
-        raise NotKnown(f"{name or 'the observation'} is a {kind}, which cannot be made up: --example FILE.npz")
+        raise NotKnown(f"{name or 'the observation'} is a {kind}, which cannot be synthesized: pass --example FILE.npz")
     return _VALUES[kind]
 
 
 def _as_lists(node: Any) -> Any:
-    """Containers that are stepped into by numbers are lists."""
+    """Turn containers with integer keys into lists."""
     if not isinstance(node, dict):
         return node
     if node and all(isinstance(step, int) for step in node):

@@ -1,4 +1,4 @@
-"""Which service a command is for, and how it prints."""
+"""Target service of a command, and the command's output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass
 class Target:
-    """What shmserve-admin's own options say, before the command or after it."""
+    """The options of shmserve-admin, given before the command or after it."""
 
     name: str
     runtime_dir: str | None
@@ -27,23 +27,23 @@ class Target:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """Print one JSON document on standard output."""
     print(json.dumps(value, indent=2))
 
 
 def show(renderable: Any) -> None:
-    """Print for people; into a pipe or a file as wide as it needs to be."""
-    from rich.console import Console  # only here: a program that asks for JSON does not wait for rich
+    """Print for people; into a pipe or a file with the full width."""
+    from rich.console import Console  # only here: JSON output does not wait for rich
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     with console.capture() as drawn:
         console.print(renderable)
-    print(drawn.get(), end="")  # not by rich, which ends the program in its own way where nobody reads
+    print(drawn.get(), end="")  # not by rich, which handles a closed stdout differently
 
 
 @contextlib.contextmanager
 def progress_line(text: Callable[[T], str]) -> Iterator[Callable[[T], None]]:
-    """One line that is renewed; `text` words what it is told."""
+    """Show one line on a terminal; `text` makes it from each reported state."""
     if not sys.stderr.isatty():
         yield lambda state: None
         return
@@ -55,7 +55,7 @@ def progress_line(text: Callable[[T], str]) -> Iterator[Callable[[T], None]]:
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: float) -> Iterator[Callable[[float], None]]:
-    """A bar that is told how much of `total` is done."""
+    """Show a bar on a terminal; the yielded function takes the part of `total` that is done."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return

@@ -1,4 +1,4 @@
-"""What happened between two looks at a service: rates of each client, latencies of each stage, and their history."""
+"""Live view of a service: rates of each client and latencies of each stage between two samples, and their history."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Sample:
-    """What the daemon said at one moment (time.monotonic() seconds)."""
+    """Status and latency counts at one moment (time.monotonic() seconds)."""
 
     at_s: float
     status: dict[str, Any]
@@ -30,7 +30,7 @@ class Sample:
 
 
 def percentile_us(bounds_us: Sequence[float], counts: Sequence[int], percent: float) -> float | None:
-    """The duration that `percent` of the counted stayed below; None where nothing was counted.
+    """Return the duration that `percent` of the counted requests stayed below; None without any.
 
     >>> percentile_us([0, 10, 20, 40], [0, 2, 2], 50), percentile_us([0, 10, 20, 40], [0, 2, 2], 75)
     (20.0, 30.0)
@@ -47,7 +47,7 @@ def percentile_us(bounds_us: Sequence[float], counts: Sequence[int], percent: fl
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The values as a row of bars, the highest as high as there is.
+    """Return the values as a row of bars, the highest of full height.
 
     >>> sparkline([0, 1, 2, 4])
     ' ▂▄█'
@@ -59,7 +59,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 
 class TopView:
-    """Fed with looks, draws the latest with what went before."""
+    """Draws the latest sample against the one before."""
 
     def __init__(self) -> None:
         self._before: Sample | None = None
@@ -67,7 +67,7 @@ class TopView:
         self._latencies: dict[str, deque[float]] = {}
 
     def render(self, sample: Sample) -> RenderableType:
-        """One screen."""
+        """Return one screen."""
         before, self._before = self._before, sample
         seconds = sample.at_s - before.at_s if before is not None else 0.0
         return Group(
@@ -140,7 +140,7 @@ class TopView:
 def _fitting(
     rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, *rest: str
 ) -> FirstThatFits:
-    """All columns; a narrower terminal has less of the `history` and none, then one more of the `rest` less."""
+    """Return tables with all columns; narrower ones shorten the `history`, drop it, then drop the `rest` one by one."""
     shorter = [partial(_table, columns, rows, history, bars) for bars in (_HISTORY, _HISTORY // 2, _HISTORY // 4)]
     return FirstThatFits(
         [*shorter, *(partial(_table, names, rows, history, 0) for names in without(columns, history, *rest)[1:])]
@@ -150,7 +150,7 @@ def _fitting(
 def _table(
     names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], history: str, bars: int, text_width: int | None
 ) -> Table:
-    """These columns of the rows, and of the `history` the latest `bars`."""
+    """Return a table with these columns of the rows, and the latest `bars` of the `history`."""
     table = rows_table(None, names, ("stage", "client", "program", "uid", history), text_width)
     for row in rows:
         cells = (row.get(name, "") for name in names)
@@ -160,4 +160,4 @@ def _table(
 
 
 def _hint(first: bool) -> Text:
-    return Text("looking..." if first else "q ends", style="dim")
+    return Text("sampling..." if first else "q ends", style="dim")

@@ -1,4 +1,4 @@
-"""Tells the steps of a change of model while it goes on."""
+"""Progress of a change of model, step by step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shmserve.package_advice import advice_for_file, advice_for_url, is_url, loo
 
 from .wait_ready import amount
 
-#: What zip, xz, zstd and bzip2 begin with: the daemon names them.
+#: First bytes of zip, xz, zstd and bzip2: the daemon names the format.
 _PACKED = (b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
-#: Between two numbers in what is no terminal.
+#: Between two numbers in output that is not a terminal.
 _TELL_S = 5.0
 
 
 def open_package(path: Path) -> int:
-    """A descriptor of a model package, a directory or a tar; the caller closes it.
+    """Open a model package, a directory or a tar; the caller closes the descriptor.
 
     The daemon may be sandboxed: it gets the open package, never a path.
     """
@@ -41,7 +41,7 @@ def open_package(path: Path) -> int:
 
 
 def _file_fault(path: Path, descriptor: int | None) -> str | None:
-    """Why this is not a tar as far as its first bytes tell; None: the daemon looks at it more closely."""
+    """Return why the first bytes are not a tar's; None: the daemon checks further."""
     advice = None
     if descriptor is not None:
         start = os.pread(descriptor, 512, 0)
@@ -52,12 +52,12 @@ def _file_fault(path: Path, descriptor: int | None) -> str | None:
 
 
 def name_of(path: Path) -> str:
-    """What `versions` calls the package: its own name, also for '.' and 'model/..'."""
+    """Return the package's name for `versions`, also for '.' and 'model/..'."""
     return path.resolve().name or str(path)
 
 
 def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
-    """Print each step with the time it took, and return the result."""
+    """Print each step with its duration, and return the result."""
     steps = _Steps(quiet)
     try:
         for reply in replies:
@@ -74,7 +74,7 @@ def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
 
 
 class _Steps:
-    """One line a step, which ends when the step does."""
+    """Prints one line for each step; the line ends with the step."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -92,7 +92,7 @@ class _Steps:
             print(f"  {step:<10}", end="", flush=True)
 
     def tell(self, detail: dict[str, Any]) -> None:
-        """How much of the package has come: anew on a terminal, elsewhere a number now and then."""
+        """Print how much of the package has arrived: in place on a terminal, elsewhere a percentage now and then."""
         done, of = detail.get("bytes"), detail.get("of")
         if self._step is None or self._quiet or not done:
             return
@@ -113,6 +113,6 @@ class _Steps:
         self._step = None
 
     def break_off(self) -> None:
-        """The error that follows gets a line of its own."""
+        """End the line, for the error that follows."""
         if self._step is not None and not self._quiet:
             print(flush=True)

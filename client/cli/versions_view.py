@@ -1,4 +1,4 @@
-"""The kept model versions as a table for people."""
+"""Table of the stored model versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .responsive_table import FirstThatFits, bare_table, without
 
 
 def render(versions: list[dict[str, Any]]) -> RenderableType:
-    """One line a version, the last sent first."""
+    """Return a line for each version, the latest first."""
     rows = [_cells(version) for version in versions]
     columns = ["version", "", "sent", "release", "size", "served", "device", "source", "note"]
     if not any(version["release"] for version in versions):

@@ -1,4 +1,4 @@
-"""Waits for a service, and for its daemon if that is not there yet."""
+"""Wait for a service, and for its daemon while that is unavailable."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def wait_until_ready(
 
 
 def answers(found: dict[str, Any]) -> bool:
-    """Whether the service answers requests: while a new model is on its way, the old one does unless it was stopped."""
+    """Return whether the service answers requests: during an update the old model does, unless it was stopped."""
     return found["state"] == "ready" or (found["state"] == "updating" and bool(found["settled"]))
 
 
 def state_words(found: dict[str, Any]) -> str:
-    """What a service does that does not answer yet.
+    """Return the state of a service that does not answer yet, in words.
 
     >>> state_words({"state": "loading"})
     'loading'
@@ -62,7 +62,7 @@ def state_words(found: dict[str, Any]) -> str:
 
 
 def amount(done: int, of: int | None) -> str:
-    """Bytes that have come, of how many.
+    """Return the bytes received so far, and the total if known.
 
     >>> amount(400_000_000, 1_500_000_000), amount(7, 12_000_000), amount(3_000_000, None)
     ('0.4 of 1.5 GB', '0 of 12 MB', '3 MB')

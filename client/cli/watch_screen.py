@@ -1,4 +1,4 @@
-"""Draws a service again and again until q, Ctrl-C, or the end of standard input's terminal."""
+"""Live screen of a service, until q, Ctrl-C, or the end of standard input's terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .top_view import Sample, TopView
 
 
 def watch_status(target: Target, *, as_json: bool) -> None:
-    """`shmserve-admin status --watch`."""
+    """Run `shmserve-admin status --watch`."""
     if as_json:
         _watch_printed(target, 1.0, lambda connection: print_json(connection.status()))
     else:
@@ -29,7 +29,7 @@ def watch_status(target: Target, *, as_json: bool) -> None:
 
 
 def watch_rates(target: Target, interval_s: float) -> None:
-    """`shmserve-admin top`."""
+    """Run `shmserve-admin top`."""
     view = TopView()
 
     def draw(connection: AdminConnection) -> RenderableType:
@@ -45,14 +45,14 @@ def _watch(target: Target, interval_s: float, draw: Callable[[AdminConnection], 
         _watch_printed(target, interval_s, lambda connection: show(draw(connection)))
         return
     with target.connection() as connection, contextlib.suppress(KeyboardInterrupt), _keys() as key_within:
-        first = draw(connection)  # before the screen is taken: an error is to be read
+        first = draw(connection)  # before the screen switches, so that an error stays readable
         with Live(first, console=Console(highlight=False), screen=True, auto_refresh=False) as live:
             while not key_within(interval_s):
                 live.update(draw(connection), refresh=True)
 
 
 def _watch_printed(target: Target, interval_s: float, look: Callable[[AdminConnection], None]) -> None:
-    """One look below the other: for a file, or another program."""
+    """Print one sample below the other, for a file or another program."""
     with target.connection() as connection, contextlib.suppress(KeyboardInterrupt), _keys() as key_within:
         while True:
             look(connection)
@@ -63,7 +63,7 @@ def _watch_printed(target: Target, interval_s: float, look: Callable[[AdminConne
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """Waits so many seconds; True once q was typed. Without a terminal it only waits."""
+    """Yield a function that waits for a number of seconds and returns whether q was typed; without a terminal it only waits."""
     if not sys.stdin.isatty():
 
         def wait(seconds: float) -> bool:

@@ -38,7 +38,7 @@ class ModalityConfig:
 
 
 class _EndpointClient(DropInClient):
-    """What the clients of N1.5 and N1.6 have in common; a call ends within `timeout_ms`, whatever happens."""
+    """Base of the clients of N1.5 and N1.6; every call ends within `timeout_ms`."""
 
     def __init__(
         self,
@@ -52,14 +52,14 @@ class _EndpointClient(DropInClient):
         self.host = host
         self.port = port
         self.timeout_ms = timeout_ms
-        self.api_token = api_token  # not used: who may ask is a matter of the socket's permissions
+        self.api_token = api_token  # not used: the permissions of the socket decide about access
         timeout_s = seconds("timeout_ms / 1000", number("timeout_ms", timeout_ms) / 1e3)
         super().__init__(host, port, timeout_s, runtime_dir)
         self._model: dict[str, Any] | None = None
         self._version = ""  # of the model that gave the latest reply
 
     def ping(self) -> bool:
-        """Whether the service is there and has a model; an answer within a second."""
+        """Return within a second whether the service is available and has a model."""
         try:
             self._describe(min(self.timeout_ms / 1e3, _PING_S))
         except ShmServeError:
@@ -67,14 +67,14 @@ class _EndpointClient(DropInClient):
         return True
 
     def kill_server(self) -> None:
-        """Refused: a robot does not end a service that others use."""
+        """Raise RuntimeError: a robot must not end a service that others use."""
         raise RuntimeError(
             f"{self._address} serves every robot of this host and is not stopped by one of them: stop it where it was "
             "started (systemctl stop, or SIGTERM to shmserved)"
         )
 
     def call_endpoint(self, endpoint: str, data: dict[str, Any] | None = None, requires_input: bool = True) -> Any:
-        """Call what the policy answers under this name.
+        """Call an endpoint of the policy.
 
         Raises RequestTimeout (a TimeoutError) after `timeout_ms`, else RuntimeError with the typed error as its cause.
         """
@@ -93,7 +93,7 @@ class _EndpointClient(DropInClient):
             raise RuntimeError(f"Server error: {error}") from error
 
     def get_modality_config(self) -> dict[str, Any]:
-        """Which entries the policy takes and gives, by modality; empty if it does not say."""
+        """Return the entries of the policy's observation and action by modality; empty if it declares none."""
         config: dict[str, Any] = self.call_endpoint("get_modality_config", requires_input=False)
         return config
 
@@ -109,7 +109,7 @@ class _EndpointClient(DropInClient):
                 f"Server error: {self._address} serves a policy that is not one of GR00T's, which has no "
                 f"{endpoint} with {', '.join(data) or 'nothing'}: serve it in style gr00t, or give an observation alone"
             )
-        # A reset may run twice; what else an endpoint does is not known.
+        # A reset may run twice; the effect of any other endpoint is unknown.
         return self._infer(
             {"endpoint": endpoint, "data": data}, timeout=_until(deadline), repeatable=endpoint == "reset"
         )
@@ -120,7 +120,7 @@ class _EndpointClient(DropInClient):
         return reply.action
 
     def _known_model(self) -> dict[str, Any]:
-        """The model that gave the latest reply, asked about once."""
+        """Return the description of the model that gave the latest reply, fetched once."""
         if self._model is None or self._version not in ("", self._model["version"]):
             return self._describe(self.timeout_ms / 1e3)
         return self._model
@@ -163,14 +163,14 @@ class PolicyClient(_EndpointClient):
             self.check_observation(observation)
         answer = self.call_endpoint("get_action", {"observation": observation, "options": options})
         if not isinstance(answer, (tuple, list)):
-            answer = (answer, {})  # a policy of another style gives the action alone
+            answer = (answer, {})  # a policy of another style returns the action alone
         action, info = answer
         if self.strict:
             self.check_action(action)
         return action, info
 
     def reset(self, options: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Tell the policy that an episode begins; what it answers."""
+        """Reset the policy for a new episode; return its reply."""
         answer = self.call_endpoint("reset", {"options": options})
         return answer if isinstance(answer, dict) else {}
 
@@ -182,12 +182,14 @@ class PolicyClient(_EndpointClient):
                 continue
             given = observation.get(modality)
             if not isinstance(given, dict):
-                wrong.append(f"{modality} is missing" if given is None else f"{modality} is no dict")
+                wrong.append(f"{modality} is missing" if given is None else f"{modality} is not a dict")
                 continue
             for key in config.modality_keys:
                 wrong += _differences(f"{modality}.{key}", modality, given.get(key), len(config.delta_indices))
         if wrong:
-            raise ContractMismatch(f"the observation is not what {self._address} takes: {'; '.join(wrong)}")
+            raise ContractMismatch(
+                f"the observation does not match the modality config of {self._address}: {'; '.join(wrong)}"
+            )
 
     def check_action(self, action: dict[str, Any]) -> None:
         """Compare with the policy's modality config; raises ValueError with every difference."""
@@ -198,20 +200,22 @@ class PolicyClient(_EndpointClient):
         for key in config.modality_keys:
             wrong += _differences(f"action.{key}", "action", action.get(key), len(config.delta_indices))
         if wrong:
-            raise ContractMismatch(f"the action is not what {self._address} promised: {'; '.join(wrong)}")
+            raise ContractMismatch(
+                f"the action does not match the modality config of {self._address}: {'; '.join(wrong)}"
+            )
 
 
 class ExternalRobotInferenceClient(_EndpointClient):
     """GR00T N1.5's client: flat observations (`video.front`, `state.arm`) and flat actions."""
 
     def get_action(self, observations: dict[str, Any]) -> dict[str, Any]:
-        """The action for `observations`. Raises as `PolicyClient.get_action`."""
+        """Return the action for `observations`. Raises as `PolicyClient.get_action`."""
         answer = self.call_endpoint("get_action", {"observation": observations})
         action: dict[str, Any] = answer[0] if isinstance(answer, (tuple, list)) else answer
         return action
 
 
-#: dtype and dimensions of what GR00T carries: video (B, T, H, W, C), state and action (B, T, D).
+#: dtype and dimensions of GR00T's arrays: video (B, T, H, W, C), state and action (B, T, D).
 _ARRAYS = {"video": (np.uint8, 5), "state": (np.float32, 3), "action": (np.float32, 3)}
 
 
@@ -220,7 +224,7 @@ def _differences(name: str, modality: str, value: Any, horizon: int) -> list[str
         return [f"{name} is missing"]
     if modality == "language":
         texts = isinstance(value, list) and all(isinstance(row, list) and len(row) == horizon for row in value)
-        return [] if texts else [f"{name} is no list of lists of {horizon} texts"]
+        return [] if texts else [f"{name} is not a list of lists of {horizon} texts"]
     if modality not in _ARRAYS:
         return []
     dtype, dimensions = _ARRAYS[modality]
@@ -232,7 +236,7 @@ def _differences(name: str, modality: str, value: Any, horizon: int) -> list[str
 
 
 def _modality_configs(model: dict[str, Any]) -> dict[str, Any]:
-    """What the policy declares, as objects of gr00t's own class where it is installed."""
+    """Return the policy's modality configs, as objects of gr00t's class where it is installed."""
     own: Any = None
     with contextlib.suppress(ImportError):
         own = importlib.import_module("gr00t.data.types").ModalityConfig

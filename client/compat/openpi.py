@@ -39,11 +39,11 @@ _LOG_EVERY_S = 5.0
 
 
 class WebsocketClientPolicy(DropInClient, _BasePolicy):
-    """Asks a service of this host; a `BasePolicy` of openpi_client where that is installed.
+    """Client of a service of this host; a `BasePolicy` of openpi_client where that is installed.
 
     `host` is `shm://NAME` or `unix:DIRECTORY/NAME`; a network host and `port` are accepted and mean service
-    "default". `api_key` is not used: who may ask is a matter of the socket's permissions. As openpi's, it waits until
-    the service is there and has a model; with `connect_timeout` (seconds) it raises ServiceUnavailable instead.
+    "default". `api_key` is not used: the permissions of the socket decide about access. As openpi's, it waits until
+    the service is available and has a model; with `connect_timeout` (seconds) it raises ServiceUnavailable instead.
     `timeout` (seconds) is for each `infer` and `reset`, which wait out a restart of the daemon within it.
     """
 
@@ -69,11 +69,11 @@ class WebsocketClientPolicy(DropInClient, _BasePolicy):
             raise
 
     def get_server_metadata(self) -> dict[str, Any]:
-        """The policy's own metadata when this was made, and under "shmserve" which model of which service it was."""
+        """Return the policy's metadata at the time of the constructor, and under "shmserve" its service and model."""
         return self._server_metadata
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-        """What the policy gives for `obs`, arrays owned and writable, and openpi's `server_timing` and `policy_timing`.
+        """Return the policy's result for `obs`, arrays owned and writable, with openpi's `server_timing` and `policy_timing`.
 
         Raises RuntimeError, its cause the typed error; the next call works.
         """
@@ -89,7 +89,7 @@ class WebsocketClientPolicy(DropInClient, _BasePolicy):
         return self._with_timing(reply)
 
     def reset(self) -> None:
-        """Tell the policy that an episode begins (openpi's own client does not); nothing if it has no reset."""
+        """Reset the policy for a new episode (openpi's own client does not); no effect on a policy without reset."""
         try:
             self._client.reset()
         except ShmServeError as error:

@@ -1,4 +1,4 @@
-"""Recordings of what a service was asked and what it answered: read them with `Recording`; docs/recording.md."""
+"""Recordings of requests and replies: `Recording` reads them; docs/recording.md."""
 
 from .errors import RecordingError, RecordingTruncated
 from .recording import RecordedRequest, Recording

@@ -1,4 +1,4 @@
-"""How far actions are from those that were recorded, field by field."""
+"""Comparison of actions with recorded ones, field by field."""
 
 from __future__ import annotations
 

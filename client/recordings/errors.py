@@ -1,8 +1,8 @@
-"""What can be wrong with a recording.
+"""Errors of recordings.
 
 ShmServeError
   RecordingError (ValueError)     not a recording, or one with damage; the message says where
-    RecordingTruncated            it ends before its end: what is before that is whole
+    RecordingTruncated            it was cut off: the requests before are complete
 """
 
 from __future__ import annotations
@@ -15,4 +15,4 @@ class RecordingError(ShmServeError, ValueError):
 
 
 class RecordingTruncated(RecordingError):
-    """It ends before its end: the recorder was killed, or the file was cut. What is before that is whole."""
+    """The recording was cut off: the recorder was killed, or the file truncated. The requests before are complete."""

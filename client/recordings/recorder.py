@@ -19,14 +19,14 @@ from shmserve.schema import Schema
 from .recording import RecordingWriter, RequestFacts
 from .tree import leaf_as_it_is
 
-#: Between two looks at an empty record ring.
+#: Between two polls of an empty record ring.
 _LOOK_S = 0.01
-#: A recording that ends waits so long for answers, and so long for anything at all.
+#: Longest wait for replies at the end of a recording, and longest wait without any entry.
 _ON_ITS_WAY_S = 1.0
 _QUIET_S = 0.1
-#: Between two looks at whether to stop, while the record ring is never empty.
+#: Entries between two checks whether to stop, while the record ring is never empty.
 _ENTRIES_A_LOOK = 64
-#: What is shown of a recording that goes on is renewed so often.
+#: Between two updates of the progress.
 _PROGRESS_S = 0.2
 
 
@@ -40,7 +40,7 @@ class ReplyStream(Protocol):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What came of a recording so far."""
+    """Counts of a recording so far."""
 
     requests: int
     size_bytes: int
@@ -109,10 +109,10 @@ class Recorder:
                     return "the daemon stopped"
 
     def finish(self, count: int | None) -> None:
-        """Take what was on its way when the daemon was told to end, then write what has no answer.
+        """Take the entries still on their way when the recording ends, then write the requests without a reply.
 
-        A robot has its answer before the record ring has it. What stays without one is what an engine died of, or what took
-        too long to wait for.
+        A robot gets its reply before the record ring does. A request stays without one if its engine died, or if it took
+        too long.
         """
         until = time.monotonic() + _ON_ITS_WAY_S
         quiet = time.monotonic() + _QUIET_S

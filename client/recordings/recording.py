@@ -35,7 +35,7 @@ _END_OF_TAR = bytes(2 * _BLOCK)
 
 @dataclass(frozen=True)
 class RequestFacts:
-    """What is kept of a request beside its trees."""
+    """Facts of a request beside its trees."""
 
     number: int  # its place in the recording, from 1
     client: int  # the client's id, as `shmserve-admin clients` shows it
@@ -69,7 +69,7 @@ class RecordedRequest:
 
 @final
 class RecordingWriter:
-    """Writes a recording to a new file. `close` without `end` leaves one that says of itself that it was cut off."""
+    """Writes a recording to a new file. `close` without `end` leaves one that readers report as cut off."""
 
     def __init__(self, path: Path) -> None:
         """Raises FileExistsError: nothing is overwritten."""
@@ -191,7 +191,7 @@ class Recording:
         except (tarfile.HeaderError, UnicodeDecodeError, ValueError) as error:
             raise self._wrong(f"no member of a tar at byte {at}") from error
         if not member.isreg() or member.size < 0:
-            raise self._wrong(f"{member.name!r:.80} is no plain file")
+            raise self._wrong(f"{member.name!r:.80} is not a plain file")
         if at + _BLOCK + member.size > self._size:
             raise self._cut(at)
         return member.name, at + _BLOCK, member.size
@@ -206,9 +206,9 @@ class Recording:
         try:
             found = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise self._wrong(f"{name} is no JSON: {error}") from error
+            raise self._wrong(f"{name} is not JSON: {error}") from error
         if not isinstance(found, dict):
-            raise self._wrong(f"{name} is no object")
+            raise self._wrong(f"{name} is not a JSON object")
         return found
 
     def _request(self, number: int, blob: bytes) -> RecordedRequest:
@@ -216,7 +216,7 @@ class Recording:
         try:
             tensors = load(blob)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise self._wrong(f"{name} is no safetensors file: {error}") from error
+            raise self._wrong(f"{name} is not a safetensors file: {error}") from error
         header = self._parsed(name, blob[8 : 8 + int.from_bytes(blob[:8], "little")])  # which load() has checked
         metadata = header.get("__metadata__", {})
         try:
@@ -263,4 +263,4 @@ def _check(facts: RequestFacts, number: int) -> None:
             raise ValueError(f"{key} is {value!r:.40}")
     for word in (facts.kind, facts.status):
         if not isinstance(word, str):
-            raise TypeError(f"{word!r:.40} is no word")
+            raise TypeError(f"{word!r:.40} is not a str")

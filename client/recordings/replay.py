@@ -1,4 +1,4 @@
-"""Asks a service again what a recording was asked, in its order, and compares what it answers."""
+"""Replay of a recording on a service, in order, and comparison of the replies."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True)
 class Replay:
-    """Where to ask, and how far an answer may be off."""
+    """Service to send to, and the tolerance for its replies."""
 
     name: str
     runtime_dir: str | os.PathLike[str] | None
     atol: float
     rtol: float
     timeout_s: float = 60.0
-    #: Also what engines died of, or what was refused; for a service that is nobody else's.
+    #: Send even requests that were rejected or killed an engine; only for a service without other clients.
     everything: bool = False
     #: With the recording's own gaps between the requests; without, the next as soon as one is answered.
     paced: bool = False
 
     def run(self, requests: Iterable[RecordedRequest], progress: Callable[[int], None]) -> dict[str, Any]:
-        """What came of it, as `replay --json` prints it; raises ServiceUnavailable."""
+        """Send the requests; return the result as `replay --json` prints it. Raises ServiceUnavailable."""
         comparison = Comparison(self.atol, self.rtol)
         errors: Counter[str] = Counter()
         examples: dict[str, str] = {}

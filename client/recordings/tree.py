@@ -43,7 +43,7 @@ _LISTS = ("f8", "i8", "b1")
 
 @dataclass(frozen=True)
 class Leaf:
-    """A leaf of the payload as a slot holds it: what it was, and its bytes."""
+    """A leaf of the payload as a slot holds it: its kind and its bytes."""
 
     kind: str  # as LeafLayout's
     dtype: str

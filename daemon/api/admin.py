@@ -28,7 +28,7 @@ from .admin_recording import AdminRecording
 
 log = logging.getLogger(__name__)
 
-#: Characters of an operator's note, and of an error's text, that are kept.
+#: Limits in characters of an operator's note and of an error's text.
 NOTE_LIMIT = 500
 MESSAGE_TEXT = 4000
 _PROBLEMS_SHOWN = 10
@@ -36,14 +36,14 @@ _PROBLEMS_SHOWN = 10
 NAME = "io.shmserve.Admin"
 
 DESCRIPTION = """\
-# What an operator asks of the service.
+# Operations on the service.
 interface io.shmserve.Admin
 
 # Everything about the service at this moment.
 method Status() -> (status: object)
 
 # Returns once the service is ready, or has failed, or after `timeout_s` seconds.
-# `ingest`: what is taken in at the moment, by step, source, bytes and of.
+# `ingest`: the package being received, by step, source, bytes and of.
 method WaitReady(timeout_s: ?float) -> (state: string, error: ?string, settled: bool, ingest: ?object)
 
 # Serve the model package behind the file descriptor that comes with the call: a directory, or a tar of
@@ -57,7 +57,7 @@ method Rollback(version: ?string) -> (step: string, elapsed_s: float, detail: ob
 # The versions that are kept, latest first.
 method Versions() -> (versions: []object)
 
-# Answer what clients have sent, then exit; as SIGTERM.
+# Answer the requests that clients have sent, then exit; as SIGTERM.
 method Drain() -> ()
 
 # `reason` is busy, contract, device, device_memory, downgrade, no_previous, package, engine, restart, store, record_ring,
@@ -104,8 +104,10 @@ class AdminService:
         )
         uid = connection.peer.uid
         name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
-        log.info("update asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._rollout.update(fds[0], name, uid, options, told))) as replies:
+        log.info("update requested by %s", connection.peer)
+        async with aclosing(
+            _step_replies(lambda report: self._rollout.update(fds[0], name, uid, options, report))
+        ) as replies:
             async for reply in replies:
                 yield reply
 
@@ -113,8 +115,8 @@ class AdminService:
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncGenerator[Answer, None]:
         version = optional(parameters, "version", str)
-        log.info("rollback asked for by %s", connection.peer)
-        async with aclosing(_told(lambda told: self._rollout.rollback(version, told))) as replies:
+        log.info("rollback requested by %s", connection.peer)
+        async with aclosing(_step_replies(lambda report: self._rollout.rollback(version, report))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -153,13 +155,13 @@ class AdminService:
         return {}
 
 
-async def _told(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
-    """A change's steps as replies while it goes on; closing this generator cancels the change."""
-    began = time.monotonic()
-    steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: that was the last one
+async def _step_replies(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
+    """Yield the steps of an update or a rollback as replies; closing this generator cancels it."""
+    start_s = time.monotonic()
+    steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: the end
 
     def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
-        elapsed_s = round(time.monotonic() - began, 4)
+        elapsed_s = round(time.monotonic() - start_s, 4)
         fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
         return Reply(fields, continues=result is None)
 
@@ -170,7 +172,7 @@ async def _told(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> As
             yield step
         yield reply("done", {}, task.result())
     except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
-        log.warning("the model stays: %s", error)
+        log.warning("the model is not replaced: %s", error)
         raise VarlinkError(
             f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
         ) from error
@@ -201,9 +203,9 @@ def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict
     """Return the metadata of each kept version, the last sent first."""
     serving = status.engine.version if status.engine is not None else None
     current, previous = store.current(), rollout.before()
-    found = []
+    documents = []
     for stored in store.versions():
-        found.append(
+        documents.append(
             {
                 "version": stored.version,
                 "serving": stored.version == serving,
@@ -222,4 +224,4 @@ def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict
                 "served": rollout.version_log.request_counts.of(stored.version),
             }
         )
-    return found
+    return documents

@@ -1,4 +1,4 @@
-"""Answers the part of io.shmserve.Admin that is about settings: which are in force, and reading the file again."""
+"""Settings part of io.shmserve.Admin: the settings in force, and reading the file again."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class AdminConfig:
     def __init__(
         self, interface: str, settings: Settings, config: Config, on_reload: Callable[[dict[str, Any]], None]
     ) -> None:
-        """`on_reload` hears what is in force now and was not before."""
+        """`on_reload` is called with the settings that a reload has changed."""
         self._interface = interface
         self._on_reload = on_reload
         self._settings = settings
@@ -50,11 +50,11 @@ class AdminConfig:
 
     async def config(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         file = self._settings.file
-        found = [self._setting(key, effective) for key, effective in self._settings.effective.items()]
-        return {"file": None if file is None else str(file), "settings": found}
+        settings = [self._setting(key, effective) for key, effective in self._settings.effective.items()]
+        return {"file": None if file is None else str(file), "settings": settings}
 
     def _setting(self, key: str, effective: Effective) -> dict[str, Any]:
-        # What was decided at the start, such as group_clients by a socket's mode, is in the Config.
+        # The Config also holds decisions made at the start, such as group_clients by a socket's mode.
         return {
             "key": key,
             "value": _plain(getattr(self._config, key)),
@@ -64,7 +64,7 @@ class AdminConfig:
         }
 
     async def reload(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        log.info("reload asked for by %s", connection.peer)
+        log.info("reload requested by %s", connection.peer)
         try:
             reloaded = self._settings.reload()
         except ConfigError as error:

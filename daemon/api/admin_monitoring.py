@@ -1,4 +1,4 @@
-"""Answers the part of io.shmserve.Admin that programs look at: clients in pages, latencies as counted, metrics."""
+"""Monitoring part of io.shmserve.Admin: status, clients in pages, latency histograms, metrics."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _TEXT_A_REPLY = 24 * 1024
 #: Bytes of a status's JSON; a varlink message has 64 KiB.
 _STATUS_LIMIT = 48 * 1024
 _MODEL_LIMIT = 16 * 1024
-#: What is left out of a model's description that is too long: a client's `metadata` and `Describe` have it all.
+#: Left out of a model's description that is too long; a client's `metadata` and `Describe` have all of it.
 _LONG_OF_A_MODEL = ("contract", "observation", "action", "metadata")
 
 
-#: What a status counts of requests, in the order in which it is printed.
+#: Counters of requests in a status, in the order in which they are printed.
 _REQUEST_COUNTERS = (
     "served",
     "failed",
@@ -81,7 +81,7 @@ class AdminMonitoring:
     async def metrics(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncGenerator[Answer, None]:
-        from .metrics import openmetrics  # not before somebody asks: it takes a tenth of a second to import
+        from .metrics import openmetrics  # on demand: the import takes a tenth of a second
 
         text = openmetrics(self._supervisor.snapshot())
         for first in range(0, len(text), _TEXT_A_REPLY):
@@ -148,19 +148,19 @@ def _percentiles(latency: Distribution | None) -> dict[str, float | int | None] 
 
 
 def fitted(status: dict[str, Any]) -> dict[str, Any]:
-    """`status` as one message can carry it: long lists of clients and long descriptions are cut, and say so."""
+    """Return `status` cut to the size of one message; a cut is marked by `clients_total` or `shortened`."""
     clients, model = status["clients"], status["model"]
     if model is not None and _size(model) > _MODEL_LIMIT:
         model = {**{key: value for key, value in model.items() if key not in _LONG_OF_A_MODEL}, "shortened": True}
-    found = {**status, "model": model, "clients_total": len(clients)}
-    room = _STATUS_LIMIT - _size({**found, "clients": []})
+    fitting = {**status, "model": model, "clients_total": len(clients)}
+    room = _STATUS_LIMIT - _size({**fitting, "clients": []})
     shown = []
     for client in clients:
         room -= _size(client) + 2
         if room < 0:
             break
         shown.append(client)
-    return {**found, "clients": shown}
+    return {**fitting, "clients": shown}
 
 
 def _size(value: Any) -> int:

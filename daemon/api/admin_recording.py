@@ -1,4 +1,4 @@
-"""Answers the part of io.shmserve.Admin that hands what is served to a recorder."""
+"""Recording part of io.shmserve.Admin: hands requests and their answers to a recorder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DESCRIPTION = """\
 method Record(client: ?int) -> (model: ?object)
 """
 
-#: What a recording says of the model.
+#: Parts of a model's description that a recording keeps.
 _OF_THE_MODEL = ("name", "version", "device", "stateful", "contract")
 
 
@@ -54,14 +54,14 @@ class AdminRecording:
         log.info("recording for %s, through %d bytes", connection.peer, capacity)
         try:
             self._supervisor.record(fds[0], client)
-            told = None
+            reported = None
             while True:
                 model = self._supervisor.model
-                if model is not None and model != told:
-                    told = model
+                if model is not None and model != reported:
+                    reported = model
                     yield Reply({"model": {key: model[key] for key in _OF_THE_MODEL}}, continues=True)
-                elif told is None:
-                    told = {}
+                elif reported is None:
+                    reported = {}
                     yield Reply({"model": None}, continues=True)
                 await self._supervisor.wait_change()
         finally:

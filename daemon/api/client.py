@@ -1,4 +1,4 @@
-"""Answers io.shmserve.Client: attach, resize, describe. The connection is the lease."""
+"""io.shmserve.Client: attach, resize, describe. The connection is the lease."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..varlink.peer import Peer
 log = logging.getLogger(__name__)
 
 NAME = "io.shmserve.Client"
-#: Whoever comes too often hears of it after a moment: a process that asks all the time must not keep this one busy.
+#: Delay of a refusal for too many attaches: a process that retries at once must not keep the supervisor busy.
 _SLOW_REFUSAL_S = 0.1
 
 DESCRIPTION = """\
-# What a robot process asks of the service. Requests themselves never cross this socket.
+# Calls of a robot process. Inference requests themselves never cross this socket.
 interface io.shmserve.Client
 
 type Identity (epoch: int, channel: int, generation: int)
@@ -40,7 +40,7 @@ type ChannelInfo (identity: Identity, names: ?ChannelNames)
 # What one slot of each direction must hold, in bytes; 0 for whatever the model's example needs.
 type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metadata: int, reply_bytes: int)
 
-# A channel of this connection's own, for as long as the connection lives.
+# A channel for this connection, for as long as the connection lives.
 method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (channel_info: ChannelInfo, trusted: bool, state: string)
 
 # The same channel with larger slots. `published` is the last sequence used; `carried` are the
@@ -58,7 +58,7 @@ error NotAttached ()
 error Refused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int, retry_after_s: ?float)
 error Stopping ()
 
-# Said unasked, before the service closes the connection of a client that broke its channel or crashed the engine
+# Sent without a call, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
 error Evicted (message: string, retry_after_s: ?float)
 """
@@ -132,9 +132,9 @@ class ClientService:
         return Reply({"channel_info": lease.channel_info.to_json()}, fds=tuple(given))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
-        """Raises Refused, and not at once, for a user who is given channels again and again.
+        """Raise Refused, after a delay, for a user whose processes attach too often.
 
-        Whether it is granted or not, an attempt counts: refusing is work, too.
+        A refused attempt counts as well, because refusing is work, too.
         """
         if _is_exempt(peer):
             return
@@ -167,7 +167,7 @@ class ClientService:
         }
 
     def evict(self, lease: Lease, reason: str) -> None:
-        """Close the connection of a client that broke its channel."""
+        """Ban a client that broke its channel or crashed engines, and close its connection."""
         for number, held in self._leases.items():
             if held is lease:
                 log.warning("client %d is evicted: %s", lease.channel, reason)
@@ -180,7 +180,7 @@ class ClientService:
         """Close the connection of a client that is to attach again."""
         for number, held in self._leases.items():
             if held is lease:
-                self._connections[number].close("it is to attach again")
+                self._connections[number].close("it must attach again")
                 return
 
     def _ended(self, number: int, _closed: object) -> None:
@@ -206,8 +206,8 @@ def _wanted(fields: dict[str, Any]) -> Wanted:
         "reply_metadata": MAX_METADATA_BYTES,
         "reply_bytes": MAX_PAYLOAD_BYTES,
     }
-    found = {name: optional(fields, name, int) or 0 for name in limits}
+    wanted = {name: optional(fields, name, int) or 0 for name in limits}
     for name, limit in limits.items():
-        if not (1 if name == "slots" else 0) <= found[name] <= limit:
+        if not (1 if name == "slots" else 0) <= wanted[name] <= limit:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": f"wanted.{name}"})
-    return Wanted(**found)
+    return Wanted(**wanted)

@@ -1,4 +1,4 @@
-"""The service's numbers as OpenMetrics text, for Prometheus and whatever reads its format."""
+"""The service's status as OpenMetrics text, for Prometheus and compatible programs."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class _Service(Collector):
         status = self._status
         daemon = {"service": status.name, "release": __version__, "transport": status.transport}
         yield InfoMetricFamily("shmserve", "The daemon.", daemon)
-        state = StateSetMetricFamily("shmserve_state", "What the service is at; one of them is 1.")
+        state = StateSetMetricFamily("shmserve_state", "State of the service; one of them is 1.")
         state.add_metric([], {each.value: each is status.state for each in ServiceState})
         yield state
         model = status.model
         if model is not None:
             labels = {key: str(model[key]) for key in ("name", "version", "device")}
-            yield InfoMetricFamily("shmserve_model", "What is served.", labels)
+            yield InfoMetricFamily("shmserve_model", "The served model.", labels)
         start_s = time.time() - status.uptime_s
         yield _gauge("shmserve_start_time_seconds", "When the daemon started, since 1970.", start_s)
         if status.engine is not None and status.engine.heartbeat_age_s is not None:
@@ -129,12 +129,12 @@ class _Service(Collector):
 
 def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
     """Cumulative counts, as Prometheus has them."""
-    counts, seen, found = distribution.counts, 0, []
+    counts, seen, buckets = distribution.counts, 0, []
     for first in range(0, len(counts), _BUCKETS_A_LINE):
         # Bucket 0 is all below 1 us; then eight for each doubling.
         seen = sum(counts[: first + 1])
-        found.append((f"{lower_ns(first + 1) / 1e9:.9g}", float(seen)))
-    return [*found, ("+Inf", float(distribution.total))]
+        buckets.append((f"{lower_ns(first + 1) / 1e9:.9g}", float(seen)))
+    return [*buckets, ("+Inf", float(distribution.total))]
 
 
 def _sum_s(distribution: Distribution) -> float:

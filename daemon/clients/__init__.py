@@ -1,4 +1,4 @@
-"""Clients and their channels: who may attach, how much memory each may take, and who is banned.
+"""Clients and their channels: access, memory limits, bans.
 
 Every policy about clients is a module here and takes the clock as an argument: access_control (peer credentials against the
 settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry), engine_deaths (evidence against a

@@ -1,4 +1,8 @@
-"""Who may use the service's sockets, by the credentials that the kernel has of each connection (SO_PEERCRED)."""
+"""Access policy of the two sockets, by the credentials that the kernel reports for each connection (SO_PEERCRED).
+
+The rules are those of a message bus's policy: user and group ids that the settings allow. File modes are only as open as
+the policy needs; where the policy looks at credentials, the file lets every user connect and the refusal is an answer.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ from ..varlink.peer import Peer
 
 
 class AccessPolicy:
-    """Looks at the settings each time, because a reload changes them. Root and the daemon's own user are always
-    served: nothing in the service could be kept from them.
+    """Rules for clients and operators. They are read from the settings for each connection, because a reload changes
+    them. Root and the daemon's own user always have access: the service could keep nothing from them.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
     def client_refusal(self, peer: Peer) -> str | None:
-        """The setting that keeps this peer out of the clients' socket; None: it may attach."""
+        """Return the setting that denies this peer the clients' socket, or None."""
         uids, gids = self._config.allow_uids, self._config.allow_gids
         if (uids is None and gids is None) or _is_own(peer):
             return None
@@ -26,11 +30,11 @@ class AccessPolicy:
         return "allow_uids" if uids is not None else "allow_gids"
 
     def admin_refusal(self, peer: Peer) -> str | None:
-        """The setting that keeps this peer out of the operators' socket; None: it may change the model."""
+        """Return the setting that denies this peer the operators' socket, or None."""
         uids = self._config.admin_uids
         return None if uids is None or peer.uid in uids or _is_own(peer) else "admin_uids"
 
-    # What the files allow. Where the kernel's word of a peer decides, the file lets everybody ask.
+    # File modes
 
     @property
     def client_socket_mode(self) -> int:
@@ -46,7 +50,7 @@ class AccessPolicy:
 
     @property
     def directory_mode(self) -> int:
-        """Of the folder with both sockets: whoever may connect to either may pass through, only the group may look."""
+        """Mode of the folder with both sockets: a user of either may pass through, only the group may list it."""
         mode = 0o750 if self._config.serves_group else 0o700
         return mode | 0o011 if 0o666 in (self.client_socket_mode, self.admin_socket_mode) else mode
 

@@ -1,4 +1,10 @@
-"""Clients that were evicted for what they wrote, and are not let back in for a while."""
+"""Ban list of evicted clients.
+
+An evicted process is banned for `ban_s`, by its user, number and start time, so that one broken robot does not lock out the
+others of its user. A user is banned as a whole once several of its processes were evicted, because a program that is
+started again comes back under a new number. The daemon's own user is exempt from that rule for damaged channels, as its
+processes could do worse than attach; it is not exempt where its processes crashed engines one after the other.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +14,10 @@ from typing import NamedTuple
 
 from ..varlink.peer import Peer
 
-#: From so many processes of one user evicted at a time on, it is the user who is refused.
+#: Evicted processes of one user, at a time, from which on the user is banned.
 _PROCESSES_OF_A_USER = 3
-#: Remembered at most; more than a service has clients several times over.
-_MOST = 1024
+#: Bans that are kept, several times the number of clients that a service can have.
+_MAX_BANS = 1024
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,18 @@ class Refusal(NamedTuple):
 
 
 class Bans:
-    """A process is refused by itself, so that one broken robot does not lock its user's others out; a user whose
-    processes keep coming back under new numbers, as a whole. The daemon's own user is not refused as a whole for what its
-    processes wrote: they could do worse than attach. It is where one after the other of them crashed engines, for a
-    program that is started again each time harms those that are attached.
-    """
+    """Bans of processes and of whole users."""
 
     def __init__(self) -> None:
         self._bans: list[_Ban] = []
 
     def add(self, peer: Peer, reason: str, now_s: float, *, whole_user: bool = False) -> None:
-        """This client was evicted, and with it perhaps whatever its user starts from now on."""
+        """Ban an evicted client; `whole_user`: and every other process of its user."""
         self._bans.append(_Ban(peer.uid, peer.pid, peer.started, whole_user, reason, now_s))
-        del self._bans[:-_MOST]
+        del self._bans[:-_MAX_BANS]
 
     def refusal(self, peer: Peer, for_s: float, now_s: float) -> Refusal | None:
-        """Why this process may not attach, for whom it may concern; None: it may."""
+        """Return the refusal of this process, with its reason for people, or None."""
         recent = [each for each in self._bans if each.uid == peer.uid and now_s - each.at_s < for_s]
         own = [each for each in recent if (each.pid, each.started) == (peer.pid, peer.started)]
         if own:

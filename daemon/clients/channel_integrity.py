@@ -1,4 +1,4 @@
-"""Finds what clients of transport `named` did to objects that they may open, without mapping any of them."""
+"""Integrity check of shared objects that clients of transport `named` may write to. It maps none of them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from shmserve.doorbell import create_doorbell, exists_doorbell, unlink_doorbell
 from .leases import Lease
 
 _SHM = Path("/dev/shm")
-#: A semaphore's file begins with its value and how many wait, in one word; nothing after that ever changes.
-_MOVING_BYTES = 8
-_LARGEST = 4096
+#: A semaphore's file begins with its value and the number of waiters, in one word; the rest is constant.
+_VARIABLE_BYTES = 8
+_MAX_BYTES = 4096
 
 
 class IntegrityCheck:
-    """`open` once; then `of_lease` and `of_bell` say what is wrong with an object that an engine died of."""
+    """Call `open` once; then `of_lease` and `of_bell` describe the damage to an object that an engine died of."""
 
     def __init__(self) -> None:
         self._untouched = b""
 
     def open(self) -> None:
-        """Look at a semaphore that nobody else can know. Raises OSError."""
+        """Read a semaphore with a name that no other process knows, for comparison. Raises OSError."""
         name = f"/shmserve.probe.{secrets.token_hex(16)}"
         create_doorbell(name)
         try:
@@ -32,10 +32,10 @@ class IntegrityCheck:
             unlink_doorbell(name)
 
     def of_lease(self, lease: Lease) -> str | None:
-        """What was done to a channel's objects, as the end of a sentence; None: nothing that shows.
+        """Describe the damage to a channel's objects as a clause, or return None.
 
-        Removed ones are nobody's doing here: only the daemon's own user may, and no engine dies of it. The next one
-        says that it cannot open them, and the client attaches again.
+        Removed objects are not held against the client: only the daemon's own user can remove them, and no engine dies
+        of it. The next engine reports that it cannot open them, and the client attaches again.
         """
         names = lease.channel_info.names
         if names is None:
@@ -49,13 +49,14 @@ class IntegrityCheck:
         return self.of_bell(names.reply_bell) if exists_doorbell(names.reply_bell) else None
 
     def of_bell(self, name: str) -> str | None:
+        """Describe the damage to a doorbell as a clause, or return None."""
         try:
             content = _content(_bell(name))
         except FileNotFoundError:
             return "its doorbell was removed"
         if len(content) < len(self._untouched):
             return "its doorbell was truncated"
-        if content[_MOVING_BYTES:] != self._untouched[_MOVING_BYTES:]:
+        if content[_VARIABLE_BYTES:] != self._untouched[_VARIABLE_BYTES:]:
             return "its doorbell was written over"
         return None
 
@@ -67,6 +68,6 @@ def _bell(name: str) -> Path:
 def _content(path: Path) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        return os.pread(descriptor, _LARGEST, 0)
+        return os.pread(descriptor, _MAX_BYTES, 0)
     finally:
         os.close(descriptor)

@@ -1,8 +1,9 @@
-"""Deaths of engines by the client whose request was running: who is suspected, and who is to be evicted.
+"""Evidence against clients whose requests crash engines: suspicion and eviction.
 
-A request that was in hand when an engine died is evidence, whatever is answered before or after it. It is kept for a window
-of time and outlives the connection, so that neither a good request between two bad ones nor a new connection, nor a new
-process of the same user, begins the count again.
+This is poison-message handling. A request that an engine was running when it died is evidence, whatever is answered before
+or after it. It is kept for a window of time and outlives the connection, so that neither a good request between two bad
+ones nor a new connection, nor a new process of the same user, resets the count. A suspected client's requests run alone
+and after those of the others; at the third death it is evicted.
 
 >>> from types import SimpleNamespace as Process
 >>> killer, other = Process(uid=1000, pid=7, started=1), Process(uid=1000, pid=8, started=2)
@@ -10,8 +11,8 @@ process of the same user, begins the count again.
 >>> deaths.note([(killer, 90.0)], 100.0)     # it attached at 90
 >>> deaths.suspicion(killer, 90.0, 110.0)    # for 50 s more, and alone to blame
 Suspicion(left_s=50.0, blamed=True)
->>> deaths.suspicion(other, 90.0, 110.0)     # it was there before that death, and had no part in it
->>> deaths.suspicion(other, 105.0, 110.0)    # it came after it, perhaps in place of the other one
+>>> deaths.suspicion(other, 90.0, 110.0)     # it attached before that death and had no part in it
+>>> deaths.suspicion(other, 105.0, 110.0)    # it attached afterwards, perhaps in place of the other
 Suspicion(left_s=50.0, blamed=True)
 >>> deaths.note([(killer, 90.0)], 200.0), deaths.verdict(killer, 200.0), deaths.note([(killer, 90.0)], 300.0)
 (None, None, None)
@@ -33,8 +34,8 @@ WINDOW_S = 600.0
 DEATHS = 3
 #: A client is clear again after this long without a death.
 CLEAR_S = 60.0
-#: Remembered at most: no service starts more engines within the window.
-_MOST = 4096
+#: Deaths that are kept; no service starts more engines within the window.
+_MAX_DEATHS = 4096
 
 
 class Process(Protocol):
@@ -62,28 +63,28 @@ _Key = tuple[int, int, int]
 @dataclass
 class _Death:
     at_s: float
-    #: The processes that had a request in hand; more than one: nobody knows which of them is to blame.
+    #: The processes whose requests were running; of several, none can be blamed.
     processes: set[_Key]
-    #: It attached after an earlier death that is held against its user.
+    #: The process attached after an earlier death that is held against its user.
     by_newcomer: bool
 
     def is_of_user(self, uid: int) -> bool:
-        """Whether it is known to be the doing of a process of this user."""
+        """Report whether a process of this user, and no other, caused it."""
         return len(self.processes) == 1 and all(key[0] == uid for key in self.processes)
 
 
 class Deaths:
-    """All deaths of engines that are a client's doing, within the window."""
+    """Deaths of engines within the window that clients caused."""
 
     def __init__(self, own_uids: Collection[int] = ()) -> None:
-        """`own_uids`: users that all robots of a machine may share. One of their processes answers for another only
-        if it attached after the other's death.
+        """`own_uids`: users that all robots of a machine may share. A death counts against another of their processes
+        only if that process attached afterwards.
         """
         self._own_uids = own_uids
         self._deaths: list[_Death] = []
 
     def note(self, clients: Iterable[tuple[Process, float]], now_s: float) -> None:
-        """An engine died while it ran requests of these, each with the time at which it attached."""
+        """Record a death of an engine that ran requests of these clients, each with the time at which it attached."""
         attached_s = {_key(process): at_s for process, at_s in clients}
         keys = set(attached_s)
         recent = [death for death in self._deaths if now_s - death.at_s < WINDOW_S]
@@ -91,25 +92,27 @@ class Deaths:
         if len(keys) == 1:
             (one,) = keys
             for death in recent:
-                # Known now: the others that died with it once are not suspected for that any more.
+                # This clears the others that had a request in the same batch earlier.
                 if one in death.processes:
                     death.processes.intersection_update(keys)
             newcomer = any(death.is_of_user(one[0]) and death.at_s <= attached_s[one] for death in recent)
-        self._deaths = [*recent[-_MOST + 1 :], _Death(now_s, keys, newcomer)]
+        self._deaths = [*recent[-_MAX_DEATHS + 1 :], _Death(now_s, keys, newcomer)]
 
     def suspicion(self, process: Process, attached_s: float, now_s: float) -> Suspicion | None:
-        """What is held against a client that attached then; None: nothing, or not any more."""
+        """Return the suspicion against a client that attached then, or None."""
         key = _key(process)
         recent = [death for death in self._deaths if now_s - death.at_s < CLEAR_S]
         own = [death for death in recent if key in death.processes]
-        # A process that comes after a death of its user's may be the same program, started again.
-        found = own or [death for death in recent if death.is_of_user(process.uid) and death.at_s <= attached_s]
-        if not found:
+        # A process that attaches after a death that its user caused may be the same program, started again.
+        held_against = own or [death for death in recent if death.is_of_user(process.uid) and death.at_s <= attached_s]
+        if not held_against:
             return None
-        return Suspicion(found[-1].at_s + CLEAR_S - now_s, any(len(death.processes) == 1 for death in found))
+        return Suspicion(
+            held_against[-1].at_s + CLEAR_S - now_s, any(len(death.processes) == 1 for death in held_against)
+        )
 
     def verdict(self, process: Process, now_s: float) -> Verdict | None:
-        """Whether this process, or its user with several processes, has crashed too many engines."""
+        """Return the verdict on a process that, itself or with others of its user, crashed too many engines, or None."""
         recent = [death for death in self._deaths if now_s - death.at_s < WINDOW_S]
         within = f"within {WINDOW_S / 60:g} minutes"
         own = sum(death.processes == {_key(process)} for death in recent)

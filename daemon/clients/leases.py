@@ -1,4 +1,9 @@
-"""Which client holds which channel."""
+"""Leases: the channels of attached clients, and the limits on them.
+
+The connection is the lease. A channel is created when its client attaches, replaced by a larger generation when the client
+asks for it, and removed when the connection closes. Limits apply before memory is allocated: bans, the number of clients,
+bytes of one channel, of one user and of all, and the headroom of the control group.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +28,19 @@ from .engine_deaths import Deaths
 from .shm_names import NameRegistry
 
 _PAGE = 4096
-_LEAST_METADATA = 4096
-#: Generations that are gone and whose clients are remembered: an engine may have a request of one in hand.
-_GONE = 1024
-_LEAST_PAYLOAD = 64 * 1024
+_MIN_METADATA = 4096
+#: Released generations whose clients are still known: an engine may be running a request of one.
+_MAX_RELEASED = 1024
+_MIN_PAYLOAD = 64 * 1024
 _REMOVED = (
-    "the service's objects were removed from /dev/shm (logind does at a user's last logout: RemoveIPC= in "
-    "logind.conf); who is attached is served on, but for new channels restart shmserved"
+    "the service's objects were removed from /dev/shm (logind does so at a user's last logout: RemoveIPC= in "
+    "logind.conf); attached clients are still served; restart shmserved to give new channels"
 )
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a client asks a channel to hold (bytes; 0: whatever the model's example needs)."""
+    """Slots and bytes that a client asks for; 0 bytes: as many as the model's example needs."""
 
     slots: int
     request_metadata: int = 0
@@ -46,7 +51,7 @@ class Wanted:
 
 @dataclass
 class Lease:
-    """A channel held while its connection lives."""
+    """One client's channel, for the lifetime of its connection."""
 
     channel_info: ChannelInfo
     peer: Peer
@@ -56,11 +61,11 @@ class Lease:
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
     carried: tuple[int, ...] = ()
-    #: Shared memory that it takes, both directions.
+    #: Shared memory of both directions.
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
     sealed: SealedChannelFds | None = None
-    #: Which engine (its serial) has the reply that waits for room, by sequence; others: the one that serves.
+    #: Serial of the engine that holds the reply waiting for room, by sequence; the serving engine has the others.
     holders: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -97,14 +102,14 @@ class Leases:
         self._names = names
         self._epoch = epoch
         self._on_bell_removed = on_bell_removed
-        #: What every client rings, of transport `named`.
+        #: The doorbell that every client of transport `named` rings.
         self.request_bell = names.fresh()
         self._generation = 0
         self._held: dict[int, Lease] = {}
         self.model_wants = Wanted(0)
         self.bans = Bans()
         self.deaths = Deaths(own_uids=(0, os.getuid()))
-        self._gone: OrderedDict[int, Lease] = OrderedDict()
+        self._released: OrderedDict[int, Lease] = OrderedDict()
 
     def __iter__(self) -> Iterator[Lease]:
         return iter(list(self._held.values()))
@@ -116,18 +121,18 @@ class Leases:
         return self._held.get(channel)
 
     def of_generation(self, channel: int, generation: int) -> Lease | None:
-        """The lease that this generation of a channel is or was of, also where its client has grown or left since."""
+        """Return the lease that this generation of a channel belongs or belonged to."""
         lease = self._held.get(channel)
         if lease is not None and lease.channel_info.identity.generation == generation:
             return lease
-        return self._gone.get(generation)
+        return self._released.get(generation)
 
     def suspicion(self, lease: Lease) -> Suspicion | None:
-        """What deaths of engines are held against this client now."""
+        """Return the suspicion against this client now, or None."""
         return self.deaths.suspicion(lease.peer, lease.attached_ns / 1e9, time.monotonic())
 
     def grant(self, peer: Peer, program: str, wanted: Wanted, now_ns: int) -> tuple[Lease, list[int]]:
-        """A channel for a new client, and the descriptors to give it; raises LeaseRefused, leaving nothing behind."""
+        """Return a channel for a new client and the descriptors to pass to it; raises LeaseRefused and keeps nothing."""
         refusal = self.bans.refusal(peer, self._config.ban_s, now_ns / 1e9)
         if refusal is not None:
             raise LeaseRefused("evicted", refusal.message, retry_after_s=refusal.left_s)
@@ -155,10 +160,10 @@ class Leases:
         return lease, given
 
     def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
-        """Give the lease a new generation of its channel; returns the descriptors to give the client."""
+        """Give the lease a new generation of its channel; returns the descriptors to pass to the client."""
         channel_info, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
         old = lease.channel_info
-        self._note_gone(lease)
+        self._remember_released(lease)
         lease.channel_info, lease.wanted, lease.carried, lease.bytes = channel_info, wanted, tuple(carried), size
         lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
         if old.names is not None:
@@ -166,20 +171,20 @@ class Leases:
         return given
 
     def release(self, channel: int) -> Lease | None:
-        """The client is gone: remove its names."""
+        """Remove the names of a client that is gone."""
         lease = self._held.pop(channel, None)
         if lease is not None:
-            self._note_gone(lease)
+            self._remember_released(lease)
         if lease is not None and lease.channel_info.names is not None:
             unlink_channel(lease.channel_info)
         if lease is not None and lease.sealed is not None:
             lease.sealed.close()
         return lease
 
-    def _note_gone(self, lease: Lease) -> None:
-        self._gone[lease.channel_info.identity.generation] = lease
-        if len(self._gone) > _GONE:
-            self._gone.popitem(last=False)
+    def _remember_released(self, lease: Lease) -> None:
+        self._released[lease.channel_info.identity.generation] = lease
+        if len(self._released) > _MAX_RELEASED:
+            self._released.popitem(last=False)
 
     def _create(
         self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedChannelFds | None, *, published: int
@@ -225,7 +230,7 @@ class Leases:
         return self._config.transport == "named" and not exists_doorbell(self.request_bell)
 
     def _check_memory(self, wanted_bytes: int) -> None:
-        """That the kernel does not kill engines, or this process, for what is about to be allocated."""
+        """Raise LeaseRefused if the kernel might kill engines or this process for the allocation."""
         headroom = group_without_headroom(wanted_bytes)
         if headroom is not None:
             raise LeaseRefused(
@@ -238,7 +243,7 @@ class Leases:
             )
 
     def _check_room(self, channel: int, peer: Peer, wanted_bytes: int) -> None:
-        """That all channels, and this user's, stay within their bytes when `channel` has this many."""
+        """Raise LeaseRefused if all channels, or this user's, exceed their bytes with `channel` at this many."""
         others = [lease for lease in self if lease.channel != channel]
         of_user = sum(lease.bytes for lease in others if lease.peer.uid == peer.uid)
         limits: tuple[tuple[str, str, int, int | None], ...] = (
@@ -261,12 +266,12 @@ class Leases:
 
 
 def _half_of_memory() -> int:
-    """As much as Linux gives /dev/shm. Nothing else limits the memfds of transport `sealed`."""
+    """Return the size that Linux gives /dev/shm. Nothing else limits the memfds of transport `sealed`."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _geometry(slots: int, metadata_bytes: int, payload_bytes: int) -> Geometry:
-    # A margin of an eighth: an instruction that grows a little must not resize the channel each time.
-    metadata = min(aligned(max(_LEAST_METADATA, metadata_bytes + metadata_bytes // 8), CACHE_LINE), MAX_METADATA_BYTES)
-    payload = aligned(max(_LEAST_PAYLOAD, payload_bytes), _PAGE)
+    # With a margin of an eighth: an instruction that grows a little must not resize the channel each time.
+    metadata = min(aligned(max(_MIN_METADATA, metadata_bytes + metadata_bytes // 8), CACHE_LINE), MAX_METADATA_BYTES)
+    payload = aligned(max(_MIN_PAYLOAD, payload_bytes), _PAGE)
     return Geometry(slots, metadata, payload)

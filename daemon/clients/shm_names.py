@@ -1,4 +1,4 @@
-"""The names of a service's shared-memory objects: random, its own prefix, swept at the start."""
+"""Names of a service's shared-memory objects: random, under a prefix that is swept at the start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SEMAPHORE = "sem."
 
 
 class NameRegistry:
-    """Makes names that nobody can guess, under a prefix that says which service in which directory owns them."""
+    """Makes names that cannot be guessed, under a prefix that identifies the service and its directory."""
 
     def __init__(self, service_dir: Path) -> None:
         # Two services of one name in different directories must not sweep each other's objects.
@@ -20,14 +20,14 @@ class NameRegistry:
         self.prefix = f"shmserve.{tag}."
 
     def fresh(self) -> str:
-        """A new name; 128 random bits, because /dev/shm is open to every user of the machine."""
+        """Return a new name of 128 random bits, because /dev/shm is open to every user of the machine."""
         return f"/{self.prefix}{secrets.token_hex(16)}"
 
     def sweep(self) -> int:
-        """Remove what a killed daemon of this service left; returns how many objects.
+        """Remove the objects that a killed daemon of this service left; return their number.
 
-        Only for the holder of the service's lock. An object that cannot be removed is left: names are
-        never used twice, so it is in nobody's way.
+        The caller must hold the service's lock. An object that cannot be removed stays: as names are never reused,
+        it does no harm.
         """
         removed = 0
         for entry in os.scandir(_SHM):

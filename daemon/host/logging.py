@@ -1,4 +1,4 @@
-"""What the daemon's log lines look like: plain on a terminal, structured in systemd's journal, never a flood."""
+"""Format of the daemon's log lines: plain on a terminal, structured in systemd's journal, limited by rate."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RateLimit(logging.Filter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Lines that do nothing to a terminal, whoever wrote part of them."""
+    """Lines without control characters, wherever parts of them come from."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", super().format(record))
@@ -93,7 +93,7 @@ class JournalHandler(logging.Handler):
                 self._socket = _journal_socket()
             try:
                 self._socket.sendto(b"".join(map(_field, fields.items())), self._address)
-            except OSError:  # too long for a datagram, or nobody reads: as a line on the stream that journald reads too
+            except OSError:  # too long for a datagram, or no reader: as a line on the stream that journald reads too
                 print(_with_priority(record, text), file=self._stream or sys.stderr)
         except Exception:  # noqa: BLE001  logging's own way with what cannot be logged
             self.handleError(record)
@@ -130,7 +130,7 @@ def configure_engine_logging() -> TextIO:
 
     What the policy and its libraries log goes to standard error, and they may set logging up as they like (dictConfig, disable,
     handlers of the root logger, another standard error). None of it reaches the service's loggers, which exist by now:
-    they leave the hierarchy that `logging` knows, and write to a descriptor of their own.
+    they leave the hierarchy that `logging` knows, and write to a separate descriptor.
     """
     configure_logging("engine")
     try:
@@ -185,7 +185,7 @@ def _level() -> str:
 
 
 def _handler(process: str, stream: TextIO | None = None) -> logging.Handler:
-    """For lines of `process`; `stream`: a descriptor of its own for what goes to standard error."""
+    """For lines of `process`; `stream`: a separate descriptor in place of standard error."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr) if stream is None else _OwnStreamHandler(stream)
     if _to_journal() and _JOURNAL.is_socket():
         handler = JournalHandler(process, _JOURNAL, stream)

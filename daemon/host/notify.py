@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """`tell` does nothing where nobody listens."""
+    """`sd_notify` does nothing without a service manager."""
 
     def __init__(self, address: str | None = None, watchdog_s: float | None = None) -> None:
         """`address` is a path, or an abstract name that begins with @."""
         self._address = address
-        #: The manager expects WATCHDOG=1 at least so often; None: it does not.
+        #: The manager expects WATCHDOG=1 at least at this interval; None: it does not.
         self.watchdog_s = watchdog_s
         self._warned = False
 
@@ -33,7 +33,7 @@ class Notifier:
     def sd_notify(self, **fields: str | int) -> bool:
         """Send the fields, as in `tell(READY=1, STATUS="serving")`; False: the manager did not get them.
 
-        Never waits: a manager that does not read (its queue holds ten messages or so) is told again later.
+        Never waits: a manager that does not read (its queue holds ten messages or so) gets the next one later.
         """
         if self._address is None:
             return True

@@ -12,7 +12,7 @@ from shmserve.directories import ADMIN_SOCKET, CLIENT_SOCKET
 
 _FIRST = 3
 _BACKLOG = 128
-#: What a socket unit may call its socket (FileDescriptorName=), and the file it is for.
+#: Names that a socket unit may give its socket (FileDescriptorName=), and the file it is for.
 _NAMES = {"client": CLIENT_SOCKET, "admin": ADMIN_SOCKET}
 
 

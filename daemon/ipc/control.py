@@ -67,7 +67,7 @@ class ControlSocket:
             self.closed = True
         finally:
             self._socket.settimeout(None)
-        # The kernel gives the descriptors of one message with a read of their own, in the order of the messages and
+        # The kernel gives the descriptors of one message with a separate read, in the order of the messages and
         # with the beginning of theirs.
         return [
             Arrival(message, self._descriptors.popleft() if fds and self._descriptors else [])

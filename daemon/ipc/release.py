@@ -1,4 +1,4 @@
-"""Whether an engine is of its daemon's release: a package that is upgraded under a running daemon is another.
+"""Release check between a daemon and its engines: the package may be upgraded while the daemon runs.
 
 `python -m shmserve.daemon.ipc.release` says which one is installed now, as an engine would be.
 """
@@ -16,14 +16,14 @@ from shmserve.protocol import WIRE_VERSION
 
 #: The error of an engine that its daemon's release did not start.
 RELEASE_MISMATCH = "ReleaseMismatch"
-#: What a daemon tells the engines that it starts: its version, its wire version.
+#: Release of this process: its version and its wire version. A daemon passes it to the engines that it starts.
 OWN = (__version__, str(WIRE_VERSION))
 #: Reading two numbers takes a tenth of a second; what takes longer is stuck.
 _LIMIT_S = 30.0
 
 
 def mismatch(daemon: Sequence[str], engine: Sequence[str] = OWN) -> str | None:
-    """What is wrong with an `engine` under this `daemon`, for the operator; None if they are of one release.
+    """Return why an `engine` cannot run under this `daemon`, for the operator; None if they are of one release.
 
     >>> mismatch(["0.1.0", "3"], ["0.2.0", "4"])
     'the daemon runs shmserve 0.1.0 (wire version 3), this engine is 0.2.0 (wire version 4): restart the service'
@@ -61,5 +61,5 @@ def _words(release: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the daemon that asked was killed meanwhile, which is no news of ours
+    with contextlib.suppress(BrokenPipeError):  # the daemon that asked was killed meanwhile
         os.write(sys.stdout.fileno(), " ".join(OWN).encode())

@@ -1,4 +1,4 @@
-"""The segment in which an engine counts, and the supervisor reads.
+"""Segment of counters that an engine writes and the supervisor reads.
 
 It is a sealed memfd that only these two map. Every word has one writer: the control word is the
 supervisor's, all others are the engine's, so counting costs the engine a store and no call.
@@ -23,7 +23,7 @@ from shmserve.sealed_memory import seal, unsafe_to_map
 WORD = 8
 #: Channels have a line each; a service has no more clients than this.
 CHANNEL_LIMIT = 256
-#: In place of a channel's number: a batch of several clients is being run, and nobody knows which of them it is.
+#: In place of a channel's number: a batch of several clients is being run; which of them it is cannot be known.
 SEVERAL = CHANNEL_LIMIT + 1
 
 
@@ -52,7 +52,7 @@ class Counter(IntEnum):
 
 
 class Stage(IntEnum):
-    """What a request's time is spent on inside the engine; the histograms lie in this order."""
+    """Parts of a request's time inside the engine; the histograms lie in this order."""
 
     QUEUED = 0
     STAGED = 1

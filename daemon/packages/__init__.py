@@ -1,1 +1,8 @@
-"""Model packages: what model.toml may say, read without torch."""
+"""Model packages: the contents of model.toml, read without torch and without running the model's code."""
+
+from .formats import FORMATS
+from .manifest import read_manifest
+from .package import ModelPackage
+from .value_ranges import RangeCheck
+
+__all__ = ["FORMATS", "ModelPackage", "RangeCheck", "read_manifest"]

@@ -1,4 +1,10 @@
-"""Replaces the model under running robots: update, rollback, and what happens if the new one is no good."""
+"""Rollout of a model version under running robots: update, canary phase, rollback.
+
+An update starts a new engine beside the serving one (blue-green deployment), checks its contract against the serving
+model's, and swaps. The model is then on probation (see probation.py): if it fails, the deployment before serves again and
+the version is marked as taken back. A rollback skips both checks, because the version has served before. An update in
+place stops the old engine first, for a model that does not fit twice, and starts it again if the new one fails.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +36,7 @@ log = logging.getLogger(__name__)
 #: The errors of an engine that found too little room on its GPU (engine/device/memory.py), or no such device
 #: (engine/device/chosen.py).
 DEVICE_MEMORY_SHORT, DEVICE_MISSING = "DeviceMemoryShort", "DeviceMissing"
-#: Characters of a refusal's reason that are kept with the version.
+#: Characters of a refusal's reason that the version's metadata keeps.
 _REASON_TEXT = 300
 
 #: Called with each step of an update or a rollback, and its details.
@@ -38,7 +44,7 @@ ReportStep = Callable[[str, dict[str, Any]], None]
 
 
 class RolloutRefused(Exception):
-    """The model stays as it is: `reason` is a word for programs, the text says why and what to do."""
+    """The model is not replaced: `reason` is a word for programs, the text states the cause and the remedy."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -47,15 +53,15 @@ class RolloutRefused(Exception):
 
 @dataclass(frozen=True)
 class UpdateOptions:
-    """How an update is to be done."""
+    """Options of an update."""
 
     device: str | None = None
     in_place: bool = False
     allow_contract_change: bool = False
-    #: Take an older release than what was served, where signatures are required.
+    #: Accept an older release than the served one, where signatures are required.
     allow_downgrade: bool = False
     note: str = ""
-    #: Go back by itself if the new model's first requests fail.
+    #: Roll back automatically if the new model's first requests fail.
     probation: bool = True
 
 
@@ -67,22 +73,22 @@ class Rollout:
         self._store = store
         self._busy = False
         self._probation: Probation | None = None
-        #: The change that was taken back by itself, until another one succeeds; for people.
+        #: The last automatic rollback, until an update succeeds; for people.
         self.taken_back: str | None = None
         self.version_log = VersionLog(store, supervisor.engines)
 
     async def update(
         self, fd: int, name: str, uid: int, options: UpdateOptions, report_step: ReportStep
     ) -> dict[str, Any]:
-        """Serve the package behind `fd`, called `name`, instead; the old model serves until the new one is warm.
+        """Serve the package behind `fd`, called `name`; the old model serves until the new one is warm.
 
         Raises RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable or EngineStartError; then the old model
         serves on.
         """
         if options.device is not None:
             check_device(options.device)
-        with self._alone():
-            # Before the old engine is stopped for it (--in-place), or another release takes the package in.
+        with self._exclusive():
+            # Before the old engine is stopped (--in-place), or another release receives the package.
             await self._supervisor.engines.check_release()
             report_step("receive", {})
             with self._supervisor.ingest.of(name, "receive") as report:
@@ -104,11 +110,11 @@ class Rollout:
             return await self._change(stored, options.device or self._device(), options, report_step)
 
     async def rollback(self, version: str | None, report_step: ReportStep) -> dict[str, Any]:
-        """Serve an earlier version again: at once while its engine is kept warm. Raises as `update`.
+        """Serve an earlier version again, at once if its engine is the warm standby. Raises as `update`.
 
-        Nothing goes back by itself after that: the version that was left is the one that was no good.
+        It has no probation: an automatic rollback would return to the version that the operator left.
         """
-        with self._alone():
+        with self._exclusive():
             target = self.before() if version is None else self._store.resolve(version)
             if target is None:
                 raise RolloutRefused("no_previous", self._no_previous())
@@ -121,7 +127,7 @@ class Rollout:
             return await self._change(target, device, options, report_step)
 
     def before(self) -> StoredVersion | None:
-        """Where a rollback goes: what was served last before the present version and not taken back."""
+        """Return the target of a rollback: the version served last before the current one and not taken back."""
         deployment = self._supervisor.deployment
         candidates = [
             stored
@@ -133,12 +139,12 @@ class Rollout:
         return max(candidates, key=lambda stored: stored.activated_seq, default=None)
 
     async def close(self) -> None:
-        """Returns once everything that was to be remembered is on the disk."""
+        """End the probation, and return once the version log is on the disk."""
         self._end_probation()
         await self.version_log.close()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         if self._busy:
             raise RolloutRefused("busy", "another update or rollback is under way: wait for it to end")
         self._check_not_stopping()
@@ -160,10 +166,10 @@ class Rollout:
         bad = [stored.version for stored in self._store.versions() if stored.facts.get("taken_back")]
         if bad:
             return (
-                f"there is no earlier version to go back to but {', '.join(bad)}, which did not work "
-                "(shmserve-admin versions tells why): name it if it should be tried again"
+                f"no earlier version to go back to except {', '.join(bad)}, which did not work "
+                "(shmserve-admin versions shows why): name it to try it again"
             )
-        return "there is no earlier version to go back to: this is the first one served here"
+        return "no earlier version to go back to: this is the first one served here"
 
     async def _change(
         self, stored: StoredVersion, device: str, options: UpdateOptions, report_step: ReportStep
@@ -196,8 +202,8 @@ class Rollout:
         try:
             failpoint("update.warm")
             _check_contract(contract, engine, options)
-            # Whoever asked may go away now: the swap and its record belong together.
-            return await undisturbed(self._swap_alone(engine, options, report_step))
+            # Not cancelled with the caller from here on: the swap and its record belong together.
+            return await undisturbed(self._swap_locked(engine, options, report_step))
         finally:
             if engine is not engines.serving and engine is not engines.standby and engine.alive:
                 if was_standby:
@@ -206,7 +212,7 @@ class Rollout:
                     await undisturbed(engines.discard(engine))
 
     async def _start_beside(self, deployment: Deployment, report_step: ReportStep) -> EngineProcess:
-        """A warm engine of `deployment`; where the GPU has too little room, what is only kept for a rollback goes first."""
+        """Start a warm engine of `deployment`; if GPU memory is short, stop the standby engine first."""
         engines = self._supervisor.engines
         try:
             return await engines.start(deployment, _steps(report_step))
@@ -214,11 +220,11 @@ class Rollout:
             dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
             if dropped is None:
                 raise
-            log.info("the GPU has too little room: the engine kept warm for a rollback goes, then once more")
+            log.info("GPU memory is too short: stopping the standby engine, then trying once more")
             await asyncio.wait((dropped,))
             return await engines.start(deployment, _steps(report_step))
 
-    async def _swap_alone(
+    async def _swap_locked(
         self, engine: EngineProcess, options: UpdateOptions, report_step: ReportStep
     ) -> dict[str, Any]:
         async with self._supervisor.changing:
@@ -228,14 +234,14 @@ class Rollout:
     async def _in_place(
         self, deployment: Deployment, options: UpdateOptions, report_step: ReportStep
     ) -> dict[str, Any]:
-        """The old engine goes first, for a model that does not fit twice; if the new one fails it comes back."""
+        """Stop the old engine first, for a model that does not fit twice; start it again if the new one fails."""
         supervisor, engines = self._supervisor, self._supervisor.engines
         contract = self._contract()
         async with supervisor.changing:
             old = supervisor.deployment
             assert old is not None
             report_step("stop", {})
-            began = time.monotonic()
+            start_s = time.monotonic()
             try:
                 await undisturbed(engines.stop_all())
                 failpoint("update.stopped_old")
@@ -245,7 +251,7 @@ class Rollout:
                     failpoint("update.warm")
                     _check_contract(contract, engine, options)
                     report_step("swap", {})
-                    return await undisturbed(self._swap(engine, options, began))
+                    return await undisturbed(self._swap(engine, options, start_s))
                 finally:
                     if engine is not engines.serving and engine.alive:
                         await undisturbed(engines.discard(engine))
@@ -255,22 +261,22 @@ class Rollout:
                     await undisturbed(self._bring_back(old))
 
     async def _bring_back(self, deployment: Deployment) -> None:
-        """Start the model before again after it was stopped; under the lock."""
+        """Start the deployment before again after it was stopped; the caller holds `changing`."""
         try:
             await self._go_back(deployment)
         except EngineStartError as failure:
             log.error("%s", failure)
-            self._supervisor.revive()  # which tries again until it works
+            self._supervisor.revive()  # tries again until it serves
 
-    async def _swap(self, engine: EngineProcess, options: UpdateOptions, began: float | None) -> dict[str, Any]:
-        """Let `engine` serve and remember that it does; `began`: when requests were stopped for it. Under the lock."""
+    async def _swap(self, engine: EngineProcess, options: UpdateOptions, start_s: float | None) -> dict[str, Any]:
+        """Let `engine` serve and record it; `start_s`: when requests were paused. The caller holds `changing`."""
         supervisor = self._supervisor
         self._check_not_stopping()
         failpoint("update.before_swap")
         first = engine.stats.counters() if engine.stats is not None else {}
         pause_s = await supervisor.engines.swap(engine)
-        if began is not None:
-            pause_s = time.monotonic() - began
+        if start_s is not None:
+            pause_s = time.monotonic() - start_s
         failpoint("update.swapped")
         self._end_probation()
         before = supervisor.deployment
@@ -283,7 +289,7 @@ class Rollout:
         try:
             await self.version_log.make_current(engine.deployment, allow_downgrade=options.allow_downgrade)
         except StoreUnavailable:
-            # What a restart would not serve must not serve now.
+            # A version that a restart would not serve must not serve now.
             self._end_probation()
             self.taken_back = self.taken_back or taken_back
             log.error("version %s cannot be made current: back to %s", engine.deployment.version, before.version)
@@ -293,7 +299,7 @@ class Rollout:
         return {"version": engine.deployment.version, "changed": True, "pause_ms": round(pause_s * 1e3, 3)}
 
     async def _go_back(self, deployment: Deployment) -> None:
-        """Let the model before serve again, from standby if it is there; under the lock. Raises EngineStartError."""
+        """Serve the deployment before again, from standby if possible; the caller holds `changing`. Raises EngineStartError."""
         engines = self._supervisor.engines
         engine = engines.claim_standby(deployment)
         if engine is None:
@@ -301,10 +307,10 @@ class Rollout:
         await engines.swap(engine)
         self._supervisor.deployment = deployment
         self._supervisor.now_serving(engine)
-        engines.drop_standby()  # what is no good is not kept warm
+        engines.drop_standby()  # the failed model is not kept warm
 
     def _contract(self) -> dict[str, Any] | None:
-        """What the serving model takes and gives; None if none serves."""
+        """Return the serving model's contract, or None."""
         model = self._supervisor.engines.model
         return model["contract"] if model is not None else None
 
@@ -320,7 +326,7 @@ class Rollout:
         return probation is not None and not probation.over and probation.engine is engine
 
     def crashed(self, engine: EngineProcess) -> None:
-        """The serving engine died: on probation, the model before is what is started in its place."""
+        """Handle the death of the serving engine: on probation, the deployment before is started in its place."""
         probation = self._probation
         if probation is None or not self.is_on_probation(engine):
             return
@@ -331,19 +337,19 @@ class Rollout:
     async def _take_back(self, probation: Probation, why: str) -> None:
         async with self._supervisor.changing:
             if self._supervisor.engines.serving is not probation.engine or self._supervisor.stopping:
-                return  # another change was first
+                return  # another update was first
             self._probation = None
             try:
                 await self._go_back(probation.before)
             except EngineStartError as failure:
-                log.error("%s; the model before cannot serve either: %s", why, failure)
+                log.error("%s; the model before it cannot serve either: %s", why, failure)
                 return
             self._record_taken_back(probation.engine.deployment, probation.before, why)
 
     def _record_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
         self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
         log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
-        # Where only the device was another, the version itself is the good one.
+        # If only the device differed, the version itself is good.
         self.version_log.set_metadata(
             bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good
         )
@@ -359,14 +365,14 @@ def _deployment(stored: StoredVersion, device: str) -> Deployment:
 
 
 def _is_about_the_version(error: EngineStartError | RolloutRefused) -> bool:
-    """Whether it is refused for what it is: on another device, by another daemon, or later it may be as good as ever."""
+    """Report whether the version itself caused it, rather than the device, its memory or the daemon's release."""
     if isinstance(error, RolloutRefused):
         return error.reason == "contract"
     return error.error not in (DEVICE_MEMORY_SHORT, DEVICE_MISSING, RELEASE_MISMATCH)
 
 
 def _steps(report_step: ReportStep) -> Callable[[str], None]:
-    """An engine's stages as steps of a change."""
+    """Return a callback that reports an engine's stages as steps."""
     return lambda stage: report_step("warm up" if stage == "warming" else "load", {})
 
 

@@ -1,4 +1,7 @@
-"""Which version a daemon begins with: the one it was given, or the one that was served last."""
+"""Version that a daemon serves first: the operator's choice, or the version served last.
+
+A changed --model-path or device counts as a new choice. An unchanged one does not undo an update that was made since.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,9 @@ def open_store(config: Config, *, in_use: Callable[[], Collection[str]]) -> Stor
 
 @dataclass(frozen=True)
 class OperatorChoice:
-    """What the operator gave when the daemon last served: a change of it counts, an unchanged one undoes no update."""
+    """The operator's settings when the daemon last served."""
 
-    digest: str | None = None  # of what --model-path held
+    digest: str | None = None  # of the package at --model-path
     device: str | None = None
 
     @classmethod
@@ -62,7 +65,7 @@ class OperatorChoice:
 
 @dataclass(frozen=True)
 class StartupVersion:
-    """What a daemon begins with; `remember` once it serves."""
+    """The first deployment; `remember` it once it serves."""
 
     deployment: Deployment
     _store: Store
@@ -70,7 +73,7 @@ class StartupVersion:
     _choice_file: Path
 
     def remember(self) -> None:
-        """A restart begins with this one. A state directory that cannot be written is no reason not to serve."""
+        """Record it for the next start; a state directory that cannot be written is logged only."""
         try:
             self._store.make_current(
                 self.deployment.version, device=self.deployment.device, taken_back=None, refused=None
@@ -82,12 +85,12 @@ class StartupVersion:
 
 
 async def choose_startup_version(config: Config, store: Store, ingest: IngestProgress) -> StartupVersion:
-    """The version to begin with.
+    """Return the version to serve first.
 
-    What --model-path holds, if that is not what it held when the daemon last served; else the version
-    that was served last, which an update may have brought since. Raises ModelPackageError.
+    The package at --model-path, if it has changed since the daemon last served; otherwise the version that was served
+    last, perhaps after an update. Raises ModelPackageError.
     """
-    # Beside the versions and not with one: the version that was given is removed some day, after updates.
+    # In a file for the service, not for one version: the chosen version is removed some day, after updates.
     file = config.state_dir / config.name / "given"
     before = OperatorChoice.read(file)
 
@@ -105,13 +108,13 @@ async def choose_startup_version(config: Config, store: Store, ingest: IngestPro
             )
         log.info("no --model-path: version %s of %s is served, which was served last", stored.version, store.directory)
         return first(stored, before.digest)
-    if before.digest is not None:  # without it there is nothing to compare with, and one pass over the files is enough
+    if before.digest is not None:  # without one there is nothing to compare, and one pass over the files is enough
         digest = await _digest(config.model_path, ingest)
         if digest == before.digest:
             stored = await store.last_good()
             if stored is not None:
                 if stored.digest != digest:
-                    log.info("--model-path holds what it held before; since then version %s was served", stored.version)
+                    log.info("--model-path is unchanged; version %s was served since", stored.version)
                 return first(stored, digest)
     descriptor = os.open(config.model_path, os.O_RDONLY | os.O_DIRECTORY)
     source = str(config.model_path)
@@ -134,7 +137,7 @@ async def choose_startup_version(config: Config, store: Store, ingest: IngestPro
 
 
 async def _digest(path: Path, ingest: IngestProgress) -> str:
-    """The content address of what is at `path`, read in a thread."""
+    """Return the content address of the package at `path`, read in a thread."""
     total = await asyncio.to_thread(package_bytes, path)
     with ingest.of(str(path), "compare", total) as report:
         done, is_cancelled = 0, False
@@ -142,7 +145,7 @@ async def _digest(path: Path, ingest: IngestProgress) -> str:
         def count(read: int) -> None:
             nonlocal done
             done += read
-            if is_cancelled:  # nobody can end a thread: it ends by itself
+            if is_cancelled:  # a thread cannot be ended from outside
                 raise ModelPackageError("the service was stopped while it read the package")
             report(done, total)
 

@@ -1,4 +1,4 @@
-"""What is written down of the versions, in the order of what happened, while nobody waits for the disk."""
+"""Version log: writes metadata of versions to the store, in order, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..supervisor import Deployment, EnginePool, EngineProcess
 
 log = logging.getLogger(__name__)
 
-#: The fact in which the store keeps it.
+#: Key of the count in a version's metadata.
 SERVED = "served"
 
 
 class RequestCounts:
-    """What was counted before this run began, and what this run's engines count."""
+    """Requests answered by each version: the counts of earlier runs plus those of this run's engines."""
 
     def __init__(self, engines: EnginePool, store: Store) -> None:
         self._engines = engines
@@ -29,17 +29,17 @@ class RequestCounts:
 
     @cached_property
     def _earlier(self) -> dict[str, int]:
-        """What the store held before this run recorded anything in it."""
-        found = ((stored.version, stored.facts.get(SERVED)) for stored in self._store.versions())
-        return {version: count for version, count in found if isinstance(count, int)}
+        """Counts in the store before this run recorded any."""
+        counts = ((stored.version, stored.facts.get(SERVED)) for stored in self._store.versions())
+        return {version: count for version, count in counts if isinstance(count, int)}
 
     def of(self, version: str) -> int:
-        """Requests that this version has answered until now."""
+        """Return the number of requests that this version has answered."""
         return self._earlier.get(version, 0) + self._engines.counters.served_by_version(version)
 
 
 class VersionLog:
-    """One writer at a time, in a thread; `close` returns once everything is on the disk."""
+    """A queue of writes, each in a thread; `close` returns once all of them are on the disk."""
 
     def __init__(self, store: Store, engines: EnginePool) -> None:
         self._store = store
@@ -48,16 +48,16 @@ class VersionLog:
         self._writers: set[asyncio.Task[None]] = set()
 
     async def make_current(self, deployment: Deployment, *, allow_downgrade: bool) -> None:
-        """From now on a restart serves this one; raises StoreUnavailable."""
+        """Record that a restart serves this deployment; raises StoreUnavailable."""
         async with self._turn:
             await asyncio.to_thread(self._make_current, deployment, allow_downgrade=allow_downgrade)
 
-    def set_metadata(self, version: str, facts: dict[str, Any], *, then_current: Deployment | None = None) -> None:
-        """Remember facts of a version, and which one is current."""
+    def set_metadata(self, version: str, metadata: dict[str, Any], *, then_current: Deployment | None = None) -> None:
+        """Enqueue metadata of a version, and which version is current."""
 
         def work() -> None:
             try:
-                self._store.record(version, **facts)
+                self._store.record(version, **metadata)
             except VersionUnknown:
                 pass  # removed meanwhile
             except StoreUnavailable as error:
@@ -68,13 +68,13 @@ class VersionLog:
         self.enqueue(work)
 
     def record_requests(self, engine: EngineProcess) -> None:
-        """An engine has ended: how many requests its version has answered."""
+        """Record the number of requests that the version of an ended engine has answered."""
         version = engine.deployment.version
         if count := self.request_counts.of(version):
             self.set_metadata(version, {SERVED: count})
 
     def enqueue(self, work: Callable[[], None]) -> None:
-        """Run `work`, which blocks while the disk writes, after what was to be remembered before."""
+        """Run `work`, which may block on the disk, in a thread after the writes enqueued before."""
 
         async def in_turn() -> None:
             async with self._turn:
@@ -88,7 +88,7 @@ class VersionLog:
         task.add_done_callback(self._writers.discard)
 
     async def close(self) -> None:
-        """Returns once everything that was to be remembered is on the disk."""
+        """Return once every enqueued write is on the disk."""
         while self._writers:
             await asyncio.wait(self._writers)
 

@@ -1,9 +1,12 @@
-"""How long the supervisor waits before it starts an engine again.
+"""Backoff of engine restarts.
+
+The delay grows while engines of one model keep dying by themselves. A death that a client's request caused adds no delay,
+because the other clients must not wait for it; and another model starts at zero.
 
 >>> backoff = Backoff()
 >>> [backoff.delay_s("v1", now_s, of_client=False) for now_s in (0.0, 2.0, 4.0)]
 [0.0, 0.1, 0.5]
->>> backoff.delay_s("v1", 6.0, of_client=True)     # the others are not to wait for one client's doing
+>>> backoff.delay_s("v1", 6.0, of_client=True)     # caused by one client
 0.0
 >>> backoff.delay_s("v1", 8.0, of_client=False), backoff.delay_s("v2", 9.0, of_client=False)
 (1.0, 0.0)
@@ -14,7 +17,7 @@
 from __future__ import annotations
 
 _DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-#: A death this long after the last one begins a new series: the first restart is at once again.
+#: A death this long after the last one starts at zero again.
 _QUIET_S = 10.0
 
 
@@ -27,10 +30,9 @@ class Backoff:
         self._of: object = None
 
     def delay_s(self, model: object, now_s: float, *, of_client: bool) -> float:
-        """An engine of `model` died, or could not be started; `of_client`: a client's request was running."""
+        """Return the delay after an engine of `model` died or failed to start; `of_client`: a client's request was running."""
         if of_client:
             return 0.0
-        # Another model than the one that died last begins a series of its own.
         self._deaths = self._deaths + 1 if now_s - self._last_s < _QUIET_S and model == self._of else 0
         self._last_s, self._of = now_s, model
         return _DELAYS_S[min(self._deaths, len(_DELAYS_S) - 1)]

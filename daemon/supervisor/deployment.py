@@ -1,4 +1,4 @@
-"""What an engine runs, and how it fails to."""
+"""Deployment of a model version, and the error of an engine that could not start it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Deployment:
-    """A model as one engine runs it."""
+    """A package, its version and the device on which an engine runs it."""
 
     package: Path
     version: str
     device: str
-    #: What the package's sender called it, for a package that gives itself no name.
+    #: The sender's name for a package that does not declare one.
     called: str = field(default="", compare=False)
 
 
 class EngineStartError(Exception):
-    """An engine did not get to serve: at which stage, and the model's own error."""
+    """An engine failed to start: the stage, and the model's error."""
 
     def __init__(self, stage: str, error: str, message: str) -> None:
         super().__init__(f"{stage} failed: {error}: {message}")

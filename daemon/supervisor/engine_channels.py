@@ -1,4 +1,4 @@
-"""Which engines know of the clients' channels, and which engine holds a result that waits for room."""
+"""Channels of the engines: reports leases to every warm engine, and records which engine holds a deferred reply."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class EngineChannels:
         engine.send(LimitRate(self._config.max_rate_per_user))
 
     def _send_lease(self, engine: EngineProcess, lease: Lease) -> None:
-        # Results that wait for room are delivered by the engine that holds them; where that is gone, or none is
-        # known, it is for whoever serves to deliver them or to say that they are lost.
+        # A deferred reply is delivered by the engine that holds it. If that engine has ended, or none is
+        # known, the serving engine delivers it or reports it as lost.
         others = {warm.serial for warm in self._warm if warm is not engine}
         carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
         fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
@@ -76,7 +76,7 @@ class EngineChannels:
 
     @property
     def recording(self) -> bool:
-        """Whether somebody keeps what is served."""
+        """Whether a recorder is attached."""
         return self._record_ring is not None
 
     def record(self, record_ring: int, channel: int | None) -> None:
@@ -86,7 +86,7 @@ class EngineChannels:
             self._send_record_ring(engine)
 
     def end_recording(self) -> None:
-        """Nobody records any more."""
+        """Report the end of the recording to every engine."""
         self._record_ring = None
         for engine in self._warm:
             engine.send(EndRecording())
@@ -114,7 +114,7 @@ class EngineChannels:
         )
 
     def disown(self, engine: EngineProcess) -> None:
-        """An engine has ended: what it held and clients have made room for is lost, unless it was delivered."""
+        """Report the deferred replies of an engine that has ended, for which clients have made room, as lost."""
         for lease in self._leases:
             held = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
             for sequence in held:

@@ -1,4 +1,4 @@
-"""What all engines of this run have counted: those that live, and those that have ended."""
+"""Counters of all engines of this run, living and ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .engine_process import EngineProcess
 
 
 class EngineCounters:
-    """Sums over `living`, which the owner keeps true, and what `keep` took over from engines that ended."""
+    """Sums over `living`, a view that the owner maintains, and over the engines given to `keep`."""
 
     def __init__(self, living: Collection[EngineProcess]) -> None:
         self._living = living
@@ -19,7 +19,7 @@ class EngineCounters:
         self._past_latency: dict[Stage, Distribution] = {}
 
     def keep(self, engine: EngineProcess) -> None:
-        """Take over what an engine that has ended counted; it is to leave `living`, and its stats are to be closed."""
+        """Add the counters of an engine that has ended, before it leaves `living` and its stats are closed."""
         assert engine.stats is not None
         counters = engine.stats.counters()
         self._totals.update(counters)
@@ -29,14 +29,14 @@ class EngineCounters:
             self._past_latency[stage] = latency if past is None else past + latency
 
     def served_by_version(self, version: str) -> int:
-        """Requests that this version answered in this run of the daemon."""
+        """Return the number of requests that this version answered in this run of the daemon."""
         living = (
             engine for engine in self._living if engine.deployment.version == version and engine.stats is not None
         )
         return self._served_by[version] + sum(engine.stats.counters()["served"] for engine in living if engine.stats)
 
     def totals(self) -> Tally[str]:
-        """What all engines of this run counted."""
+        """Return the sums over all engines of this run."""
         total = self._totals.copy()
         for engine in self._living:
             if engine.stats is not None:
@@ -46,7 +46,7 @@ class EngineCounters:
         return total
 
     def latency(self, stage: Stage = Stage.TOTAL) -> Distribution | None:
-        """Durations inside the service, over all engines of this run."""
+        """Return the durations inside the service over all engines of this run; None before the first engine."""
         total = self._past_latency.get(stage)
         for engine in self._living:
             if engine.stats is not None:

@@ -1,4 +1,8 @@
-"""The engines of a service: the one that serves, one kept warm behind it, and one on its way."""
+"""Pool of engine processes: the serving one, a warm standby, and one that is starting.
+
+A swap pauses the serving engine after its current inference and lets the new one serve; requests wait in their slots in
+between. The old engine stays warm for `standby_s`, for an instant rollback.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +45,12 @@ from .standby import Standby
 
 log = logging.getLogger(__name__)
 
-#: A swap waits so long for the inference in hand; a model that takes longer is not waited for.
+#: Limit of the wait for the current inference in a swap; a slower engine is killed.
 _PAUSE_LIMIT_S = 60.0
-#: An engine that is warm answers "serve" at once; one that does not in this time is not fit to serve.
+#: A warm engine answers "serve" at once; a slower one is killed.
 _SERVE_LIMIT_S = 5.0
 _STOP_LIMIT_S = 5.0
-#: An engine that is to end waits so long for clients to make room for results of theirs that it holds.
+#: A stopping engine waits this long for clients to make room for deferred replies.
 _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
 
@@ -54,7 +58,8 @@ _DELIVERY_LOOK_S = 0.005
 class EnginePool:
     """Starts, swaps and stops engine processes.
 
-    `on_lost` is told when the serving one has died, `on_ended` of every one that has, with its counts still there.
+    `on_lost` is called when the serving engine has died; `on_ended` for every engine that has ended, while its counters
+    can still be read.
     """
 
     def __init__(
@@ -79,15 +84,15 @@ class EnginePool:
         self.channels = EngineChannels(config, leases)
         self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
-        #: What an engine said that is not of this daemon's release: the package was upgraded, and none can be started.
+        #: Report of an engine of another release than this daemon: the package was upgraded, and no engine can start.
         self.release_mismatch: str | None = None
 
     # Life
 
     async def start(self, deployment: Deployment, on_stage: Callable[[str], None]) -> EngineProcess:
-        """An engine that has loaded and warmed `deployment` up and has every channel mapped, but does not serve yet.
+        """Start an engine that has loaded and warmed up `deployment` and mapped every channel, but does not serve yet.
 
-        `on_stage` hears "loading" and "warming". Raises EngineStartError; then nothing of it is left.
+        `on_stage` is called with "loading" and "warming". Raises EngineStartError once that engine has ended.
         """
         self._serial += 1
         engine = EngineProcess(
@@ -130,8 +135,8 @@ class EnginePool:
         try:
             answer = done.pop().result()
         except EngineEnded as ended:
-            said = f"{exit_reason(ended.status)}; what it wrote is in the daemon's log"
-            raise EngineStartError(stage, "the engine died", said) from ended
+            reason = f"{exit_reason(ended.status)}; its output is in the daemon's log"
+            raise EngineStartError(stage, "the engine died", reason) from ended
         if isinstance(answer, Failed):
             if answer.error == RELEASE_MISMATCH:
                 self.release_mismatch = answer.message
@@ -139,7 +144,7 @@ class EnginePool:
         self.release_mismatch = None
 
     async def check_release(self) -> None:
-        """Raises EngineStartError where an engine that is started now would refuse to run under this daemon."""
+        """Raise EngineStartError if an engine started now would refuse to run under this daemon."""
         self.release_mismatch = await installed_mismatch()
         if self.release_mismatch is not None:
             raise EngineStartError("start", RELEASE_MISMATCH, self.release_mismatch)
@@ -156,11 +161,11 @@ class EnginePool:
     async def swap(self, new: EngineProcess) -> float:
         """Let `new` serve in place of the serving engine, which stays warm; returns the pause in seconds.
 
-        Between the two nobody takes requests; they wait in their slots. Raises EngineStartError if `new`
-        died at this moment; then the old engine serves on.
+        In between, requests wait in their slots. Raises EngineStartError if `new` died at this moment; then the old
+        engine continues to serve.
         """
         old = self.serving
-        began = time.monotonic()
+        start_s = time.monotonic()
         if old is not None:
             await self._pause(old)
         failpoint("swap.paused")
@@ -168,9 +173,9 @@ class EnginePool:
             await self._let_serve(new)
         except EngineStartError:
             if old is not None and old.alive:
-                old.send(Serve())  # if it has died as well, `on_lost` was told: it is what serves still
+                old.send(Serve())  # if it has died as well, `on_lost` was called for it
             raise
-        pause_s = time.monotonic() - began
+        pause_s = time.monotonic() - start_s
         self.serving = new
         assert new.ready is not None
         self._leases.model_wants = Wanted(0, request_bytes=new.ready.request_bytes, reply_bytes=new.ready.reply_bytes)
@@ -185,7 +190,7 @@ class EnginePool:
         try:
             message = await asyncio.wait_for(paused, _PAUSE_LIMIT_S)
         except EngineEnded:
-            return  # what it had taken, the next engine finds
+            return  # the next engine finds the requests that it had taken
         except asyncio.TimeoutError:
             log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
             await self._kill(old)
@@ -206,7 +211,7 @@ class EnginePool:
             raise EngineStartError("swap", "the engine died", "as soon as it served")
 
     def _ring(self) -> None:
-        """Wake the serving engine if it sleeps: it looks for messages when it wakes."""
+        """Wake the serving engine if it sleeps, so that it reads its messages."""
         if self.serving is not None:
             _wake(self.serving)
 
@@ -218,20 +223,20 @@ class EnginePool:
 
     @property
     def standby(self) -> EngineProcess | None:
-        """The engine that is kept warm, if there is one."""
+        """The warm standby engine, or None."""
         return self._standby.engine
 
     def keep_standby(self, engine: EngineProcess) -> None:
-        """Keep an engine warm that does not serve, for an instant rollback, for a while."""
+        """Keep an engine that does not serve as the warm standby for `standby_s`."""
         self.drop_standby()
         self._standby.keep(engine, self._config.standby_s)
 
     def claim_standby(self, deployment: Deployment) -> EngineProcess | None:
-        """The standby engine, if it runs this model; it is the caller's to let serve or to keep again."""
+        """Return the standby engine if it runs this deployment; the caller lets it serve or keeps it again."""
         return self._standby.claim(deployment)
 
     def drop_standby(self) -> asyncio.Task[None] | None:
-        """Give the standby engine's memory back; the task that does so, if there is one."""
+        """Stop the standby engine; return the task that does so, or None."""
         engine = self._standby.forget()
         if engine is None:
             return None
@@ -239,7 +244,7 @@ class EnginePool:
         return engine.retiring
 
     async def stop_all(self) -> None:
-        """End the serving engine after what is in hand, and all that are kept; requests wait for the next."""
+        """Stop the serving engine after its current inference, and the standby; requests wait for the next engine."""
         self.drop_standby()
         engine, self.serving = self.serving, None
         if engine is not None:
@@ -250,7 +255,7 @@ class EnginePool:
             await asyncio.wait(retiring)
 
     async def discard(self, engine: EngineProcess) -> None:
-        """End an engine that does not serve, once it has delivered what it holds."""
+        """Stop an engine that does not serve, once it has delivered its deferred replies."""
         until = time.monotonic() + _DELIVERY_LIMIT_S
         while engine.alive and self.channels.owes(engine) and time.monotonic() < until:
             await asyncio.sleep(_DELIVERY_LOOK_S)
@@ -261,7 +266,7 @@ class EnginePool:
             await asyncio.wait((watcher,))
 
     async def drain(self, timeout_s: float) -> None:
-        """Let the serving engine answer what clients have sent, then end it and all others."""
+        """Let the serving engine answer the requests that clients have sent, then stop every engine."""
         engine, self.serving = self.serving, None
         if engine is not None:
             watcher = self._watchers[engine]
@@ -276,7 +281,7 @@ class EnginePool:
         await self.kill()
 
     async def kill(self) -> None:
-        """End every engine at once."""
+        """Kill every engine and wait for their ends."""
         self._standby.forget()
         self.serving = None
         watchers = dict(self._watchers)
@@ -287,7 +292,7 @@ class EnginePool:
             await asyncio.wait(watchers.values())
 
     def end_all(self) -> None:
-        """Kill every engine; what is to be served is started again as after any death."""
+        """Kill every engine; the current deployment is started again as after any death."""
         for engine in self._watchers:
             engine.ended_on_purpose = True
             engine.kill()
@@ -321,7 +326,7 @@ class EnginePool:
                 on_stage("warming")
             case Broken():
                 lease = self._leases.get(message.channel)
-                # A client that grew or left before the engine had its channel open is nothing to tell of.
+                # Ignored for a client that resized or left before the engine had opened its channel.
                 if lease is not None and lease.channel_info.identity.generation == message.generation:
                     if message.detail is not None:
                         log.warning("the channel of client %d %s", message.channel, message.detail)
@@ -340,11 +345,11 @@ class EnginePool:
         self._ring()
 
     def end_recording(self) -> None:
-        """Nobody records any more."""
+        """Report the end of the recording to the engines."""
         self.channels.end_recording()
         self._ring()
 
-    # Seeing
+    # Status
 
     def versions(self) -> set[str]:
         """The versions whose packages an engine may read in now or later: a policy imports when it likes. Any thread."""
@@ -352,7 +357,7 @@ class EnginePool:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """What the serving engine said of its model; None without one."""
+        """The serving engine's description of its model; None without an engine."""
         if self.serving is None or self.serving.ready is None:
             return None
         return {key: value for key, value in vars(self.serving.ready).items() if key != "native"}
@@ -367,9 +372,9 @@ class EnginePool:
 def _wake(engine: EngineProcess) -> None:
     """End an engine's sleep.
 
-    Not by the requests' doorbell: a client can truncate or scribble on that semaphore, and whoever
-    has it mapped dies of it. That must never be the supervisor. A signal ends the engine's wait;
-    it is not sent into an inference, whose libraries may not like it.
+    Not by the requests' doorbell: a client can truncate or overwrite that semaphore, and a process that has it mapped
+    dies of it. The supervisor must never map it. A signal ends the engine's wait; it is not sent during an inference,
+    which might use a library that a signal disturbs.
     """
     if engine.ready is not None and engine.stats is not None and not _is_in_hand(engine):
         engine.kill(WAKE_SIGNAL)

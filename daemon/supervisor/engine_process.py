@@ -59,9 +59,9 @@ class EngineProcess:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self.stats: Stats | None = None
-        #: The supervisor ended it for a reason of its own: its death is no client's doing.
+        #: The supervisor ended it; no client caused its death.
         self.ended_on_purpose = False
-        #: What it is at until it is warm, for people.
+        #: Stage of the start, for people.
         self.stage = "load"
         #: None until it is warm.
         self.ready: Ready | None = None
@@ -164,7 +164,7 @@ class EngineProcess:
     def expect(self, kind: type[_M]) -> asyncio.Future[_M]:
         """The next message of this kind; EngineEnded if the process ends first."""
         future: asyncio.Future[_M] = self._loop.create_future()
-        # Nobody may come to look at it: an update can be cancelled while it waits.
+        # The exception may never be retrieved: an update can be cancelled while it waits.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         if self._process is not None and self._process.returncode is not None:
             future.set_exception(EngineEnded(self._process.returncode))
@@ -173,7 +173,7 @@ class EngineProcess:
         return future
 
     def _await_end(self) -> None:
-        """In a thread of its own: wait for the end of the process, which stays a zombie."""
+        """Wait, in a thread for this process, for its end; it stays a zombie."""
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with contextlib.suppress(RuntimeError):  # the loop is closed: this process ends as well
             self._loop.call_soon_threadsafe(self._reap)
@@ -198,7 +198,7 @@ class EngineProcess:
         return status
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal; one that has ended already is no error."""
+        """Send it a signal; a process that has ended already is ignored."""
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)  # not by Popen, which would look whether it has ended, and reap it
@@ -216,7 +216,7 @@ class EngineProcess:
             await self.wait()
 
     def close(self) -> None:
-        """Give up the descriptors; the stats stay readable by whoever copied them."""
+        """Close the descriptors and the stats."""
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)

@@ -1,4 +1,8 @@
-"""Keeps systemd told: ready once the model is warm, alive while the engine is, more time while it loads."""
+"""Readiness notifier for systemd.
+
+It reports READY once the model is warm, WATCHDOG while the engine's heartbeat moves, and asks for more time while the
+first model loads.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ from .engine_watchdog import EngineWatchdog
 from .status import ServiceState, ServiceStatus
 from .supervisor import Supervisor
 
-_LOOK_S = 0.5
+_INTERVAL_S = 0.5
 #: Characters of what systemd shows as the unit's status.
 _STATUS_TEXT = 500
-#: While the first model loads: again so often, for so long each time.
+#: While the first model loads: interval and length of each extension.
 _EXTEND_EVERY_S = 5.0
 _EXTENSION_S = 30.0
-#: What ending takes beside the drain.
+#: Time that stopping takes in addition to the drain.
 _STOP_MARGIN_S = 10.0
 
 
 class ReadinessNotifier:
-    """`run` until cancelled; `stopping` when the daemon begins to end."""
+    """Call `run` until cancelled; `stopping` when the daemon begins to stop."""
 
     def __init__(self, supervisor: Supervisor, notifier: Notifier, watchdog: EngineWatchdog) -> None:
         self._supervisor = supervisor
@@ -38,12 +42,12 @@ class ReadinessNotifier:
 
     async def run(self) -> None:
         while True:
-            self.look()
+            self.report()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._supervisor.wait_change(), self._interval_s())
 
-    def look(self) -> None:
-        """Tell what has changed, and what is due."""
+    def report(self) -> None:
+        """Report the changes since the last report, and the watchdog's keep-alive if it is due."""
         current, now_s = self._supervisor.snapshot(), time.monotonic()
         if not self._ready and current.state in (ServiceState.READY, ServiceState.UPDATING):
             self._ready = self._notifier.sd_notify(READY=1)
@@ -53,17 +57,17 @@ class ReadinessNotifier:
         if status != self._status and not self._stopping and self._notifier.sd_notify(STATUS=status):
             self._status = status
         if not self._ready and not self._stopping and now_s - self._extended_s >= _EXTEND_EVERY_S:
-            # load_s bounds the load; systemd only has to know that it is still being watched.
+            # load_s bounds the load; systemd only has to wait that long.
             self._extended_s = now_s
             self._notifier.sd_notify(EXTEND_TIMEOUT_USEC=int(_EXTENSION_S * 1e6))
         watchdog_s = self._notifier.watchdog_s
-        # Not from a timer of its own: this task runs in the supervisor's loop, and only for an engine that moves.
+        # Not by a separate timer: the report comes from the supervisor's loop, and only while the engine moves.
         if watchdog_s is not None and now_s - self._fed_s >= watchdog_s / 4 and not self._watchdog.stuck:
             self._fed_s = now_s
             self._notifier.sd_notify(WATCHDOG=1)
 
     def stopping(self) -> None:
-        """The daemon has begun to end: it may take as long as it drains. May be called twice."""
+        """Report that the daemon stops, within the time of its drain. May be called twice."""
         if self._stopping:
             return
         limit_us = int((self._supervisor.config.drain_s + _STOP_MARGIN_S) * 1e6)
@@ -72,12 +76,12 @@ class ReadinessNotifier:
         )
 
     def failed(self, reason: str) -> None:
-        """The daemon ends because of this."""
+        """Report why the daemon ends."""
         self._notifier.sd_notify(STATUS=shortened(f"failed: {reason}", _STATUS_TEXT))
 
     def _interval_s(self) -> float:
         watchdog_s = self._notifier.watchdog_s
-        return _LOOK_S if watchdog_s is None else min(_LOOK_S, watchdog_s / 4)
+        return _INTERVAL_S if watchdog_s is None else min(_INTERVAL_S, watchdog_s / 4)
 
 
 def _status_text(status: ServiceStatus) -> str:

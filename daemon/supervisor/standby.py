@@ -1,4 +1,4 @@
-"""The one engine that is kept warm behind the serving one, for an instant rollback, for a while."""
+"""Warm standby: the previous engine, kept for a limited time for an instant rollback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .engine_process import EngineProcess
 
 
 class Standby:
-    """At most one; whoever keeps another drops the one before."""
+    """Holds at most one engine; keeping another forgets the one before."""
 
     def __init__(self, on_expired: Callable[[], object]) -> None:
         self.engine: EngineProcess | None = None
@@ -18,20 +18,20 @@ class Standby:
         self._timer: asyncio.TimerHandle | None = None
 
     def keep(self, engine: EngineProcess, standby_s: float) -> None:
-        """Keep it for `standby_s`, then `on_expired` is called."""
+        """Keep `engine` for `standby_s`, then call `on_expired`."""
         self.forget()
         self.engine = engine
         self._timer = asyncio.get_running_loop().call_later(standby_s, self._on_expired)
 
     def claim(self, deployment: Deployment) -> EngineProcess | None:
-        """The engine, if it runs this model; it is the caller's to let serve or to keep again."""
+        """Return the engine if it runs this deployment; the caller lets it serve or keeps it again."""
         engine = self.engine
         if engine is None or not engine.alive or engine.deployment != deployment:
             return None
         return self.forget()
 
     def forget(self) -> EngineProcess | None:
-        """Keep none any more; returns the one that was."""
+        """Keep none; return the engine that was kept, or None."""
         engine, self.engine = self.engine, None
         if self._timer is not None:
             self._timer.cancel()

@@ -66,7 +66,7 @@ class ServiceStatus:
     uptime_s: float
     state: ServiceState
     error: str | None
-    #: The package that is being received, as IntakeProgress reports it.
+    #: The package that is being received, as IngestProgress reports it.
     ingest: dict[str, Any] | None
     is_recording: bool
     #: Why no engine can be started, after an upgrade of the installed package.

@@ -1,4 +1,9 @@
-"""Owns the service: its names, its clients' leases, its engines, and what state it is in."""
+"""Supervisor: owner of the service's names, leases, engines and state.
+
+It restarts an engine that dies, with a backoff, while requests wait in their slots. Before that it looks for the cause in
+the clients: a damaged shared object evicts its client; a request that was running is evidence against its client
+(see clients/engine_deaths.py). A model on probation is blamed instead of the clients.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +63,7 @@ class Supervisor:
         self.error: str | None = None
         self.restarts = 0
         self.ingest = IngestProgress()
-        #: What is to be served; an update moves it once the new model serves.
+        #: The deployment to serve; an update replaces it once the new model serves.
         self.deployment: Deployment | None = None
         #: Set once the first model serves.
         self.begun = asyncio.Event()
@@ -66,7 +71,7 @@ class Supervisor:
         self._on_detach = on_detach
         self._on_crash = on_crash
         self._is_on_probation = is_on_probation
-        #: Held by whoever changes which engine serves: a restart, an update, a rollback.
+        #: Held by a restart, an update or a rollback while it changes which engine serves.
         self.changing = asyncio.Lock()
         self._updating = False
         self.access_policy = AccessPolicy(config)
@@ -85,7 +90,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._crashed = asyncio.Event()
-        #: The engine that died last had a client's request in hand.
+        #: A client caused the last death of an engine.
         self._of_client = False
 
     # Life
@@ -116,7 +121,7 @@ class Supervisor:
         return self._stopping.is_set()
 
     async def unless_stopped(self, task: asyncio.Task[_T]) -> _T | None:
-        """What the task returns; None, with the task cancelled, once the service is told to stop."""
+        """Return the task's result; None, with the task cancelled, once the service stops."""
         stop = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -130,9 +135,9 @@ class Supervisor:
             stop.cancel()
 
     async def run(self, deployment: Deployment, on_first: Callable[[], None] = lambda: None) -> None:
-        """Keep an engine serving, at first of `deployment`, until `stop`; `on_first` hears that the first one serves.
+        """Keep an engine serving, at first of `deployment`, until `stop`; `on_first` is called once the first one serves.
 
-        Raises EngineStartError if that model cannot be served at all, or nothing can any more (see release.py).
+        Raises EngineStartError if the first engine fails to start, or if no further one can start (see ipc/release.py).
         """
         self.deployment = deployment
         stop = asyncio.create_task(self._stopping.wait())
@@ -140,7 +145,7 @@ class Supervisor:
             first = asyncio.create_task(self.start_serving())
             await asyncio.wait((first, stop), return_when=asyncio.FIRST_COMPLETED)
             if not first.done():
-                first.cancel()  # asked to stop while the model still loads: nothing of anybody's is under way
+                first.cancel()  # stopped while the model still loads: no request is in flight
                 with contextlib.suppress(asyncio.CancelledError):
                     await first
                 self.enter(ServiceState.DRAINING)
@@ -154,7 +159,7 @@ class Supervisor:
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
             self.enter(ServiceState.DRAINING)
-            with contextlib.suppress(asyncio.TimeoutError):  # a swap under way is done in no time
+            with contextlib.suppress(asyncio.TimeoutError):  # a swap in progress ends soon
                 await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
             await self.engines.drain(self.config.drain_s)
         finally:
@@ -162,7 +167,7 @@ class Supervisor:
             await self.engines.kill()
 
     async def start_serving(self) -> None:
-        """Start an engine of what is to be served, and let it serve unless another one does by then.
+        """Start an engine of the current deployment, and let it serve unless another one does by then.
 
         Raises EngineStartError.
         """
@@ -173,7 +178,7 @@ class Supervisor:
             engine = self.engines.claim_standby(deployment)  # warm already, after a new model was taken back
             if engine is None:
                 engine = await self.engines.start(deployment, self._enter_stage)
-            # Not held until here: an update under way may take minutes, and until then this is what serves.
+            # Not held until here: an update in progress may take minutes, and this engine serves until then.
             async with self.changing:
                 if self.engines.serving is None and self.deployment == deployment:
                     await self.engines.swap(engine)
@@ -187,29 +192,29 @@ class Supervisor:
         await self.engines.discard(engine)
 
     def fail(self, error: str) -> None:
-        """There is nothing to serve, because of this."""
+        """Enter the state failed, with the reason."""
         self.error = error
         self.enter(ServiceState.FAILED)
 
     def begin_update(self) -> None:
-        """A new model is on its way, beside the one that serves."""
+        """Enter the state updating if a model serves: another is being started beside it."""
         self._updating = True
         if self.state is ServiceState.READY:
             self.enter(ServiceState.UPDATING)
 
     def end_update(self) -> None:
-        """It serves, or it does not."""
+        """Leave the state updating, after success or failure."""
         self._updating = False
         if self.state is ServiceState.UPDATING:
             self.enter(ServiceState.READY)
 
     def revive(self) -> None:
-        """Nothing serves: start what is to be served, and try again until it does."""
+        """Start the current deployment, and try again until it serves."""
         self.enter(ServiceState.LOADING)
         self._crashed.set()
 
     def now_serving(self, engine: EngineProcess) -> None:
-        """An engine has begun to serve: say so."""
+        """Log that an engine has begun to serve, and enter the state."""
         assert engine.ready is not None
         infer_ms = engine.ready.infer_ms
         log.info(
@@ -231,19 +236,19 @@ class Supervisor:
             self._crashed.clear()
             while self.engines.serving is None:
                 delay_s = backoff.delay_s(self.deployment, time.monotonic(), of_client=self._of_client)
-                self._of_client = False  # that the next one cannot be started is no client's doing
+                self._of_client = False  # no client is to blame if the next one cannot be started
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
                     await asyncio.sleep(delay_s)
                 async with self.changing:
-                    pass  # an update in place may bring an engine of its own
+                    pass  # an update in place may start its engine instead
                 if self.engines.serving is not None:
                     break
                 try:
                     await self.start_serving()
                 except EngineStartError as failure:
                     if failure.error == RELEASE_MISMATCH:
-                        raise  # no engine will ever do; whoever starts the daemon again gets one of the new release
+                        raise  # no engine can start until the daemon is restarted with the new release
                     log.error("%s", failure)
 
     def _lost(self, engine: EngineProcess, status: int) -> None:
@@ -253,7 +258,7 @@ class Supervisor:
         self.revive()
 
     def _examine(self, engine: EngineProcess, status: int) -> None:
-        """An engine has died: was it a client's doing?"""
+        """Record whether a client caused the death of an engine, and evict it if it must go."""
         self._of_client = False
         if engine.ended_on_purpose or self._is_on_probation(engine):
             return
@@ -261,8 +266,8 @@ class Supervisor:
             self._of_client = True
             return
         assert engine.stats is not None
-        found = (self.leases.of_generation(*channel) for channel in engine.stats.in_hand())
-        blamed = [lease for lease in found if lease is not None]
+        leases = (self.leases.of_generation(*channel) for channel in engine.stats.in_hand())
+        blamed = [lease for lease in leases if lease is not None]
         if not blamed:
             return
         self._of_client = True
@@ -287,28 +292,28 @@ class Supervisor:
             self.engines.channels.suspect(lease)
 
     def _find_tampering(self) -> bool:
-        """Whether an engine had reason to die of what clients may write to; whoever shows is evicted."""
-        found = False
+        """Evict clients whose shared objects are damaged; report whether any object is."""
+        is_damaged = False
         for lease in self.leases:
             damage = self._integrity.of_lease(lease)
             if damage is not None:
                 self._on_evict(lease, damage)
-                found = True
+                is_damaged = True
         damage = self._integrity.of_bell(self.leases.request_bell)
         if damage is not None:
             self._replace_request_bell(damage)
-        return found or damage is not None
+        return is_damaged or damage is not None
 
     def _create_request_bell(self) -> None:
         create_doorbell(self.leases.request_bell, 0o660 if self.config.serves_group else 0o600)
 
     def _renew_request_bell(self) -> None:
-        """Its name was removed, and nobody is attached who would notice that an engine is started."""
-        if self.begun.is_set():  # the first engine's end would be the daemon's
+        """Replace the request bell whose name was removed, while no client would notice the engine's restart."""
+        if self.begun.is_set():  # the end of the first engine would end the daemon
             self._replace_request_bell("it was removed")
 
     def _replace_request_bell(self, damage: str) -> None:
-        """Every client may ring this one, so nobody knows who it was, and no engine can listen to it any more."""
+        """Replace the request bell: every client may ring it, so none can be blamed, and no engine can wait on it."""
         log.error("the doorbell of all clients is replaced, and all must attach again: %s", damage)
         unlink_doorbell(self.leases.request_bell)
         self.leases.request_bell = self._names.fresh()
@@ -318,7 +323,7 @@ class Supervisor:
         self.engines.end_all()
 
     def enter(self, state: ServiceState) -> None:
-        """Move to a state; draining is the last."""
+        """Enter a state; draining is the last."""
         if state is not self.state and self.state is not ServiceState.DRAINING:
             log.info("state %s", state.value)
             self.state = state
@@ -334,11 +339,11 @@ class Supervisor:
         self._enter_unless_serving(ServiceState(stage))
 
     async def wait_change(self) -> None:
-        """Until the state changes."""
+        """Return at the next change of the state."""
         await self._changed.wait()
 
     def reloaded(self, applied: Mapping[str, Any]) -> None:
-        """These settings have changed; most are looked at when they are needed."""
+        """Apply changed settings; most are read when they are needed."""
         if "max_rate_per_user" in applied:
             self.engines.channels.limit_rates()
 
@@ -353,7 +358,7 @@ class Supervisor:
         self.leases.bans.add(peer, reason, time.monotonic())
 
     def detach(self, channel: int) -> None:
-        """The client of `channel` is gone: remove its names, tell the engines."""
+        """Release the channel of a client that is gone, and report it to the engines."""
         if self.leases.release(channel) is not None:
             self.engines.channels.detach(channel)
 

@@ -25,7 +25,7 @@ class ConnectionLimits:
 
     connections: int = 256
     connections_per_uid: int = 64
-    refused: int = 16  # open at a time only to be told that they are
+    refused: int = 16  # connections that wait for their refusal at a time
     message_timeout_s: float = 5.0  # for the first message, and for each whose beginning has arrived
     write_timeout_s: float = 5.0  # for a peer to take one reply
     accept_fds: int = 0  # descriptors that may come with one message; with 0 the kernel drops them
@@ -49,7 +49,7 @@ class ServerConnection:
         log: ProvokedLog,
         refusal: VarlinkError | None = None,
     ) -> None:
-        """Takes over `sock` and `pidfd`. With a `refusal`, that is what the peer's first call is told, and all."""
+        """Takes over `sock` and `pidfd`. With a `refusal`, the peer's first call gets that error and the connection closes."""
         self.peer = peer
         self.pidfd = pidfd
         self.number = number
@@ -131,7 +131,7 @@ class ServerConnection:
         except BlockingIOError:
             return
         except VarlinkProtocolError as error:
-            self._waiting.append(error)  # told in its turn: now, it would look like the answer to the call in hand
+            self._waiting.append(error)  # sent in its turn: now, it would look like the answer to the call in hand
         except OSError as error:
             self.close(f"reading failed: {error.strerror}")
             return

@@ -1,4 +1,4 @@
-"""What a varlink socket offers: interfaces, the methods behind their names, and the standard one describing them."""
+"""Interfaces of a varlink socket: the methods behind their names, and the standard interface that describes them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Interface:
 
 @dataclass(frozen=True)
 class ServiceInfo:
-    """What org.varlink.service.GetInfo tells."""
+    """The reply of org.varlink.service.GetInfo."""
 
     vendor: str
     product: str

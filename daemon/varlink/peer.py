@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, and a descriptor that tells when that process dies."""
+"""Identity of the process at the other end of a Unix socket, and a descriptor that reports its death."""
 
 from __future__ import annotations
 

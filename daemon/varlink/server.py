@@ -1,4 +1,4 @@
-"""Serves varlink interfaces on one listening Unix socket: who may connect, how many, and what happens to the rest."""
+"""Serves varlink interfaces on one listening Unix socket: access, limits, and the refusal of other peers."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class VarlinkServer:
         sock.setblocking(False)
         peer = Peer.of(sock)
         refusal = self._refusal_of(peer)
-        # Those who are only to be told that they are refused have places of their own, and take none from the others.
+        # Rejected connections do not count against the limit: they have a separate quota.
         alike = [held for held in self._connections.values() if (held.refusal is None) == (refusal is None)]
         of_uid = sum(held.peer.uid == peer.uid for held in alike)
         limits = self._limits
@@ -151,7 +151,8 @@ class VarlinkServer:
         task.add_done_callback(self._ended)
 
     def _refusal_of(self, peer: Peer) -> VarlinkError | None:
-        """Told with its first call, not at once: a varlink client takes no reply before it has called."""
+        """Return the error for a peer that may not use the socket: it is sent with its first call, because a varlink client
+        takes no reply before it has called."""
         setting = self._refusal(peer)
         if setting is None:
             return None
@@ -159,7 +160,7 @@ class VarlinkServer:
         return VarlinkError(PERMISSION_DENIED, {"setting": setting})
 
     def _turn_away(self, sock: socket.socket, peer: Peer, limit: int) -> None:
-        """At once, because a connection that waits to be told holds a descriptor; so the peer may miss the reason."""
+        """Refuse a connection at once: one that waited for its first call would hold a descriptor. The peer may miss the reason."""
         self._log.warning("turning %s away: there are %d connections already", peer, limit)
         try:
             send_part(sock, memoryview(encode_error(TOO_MANY_CONNECTIONS, {"limit": limit})), ())
@@ -178,7 +179,7 @@ def listen_unix(path: str | os.PathLike[str], mode: int) -> socket.socket:
     """A listening socket at `path` with exactly this mode, whatever the umask.
 
     Removes a socket file that a dead process left; the caller holds the lock that keeps a second daemon from doing
-    the same at this moment. Raises OSError: EADDRINUSE if somebody listens there, EEXIST if it is no socket,
+    the same at this moment. Raises OSError: EADDRINUSE if another process listens there, EEXIST if the file is not a socket,
     ENAMETOOLONG if no Unix socket can have the name.
     """
     name = socket_path(path)
@@ -186,7 +187,7 @@ def listen_unix(path: str | os.PathLike[str], mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(name)
-        # Nobody can connect before listen(), so that the mode that the umask gave is never in force.
+        # No peer can connect before listen(), so that the mode that the umask gave is never in force.
         os.chmod(name, mode)
         sock.listen(_BACKLOG)
         sock.setblocking(False)
@@ -210,6 +211,6 @@ def _remove_stale(name: str) -> None:
         except ConnectionRefusedError:
             os.unlink(name)
             return
-        except BlockingIOError:  # a full backlog is somebody's
+        except BlockingIOError:  # a full backlog: another process listens
             pass
     raise OSError(errno.EADDRINUSE, "another process listens on this socket: stop it, or take another name", name)

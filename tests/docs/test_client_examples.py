@@ -69,7 +69,7 @@ def test_the_robot_in_an_event_loop_answers_people_while_it_drives(served: Daemo
 
 
 @pytest.mark.parametrize("served", ["several_robots"], indirect=True)
-def test_each_of_several_robots_gets_actions_of_its_own(served: Daemon) -> None:
+def test_each_of_several_robots_gets_its_own_actions(served: Daemon) -> None:
     lines = printed(served, "several_robots/robots.py", "--robots", "3", "--steps", "100").splitlines()
 
     assert sorted(lines) == [f"robot {number}: 100 actions, all of them its own" for number in range(3)]

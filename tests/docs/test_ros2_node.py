@@ -153,7 +153,7 @@ def test_a_beat_without_an_action_repeats_the_last_command(daemon: Daemon, start
     wait_until("it acts again", lambda: rig.beat()[-1] != last)
 
 
-def test_what_is_too_old_is_not_acted_upon(daemon: Daemon, start_node: Callable[..., Rig]) -> None:
+def test_an_action_that_is_too_old_is_not_used(daemon: Daemon, start_node: Callable[..., Rig]) -> None:
     rig = start_node(daemon, max_age_s=0.0)
     rig.feel(pan=0.0, tilt=0.0)
     rig.see(light(10, 10))

@@ -22,7 +22,7 @@ from chaos.updates import kill_during_updates
 @pytest.mark.fault("T17", "T22", "T25", "T28", "T47", "T49", "T51", "T52", "T53", "T55", "T63", "T81")
 @pytest.mark.long
 @pytest.mark.parametrize("transport", ["named", "sealed"])
-def test_every_request_is_accounted_for_whoever_is_killed_or_stopped(transport: str) -> None:
+def test_every_request_is_accounted_for_when_any_process_is_killed_or_stopped(transport: str) -> None:
     service = Service(transport, seed=7)
     with service:
         # Seed and order are fixed; the machine's own timing is not.
@@ -64,7 +64,7 @@ def test_a_wrong_a_late_and_an_untyped_end_are_found(word: str) -> None:
         account.check()
 
 
-def test_what_was_out_when_its_robot_was_killed_is_part_of_the_account() -> None:
+def test_requests_in_flight_of_a_killed_robot_are_part_of_the_account() -> None:
     account = Account()
     account.close(_tally(SUBMITTED=5, RESULTS=2, ERRORS=1), killed=True, window=3)
 

@@ -15,7 +15,7 @@ from chaos.service import Service
 @pytest.mark.skipif(shutil.which("cc") is None, reason="the shim is compiled when needed")
 @pytest.mark.parametrize("transport", ["named", "sealed"])
 @pytest.mark.long
-def test_a_call_that_fails_costs_one_client_an_error_and_nobody_else(transport: str) -> None:
+def test_a_failing_call_costs_one_client_an_error_and_no_other(transport: str) -> None:
     with Service(transport, seed=1) as service:
         print(fail_calls(service, 3))
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.sealed_too
 
 
 @pytest.mark.fault("T47")
-def test_a_killed_client_is_given_up_and_harms_nobody(
+def test_a_killed_client_is_detached_and_harms_no_other(
     start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
 ) -> None:
     daemon = start_daemon("tagged")
@@ -108,7 +108,7 @@ def test_a_service_that_comes_up_during_the_retries_is_used(make_daemon: Callabl
     daemon.wait_ready()
 
 
-def test_a_socket_that_nobody_listens_on_any_more_is_no_service(tmp_path: Path) -> None:
+def test_a_socket_without_a_listener_is_not_a_service(tmp_path: Path) -> None:
     import socket
 
     (tmp_path / "arm").mkdir()
@@ -129,7 +129,7 @@ def test_a_setting_that_makes_no_sense_is_refused(settings: dict[str, float]) ->
         ShmClient("arm", **settings)  # type: ignore[arg-type]
 
 
-def test_a_name_that_is_no_name_is_refused() -> None:
+def test_an_invalid_name_is_refused() -> None:
     with pytest.raises(ValueError, match=r"service name '\.\./arm'"):
         ShmClient("../arm")
 

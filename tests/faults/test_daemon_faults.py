@@ -17,8 +17,8 @@ import pytest
 from shmserve.client import ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.daemon.clients.shm_names import NameRegistry
 from shmserve.doorbell import create_doorbell, unlink_doorbell
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, is_running, wait_until
-from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
 from tests.support.mostly_long import only
 from tests.support.robot_process import Robot
@@ -143,7 +143,6 @@ def test_a_request_that_comes_while_the_daemon_drains_is_refused_at_once_and_goe
 
 _LEAVES_A_MARK = """
 import atexit, subprocess, sys, threading, time
-from tests.support.event_loop import in_loop
 class Policy:
     def __init__(self, path, device):
         self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

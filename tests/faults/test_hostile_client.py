@@ -153,7 +153,7 @@ def test_metadata_that_is_none_is_rejected(raw: RawChannel) -> None:
     assert (status, tree[0]) == (Status.REJECTED, "MetadataError")
 
 
-def test_text_that_is_no_text_is_rejected(raw: RawChannel) -> None:
+def test_invalid_text_is_rejected(raw: RawChannel) -> None:
     head = raw.head({"do": "echo", "value": "x" * 300})
     raw.requests.memory(head.sequence).payload[:300] = 0xFF
 
@@ -235,7 +235,7 @@ def test_bits_that_mean_nothing_are_ignored(raw: RawChannel) -> None:
 
 
 @pytest.mark.fault("T21")
-def test_more_rings_than_requests_keep_nobody_waiting(raw: RawChannel) -> None:
+def test_more_rings_than_requests_delay_no_client(raw: RawChannel) -> None:
     for _ in range(100_000):
         raw.ring()
 
@@ -253,7 +253,7 @@ def test_a_request_without_a_ring_is_found_all_the_same(raw: RawChannel) -> None
 
 
 @pytest.mark.fault("T52")
-def test_requests_that_overtake_their_slots_answers_reach_nobody_else(raw: RawChannel) -> None:
+def test_requests_that_overtake_their_replies_reach_no_other_client(raw: RawChannel) -> None:
     # Ten rounds without ever waiting for a slot: the engine sees some of them, and whatever it sees is this client's.
     for value in range(40):
         head = raw.head({"do": "echo", "value": value})

@@ -24,7 +24,7 @@ def remove_objects(daemon: Daemon) -> None:
 
 @pytest.mark.fault("T87")
 @pytest.mark.long
-def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Callable[..., Daemon]) -> None:
+def test_attached_clients_are_served_on_and_a_new_one_gets_the_reason(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)
     pids = daemon.pid, daemon.engine_pid
     with daemon.client(slots=2, max_retries=0) as client:
@@ -49,7 +49,9 @@ def test_who_is_attached_is_served_on_and_who_comes_hears_why(start_daemon: Call
 
 @pytest.mark.fault("T87")
 @pytest.mark.long
-def test_an_engine_that_dies_after_that_is_replaced_and_nobody_is_blamed(start_daemon: Callable[..., Daemon]) -> None:
+def test_an_engine_that_dies_after_that_is_replaced_and_no_client_is_blamed(
+    start_daemon: Callable[..., Daemon],
+) -> None:
     daemon = start_daemon("obedient", arguments=NAMED)
     with daemon.client(timeout=100) as client, daemon.client(timeout=100) as other:
         for each in (client, other):

@@ -166,7 +166,7 @@ def test_a_full_disk_at_any_step_leaves_the_old_state_or_the_new_one(name: str, 
 
 
 @pytest.mark.parametrize("name", one_of(4, WRITTEN))
-def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name: str, stage: Stage) -> None:
+def test_a_disk_that_fails_after_the_rename_is_reported_and_the_new_state_holds(name: str, stage: Stage) -> None:
 
     done = _run(stage.directory, *stage.commands(), armed=f"{name}=raise:EIO")
 
@@ -175,7 +175,7 @@ def test_a_disk_that_fails_after_the_rename_is_told_and_the_new_state_holds(name
 
 
 @pytest.mark.parametrize("name", [name for name in FAILPOINTS if name.startswith("prune.")])
-def test_a_disk_that_fails_while_old_versions_go_is_told(name: str, stage: Stage) -> None:
+def test_a_disk_that_fails_while_old_versions_go_is_reported(name: str, stage: Stage) -> None:
 
     failed = _run(stage.directory, "prune", "3", armed=f"{name}=raise:EIO")
 

@@ -59,7 +59,7 @@ def write_over(bell: Path) -> None:
         (write_over_own_bell, "its doorbell was written over"),
     ],
 )
-def test_who_breaks_its_channel_loses_it_and_nobody_else_a_request(
+def test_a_client_that_breaks_its_channel_loses_it_and_the_others_lose_no_request(
     daemon: Daemon, harm: Callable[[RawChannel], None], damage: str
 ) -> None:
     supervisor, restarts = daemon.pid, daemon.status()["engine"]["restarts"]
@@ -95,7 +95,7 @@ def may_attach(daemon: Daemon) -> bool:
 
 
 @pytest.mark.fault("T02", "T19")
-def test_the_doorbell_that_all_clients_ring_is_replaced_when_somebody_writes_over_it(daemon: Daemon) -> None:
+def test_the_shared_doorbell_is_replaced_after_a_client_overwrites_it(daemon: Daemon) -> None:
     supervisor = daemon.pid
     wait_until("nobody is attached", lambda: daemon.status()["clients"] == [])
     (bell,) = daemon.names_in_shm()

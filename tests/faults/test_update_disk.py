@@ -96,7 +96,7 @@ def test_an_update_that_cannot_be_made_current_is_taken_back(
 
 
 @pytest.mark.long
-def test_a_disk_that_hangs_holds_nobody_up_but_the_update(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_a_disk_that_hangs_delays_only_the_update(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     """Robots, newcomers among them, and operators are served while the state directory does not answer."""
     packages = [gain_package(tmp_path, k) for k in (2, 3)]
     daemon = make_daemon(packages[0])

@@ -91,7 +91,7 @@ def test_the_threshold_is_measured(device: CudaDevice) -> None:
     assert measured_threshold(device) in (None, *SIZES)
 
 
-def test_who_shares_device_memory_is_counted(device: CudaDevice) -> None:
+def test_processes_that_share_device_memory_are_counted(device: CudaDevice) -> None:
     memory = device.memory(1024)
     before = sharing(memory)
     assert before is not None, "this torch cannot tell: every batch will take new device memory"

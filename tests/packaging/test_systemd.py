@@ -158,7 +158,7 @@ def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "etc/shmserve/arm.toml").read_text() == "max_clients = 3\n"
 
 
-def test_what_the_sandbox_would_hide_is_shown_to_the_daemon(tmp_path: Path) -> None:
+def test_paths_outside_the_sandbox_are_bound_into_it(tmp_path: Path) -> None:
     package = tmp_path / "my model 100%"
     package.mkdir(mode=0o755)
     package.chmod(0o755)
@@ -340,7 +340,7 @@ def test_sockets_for_another_process_are_not_taken(tmp_path: Path) -> None:
     assert variables == {}
 
 
-def test_what_is_no_socket_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_socket_is_refused(tmp_path: Path) -> None:
     script = (
         "import os, pathlib\n"
         "from shmserve.daemon.host.socket_activation import ActivationError, listen_fds\n"

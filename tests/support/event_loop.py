@@ -7,16 +7,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any
 
-from shmserve.client import AsyncShmClient, ShmClient
 from tests.support.daemon_process import wait_until
 from tests.support.gate import Gate
-
-
-def in_loop(client: ShmClient) -> AsyncShmClient:
-    """The asyncio client of the same pipeline, so that threads and event loops share channel and slots."""
-    looped = AsyncShmClient.__new__(AsyncShmClient)
-    looped._pipeline, looped._timeout_ns = client._pipeline, client._timeout_ns
-    return looped
 
 
 def waiters() -> list[threading.Thread]:

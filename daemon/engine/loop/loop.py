@@ -59,6 +59,7 @@ class EngineLoop:
         control: Callable[[float], bool],
         broken: Callable[[ChannelInfo, str], None],
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
+        longest_wait_ns: int = LONGEST_WAIT_NS,
     ) -> None:
         """Remember the collaborators; `let_go` closes a channel that is not served now, at once or between requests."""
         self._bell = bell
@@ -183,7 +184,7 @@ class EngineLoop:
                     continue
             untaken = 0
             self._taken_ns = now_ns
-            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > LONGEST_WAIT_NS:
+            if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > self._longest_wait_ns:
                 self._take_rings(now_ns)
             if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
@@ -259,7 +260,7 @@ class EngineLoop:
         since_ns = now_ns - self._scanned_ns
         # At once if no request waits: the client that rang may be the next one to serve.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
-        if not soon and since_ns <= LONGEST_WAIT_NS:
+        if not soon and since_ns <= self._longest_wait_ns:
             return
         self._rung = False
         self._scanned_ns = now_ns
@@ -365,7 +366,7 @@ class EngineLoop:
         elif self._spin(began_ns):
             return
         self._words[Counter.WAKES] += 1
-        longest_ns = LONGEST_WAIT_NS if self._active else _LONGEST_IDLE_WAIT_NS
+        longest_ns = self._longest_wait_ns if self._active else _LONGEST_IDLE_WAIT_NS
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):

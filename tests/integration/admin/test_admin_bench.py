@@ -30,7 +30,7 @@ def bench(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_what_the_clients_count_is_what_the_service_counts(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_clients_and_service_count_the_same(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon("echo")
     np.savez(tmp_path / "example.npz", image=np.zeros((64, 64, 3), np.uint8), task=np.array("fold"))
 
@@ -130,7 +130,7 @@ def test_an_observation_that_is_one_array_is_made_up_as_one() -> None:
     assert made.shape == (3, 2) and made.dtype == np.float16
 
 
-def test_what_cannot_be_made_up_asks_for_an_example() -> None:
+def test_an_observation_that_cannot_be_synthesized_needs_an_example() -> None:
     for entry in ({"type": "torch.Size"}, {"dtype": "float17", "shape": [1]}):
         with pytest.raises(NotKnown, match="--example"):
             synthetic_observation({"a": entry})

@@ -184,7 +184,7 @@ def test_a_status_tells_where_the_log_is_and_what_to_do_about_an_engine_that_doe
     shown = admin(daemon, "status")
     os.kill(engine, signal.SIGCONT)
 
-    assert re.search("\\bdo +the engine has not moved for", shown) and "heartbeat_timeout_s" in shown
+    assert re.search("\\bdo +no heartbeat of the engine for", shown) and "heartbeat_timeout_s" in shown
 
 
 def test_the_first_version_is_listed_with_its_device(echo: Daemon) -> None:

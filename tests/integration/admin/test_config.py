@@ -206,7 +206,7 @@ def test_a_file_that_is_not_there_is_refused_if_it_was_asked_for(tmp_path: Path)
     assert "gone.toml cannot be read: No such file" in refusal(found)
 
 
-def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path) -> None:
     assert "is not TOML" in refusal(settings("max_clients: 3\n", tmp_path))
 
 
@@ -287,7 +287,10 @@ def test_a_reload_of_a_file_with_a_mistake_changes_nothing(start_daemon: Callabl
 def test_the_page_tells_every_key_with_its_type_its_default_and_whether_it_is_live() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|([^|]*)\| (.+) \|$", DOCUMENT.read_text(), re.MULTILINE)
 
-    told = {key: (kind.strip(), default.strip(), live.strip() == "live") for key, kind, default, live, _ in rows}
+    told = {
+        key: (kind.strip(), default.strip(), reloadable.strip() == "reloadable")
+        for key, kind, default, reloadable, _ in rows
+    }
     is_so = {
         key: (setting.kind.words, _default(getattr(DEFAULTS, key)), setting.reloadable)
         for key, setting in SETTINGS.items()

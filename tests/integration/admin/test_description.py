@@ -97,7 +97,7 @@ def test_status_tells_everything_of_the_service(obedient: Daemon, client: ShmCli
     assert 0 < total["p50_us"] <= total["p90_us"] <= total["p99_us"] <= total["p999_us"]
 
 
-def test_status_is_told_while_the_model_is_busy(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
+def test_the_status_is_given_while_the_model_is_busy(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
     held = client.submit(gate.observation)
     gate.wait_entered()
 

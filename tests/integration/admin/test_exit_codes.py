@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shmserve.client.cli.load import Load
 from shmserve.client.cli.main import main as admin_command
 from tests.support.admin_command import COMMAND, admin, end_admin, served, start_admin
 from tests.support.daemon_process import Daemon, environment, wait_until
@@ -128,7 +129,7 @@ def test_every_command_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_cannot_be_meant_exits_with_2(name: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_usage_error_exits_with_2(name: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (place.arguments(CASES[name].usage), _NONSENSE):
         status, said = ended(capsys, *where(place.daemon), name, *words)
 
@@ -198,6 +199,10 @@ def test_without_a_daemon_every_command_that_asks_one_exits_with_3(
     assert not list(tmp_path.glob("*.rec")) and not list(tmp_path.glob("*.prom"))
 
 
+#: Requests of a load's client before it begins to measure.
+_WARM_UP = Load.warmup + 2
+
+
 @pytest.mark.long
 def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
     make_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
@@ -217,7 +222,8 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
         assert (stdout := running[name].stdout) is not None and stdout.readline()
     asking = ("bench", "--seconds", 5, "--timeout", 1, "--example", tmp_path / "example.npz")
     running["bench"] = start_admin(daemon, *asking)
-    wait_until("it asks", lambda: daemon.status()["clients"])
+    # After its warm-up: a load that never began would have failed for that reason.
+    wait_until("it measures", lambda: daemon.status()["requests"]["served"] > _WARM_UP)
 
     daemon.kill9()
     done = {name: end_admin(process) for name, process in running.items()}
@@ -239,7 +245,9 @@ def test_a_daemon_that_is_killed_in_the_middle_of_a_command_is_3(
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refused is not None])
-def test_what_is_refused_exits_with_1_and_says_why(name: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_command_exits_with_1_and_says_why(
+    name: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, refused = place.daemon.folder / "config.toml", CASES[name].refused
     assert refused is not None
     good = file.read_text()
@@ -290,7 +298,7 @@ def _of_another_user(arguments: list[str]) -> tuple[int, str]:
 # 0: done
 
 
-def test_what_nobody_reads_on_ends_quietly(place: Place) -> None:
+def test_a_command_whose_output_is_closed_ends_quietly(place: Place) -> None:
     for words in (
         ["status"],
         ["--json", "status"],
@@ -320,9 +328,7 @@ def test_what_nobody_reads_on_ends_quietly(place: Place) -> None:
 @pytest.mark.parametrize(
     "words", [["top", "--interval", "0.1"], ["status", "--watch"], ["--json", "status", "--watch"]]
 )
-def test_what_is_watched_through_a_pipe_is_told_look_by_look_and_ends_with_control_c(
-    words: list[str], place: Place
-) -> None:
+def test_a_watch_through_a_pipe_prints_each_look_and_ends_with_control_c(words: list[str], place: Place) -> None:
     process = start_admin(place.daemon, *words)
     assert process.stdout is not None
     seen = 0
@@ -339,7 +345,7 @@ def test_what_is_watched_through_a_pipe_is_told_look_by_look_and_ends_with_contr
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.done is not None])
-def test_what_is_done_exits_with_0_and_complains_of_nothing(name: str, place: Place) -> None:
+def test_a_successful_command_exits_with_0_and_writes_no_error(name: str, place: Place) -> None:
     first, words = served(place.daemon), CASES[name].done
     assert words is not None
 

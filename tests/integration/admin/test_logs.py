@@ -76,7 +76,7 @@ def test_a_traceback_is_one_entry(log: logging.Logger, journal: socket.socket) -
     assert fields["PRIORITY"] == b"3"
 
 
-def test_what_the_journal_does_not_take_goes_to_its_stream(
+def test_an_entry_that_the_journal_refuses_goes_to_the_stream(
     log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "journal").unlink()
@@ -168,6 +168,7 @@ def test_a_flood_of_one_line_is_cut_and_counted_and_other_lines_are_not() -> Non
     assert through[-2:] == ["another", "client 7 failed (980 such lines left out)"]
 
 
+@pytest.mark.long
 @pytest.mark.fault("T46")
 def test_a_model_that_fails_all_the_time_does_not_flood_the_log(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("obedient")
@@ -227,6 +228,7 @@ _WAYS = (
 )
 
 
+@pytest.mark.long
 def test_however_a_policy_sets_logging_up_the_traceback_is_in_the_daemons_log(
     start_daemon: Callable[..., Daemon],
 ) -> None:

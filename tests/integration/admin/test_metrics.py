@@ -44,7 +44,7 @@ def samples(text: str) -> Samples:
     }
 
 
-def test_what_was_asked_is_what_is_counted(daemon: Daemon) -> None:
+def test_the_counters_match_the_requests(daemon: Daemon) -> None:
     with daemon.client() as client:
         for _ in range(7):
             client.infer({"do": "count"})

@@ -53,7 +53,7 @@ def test_a_model_s_name_cannot_add_a_field(manager: NotifySocket) -> None:
     assert manager.receive() == {"STATUS": "model MAINPID=1"}
 
 
-def test_nobody_listening_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_notifying_without_a_listener_is_not_an_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     notifier = Notifier(str(tmp_path / "gone"))
 
     notifier.sd_notify(READY=1)
@@ -154,6 +154,7 @@ def test_the_watchdog_is_fed_while_the_daemon_lives_and_not_while_its_engine_is_
     assert f"engine {first} has not moved for heartbeat_timeout_s = 1 s, no request in hand" in daemon.log
 
 
+@pytest.mark.long
 def test_a_request_on_which_the_engine_is_stuck_is_tried_once_more_and_then_lost(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_request_on_which_the_engine_is_stuck_is_tried_once_more_and_then_lost
         assert client.infer({"do": "count"})["runs"] == 1
 
 
+@pytest.mark.long
 def test_an_inference_shorter_than_stuck_s_is_left_alone(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
     daemon = start_daemon("obedient", config="heartbeat_timeout_s = 60\n")
     with daemon.client() as client:

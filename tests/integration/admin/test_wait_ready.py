@@ -57,7 +57,7 @@ def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_pass
     assert ("no arm" if fault == "at load" else "No space left") in said[2]
 
 
-def test_what_is_taken_in_is_told_to_those_who_wait_in_the_status_and_in_the_log(
+def test_the_progress_of_an_upload_is_in_the_reply_the_status_and_the_log(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = make_daemon(_large(tmp_path))

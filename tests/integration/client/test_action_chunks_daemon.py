@@ -136,6 +136,7 @@ def test_with_the_rule_to_raise_a_restart_is_typed_errors_and_then_fresh_actions
     assert is_fresh(recovered[-1])
 
 
+@pytest.mark.long
 def test_a_loop_may_start_before_its_daemon(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("chunked")
     with make(daemon) as chunks:
@@ -148,6 +149,7 @@ def test_a_loop_may_start_before_its_daemon(make_daemon: Callable[..., Daemon]) 
     check_steps(found)
 
 
+@pytest.mark.long
 def test_a_step_that_may_wait_rides_through_a_restart(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("chunked")
     with make(daemon, period=None, prefetch=0, max_wait=60.0, fallback="raise") as chunks:

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from shmserve.client import (
     ShmClient,
     ShmServeError,
 )
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import entered, in_loop, run, waiters
+from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 from tests.support.trees import assert_same
 
@@ -34,9 +35,15 @@ pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture
-def client(client: ShmClient) -> AsyncShmClient:
-    """The asyncio client."""
-    return in_loop(client)
+def blocking(obedient: Daemon) -> Iterator[ShmClient]:
+    with obedient.client() as client:
+        yield client
+
+
+@pytest.fixture
+def client(blocking: ShmClient) -> AsyncShmClient:
+    """The asyncio client of the blocking one's pipeline."""
+    return in_loop(blocking)
 
 
 def raises(ask: Callable[[], Any]) -> Exception | None:
@@ -249,19 +256,17 @@ def test_observations_of_every_size_grow_the_channel_beside_others(client: Async
     run(main())
 
 
-def test_threads_and_loops_share_a_client(obedient: Daemon) -> None:
-    client = obedient.client()
-    looped = in_loop(client)
+def test_threads_and_loops_share_a_client(blocking: ShmClient, client: AsyncShmClient) -> None:
     wrong: list[Any] = []
 
     def ask(thread: int) -> None:
         for number in range(150):
-            if client.infer({"do": "echo", "value": (thread, number)}) != (thread, number):
+            if blocking.infer({"do": "echo", "value": (thread, number)}) != (thread, number):
                 wrong.append((thread, number))
 
     async def ask_async(task: int) -> None:
         for number in range(50):
-            if await looped.infer({"do": "echo", "value": (task, number)}) != (task, number):
+            if await client.infer({"do": "echo", "value": (task, number)}) != (task, number):
                 wrong.append((task, number))
 
     async def main(first: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,17 +17,24 @@ from shmserve.client import (
     ShmClient,
     SlotsExhausted,
 )
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import entered, in_loop, run, waiters
+from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.sealed_too
 
 
 @pytest.fixture
-def client(client: ShmClient) -> AsyncShmClient:
-    """The asyncio client."""
-    return in_loop(client)
+def blocking(obedient: Daemon) -> Iterator[ShmClient]:
+    with obedient.client() as client:
+        yield client
+
+
+@pytest.fixture
+def client(blocking: ShmClient) -> AsyncShmClient:
+    """The asyncio client of the blocking one's pipeline."""
+    return in_loop(blocking)
 
 
 def test_a_cancelled_request_that_has_not_begun_is_not_run(client: AsyncShmClient, gate: Gate) -> None:
@@ -116,9 +123,9 @@ def test_short_timeouts_at_random_mix_nothing_up(client: AsyncShmClient) -> None
     run(main())
 
 
-def test_a_loop_that_is_closed_under_its_requests_leaves_a_usable_client(obedient: Daemon, gate: Gate) -> None:
-    blocking = obedient.client()
-    client = in_loop(blocking)
+def test_a_loop_that_is_closed_under_its_requests_leaves_a_usable_client(
+    blocking: ShmClient, client: AsyncShmClient, gate: Gate
+) -> None:
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(client.infer(gate.observation)) for _ in range(9)]
     loop.run_until_complete(entered(gate))

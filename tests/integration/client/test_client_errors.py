@@ -32,9 +32,9 @@ from shmserve.client import (
     ShmServeError,
 )
 from shmserve.client.action_chunks import ActionChunks
-from tests.support.client_parts import connection_of
+from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import in_loop, run
+from tests.support.event_loop import run
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.sealed_too
@@ -175,7 +175,7 @@ def test_a_path_too_long_for_a_socket_is_an_invalid_argument(folder: Path) -> No
         client_of(folder / ("d" * 120), max_retries=3).infer({"x": 1})
 
 
-def test_what_is_no_socket_is_no_service(folder: Path) -> None:
+def test_a_path_that_is_not_a_socket_is_not_a_service(folder: Path) -> None:
     path = folder / "arm" / "client.sock"
     with ExitStack() as stack:
         makers: list[Callable[[], object]] = [
@@ -386,6 +386,7 @@ def test_a_result_without_memory_for_it_is_a_typed_error_of_its_own_request(
 # A service that is loading
 
 
+@pytest.mark.long
 def test_a_timeout_while_the_service_is_loading_says_so(
     make_daemon: Callable[..., Daemon], gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

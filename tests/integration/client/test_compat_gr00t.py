@@ -174,7 +174,7 @@ def test_strict_lists_every_difference_of_an_observation(so101: Daemon) -> None:
     message = str(raised.value)
     assert "video.front must be uint8 of 5 dimensions, the second 1, and is float32[1, 48, 64, 3]" in message
     assert "state.gripper is missing" in message
-    assert "language.annotation.human.task_description is no list of lists of 1 texts" in message
+    assert "language.annotation.human.task_description is not a list of lists of 1 texts" in message
 
 
 def test_strict_checks_the_action(policy: PolicyClient) -> None:

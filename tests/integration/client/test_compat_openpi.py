@@ -140,7 +140,7 @@ def test_an_error_of_the_policy_is_a_runtime_error_and_the_next_call_works(polic
     assert policy.infer(observation())["actions"].shape == (10, 7)
 
 
-def test_what_cannot_be_carried_is_a_runtime_error_that_names_it(policy: WebsocketClientPolicy) -> None:
+def test_an_unsupported_value_is_a_runtime_error_that_names_it(policy: WebsocketClientPolicy) -> None:
     with pytest.raises(RuntimeError, match="Error in inference server") as raised:
         policy.infer(observation(camera=threading.Lock()))
 
@@ -190,7 +190,7 @@ def chunkless(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon("tagged")
 
 
-def test_an_answer_that_is_no_dict_is_refused_by_name(echo: Daemon) -> None:
+def test_an_action_that_is_not_a_dict_is_refused_by_name(echo: Daemon) -> None:
     with (
         WebsocketClientPolicy("shm://t", runtime_dir=echo.runtime_dir) as policy,
         pytest.raises(RuntimeError, match="shm://t answered with ndarray"),

@@ -41,7 +41,7 @@ def test_a_child_forked_in_the_middle_of_everything_is_refused_and_the_parent_go
         "loan": [3, 1, 4, 1],
         "after": [0, 1, 2, 3, 4],
         "busy": [True, []],
-        "number": 10,
+        "number": 11,
     }
     assert robot.errors == ""
     wait_until("every channel was given back", lambda: obedient.status()["clients"] == [])
@@ -62,7 +62,7 @@ def test_a_child_that_outlives_its_parent_does_not_keep_the_channel(
     assert is_running(found["child"])
 
 
-def test_what_belongs_to_a_process_cannot_be_carried_to_another(client: ShmClient) -> None:
+def test_objects_bound_to_a_process_cannot_be_sent_to_another(client: ShmClient) -> None:
     things: list[Any] = [client, client.submit({"do": "echo", "value": 1}), client.loan({"do": "count"})]
     for thing in things:
         for carry in (pickle.dumps, copy.deepcopy):

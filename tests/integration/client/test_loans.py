@@ -57,7 +57,7 @@ def example() -> dict[str, Any]:
 # What is filled in
 
 
-def test_what_is_written_into_a_loan_is_what_the_model_sees(robot: ShmClient) -> None:
+def test_the_model_sees_the_bytes_written_into_a_loan(robot: ShmClient) -> None:
     for step in range(20):
         with robot.loan(example()) as observation:
             observation["images"]["left"][:] = step
@@ -324,7 +324,7 @@ def test_a_loan_that_is_not_sent_leaves_nothing(obedient: Daemon) -> None:
         assert client.infer({"do": "count"})["runs"] == before + 1
 
 
-def test_a_loan_that_nobody_holds_has_ended(robot: ShmClient) -> None:
+def test_a_dropped_loan_has_ended(robot: ShmClient) -> None:
     for _ in range(10):
         robot.loan({"x": np.zeros(3)})
 

@@ -98,7 +98,7 @@ _KEEPERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 @pytest.mark.parametrize("keeper", _KEEPERS)
-def test_what_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, keeper: str) -> None:
+def test_a_view_that_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, keeper: str) -> None:
     tree = {"x": np.arange(5), "nested": {"y": np.zeros((2, 3))}, "list": [np.arange(2)]}
 
     with pytest.raises(LoanOutlived, match=r"copy what you keep"), robot.infer_loaned(tree) as found:
@@ -108,7 +108,7 @@ def test_what_outlives_the_block_of_a_lent_reply_is_an_error(robot: ShmClient, k
     assert_same(robot.infer(tree), tree)
 
 
-def test_what_is_copied_or_let_go_in_time_is_no_error(robot: ShmClient) -> None:
+def test_a_view_copied_or_released_in_time_is_not_an_error(robot: ShmClient) -> None:
     tree = {"x": np.arange(5), "nested": {"y": np.zeros((2, 3))}}
     with robot.infer_loaned(tree) as found:
         kept = found["x"].copy()
@@ -185,7 +185,7 @@ def test_replies_are_given_back_in_any_order(echo: Daemon) -> None:
         assert client.infer({"x": 1}) == {"x": 1}
 
 
-def test_a_lent_reply_that_nobody_reads_is_given_back(echo: Daemon) -> None:
+def test_an_unread_lent_reply_is_released(echo: Daemon) -> None:
     with echo.client(slots=2) as client:
         for number in range(10):
             client.infer_loaned({"x": np.full(10, number)})  # no block

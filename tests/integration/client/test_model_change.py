@@ -14,8 +14,8 @@ from shmserve.client import ShmClient
 from shmserve.client.model_watch import ModelWatch
 from shmserve.package_files import content_version
 from tests.support.admin_command import update
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import in_loop
 from tests.support.gain_packages import gain_package
 
 pytestmark = [pytest.mark.long, pytest.mark.sealed_too]
@@ -91,7 +91,7 @@ def test_metadata_describes_the_new_model_by_then(
     assert seen == [three]
 
 
-def test_whoever_polls_is_told_with_the_result(
+def test_a_poll_reports_the_change_with_the_result(
     client: ShmClient, heard: list[tuple[str, str]], daemon: Daemon, packages: list[Path], two: str, three: str
 ) -> None:
     update(daemon, packages[1])
@@ -116,7 +116,7 @@ def test_an_event_loop_is_told_in_its_own_thread(
     assert threads == [threading.get_ident()]
 
 
-def test_what_a_callback_raises_is_logged_and_costs_no_reply(
+def test_an_exception_of_a_callback_is_logged_and_costs_no_reply(
     client: ShmClient, daemon: Daemon, packages: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     @client.on_model_change

@@ -138,7 +138,7 @@ def test_a_request_that_may_not_be_run_again_is_lost_with_its_engine_and_the_one
     stateful.wait_ready()
 
 
-def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, journal: Journal, gate: Gate) -> None:
+def test_a_permanent_failure_is_not_retried(stateful: Daemon, journal: Journal, gate: Gate) -> None:
     with patient(stateful) as client:
         with pytest.raises(InferenceFailed, match="LookupError: as it was told"):
             client.infer(journal.asked("raised", fail=True), repeatable=True)
@@ -155,7 +155,7 @@ def test_what_would_end_the_same_way_again_is_not_tried_again(stateful: Daemon, 
 
 
 @pytest.mark.parametrize(("max_retries", "attempts"), [(0, 1), (3, 4)])
-def test_a_service_that_serves_nobody_is_asked_as_often_as_was_said(max_retries: int, attempts: int) -> None:
+def test_a_service_without_a_model_is_asked_the_given_number_of_times(max_retries: int, attempts: int) -> None:
     asked = 0
 
     def turn_away() -> None:

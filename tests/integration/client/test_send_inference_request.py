@@ -173,5 +173,5 @@ def test_it_outlives_a_restart_of_the_daemon(
     assert send_inference_request({"x": 2}, name="t")["output"] == {"x": 2}
 
 
-def test_a_forked_child_asks_through_a_client_of_its_own(obedient: Daemon, start_robot: Callable[..., Robot]) -> None:
+def test_a_forked_child_uses_its_own_client(obedient: Daemon, start_robot: Callable[..., Robot]) -> None:
     assert start_robot("asks_and_forks", obedient).finish() == {"before": 20, "parent": 20, "child": 20}

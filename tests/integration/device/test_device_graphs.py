@@ -52,7 +52,7 @@ def test_a_policy_that_draws_noise_on_the_device_is_recorded_and_served_with_oth
     assert len(set(found)) == 6
 
 
-def test_what_was_seeded_to_compare_does_not_decide_what_is_drawn_later(record: Record) -> None:
+def test_the_seed_of_a_comparison_does_not_affect_later_draws(record: Record) -> None:
     found = []
     for start in (5, 6):
         torch.manual_seed(start)
@@ -77,7 +77,7 @@ def test_what_was_seeded_to_compare_does_not_decide_what_is_drawn_later(record: 
         ("import numpy; x = x * numpy.random.rand()", "gives another action than called"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_with_the_policys_own_error_and_line(
+def test_a_recording_that_fails_is_refused_with_the_error_and_line_of_the_policy(
     record: Record, line: str, said: str
 ) -> None:
     with pytest.raises(ModelPackageError, match=said):

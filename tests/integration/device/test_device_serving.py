@@ -105,7 +105,7 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
 
 @pytest.mark.fault("T86")
 @pytest.mark.long
-def test_a_device_that_is_lost_while_nobody_asks_is_noticed_and_the_next_engine_answers(start: Start) -> None:
+def test_a_device_lost_while_idle_is_noticed_and_the_next_engine_answers(start: Start) -> None:
     daemon = start("fake")
     with daemon.client(slots=2, timeout=100) as client:
         before = daemon.engine_pid
@@ -170,7 +170,7 @@ def test_large_requests_are_read_from_where_they_are(device: str, transport: str
 
 @pytest.mark.fault("T69")
 @pytest.mark.long
-def test_what_cannot_be_registered_is_staged_and_status_says_so(start: Start) -> None:
+def test_memory_that_cannot_be_registered_is_staged_and_the_status_says_so(start: Start) -> None:
     daemon = start("fake", fake={"registers": False}, config="register_bytes = 1048576\n")
     x = np.arange(300_000, dtype=np.float32)
     with daemon.client() as client:
@@ -183,7 +183,7 @@ def test_what_cannot_be_registered_is_staged_and_status_says_so(start: Start) ->
 
 @pytest.mark.fault("T69")
 @pytest.mark.long
-def test_what_cannot_be_locked_is_copied_from_pageable_memory_and_status_says_so(start: Start) -> None:
+def test_memory_that_cannot_be_locked_is_copied_as_pageable_and_the_status_says_so(start: Start) -> None:
     daemon = start("fake", fake={"pin_limit": 100_000}, config="register_bytes = 0\n")
     with daemon.client() as client:
         np.testing.assert_array_equal(client.infer({"x": np.ones(50_000)})["y"], np.full(50_000, 2.0))
@@ -237,7 +237,9 @@ def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: S
             for row, pending in pendings:
                 found = pending.result()
                 np.testing.assert_allclose(found["y"], x[row].sum() * np.arange(4, dtype=np.float32), rtol=1e-5)
-        with pytest.raises(ValueError, match=r"CUDA graph, which takes what it was recorded with.*x"):
+        with pytest.raises(
+            ValueError, match=r"CUDA graph, which takes only observations like the one it was recorded with.*x"
+        ):
             one.infer({"x": np.zeros((4, 8), np.float32)})
         one.infer({"x": x[0]})
 
@@ -247,11 +249,11 @@ def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: S
     ("line", "said"),
     [
         ("x = x * x.sum().item()", r"cannot be recorded \(line 20 of policy.py, `x = x \* x.sum\(\).item\(\)`\)"),
-        ("self.calls += 1; x = x * self.calls", "recorded the policy gives another action than called"),
+        ("self.calls += 1; x = x * self.calls", "the recorded policy gives another action than a direct call"),
     ],
 )
 @pytest.mark.long
-def test_what_cannot_be_recorded_is_refused(
+def test_an_observation_that_cannot_be_recorded_is_refused(
     device: str, line: str, said: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     path = package(tmp_path, policy="recordable")

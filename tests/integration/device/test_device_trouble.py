@@ -362,7 +362,7 @@ def write_again(engine: DeviceEngine, sequence: int, client: int = 0) -> None:
     engine.clients[client].channel.requests.memory(sequence).payload[:] = 0xEE
 
 
-def test_an_answered_request_is_not_read_any_more(direct: DeviceEngine) -> None:
+def test_an_answered_request_is_not_read_again(direct: DeviceEngine) -> None:
     kept: list[torch.Tensor] = []
     model(direct).answer = lambda observations: [
         kept.append(observation["x"]) or {"y": np.ones(3)}  # type: ignore[func-returns-value]
@@ -377,7 +377,7 @@ def test_an_answered_request_is_not_read_any_more(direct: DeviceEngine) -> None:
     assert [float(tensor[7]) for tensor in kept] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
-def test_what_is_smaller_than_is_worth_it_is_not_read_from_its_client(make: Made) -> None:
+def test_small_payloads_are_not_copied_ahead(make: Made) -> None:
     engine = make(register_bytes=2000)
     client = engine.clients[0]
     sequence = client.submit(x(3))
@@ -391,7 +391,7 @@ def test_what_is_smaller_than_is_worth_it_is_not_read_from_its_client(make: Made
     np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, 6.0))
 
 
-def test_a_failed_request_is_not_read_any_more(direct: DeviceEngine) -> None:
+def test_a_failed_request_is_not_read_again(direct: DeviceEngine) -> None:
     def fails(observations: list[Any]) -> list[Any]:
         raise LookupError("asked to")
 
@@ -465,7 +465,7 @@ def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
         np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, value))
 
 
-def test_memory_whose_tensors_nobody_keeps_is_used_again(engine: DeviceEngine) -> None:
+def test_memory_without_kept_tensors_is_reused(engine: DeviceEngine) -> None:
     def fails(observations: list[Any]) -> list[Any]:
         raise failures.pop()
 

@@ -49,7 +49,7 @@ MODULES = [found.name for found in pkgutil.walk_packages(bench.__path__, "bench.
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_a_benchmarks_docstring_shows_is_so(name: str) -> None:
+def test_the_example_in_the_docstring_of_a_benchmark_holds(name: str) -> None:
     found = doctest.testmod(importlib.import_module(name))
 
     assert found.failed == 0

@@ -19,7 +19,7 @@ with tiny_disk(Path(sys.argv[1])):
 """
 
 
-def test_what_a_killed_test_left_mounted_is_unmounted_by_the_next_one(tmp_path: Path) -> None:
+def test_the_next_test_unmounts_the_disk_of_a_killed_one(tmp_path: Path) -> None:
     left, mine = tmp_path / "left", tmp_path / "mine"
     left.mkdir()
     mine.mkdir()

@@ -136,7 +136,7 @@ def test_an_object_that_exits_while_it_is_unpickled_is_refused(unruly: Daemon) -
         assert client.infer({"do": "", "what": ""}) == {"engine": engine}
 
 
-def test_what_is_raised_when_a_client_leaves_is_logged_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_at_the_end_of_a_client_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Leaving(EchoModel):
         def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
             return observations
@@ -167,7 +167,7 @@ def test_what_is_raised_when_a_client_leaves_is_logged_alone(caplog: pytest.LogC
         ("class Policy(Good):\n def infer_batch(self, o): panic()\n infer_batch = property(panic)", "load"),
     ],
 )
-def test_what_is_raised_at_load_is_named_with_its_type_and_text(
+def test_an_exception_at_load_is_reported_with_its_type_and_text(
     line: str, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = loaded_in_an_engine(tmp_path, f"{_PREAMBLE}{line}\n", monkeypatch)

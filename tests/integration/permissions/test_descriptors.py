@@ -51,7 +51,7 @@ def test_nor_do_they_with_named_memory(obedient: Daemon) -> None:
     look(obedient)
 
 
-def test_what_a_process_was_started_with_is_kept_from_its_children() -> None:
+def test_inherited_descriptors_are_closed_in_children() -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
 

@@ -64,7 +64,7 @@ MEMORIES: dict[str, tuple[Callable[[], int], str]] = {
     "a socket": (lambda: socket.socket().detach(), "is not a memfd"),
     "a directory": (lambda: os.open("/", os.O_RDONLY | os.O_DIRECTORY), "is not a memfd"),
     "smaller than its header": (lambda: memory(size=8), "not a segment: 8 bytes"),
-    "smaller than its header says": (lambda: memory(size=4096), "its header speaks of"),
+    "smaller than its header says": (lambda: memory(size=4096), "its header says"),
 }
 with contextlib.suppress(OSError):  # a kernel without
     os.close(memory(size=2 << 20, flags=_MFD_HUGETLB))
@@ -248,7 +248,7 @@ def test_a_doorbell_does_not_block_whatever_came() -> None:
 
 
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_an_engine_s_stats_are_mapped_only_where_nobody_can_shrink_them() -> None:
+def test_the_stats_of_an_engine_are_mapped_only_if_sealed_against_shrinking() -> None:
     for descriptor, said in (
         (memory(seals=0, size=STATS_BYTES), "is not sealed"),
         (memory(size=STATS_BYTES - 1), f"has {STATS_BYTES - 1} of {STATS_BYTES} bytes"),

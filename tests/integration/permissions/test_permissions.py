@@ -47,7 +47,7 @@ def test_a_user_who_is_named_is_served(daemon: Daemon) -> None:
 
 
 @needs_root
-def test_a_user_who_is_not_named_is_told_which_setting_would_have_to(daemon: Daemon) -> None:
+def test_an_unnamed_user_gets_the_setting_that_would_admit_it(daemon: Daemon) -> None:
     said = ask(daemon, OTHER_UID, 1, 1)
 
     assert said == (
@@ -59,7 +59,7 @@ def test_a_user_who_is_not_named_is_told_which_setting_would_have_to(daemon: Dae
 
 @needs_root
 @pytest.mark.long
-def test_a_user_s_channels_are_counted_and_nobody_else_s(daemon: Daemon) -> None:
+def test_the_channels_of_each_user_are_counted_apart(daemon: Daemon) -> None:
     said = ask(daemon, UID, 4, 1)
 
     assert "gives no channel: uid 61234 has 3 clients attached and max_clients_per_user is 3" in said
@@ -81,7 +81,7 @@ def test_a_user_s_bytes_are_counted_whichever_channel_has_them(daemon: Daemon) -
 @pytest.mark.fault("T61")
 @needs_root
 @pytest.mark.long
-def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daemon: Daemon) -> None:
+def test_requests_above_the_rate_of_a_user_are_refused_and_no_others(daemon: Daemon) -> None:
     with daemon.client() as own:
         said = ask(daemon, UID, 1, 1000)
 
@@ -92,7 +92,7 @@ def test_requests_above_a_user_s_rate_are_refused_by_name_and_nobody_else_s(daem
 
 @pytest.mark.fault("T62")
 @needs_root
-def test_a_user_who_attaches_again_and_again_is_told_when_to_come_back_and_nobody_else_is(daemon: Daemon) -> None:
+def test_a_user_who_attaches_too_often_is_given_a_delay_and_no_other_user_is(daemon: Daemon) -> None:
     said = ask(daemon, UID, 1, 0, times=40)  # with three channels for a user, twelve at once
 
     assert re.search(
@@ -127,7 +127,7 @@ def test_a_reload_changes_the_limits_of_clients_that_are_attached(daemon: Daemon
 @pytest.mark.fault("T70")
 @needs_root
 @pytest.mark.long
-def test_only_operators_reach_the_admin_socket_and_the_log_says_who_tried(daemon: Daemon) -> None:
+def test_only_operators_reach_the_admin_socket_and_the_log_names_the_caller(daemon: Daemon) -> None:
     def operate(uid: int) -> str:
         with Stranger("operates", daemon.admin_socket, uid) as stranger:
             return stranger.finish().strip()

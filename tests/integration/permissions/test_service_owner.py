@@ -104,7 +104,7 @@ def test_a_stranger_s_daemon_in_the_usual_place_is_sent_nothing(
     assert stranger.says() == "[]"
 
 
-def test_it_is_served_to_whoever_names_it_and_status_says_whose_it_is(
+def test_a_service_named_by_its_path_is_used_and_the_status_names_its_owner(
     squat: Squat, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime_dir = temporary / "shmserve-0"

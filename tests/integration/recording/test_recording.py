@@ -53,7 +53,7 @@ def requests_of(file: Path) -> list[RecordedRequest]:
         return list(found)
 
 
-def test_what_passes_is_recorded_exactly_as_it_was(echo: Daemon, tmp_path: Path) -> None:
+def test_requests_and_replies_are_recorded_exactly(echo: Daemon, tmp_path: Path) -> None:
     observation: dict[str, Any] = {
         "image": np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
         "half": np.array([1.5, np.nan], np.float16),
@@ -84,7 +84,7 @@ def test_what_passes_is_recorded_exactly_as_it_was(echo: Daemon, tmp_path: Path)
     assert first.facts.model_version == echo.status()["model"]["version"]
 
 
-def test_nobody_pays_for_a_recording_that_is_over(echo: Daemon, tmp_path: Path) -> None:
+def test_an_ended_recording_costs_nothing(echo: Daemon, tmp_path: Path) -> None:
     assert not has_record_ring(echo)
 
     with recording(echo, tmp_path / "a.rec"):
@@ -232,7 +232,7 @@ def test_a_killed_recorder_leaves_what_is_whole_and_the_next_may_record(echo: Da
     assert len(requests_of(tmp_path / "b.rec")) == 1
 
 
-def test_what_cannot_be_recorded_is_refused(echo: Daemon, tmp_path: Path) -> None:
+def test_an_observation_that_cannot_be_recorded_is_refused(echo: Daemon, tmp_path: Path) -> None:
     (tmp_path / "old.rec").write_text("precious")
     unknown = admin(echo, "record", "--out", tmp_path / "a.rec", "--client", 77)
     exists = admin(echo, "record", "--out", tmp_path / "old.rec")

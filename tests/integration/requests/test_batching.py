@@ -25,7 +25,7 @@ def daemon(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon("batched")
 
 
-def test_what_waited_is_run_together_and_each_gets_its_own_row(daemon: Daemon, gate: Gate) -> None:
+def test_waiting_requests_run_as_one_batch_and_each_gets_its_row(daemon: Daemon, gate: Gate) -> None:
     with daemon.client(slots=8) as one, daemon.client(slots=8) as other:
         held = one.submit({**gate.observation, "row": -1, "x": np.zeros(3)})
         gate.wait_entered()

@@ -16,9 +16,8 @@ import torch
 from shmserve.client import ContractMismatch, RequestRejected, ShmClient, UnsupportedType
 from shmserve.client.contract_check import check_observation
 from shmserve.contract import describe_tree
-from tests.support.client_parts import connection_of
+from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import POLICIES, Daemon
-from tests.support.event_loop import in_loop
 from tests.support.trees import Mode, Pixels, Task
 
 pytestmark = pytest.mark.sealed_too
@@ -278,6 +277,7 @@ def test_a_client_that_attaches_again_compares_again(make_daemon: Callable[..., 
         assert "action" in client.infer(right())
 
 
+@pytest.mark.long
 def test_a_client_that_came_before_the_model_compares_once_there_is_one(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("described")
     daemon.spawn()

@@ -76,7 +76,7 @@ def image(value: int) -> dict[str, Any]:
     return {"image": np.full(_BYTES, value, np.uint8), "step": value}
 
 
-def test_what_is_written_is_there_when_the_request_comes(channel: Channel) -> None:
+def test_copied_bytes_are_complete_when_the_request_comes(channel: Channel) -> None:
     head = channel.write(image(1), sequence_of(2, 1))
     channel.look()
 
@@ -133,7 +133,7 @@ def test_another_slot_s_bytes_are_not_taken_for_a_request_s(channel: Channel) ->
     np.testing.assert_array_equal(channel.staged(first)["image"], image(5)["image"])
 
 
-def test_what_was_used_once_is_copied_anew(channel: Channel) -> None:
+def test_memory_used_once_is_copied_anew(channel: Channel) -> None:
     head = channel.write(image(7), sequence_of(2, 1))
     channel.look()
     channel.staged(head)["image"][:] = 99  # the policy writes into what it was given
@@ -175,7 +175,7 @@ def test_arrays_that_are_not_in_order_are_not_announced_before_they_are_there(ch
 @pytest.mark.fault("T04")
 @pytest.mark.parametrize("write_id", [1, 5, 63, 64 + 2, (1 << 64) - 1], ids=hex)
 @pytest.mark.parametrize("written_bytes", [1, (1 << 20) + 1, 1 << 32, (1 << 64) - 1], ids=hex)
-def test_whatever_a_client_announces_stays_within_its_slot(channel: Channel, write_id: int, written_bytes: int) -> None:
+def test_an_announced_write_stays_within_its_slot(channel: Channel, write_id: int, written_bytes: int) -> None:
     channel.client.words[_WRITE_ID] = write_id
     channel.client.words[_WRITTEN_BYTES] = written_bytes
 

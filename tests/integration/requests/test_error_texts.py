@@ -68,7 +68,7 @@ def test_a_failing_model_s_text_holds_no_path_address_or_stack(daemon: Daemon, f
 
 
 @pytest.mark.fault("T46")
-def test_what_a_model_repeats_of_its_client_is_cut_and_quoted_in_the_log(daemon: Daemon) -> None:
+def test_client_text_in_an_error_of_the_model_is_cut_and_quoted_in_the_log(daemon: Daemon) -> None:
     with RawChannel(daemon) as raw:
         for _ in range(60):
             head = raw.head({"fail": "client", "text": _FORGED * 500})

@@ -23,9 +23,8 @@ from shmserve.client import (
     ShmServeError,
     SlotsExhausted,
 )
-from tests.support.client_parts import connection_of
+from tests.support.client_parts import connection_of, in_loop
 from tests.support.daemon_process import Daemon, wait_until
-from tests.support.event_loop import in_loop
 from tests.support.gate import Gate
 
 pytestmark = pytest.mark.sealed_too

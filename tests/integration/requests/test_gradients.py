@@ -27,6 +27,7 @@ class PerClient(Policy):
 """
 
 
+@pytest.mark.long
 def test_a_policy_steers_by_a_gradient_and_its_threads_change_the_observation(
     start_daemon: Callable[..., Daemon],
 ) -> None:

@@ -89,7 +89,7 @@ def test_a_client_with_many_requests_out_does_not_starve_one_with_a_single_reque
     assert order.index(100) <= 1
 
 
-def test_clients_of_one_process_have_channels_of_their_own(obedient: Daemon) -> None:
+def test_each_client_of_a_process_has_its_own_channel(obedient: Daemon) -> None:
     with obedient.client() as one, obedient.client() as other:
         one.infer({"do": "echo", "value": 1})
 

@@ -134,7 +134,7 @@ def test_an_observation_may_change_while_the_next_one_is_out(robot: ShmClient) -
         assert (found["frame"] == number).all() and found["number"] == number
 
 
-def test_what_a_policy_gets_are_tensors_of_its_own(start_daemon: Callable[..., Daemon]) -> None:
+def test_a_policy_gets_tensors_that_it_owns(start_daemon: Callable[..., Daemon]) -> None:
     with start_daemon("mutating").client() as client:
         x = np.arange(5, dtype=np.float32)
         for _ in range(3):
@@ -157,7 +157,7 @@ def test_what_a_policy_gets_are_tensors_of_its_own(start_daemon: Callable[..., D
     ],
     ids=["objects", "structured", "dates", "object", "sparse", "keys"],
 )
-def test_what_cannot_be_carried_is_refused_by_place_and_type_and_the_next_request_works(
+def test_an_unsupported_value_is_refused_by_place_and_type_and_the_next_request_works(
     distrustful: Daemon, value: Any, what: str
 ) -> None:
     with distrustful.client() as client:

@@ -109,7 +109,7 @@ def test_a_policy_that_does_not_ask_for_an_id_is_not_given_one(tmp_path: Path) -
     assert model.infer([{"x": 1}]) == [{"seen": [{"x": 1}]}]
 
 
-def test_the_warm_up_is_nobodys_and_is_forgotten(tmp_path: Path) -> None:
+def test_the_warm_up_belongs_to_no_client_and_is_reset(tmp_path: Path) -> None:
     policy = _POLICY.format(argument=", client_id", value="client_id")
     example = "\n    def example_observation(self):\n        return {'x': 1}\n"
     left = "\n    def client_left(self, client_id):\n        self.seen.append('left')\n"
@@ -138,7 +138,7 @@ def test_a_deterministic_policy_is_given_the_id_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "missing"),
     [
-        ("", "nothing tells the policy that a client has left"),
+        ("", "the policy has no method to call when a client leaves"),
         ("\n    def reset(self, client_id): pass\n" + _BATCH.format(arguments=""), "does not take client_ids"),
     ],
     ids=["leaving", "batches"],
@@ -150,6 +150,7 @@ def test_a_policy_that_could_mix_its_clients_up_is_refused(tmp_path: Path, more:
         loaded(package)
 
 
+@pytest.mark.long
 def test_a_policy_that_fails_when_a_client_leaves_goes_on_with_the_others(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:

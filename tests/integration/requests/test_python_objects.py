@@ -240,7 +240,7 @@ def test_an_object_that_the_engine_cannot_unpickle_is_rejected_and_the_next_requ
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_a_stranger_cannot_send_is_refused_by_place_and_type(stranger: ShmClient, value: Any, named: str) -> None:
+def test_an_untrusted_client_is_refused_by_place_and_type(stranger: ShmClient, value: Any, named: str) -> None:
     with pytest.raises(UnsupportedType, match=named):
         stranger.infer({"do": "echo", "value": 0, "deep": [1, value]})
 

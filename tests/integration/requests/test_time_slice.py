@@ -44,7 +44,7 @@ def test_an_engine_has_short_turns_and_its_supervisor_those_that_everybody_has(o
 @pytest.mark.parametrize(
     ("before", "turn_ns"), [("os.nice(5)", TIME_SLICE_NS), ("os.sched_setscheduler(0, os.SCHED_BATCH, p)", None)]
 )
-def test_what_the_operator_chose_stays(before: str, turn_ns: int | None) -> None:
+def test_the_choice_of_the_operator_stays(before: str, turn_ns: int | None) -> None:
     program = (
         "import os; from shmserve.daemon.engine.loop.time_slice import request_time_slice\n"
         f"p = os.sched_param(0); {before}; request_time_slice(); print(flush=True); input()"

@@ -77,7 +77,7 @@ def test_a_timeout_that_is_none_is_refused(obedient: Daemon, client: ShmClient, 
         obedient.client(timeout=timeout)
 
 
-def test_what_timed_out_leaves_no_request_behind(obedient: Daemon, gate: Gate) -> None:
+def test_a_timeout_leaves_no_request_behind(obedient: Daemon, gate: Gate) -> None:
     with obedient.client() as client:
         with pytest.raises(RequestTimeout):
             client.infer(gate.observation, timeout=0.1)

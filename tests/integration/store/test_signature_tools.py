@@ -69,7 +69,7 @@ def test_openssl_makes_keys_and_checks_signatures_too(tmp_path: Path) -> None:
     subprocess.run(["openssl", "pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", public, *files], check=True)
 
 
-def test_a_key_of_another_kind_is_told(tmp_path: Path) -> None:
+def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     private, public = str(tmp_path / "private.pem"), str(tmp_path / "public.pem")
     made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", private]
     subprocess.run(made, check=True, capture_output=True)

@@ -157,7 +157,7 @@ def told(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Told]:
 
 
 @pytest.mark.parametrize("told", [3600 * 10**9], indirect=True)  # however little a channel takes
-def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_it(told: Told) -> None:
+def test_waiting_clients_are_served_after_each_channel_and_before_later_messages(told: Told) -> None:
     robot = told.client()
     told.attach(robot)
     asked = robot.publish(2)
@@ -172,7 +172,7 @@ def test_who_waits_is_served_after_each_channel_and_before_what_was_said_behind_
 
 @pytest.mark.fault("T62")
 @pytest.mark.parametrize("told", [0], indirect=True)  # as if each piece took long
-def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told) -> None:
+def test_other_clients_are_served_while_a_large_channel_is_populated(told: Told) -> None:
     robot = told.client()
     told.attach(robot)
     asked = robot.publish(8)
@@ -186,7 +186,7 @@ def test_who_waits_is_served_between_two_pieces_of_a_large_channel(told: Told) -
 
 @pytest.mark.fault("T62")
 @pytest.mark.parametrize("told", [0], indirect=True)
-def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(told: Told) -> None:
+def test_other_clients_are_served_while_a_large_channel_is_unmapped(told: Told) -> None:
     robot, leaving = told.client(), told.client()
     told.attach(leaving, _LARGE)
     told.attach(robot)
@@ -200,7 +200,7 @@ def test_who_waits_is_served_between_two_pieces_of_a_channel_that_is_left(told: 
 
 
 @pytest.mark.parametrize("told", [0], indirect=True)
-def test_what_is_said_behind_a_channel_keeps_its_order(told: Told) -> None:
+def test_messages_behind_a_channel_keep_their_order(told: Told) -> None:
     robot, gone = told.client(), told.client()
     told.tell(Serve())
     told.attach(gone, _LARGE)
@@ -227,7 +227,7 @@ def test_a_supervisor_that_is_gone_ends_the_engine_although_a_channel_was_on_its
     told.engine.run()
 
 
-def test_a_channel_that_is_none_is_told_of_and_leaves_nothing(told: Told) -> None:
+def test_an_invalid_channel_is_reported_and_leaves_nothing(told: Told) -> None:
     client = told.client()
     attach = client.grow(_SMALL)
     identity = attach.channel_info.identity
@@ -241,7 +241,7 @@ def test_a_channel_that_is_none_is_told_of_and_leaves_nothing(told: Told) -> Non
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
-def test_what_clients_have_left_is_neither_mapped_nor_open(told: Told) -> None:
+def test_objects_of_departed_clients_are_neither_mapped_nor_open(told: Told) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     told.tell(Serve())
     client = told.client()

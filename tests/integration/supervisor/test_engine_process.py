@@ -37,7 +37,7 @@ async def ended_by_itself(engine: EngineProcess) -> None:
     "end", [killed, killed_by_another, stopped, pytest.param(ended_by_itself, marks=pytest.mark.long)]
 )
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_what_a_model_has_started_is_killed_while_the_engine_s_number_is_still_its_own(
+def test_processes_of_a_model_are_killed_before_the_engine_s_pid_is_reused(
     monkeypatch: pytest.MonkeyPatch, end: Callable[[EngineProcess], Awaitable[None]]
 ) -> None:
     states = []

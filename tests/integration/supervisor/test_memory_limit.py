@@ -38,7 +38,7 @@ def start_limited(make_daemon: Callable[..., Daemon]) -> Iterator[Callable[..., 
 
 @pytest.mark.fault("T65")
 @pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
-def test_a_channel_above_the_memory_limit_is_refused_and_the_kernel_kills_nobody(
+def test_a_channel_above_the_memory_limit_is_refused_and_the_kernel_kills_no_process(
     start_limited: Callable[..., tuple[Daemon, MemoryGroup]], transport: str
 ) -> None:
     daemon, group = start_limited(64 * MIB, arguments=("--transport", transport))

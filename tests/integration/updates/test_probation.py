@@ -55,7 +55,7 @@ def _check_taken_back(daemon: Daemon, bad: Path, good: str, why: str) -> None:
 
     wait_until("it is known of the version", known)
     assert "taken back" in admin(daemon, "versions").stdout
-    with refused("no_previous", version, "shmserve-admin versions tells why"):
+    with refused("no_previous", version, "shmserve-admin versions shows why"):
         rollback(daemon)
     wait_until("what is no good is not kept warm", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
 

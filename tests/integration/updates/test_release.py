@@ -99,7 +99,7 @@ def test_an_engine_of_another_wire_version_refuses_to_run(daemon: Daemon, instal
 
 
 @pytest.mark.long
-def test_a_daemon_whose_package_was_upgraded_ends_when_its_engine_dies_for_whoever_starts_it_again(
+def test_a_daemon_of_an_upgraded_package_ends_with_its_engine_so_that_it_is_restarted(
     daemon: Daemon, installed: Path
 ) -> None:
     with daemon.client(max_retries=1000, retry_delay=0.05) as client:
@@ -114,7 +114,7 @@ def test_a_daemon_whose_package_was_upgraded_ends_when_its_engine_dies_for_whoev
         assert client.infer(_X)["k"] == 2
 
 
-def test_what_is_installed_is_said_to_nobody_who_was_killed_meanwhile() -> None:
+def test_a_client_killed_during_the_installation_gets_no_message() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -79,7 +79,7 @@ def daemon(public: str, signed: Callable[..., Path]) -> Iterator[Daemon]:
         daemon.dismiss()
 
 
-def test_what_generate_key_prints_is_what_a_configuration_takes(tmp_path: Path) -> None:
+def test_a_configuration_accepts_the_output_of_generate_key(tmp_path: Path) -> None:
     done = _run("generate-key", "robots.pem", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
@@ -131,7 +131,7 @@ def test_a_key_with_a_password_needs_it(tmp_path: Path) -> None:
     ("package", "key", "said"),
     [("absent", "key.pem", "absent cannot be read"), ("gain-2", "absent.pem", "absent.pem cannot be read")],
 )
-def test_what_cannot_be_signed_is_told(
+def test_a_package_that_cannot_be_signed_is_reported(
     package: str, key: str, said: str, folder: Path, signed: Callable[..., Path], daemon: Daemon
 ) -> None:
     done = _run("sign", folder / package, "--key", folder / key)

@@ -60,7 +60,7 @@ def test_a_model_that_cannot_be_served_is_refused(model: BadModel, daemon: Daemo
     _check_refused(daemon, model.write(tmp_path), *model.said)
 
 
-def test_what_a_refused_model_has_started_ends_with_it(daemon: Daemon, tmp_path: Path) -> None:
+def test_processes_of_a_refused_model_end_with_it(daemon: Daemon, tmp_path: Path) -> None:
     model = children(tmp_path)
 
     _check_refused(daemon, model.write(tmp_path), *model.said)

@@ -149,7 +149,7 @@ def test_a_directory_and_its_tar_are_one_version(
     assert not update(daemon, tmp_path / "copy")["changed"]
 
 
-def test_what_is_served_already_is_not_loaded_again(daemon: Daemon, packages: list[Path]) -> None:
+def test_the_serving_version_is_not_loaded_again(daemon: Daemon, packages: list[Path]) -> None:
     before = engines_of(daemon.pid)
 
     result = update(daemon, packages[0], note="once more")
@@ -220,7 +220,7 @@ def test_the_old_model_stays_if_the_command_ends_in_the_middle(
     assert update(daemon, packages[1])["changed"]
 
 
-def test_the_steps_are_told_with_their_times(daemon: Daemon, folder: Path) -> None:
+def test_the_steps_are_printed_with_their_times(daemon: Daemon, folder: Path) -> None:
     package = gain_package(folder, 4)
 
     done = admin(daemon, "update-model", package, "--note", "from the night run")
@@ -236,6 +236,7 @@ def test_the_steps_are_told_with_their_times(daemon: Daemon, folder: Path) -> No
     assert "from the night run" in table and "gain-4" in table
 
 
+@pytest.mark.long
 def test_all_but_one_of_twenty_updates_at_once_are_busy(daemon: Daemon, gate: Gate, folder: Path) -> None:
     package = gain_package(folder, 5, loads_behind=str(gate.path))
 

@@ -71,7 +71,7 @@ def test_an_update_outlives_restarts_however_often_and_without_a_model_path(
 
 
 @pytest.mark.long
-def test_what_was_given_is_known_when_its_version_is_long_gone(
+def test_the_highest_release_is_known_after_its_version_is_gone(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     packages = [gain_package(tmp_path, k) for k in (2, 3, 4, 5)]

@@ -31,7 +31,7 @@ from tests.support.varlink_service import (
 
 @pytest.mark.fault("T62")
 @pytest.mark.parametrize("limits", [ConnectionLimits(connections=3), ConnectionLimits(connections_per_uid=3)])
-def test_connections_above_the_limit_are_told_and_closed_and_the_others_go_on(
+def test_connections_above_the_limit_are_refused_and_closed_and_the_others_continue(
     tmp_path: Path, limits: ConnectionLimits, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Service(tmp_path, limits) as service:
@@ -124,7 +124,7 @@ loop.run_until_complete(main())
 
 
 @pytest.mark.fault("T63")
-def test_a_server_out_of_descriptors_rests_and_then_serves_who_waited(tmp_path: Path) -> None:
+def test_a_server_out_of_descriptors_pauses_and_then_serves_the_waiting_clients(tmp_path: Path) -> None:
     path = str(tmp_path / "test.sock")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CROWDED_SERVER, path], **pipes) as process:  # type: ignore[call-overload]

@@ -94,7 +94,7 @@ def test_a_peer_that_hangs_up_cancels_its_method(tmp_path: Path) -> None:
         eventually(lambda: not service.open_connections())
 
 
-def test_a_peer_that_hangs_up_in_the_middle_of_a_reply_is_no_error(tmp_path: Path) -> None:
+def test_a_peer_that_hangs_up_in_the_middle_of_a_reply_is_not_an_error(tmp_path: Path) -> None:
     with Service(tmp_path) as service:
         with service.raw() as sock:
             sock.sendall(

@@ -6,8 +6,9 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import ObservationStale, RequestTimeout, ShmClient, SlotsExhausted
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 

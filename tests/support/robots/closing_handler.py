@@ -12,12 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import ShmClient, ShmServeError
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 name, runtime_dir, rounds, seed = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 faulthandler.dump_traceback_later(75, exit=True)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import ShmClient, ShmServeError
 from shmserve.client.action_chunks import ActionChunks
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 name, runtime_dir, gate, leave = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
 client = ShmClient(name, runtime_dir=runtime_dir, slots=8)
@@ -142,7 +143,7 @@ print(
             "loan": sent.result().tolist(),
             "after": [answer(number) for number in range(5)],
             "busy": [asked > 0, wrong],
-            # Requests of one channel count on: 1 first, 3 out, the loan, 5 after; a new attachment begins anew.
+            # Requests of one channel count on: 1 first, 3 out, the loan, 5 after, this one; a new connection begins anew.
             "number": client.request({"do": "echo", "value": 5}).request_id,
         }
     )

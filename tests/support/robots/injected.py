@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 import shmserve
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import ShmClient, ShmServeError
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 name, runtime_dir, what, stride, offset = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 faulthandler.dump_traceback_later(75, exit=True)

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from shmserve.client import RequestTimeout, ShmClient
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 name, runtime_dir, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 handled = 0

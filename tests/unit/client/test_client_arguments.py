@@ -19,7 +19,7 @@ from shmserve.client.arguments import seconds
 from shmserve.client.compat.gr00t import PolicyClient
 from shmserve.client.compat.openpi import WebsocketClientPolicy
 from shmserve.client.pending import Pending
-from tests.support.event_loop import in_loop
+from tests.support.client_parts import in_loop
 
 NO_TIMES: list[Any] = [
     math.nan,
@@ -87,7 +87,7 @@ REQUIRED: dict[str, Callable[[ShmClient, Any], Any]] = {
     [(call, time) for call in (*OPTIONAL, *REQUIRED) for time in NO_TIMES if time is not None or call in REQUIRED],
     ids=repr,
 )
-def test_what_is_no_time_is_refused_wherever_one_is_given(client: ShmClient, call: str, time: Any) -> None:
+def test_an_invalid_time_is_refused_in_every_argument(client: ShmClient, call: str, time: Any) -> None:
     with pytest.raises(InvalidArgument) as raised:
         {**OPTIONAL, **REQUIRED}[call](client, time)
 
@@ -95,14 +95,14 @@ def test_what_is_no_time_is_refused_wherever_one_is_given(client: ShmClient, cal
 
 
 @pytest.mark.parametrize("time", [value for value in NO_TIMES if value is not None], ids=repr)
-def test_what_is_no_time_is_refused_by_a_wait_for_a_result(pending: Pending, time: Any) -> None:
+def test_an_invalid_timeout_of_a_result_is_refused(pending: Pending, time: Any) -> None:
     with pytest.raises(InvalidArgument, match="timeout = "):
         pending.result(time)
 
 
 @pytest.mark.parametrize("time", [math.nan, math.inf, -1.0, 1e12, "3", [], True], ids=repr)
 @pytest.mark.parametrize("way", ["infer", "submit", "loan", "infer in a loop", "step"])
-def test_what_is_no_time_of_capture_is_refused(client: ShmClient, way: str, time: Any) -> None:
+def test_an_invalid_capture_time_is_refused(client: ShmClient, way: str, time: Any) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "infer": lambda: client.infer({}, capture_time=time),
         "submit": lambda: client.submit({}, capture_time=time),

@@ -103,7 +103,7 @@ LOST: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("trusted", [False, True], ids=["stranger", "trusted"])
 @pytest.mark.parametrize("name", LOST)
-def test_what_would_be_lost_is_refused_by_place_for_every_user(name: str, trusted: bool) -> None:
+def test_a_lossy_value_is_refused_by_place_for_every_client(name: str, trusted: bool) -> None:
     value, text = LOST[name]
 
     with pytest.raises(UnsupportedType, match=rf"^observation\['a'\]\[1\].*{text}"):
@@ -130,7 +130,7 @@ KEPT: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("trusted", [False, True], ids=["stranger", "trusted"])
 @pytest.mark.parametrize("name", KEPT)
-def test_what_loses_nothing_is_its_base_and_not_pickled(name: str, trusted: bool) -> None:
+def test_a_subclass_without_further_state_is_sent_as_its_base(name: str, trusted: bool) -> None:
     value, wanted = KEPT[name]
     memory = slot()
 
@@ -284,7 +284,7 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", UNFIT)
-def test_what_cannot_be_pickled_is_named_by_place_and_type(name: str) -> None:
+def test_a_value_that_cannot_be_pickled_is_named_by_place_and_type(name: str) -> None:
     make, text = UNFIT[name]
     encoder, memory = Encoder(allow_pickle=True), slot()
 

@@ -224,7 +224,7 @@ def test_bfloat16_without_ml_dtypes_is_float32_of_the_same_value(monkeypatch: py
     assert_same(found, {"a": np.array([1.5, -2.0], np.float32), "t": np.array([0.25], np.float32)})
 
 
-def test_what_does_not_fit_says_how_much_it_needs_and_spoils_nothing() -> None:
+def test_a_tree_that_does_not_fit_reports_the_needed_size_and_changes_nothing() -> None:
     encoder = Encoder()
     small = SlotMemory(np.zeros(64, np.uint8), np.zeros(128, np.uint8))
     assert Decoder().decode(small, *encoder.encode([1], small)) == [1]
@@ -266,7 +266,7 @@ def test_a_schema_that_needs_more_than_the_slot_has_is_refused() -> None:
         Decoder().decode(smaller, *encoded)
 
 
-def test_a_string_that_is_no_text_is_refused_by_either_side() -> None:
+def test_a_string_with_surrogates_is_refused_by_either_side() -> None:
     memory = slot()
     encoded = Encoder().encode("x" * 300, memory)
     memory.payload[7] = 0xFF

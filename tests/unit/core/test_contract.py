@@ -123,7 +123,7 @@ def test_the_same_contract_has_no_differences() -> None:
         ("go", None, "action.a: str -> None"),
     ],
 )
-def test_what_changes_is_named_with_before_and_after(old: Any, new: Any, difference: str) -> None:
+def test_a_difference_names_the_old_and_the_new_value(old: Any, new: Any, difference: str) -> None:
     assert contract_differences(action(a=old), action(a=new)) == [difference]
 
 
@@ -134,7 +134,7 @@ def test_a_renamed_entry_is_one_that_goes_and_one_that_comes() -> None:
     ]
 
 
-def test_the_order_of_entries_is_no_difference() -> None:
+def test_the_order_of_entries_does_not_matter() -> None:
     assert contract_differences(action(a=1, b=2.0), action(b=2.0, a=1)) == []
 
 

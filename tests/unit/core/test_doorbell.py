@@ -39,7 +39,7 @@ def bells(name: str) -> Iterator[tuple[NamedDoorbell, NamedDoorbell]]:
 Bells = tuple[NamedDoorbell, NamedDoorbell]
 
 
-def test_a_token_waits_for_whoever_comes_later(bells: Bells) -> None:
+def test_a_token_waits_for_a_later_waiter(bells: Bells) -> None:
     one, other = bells
     for _ in range(3):
         one.ring()
@@ -54,7 +54,7 @@ def test_a_token_waits_for_whoever_comes_later(bells: Bells) -> None:
     ]
 
 
-def test_a_ring_wakes_whoever_sleeps(bells: Bells) -> None:
+def test_a_ring_wakes_the_sleeper(bells: Bells) -> None:
     one, other = bells
     woken: list[bool] = []
     sleeper = threading.Thread(target=lambda: woken.append(other.wait(30 * _SECOND)))
@@ -135,12 +135,12 @@ def test_a_name_that_is_taken_is_refused_and_keeps_its_tokens(name: str) -> None
     bell.close()
 
 
-def test_a_name_that_is_gone_is_no_service(name: str) -> None:
+def test_a_removed_name_is_not_a_service(name: str) -> None:
     with pytest.raises(ServiceUnavailable, match=f"semaphore {name} is gone: the daemon stopped"):
         NamedDoorbell(name)
 
 
-def test_whoever_has_it_open_keeps_it_when_its_name_goes(bells: Bells, name: str) -> None:
+def test_a_process_that_has_it_open_keeps_it_when_its_name_goes(bells: Bells, name: str) -> None:
     unlink_doorbell(name)
     unlink_doorbell(name)
 
@@ -149,7 +149,7 @@ def test_whoever_has_it_open_keeps_it_when_its_name_goes(bells: Bells, name: str
     assert bells[1].wait(0)
 
 
-def test_closing_twice_is_no_error(name: str) -> None:
+def test_closing_twice_is_not_an_error(name: str) -> None:
     create_doorbell(name)
     bell = NamedDoorbell(name)
     bell.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import struct
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +22,12 @@ from shmserve.layout import (
     SLOTS_OFFSET,
     Geometry,
     header_bytes,
+    number_of,
+    sequence_of,
+    slot_of,
 )
 from shmserve.protocol import MAGIC, WIRE_VERSION, Flag, Kind, Status
-from tests.support.folders import REPOSITORY
 
-_TEXTS = (".py", ".c", ".h", ".md")
 geometries = st.builds(
     Geometry,
     st.integers(1, MAX_SLOTS),
@@ -62,7 +61,7 @@ def test_a_header_is_these_bytes() -> None:
     assert header == b"shmserve" + struct.pack("=7Q", 3, 5, 6, 7, 3, 128, 1000)
 
 
-def test_each_sides_words_have_cache_lines_of_their_own() -> None:
+def test_the_words_of_each_side_have_separate_cache_lines() -> None:
     assert HEADER.size <= COUNTER_OFFSET
     assert COUNTER_OFFSET + CACHE_LINE <= SLOTS_OFFSET
     assert max(REQUEST.size, REPLY.size) <= SLOT_HEAD_BYTES
@@ -98,13 +97,14 @@ def test_a_geometry_that_makes_no_sense_is_refused_with_its_number(geometry: Any
         Geometry(*geometry)
 
 
-def test_nothing_else_takes_a_sequence_apart() -> None:
-    """`sequence_of`, `number_of` and `slot_of` alone do, here and in native/python/sequence.h."""
-    arithmetic = re.compile(r"\bSLOT_(BITS|MASK)\b|\bsequence\w* *(%|&(?!&)|>>)|% *(self\.|geometry\.)?slots\b")
-    checkout = REPOSITORY
-    allowed = {checkout / "shmserve" / "layout.py", checkout / "native" / "python" / "sequence.h", Path(__file__)}
-    folders = ("shmserve", "client", "daemon", "native", "tests", "fuzz", "bench", "docs", "chaos")
-    files = {file for folder in folders for file in (checkout / folder).rglob("*.*") if file.suffix in _TEXTS}
+@given(st.integers(1, 2**57), st.integers(0, MAX_SLOTS - 1))
+def test_a_sequence_is_the_number_of_its_request_above_six_bits_of_its_slot(number: int, slot: int) -> None:
+    sequence = sequence_of(number, slot)
 
-    assert len(files) > 300
-    assert [f"{file}: {found[0]}" for file in files - allowed if (found := arithmetic.search(file.read_text()))] == []
+    assert sequence == number * 64 + slot
+    assert (number_of(sequence), slot_of(sequence)) == (number, slot)
+
+
+def test_the_next_request_of_a_slot_has_a_larger_sequence_whatever_the_slots() -> None:
+    assert sequence_of(1, 0) == 0x40 and sequence_of(1, 63) == 0x7F and sequence_of(2, 0) == 0x80
+    assert sequence_of(7, MAX_SLOTS - 1) < sequence_of(8, 0)

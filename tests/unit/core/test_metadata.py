@@ -238,7 +238,7 @@ SPELLED_OTHERWISE = {
 
 
 @pytest.mark.parametrize("case", SPELLED_OTHERWISE)
-def test_what_another_pickler_might_write_instead_is_read_too(case: str) -> None:
+def test_equivalent_opcodes_of_another_pickler_are_read(case: str) -> None:
     metadata, tree = SPELLED_OTHERWISE[case]
 
     assert pickle.loads(metadata) == tree

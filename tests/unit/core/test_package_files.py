@@ -108,7 +108,7 @@ def test_other_kinds_of_files_are_refused_without_opening_them(tmp_path: Path) -
         package_files(package)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_entry_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelPackageError, match="nothing cannot be read: No such file"):
         package_files(tmp_path / "nothing")
     (tmp_path / "file").write_bytes(b"")

@@ -68,7 +68,7 @@ FIRST_AGAIN, SECOND_AGAIN = sequence_of(4, 0), sequence_of(5, 1)
 
 
 @pytest.mark.fault("T17")
-def test_what_is_published_is_taken_as_it_was_written(ends: Ends) -> None:
+def test_a_published_request_is_read_as_it_was_written(ends: Ends) -> None:
     assert ends.reader.published() == 0
     for number in range(1, 50):
         sequence = sequence_of(number, number % SLOTS)
@@ -129,7 +129,7 @@ def test_several_requests_are_found_in_their_order_whatever_their_slots(ends: En
 
 
 @pytest.mark.parametrize("claim", [0, THIRD, (1 << 64) - 1, (1 << 64) - SLOTS])
-def test_what_lies_in_another_slot_than_it_names_is_not_found(ends: Ends, claim: int) -> None:
+def test_a_request_in_another_slot_than_it_names_is_not_found(ends: Ends, claim: int) -> None:
     ends.writer.publish(request(FIRST))
     ends.writer.segment.words[GEOMETRY.slot_offset(1) // 8] = claim
 
@@ -169,7 +169,7 @@ def test_a_cancelled_request_is_the_one_that_was_meant(ends: Ends) -> None:
     assert not ends.reader.cancelled(SECOND_AGAIN)
 
 
-def test_a_cancellation_that_comes_too_late_hits_nobody(ends: Ends) -> None:
+def test_a_late_cancellation_affects_no_request(ends: Ends) -> None:
     ends.writer.publish(request(FIRST))
     ends.writer.publish(request(FIRST_AGAIN))
 
@@ -234,7 +234,7 @@ def test_the_next_engine_sees_how_often_a_request_was_begun(ends: Ends) -> None:
     assert ends.answers.attempts(FIRST) == 0
 
 
-def test_closing_lets_the_memory_go_unless_somebody_still_looks_at_it(ends: Ends) -> None:
+def test_closing_releases_the_memory_unless_a_view_of_it_exists(ends: Ends) -> None:
     kept = ends.answered.memory(FIRST).payload
     ends.answers.memory(FIRST).payload[:] = 9
     ends.answered.close()

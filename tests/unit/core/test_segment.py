@@ -31,7 +31,7 @@ def file_of(name: str) -> Path:
     return Path("/dev/shm") / name.removeprefix("/")
 
 
-def test_what_one_end_writes_the_other_reads(name: str) -> None:
+def test_one_end_reads_the_bytes_that_the_other_wrote(name: str) -> None:
     create_segment(name, GEOMETRY, IDENTITY, counter=9)
     writer, reader = Segment.open(name, writable=True), Segment.open(name, writable=False)
     try:
@@ -105,12 +105,12 @@ def test_opening_never_changes_the_object(name: str) -> None:
 
 
 @pytest.mark.fault("T88")
-def test_a_name_that_is_gone_is_no_service(name: str) -> None:
+def test_a_removed_name_is_not_a_service(name: str) -> None:
     with pytest.raises(ServiceUnavailable, match=f"shared memory {name} is gone.*another /dev/shm"):
         Segment.open(name, writable=False)
 
 
-def test_removing_a_name_twice_is_no_error_and_leaves_the_memory_to_its_users(name: str) -> None:
+def test_removing_a_name_twice_is_not_an_error_and_leaves_the_memory_to_its_users(name: str) -> None:
     create_segment(name, GEOMETRY, IDENTITY)
     segment = Segment.open(name, writable=True)
     unlink_segment(name)
@@ -156,8 +156,8 @@ def with_word(index: int, value: int) -> bytes:
         (with_word(5, 1 << 63).ljust(GEOMETRY.segment_bytes), "header makes no sense: 9223372036854775808 slots"),
         (with_word(6, 100).ljust(GEOMETRY.segment_bytes), "header makes no sense: 100 bytes of metadata"),
         (with_word(7, (1 << 64) - 1).ljust(GEOMETRY.segment_bytes), "header makes no sense"),
-        (with_word(7, 1 << 20).ljust(GEOMETRY.segment_bytes), "its header speaks of"),
-        (HEADER.ljust(GEOMETRY.segment_bytes - 1), f"its header speaks of {GEOMETRY.segment_bytes}"),
+        (with_word(7, 1 << 20).ljust(GEOMETRY.segment_bytes), "its header says"),
+        (HEADER.ljust(GEOMETRY.segment_bytes - 1), f"its header says {GEOMETRY.segment_bytes}"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -169,7 +169,7 @@ def test_a_header_that_cannot_be_is_refused(name: str, content: bytes, said: str
         Segment.open(name, writable=writable)
 
 
-def test_what_is_no_file_is_no_segment() -> None:
+def test_a_descriptor_that_is_not_a_file_is_not_a_segment() -> None:
     reading, writing = os.pipe()
     try:
         with pytest.raises(ProtocolMismatch, match="not a segment"):

@@ -105,7 +105,7 @@ def test_a_call_of_another_implementation_is_understood(message: bytes, call: Ca
         (b" " * MESSAGE_LIMIT, "longer than 65536 bytes"),
     ],
 )
-def test_what_is_not_a_call_is_refused_with_a_reason(message: bytes, reason: str) -> None:
+def test_a_message_that_is_not_a_call_is_refused_with_a_reason(message: bytes, reason: str) -> None:
     with pytest.raises(VarlinkProtocolError, match=reason):
         decode_call(message)
 
@@ -161,7 +161,7 @@ def test_the_depth_is_counted_without_decoding(value: object) -> None:
 @given(
     st.dictionaries(st.text(), st.integers(-(2**63), 2**64 - 1) | st.text() | st.lists(st.booleans())), st.booleans()
 )
-def test_what_was_encoded_is_decoded(parameters: dict[str, object], flag: bool) -> None:
+def test_an_encoded_message_is_decoded_to_itself(parameters: dict[str, object], flag: bool) -> None:
     (message,) = Framer().feed(encode_call("a.b.C", parameters, more=flag))
     assert decode_call(message) == Call("a.b.C", parameters, more=flag)
     (message,) = Framer().feed(encode_reply(parameters, continues=flag))
@@ -202,7 +202,7 @@ def test_a_message_may_be_as_long_as_the_limit_and_no_byte_longer() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", b"bytes", {1, 2}])
-def test_what_json_cannot_say_is_not_sent(value: object) -> None:
+def test_values_that_json_cannot_express_are_not_sent(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         encode_call("a.b.C", {"x": value})
 
@@ -298,7 +298,7 @@ def test_a_late_reply_is_not_taken_for_the_next_calls(pair: tuple[VarlinkConnect
     assert connection.call("a.b.Next", timeout_s=30).parameters == {"of": "next"}
 
 
-def test_replies_that_nobody_waited_for_are_dropped_with_their_descriptors(
+def test_unawaited_replies_are_dropped_with_their_descriptors(
     pair: tuple[VarlinkConnection, socket.socket],
 ) -> None:
     connection, far = pair

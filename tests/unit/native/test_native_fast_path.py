@@ -81,7 +81,7 @@ def test_plain_steps_refuse_what_is_something_else() -> None:
         with pytest.raises(TypeError):
             call()
     for rotating_slots in (0, -1):
-        with pytest.raises(ValueError, match="one slot"):
+        with pytest.raises(ValueError, match="at least one rotating slot"):
             kind.ClientFastPath(slots, memories, rotating_slots, slots, memories, poller)
     with pytest.raises(AttributeError):
         without.try_send(tree, 0, {}, Waiting())
@@ -105,7 +105,7 @@ def test_a_reply_is_one_to_what_was_sent() -> None:
     assert not unlearnt.try_send({"state": np.arange(3.0)}, 0, {}, Waiting())
 
 
-def test_what_is_asked_while_a_plain_request_is_converted_is_published_once() -> None:
+def test_a_request_made_while_another_is_converted_is_published_once() -> None:
     slots, _, decoder, _, _ = plain_steps()
     two, payload, in_flight = [np.ones(3), np.ones(3)], np.zeros(1048, np.uint8), dict[int, Any]()
     within: list[bool] = []
@@ -139,7 +139,7 @@ def test_a_segment_that_is_closed_while_a_plain_request_is_written_is_not_writte
         core.ServerFastPath(slots, slots, None, None).reply(encoder_of_two(None), two, payload, 1, 1, 0, 1, 1)
 
 
-def test_what_was_learnt_may_be_forgotten_while_it_is_used() -> None:
+def test_a_specialized_structure_may_be_dropped_while_it_is_used() -> None:
     slots, encoder, decoder, payload, schema = plain_steps()
     arena = np.zeros(schema.payload_bytes, np.uint8)
     views = [place.view(arena) for place in schema.arrays]

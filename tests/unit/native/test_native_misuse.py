@@ -58,7 +58,7 @@ def test_nothing_is_half_made(name: str) -> None:
         kind.__init__ = None
 
 
-def test_what_is_made_cannot_be_made_again() -> None:
+def test_a_segment_cannot_be_created_twice() -> None:
     words = np.zeros(8, np.uint64)
     poller: Any = core.CounterPoller(words.view(np.uint8), 1)
     words[1] = 5
@@ -318,7 +318,7 @@ def test_copiers_are_told_from_what_is_none() -> None:
             copier.set_target(arena)  # type: ignore[arg-type]
 
 
-def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None:
+def test_a_long_spin_handles_signals_and_releases_the_memory() -> None:
     words = np.zeros(8, np.uint64)
     poller = core.CounterPoller(words.view(np.uint8), 0)
 
@@ -338,7 +338,7 @@ def test_who_looks_for_long_hears_of_signals_and_lets_go_of_the_memory() -> None
     words.resize(16)  # nothing views it any more
 
 
-def test_who_looks_for_long_leaves_the_processor_to_the_writer_that_comes_to_it() -> None:
+def test_a_long_spin_yields_the_cpu_to_the_writer() -> None:
     words = np.zeros(8, np.uint64)
     poller = core.CounterPoller(words.view(np.uint8), 0)
     allowed = os.sched_getaffinity(0)

@@ -89,7 +89,7 @@ def test_a_group_that_is_over_its_limit_has_nothing(machine: Machine) -> None:
     assert group_without_headroom(1, machine.process) == Headroom(64 * MIB, 0)
 
 
-def test_max_is_no_limit(machine: Machine) -> None:
+def test_max_means_no_limit(machine: Machine) -> None:
     machine.version_2(f"/{SERVICE}")
     machine.group("system.slice", "max", 1 << 50)
     machine.group(SERVICE, "max", 1 << 50)

@@ -85,7 +85,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
-def test_what_deaths_of_engines_come_to(case: Case) -> None:
+def test_deaths_of_engines_lead_to_evictions(case: Case) -> None:
     deaths = Deaths(own_uids=(OWN,))
     for at_s, processes, attached_s in case.deaths:
         deaths.note([(process, attached_s) for process in processes], at_s)
@@ -171,7 +171,7 @@ def test_a_client_that_left_before_its_request_killed_the_engine_is_not_let_back
     assert refusal(newcomer.peer, 60, service.now_s) is None
 
 
-def test_an_engine_that_dies_by_itself_or_is_ended_on_purpose_is_held_against_nobody(service: Service) -> None:
+def test_the_end_of_an_engine_by_itself_or_on_purpose_counts_against_no_client(service: Service) -> None:
     lease = service.attach(0, 7)
     service.die()
     service.die(lease, on_purpose=True)
@@ -182,7 +182,7 @@ def test_an_engine_that_dies_by_itself_or_is_ended_on_purpose_is_held_against_no
     assert len(service.supervisor.leases.deaths) == 0
 
 
-def test_nobody_is_evicted_where_the_operator_wants_nobody_to_be(service: Service) -> None:
+def test_no_client_is_evicted_where_the_operator_turned_that_off(service: Service) -> None:
     service.supervisor.config.change_live({"ban_s": 0.0})
     killer = service.attach(0, 7)
     for _ in range(5):

@@ -56,7 +56,7 @@ def test_a_service_sweeps_what_is_its_own_and_nothing_else(names: NameRegistry, 
 
 
 @pytest.mark.fault("T09")
-def test_what_cannot_be_removed_is_left(names: NameRegistry) -> None:
+def test_an_object_that_cannot_be_removed_is_left(names: NameRegistry) -> None:
     stuck = SHM / f"{names.prefix}directory"
     stuck.mkdir()
     try:

@@ -55,7 +55,7 @@ def test_a_longer_duration_is_never_in_a_lower_bucket(one: int, other: int) -> N
     assert (bucket_of(one) <= bucket_of(other)) == (one <= other) or bucket_of(one) == bucket_of(other)
 
 
-def test_what_the_engine_counts_the_supervisor_reads(stats: tuple[Stats, Stats]) -> None:
+def test_the_supervisor_reads_the_counters_of_the_engine(stats: tuple[Stats, Stats]) -> None:
     engine, supervisor = stats
     for number, counter in enumerate(Counter):
         engine.words[counter] += number + 1
@@ -92,7 +92,7 @@ def test_the_short_cut_for_short_durations_counts_in_the_same_bucket(durations: 
     assert found == sorted(map(bucket_of, durations))
 
 
-def test_every_channel_has_a_line_of_its_own(stats: tuple[Stats, Stats]) -> None:
+def test_every_channel_has_its_own_line(stats: tuple[Stats, Stats]) -> None:
     engine, supervisor = stats
     for channel in range(CHANNEL_LIMIT):
         engine.words[engine.channel_index(channel) + ChannelWord.SERVED] = channel + 1

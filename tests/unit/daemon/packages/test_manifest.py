@@ -86,7 +86,7 @@ def test_an_empty_directory_is_refused_naming_what_it_could_hold(directory: Path
         assert name in text
 
 
-def test_a_path_that_is_no_directory_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     assert "is not a directory" in refusal(tmp_path / "file")
@@ -172,7 +172,7 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         ("[model]\nmax_batch = true", "max_batch = True must be an integer"),
         ("[model]\nstateful = 1", "stateful = 1 must be true or false"),
         ("[model]\nmax_batch = 0", "max_batch = 0 must be 1 or more"),
-        ('[model]\nformat = "onnx"', "format = 'onnx' is none of torch-export, torchscript, python, installed"),
+        ('[model]\nformat = "onnx"', "format = 'onnx' must be one of torch-export, torchscript, python, installed"),
         ('[model]\nentry = "policy.Policy"', "must be module:class"),
         ('[model]\nentry = "../policy:Policy"', "must be module:class"),
         ('[model]\nformat = "installed"', "needs entry"),

@@ -107,7 +107,7 @@ def test_a_version_whose_files_an_engine_reads_stays(open_store: Open, tmp_path:
     assert not versions[0].path.exists()
 
 
-def test_what_was_served_goes_after_what_never_was(open_store: Open, tmp_path: Path) -> None:
+def test_versions_that_served_are_pruned_after_those_that_never_did(open_store: Open, tmp_path: Path) -> None:
     store = open_store(keep_versions=10)
     versions = [add(store, numbered(tmp_path / f"m{number}", number)) for number in range(5)]
     for version in versions[:3]:

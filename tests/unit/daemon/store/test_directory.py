@@ -43,7 +43,7 @@ def test_a_closed_store_takes_nothing(open_store: Open, tmp_path: Path) -> None:
     assert entries(tmp_path) == expected_entries(store)
 
 
-def test_a_state_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models").write_bytes(b"")
 
     with pytest.raises(StoreUnavailable, match="models"):

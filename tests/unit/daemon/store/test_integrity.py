@@ -143,7 +143,7 @@ def test_a_current_that_is_gone_falls_to_the_previous(open_store: Open, tmp_path
     assert store.problems == open_store().problems + store.problems
 
 
-def test_what_does_not_belong_to_the_store_is_left_alone(open_store: Open, tmp_path: Path) -> None:
+def test_foreign_files_in_the_store_are_left_alone(open_store: Open, tmp_path: Path) -> None:
     open_store()
     versions = tmp_path / "models" / "versions"
     write_package(versions / "mine")

@@ -62,7 +62,7 @@ def nothing_is_kept(store: Store) -> bool:
 # Signing
 
 
-def test_what_is_signed_can_be_written_down_by_anyone(tmp_path: Path) -> None:
+def test_the_signed_bytes_are_these(tmp_path: Path) -> None:
     write_package(tmp_path / "arm", {"b": b"1", "a/ü": b"", "model.sig": b"anything"})
 
     signed = signed_bytes(package_files(tmp_path / "arm"))
@@ -121,7 +121,7 @@ def test_a_public_key_is_read_in_each_form(key: PublicKey, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\xff", b"AAAA\n", b"-----BEGIN PUBLIC KEY-----\n"])
-def test_a_file_without_a_public_key_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_file_without_a_public_key_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_bytes(content)
 
     with pytest.raises(KeyUnusable, match=r"key\.pub is neither 32 bytes in base64 nor PEM"):
@@ -244,10 +244,10 @@ def test_the_signature_of_another_package_is_refused(store: Store, package: Path
         b"0" * (17 << 10),
     ],
 )
-def test_what_is_no_signature_file_is_refused(content: bytes, store: Store, package: Path) -> None:
+def test_a_malformed_signature_file_is_refused(content: bytes, store: Store, package: Path) -> None:
     (package / "model.sig").write_bytes(content)
 
-    with pytest.raises(SignatureRefused, match=r"is no signature file|bytes, more than 16384"):
+    with pytest.raises(SignatureRefused, match=r"is not a signature file|bytes, more than 16384"):
         add(store, package)
     assert nothing_is_kept(store)
 
@@ -351,7 +351,7 @@ def test_a_signature_replaces_the_others_unless_it_is_added(key: PublicKey, pack
 def test_nothing_is_added_to_what_is_no_signature(key: PublicKey, package: Path, tmp_path: Path) -> None:
     (package / "model.sig").write_text("trust me\n")
 
-    with pytest.raises(SignatureRefused, match=r"model\.sig is no signature file"):
+    with pytest.raises(SignatureRefused, match=r"model\.sig is not a signature file"):
         sign_package(package, tmp_path / "key.pem", add=True)
 
     assert (package / "model.sig").read_text() == "trust me\n"

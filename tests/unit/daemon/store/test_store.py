@@ -78,7 +78,7 @@ def test_kept_files_are_read_only(open_store: Open, tmp_path: Path) -> None:
     assert (tmp_path / "models").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_the_owner_says_of_a_package_can_refuse_it_by_its_own_name(open_store: Open, tmp_path: Path) -> None:
+def test_an_examination_can_refuse_a_package_by_the_name_of_its_sender(open_store: Open, tmp_path: Path) -> None:
     def examine(path: Path) -> int:
         if not (path / "model.toml").exists():
             raise ModelPackageError(f"{path} holds no model.toml")
@@ -104,7 +104,7 @@ def test_a_refused_archive_changes_nothing(open_store: Open, tmp_path: Path) -> 
     assert (store.versions(), store.current(), entries(tmp_path)) == before
 
 
-def test_progress_reaches_whoever_adds(open_store: Open, tmp_path: Path) -> None:
+def test_the_adder_gets_the_progress(open_store: Open, tmp_path: Path) -> None:
     told: list[BytesIngested] = []
     (tmp_path / "arm.tgz").write_bytes(packed(tar(BASE)))
 
@@ -113,7 +113,7 @@ def test_progress_reaches_whoever_adds(open_store: Open, tmp_path: Path) -> None
     assert told and told[-1].total_bytes == (tmp_path / "arm.tgz").stat().st_size
 
 
-def test_whoever_listens_hears_when_all_of_it_is_here_and_may_fail(open_store: Open, tmp_path: Path) -> None:
+def test_a_listener_is_notified_when_the_package_is_complete_and_may_fail(open_store: Open, tmp_path: Path) -> None:
     order: list[str] = []
 
     def examine(path: Path) -> int:

@@ -37,7 +37,7 @@ def test_closing_ends_the_listener_the_connections_and_the_methods(tmp_path: Pat
             service.connect()
 
 
-def test_a_server_that_stops_accepting_goes_on_with_who_is_there(tmp_path: Path) -> None:
+def test_a_server_that_stops_accepting_keeps_its_connections(tmp_path: Path) -> None:
     with Service(tmp_path) as service, service.raw() as sock:
         sock.sendall(echo_call("before"))
         assert read_messages(sock, 1) == echo_reply("before")

@@ -148,7 +148,7 @@ def test_a_method_that_breaks_tells_the_log_and_not_the_peer(
         (b"[" * 60000 + b"\0", b"a message is nested deeper than 32 levels"),
     ],
 )
-def test_what_is_not_varlink_ends_the_connection_after_the_calls_before_it(
+def test_bytes_that_are_not_varlink_end_the_connection_after_the_calls_before_them(
     tmp_path: Path, data: bytes, reason: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Service(tmp_path) as service, service.raw() as sock:

@@ -70,7 +70,7 @@ def assert_kept(requests: Requests, keep: Callable[[Any], Any]) -> None:
 
 @pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("native", [True, False])
-def test_what_is_kept_is_not_written_to_again(native: bool) -> None:
+def test_kept_memory_is_not_written_again(native: bool) -> None:
     for way, keep in WAYS_OF_KEEPING.items():
         with torch.inference_mode(), _named(way):
             assert_kept(Requests(torch.device("cpu"), native=native), keep)
@@ -80,7 +80,7 @@ def test_what_is_kept_is_not_written_to_again(native: bool) -> None:
 
 
 @pytest.mark.usefixtures("counting")
-def test_what_is_not_kept_is_used_again() -> None:
+def test_memory_that_is_not_kept_is_reused() -> None:
     ways: dict[str, Callable[[Any], Any]] = {**WAYS_OF_NOT_KEEPING, "copy": np.array, "list": lambda x: x.tolist()}
     for way, leave in ways.items():
         tensors = way not in ("copy", "list")

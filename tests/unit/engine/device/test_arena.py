@@ -78,7 +78,7 @@ def test_a_batch_reaches_the_device_in_one_copy(arena: Arena, device: FakeDevice
     assert size == 4 * 320  # numbers 64, image 192, state 28, and to the next line
 
 
-def test_what_was_sent_is_not_copied_again(arena: Arena, device: FakeDevice) -> None:
+def test_sent_bytes_are_not_copied_again(arena: Arena, device: FakeDevice) -> None:
     place(arena, changed(1), ahead=True)
     arena.send(ahead=True)
     arena.send(ahead=False)
@@ -101,7 +101,7 @@ def test_a_policy_may_change_its_tensors_and_ask_for_gradients(arena: Arena, mod
     np.testing.assert_array_equal(state.grad.numpy(), 4 * changed(1)["state"])
 
 
-def test_what_is_no_array_stays_on_the_host(arena: Arena) -> None:
+def test_a_value_that_is_not_an_array_stays_on_the_host(arena: Arena) -> None:
     tree = {"text": "x" * 300, "raw": b"y" * 40, "many": list(range(20)), "one": np.float32(2.5), "a": np.ones(3)}
     observation = place(arena, tree)
     arena.send(ahead=False)
@@ -164,7 +164,7 @@ def test_rows_of_several_structures_share_a_batch(arena: Arena) -> None:
         stacked([observation["x"] for observation in observations])
 
 
-def test_what_is_staged_ahead_is_there_when_the_model_runs(arena: Arena, device: FakeDevice) -> None:
+def test_bytes_copied_ahead_are_in_place_when_the_model_runs(arena: Arena, device: FakeDevice) -> None:
     observation = place(arena, changed(1), ahead=True)
     arena.send(ahead=True)
     joined = place(arena, changed(2))
@@ -186,7 +186,7 @@ def test_the_next_batch_waits_until_the_host_memory_is_free(arena: Arena, device
     assert device.waits == 1
 
 
-def test_the_fake_finds_who_does_not_wait(arena: Arena, device: FakeDevice) -> None:
+def test_the_fake_device_detects_a_missing_wait(arena: Arena, device: FakeDevice) -> None:
     place(arena, changed(1))
     arena.send(ahead=False)
     arena.host.fill_(0)
@@ -228,7 +228,7 @@ def test_two_arenas_in_turn_have_no_race(device: FakeDevice) -> None:
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 @pytest.mark.parametrize("way", WAYS_OF_KEEPING)
-def test_what_a_policy_keeps_is_not_written_to_again(arena: Arena, way: str, mode: Any) -> None:
+def test_memory_that_a_policy_keeps_is_not_written_again(arena: Arena, way: str, mode: Any) -> None:
     with mode():
         where = arena.memory.data_ptr()
         observation = place(arena, changed(3))
@@ -248,7 +248,7 @@ def test_what_a_policy_keeps_is_not_written_to_again(arena: Arena, way: str, mod
 
 
 @pytest.mark.parametrize("way", WAYS_OF_NOT_KEEPING)
-def test_what_a_policy_does_not_keep_is_used_again(arena: Arena, way: str) -> None:
+def test_memory_that_a_policy_does_not_keep_is_reused(arena: Arena, way: str) -> None:
     where = arena.memory.data_ptr()
     for row in range(4):
         observation = place(arena, changed(row))

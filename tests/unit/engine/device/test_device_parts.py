@@ -84,7 +84,7 @@ def test_a_shorter_wait_after_long_ones_ends_within_their_sleep_and_is_learnt() 
     assert wait.sleep_ns == 0
 
 
-def test_what_the_device_says_of_its_work_is_raised() -> None:
+def test_an_error_of_the_device_is_raised() -> None:
     device = FakeDevice()
     event = device.event()
     device.record(event)
@@ -111,7 +111,7 @@ def test_the_threshold_is_measured_and_leaves_nothing_registered() -> None:
     assert measured_threshold(FakeDevice(memory_limit=1)) is None
 
 
-def test_what_a_model_needs_is_declared_or_scaled_from_the_one_that_serves() -> None:
+def test_the_memory_of_a_model_is_declared_or_scaled_from_the_serving_one() -> None:
     beside = Beside(model_bytes=3000 * _MIB, package_bytes=1000 * _MIB)
 
     assert needed_bytes(10, 77, beside) == (77, "its device_bytes")

@@ -80,7 +80,7 @@ def test_clients_that_never_stop_asking_have_the_same_time_however_long_each_inf
     assert max(took) <= 1.1 * min(took), took
 
 
-def test_time_that_nobody_else_wanted_is_not_held_against_a_client() -> None:
+def test_uncontended_time_does_not_count_against_a_client() -> None:
     alone, newcomer = client(0, *range(100)), client(1)
     alone.each_ns = 1000
     serve([alone, newcomer], 50)

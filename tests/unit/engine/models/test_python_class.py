@@ -70,7 +70,7 @@ def test_a_class_is_made_with_its_weights(tmp_path: Path) -> None:
     assert model.infer([{"state": torch.tensor([1.0, 2.0])}])[0]["actions"].tolist() == [3.0, 6.0]
 
 
-def test_what_a_class_says_of_itself_comes_before_what_the_manifest_says(tmp_path: Path) -> None:
+def test_attributes_of_the_class_win_over_the_manifest(tmp_path: Path) -> None:
     model, _ = loaded(python_package(tmp_path / "p", "[metadata]\nunits = 'm'\nrate_hz = 20"))
 
     assert model.metadata() == {"units": "mm", "rate_hz": 20, "gain": 3.0}
@@ -128,7 +128,7 @@ def test_a_policy_that_is_not_installed_is_missed_naming_those_that_are(
     directory = bring_weights(tmp_path / "p")
     (directory / "model.toml").write_text('[model]\nformat = "installed"\nentry = "scales"')
 
-    with pytest.raises(ModelPackageError, match=r"no installed policy is called 'scales' .*: scale"):
+    with pytest.raises(ModelPackageError, match=r"no installed policy is named 'scales' .*: scale"):
         loaded(directory)
 
 
@@ -141,7 +141,7 @@ def test_an_installed_entry_names_what_is_registered_and_nothing_else(
     directory = bring_weights(tmp_path / "p")
     (directory / "model.toml").write_text(f'[model]\nformat = "installed"\nentry = "{entry}"')
 
-    with pytest.raises(ModelPackageError, match="no installed policy is called"):
+    with pytest.raises(ModelPackageError, match="no installed policy is named"):
         loaded(directory)
 
 

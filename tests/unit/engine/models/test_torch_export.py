@@ -115,7 +115,7 @@ def test_numbers_and_constants_are_arguments_too(tmp_path: Path) -> None:
 
     assert model.infer([{"state": state, "steps": 4}])[0]["action"].tolist() == [2.0, 4.0]
     assert model.infer([{"state": state, "steps": 6, "gain": 0.5}])[0]["action"].tolist() == [3.0, 6.0]
-    assert "gain: expected 0.5, which the module was saved with, got the float 0.75" in mismatch(
+    assert "gain: expected 0.5, the value that the module was saved with, got the float 0.75" in mismatch(
         model, {"state": state, "steps": 4, "gain": 0.75}
     )
     assert "steps: expected int, got the float 4.0" in mismatch(model, {"state": state, "steps": 4.0})
@@ -148,7 +148,9 @@ def test_every_entry_that_does_not_fit_is_listed_with_what_it_should_be(tmp_path
     )
     assert mismatch(model, {**seen, "state": "two"}) == "state: expected float32[2], got the str 'two'"
     assert mismatch(model, {**seen, "state": seen["state"][None]}) == ("state: expected float32[2], got float32[1, 2]")
-    assert "state: expected float32[2], got missing (the observation has no names" in mismatch(model, seen["state"])
+    assert "state: expected float32[2], got missing (the observation has no named entries" in mismatch(
+        model, seen["state"]
+    )
 
 
 def test_a_wrong_dtype_is_refused_even_where_torch_would_convert(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_another_number_of_outputs_than_results_is_refused(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])
-def test_a_file_that_is_no_program_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_program_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt2").write_bytes(content)
 
     with pytest.raises(ModelPackageError, match=r"model\.pt2 cannot be loaded by torch"):
@@ -213,7 +215,7 @@ def test_a_program_cut_short_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-def test_a_torchscript_file_is_no_exported_program(tmp_path: Path) -> None:
+def test_a_torchscript_file_is_not_an_exported_program(tmp_path: Path) -> None:
     shutil.move(package(tmp_path, "model.pt", "doubled") / "model.pt", tmp_path / "model.pt2")
 
     with pytest.raises(ModelPackageError, match=r"model\.pt2 cannot be loaded by torch"):
@@ -260,8 +262,9 @@ def test_without_batch_dim_the_first_dimension_is_the_robots(tmp_path: Path) -> 
     (action,) = model.infer([both])
 
     assert action["action"].shape == (2, 4)
-    assert "state: expected float32[0-8, 2], got float32[1, 2] (1 here must be the 2 before)" in mismatch(
-        model, {**both, "state": both["state"][:1]}
+    assert (
+        "state: expected float32[0-8, 2], got float32[1, 2] (length 1 must equal 2, as in an earlier argument)"
+        in mismatch(model, {**both, "state": both["state"][:1]})
     )
 
 

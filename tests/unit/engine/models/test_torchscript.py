@@ -148,7 +148,7 @@ def test_an_exported_reset_is_called(tmp_path: Path) -> None:
 def test_a_module_that_keeps_something_and_does_not_say_so_is_refused(tmp_path: Path, name: str, kept: str) -> None:
     directory = package(tmp_path, "model.pt", name, EXAMPLE, state=STATE)
 
-    with pytest.raises(ModelPackageError, match=rf"keeps something .*\({kept}\).*stateful = true"):
+    with pytest.raises(ModelPackageError, match=rf"keeps state .*\({kept}\).*stateful = true"):
         loaded(directory)
 
 
@@ -187,7 +187,7 @@ def test_state_that_is_declared_is_as_in_the_file_after_the_warm_up_and_after_a_
         ([1.0, 2.0], "RuntimeError: inconsistent tensor size"),
     ],
 )
-def test_what_a_module_raises_is_told_by_its_cause(tmp_path: Path, state: list[float], cause: str) -> None:
+def test_an_exception_of_a_module_is_reported_by_its_cause(tmp_path: Path, state: list[float], cause: str) -> None:
     model, _ = loaded(package(tmp_path, "model.pt", "failing"))
 
     with pytest.raises(Exception, match="TorchScript interpreter") as raised:
@@ -198,7 +198,7 @@ def test_what_a_module_raises_is_told_by_its_cause(tmp_path: Path, state: list[f
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"not an archive at all"])
-def test_a_file_that_is_no_module_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_module_is_refused_naming_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
 
     with pytest.raises(ModelPackageError, match=r"model\.pt cannot be loaded by torch"):
@@ -212,7 +212,7 @@ def test_saved_weights_are_no_module(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-def test_an_exported_program_is_no_torchscript(tmp_path: Path) -> None:
+def test_an_exported_program_is_not_torchscript(tmp_path: Path) -> None:
     shutil.move(package(tmp_path, "model.pt2", "doubled") / "model.pt2", tmp_path / "model.pt")
 
     with pytest.raises(ModelPackageError, match=r"model\.pt cannot be loaded by torch"):

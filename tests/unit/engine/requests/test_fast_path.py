@@ -155,7 +155,7 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
     ],
     ids=str,
 )
-def test_what_is_not_plain_goes_the_long_way(engine: Engine, words: dict[str, int], status: Status) -> None:
+def test_other_requests_take_the_slow_path(engine: Engine, words: dict[str, int], status: Status) -> None:
     seen, calls = engine.state.poller.last_seen, engine.model.calls
     sequence = engine.publish(engine.head([3.0, 4.0], **words))
 
@@ -188,7 +188,7 @@ def test_a_withdrawn_request_one_that_was_begun_and_two_at_once_go_the_long_way(
 
 
 @pytest.mark.parametrize("slot", [4, 63])
-def test_a_slot_that_is_not_there_is_left_to_who_gives_the_channel_up(engine: Engine, slot: int) -> None:
+def test_a_missing_slot_is_left_to_the_removal_of_the_channel(engine: Engine, slot: int) -> None:
     requests = engine.client.requests
     requests.words[requests.counter] = sequence_of(number_of(requests.published()) + 1, slot)
 
@@ -244,7 +244,7 @@ def test_a_model_that_raises_is_an_answer_and_the_next_request_works(
     assert engine.stats.words[Counter.CHANNEL] == 0
 
 
-def test_what_the_policy_keeps_of_an_observation_stays_as_it_is(engine: Engine) -> None:
+def test_a_kept_part_of_an_observation_stays_as_it_is(engine: Engine) -> None:
     if engine.serving._in_place:
         pytest.skip("read in place an observation is valid while the policy runs, and no longer")
     ways = WAYS_OF_KEEPING if engine.tensors else WAYS_OF_KEEPING_ARRAYS
@@ -266,7 +266,7 @@ def test_what_the_policy_keeps_of_an_observation_stays_as_it_is(engine: Engine) 
         assert state_in(each).view(np.float32).tolist() == [number] * 2, way
 
 
-def test_memory_that_nobody_keeps_is_used_again(engine: Engine) -> None:
+def test_memory_without_a_keeper_is_reused(engine: Engine) -> None:
     arena = engine.state.staging(0).arena
     for number in range(5):
         engine.publish(engine.head([number, 1.0]))

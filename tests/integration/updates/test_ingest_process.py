@@ -104,7 +104,7 @@ def test_a_process_that_dies_leaves_nothing(
     assert not (tmp_path / "staging").exists()
 
 
-def test_a_disk_that_fails_is_no_fault_of_the_package(
+def test_a_disk_that_fails_is_not_the_fault_of_the_package(
     take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, remedy in (("ENOSPC", "make room"), ("EIO", "check the state directory")):
@@ -261,7 +261,7 @@ def test_a_directory_whose_files_are_replaced_is_taken_as_it_was_at_one_moment(t
 def _while_writing(
     tmp_path: Path, path: Path, change: Callable[[Path, int], None], period_s: float
 ) -> tuple[list[dict[str, bytes]], int]:
-    """Receive again and again while a thread changes `path`; what was taken, and how often it was refused."""
+    """Ingest again and again while a thread changes `path`; what was taken, and how often it was refused."""
     change(path, 0)
     ended = threading.Event()
 

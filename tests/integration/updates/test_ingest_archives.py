@@ -43,7 +43,7 @@ def _same(received: IngestedPackage, files: dict[str, bytes] = FILES) -> bool:
 @pytest.mark.parametrize("how", ["model", "."])
 @pytest.mark.parametrize("packing", [[], ["--gzip"]], ids=["plain", "gzip"])
 @pytest.mark.parametrize("form", ["gnu", "ustar", "pax"])
-def test_what_gnu_tar_writes_is_taken(form: str, packing: list[str], how: str, take: Take, tmp_path: Path) -> None:
+def test_an_archive_of_gnu_tar_is_accepted(form: str, packing: list[str], how: str, take: Take, tmp_path: Path) -> None:
     model = write_package(tmp_path / "work" / "model")
     where = model.parent if how == "model" else model
     command = ["tar", f"--format={form}", *packing, "-C", str(where), "-cf", str(tmp_path / "model.tar"), how]
@@ -57,7 +57,7 @@ def test_what_gnu_tar_writes_is_taken(form: str, packing: list[str], how: str, t
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_what_pythons_tarfile_writes_is_taken(
+def test_an_archive_of_pythons_tarfile_is_accepted(
     mode: Literal["w", "w:gz"], form: Literal[0, 1, 2], take: Take, tmp_path: Path
 ) -> None:
     with tarfile.open(tmp_path / "model.tar", mode, format=form) as archive:
@@ -82,7 +82,7 @@ def test_a_tar_with_a_large_record_is_taken(take: Take, tmp_path: Path) -> None:
     assert _same(take(tmp_path / "m.tar"))
 
 
-def test_what_git_archive_writes_is_taken(take: Take, tmp_path: Path) -> None:
+def test_an_archive_of_git_is_accepted(take: Take, tmp_path: Path) -> None:
     model = write_package(tmp_path / "model")
     git = ["git", "-C", str(model), "-c", "user.name=robot", "-c", "user.email=robot@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
@@ -149,7 +149,7 @@ def test_a_tar_of_a_folder_made_on_macos_is_that_folder(
     assert received.digest == content_digest(package_files(model))
 
 
-def test_what_bsdtar_says_of_attributes_changes_nothing(take: Take) -> None:
+def test_attribute_records_of_bsdtar_change_nothing(take: Take) -> None:
     attributes = record("LIBARCHIVE.xattr.com.apple.provenance", b"AQAA"), record("SCHILY.xattr.user.x", b"\n\x00=")
     global_header = pax(record("comment", "made by a Mac"), kind=b"g")
     received = take(
@@ -226,7 +226,7 @@ def test_the_offset_of_the_senders_descriptor_is_neither_used_nor_moved(tmp_path
         assert len(received.files) == 2 and os.lseek(descriptor, 0, os.SEEK_CUR) == 700
 
 
-def test_progress_is_told_and_ends_with_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_and_ends_with_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.before_file=sleep:0.15")
     (tmp_path / "sent").write_bytes(sent := tar(BASE, member(b"weights", bytes(10_000))))
     told: list[BytesIngested] = []

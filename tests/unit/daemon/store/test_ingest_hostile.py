@@ -59,13 +59,13 @@ def test_a_file_larger_than_any_package_is_refused_at_once(take: Take, tmp_path:
 
 
 @pytest.mark.fault("T74")
-def test_what_compresses_well_is_taken_while_it_is_small(take: Take) -> None:
+def test_a_small_package_that_compresses_well_is_accepted(take: Take) -> None:
     content = bytes(15 << 20)
 
     assert take(packed(tar(BASE, member(b"zeros", content)))).files[-1].size == len(content)
 
 
-def test_random_bytes_are_no_archive(take: Take) -> None:
+def test_random_bytes_are_not_an_archive(take: Take) -> None:
     generator = random.Random(1)
     for magic in (b"", b"\x1f\x8b\x08\0", b"ustar"):
         with pytest.raises(ArchiveRefused):
