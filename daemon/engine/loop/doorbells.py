@@ -9,14 +9,14 @@ from shmserve.doorbell import Listener
 
 from ..channel.channel_state import ChannelState
 
-#: Most tokens taken in one turn of the loop: two billion stale ones must not block it.
+#: Most rings taken in one turn of the loop: two billion stale ones must not block it.
 _MAX_RINGS = 1024
 
 
 class Doorbells(Protocol):
     """The loop's interface to the doorbells of either transport."""
 
-    #: Whether `take` returns the channels that rang. If not, the wait itself uses up the token that ended it.
+    #: Whether `take` returns the channels that rang. If not, the wait itself uses up the ring that ended it.
     names_channels: bool
 
     def watch(self, state: ChannelState) -> None:
@@ -26,13 +26,13 @@ class Doorbells(Protocol):
         """Stop listening to this client, before its channel is closed; do nothing if it is not watched."""
 
     def count(self) -> int:
-        """Return roughly how many tokens are pending; above zero if there is any."""
+        """Return roughly how many rings are pending; above zero if there is any."""
 
     def take(self) -> Collection[ChannelState] | None:
-        """Use up the pending tokens, or many of them; return the channels that rang, or None if they are not known."""
+        """Use up the pending rings, or many of them; return the channels that rang, or None if they are not known."""
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleep until a token, a message or a signal arrives, or the time is over; return whether a client rang."""
+        """Sleep until a ring, a message or a signal arrives, or the time is over; return whether a client rang."""
 
     def unmute(self, now_ns: int) -> None:
         """Listen again to clients that were muted for long enough; called from time to time."""

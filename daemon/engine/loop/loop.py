@@ -25,18 +25,18 @@ from .schedule import charge, next_of
 #: Longest wait, in case a ring was lost; four times as long if no client has sent a request for a second.
 LONGEST_WAIT_NS = 50_000_000
 _LONGEST_IDLE_WAIT_NS = 200_000_000
-#: A channel that was silent this long is idle: it is polled only after a token or the longest wait.
+#: A channel that was silent this long is idle: it is polled only after a ring or the longest wait.
 _IDLE_AFTER_NS = 1_000_000_000
-#: Requests served between two looks at the tokens, which announce requests in idle channels; sooner if they take long.
+#: Requests served between two looks at the doorbell, which idle channels ring; sooner if they take long.
 _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
-#: Shortest time between two scans of all channels, for each channel, where a token does not name its channel. A look
+#: Shortest time between two scans of all channels, for each channel, where a ring does not name its channel. A look
 #: takes 0.1 us, so that scans take at most a twentieth of a busy engine's time.
 _SCAN_AFTER_NS = 2_000
 #: Longest time that the engine polls for a request that its client is writing, and for a client that makes no progress.
 _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 #: A client that was active within this time is likely to prepare its next request.
 _ABOUT_NS = 2_000_000
-#: Time spent polling the active channels alone, between two looks at the tokens and at the supervisor's control word.
+#: Time spent polling the active channels alone, between two looks at the doorbell and at the supervisor's control word.
 _LOOKING_NS = 5_000
 #: A request that was running when an engine died is tried again once no other client has sent one for this long.
 _QUIET_NS = 500_000_000
@@ -61,7 +61,11 @@ class EngineLoop:
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
         longest_wait_ns: int = LONGEST_WAIT_NS,
     ) -> None:
-        """Remember the collaborators; `let_go` closes a channel that is not served now, at once or between requests."""
+        """Remember the collaborators; `let_go` closes a channel that is not served now, at once or between requests.
+
+        After `longest_wait_ns` an engine with active channels polls all of them, even without a ring.
+        """
+        self._longest_wait_ns = longest_wait_ns
         self._bell = bell
         self._words = stats.words
         self._serving: Serving | RecordedServing = serving
@@ -80,7 +84,7 @@ class EngineLoop:
         self._scanned_ns = 0
         self._taken_ns = 0
         self._waited_ns = 0  # length of the last wait that a request ended while the loop spun; not in the budget yet
-        #: Whether a token of an unknown channel was taken and not all channels were polled since. Tokens are not
+        #: Whether a ring of an unknown channel was taken and not all channels were polled since. Rings are not
         #: counted against requests: a client that publishes without ringing could make the sum come out as it likes.
         self._rung = False
         self.serving = False
@@ -157,13 +161,13 @@ class EngineLoop:
     def run(self) -> None:
         """Serve until stopped."""
         words = self._words
-        untaken = 0  # requests served since the tokens were last looked at
+        untaken = 0  # requests served since the last look at the doorbell
         while not self.stopped:
             now_ns = time.monotonic_ns()
             words[_HEARTBEAT_NS] = now_ns
             if not self.serving:
-                # The doorbell belongs to the serving engine: a token taken here would be missed there.
-                self._control(LONGEST_WAIT_NS / 1e9)
+                # The doorbell belongs to the serving engine: a ring taken here would be missed there.
+                self._control(self._longest_wait_ns / 1e9)
                 continue
             if self._draining:
                 self._drain_on()
@@ -194,7 +198,7 @@ class EngineLoop:
         if self._waiting:
             self._serve_next()
         elif any(state.held for state in self.states.values()):
-            self._control(LONGEST_WAIT_NS / 1e9)  # deferred replies wait for their clients to make room
+            self._control(self._longest_wait_ns / 1e9)  # deferred replies wait for their clients to make room
         else:
             self.stopped = True
 
@@ -250,7 +254,7 @@ class EngineLoop:
             self._look(state, now_ns)
 
     def _take_rings(self, now_ns: int) -> None:
-        """Use up the tokens, and poll the channels that may have rung."""
+        """Use up the rings, and poll the channels that may have rung."""
         rang = self._bell.take()
         if rang is None:
             self._rung = True
@@ -370,7 +374,7 @@ class EngineLoop:
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
-            self._rung = not self._bell.names_channels  # the token that ended the wait is gone
+            self._rung = not self._bell.names_channels  # the ring that ended the wait is used up
             self._budget.waited(time.monotonic_ns() - began_ns)
         elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)

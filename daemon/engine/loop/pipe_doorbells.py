@@ -43,7 +43,7 @@ class PipeDoorbells:
     names_channels = True
 
     def __init__(self, control: int) -> None:
-        """Watch `control`, the supervisor's socket: a message ends a wait, but does not count as a token."""
+        """Watch `control`, the supervisor's socket: a message ends a wait, but does not count as a ring."""
         self._poll = select.epoll()
         self._poll.register(control, select.EPOLLIN)
         self._control = control
@@ -100,7 +100,7 @@ class PipeDoorbells:
             pipe_state.muted_until_ns = 0
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleep as `Doorbells.wait` does; the token stays for `take`."""
+        """Sleep as `Doorbells.wait` does; the ring stays for `take`."""
         if not self._ready:
             self._look(timeout_ns / 1e9)
         return bool(self._ready)

@@ -162,13 +162,19 @@ _PAX = [
     Hostile("pax sparse of star", _with(pax(record("SCHILY.realsize", "9")), member(b"x")), "no model package needs"),
     Hostile("pax names in bytes", _with(pax(record("hdrcharset", "BINARY")), member(b"x")), "no model package needs"),
     Hostile("pax size huge", _with(pax(record("size", str(1 << 50))), header(b"x", 0)), "at most"),
-    Hostile("pax size beyond numbers", _with(pax(record("size", "9" * 4000)), header(b"x", 0)), "a pax size that is not a number"),
+    Hostile(
+        "pax size beyond numbers",
+        _with(pax(record("size", "9" * 4000)), header(b"x", 0)),
+        "a pax size that is not a number",
+    ),
     Hostile("pax size negative", _with(pax(record("size", "-1")), member(b"x")), "a pax size that is not a number"),
     Hostile("pax size differs", _with(pax(record("size", "512")), member(b"x")), "two sizes, 1 and 512"),
     Hostile("pax size of a directory", _with(pax(record("size", "0")), member(b"d/", b"boo", b"5")), "two sizes"),
     Hostile("pax record longer than pax", _with(member(b"p", b"99 path=x\n", b"x"), member(b"x")), "malformed records"),
     Hostile("pax record of no length", _with(member(b"p", b"0 path=x\n", b"x"), member(b"x")), "malformed records"),
-    Hostile("pax record of negative length", _with(member(b"p", b"-9 path=x\n", b"x"), member(b"x")), "malformed records"),
+    Hostile(
+        "pax record of negative length", _with(member(b"p", b"-9 path=x\n", b"x"), member(b"x")), "malformed records"
+    ),
     Hostile("pax record that ends early", _with(member(b"p", b"7 path=x\n", b"x"), member(b"x")), "malformed records"),
     Hostile("pax record without =", _with(member(b"p", b"10 path:x\n", b"x"), member(b"x")), "malformed records"),
     Hostile("pax record without a key", _with(pax(record("", "x")), member(b"x")), "malformed records"),
