@@ -79,8 +79,8 @@ def warm_up(
 ) -> WarmupResult:
     """Run the package's example, or the model's own, a few times; `staging` is for a device other than the CPU.
 
-    Raises every exception of the model, and ModelPackageError for an action that holds NaN or infinity, differs from the
-    expected one, or has another structure in a batch.
+    Raises ModelPackageError for an action that holds NaN or infinity, differs from the expected one, or has another
+    structure in a batch; exceptions of the model propagate.
     """
     example = _example(model, package)
     if example is None:
