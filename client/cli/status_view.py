@@ -102,7 +102,7 @@ def _summary(status: dict[str, Any]) -> Table:
     if (to_do := advice(status)) is not None:
         table.add_row("do", Text(to_do, style="yellow"))
     if ingest := status.get("ingest"):
-        table.add_row("taking in", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
+        table.add_row("ingesting", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")

@@ -92,9 +92,9 @@ def _one_file(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 _CONTENT = [
-    Bad("nothing", _files({}), "there is no file in it"),
-    Bad("empty directories", _empty_directories, "there is no file in it"),
-    Bad("only a cache", _files({"__pycache__/policy.cpython-311.pyc": b"\0"}), "there is no file in it"),
+    Bad("nothing", _files({}), "the package contains no files"),
+    Bad("empty directories", _empty_directories, "the package contains no files"),
+    Bad("only a cache", _files({"__pycache__/policy.cpython-311.pyc": b"\0"}), "the package contains no files"),
     Bad("only a text", _files({"README.md": "a model"}), "none of model.pt2, model.pt, policy.py"),
     Bad("the folder above", _files({"model/policy.py": POLICY}), "none of model.pt2, model.pt, policy.py"),
     Bad("two models", _files({"model.pt": b"", "policy.py": POLICY}), "remove the others, or write model.toml"),
