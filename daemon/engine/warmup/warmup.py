@@ -129,7 +129,7 @@ def _example(model: Model, package: ModelPackage) -> Any:
     example = model.example_observation()
     if example is None and package.expected is not None:
         raise ModelPackageError(
-            f"{package.path}: expected = {package.expected!r} is an example's expected action, but there is no example: "
+            f"{package.path}: expected = {package.expected!r} is an expected action, but the model has no example: "
             "add [warmup] example"
         )
     return example
