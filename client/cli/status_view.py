@@ -122,7 +122,7 @@ def _summary(status: dict[str, Any]) -> Table:
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
         if not engine.get("native", True):
-            table.add_row("request path", "Python (not compiled): see docs/performance.md")
+            table.add_row("request path", "Python (no native core): see docs/performance.md")
     daemon = Text(f"pid {status['pid']}")
     if "uid" in status:
         daemon.append(f" of {_user(status['uid'], status['user'])}", style=_style(status["uid"]))

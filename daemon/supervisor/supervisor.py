@@ -223,7 +223,7 @@ class Supervisor:
             engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready.native else "; request path: Python (not compiled)",
+            "" if engine.ready.native else "; request path: Python (no native core)",
             extra={"message_id": SERVING},
         )
         self.error = None
