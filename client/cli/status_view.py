@@ -108,8 +108,8 @@ def _summary(status: dict[str, Any]) -> Table:
         table.add_row("model", "none")
     else:
         table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
-    if status["taken_back"]:
-        table.add_row("taken back", Text(status["taken_back"], style="red"))
+    if status["rolled_back"]:
+        table.add_row("rolled back", Text(status["rolled_back"], style="red"))
     for problem in status["problems"]:
         table.add_row("problem", Text(problem, style="red"))
     engine = status["engine"]

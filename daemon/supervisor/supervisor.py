@@ -175,7 +175,7 @@ class Supervisor:
         assert deployment is not None
         self._enter_unless_serving(ServiceState.LOADING)
         try:
-            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was taken back
+            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was rolled back
             if engine is None:
                 engine = await self.engines.start(deployment, self._enter_stage)
             # Not held until here: an update in progress may take minutes, and this engine serves until then.

@@ -10,8 +10,8 @@ import torch
 
 from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
 from shmserve.daemon.engine.device.memory import (
-    ServingMemory,
     DeviceMemoryShort,
+    ServingMemory,
     available_bytes,
     check_room,
     needed_bytes,
