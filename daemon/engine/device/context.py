@@ -14,7 +14,7 @@ from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
 from .interface import Device
-from .memory import Beside, check_room, needed_bytes, package_bytes
+from .memory import ServingMemory, check_room, needed_bytes, package_bytes
 from .pinned_pool import PinnedPool
 from .readback import Readback
 from .registration import Registrar
@@ -91,7 +91,7 @@ def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceCo
 def _check_room(device: Device, package: ModelPackage, serving_model: ServingModel | None) -> None:
     if serving_model is None or serving_model.device != str(device.torch_device):
         return
-    serving = Beside(serving_model.model_bytes, package_bytes(Path(serving_model.package)))
+    serving = ServingMemory(serving_model.model_bytes, package_bytes(Path(serving_model.package)))
     needed, why = needed_bytes(package_bytes(package.path), package.device_bytes, serving)
     free, total = device.free_memory()
     check_room(free, total, needed, why, str(device.torch_device))

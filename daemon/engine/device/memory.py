@@ -15,7 +15,7 @@ class DeviceMemoryShort(Exception):
 
 
 @dataclass(frozen=True)
-class Beside:
+class ServingMemory:
     """The model that serves on the same device."""
 
     #: Peak of the device memory of its tensors.
@@ -23,26 +23,26 @@ class Beside:
     package_bytes: int
 
 
-def needed_bytes(package_bytes: int, declared: int | None, beside: Beside) -> tuple[int, str]:
+def needed_bytes(package_bytes: int, declared: int | None, serving: ServingMemory) -> tuple[int, str]:
     """Return the new model's need of memory, and the source of that number.
 
     It is the package's declaration, else the serving model's memory scaled by the sizes of the two packages.
 
-    >>> needed_bytes(1000, 5000, Beside(3000, 1000))
+    >>> needed_bytes(1000, 5000, ServingMemory(3000, 1000))
     (5000, 'its device_bytes')
-    >>> needed_bytes(2000, None, Beside(3000, 1000))[0]
+    >>> needed_bytes(2000, None, ServingMemory(3000, 1000))[0]
     6000
-    >>> needed_bytes(2000, None, Beside(0, 1000))[0]      # the serving model's memory is unknown
+    >>> needed_bytes(2000, None, ServingMemory(0, 1000))[0]      # the serving model's memory is unknown
     2400
     """
     if declared is not None:
         return declared, "its device_bytes"
     least = int(package_bytes * _MARGIN)
-    scaled = beside.model_bytes * package_bytes // max(1, beside.package_bytes)
+    scaled = serving.model_bytes * package_bytes // max(1, serving.package_bytes)
     if scaled > least:
         return scaled, (
-            f"the {beside.model_bytes // _MIB} MiB of the model that serves, times {package_bytes / _MIB:.1f} MiB of "
-            f"package over {beside.package_bytes / _MIB:.1f}; set device_bytes in model.toml for an exact number"
+            f"the {serving.model_bytes // _MIB} MiB of the model that serves, times {package_bytes / _MIB:.1f} MiB of "
+            f"package over {serving.package_bytes / _MIB:.1f}; set device_bytes in model.toml for an exact number"
         )
     return (
         least,
