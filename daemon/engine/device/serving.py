@@ -23,7 +23,7 @@ from shmserve.schema import Schema
 from shmserve.shortened import shortened
 
 from ...ipc.stats import Counter, Stats
-from ...packages.value_ranges import RangeCheck
+from ...packages.range_checks import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceError, DeviceLost

@@ -15,7 +15,7 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
-from ...packages.value_ranges import RangeCheck
+from ...packages.range_checks import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceLost
