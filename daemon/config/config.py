@@ -152,17 +152,18 @@ class Config:
             if type(value) not in (int, float) or setting.least is None or setting.most is None:
                 continue
             if not setting.least <= value <= setting.most:  # a comparison with NaN is false
-                raise ConfigError(f"{key} = {toml_value(value)}: {setting.least:g} to {setting.most:g}", key)
+                raise ConfigError(f"{key} = {toml_value(value)} must be {setting.least:g} to {setting.most:g}", key)
         if self.transport not in ("named", "sealed"):
-            raise ConfigError(f'transport = {toml_value(self.transport)}: "named" or "sealed"', "transport")
+            raise ConfigError(f'transport = {toml_value(self.transport)} must be "named" or "sealed"', "transport")
         check_device(self.device)
         if isinstance(self.spin_us, str) and self.spin_us != "adaptive":
             raise ConfigError(
-                f'spin_us = {toml_value(self.spin_us)}: 0 to 1000000 microseconds, or "adaptive"', "spin_us"
+                f'spin_us = {toml_value(self.spin_us)} must be 0 to 1000000 microseconds, or "adaptive"', "spin_us"
             )
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(
-                f"log_level = {toml_value(self.log_level)}: {', '.join(map(toml_value, _LOG_LEVELS))}", "log_level"
+                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, _LOG_LEVELS))}",
+                "log_level",
             )
         if self.require_signature and not self.signature_keys:
             raise ConfigError(
@@ -192,7 +193,8 @@ def check_device(device: str) -> None:
     """Raise ConfigError unless the name is a device a model can run on; the engine checks whether the host has it."""
     if not _DEVICE.fullmatch(device):
         raise ConfigError(
-            f'device = {toml_value(device)}: "cpu", "cuda", or "cuda:0" and so on for one of several GPUs', "device"
+            f'device = {toml_value(device)} must be "cpu", "cuda", or "cuda:0" and so on for one of several GPUs',
+            "device",
         )
 
 

@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 PREFIX = "SHMSERVE_"
-#: Variables that other files read.
+#: Variables that other modules read.
 _OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS")
 SYSTEM_DIRECTORY = Path("/etc/shmserve")
 

@@ -162,7 +162,7 @@ class Arena:
         self._directly = 0
 
     def arrived(self) -> None:
-        """Wait until no copy reads clients' memory, which they may then write to again."""
+        """Wait until no copy reads the clients' memory, so that clients may overwrite it."""
         if self._reads_clients:
             self.send(ahead=False)
             self._copied.synchronize()

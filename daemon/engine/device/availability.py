@@ -28,7 +28,7 @@ def check_there(device: torch.device) -> None:
         )
     if (device.index or 0) >= found:
         there = "cuda:0 is" if found == 1 else f"cuda:0 to cuda:{found - 1} are"
-        raise DeviceMissing(f"device {device}: of the GPUs of this host only {there} available{_hidden()}")
+        raise DeviceMissing(f"device {device}: the host has {found} GPU(s), only {there} available{_hidden()}")
 
 
 def _hidden() -> str:

@@ -121,8 +121,8 @@ class Graphs:
         observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
         arena.send(ahead=False)
         with generators_apart(device.torch_device):
-            # Noise drawn on the device is the same in both runs. Noise drawn on the host is fixed in the graph since its
-            # recording, and so differs.
+            # Noise drawn on the device is the same in both runs. Noise drawn on the host was fixed in the graph when it
+            # was recorded.
             seed()
             eager = run(lambda: model.infer(observations))
             seed()

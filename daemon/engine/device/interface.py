@@ -48,7 +48,7 @@ class Device(Protocol):
         """Allocate this many page-locked bytes of the host; raises PinFailed."""
 
     def memory(self, size: int) -> torch.Tensor:
-        """Allocate this many bytes of the device; raises torch.OutOfMemoryError."""
+        """Allocate this many bytes of the device, to keep indefinitely; raises torch.OutOfMemoryError."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether the tensor is in this device's memory, and not in the host's or another GPU's."""

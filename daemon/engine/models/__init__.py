@@ -14,7 +14,7 @@ from .model import Model
 
 
 def load_model(package: ModelPackage, device: torch.device) -> Model:
-    """Load the package's model on `device`; raises every exception of the model's own code.
+    """Load the package's model on `device`; exceptions of the model's own code propagate.
 
     If the package names a weights file, the file is validated before any of the package's code runs.
     """

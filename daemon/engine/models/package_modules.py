@@ -26,7 +26,7 @@ from shmserve.errors import ModelPackageError
 def import_entry(path: Path, module_name: str) -> ModuleType:
     """Import a module of the package at `path`; its code can import the package's other modules by their short names.
 
-    Raises ModelPackageError if the module does not exist, and every exception of the module's own code.
+    Raises ModelPackageError if the module does not exist; exceptions of the module's own code propagate.
     """
     file = path / Path(*module_name.split("."))
     if not any(file.with_suffix(ending).exists() for ending in (".py", "")):

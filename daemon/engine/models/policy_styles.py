@@ -34,7 +34,7 @@ _CALL = {"endpoint", "data"}
 def styled_policy(policy_class: Callable[..., Any], package: ModelPackage, device: torch.device) -> Any:
     """Construct the policy by its style; the returned object has the methods of shmserve's own style.
 
-    Raises ModelPackageError if the style or the arguments do not fit the class, and every exception of its constructor.
+    Raises ModelPackageError if the style or the arguments do not fit the class; exceptions of its constructor propagate.
     """
     arguments = _filled(package.arguments, package.path, device)
     style = package.style or _recognised(policy_class, package, device, arguments)

@@ -79,8 +79,8 @@ def warm_up(
 ) -> WarmupResult:
     """Run the package's example, or the model's own, a few times; `staging` is for a device other than the CPU.
 
-    Raises every exception of the model, and ModelPackageError for an action that holds NaN or infinity, differs from the
-    expected one, or has another structure in a batch.
+    Raises ModelPackageError for an action that holds NaN or infinity, differs from the expected one, or has another
+    structure in a batch; exceptions of the model propagate.
     """
     example = _example(model, package)
     if example is None:
@@ -129,7 +129,7 @@ def _example(model: Model, package: ModelPackage) -> Any:
     example = model.example_observation()
     if example is None and package.expected is not None:
         raise ModelPackageError(
-            f"{package.path}: expected = {package.expected!r} is an example's expected action, but there is no example: "
+            f"{package.path}: expected = {package.expected!r} is an expected action, but the model has no example: "
             "add [warmup] example"
         )
     return example

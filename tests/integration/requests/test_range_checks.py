@@ -74,7 +74,7 @@ def test_an_observation_out_of_range_never_reaches_the_model(robot: ShmClient, j
 
 def test_an_entry_that_is_declared_and_missing_is_refused(robot: ShmClient) -> None:
     with pytest.raises(
-        ValueOutOfRange, match=r"observation\.speed is declared in \[checks\] of model\.toml, and is not"
+        ValueOutOfRange, match=r"observation\.speed is declared in \[checks\] of model\.toml, but it is missing"
     ):
         robot.infer({key: value for key, value in observed().items() if key != "speed"})
 

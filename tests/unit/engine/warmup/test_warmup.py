@@ -75,7 +75,7 @@ def test_an_expected_action_without_an_example_is_refused(tmp_path: Path) -> Non
     package(tmp_path, "model.pt2", "without_example", '[warmup]\nexpected = "expected.npz"')
     np.savez(tmp_path / "expected.npz", action=STATE)
 
-    assert "there is no example" in refusal(tmp_path)
+    assert "the model has no example" in refusal(tmp_path)
 
 
 @pytest.mark.fault("T43")
