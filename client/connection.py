@@ -165,7 +165,7 @@ class Connection:
         Only the `deferred` replies may be outstanding, and nothing may be published until `switch_to`. Raises
         ChannelRefused; after any other error it is unknown which generation the daemon has.
         """
-        parameters = {"wanted": vars(capacity), "published": published, "carried": deferred}
+        parameters = {"wanted": vars(capacity), "published": published, "deferred": deferred}
         try:
             reply = _call(self._control, self._service, "Resize", parameters, timeout_s)
         except ShmServeError as error:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "SHMSERVE_FAILPOINTS"
 #: The steps of writing a small file, and the prefixes of those steps: one for each reason to write one.
 FILE_STEPS = ("before_write", "before_sync", "before_rename", "after_rename", "after_sync")
-SMALL_FILES = ("store.record", "store.again", "current", "activated", "facts")
+SMALL_FILES = ("store.record", "store.again", "current", "activated", "metadata")
 #: The failpoints of the store of versions.
 STORE = (
     *("ingest.before_file", "ingest.in_file", "ingest.before_sync", "ingest.after_sync"),

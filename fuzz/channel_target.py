@@ -113,7 +113,7 @@ class _Client:
             rate=None,
             tensors_on=torch.device("cpu"),
             serial=1,
-            carried=(),
+            deferred=(),
             stats=self._stats,
         )
 

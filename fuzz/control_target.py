@@ -50,9 +50,9 @@ class _Leases:
         _check(wanted)
         return self.lease, []
 
-    def resize(self, lease: Any, wanted: Wanted, published: int, carried: list[int]) -> list[int]:
+    def resize(self, lease: Any, wanted: Wanted, published: int, deferred: list[int]) -> list[int]:
         _check(wanted)
-        assert 0 <= published < 1 << 62 and all(0 < sequence <= published for sequence in carried)
+        assert 0 <= published < 1 << 62 and all(0 < sequence <= published for sequence in deferred)
         return []
 
 
@@ -143,7 +143,7 @@ _WANTED = {"slots": 4, "request_metadata": 0, "request_bytes": 921600, "reply_me
 def seeds() -> list[bytes]:
     client = "io.shmserve.Client"
     attach = encode_call(f"{client}.Attach", {"wire_version": WIRE_VERSION, "wanted": _WANTED, "program": "robot.py"})
-    resize = encode_call(f"{client}.Resize", {"wanted": _WANTED, "published": 12, "carried": [9, 10]})
+    resize = encode_call(f"{client}.Resize", {"wanted": _WANTED, "published": 12, "deferred": [9, 10]})
     streams = [
         attach,
         attach + resize,
@@ -165,7 +165,7 @@ WORDS = (
     *(b'"method":', b'"parameters":', b'"more":true', b'"oneway":true', b'"upgrade":true', b'"wanted":', b'"slots":'),
     *(
         b'"published":',
-        b'"carried":',
+        b'"deferred":',
         b'"program":',
         b'"wire_version":',
         b"\\ud800",

@@ -35,8 +35,8 @@ class Ringer(Protocol):
 class Listener(Protocol):
     """The end that is woken, of either transport."""
 
-    def tokens(self) -> int:
-        """How many tokens wait, roughly; costs 0.1 us."""
+    def count(self) -> int:
+        """Return the approximate number of permits that wait; costs 0.1 us."""
 
     def try_take(self) -> bool:
         """Take a token if there is one."""
@@ -162,7 +162,7 @@ class NamedDoorbell:
         except OSError:
             pass
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         value: int = self._semaphore.value
         return value
 

@@ -67,7 +67,7 @@ class PipeListener:
             poll.register(self._descriptor, select.POLLIN)
         return poll
 
-    def tokens(self) -> int:
+    def count(self) -> int:
         return len(self._take_poll().poll(0))
 
     def try_take(self) -> bool:

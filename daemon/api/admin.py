@@ -218,9 +218,9 @@ def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict
                 "uid": stored.uid,
                 "added_s": stored.added_s,
                 "size_bytes": stored.size_bytes,
-                "device": stored.facts.get("device"),
-                "rolled_back": stored.facts.get("rolled_back"),
-                "refused": stored.facts.get("refused"),
+                "device": stored.metadata.get("device"),
+                "rolled_back": stored.metadata.get("rolled_back"),
+                "refused": stored.metadata.get("refused"),
                 "served": rollout.version_log.request_counts.of(stored.version),
             }
         )

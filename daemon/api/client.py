@@ -43,9 +43,9 @@ type Wanted (slots: int, request_metadata: int, request_bytes: int, reply_metada
 # A channel for this connection, for as long as the connection lives.
 method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (channel_info: ChannelInfo, trusted: bool, state: string)
 
-# The same channel with larger slots. `published` is the last sequence used; `carried` are the
+# The same channel with larger slots. `published` is the last sequence used; `deferred` are the
 # sequences answered RESIZE_REQUIRED, whose replies the engine delivers in the new generation.
-method Resize(wanted: Wanted, published: int, carried: []int) -> (channel_info: ChannelInfo)
+method Resize(wanted: Wanted, published: int, deferred: []int) -> (channel_info: ChannelInfo)
 
 # The service and its model; `model` is null until one is ready.
 method Describe() -> (service: string, state: string, epoch: int, model: ?object)
@@ -110,21 +110,21 @@ class ClientService:
             raise VarlinkError(f"{NAME}.NotAttached")
         wanted = _wanted(required(parameters, "wanted", dict))
         published = required(parameters, "published", int)
-        carried = required(parameters, "carried", list)
+        deferred = required(parameters, "deferred", list)
         if not 0 <= published < 1 << 62:
             raise VarlinkError(INVALID_PARAMETER, {"parameter": "published"})
-        # A carried reply is looked for in the slot that its sequence names, so two must not share one.
+        # A deferred reply is looked for in the slot that its sequence names, so two must not share one.
         slots = min(wanted.slots, self._supervisor.config.max_slots)
         if (
-            len(carried) > 64
-            or not all(type(sequence) is int and 0 < sequence <= published for sequence in carried)
-            or len({slot_of(sequence) for sequence in carried}) != len(carried)
-            or any(slot_of(sequence) >= slots for sequence in carried)
+            len(deferred) > 64
+            or not all(type(sequence) is int and 0 < sequence <= published for sequence in deferred)
+            or len({slot_of(sequence) for sequence in deferred}) != len(deferred)
+            or any(slot_of(sequence) >= slots for sequence in deferred)
         ):
-            raise VarlinkError(INVALID_PARAMETER, {"parameter": "carried"})
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "deferred"})
         await self._wait_for_turn(connection.peer)
         try:
-            given = self._supervisor.leases.resize(lease, wanted, published, carried)
+            given = self._supervisor.leases.resize(lease, wanted, published, deferred)
         except LeaseRefused as refusal:
             raise _refused(refusal) from refusal
         self._charge(lease)

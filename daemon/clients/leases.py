@@ -60,7 +60,7 @@ class Lease:
     attached_ns: int
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
-    carried: tuple[int, ...] = ()
+    deferred: tuple[int, ...] = ()
     #: Shared memory of both directions.
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
@@ -159,13 +159,13 @@ class Leases:
         self._held[channel] = lease
         return lease, given
 
-    def resize(self, lease: Lease, wanted: Wanted, published: int, carried: Sequence[int]) -> list[int]:
+    def resize(self, lease: Lease, wanted: Wanted, published: int, deferred: Sequence[int]) -> list[int]:
         """Give the lease a new generation of its channel; returns the descriptors to pass to the client."""
         channel_info, given, size = self._create(lease.channel, lease.peer, wanted, lease.sealed, published=published)
         old = lease.channel_info
         self._remember_released(lease)
-        lease.channel_info, lease.wanted, lease.carried, lease.bytes = channel_info, wanted, tuple(carried), size
-        lease.holders = {sequence: lease.holders[sequence] for sequence in carried if sequence in lease.holders}
+        lease.channel_info, lease.wanted, lease.deferred, lease.bytes = channel_info, wanted, tuple(deferred), size
+        lease.holders = {sequence: lease.holders[sequence] for sequence in deferred if sequence in lease.holders}
         if old.names is not None:
             unlink_channel(old)
         return given

@@ -285,13 +285,15 @@ class Engine:
             case Pause():
                 self._failpoint("pause")
                 loop.pause()
-                held = [(state.number, sequence) for state in loop.states.values() for sequence in state.held]
-                self._control.send(Paused(tuple(held)))
+                deferred = [
+                    (state.number, sequence) for state in loop.states.values() for sequence in state.deferred_replies
+                ]
+                self._control.send(Paused(tuple(deferred)))
                 self._failpoint("paused")
-            case Lost(channel, generation, carried):
+            case Lost(channel, generation, deferred):
                 state = loop.states.get(channel)
                 if state is not None and state.channel_info.identity.generation == generation:
-                    state.carry(carried, serving=loop.serving)
+                    state.report_lost(deferred, serving=loop.serving)
             case Record(channel):
                 self._record(loop, arrival.fds, channel)
             case EndRecording():
@@ -319,7 +321,7 @@ class Engine:
             suspicion=attach.suspicion,
             tensors_on=self._tensors_on,
             serial=self._serial,
-            carried=attach.carried,
+            deferred=attach.deferred,
             stats=self._stats,
         )
 

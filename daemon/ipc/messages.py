@@ -78,7 +78,7 @@ class Attach:
     channel_info: ChannelInfo
     trusted: bool
     uid: int
-    carried: tuple[int, ...]  # sequences of deferred replies for which the client has made room
+    deferred: tuple[int, ...]  # sequences of deferred replies for which the client has made room
     suspicion: Suspicion | None
 
 
@@ -110,7 +110,7 @@ class Lost:
 
     channel: int
     generation: int
-    carried: tuple[int, ...]
+    deferred: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -197,9 +197,9 @@ class Serving:
 
 @dataclass(frozen=True)
 class Paused:
-    """The engine has no request in hand. `held`: (channel, sequence) of each reply that it has deferred."""
+    """The engine has no request in hand. `deferred`: (channel, sequence) of each reply that it has deferred."""
 
-    held: tuple[tuple[int, int], ...]
+    deferred: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,6 @@
 from .formats import FORMATS
 from .manifest import read_manifest
 from .package import ModelPackage
-from .value_ranges import RangeCheck
+from .range_checks import RangeCheck
 
 __all__ = ["FORMATS", "ModelPackage", "RangeCheck", "read_manifest"]

@@ -13,7 +13,7 @@ from shmserve.package_advice import advice_for_directory
 from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
-from .value_ranges import read_checks
+from .range_checks import read_checks
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -13,7 +13,7 @@ from shmserve.package_files import content_version
 
 from .formats import FORMATS
 from .manifest import read_manifest
-from .value_ranges import RangeCheck
+from .range_checks import RangeCheck
 
 
 def _no_directory(path: Path) -> str:

@@ -119,7 +119,7 @@ class Rollout:
             if target is None:
                 raise RolloutRefused("no_previous", self._no_previous())
             report_step("check", {"version": target.version})
-            device = str(target.facts.get("device") or self._device())
+            device = str(target.metadata.get("device") or self._device())
             standby = self._supervisor.engines.standby
             if standby is None or standby.deployment != _deployment(target, device):
                 await self._store.check(target)
@@ -133,7 +133,7 @@ class Rollout:
             stored
             for stored in self._store.versions()
             if stored.activated_seq
-            and not stored.facts.get("rolled_back")
+            and not stored.metadata.get("rolled_back")
             and (not deployment or stored.version != deployment.version)
         ]
         return max(candidates, key=lambda stored: stored.activated_seq, default=None)
@@ -163,7 +163,7 @@ class Rollout:
         return deployment.device if deployment is not None else self._supervisor.config.device
 
     def _no_previous(self) -> str:
-        bad = [stored.version for stored in self._store.versions() if stored.facts.get("rolled_back")]
+        bad = [stored.version for stored in self._store.versions() if stored.metadata.get("rolled_back")]
         if bad:
             return (
                 f"no earlier version to go back to except {', '.join(bad)}, which did not work "

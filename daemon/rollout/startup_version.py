@@ -95,7 +95,7 @@ async def choose_startup_version(config: Config, store: Store, ingest: IngestPro
     before = OperatorChoice.read(file)
 
     def first(stored: StoredVersion, digest: str | None) -> StartupVersion:
-        device = stored.facts.get("device") if config.device == before.device else None
+        device = stored.metadata.get("device") if config.device == before.device else None
         deployment = Deployment(stored.path, stored.version, str(device or config.device), Path(stored.source).name)
         return StartupVersion(deployment, store, OperatorChoice(digest, config.device), file)
 

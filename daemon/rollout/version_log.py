@@ -30,7 +30,7 @@ class RequestCounts:
     @cached_property
     def _earlier(self) -> dict[str, int]:
         """Counts in the store before this run recorded any."""
-        counts = ((stored.version, stored.facts.get(SERVED)) for stored in self._store.versions())
+        counts = ((stored.version, stored.metadata.get(SERVED)) for stored in self._store.versions())
         return {version: count for version, count in counts if isinstance(count, int)}
 
     def of(self, version: str) -> int:
@@ -57,7 +57,7 @@ class VersionLog:
 
         def work() -> None:
             try:
-                self._store.record(version, **metadata)
+                self._store.set_metadata(version, **metadata)
             except VersionUnknown:
                 pass  # removed meanwhile
             except StoreUnavailable as error:

@@ -211,7 +211,7 @@ class Store:
         before = versions.get(version.digest)
         if before is None:
             return version
-        return replace(version, note=note or before.note, activated_seq=before.activated_seq, facts=before.facts)
+        return replace(version, note=note or before.note, activated_seq=before.activated_seq, metadata=before.metadata)
 
     def _place(self, received: IngestedPackage, version: StoredVersion) -> None:
         damaged = self._directory.place(received.path, version)
@@ -232,8 +232,8 @@ class Store:
 
     # Activation
 
-    def make_current(self, version: StoredVersion | str, *, allow_downgrade: bool = False, **facts: Any) -> None:
-        """Make a version the served one, also after restarts; record the previous one, and `facts`.
+    def make_current(self, version: StoredVersion | str, *, allow_downgrade: bool = False, **metadata: Any) -> None:
+        """Make a version the served one, also after restarts; record the previous one, and `metadata`.
 
         With `allow_downgrade` the highest release becomes this version's, so that a number that was too high by mistake
         can be corrected.
@@ -243,7 +243,7 @@ class Store:
         with self._guard, self._directory.disk():
             self._directory.need()
             kept, state = self.get(version), self.index
-            kept = kept.with_facts(facts)
+            kept = kept.with_metadata(metadata)
             if kept.digest != state.current:
                 previous = state.current if state.current in state.versions else state.previous
                 release = kept.release if allow_downgrade else max(kept.release, state.release)
@@ -291,10 +291,10 @@ class Store:
 
     # Metadata
 
-    def record(self, version: StoredVersion | str, **facts: Any) -> StoredVersion:
-        """Record `facts` of a version (JSON; None removes one). Each call waits for the disk."""
+    def set_metadata(self, version: StoredVersion | str, **metadata: Any) -> StoredVersion:
+        """Record `metadata` of a version (JSON; None removes a key). Each call waits for the disk."""
         with self._guard, self._directory.disk():
-            return self._update(self.get(version).with_facts(facts), "facts")
+            return self._update(self.get(version).with_metadata(metadata), "metadata")
 
     # Removal
 

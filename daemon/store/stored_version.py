@@ -32,7 +32,7 @@ class StoredVersion:
     #: The release in model.toml; 0 without one.
     release: int = 0
     #: Values that the service has recorded: device, requests served and others, as JSON.
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -44,11 +44,11 @@ class StoredVersion:
         """Return the size of all files together, or None if the record was lost."""
         return None if self.files is None else sum(file.size for file in self.files)
 
-    def with_facts(self, facts: dict[str, Any]) -> StoredVersion:
-        """Return a copy with `facts` added; None removes a fact. Raises TypeError or ValueError for non-JSON values."""
-        json.dumps(facts, allow_nan=False)
-        merged = {key: value for key, value in {**self.facts, **facts}.items() if value is not None}
-        return replace(self, facts=MappingProxyType(merged))
+    def with_metadata(self, metadata: dict[str, Any]) -> StoredVersion:
+        """Return a copy with `metadata` added; None removes a key. Raises TypeError or ValueError for non-JSON values."""
+        json.dumps(metadata, allow_nan=False)
+        merged = {key: value for key, value in {**self.metadata, **metadata}.items() if value is not None}
+        return replace(self, metadata=MappingProxyType(merged))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +60,7 @@ class StoredVersion:
             "added_seq": self.added_seq,
             "activated_seq": self.activated_seq,
             "release": self.release,
-            "facts": dict(self.facts),
+            "metadata": dict(self.metadata),
             "files": None if self.files is None else [asdict(file) for file in self.files],
         }
 
@@ -81,7 +81,7 @@ class StoredVersion:
             added_seq=int(record["added_seq"]),
             activated_seq=int(record["activated_seq"]),
             release=int(record["release"]),
-            facts=MappingProxyType(dict(record["facts"])),
+            metadata=MappingProxyType(dict(record["metadata"])),
         )
 
     @classmethod

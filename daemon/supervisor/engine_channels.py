@@ -61,13 +61,13 @@ class EngineChannels:
         # A deferred reply is delivered by the engine that holds it. If that engine has ended, or none is
         # known, the serving engine delivers it or reports it as lost.
         others = {warm.serial for warm in self._warm if warm is not engine}
-        carried = [sequence for sequence in lease.carried if lease.holders.get(sequence) not in others]
+        deferred = [sequence for sequence in lease.deferred if lease.holders.get(sequence) not in others]
         fds = lease.sealed.engine_ends() if lease.sealed is not None else ()
         attach = Attach(
             channel_info=lease.channel_info,
             trusted=lease.trusted,
             uid=lease.peer.uid,
-            carried=tuple(carried),
+            deferred=tuple(deferred),
             suspicion=self._leases.suspicion(lease),
         )
         engine.send(attach, fds=fds)
@@ -97,30 +97,30 @@ class EngineChannels:
 
     # Results that wait
 
-    def note_held(self, engine: EngineProcess, held: Iterable[tuple[int, int]]) -> None:
+    def note_deferred(self, engine: EngineProcess, deferred: Iterable[tuple[int, int]]) -> None:
         """An engine has paused and holds these (channel, sequence): a result that did not fit its reply slot waits in
         it for the client to make room."""
-        for channel, sequence in held:
+        for channel, sequence in deferred:
             lease = self._leases.get(channel)
             if lease is not None:
                 lease.holders[sequence] = engine.serial
 
-    def owes(self, engine: EngineProcess) -> bool:
+    def has_deferred(self, engine: EngineProcess) -> bool:
         """Whether a client has yet to make room for a result that this engine holds."""
         return any(
-            serial == engine.serial and sequence not in lease.carried
+            serial == engine.serial and sequence not in lease.deferred
             for lease in self._leases
             for sequence, serial in lease.holders.items()
         )
 
-    def disown(self, engine: EngineProcess) -> None:
+    def report_lost(self, engine: EngineProcess) -> None:
         """Report the deferred replies of an engine that has ended, for which clients have made room, as lost."""
         for lease in self._leases:
-            held = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
-            for sequence in held:
+            deferred = [sequence for sequence, serial in lease.holders.items() if serial == engine.serial]
+            for sequence in deferred:
                 del lease.holders[sequence]
-            carried = [sequence for sequence in held if sequence in lease.carried]
-            if carried:
+            lost = [sequence for sequence in deferred if sequence in lease.deferred]
+            if lost:
                 identity = lease.channel_info.identity
                 for warm in self._warm:
-                    warm.send(Lost(identity.channel, identity.generation, tuple(carried)))
+                    warm.send(Lost(identity.channel, identity.generation, tuple(lost)))

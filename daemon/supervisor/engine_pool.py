@@ -195,7 +195,7 @@ class EnginePool:
             log.error("engine %d did not finish its inference within %g s: killing it", old.pid, _PAUSE_LIMIT_S)
             await self._kill(old)
             return
-        self.channels.note_held(old, message.held)
+        self.channels.note_deferred(old, message.deferred)
 
     async def _let_serve(self, new: EngineProcess) -> None:
         serving = new.expect(Serving)
@@ -257,7 +257,7 @@ class EnginePool:
     async def discard(self, engine: EngineProcess) -> None:
         """Stop an engine that does not serve, once it has delivered its deferred replies."""
         until = time.monotonic() + _DELIVERY_LIMIT_S
-        while engine.alive and self.channels.owes(engine) and time.monotonic() < until:
+        while engine.alive and self.channels.has_deferred(engine) and time.monotonic() < until:
             await asyncio.sleep(_DELIVERY_LOOK_S)
         self.channels.close(engine)
         watcher = self._watchers.get(engine)
@@ -307,7 +307,7 @@ class EnginePool:
             self.serving = None
         assert engine.stats is not None
         self.counters.keep(engine)
-        self.channels.disown(engine)
+        self.channels.report_lost(engine)
         if status:
             self._on_death(engine, status)
         del self._watchers[engine]

@@ -273,7 +273,7 @@ def test_a_channel_may_be_attached_once_and_in_one_version(daemon: Daemon, neigh
 
     wanted = vars(SlotCapacity(2))
     with VarlinkConnection.connect(daemon.client_socket, 10.0, accept_fds=8) as connection:
-        assert call(connection, "Resize", wanted=wanted, published=0, carried=[]) == "NotAttached"
+        assert call(connection, "Resize", wanted=wanted, published=0, deferred=[]) == "NotAttached"
         assert call(connection, "Attach", wire_version=WIRE_VERSION + 1, wanted=wanted) == "ProtocolMismatch"
         for wrong in (
             {"slots": 0},
@@ -287,7 +287,7 @@ def test_a_channel_may_be_attached_once_and_in_one_version(daemon: Daemon, neigh
             assert said.startswith("InvalidParameter"), (wrong, said)
         assert call(connection, "Attach", wire_version=WIRE_VERSION, wanted=wanted) == "done"
         assert call(connection, "Attach", wire_version=WIRE_VERSION, wanted=wanted) == "AlreadyAttached"
-        for published, carried in (
+        for published, deferred in (
             (-1, []),
             (1 << 62, []),
             (5, [6]),
@@ -297,10 +297,10 @@ def test_a_channel_may_be_attached_once_and_in_one_version(daemon: Daemon, neigh
             (5, [True]),
             (5, list(range(1, 70))),
         ):
-            said = call(connection, "Resize", wanted=wanted, published=published, carried=carried)
-            assert said.startswith("InvalidParameter"), (published, carried, said)
+            said = call(connection, "Resize", wanted=wanted, published=published, deferred=deferred)
+            assert said.startswith("InvalidParameter"), (published, deferred, said)
         assert (
-            call(connection, "Resize", wanted={**wanted, "request_bytes": 1 << 32}, published=0, carried=[])
+            call(connection, "Resize", wanted={**wanted, "request_bytes": 1 << 32}, published=0, deferred=[])
             == "Refused"
         )
-        assert call(connection, "Resize", wanted=wanted, published=0, carried=[]) == "done"
+        assert call(connection, "Resize", wanted=wanted, published=0, deferred=[]) == "done"

@@ -50,7 +50,7 @@ class Client:
             rate=None,
             tensors_on=engine.device.torch_device,
             serial=1,
-            carried=(),
+            deferred=(),
             stats=engine.stats,
         )
         self.state.open()

@@ -48,7 +48,7 @@ class ChannelState:
         suspicion: Suspicion | None = None,
         tensors_on: torch.device | None,
         serial: int,
-        carried: Sequence[int],
+        deferred: Sequence[int],
         stats: Stats,
     ) -> None:
         """Take over `mapped`; `tensors_on` is that of `Staging`."""
@@ -84,8 +84,8 @@ class ChannelState:
         self._tensors_on = tensors_on
         self._staging: list[Staging] = []
         #: Deferred replies: results that did not fit their slot, kept until the client has made room.
-        self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
-        self._carried = list(carried)
+        self.deferred_replies: dict[int, tuple[tuple[int, ...], Any]] = {}
+        self._deferred = list(deferred)
         self._stats = stats
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
@@ -148,23 +148,23 @@ class ChannelState:
         requests, replies = self.channel.requests, self.channel.replies
         self.poller.last_seen = published = requests.published()
         for sequence in requests.between(0, published):
-            # Requests of an earlier generation were answered there, or are carried.
+            # Requests of an earlier generation were answered there, or are deferred.
             if not replies.answered(sequence):
                 self._admit(sequence)
-        self._answer_carried()
+        self._answer_lost()
 
-    def carry(self, sequences: Sequence[int], *, serving: bool) -> None:
+    def report_lost(self, sequences: Sequence[int], *, serving: bool) -> None:
         """Answer requests whose deferred replies were lost with their engine: at once, or when this engine serves."""
-        self._carried += sequences
+        self._deferred += sequences
         if serving:
-            self._answer_carried()
+            self._answer_lost()
 
-    def _answer_carried(self) -> None:
-        for sequence in self._carried:
+    def _answer_lost(self) -> None:
+        for sequence in self._deferred:
             if not self.channel.replies.answered(sequence):
                 self.answer(sequence, Status.ENGINE_LOST, ("EngineLost", "the engine that ran it is gone"))
                 self._count(Counter.LOST)
-        self._carried = []
+        self._deferred = []
 
     def look(self, now_ns: int) -> bool:
         """Admit the requests published since the last look; return whether there were any."""
@@ -213,10 +213,10 @@ class ChannelState:
                 self.waiting.remove(older)
                 self.answer(older.sequence, Status.SUPERSEDED)
                 self._count(Counter.SUPERSEDED)
-        if self.held:
+        if self.deferred_replies:
             # The client uses the slot again, so it has given up the deferred reply.
-            for older_sequence in [held for held in self.held if slot_of(held) == slot_of(sequence)]:
-                del self.held[older_sequence]
+            for older_sequence in [older for older in self.deferred_replies if slot_of(older) == slot_of(sequence)]:
+                del self.deferred_replies[older_sequence]
         if len(self.waiting) >= self.channel.requests.slots:
             # A client may use a slot again only once its request is answered; this one does not wait, and its requests
             # would fill the engine's memory.
@@ -251,7 +251,7 @@ class ChannelState:
         """Complete `sequence` with a result, or with an error as (type, text), and ring the reply doorbell.
 
         Returns how long encoding took (ns); `durations_ns` is (queued, staged, infer). A result that does not fit is
-        deferred and the client asked to make room; `move` completes it. Raises RequestRejected for a result that cannot
+        deferred and the client asked to make room; `resume` completes it. Raises RequestRejected for a result that cannot
         be encoded, PolicyRaised for one whose own code raises; then nothing was answered.
         """
         started_ns = time.monotonic_ns()
@@ -262,7 +262,7 @@ class ChannelState:
             if pickled:
                 flags |= Flag.PICKLED
         except DoesNotFit as needed:
-            self.held[sequence] = ((status, flags, version, *durations_ns), tree)
+            self.deferred_replies[sequence] = ((status, flags, version, *durations_ns), tree)
             status, schema = Status.RESIZE_REQUIRED, 0
             metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
         except RequestRejected:
@@ -284,10 +284,10 @@ class ChannelState:
         self.channel.reply_bell.ring()
         return copied_ns
 
-    def move(
+    def resume(
         self,
         mapped: MappedChannel,
-        carried: Sequence[int],
+        deferred: Sequence[int],
         *,
         serving: bool,
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
@@ -310,14 +310,14 @@ class ChannelState:
         self.waiting.clear()
         self._staging = []
         self.fast_path = self._new_fast_path()
-        held, self.held = self.held, {}
-        self._carried = [sequence for sequence in carried if sequence not in held]
+        replies, self.deferred_replies = self.deferred_replies, {}
+        self._deferred = [sequence for sequence in deferred if sequence not in replies]
         old.close(let_go)
         if serving:
             self.open()
-        for sequence in carried:
-            if sequence in held and not self.channel.replies.answered(sequence):
-                (status, flags, version, *durations), tree = held[sequence]
+        for sequence in deferred:
+            if sequence in replies and not self.channel.replies.answered(sequence):
+                (status, flags, version, *durations), tree = replies[sequence]
                 queued, staged, infer = durations
                 try:
                     self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
@@ -326,7 +326,7 @@ class ChannelState:
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
         """Release everything; `let_go` closes the channel, at once or later."""
-        self.held.clear()
+        self.deferred_replies.clear()
         self._forget_fast()
         self._staging = []
         self.words = memoryview(b"")

@@ -76,8 +76,8 @@ class DeviceLoop(GuardedLoop):
             raise
         super().add(state)
 
-    def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
-        super().move(state, mapped, carried)
+    def move(self, state: ChannelState, mapped: MappedChannel, deferred: Sequence[int]) -> None:
+        super().move(state, mapped, deferred)
         self._make_room(state)
 
     def _make_room(self, state: ChannelState) -> None:

@@ -23,7 +23,7 @@ from shmserve.schema import Schema
 from shmserve.shortened import shortened
 
 from ...ipc.stats import Counter, Stats
-from ...packages.value_ranges import RangeCheck
+from ...packages.range_checks import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceError, DeviceLost
@@ -364,14 +364,14 @@ class DeviceServing(Serving):
         for index, item in enumerate(items):
             state, head = item.state, item.head
             try:
-                action, flags = self._held(actions[index], clamped=item.clamped)
+                action, flags = self._limited(actions[index], clamped=item.clamped)
                 self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
             except RequestRejected as error:  # out of range, or the codec does not support the model's result
                 self._fail(state, head, error, item.queued_ns, item.staged_ns, infer_ns)
-            if state.held and head.sequence in state.held:
+            if state.deferred_replies and head.sequence in state.deferred_replies:
                 # The reply did not fit its slot and is deferred; the next batch uses this memory.
-                facts, tree = state.held[head.sequence]
-                state.held[head.sequence] = (facts, private(tree))
+                facts, tree = state.deferred_replies[head.sequence]
+                state.deferred_replies[head.sequence] = (facts, private(tree))
             actions[index] = item.observation = None  # else these references would count as the policy's
 
     # Errors

@@ -80,21 +80,21 @@ class Channels:
             self._under_way = None
 
     def _attach(self, message: Attach, fds: Sequence[int]) -> Iterator[None]:
-        loop, channel_info, carried = self._loop, message.channel_info, message.carried
+        loop, channel_info, deferred = self._loop, message.channel_info, message.deferred
         number = channel_info.identity.channel
         mapped: MappedChannel | None = None
         try:
             state = loop.states.get(number)
-            if state is not None and state.held and not loop.serving:
+            if state is not None and state.deferred_replies and not loop.serving:
                 # This engine no longer serves, but it still has to deliver the channel's deferred replies.
-                state.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
+                state.resume(self._mapped(channel_info, [os.dup(fd) for fd in fds]), deferred, serving=False)
             mapped = self._mapped(channel_info, fds)
             yield from mapped.prefault()
             # Looked up again: the loop may have given the channel up meanwhile.
             state = loop.states.get(number)
             if state is not None and loop.serving:
                 mine, mapped = mapped, None
-                loop.move(state, mine, carried)
+                loop.move(state, mine, deferred)
             else:
                 loop.remove(number)
                 self._stats.clear_channel(number)

@@ -48,7 +48,7 @@ class SharedDoorbell:
 
     def __init__(self, doorbell: Listener) -> None:
         self._try_take = doorbell.try_take
-        self.count = doorbell.tokens
+        self.count = doorbell.count
         self.wait = doorbell.wait
         self.close = doorbell.close
 

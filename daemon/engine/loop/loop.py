@@ -113,11 +113,11 @@ class EngineLoop:
         self.remove(number)
         self._serving.client_left(number)
 
-    def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
+    def move(self, state: ChannelState, mapped: MappedChannel, deferred: Sequence[int]) -> None:
         """Continue a channel in its new generation."""
         self._forget(state)
         self._bell.forget(state)
-        state.move(mapped, carried, serving=True, let_go=self._let_go)
+        state.resume(mapped, deferred, serving=True, let_go=self._let_go)
         self._all.add(state)
         self._bell.watch(state)
         self._activate(state)
@@ -156,7 +156,7 @@ class EngineLoop:
             self._look(state, now_ns)
         self._draining = True
         self._end_rests(now_ns)
-        return sum(len(state.waiting) + len(state.held) for state in self.states.values())
+        return sum(len(state.waiting) + len(state.deferred_replies) for state in self.states.values())
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -197,7 +197,7 @@ class EngineLoop:
         self._refuse_new(time.monotonic_ns())
         if self._waiting:
             self._serve_next()
-        elif any(state.held for state in self.states.values()):
+        elif any(state.deferred_replies for state in self.states.values()):
             self._control(self._longest_wait_ns / 1e9)  # deferred replies wait for their clients to make room
         else:
             self.stopped = True
@@ -275,7 +275,7 @@ class EngineLoop:
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
         """Serve a request that was found while no other waited, on the fast path if the client has one."""
-        if not state.waiting and not state.held and self._serving.serve_fast(state):
+        if not state.waiting and not state.deferred_replies and self._serving.serve_fast(state):
             state.active_ns = now_ns
             if state not in self._active:
                 self._active.add(state)

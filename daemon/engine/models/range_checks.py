@@ -11,7 +11,7 @@ import torch
 from shmserve.contract import name_within
 from shmserve.errors import ValueOutOfRange
 
-from ...packages.value_ranges import Limit, RangeCheck
+from ...packages.range_checks import Limit, RangeCheck
 
 Steps = tuple[str | int, ...]
 

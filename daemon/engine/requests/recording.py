@@ -61,8 +61,8 @@ class RecordedServing:
     def _note_reply(self, state: ChannelState, sequence: int) -> None:
         head = state.channel.replies.head(sequence)
         slot = state.channel.replies.memory(sequence)
-        if head.status == Status.RESIZE_REQUIRED and sequence in state.held:
-            (status, flags, version, *durations), tree = state.held[sequence]
+        if head.status == Status.RESIZE_REQUIRED and sequence in state.deferred_replies:
+            (status, flags, version, *durations), tree = state.deferred_replies[sequence]
             slot = SlotMemory(
                 np.empty(_METADATA_BYTES, np.uint8), np.empty(min(head.payload_bytes, MAX_PAYLOAD_BYTES), np.uint8)
             )

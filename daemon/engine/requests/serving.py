@@ -15,7 +15,7 @@ from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
-from ...packages.value_ranges import RangeCheck
+from ...packages.range_checks import RangeCheck
 from ..channel.channel_state import ChannelState
 from ..channel.staging import Staging
 from ..device_failure import DeviceLost
@@ -338,8 +338,8 @@ class Serving:
         try:
             result = results[index]
             if item.clamped or self._actions is not None:
-                result, held = self._held(result, clamped=item.clamped)
-                flags |= held
+                result, limited = self._limited(result, clamped=item.clamped)
+                flags |= limited
             copied_ns = self._finish(
                 item.state, item.head, _OK, result, flags, item.queued_ns, item.staged_ns, infer_ns
             )
@@ -350,17 +350,17 @@ class Serving:
         result = results[index] = None  # a result may be the observation itself, which must not seem kept
         self._release(item)
 
-    def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
+    def _limited(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
         """Return the action within the package's bounds, and the flags of its reply."""
         if self._actions is not None:
             try:
-                action, held = self._actions.apply(action)
+                action, limited = self._actions.apply(action)
             except ValueOutOfRange:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise
             except BaseException as error:  # reading an action's entries may run its own code
                 raise PolicyRaised("the action cannot be read") from error
-            clamped |= held
+            clamped |= limited
         if clamped:
             self._words[Counter.CLAMPED] += 1
         return action, Flag.CLAMPED if clamped else 0

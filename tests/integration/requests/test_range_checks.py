@@ -14,7 +14,7 @@ import torch
 from shmserve.client import InferenceFailed, ShmClient, ValueOutOfRange
 from shmserve.daemon.engine.models.range_checks import RangeChecks
 from shmserve.daemon.packages.package import ModelPackage
-from shmserve.daemon.packages.value_ranges import RangeCheck, read_checks
+from shmserve.daemon.packages.range_checks import RangeCheck, read_checks
 from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import Daemon
 from tests.support.folders import SUPPORT

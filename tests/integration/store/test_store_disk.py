@@ -76,8 +76,8 @@ def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
     with caplog.at_level(logging.CRITICAL):
         for attempt in (
             lambda: store.make_current(two),
-            lambda: store.record(one, served=1),
-            lambda: store.record(two, served=1),
+            lambda: store.set_metadata(one, served=1),
+            lambda: store.set_metadata(two, served=1),
         ):
             with pytest.raises(StoreUnavailable, match="make room"):
                 attempt()

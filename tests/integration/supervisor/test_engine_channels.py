@@ -66,7 +66,7 @@ class Client:
         self.channel = ClientChannel(channel_info, given, before)
         if before is not None:
             before.close()
-        return Attach(channel_info, trusted=False, uid=0, carried=(), suspicion=None)
+        return Attach(channel_info, trusted=False, uid=0, deferred=(), suspicion=None)
 
     def publish(self, count: int) -> list[int]:
         """So many requests, without a ring; their sequences."""

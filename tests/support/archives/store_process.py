@@ -35,7 +35,7 @@ async def _run(store: Store, words: list[str]) -> None:
                 store.make_current(words.pop(0), device="cpu")
                 print("current", flush=True)
             case "record":
-                store.record(words.pop(0), served=1000)
+                store.set_metadata(words.pop(0), served=1000)
                 print("recorded", flush=True)
             case "prune":
                 print("pruned", *(version.version for version in store.prune(int(words.pop(0)))), flush=True)

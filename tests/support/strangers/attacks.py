@@ -259,7 +259,7 @@ def resize(target: Target) -> str:
                 wanted = SlotCapacity(4)
                 wanted.request_bytes = random.choice((1, 1 << 16, 1 << 22, 1 << 40))
                 try:
-                    parameters = {"wanted": vars(wanted), "published": 0, "carried": []}
+                    parameters = {"wanted": vars(wanted), "published": 0, "deferred": []}
                     reply = attachment._control.call("io.shmserve.Client.Resize", parameters, timeout_s=30.0)
                 except VarlinkError:
                     refused += 1

@@ -44,7 +44,7 @@ def test_a_token_waits_for_a_later_waiter(bells: Bells) -> None:
     for _ in range(3):
         one.ring()
 
-    assert other.tokens() == 3
+    assert other.count() == 3
     assert [other.wait(0), other.try_take(), other.wait(_SECOND), other.try_take(), other.wait(0)] == [
         True,
         True,
@@ -105,7 +105,7 @@ def test_more_tokens_than_a_semaphore_holds_are_let_go(name: str) -> None:
 
     bell.ring()
 
-    assert bell.tokens() == posix_ipc.SEMAPHORE_VALUE_MAX
+    assert bell.count() == posix_ipc.SEMAPHORE_VALUE_MAX
     assert bell.try_take()
     bell.close()
     semaphore.close()
@@ -131,7 +131,7 @@ def test_a_name_that_is_taken_is_refused_and_keeps_its_tokens(name: str) -> None
     with pytest.raises(FileExistsError, match=name):
         create_doorbell(name)
 
-    assert bell.tokens() == 1
+    assert bell.count() == 1
     bell.close()
 
 

@@ -79,9 +79,9 @@ _READY = Ready(
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,
     Load(1, "p", None, "c", "cpu", True, None, None, 12, None, False, None, None),
-    Attach(ChannelInfo(Identity(1, 2, 3), None), trusted=False, uid=1000, carried=(), suspicion=None),
+    Attach(ChannelInfo(Identity(1, 2, 3), None), trusted=False, uid=1000, deferred=(), suspicion=None),
     Attach(
-        ChannelInfo(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, carried=(64, 129), suspicion=Suspicion(12.5, True)
+        ChannelInfo(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, deferred=(64, 129), suspicion=Suspicion(12.5, True)
     ),
     Suspect(3, Suspicion(60, False)),
     LimitRate(None),
@@ -186,7 +186,7 @@ def test_a_frame_that_is_not_a_whole_message_is_refused(frame: bytes, text: str)
         (("channel_info",), None, "Attach: channel_info must be an object, not None"),
         (("channel_info", "names"), [], "Attach: channel_info: names must be an object"),
         (("channel_info", "identity", "epoch"), "1", "Attach: channel_info: identity: epoch must be int, not '1'"),
-        (("carried",), [1, None], "Attach: carried must be int, not None"),
+        (("deferred",), [1, None], "Attach: deferred must be int, not None"),
         (("suspicion",), {"left_s": 1.0}, "Attach: suspicion has the fields left_s, blamed, not left_s"),
         (("uid",), 0.5, "Attach: uid must be int, not 0.5"),
     ],

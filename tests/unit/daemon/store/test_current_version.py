@@ -29,7 +29,7 @@ def test_current_and_previous_follow_one_another(open_store: Open, tmp_path: Pat
     store.make_current(two)
     assert now() == [two.version, one.version]
     store.make_current(two, device="cuda:0")
-    assert now() == [two.version, one.version] and store.get(two).facts == {"device": "cuda:0"}
+    assert now() == [two.version, one.version] and store.get(two).metadata == {"device": "cuda:0"}
     store.make_current(one)
     assert now() == [one.version, two.version]
 
@@ -62,18 +62,18 @@ def test_a_prefix_names_a_version_if_only_one_begins_so(open_store: Open, tmp_pa
             store.resolve(nothing)
 
 
-def test_facts_are_added_replaced_and_forgotten(open_store: Open, tmp_path: Path) -> None:
+def test_metadata_is_added_replaced_and_removed(open_store: Open, tmp_path: Path) -> None:
     store = open_store()
     version = add(store, write_package(tmp_path / "arm"))
-    store.record(version, device="cpu", served=1)
+    store.set_metadata(version, device="cpu", served=1)
 
-    store.record(version.version, served=2, device=None)
+    store.set_metadata(version.version, served=2, device=None)
 
-    assert open_store().get(version).facts == {"served": 2}
+    assert open_store().get(version).metadata == {"served": 2}
     with pytest.raises((TypeError, ValueError)):
-        store.record(version, weird=float("nan"))
+        store.set_metadata(version, weird=float("nan"))
     with pytest.raises((TypeError, ValueError)):
-        store.record(version, weird=object())
+        store.set_metadata(version, weird=object())
 
 
 # Pruning

@@ -35,7 +35,7 @@ def test_a_closed_store_takes_nothing(open_store: Open, tmp_path: Path) -> None:
     for attempt in (
         lambda: add(store, tmp_path / "arm"),
         lambda: store.make_current(version),
-        lambda: store.record(version, served=1),
+        lambda: store.set_metadata(version, served=1),
         lambda: store.prune(),
     ):
         with pytest.raises(StoreUnavailable, match="is closed"):

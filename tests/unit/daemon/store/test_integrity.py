@@ -54,7 +54,7 @@ def test_a_damaged_version_is_told_and_the_one_before_it_is_served(
 
     assert served is not None and served.digest == one.digest
     assert any(two.version in problem and said in problem for problem in store.problems)
-    assert "served" not in store.get(two).facts
+    assert "served" not in store.get(two).metadata
 
 
 def test_the_last_good_is_none_when_nothing_served_is_whole(open_store: Open, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_sending_a_damaged_version_again_repairs_it(open_store: Open, tmp_path: 
 
     assert content_of(version.path) == FILES
     assert good(store) == store.current() == store.get(version)
-    assert (store.get(version).note, dict(store.get(version).facts)) == ("whole", {"device": "cpu"})
+    assert (store.get(version).note, dict(store.get(version).metadata)) == ("whole", {"device": "cpu"})
     assert entries(tmp_path) == expected_entries(store)
 
 

@@ -44,12 +44,12 @@ def test_identical_content_is_kept_once_with_the_last_note(open_store: Open, tmp
     package = write_package(tmp_path / "arm")
     first = add(store, package, "arm", note="one")
     add(store, numbered(tmp_path / "other", 1))
-    store.record(first, device="cuda:0")
+    store.set_metadata(first, device="cuda:0")
 
     again = add(store, package, "arm again", note="two")
 
     assert again.digest == first.digest and again.path.stat().st_ino == first.path.stat().st_ino
-    assert (again.source, again.note, dict(again.facts)) == ("arm again", "two", {"device": "cuda:0"})
+    assert (again.source, again.note, dict(again.metadata)) == ("arm again", "two", {"device": "cuda:0"})
     assert store.versions()[0].digest == first.digest
     assert add(store, package).note == "two"
 
@@ -59,14 +59,14 @@ def test_versions_are_found_again_after_a_restart(open_store: Open, tmp_path: Pa
     versions = [add(store, numbered(tmp_path / f"m{number}", number), note=str(number)) for number in range(3)]
     store.make_current(versions[0], device="cpu")
     store.make_current(versions[2])
-    store.record(versions[2], served=12)
+    store.set_metadata(versions[2], served=12)
     before = store.versions(), store.current(), previous(store)
 
     store = open_store()
 
     assert (store.versions(), store.current(), previous(store)) == before
-    assert before[1] is not None and before[1].facts == {"served": 12}
-    assert before[2] is not None and before[2].facts == {"device": "cpu"}
+    assert before[1] is not None and before[1].metadata == {"served": 12}
+    assert before[2] is not None and before[2].metadata == {"device": "cpu"}
     assert store.problems == []
     assert good(store) == store.current()
 

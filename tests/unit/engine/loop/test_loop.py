@@ -129,7 +129,7 @@ class Engine:
                 rate=None,
                 tensors_on=torch.device("cpu"),
                 serial=1,
-                carried=(),
+                deferred=(),
                 stats=self.stats,
             )
         )

@@ -68,7 +68,7 @@ class Engine:
             rate=None,
             tensors_on=tensors_on,
             serial=1,
-            carried=(),
+            deferred=(),
             stats=self.stats,
         )
         self.state.open()
@@ -217,7 +217,7 @@ def test_a_result_of_another_structure_or_without_room_is_told_all_the_same(engi
     sequence = engine.publish(engine.head([1.0, 2.0]))
     assert engine.serve_fast()
     assert engine.reply(sequence)[0].status == Status.RESIZE_REQUIRED
-    assert list(engine.state.held) == [sequence]
+    assert list(engine.state.deferred_replies) == [sequence]
 
 
 @pytest.mark.parametrize(
