@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from shmserve.errors import ServiceUnavailable, ShmServeError
 
-from .parking_lot import ParkingLot
+from .client_guard import ParkingLot
 from .retry_policy import RetryPolicy
 
 #: A daemon that is away is tried until it is back; a ban ends, too.

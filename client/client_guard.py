@@ -1,16 +1,22 @@
-"""Guard of one client: its lock, and whether it was closed or forked.
+"""Guard of one client: its lock, whether it was closed or forked, and the wait list of its threads.
 
-The pipeline makes it and hands it to its parts: a client has one lock, and no part of it waits while holding that lock.
+The pipeline makes them and hands them to its parts: a client has one lock, and no part of it waits while holding that lock.
+A thread that has to wait for another one parks.
 A signal handler, a finalizer or an object of the observation may run in the middle of a call of the same thread. The
 lock is reentrant, so that such code can close the client; any other nested call is rejected with ReentrantCall.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 from shmserve.errors import ClientClosed, ClientForked, InvalidArgument, ReentrantCall
+
+#: The awaited work may have ended just before a thread parked: the thread checks again after this time.
+_LONGEST_S = 0.05
 
 
 class ClientGuard:
@@ -69,3 +75,31 @@ class ClientGuard:
         return InvalidArgument(
             "a client, and what is out or on loan from it, stays in its process: make a ShmClient in each"
         )
+
+
+class ParkingLot:
+    """The parked threads of one client: each waits until another thread of the same client ends its work.
+
+    As trio's and WebKit's parking lots, with two differences: a waking thread unparks all of them, because each waits for
+    something else and checks for itself, and a parked thread wakes up after a bounded time in any case.
+    """
+
+    def __init__(self) -> None:
+        #: One lock for each parked thread, acquired by it: releasing the lock unparks the thread. Not a condition: Ctrl-C
+        # during Condition.wait raises another error.
+        self.parked: list[threading.Lock] = []
+
+    def park(self, until_ns: int) -> None:
+        """Wait until unparked, `until_ns` or a bounded time; the caller checks what it waits for."""
+        alarm = threading.Lock()
+        alarm.acquire()
+        self.parked.append(alarm)
+        if not alarm.acquire(timeout=max(0.0, min((until_ns - time.monotonic_ns()) / 1e9, _LONGEST_S))):
+            with contextlib.suppress(ValueError):  # unparked at the last moment
+                self.parked.remove(alarm)
+
+    def unpark_all(self) -> None:
+        """Wake every parked thread."""
+        while self.parked:
+            with contextlib.suppress(IndexError):  # another thread unparks them as well
+                self.parked.pop().release()

@@ -7,11 +7,10 @@ import threading
 from shmserve.codec import Encoder
 from shmserve.errors import InferenceFailed, SlotsExhausted
 
-from .client_guard import ClientGuard
+from .client_guard import ClientGuard, ParkingLot
 from .connection import ChannelRefused, Connection
 from .connector import Connector
 from .fast_path import FastPath
-from .parking_lot import ParkingLot
 from .request_table import RequestTable
 
 

@@ -20,9 +20,8 @@ from shmserve.errors import ObservationTooLarge, ServiceUnavailable, ShmServeErr
 from shmserve.varlink_connection import VarlinkConnection
 
 from .capacity import SlotCapacity
-from .client_guard import ClientGuard
+from .client_guard import ClientGuard, ParkingLot
 from .connection import ChannelRefused, Connection
-from .parking_lot import ParkingLot
 
 #: A resize that has begun is given this time, however little its request has left.
 _LEAST_RESIZE_S = 1.0

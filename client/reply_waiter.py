@@ -17,10 +17,9 @@ from shmserve.counter_poller import spin_unless_same_cpu
 from shmserve.errors import SlotsExhausted
 from shmserve.spin import SpinBudget
 
-from .client_guard import ClientGuard
+from .client_guard import ClientGuard, ParkingLot
 from .connection import Connection
 from .connector import Connector
-from .parking_lot import ParkingLot
 from .pending import Pending
 from .request_table import RequestTable
 

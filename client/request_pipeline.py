@@ -37,8 +37,7 @@ from shmserve.spin import SpinBudget
 
 from .arguments import LONGEST_S, capture_seconds, seconds
 from .capacity import SlotCapacity
-from .client_guard import ClientGuard
-from .client_shutdown import ClientShutdown
+from .client_guard import ClientGuard, ParkingLot
 from .connection import Connection
 from .connection_events import ConnectionEvents
 from .connector import Connector
@@ -46,14 +45,12 @@ from .contract_check import check_structure
 from .error_mapping import exhausted_error, observation_error
 from .fast_path import FastPath
 from .loans import RequestLoan
-from .parking_lot import ParkingLot
 from .pending import Pending
 from .reply_waiter import ReplyWaiter
-from .request_control import RequestControl
+from .request_control import ClientShutdown, RequestControl
 from .request_options import BACK_PRESSURED, DEFAULT_OPTIONS, NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
 from .request_table import RequestTable
-from .retrier import Retrier
-from .retry_loop import RetryStep, resend_steps, run
+from .retry_loop import Retrier, RetryStep, resend_steps, run
 from .retry_policy import RetryPolicy
 
 #: A daemon whose model is still being loaded is asked for its contract no more often.

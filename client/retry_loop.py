@@ -1,18 +1,24 @@
 """Retry loop of a request and of an attempt to connect, shared by the blocking and the asyncio client.
 
 The loop is a generator of steps, as httpx's auth flows: it decides, and `run` or `run_async` performs each step and sends
-its outcome back, which is None or the error.
+its outcome back, which is None or the error. The rule of how often and how far apart is the policy's.
 """
 
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Awaitable, Callable, Generator
 from typing import Protocol
 
 from shmserve.errors import ServiceStopping, ServiceUnavailable
+from shmserve.protocol import Flag
 
+from .client_guard import ClientGuard, ParkingLot
+from .connection_events import ConnectionEvents
+from .connector import Connector
 from .request_options import RequestOptions
+from .request_table import RequestTable
 from .retry_policy import RetryPolicy
 
 
@@ -28,7 +34,7 @@ RetrySteps = Generator[RetryStep, "ServiceUnavailable | None", None]
 
 
 class RetryJudge(Protocol):
-    """The pipeline, as the loops see it."""
+    """The `Retrier`, as the loops see it."""
 
     def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
         """Return whether an unreachable service is tried again."""
@@ -91,3 +97,64 @@ async def run_async(steps: RetrySteps, perform: Callable[[RetryStep], Awaitable[
         except StopIteration:
             return
         outcome = await perform(step)
+
+
+class Retrier:
+    """Decides about another attempt of one client, and performs the steps of a retry loop, but for sending."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        guard: ClientGuard,
+        connector: Connector,
+        table: RequestTable,
+        events: ConnectionEvents,
+        parking_lot: ParkingLot,
+    ) -> None:
+        #: Of calls that bring no policy of their own.
+        self.policy = policy
+        self._guard = guard
+        self._connector = connector
+        self._table = table
+        self._events = events
+        self._parking_lot = parking_lot
+
+    def connect(self, deadline_ns: int, retry: RetryPolicy | None = None) -> None:
+        """Attach, unless that is done and the daemon still there; raises ServiceUnavailable after the retries."""
+        policy = retry or self.policy
+        run(connect_steps(self, deadline_ns, policy), lambda step: self.perform(step, deadline_ns, policy))
+
+    def perform(self, step: RetryStep, deadline_ns: int, retry: RetryPolicy) -> ServiceUnavailable | None:
+        if step is RetryStep.CONNECT:
+            return self.try_connect(deadline_ns)
+        until_ns = time.monotonic_ns() + int(retry.delay_s * 1e9)
+        while time.monotonic_ns() < until_ns:
+            self._guard.check_usable()  # closing the client ends the pause
+            self._parking_lot.park(until_ns)
+        return None
+
+    def try_connect(self, deadline_ns: int) -> ServiceUnavailable | None:
+        """Make one attempt to attach; return the error of a service that is unreachable."""
+        try:
+            self._connector.attach(deadline_ns, self._events)
+        except ServiceUnavailable as error:
+            return error
+        return None
+
+    def may_retry(self, error: ServiceUnavailable, attempts: int, deadline_ns: int, retry: RetryPolicy) -> bool:
+        """Return whether an unreachable service is tried again, after the policy's delay."""
+        self._guard.check_usable()
+        return retry.allows(error, attempts, deadline_ns)
+
+    def may_resend(self, attempts: int, options: RequestOptions, retry: RetryPolicy) -> bool:
+        """Return whether a request in flight when the daemon went away is sent to its successor.
+
+        It may already have run, so only if that is harmless: a stateless policy, or `repeatable`.
+        """
+        return attempts <= retry.max_retries and (
+            bool(options.flags & Flag.REPEATABLE) or self._table.is_stateful() is False
+        )
+
+    def is_stateful(self) -> bool | None:
+        """Return whether the model keeps state; None if unknown."""
+        return self._table.is_stateful()
