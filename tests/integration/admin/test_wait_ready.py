@@ -37,7 +37,7 @@ def _large(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("fault", ["at load", "at ingest"])
-def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_passed(
+def test_wait_ready_reports_a_failed_service_at_once_with_reason_and_elapsed_time(
     fault: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     package = tmp_path / "package"
@@ -144,7 +144,7 @@ def test_an_update_says_how_much_of_the_package_has_come(
     assert "0.4 of 1.5 GB 26 %" in on_terminal and "1.5 of 1.5 GB 100 %" in on_terminal
 
 
-def test_a_service_whose_old_model_was_stopped_for_an_update_does_not_answer() -> None:
+def test_a_service_that_stopped_its_old_model_for_an_update_does_not_answer() -> None:
     assert wait_ready.answers({"state": "updating", "settled": True})
     assert not wait_ready.answers({"state": "updating", "settled": False})
     assert wait_ready.answers(json.loads('{"state": "ready", "settled": true}'))
