@@ -298,7 +298,7 @@ def _of_another_user(arguments: list[str]) -> tuple[int, str]:
 # 0: done
 
 
-def test_a_command_whose_output_is_closed_ends_quietly(place: Place) -> None:
+def test_a_command_with_a_closed_output_ends_quietly(place: Place) -> None:
     for words in (
         ["status"],
         ["--json", "status"],
