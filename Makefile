@@ -24,11 +24,12 @@ $(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client
 	@touch $@
 
-lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter
+lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter, the prose
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache --no-logo
+	@kept=$$($(BIN)/lint-imports --no-cache --no-logo) || { echo "$$kept"; exit 1; }
+	@$(BIN)/python -m tests.support.plain_english
 
 unit: $(VENV)/installed  ## run the tests that start no process (a minute)
 	@$(TESTS) --numprocesses 2 tests/unit

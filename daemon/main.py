@@ -15,7 +15,7 @@ from typing import Any
 
 try:
     import click
-except ModuleNotFoundError:  # the client alone is installed
+except ModuleNotFoundError:  # only the client is installed
     sys.exit("shmserved needs the daemon's packages: pip install 'shmserve[daemon]'")
 
 from shmserve import __version__
@@ -50,7 +50,7 @@ from .varlink.server import VarlinkServer, listen_unix
 
 log = logging.getLogger(__name__)
 
-#: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG) systemd need not try again.
+#: Exit statuses: 1 the service failed, 2 usage (click's own), 78 (EX_CONFIG): a restart by systemd is pointless.
 FAILED = 1
 MISCONFIGURED = 78
 
@@ -63,9 +63,9 @@ _INFO = ServiceInfo("shmserve", "shmserved", __version__, "")
 async def serve(config: Config, settings: Settings, inherited: dict[str, socket.socket], notifier: Notifier) -> None:
     """Run the daemon until it is stopped; raises as `Supervisor.open`, `choose_startup_version` and `run`.
 
-    `inherited` are the listening sockets that systemd made, by their file's name; the others are made here.
+    `inherited` are the listening sockets from systemd, by file name; this function creates the others.
     """
-    # The supervisor reports to the two services that are made on top of it below, before any engine is started.
+    # The supervisor's callbacks go to the two services created below, before any engine is started.
     supervisor = Supervisor(
         config,
         on_evict=lambda lease, reason: client_service.evict(lease, reason),
@@ -162,7 +162,9 @@ def _spin(value: str | None) -> int | str | None:
 @click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")
 @click.option(
-    "--runtime-dir", type=click.Path(readable=False), help="Directory of the sockets, in a folder for each service."
+    "--runtime-dir",
+    type=click.Path(readable=False),
+    help="Parent directory of the sockets, with a subdirectory for each service.",
 )
 @click.option("--state-dir", type=click.Path(readable=False), help="Directory of the model versions.")
 @click.option("--transport", type=click.Choice(["named", "sealed"]), help="How memory is shared.  [default: named]")
@@ -171,7 +173,9 @@ def _spin(value: str | None) -> int | str | None:
 @click.option(
     "--config", "config_path", type=click.Path(readable=False), help="Configuration file (TOML); flags win over it."
 )
-@click.option("--check-config", is_flag=True, help="Say what the settings come to, and exit: 0, or 78 for a mistake.")
+@click.option(
+    "--check-config", is_flag=True, help="Print the effective settings and exit with 0, or with 78 for an error."
+)
 @click.version_option(__version__, prog_name="shmserved")
 def main(
     config_path: str | None,

@@ -102,14 +102,14 @@ def _summary(status: dict[str, Any]) -> Table:
     if (to_do := advice(status)) is not None:
         table.add_row("do", Text(to_do, style="yellow"))
     if ingest := status.get("ingest"):
-        table.add_row("taking in", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
+        table.add_row("ingesting", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")
     else:
         table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
-    if status["taken_back"]:
-        table.add_row("taken back", Text(status["taken_back"], style="red"))
+    if status["rolled_back"]:
+        table.add_row("rolled back", Text(status["rolled_back"], style="red"))
     for problem in status["problems"]:
         table.add_row("problem", Text(problem, style="red"))
     engine = status["engine"]
@@ -122,7 +122,7 @@ def _summary(status: dict[str, Any]) -> Table:
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
         if not engine.get("native", True):
-            table.add_row("request path", "Python (not compiled): see docs/performance.md")
+            table.add_row("request path", "Python (no native core): see docs/performance.md")
     daemon = Text(f"pid {status['pid']}")
     if "uid" in status:
         daemon.append(f" of {_user(status['uid'], status['user'])}", style=_style(status["uid"]))

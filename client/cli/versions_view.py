@@ -29,7 +29,7 @@ def render(versions: list[dict[str, Any]]) -> RenderableType:
 
 def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
     note = Text(version["note"])
-    for fact in ("taken_back", "refused"):
+    for fact in ("rolled_back", "refused"):
         if version[fact]:
             note = Text(f"{fact.replace('_', ' ')}: {version[fact]}", style="red")
     return {

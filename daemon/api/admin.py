@@ -127,7 +127,7 @@ class AdminService:
         status = self._supervisor.snapshot()
         mismatch = [status.release_mismatch] if status.release_mismatch else []
         problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch]
-        document = {**status_json(status), "taken_back": self._rollout.taken_back, "problems": problems}
+        document = {**status_json(status), "rolled_back": self._rollout.rolled_back, "problems": problems}
         return {"status": fitted(document)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def versions(status: ServiceStatus, rollout: Rollout, store: Store) -> list[dict
                 "added_s": stored.added_s,
                 "size_bytes": stored.size_bytes,
                 "device": stored.facts.get("device"),
-                "taken_back": stored.facts.get("taken_back"),
+                "rolled_back": stored.facts.get("rolled_back"),
                 "refused": stored.facts.get("refused"),
                 "served": rollout.version_log.request_counts.of(stored.version),
             }

@@ -1,1 +1,1 @@
-"""The settings: what each may be, and where it comes from."""
+"""The daemon's settings: their types, limits and sources."""

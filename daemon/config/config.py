@@ -1,4 +1,4 @@
-"""Settings of the operator: each with its type, its limits and its purpose, checked once at the start."""
+"""The operator's settings: each with its type, limits and purpose, validated when they are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names it, its value and what is allowed."""
+    """An invalid setting; the message names the key, its value and the allowed values."""
 
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Kind:
-    """A setting's type: in words, in TOML, and as it is read from a text of the environment."""
+    """A setting's type: in words, in TOML, and the parser of its environment variable."""
 
     words: str
     toml: tuple[type, ...]
@@ -69,7 +69,7 @@ class Setting:
     kind: Kind
     least: float | None = None
     most: float | None = None
-    #: `shmserve-admin reload` applies it; the others wait for a restart.
+    #: Whether `shmserve-admin reload` applies it; the others need a restart.
     reloadable: bool = False
 
 
@@ -81,19 +81,19 @@ def _of(
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a daemon; docs/configuration.md describes them at length. Only `change_live` changes it."""
+    """All settings of a daemon, described in docs/configuration.md. Only `change_live` modifies an instance."""
 
     runtime_dir: Path
     state_dir: Path
     name: str = "default"
-    #: The package to begin with; None: the version that was served last.
+    #: The package to serve first; None: the version that was served last.
     model_path: Path | None = field(default=None, metadata=_of(PATH))
     device: str = field(default="cpu", metadata=_of(TEXT))
     transport: str = field(default="named", metadata=_of(TEXT))
     #: Clients of these users may send any Python object (full pickle). None: the daemon's own user alone.
     trusted_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     #: Members of the daemon's group may be clients (socket 0660); without, only its own user (0600).
-    #: None: as the mode of the client socket that systemd made says; without one, no.
+    #: None: by the mode of the client socket that systemd created; without such a socket, False.
     group_clients: bool | None = field(default=None, metadata=_of(SWITCH))
     #: Users and groups whose processes may be clients; None for both: every user who may open the socket.
     allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
@@ -104,7 +104,7 @@ class Config:
     max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, reloadable=True))
     #: Shared memory of one channel, both directions and all slots.
     max_channel_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 40, reloadable=True))
-    #: How long a client is not let back in that broke its channel, or crashed the engine three times within ten minutes.
+    #: Ban duration for a client that corrupted its channel, or crashed the engine three times within ten minutes.
     ban_s: float = field(default=60.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: Shared memory of all channels together. None: half of the machine's memory.
     max_shared_bytes: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
@@ -112,35 +112,35 @@ class Config:
     max_clients_per_user: int | None = field(default=None, metadata=_of(INTEGER, 1, 256, reloadable=True))
     max_bytes_per_user: int | None = field(default=None, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
     max_rate_per_user: float | None = field(default=None, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
-    #: How often a second the processes of one user may attach or grow their channels, once they have done so four times
-    #: for each channel they may hold. Root and the daemon's own user are exempt: they could do worse than attach.
+    #: Attachments and channel growths per second for all processes of one user, after a burst of four for each channel
+    #: they may hold. Root and the daemon's own user are exempt: they could do worse than attach.
     max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
-    #: Threads of one torch operation on the CPU. None: half of the processors, the robot has the others.
+    #: Threads of one torch operation on the CPU. None: half of the processors, which leaves the others to the robot.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))
-    #: Private memory (bytes) that an engine on the CPU may have, torch's some hundred MiB included; None: no limit.
+    #: Limit (bytes) of an engine's private memory on the CPU, including a few hundred MiB of torch's own; None: no limit.
     #: Program code and the channels do not count. Engines on other devices are not limited.
     engine_memory_bytes: int | None = field(default=None, metadata=_of(INTEGER, 256 * MIB, 1 << 50))
     #: On a GPU: observations from this size on (bytes) are copied to it from the client's own shared memory, which is
     #: registered with CUDA when the client attaches. None: measured when an engine starts; 0: never.
     register_bytes: int | None = field(default=None, metadata=_of(INTEGER, 0, 1 << 50))
-    #: How long a stopping daemon works on what clients have already sent.
+    #: How long a stopping daemon continues to serve requests that clients have already sent.
     drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, reloadable=True))
     #: How long an engine may take to load and warm up.
     load_s: float = field(default=600.0, metadata=_of(NUMBER, 1, 86_400, reloadable=True))
     #: A serving engine whose heartbeat stops for this long is replaced; 0: no limit.
     heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
-    #: How long the engine before an update is kept warm, for an instant rollback.
+    #: How long the previous engine is kept as a warm standby after an update, for an instant rollback.
     standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, reloadable=True))
-    #: A new model is on probation for its first requests: if its engine dies, or more than this share of
-    #: them fails, the daemon goes back to the model before.
+    #: A new model is a canary for its first requests: if its engine dies, or more than this share of
+    #: them fails, the daemon rolls back to the previous model.
     probation_requests: int = field(default=100, metadata=_of(INTEGER, 0, 1_000_000_000, reloadable=True))
     probation_failures: float = field(default=0.5, metadata=_of(NUMBER, 0, 1, reloadable=True))
-    #: How many model versions are kept: the one served, the one before, and one on trial at least.
+    #: Number of model versions to keep: at least the current one, the previous one and one canary.
     keep_versions: int = field(default=8, metadata=_of(INTEGER, 3, 10_000))
-    #: False refuses packages whose format can run code from the package.
+    #: False rejects packages whose format can run code from the package.
     allow_code: bool = field(default=True, metadata=_of(SWITCH))
-    #: Only packages signed by one of `signature_keys` (public keys, or files that hold one) are taken.
+    #: Accept only packages signed by one of `signature_keys` (public keys, or files that hold one).
     require_signature: bool = field(default=False, metadata=_of(SWITCH))
     signature_keys: tuple[str, ...] = field(default=(), metadata=_of(TEXTS))
     max_package_bytes: int = field(default=16 * 1024 * MIB, metadata=_of(INTEGER, 1, 1 << 50))
@@ -152,17 +152,18 @@ class Config:
             if type(value) not in (int, float) or setting.least is None or setting.most is None:
                 continue
             if not setting.least <= value <= setting.most:  # a comparison with NaN is false
-                raise ConfigError(f"{key} = {toml_value(value)}: {setting.least:g} to {setting.most:g}", key)
+                raise ConfigError(f"{key} = {toml_value(value)} must be {setting.least:g} to {setting.most:g}", key)
         if self.transport not in ("named", "sealed"):
-            raise ConfigError(f'transport = {toml_value(self.transport)}: "named" or "sealed"', "transport")
+            raise ConfigError(f'transport = {toml_value(self.transport)} must be "named" or "sealed"', "transport")
         check_device(self.device)
         if isinstance(self.spin_us, str) and self.spin_us != "adaptive":
             raise ConfigError(
-                f'spin_us = {toml_value(self.spin_us)}: 0 to 1000000 microseconds, or "adaptive"', "spin_us"
+                f'spin_us = {toml_value(self.spin_us)} must be 0 to 1000000 microseconds, or "adaptive"', "spin_us"
             )
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(
-                f"log_level = {toml_value(self.log_level)}: {', '.join(map(toml_value, _LOG_LEVELS))}", "log_level"
+                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, _LOG_LEVELS))}",
+                "log_level",
             )
         if self.require_signature and not self.signature_keys:
             raise ConfigError(
@@ -171,7 +172,7 @@ class Config:
             )
 
     def change_live(self, settings: Mapping[str, Any]) -> None:
-        """Change reloadable settings in place: every part of the daemon holds this object, and looks when it needs to know."""
+        """Change reloadable settings in place; every part of the daemon holds this object and reads it when needed."""
         for key, value in settings.items():
             assert SETTINGS[key].reloadable, key
             object.__setattr__(self, key, value)
@@ -189,15 +190,16 @@ SETTINGS: dict[str, Setting] = {
 
 
 def check_device(device: str) -> None:
-    """Raises ConfigError for what names no device that a model can run on; whether it is there, the engine finds."""
+    """Raise ConfigError unless the name is a device a model can run on; the engine checks whether the host has it."""
     if not _DEVICE.fullmatch(device):
         raise ConfigError(
-            f'device = {toml_value(device)}: "cpu", "cuda", or "cuda:0" and so on for one of several GPUs', "device"
+            f'device = {toml_value(device)} must be "cpu", "cuda", or "cuda:0" and so on for one of several GPUs',
+            "device",
         )
 
 
 def checked(key: str, value: Any) -> Any:
-    """`value`, as TOML or a flag gives it, as Config holds it; raises ConfigError for another type."""
+    """Convert a value from TOML or a flag to the type in Config; raises ConfigError for a wrong type."""
     kind = SETTINGS[key].kind
     if type(value) not in kind.toml:
         raise ConfigError(f"{key} = {toml_value(value)} must be {kind.words}", key)

@@ -1,4 +1,4 @@
-"""Where each setting comes from: flags over the environment over the file over the defaults."""
+"""Sources of the settings, by precedence: flags, the environment, the file, the defaults."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ else:
     import tomli as tomllib
 
 PREFIX = "SHMSERVE_"
-#: Variables that other files read.
+#: Variables that other modules read.
 _OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS")
 SYSTEM_DIRECTORY = Path("/etc/shmserve")
 
 
 @dataclass(frozen=True)
 class Effective:
-    """One setting as it is in force."""
+    """The effective value of a setting."""
 
     value: Any
-    #: In words for the operator: the flag, the variable, the file, or "default".
+    #: Its source, as text for the operator: the flag, the variable, the file, or "default".
     origin: str
-    #: Its value after a restart, where a reload found another one; None: the same.
+    #: Its value after a restart, if a reload found another one; None: the same.
     waiting: Any = None
 
 
 @dataclass(frozen=True)
 class Reloaded:
-    """What reading the file again came to."""
+    """Result of a reload."""
 
     applied: dict[str, Any]
     needs_restart: dict[str, Any]
 
 
 class Settings:
-    """`read` once at the start, `reload` while the daemon runs."""
+    """Reader of all sources: `read` once at the start, `reload` while the daemon runs."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Settings:
         environment: Mapping[str, str],
         file: Path | None,
     ) -> None:
-        """`file`: the one that --config names; None: the usual places are looked at."""
+        """Create it; `file` is the argument of --config, None searches the usual places."""
         self._name = name
         self._directories = dict(directories)
         self._flags = {key: value for key, value in flags.items() if value is not None}
@@ -64,12 +64,12 @@ class Settings:
         self._environment = {key: environment[key] for key in environment if key.startswith((PREFIX, "XDG_", "HOME"))}
         named = file or self._environment.get(f"{PREFIX}CONFIG")
         self._named_file = Path(named) if named else None
-        #: The file that was read last; None where there was none.
+        #: The file that was read last; None if no file exists.
         self.file: Path | None = None
         self.effective: dict[str, Effective] = {}
 
     def read(self) -> Config:
-        """The settings as they are now; raises ConfigError naming the key, its value and where it stands."""
+        """Read all sources and return the settings; raises ConfigError naming the key, its value and its source."""
         self.file = self._named_file or _usual_file(self._name, self._environment)
         layers = [
             *([(f"file {self.file}", read_config_file(self.file))] if self.file else []),
@@ -80,7 +80,7 @@ class Settings:
         return config
 
     def reload(self) -> Reloaded:
-        """Read the file again. Raises ConfigError; then nothing has changed."""
+        """Read the sources again and return the changes. Raises ConfigError, and then leaves the settings unchanged."""
         before = self.effective
         self.read()
         now = self.effective
@@ -94,7 +94,7 @@ class Settings:
         )
 
     def unknown_variables(self) -> list[str]:
-        """Variables that look like settings without being one, each with the nearest key."""
+        """Return warnings for variables that look like settings but are not, each with the nearest key."""
         found = []
         for variable in sorted(name for name in self._environment if name.startswith(PREFIX)):
             key = variable.removeprefix(PREFIX)
@@ -133,7 +133,7 @@ class Settings:
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
+    """Return the settings in a TOML file; raises ConfigError for an unknown key or a wrong type."""
     try:
         document: dict[str, Any] = tomllib.loads(text_of(path.read_bytes()))
     except OSError as error:
@@ -150,13 +150,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def _usual_file(name: str, environment: Mapping[str, str]) -> Path | None:
-    """The user's own file before the system's; None where neither exists."""
+    """Return the user's own file, else the system's, else None."""
     places = [SYSTEM_DIRECTORY]
     if os.getuid() != 0:
         home = environment.get("HOME")
         own = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else None)
         places[:0] = [Path(own) / "shmserve"] if own else []
-    # lexists: a file that is there and cannot be read is an error, not absent.
+    # lexists: an unreadable file must be an error, not count as absent.
     return next((place / f"{name}.toml" for place in places if os.path.lexists(place / f"{name}.toml")), None)
 
 

@@ -1,1 +1,1 @@
-"""One process for one model version: the only part of shmserve that imports torch."""
+"""The engine process, one for each model version: the only part of shmserve that imports torch."""

@@ -7,7 +7,7 @@ EXIT_STATUS = 75
 
 
 class DeviceError(RuntimeError):
-    """The device failed while it ran this request, and took its context along."""
+    """The device failed while it ran this request, and its context is lost."""
 
 
 class DeviceLost(BaseException):

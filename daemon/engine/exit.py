@@ -1,8 +1,8 @@
-"""How an engine's process ends.
+"""Fast exit of an engine process.
 
-Python's own end takes torch apart, which costs most of a second of a processor that the robots have better use for. The
-functions that a policy has registered with `atexit` run all the same, for a while. Its destructors do not, its threads are
-not waited for, and the supervisor ends the processes that it has started.
+The interpreter's regular shutdown takes torch apart, which costs most of a second of CPU time. This exit runs the
+functions that a policy has registered with `atexit`, within a time limit. It runs no destructors and waits for no
+threads; the supervisor ends the processes that the policy has started.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sys
 import threading
 from typing import NoReturn
 
-#: For all functions of `atexit` together.
+#: Time limit for all functions of `atexit` together.
 LIMIT_S = 2.0
 
 
 def leave(status: int) -> NoReturn:
-    """End this process with `status`; to be called in the main thread, once nothing is left to answer."""
+    """End this process with `status`; called in the main thread, once every request is answered."""
     late = threading.Timer(LIMIT_S, _end, (status,))
     late.daemon = True
     late.start()
@@ -32,6 +32,6 @@ def leave(status: int) -> NoReturn:
 def _end(status: int) -> NoReturn:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never there
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or never opened
             stream.flush()
     os._exit(status)

@@ -1,6 +1,6 @@
-"""Engine process: loads a model and serves the channels, as its supervisor orders.
+"""The engine process: loads a model and serves the channels as its supervisor directs.
 
-Started with exec, never forked, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD RELEASE WIRE_VERSION SUPERVISOR_PID`.
+The supervisor starts it with exec, never with fork alone, as `python -m shmserve.daemon.engine.main CONTROL_FD STATS_FD RELEASE WIRE_VERSION SUPERVISOR_PID`.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
 _ERROR_TEXT = 2000
-#: Frames of a model that cannot be loaded: deeper than a request's, because libraries load one another.
+#: Stack frames logged for a model that cannot be loaded: more than for a request, because libraries load one another.
 _LOAD_FRAMES = 64
-#: Limit for the model's description, which travels in messages of 64 KiB beside the clients.
+#: Size limit for a model's contract and metadata, which share messages of 64 KiB with the clients.
 _READY_BYTES = 32 << 10
 
 
@@ -111,10 +111,10 @@ class Engine:
         self._channel_turn_ns = channel_turn_ns
         self._serial = order.serial
         self._device = torch.device("cpu")
-        #: Where the tensors of observations are; None: the model takes numpy arrays.
+        #: The device for the tensors of observations; None if the model takes numpy arrays.
         self._tensors_on: torch.device | None = None
         self._in_place = False
-        #: What this engine keeps for its GPU; None on the CPU.
+        #: This engine's state for its GPU; None on the CPU.
         self._context: DeviceContext | None = None
         self._loop: EngineLoop | None = None
         self._channels: Channels | None = None
@@ -125,18 +125,18 @@ class Engine:
         self._drains = False
 
     def load(self) -> bool:
-        """Load and warm the model up; False if it cannot serve (the supervisor has been told)."""
+        """Load and warm up the model; return False, after reporting to the supervisor, if it cannot serve."""
         order = self._order
         stage = "load"
         memory_bytes = order.memory_bytes
         try:
             self._device = torch.device(order.device)
             if memory_bytes is not None and self._device.type == "cpu":
-                # Limits memory that the process writes to, not mappings: code, channels and stats do not count.
+                # This limits memory that the process writes to: mapped code, channels and stats do not count.
                 resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
             package = ModelPackage.read(Path(order.package), allow_code=order.allow_code)
             if order.version is not None and package.version != order.version:
-                raise ModelPackageError(f"{package.path} is not version {order.version} any more: it was changed")
+                raise ModelPackageError(f"{package.path} is no longer version {order.version}: its files were changed")
             self._control.send(Loading(package.version))
             self._failpoint("loading")
             _configure_torch(package, order.threads)
@@ -161,7 +161,7 @@ class Engine:
             metadata = _plain(model.metadata())
             _check_size(result.contract, metadata)
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
-            if type(error) is not DeviceMissing:  # no line of ours or the model's explains that one better
+            if type(error) is not DeviceMissing:  # its text explains itself without a stack
                 log.error("the model cannot be served: %s failed\n%s", stage, log_message(error, _LOAD_FRAMES))
             message = shortened(text_of(error), _ERROR_TEXT)
             if memory_bytes is not None and _is_out_of_memory(error):
@@ -206,7 +206,7 @@ class Engine:
         )
         ready = Ready(
             version=package.version,
-            # A package without a name is called after its directory, which in the store is only a number.
+            # A package without a name has that of its directory, which in the store is only a digest.
             name=package.name if package.name != package.path.name else order.called,
             device=str(self._device),
             request_bytes=result.request_bytes,
@@ -226,28 +226,28 @@ class Engine:
         return True
 
     def _failpoint(self, step: str) -> None:
-        """Named with the engine's serial: a daemon's first engine is engine.1."""
+        """Pass the failpoint `step` of this engine, named with its serial: a daemon's first engine is engine.1."""
         failpoint(f"engine.{self._serial}.{step}")
 
     def run(self) -> None:
-        """Serve until the supervisor says stop or goes away."""
+        """Serve until the supervisor sends stop or exits."""
         assert self._loop is not None
         try:
-            # Once, not for every request. A tensor of inference mode could not be changed by the policy's other
-            # threads, nor take part in a gradient: those models that want it enter it themselves.
+            # Once, not for every request. The policy's other threads could not change a tensor of inference mode, nor
+            # use it in a gradient, so models that want inference mode enter it themselves.
             with torch.no_grad():
                 self._loop.run()
             if self._drains:
                 self._control.send(Drained())
         except DeviceLost as lost:
-            log.error("the device is lost to this engine, the next one answers what waits: %s", lost)
+            log.error("the device is lost to this engine; the next engine answers the waiting requests: %s", lost)
             logging.shutdown()
             os._exit(EXIT_STATUS)  # destructors would call the device
 
     def _handle_messages(self, timeout_s: float) -> bool:
-        """Handle what the supervisor says, up to the next channel, which takes as long as many requests.
+        """Handle the supervisor's messages, up to the next attach, which takes as long as many requests.
 
-        Returns whether more is left.
+        Returns whether messages or work are left.
         """
         assert self._loop is not None and self._channels is not None
         channels = self._channels
@@ -304,7 +304,7 @@ class Engine:
 
     def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
         descriptor_limit.keep_room()
-        # torch knows no tensor that may not be written to, and a policy that does write must not end the engine.
+        # torch has no read-only tensors, and a policy that writes to one must not crash the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._context.registrar if self._context is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
@@ -328,9 +328,9 @@ class Engine:
         self._end_recording(loop)
         try:
             if not fds:
-                raise RecordRingBroken("the record ring did not come: this process has no room for more descriptors")
+                raise RecordRingBroken("the record ring did not arrive: this process has no free descriptor for it")
             self._record_ring = RecordRingWriter(fds[0])
-        except (RecordRingBroken, OSError) as error:  # the supervisor has looked at it: memory is short
+        except (RecordRingBroken, OSError) as error:  # the supervisor has checked the ring, so memory is short
             log.error("nothing is recorded: %s", error)
             return
         finally:
@@ -350,43 +350,43 @@ class Engine:
             return
         try:
             report = self._context.report()
-        except RuntimeError as error:  # status keeps what it had
-            log.warning("the device does not say how much memory it has: %s", error)
+        except RuntimeError as error:  # status keeps the latest report
+            log.warning("the device does not report its memory: %s", error)
             return
         self._control.send(Gpu(report))
 
     def _report_broken(
         self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None
     ) -> None:
-        """Give a channel up; without `blame` the client may attach again at once. `detail` is for the log."""
+        """Report a broken channel; without `blame` the client may attach again at once. `detail` is for the log."""
         self._control.send(Broken(**vars(channel_info.identity), reason=reason, blame=blame, detail=detail))
 
 
 def _configure_torch(package: ModelPackage, threads: int | None) -> None:
-    # Half of the processors: the robot's own processes need the others, and torch's threads wait by
-    # spinning, so that two sides with a thread for every processor slow each other down ten times.
+    # Half of the CPUs: the robot's other processes need the rest, and torch's threads spin while they wait, so that
+    # two processes with a thread for each CPU slow each other down ten times.
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
         require_determinism()  # before CUDA starts
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    # torch raises a RuntimeError for what is a MemoryError anywhere else.
+    # torch raises a RuntimeError where other libraries raise a MemoryError.
     return issubclass(type(error), MemoryError) or "allocate memory" in text_of(error)
 
 
 def _check_size(contract: dict[str, Any], metadata: dict[str, Any]) -> None:
-    # The contract is sent twice: as a whole and by its sides.
+    # The contract is sent twice: as a whole, and as observation and action.
     size = 2 * len(json.dumps(contract)) + len(json.dumps(metadata))
     if size > _READY_BYTES:
         raise ModelPackageError(
-            f"what the model says of itself makes {size} bytes of JSON, more than {_READY_BYTES}: shorten metadata(), "
-            "or the names of its observation and action"
+            f"the model's contract and metadata have {size} bytes of JSON, more than {_READY_BYTES}: shorten "
+            "metadata(), or the names of its observation and action"
         )
 
 
 def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The model's metadata as JSON can carry it: arrays as lists, anything else by its text."""
+    """Return the model's metadata as values of JSON: arrays as lists, other objects as their text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -396,7 +396,7 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
         if hasattr(value, "tolist"):
             return plain(value.tolist())
         if isinstance(value, float) and not math.isfinite(value):
-            return str(value)  # JSON has no infinity; the bounds of a space often do
+            return str(value)  # JSON has no infinity, which a space often has as a bound
         return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
     found = plain(metadata)
@@ -405,18 +405,18 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Serve as told on the control socket; 0 after an orderly stop, 1 if the model cannot be served."""
-    keep_from_children()  # a program of the policy could speak to the supervisor as this engine
+    """Serve by the control socket's messages; return 0 after an orderly stop, 1 if the model cannot be served."""
+    keep_from_children()  # otherwise a program of the policy could speak to the supervisor as this engine
     handle_signals()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     *release, supervisor = sys.argv[3:]
     if os.getppid() != int(supervisor):
-        return 0  # it died before that
-    # faulthandler, too: standard error is the policy's, which may close it.
+        return 0  # the supervisor has died already
+    # faulthandler writes to the log's stream as well: the policy may close standard error.
     faulthandler.enable(configure_engine_logging())
     request_time_slice()  # before there are other threads
     control = ControlSocket(socket.socket(fileno=int(sys.argv[1])))
-    # Before anything else that both sides must see alike: the layout of stats, the messages.
+    # Before anything that both processes must agree on: the layout of the stats, the messages.
     if (said := mismatch(release)) is not None:
         log.error("%s", said)
         control.send(Failed("start", RELEASE_MISMATCH, said))
@@ -434,7 +434,7 @@ def main() -> int:
                 return 0
             if isinstance(arrival.message, Stop):
                 return 0
-    return 0  # the supervisor was gone before it asked for anything
+    return 0  # the supervisor exited before it sent a load request
 
 
 if __name__ == "__main__":

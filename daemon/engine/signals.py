@@ -1,9 +1,8 @@
-"""Signals of an engine, and that no program of its policy inherits what they do here.
+"""Signal handling of an engine, reset in the programs that its policy starts.
 
-Signals to a process of the service are for its supervisor, which alone decides when an engine stops, after what is under
-way. An engine does nothing on SIGINT and SIGTERM. It handles them instead of ignoring them: an ignored signal stays ignored in
-every program that the policy starts, which could not be ended then; a handled one is back at its default after exec, and
-after a fork by the function below.
+The supervisor alone decides when an engine stops, after the requests in flight, so an engine does nothing on SIGINT and
+SIGTERM. It handles them instead of ignoring them: an ignored signal would stay ignored in every program that the policy
+starts, which it then could not end. A handled signal is reset by exec, and by `_as_a_program` after a fork.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..ipc.control import WAKE_SIGNAL
 
-#: Handlers by signal, as in a program that Python has just started.
+#: The handler of each signal in a Python program that has just started.
 _FOR_PROGRAMS: dict[signal.Signals, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -24,20 +23,20 @@ _FOR_PROGRAMS: dict[signal.Signals, Any] = {
 
 
 def handle_signals() -> None:
-    """Handle the signals that the supervisor, a terminal or a service manager may send; once, in the main thread."""
+    """Install the handlers for signals of the supervisor, a terminal or a service manager; once, in the main thread."""
     for number in _FOR_PROGRAMS:
         signal.signal(number, _nothing)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.siginterrupt(number, False)  # no system call of the policy ends early for it, as if it were ignored
+        signal.siginterrupt(number, False)  # it interrupts no system call of the policy, like an ignored signal
     os.register_at_fork(after_in_child=_as_a_program)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
-    """A handler, because an ignored WAKE_SIGNAL ends no wait; for the others see above."""
+    """Do nothing: WAKE_SIGNAL needs a handler to end a wait; the module's text explains the others."""
 
 
 def _as_a_program() -> None:
-    """In a forked child: signals do what they do in a program; those stay that the policy has changed."""
+    """Reset the handlers in a forked child, except those that the policy has changed."""
     for number, handler in _FOR_PROGRAMS.items():
         if signal.getsignal(number) is _nothing:
             signal.signal(number, handler)

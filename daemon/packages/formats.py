@@ -1,6 +1,6 @@
-"""The model formats by name: what shows that a directory is of one, and whether its files can run code.
+"""Model formats by name: the file that identifies each, and whether its files can run code.
 
-A further format is one line here and one module in `engine/models/`.
+A new format needs one line here and one module in `engine/models/`.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ class Format:
     """Properties of a format that need no torch."""
 
     module: str  # in engine/models/, imported only when a package of this format is loaded
-    file: str | None  # shows the format where no manifest says it
-    #: Whether loading or running a package can do more than arithmetic, so that allow_code = false refuses it.
+    file: str | None  # identifies the format if the manifest does not name it
+    #: Whether loading or running a package can do more than arithmetic, so that allow_code = false rejects it.
     runs_code: bool
-    #: A saved module: torch knows its arguments, and the manifest may name them (inputs, outputs, batch_dim).
+    #: Whether it is a saved module: torch knows its arguments, and the manifest may name them (inputs, outputs, batch_dim).
     saved_module: bool = False
 
 
-#: In the order in which a directory without a manifest is looked through.
+#: In the order in which a directory without a manifest is searched.
 FORMATS = {
     # torch.export.load evaluates the archive's shape expressions (sympy's sympify is an eval), unpickles without limit
-    # what the archive calls pickled and any example input that weights_only refuses, and opens shared libraries in it.
+    # all data marked as pickled and any example input that weights_only refuses, and opens the archive's shared libraries.
     "torch-export": Format("torch_export", "model.pt2", runs_code=True, saved_module=True),
     # A program for torch's interpreter, whose operators read and write files; torch's own advice is to treat it as
     # "locally executable code from an unknown source" (SECURITY.md).
     "torchscript": Format("torchscript", "model.pt", runs_code=True, saved_module=True),
     "python": Format("python_class", "policy.py", runs_code=True),
-    # The operator has installed the code beside the daemon; the package brings weights and settings.
+    # The operator has installed the code in the daemon's environment; the package has weights and settings.
     "installed": Format("installed_class", None, runs_code=False),
 }
 
 
 def recognised(directory: Path) -> str | None:
-    """The format of a directory by the files it holds, None by none; raises ModelPackageError if they disagree."""
+    """Return the format that a directory's files identify, None if none does; raises ModelPackageError for several formats."""
     found = {form.file: name for name, form in FORMATS.items() if form.file and (directory / form.file).is_file()}
     if len(found) > 1:
         raise ModelPackageError(

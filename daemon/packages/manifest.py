@@ -1,4 +1,4 @@
-"""Reads model.toml: which keys there are, what their values must be, and which go together."""
+"""Reader of model.toml: its keys, the allowed values and the allowed combinations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ else:
     import tomli as tomllib
 
 MANIFEST = "model.toml"
-#: The model's metadata for its clients must fit 32 KiB in the end; numbers by the megabyte are weights.
+#: More than enough: the model's metadata for its clients must fit into 32 KiB, and large arrays belong in the weights.
 _MANIFEST_BYTES = 1 << 20
 
 _MODEL: dict[str, type] = {
@@ -48,12 +48,12 @@ _MODEL: dict[str, type] = {
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool}
 _TOLERANCE = ("atol", "rtol")
 _TABLES = ("model", "warmup", "checks", "metadata")
-#: Keys that only a saved module has a use for, and those that it has none for.
+#: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays")
-#: How a policy class is constructed and asked (engine/models/policy_styles.py).
+#: Ways to construct and call a policy class (engine/models/policy_styles.py).
 _STYLES = ("shmserve", "openpi", "gr00t")
-#: Kinds of arrays that a policy of style shmserve may take.
+#: Kinds of arrays that a policy of style shmserve can get.
 _ARRAYS = ("torch", "numpy")
 _GRAPH_BATCH = 32
 _SHOWN = {str: "a string", list: "a list of strings", bool: "true or false", int: "an integer", dict: "a table"}
@@ -75,7 +75,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     _check_types(manifest, warmup, _WARMUP, "key of [warmup]")
     settings: dict[str, Any] = {"name": directory.resolve().name, "metadata": document.get("metadata", {}), **model}
     settings["format"] = _format(manifest, model)
-    # A class may steer by a gradient; a saved module is a network, which torch runs a little faster without.
+    # A policy class may use gradients; a saved module does not, and runs slightly faster in inference mode.
     settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
     for key in ("inputs", "outputs"):
         if key in settings:
@@ -109,11 +109,11 @@ def _document(manifest: Path) -> dict[str, Any]:
 
 
 def _format(manifest: Path, model: dict[str, Any]) -> str:
-    """The format that the manifest names, or else what the directory holds."""
+    """Return the format that the manifest names, else the one that the directory's files identify."""
     if "format" in model:
         given: str = model["format"]
         if given not in FORMATS:
-            raise ModelPackageError(f"{manifest}: format = {_shown(given)} is none of {', '.join(FORMATS)}")
+            raise ModelPackageError(f"{manifest}: format = {_shown(given)} must be one of {', '.join(FORMATS)}")
         return given
     if "entry" in model:
         return "python"
@@ -135,11 +135,13 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
             raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
-        raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} is none of {', '.join(_STYLES)}")
+        raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} must be one of {', '.join(_STYLES)}")
     if settings.get("release", 0) < 0:
         raise ModelPackageError(f"{manifest}: release = {settings['release']} must be 0 or more")
     if settings.get("arrays", _ARRAYS[0]) not in _ARRAYS:
-        raise ModelPackageError(f"{manifest}: arrays = {_shown(settings['arrays'])} is none of {', '.join(_ARRAYS)}")
+        raise ModelPackageError(
+            f"{manifest}: arrays = {_shown(settings['arrays'])} must be one of {', '.join(_ARRAYS)}"
+        )
     if settings.get("max_batch", 1) < 1:
         raise ModelPackageError(f"{manifest}: max_batch = {settings['max_batch']} must be 1 or more")
     if settings.get("device_bytes", 1) < 1:
@@ -152,8 +154,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             raise ModelPackageError(f"{manifest.parent} holds no {form.file}, which format {name!r} needs")
         if settings.get("max_batch", 1) > 1 and not settings.get("batch_dim", False):
             raise ModelPackageError(
-                f"{manifest}: max_batch = {settings['max_batch']} needs batch_dim = true: requests are put into one "
-                "call along a first dimension that the module has and an observation has not"
+                f"{manifest}: max_batch = {settings['max_batch']} needs batch_dim = true: requests are stacked "
+                "for one call along a first dimension, which the module has and an observation lacks"
             )
         if settings.get("max_batch", 1) > 1 and settings.get("stateful", False):
             raise ModelPackageError(f"{manifest}: a stateful module takes one request at a time: max_batch = 1")
@@ -166,12 +168,12 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
-    """A recorded policy runs no Python and keeps nothing."""
+    """Raise ModelPackageError for keys that cuda_graph = true excludes: a recorded policy runs no Python and keeps no state."""
     if settings.get("stateful", False):
         raise ModelPackageError(f"{manifest}: cuda_graph = true, but stateful = true: a recorded policy keeps no state")
     if settings.get("style", _STYLES[0]) != _STYLES[0]:
         raise ModelPackageError(
-            f"{manifest}: cuda_graph = true, but style = {settings['style']!r}: such a policy works on the host's arrays"
+            f"{manifest}: cuda_graph = true, but style = {settings['style']!r}: policies of this style take the host's arrays"
         )
     if settings.get("max_batch", 1) > _GRAPH_BATCH:
         raise ModelPackageError(
@@ -200,7 +202,7 @@ def _tolerance(manifest: Path, table: dict[str, Any]) -> dict[str, float]:
 
 
 def _check_file(manifest: Path, key: str, name: str) -> None:
-    """`name` is a file of the package, and in it."""
+    """Raise ModelPackageError unless `name` is a file inside the package."""
     plain = PurePosixPath(name)
     if plain.is_absolute() or ".." in plain.parts:
         raise ModelPackageError(f"{manifest}: {key} = {_shown(name)} must be the name of a file in the package")
@@ -228,8 +230,8 @@ def _refuse_unknown(manifest: Path, table: dict[str, Any], known: tuple[str, ...
 
 
 def _shown(value: object) -> str:
-    """Return a value as an error shows it: the start of a long one."""
+    """Return a value as text for an error message, shortened if it is long."""
     if type(value) is int and value.bit_length() > 64:
-        return f"an integer of {value.bit_length()} bits"  # of which Python may refuse to write the digits
+        return f"an integer of {value.bit_length()} bits"  # Python may refuse to print its digits
     shown = repr(value)
     return shown if len(shown) <= 200 else f"{shown[:200]}..."

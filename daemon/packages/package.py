@@ -1,4 +1,4 @@
-"""Description of a model package, read without torch and without running its code."""
+"""Model package: a directory and its description, read without torch and without running its code."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .value_ranges import RangeCheck
 
 
 def _no_directory(path: Path) -> str:
-    """Return what the path is instead of a package, and what to do."""
+    """Return the problem with a path that is not a package directory, and its remedy."""
     try:
         with open(path, "rb") as file:
             start = file.read(512) if path.is_file() else b"?"
-    except OSError:  # not there, or nothing that can be read
+    except OSError:  # absent or unreadable
         start = b"?"
     if not path.exists():
         return f"does not exist; {advice_for_url() if is_url(path) else f'it must be {PACKAGE}'}"
     if looks_like_tar(start):
-        return "is a tar: unpack it (tar -xf), and give the directory; a running service takes it with update-model"
+        return "is a tar: unpack it (tar -xf) and pass the directory, or send the tar to a running service with update-model"
     kind = advice_for_file(path.name, start)
     return f"is not a directory: it is {kind}" if kind else f"is not a directory; it must be {PACKAGE}"
 
@@ -38,42 +38,42 @@ class ModelPackage:
     path: Path
     name: str
     format: str
-    release: int = 0  # grows with each release, so that an old one cannot come back
+    release: int = 0  # increases with each release, so that an older one is not accepted
     entry: str = ""  # python: module:class in the directory; installed: the name of an installed policy
-    style: str = ""  # how the class is constructed and asked: shmserve, openpi, gr00t; empty: by its methods
-    arrays: str = "torch"  # what observations hold: tensors, or with numpy (always so in the other styles) its arrays
-    arguments: dict[str, Any] = field(default_factory=dict)  # of the class's constructor
-    inputs: tuple[str, ...] | None = None  # saved modules: what of an observation is each argument
-    outputs: tuple[str, ...] | None = None  # saved modules: the names of what it returns
+    style: str = ""  # construction and calls: shmserve, openpi, gr00t; empty: recognised by the class's methods
+    arrays: str = "torch"  # arrays of observations: tensors, or with numpy (always so in the other styles) numpy arrays
+    arguments: dict[str, Any] = field(default_factory=dict)  # for the class's constructor
+    inputs: tuple[str, ...] | None = None  # saved modules: the observation's entry for each argument
+    outputs: tuple[str, ...] | None = None  # saved modules: the names of the results
     batch_dim: bool = False  # saved modules: a first dimension for the request, which observations lack
     max_batch: int = 1
     weights: str | None = None  # a safetensors file, checked before the class is made
-    read_in_place: bool = False  # the policy never keeps nor changes an observation: on the CPU it may read the slot
-    stateful: bool = False  # running a request twice is not the same as running it once
+    read_in_place: bool = False  # the policy neither keeps nor changes observations: on the CPU it may read the slot
+    stateful: bool = False  # running a request twice differs from running it once
     deterministic: bool = False
-    sampling: bool = False  # actions are drawn: the same observation gives another one each time
-    grad: bool = True  # under torch.no_grad, where gradients can be asked for; else in inference mode
+    sampling: bool = False  # actions are random samples: the same observation gives another action each time
+    grad: bool = True  # run under torch.no_grad, where the policy can enable gradients; else in inference mode
     cuda_graph: bool = False  # on CUDA: recorded once, launched as a whole
-    device_bytes: int | None = None  # memory that it needs of the device at most; None: estimated
+    device_bytes: int | None = None  # upper limit of its device memory; None: estimated
     example: str | None = None  # warm-up observation, a .npz in the directory
     expected: str | None = None  # the action that the example must give, a .npz in the directory
     atol: float = 1e-4
     rtol: float = 1e-3
-    allow_nonfinite: bool = False  # NaN and infinity are values that this model gives on purpose
-    #: What numbers it may get and give, by side (observation, action) and entry.
+    allow_nonfinite: bool = False  # the model returns NaN and infinity on purpose
+    #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
 
     @cached_property
     def version(self) -> str:
-        """Its content address (shmserve.package_files): its files are read for it."""
+        """Content address of the package (shmserve.package_files); computing it reads all files."""
         return content_version(self.path, exact=True)
 
     @classmethod
     def read(cls, path: Path, *, allow_code: bool = True) -> ModelPackage:
         """Read and check the package at `path`; raises ModelPackageError naming file, key and remedy.
 
-        Without `allow_code` a format that can run code from the package is refused.
+        Without `allow_code` it rejects a format that can run code from the package.
         """
         if not path.is_dir():
             raise ModelPackageError(f"model path {path} {_no_directory(path)}")

@@ -18,20 +18,20 @@ _ON_VIOLATION = ("reject", "clamp")
 
 @dataclass(frozen=True)
 class RangeCheck:
-    """The numbers of one entry are finite, and each lies within these limits (included)."""
+    """Limits of one entry, inclusive; its numbers must be finite."""
 
     min: Limit = None
-    max: Limit = None  # a tuple holds one limit for each place of the last dimension
-    clamp: bool = False  # a number outside becomes the limit; NaN is refused all the same
+    max: Limit = None  # a tuple holds one limit for each index of the last dimension
+    clamp: bool = False  # clamp numbers outside the limits; NaN is still rejected
 
     @property
     def limits(self) -> int | None:
-        """The length that the last dimension must have; None if one limit is for all."""
+        """Required length of the last dimension; None if one limit applies to all numbers."""
         return next((len(limit) for limit in (self.min, self.max) if isinstance(limit, tuple)), None)
 
 
 def read_checks(manifest: Path, table: Mapping[str, Any]) -> dict[str, dict[str, RangeCheck]]:
-    """The checks by side and by the entry's name in the contract; raises ModelPackageError naming key and remedy."""
+    """Return the checks by side and by the entry's name in the contract; raises ModelPackageError naming key and remedy."""
     found: dict[str, dict[str, RangeCheck]] = {}
     for side, entries in table.items():
         if side not in SIDES or not isinstance(entries, dict):

@@ -2,7 +2,7 @@
 
 An update starts a new engine beside the serving one (blue-green deployment), checks its contract against the serving
 model's, and swaps. The model is then on probation (see probation.py): if it fails, the deployment before serves again and
-the version is marked as taken back. A rollback skips both checks, because the version has served before. An update in
+the version is marked as rolled back. A rollback skips both checks, because the version has served before. An update in
 place stops the old engine first, for a model that does not fit twice, and starts it again if the new one fails.
 """
 
@@ -21,7 +21,7 @@ from shmserve.shortened import shortened
 
 from ..config.config import check_device
 from ..failpoints import failpoint
-from ..host.message_ids import TAKEN_BACK
+from ..host.message_ids import ROLLED_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
 from ..store.ingest import BytesIngested, undisturbed
@@ -74,7 +74,7 @@ class Rollout:
         self._busy = False
         self._probation: Probation | None = None
         #: The last automatic rollback, until an update succeeds; for people.
-        self.taken_back: str | None = None
+        self.rolled_back: str | None = None
         self.version_log = VersionLog(store, supervisor.engines)
 
     async def update(
@@ -127,13 +127,13 @@ class Rollout:
             return await self._change(target, device, options, report_step)
 
     def before(self) -> StoredVersion | None:
-        """Return the target of a rollback: the version served last before the current one and not taken back."""
+        """Return the target of a rollback: the version served last before the current one and not rolled back."""
         deployment = self._supervisor.deployment
         candidates = [
             stored
             for stored in self._store.versions()
             if stored.activated_seq
-            and not stored.facts.get("taken_back")
+            and not stored.facts.get("rolled_back")
             and (not deployment or stored.version != deployment.version)
         ]
         return max(candidates, key=lambda stored: stored.activated_seq, default=None)
@@ -163,7 +163,7 @@ class Rollout:
         return deployment.device if deployment is not None else self._supervisor.config.device
 
     def _no_previous(self) -> str:
-        bad = [stored.version for stored in self._store.versions() if stored.facts.get("taken_back")]
+        bad = [stored.version for stored in self._store.versions() if stored.facts.get("rolled_back")]
         if bad:
             return (
                 f"no earlier version to go back to except {', '.join(bad)}, which did not work "
@@ -283,7 +283,7 @@ class Rollout:
         assert before is not None
         supervisor.deployment = engine.deployment
         supervisor.now_serving(engine)
-        taken_back, self.taken_back = self.taken_back, None
+        rolled_back, self.rolled_back = self.rolled_back, None
         if options.probation and before != engine.deployment:
             self._begin_probation(Probation(engine, before, first, supervisor.config))
         try:
@@ -291,7 +291,7 @@ class Rollout:
         except StoreUnavailable:
             # A version that a restart would not serve must not serve now.
             self._end_probation()
-            self.taken_back = self.taken_back or taken_back
+            self.rolled_back = self.rolled_back or rolled_back
             log.error("version %s cannot be made current: back to %s", engine.deployment.version, before.version)
             await self._bring_back(before)
             raise
@@ -321,7 +321,7 @@ class Rollout:
         probation.begin(lambda why: self._take_back(probation, why))
 
     def is_on_probation(self, engine: EngineProcess) -> bool:
-        """Report whether a crash of this engine takes its model back."""
+        """Report whether a crash of this engine rolls its model back."""
         probation = self._probation
         return probation is not None and not probation.over and probation.engine is engine
 
@@ -331,7 +331,7 @@ class Rollout:
         if probation is None or not self.is_on_probation(engine):
             return
         self._end_probation()
-        self._record_taken_back(engine.deployment, probation.before, "its engine died on probation")
+        self._record_rollback(engine.deployment, probation.before, "its engine died on probation")
         self._supervisor.deployment = probation.before
 
     async def _take_back(self, probation: Probation, why: str) -> None:
@@ -344,14 +344,14 @@ class Rollout:
             except EngineStartError as failure:
                 log.error("%s; the model before it cannot serve either: %s", why, failure)
                 return
-            self._record_taken_back(probation.engine.deployment, probation.before, why)
+            self._record_rollback(probation.engine.deployment, probation.before, why)
 
-    def _record_taken_back(self, bad: Deployment, good: Deployment, why: str) -> None:
-        self.taken_back = f"version {bad.version} was taken back for {good.version}: {why}"
-        log.error("%s", self.taken_back, extra={"message_id": TAKEN_BACK})
+    def _record_rollback(self, bad: Deployment, good: Deployment, why: str) -> None:
+        self.rolled_back = f"version {bad.version} was rolled back to {good.version}: {why}"
+        log.error("%s", self.rolled_back, extra={"message_id": ROLLED_BACK})
         # If only the device differed, the version itself is good.
         self.version_log.set_metadata(
-            bad.version, {"taken_back": why} if bad.version != good.version else {}, then_current=good
+            bad.version, {"rolled_back": why} if bad.version != good.version else {}, then_current=good
         )
 
     def _end_probation(self) -> None:

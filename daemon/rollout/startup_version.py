@@ -76,7 +76,7 @@ class StartupVersion:
         """Record it for the next start; a state directory that cannot be written is logged only."""
         try:
             self._store.make_current(
-                self.deployment.version, device=self.deployment.device, taken_back=None, refused=None
+                self.deployment.version, device=self.deployment.device, rolled_back=None, refused=None
             )
             if self._choice != OperatorChoice.read(self._choice_file):
                 write_json(self._choice_file, asdict(self._choice), steps="given")

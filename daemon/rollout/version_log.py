@@ -94,5 +94,9 @@ class VersionLog:
 
     def _make_current(self, deployment: Deployment, *, allow_downgrade: bool = False) -> None:
         self._store.make_current(
-            deployment.version, allow_downgrade=allow_downgrade, device=deployment.device, taken_back=None, refused=None
+            deployment.version,
+            allow_downgrade=allow_downgrade,
+            device=deployment.device,
+            rolled_back=None,
+            refused=None,
         )

@@ -1,8 +1,4 @@
-"""Store of model versions: ingest of packages, their metadata, and which version is current.
-
-A package comes in through a process under limits, is checked as a whole, and appears by one rename; its name is the
-digest of its content. So whatever moment the daemon is killed at, the old state is found or the new one.
-"""
+"""Store of a service's model versions: ingest of packages, metadata of versions, and the current one."""
 
 from __future__ import annotations
 

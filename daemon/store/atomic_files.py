@@ -1,4 +1,4 @@
-"""Changes of the disk that are there after a power cut, or not at all."""
+"""Atomic writes to disk: after a power cut a change is complete or absent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 def write_json(path: Path, content: Any, *, steps: str) -> None:
-    """Replace the file `path` by one rename; `steps` begins the names of the failpoints on the way.
+    """Replace the file `path` by one rename; `steps` is the prefix of the failpoints' names.
 
-    Raises OSError, and then the file is as it was.
+    Raises OSError, and then the file is unchanged.
     """
-    # One name for the unfinished file: what an earlier process left there is overwritten.
+    # One name for the unfinished file: a leftover of an earlier process is overwritten.
     unfinished = path.with_name(f".{path.name}.unfinished")
     failpoint(f"{steps}.before_write")
     try:
@@ -37,12 +37,12 @@ def write_json(path: Path, content: Any, *, steps: str) -> None:
         failpoint(f"{steps}.after_rename")
         sync_directory(path.parent)
         failpoint(f"{steps}.after_sync")
-    except OSError as error:  # the new file is there: no error may say that it is not
-        log.error("%s is written, but after a power cut it may be the one before: %s", path, error)
+    except OSError as error:  # the new file is in place, so the caller must not get an error
+        log.error("%s is written, but a power cut may restore the previous file: %s", path, error)
 
 
 def sync_directory(path: Path) -> None:
-    """Returns once the names in the directory are on the disk."""
+    """Return once the names in the directory are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -51,7 +51,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory whose directories may be read-only, if it exists."""
+    """Remove a directory whose directories may be read-only; do nothing if it does not exist."""
     if not path.is_symlink() and path.is_dir():
         for directory, _, _ in os.walk(path):
             os.chmod(directory, 0o700)

@@ -1,4 +1,4 @@
-"""Bytes of a descriptor that a peer sent, plain or out of gzip, in bounded pieces."""
+"""Bounded reads of an archive behind an untrusted descriptor, plain or gzip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .limits import PackageLimits
 _COMPRESSED_CHUNK_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
 
-#: How other formats begin, for a message that helps.
+#: First bytes of other formats, for a helpful message.
 _OTHERS = {
     b"PK\x03\x04": "a zip file (or a .pt2 or .pt file: those go into a directory)",
     b"\xfd7zXZ\x00": "compressed with xz",
@@ -23,13 +23,13 @@ _OTHERS = {
 
 
 class ByteSource(Protocol):
-    """`read` gives at most `count` bytes and at least one, or none at the end."""
+    """A source whose `read` returns at most `count` bytes and at least one, or none at the end."""
 
     def read(self, count: int) -> bytes: ...
 
 
 class FileSource:
-    """A regular file from its first byte to the end that it had when this began."""
+    """A regular file, read from its first byte to the end that it had when the reading began."""
 
     def __init__(self, descriptor: int, on_read: Callable[[int], None] = lambda position: None) -> None:
         self._descriptor = descriptor
@@ -42,14 +42,14 @@ class FileSource:
         return self._found.st_size
 
     def read(self, count: int) -> bytes:
-        # pread: the offset of a descriptor that was sent is shared with the sender.
+        # pread, because the sender of the descriptor shares its offset.
         data = self._pread(min(count, _CHUNK_BYTES, self.size - self._position))
         self._position += len(data)
         self._on_read(self._position)
         return data
 
     def peek(self, count: int) -> bytes:
-        """The next bytes, which `read` gives again."""
+        """Return the next bytes, which `read` returns again."""
         return self._pread(count)
 
     def _pread(self, count: int) -> bytes:
@@ -59,9 +59,9 @@ class FileSource:
             raise ArchiveRefused(f"the archive cannot be read: {error.strerror}") from error
 
     def check_unchanged(self) -> None:
-        """Raise ArchiveRefused if the file was written to meanwhile, as far as its times show.
+        """Raise ArchiveRefused if the file was written to meanwhile, as far as its size and time show.
 
-        What was copied and hashed is what gets loaded in any case; this spares people half an old, half a new archive.
+        Only the copied and hashed bytes are ever loaded; this check keeps a mixture of two archives out of the store.
         """
         now = os.fstat(self._descriptor)
         if (now.st_size, now.st_mtime_ns) != (self.size, self._found.st_mtime_ns):
@@ -69,7 +69,7 @@ class FileSource:
 
 
 class GzipSource:
-    """The content of a gzip file of a single stream."""
+    """The content of a gzip file with a single stream."""
 
     def __init__(self, source: FileSource, limits: PackageLimits) -> None:
         self._source = source
@@ -105,14 +105,14 @@ class GzipSource:
         taken = self._taken - len(self._compressed)
         if self._given > limits.gzip_free_bytes and self._given > limits.gzip_ratio * taken:
             raise ArchiveRefused(
-                f"gzip makes more than {self._given} bytes out of {taken}, over {limits.gzip_ratio} for one: "
-                "if that is right, send the tar uncompressed"
+                f"gzip expands {taken} bytes to more than {self._given}, over {limits.gzip_ratio} for one: "
+                "if that is intended, send the tar uncompressed"
             )
 
 
 def open_archive(source: FileSource, limits: PackageLimits) -> ByteSource:
-    """The tar in a file, whether compressed or not; raises ArchiveRefused for what is neither."""
-    # A tar of the most bytes allowed, with as many headers and as much padding as can be.
+    """Return the tar in a file, compressed or not; raise ArchiveRefused for any other format."""
+    # The size of a tar with the most bytes, headers and padding allowed.
     most = limits.total_bytes + 4096 * limits.members + (1 << 20)
     if source.size > most:
         raise ArchiveRefused(f"the archive has {source.size} bytes; a package of {limits.total_bytes} fits in {most}")

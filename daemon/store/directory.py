@@ -1,15 +1,15 @@
-"""The store's directory: its lock, the records in it, and the renames by which a version comes and goes.
+"""The store's directory: its lock, its records, and the renames that add and remove a version.
 
     <state directory>/<service>/models/
       lock                        held by the one daemon that uses this directory
-      current                     which version is served and which was before: one small file, replaced by rename
+      current                     the digests of the served and the previous version; replaced by rename
       versions/<digest>/          a package, read-only; the digest of its content is its name
-      versions/<digest>.json      its metadata
-      versions/incoming-<random>  on its way in
-      versions/removing-<random>  on its way out
+      versions/<digest>.json      the version's record: its metadata
+      versions/incoming-<random>  a package during its ingest
+      versions/removing-<random>  a version during its removal
 
 A version exists once its directory has its final name; its record was written before, and its bytes were on the disk
-before that. Whatever moment the daemon is killed at, `sweep` and `read` find the old state or the new one.
+before that. If the daemon is killed at any moment, `sweep` and `read` find the old state or the new one.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _REMOVING = "removing-"
 
 
 class StoreDirectory:
-    """`acquire`, then anything, then `release`. Everything blocks while the disk works, and may raise OSError."""
+    """The directory, used between `acquire` and `release`; every method blocks for the disk and may raise OSError."""
 
     def __init__(self, path: Path, on_problem: Callable[[str], None]) -> None:
-        """`on_problem` gets a text for each problem that is found."""
+        """Remember the path; `on_problem` is called with a text for each problem that is found."""
         self.path = path
         self._versions = path / "versions"
         self._on_problem = on_problem
@@ -55,14 +55,14 @@ class StoreDirectory:
     # Life
 
     def acquire(self) -> None:
-        """Lock it for this daemon; raises StoreUnavailable if another one or another user has it."""
+        """Create and lock the directory; raise StoreUnavailable if another user or daemon owns it."""
         make_directories(self._versions)
         try:
             check_unchangeable(self.path.parent)
         except PermissionError as error:
             raise StoreUnavailable(str(error)) from error
         above = self.path.parent.parent.lstat()
-        if above.st_uid not in (0, os.getuid()):  # who owns it can rename the directory that was just looked at
+        if above.st_uid not in (0, os.getuid()):  # its owner can rename the directory just checked
             raise StoreUnavailable(
                 f"{self.path.parent.parent} belongs to uid {above.st_uid}, this daemon runs as {os.getuid()}: "
                 "choose another --state-dir"
@@ -87,24 +87,24 @@ class StoreDirectory:
         self._lock = descriptor
 
     def release(self) -> None:
-        """Let it go; may be called twice."""
+        """Release the lock; may be called twice."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def need(self) -> None:
-        """Raises StoreUnavailable unless it is this daemon's."""
+        """Raise StoreUnavailable unless this daemon holds the lock."""
         if self._lock is None:
             raise StoreUnavailable(f"{self.path} is closed")
 
     # Reading
 
     def sweep(self) -> None:
-        """Remove what a killed daemon left half done."""
+        """Remove the unfinished files and directories of a killed daemon."""
         for path in list(self._versions.iterdir()):
             name = path.name
             if name.startswith((_INCOMING, _REMOVING)):
-                log.info("%s was left by a daemon that did not end in peace: removed", path)
+                log.info("%s was left by a daemon that was killed: removed", path)
                 remove_tree(path)
             elif name.endswith(".unfinished") or (name.endswith(".json") and not path.with_suffix("").is_dir()):
                 path.unlink()
@@ -112,7 +112,7 @@ class StoreDirectory:
         sync_directory(self._versions)
 
     def read(self) -> Index:
-        """Return the versions in the directory, and which is current."""
+        """Read the index: the kept versions and the current one."""
         return self._read_current(self._read_versions())
 
     def _read_versions(self) -> Index:
@@ -125,7 +125,7 @@ class StoreDirectory:
             try:
                 version = StoredVersion.from_json(path.name, path, json.loads(record.read_bytes()))
             except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-                self._on_problem(f"what was known of version {path.name[:16]} is lost: {record}: {error}")
+                self._on_problem(f"the record of version {path.name[:16]} is lost: {record}: {error}")
                 version = StoredVersion.without_record(path.name, path)
             versions[path.name] = version
         return Index(versions)
@@ -145,21 +145,21 @@ class StoreDirectory:
             return Index(index.versions)
         except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
             served = Index(index.versions).by_activation()
-            self._on_problem(f"{path} cannot be read ({error}): the versions' records say what was served last")
+            self._on_problem(f"{path} cannot be read ({error}): the versions' records show which was served last")
             current, previous, *_ = [*(version.digest for version in served), None, None]
             return Index(index.versions, current, previous, max((version.release for version in served), default=0))
         if index.current not in index.versions:
-            self._on_problem(f"the current version {shown(index.current[:VERSION_DIGITS])} is not kept here any more")
+            self._on_problem(f"the current version {shown(index.current[:VERSION_DIGITS])} is no longer kept here")
         return index
 
     # Writing
 
     def write_record(self, version: StoredVersion, steps: str) -> None:
-        """Write the metadata of a version; `steps` begins the names of the failpoints on the way."""
+        """Write a version's record; `steps` is the prefix of the failpoints' names."""
         write_json(self._record_path(version.digest), version.to_json(), steps=steps)
 
     def write_current(self, index: Index) -> None:
-        """From now on these are the version that is served and the one before."""
+        """Write the current and the previous version of `index`."""
         write_json(
             self.path / "current",
             {
@@ -176,13 +176,13 @@ class StoreDirectory:
         return self._versions / digest
 
     def fresh_incoming(self) -> Path:
-        """Where the next package may be received."""
+        """Return an unused path for the next package to be ingested."""
         return self._fresh(_INCOMING)
 
     def place(self, received: Path, version: StoredVersion) -> Path | None:
-        """Make a received package a version; the moment is the second rename.
+        """Make an ingested package a version; the last rename commits it.
 
-        Returns where the damaged one is that was in its place, to be removed; None if there was none.
+        Returns the new path of a damaged version that was in its place, for the caller to remove, or None.
         """
         damaged: Path | None = None
         self.write_record(version, "store.record")
@@ -198,7 +198,7 @@ class StoreDirectory:
         return damaged
 
     def renew_signature(self, received: Path, version: StoredVersion) -> None:
-        """The same files may come with the signature of another key; the signature does not belong to the content."""
+        """Replace a version's signature by that of the same package sent again: the digest does not cover it."""
         sent, kept = received / SIGNATURE, version.path / SIGNATURE
         if not sent.exists() or (kept.exists() and sent.read_bytes() == kept.read_bytes()):
             return
@@ -210,22 +210,22 @@ class StoreDirectory:
         version.path.chmod(0o500)
 
     def retire(self, version: StoredVersion) -> Path:
-        """Take a version out of its place; its files are at the returned one still, to be removed."""
+        """Rename a version out of its place; return the path of its files, for the caller to remove."""
         gone = self._fresh(_REMOVING)
         failpoint("prune.before_rename")
         version.path.rename(gone)
         return gone
 
     def forget(self, version: StoredVersion) -> None:
-        """Remove the metadata of a version that was retired."""
+        """Remove the record of a retired version."""
         failpoint("prune.after_rename")
         self._record_path(version.digest).unlink(missing_ok=True)
         sync_directory(self._versions)
         failpoint("prune.after_sync")
-        log.info("version %s (%s) is not kept any longer", version.version, version.source)
+        log.info("version %s (%s) was removed", version.version, version.source)
 
     def remove_trees(self, paths: Sequence[Path]) -> None:
-        """Remove what was retired."""
+        """Remove the files of retired versions."""
         with self.disk():
             for path in paths:
                 remove_tree(path)
@@ -233,7 +233,7 @@ class StoreDirectory:
 
     @contextlib.contextmanager
     def disk(self) -> Iterator[None]:
-        """The disk's errors in here are raised as StoreUnavailable."""
+        """Raise the disk's errors in the block as StoreUnavailable."""
         try:
             yield
         except StoreUnavailable:

@@ -1,15 +1,15 @@
-"""Errors of packages on their way in, and of versions that are kept.
+"""Errors of ingesting a package and of using a kept version.
 
     ModelPackageError                 (core)
-      ArchiveRefused                  the package or archive cannot be taken
-      SignatureRefused                (core) not what a holder of a trusted key signed
-      DowngradeRefused                signed, but an older release than what was served
-      VersionDamaged                  a kept version is not what was stored
-      VersionUnknown (LookupError)    no kept version is named so
+      ArchiveRefused                  the archive or directory is not an acceptable package
+      SignatureRefused                (core) no trusted key signed the package
+      DowngradeRefused                the package is signed, but of an older release than one that was served
+      VersionDamaged                  the files of a kept version differ from the stored ones
+      VersionUnknown (LookupError)    no kept version has this name
     ShmServeError                     (core)
       StoreUnavailable (OSError)      the state directory cannot be written, is full, or is another daemon's
 
-Each leaves what is kept and what is served as it was.
+After each of them the kept versions and the served one are unchanged.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from shmserve.errors import ModelPackageError, ShmServeError
 
 
 class ArchiveRefused(ModelPackageError):
-    """The package or archive cannot be taken; nothing of it was kept."""
+    """The archive or directory is not an acceptable package; nothing of it was kept."""
 
 
 class DowngradeRefused(ModelPackageError):
-    """An older release than one that was served, where only signed packages are taken; nothing of it was kept."""
+    """The package's release is older than one that was served, and signatures are required; nothing of it was kept."""
 
 
 class VersionDamaged(ModelPackageError):
-    """The files of a kept version are not those that were stored: it must not be served."""
+    """The files of a kept version differ from the stored ones: it must not be served."""
 
 
 class VersionUnknown(ModelPackageError, LookupError):
-    """No kept version has this name, or more than one has."""
+    """No kept version has this name, or several have."""
 
 
 class StoreUnavailable(ShmServeError, OSError):
-    """The state directory cannot be used; the served version stays as it was."""
+    """The state directory cannot be used; the served version is unchanged."""
 
 
 def unavailable(error: OSError, reason: str) -> StoreUnavailable:
-    """The StoreUnavailable for an OSError of the state directory."""
+    """Return the StoreUnavailable for an OSError of the state directory."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room, or keep fewer versions (keep_versions)" if full else "see to the state directory"
+    remedy = "make room, or keep fewer versions (keep_versions)" if full else "check the state directory"
     return StoreUnavailable(f"the state directory cannot be written: {reason}; {remedy}")

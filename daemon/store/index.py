@@ -1,4 +1,4 @@
-"""Which versions are kept, which of them is current, and which was before it."""
+"""Immutable index of the kept versions, with the current and the previous one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _CANDIDATES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Index:
-    """Replaced as a whole, so that readers need no lock. `current` and `previous` are digests.
+    """Index of the store, replaced as a whole, so that readers need no lock. `current` and `previous` are digests.
 
-    `release`: the highest that was current, or that an operator has gone back to on purpose.
+    `release` is the highest release that was current, or the one that an operator deliberately went back to.
     """
 
     versions: Mapping[str, StoredVersion] = field(default_factory=dict)
@@ -32,11 +32,11 @@ class Index:
         return replace(self, versions={key: version for key, version in self.versions.items() if key != digest})
 
     def newest_first(self) -> list[StoredVersion]:
-        """Every version, the last sent first."""
+        """Return every version, the last sent first."""
         return sorted(self.versions.values(), key=lambda version: version.added_seq, reverse=True)
 
     def by_activation(self) -> list[StoredVersion]:
-        """Return every version that was ever current: the current one, the previous one, then the others, the last first."""
+        """Return every version that was ever current: the current, the previous, then the others, the last first."""
         others = sorted(self.versions.values(), key=lambda version: version.activated_seq, reverse=True)
         order = dict.fromkeys(
             [self.current, self.previous, *(version.digest for version in others if version.activated_seq)]
@@ -44,7 +44,7 @@ class Index:
         return [self.versions[digest] for digest in order if digest is not None and digest in self.versions]
 
     def resolve(self, name: str) -> StoredVersion:
-        """The version whose digest begins with `name`; raises VersionUnknown naming the candidates."""
+        """Return the version whose digest begins with `name`; raise VersionUnknown with the candidates."""
         prefix = name.strip().lower()
         versions = self.newest_first()
         found = [version for version in versions if prefix and version.digest.startswith(prefix)]

@@ -1,4 +1,4 @@
-"""Ingest of a package: out of a descriptor that a peer sent, into a new directory, by a process under limits."""
+"""Ingest of a package from a sender's descriptor into a new directory, in a worker process with limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .limits import PackageLimits
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-#: How long a killed process may take to end; one that hangs in a kernel's file system takes longer.
+#: How long to wait for a killed process to end; one that hangs in a file system of the kernel takes longer.
 _KILL_S = 5.0
 
 
 @dataclass(frozen=True)
 class BytesIngested:
-    """How far it is: bytes read of the source, how many it has (None: not known), files written."""
+    """Progress of an ingest: bytes read of the source, its total (None if not known), files written."""
 
     read_bytes: int
     total_bytes: int | None
@@ -38,7 +38,7 @@ class BytesIngested:
 
 @dataclass(frozen=True)
 class IngestedPackage:
-    """A package on disk, synced, that no other user can write to. `path` is `staging` or the one folder in it."""
+    """A package on disk, synced, that only this user can write to. `path` is `staging` or the one folder in it."""
 
     staging: Path
     path: Path
@@ -64,7 +64,7 @@ class IngestEvents:
         self.root: str | None = None
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take one event in; raises ArchiveRefused or StoreUnavailable if it says so."""
+        """Handle one event; raise ArchiveRefused or StoreUnavailable if it reports one."""
         match event["event"]:
             case "progress":
                 if self._progress is not None:
@@ -93,9 +93,9 @@ async def ingest(
 ) -> IngestedPackage:
     """Copy the package in `source`, an open directory or tar file, into the new directory `staging`.
 
-    Raises ArchiveRefused, or StoreUnavailable if the state directory cannot take it; then, and when cancelled, the
-    process has ended and `staging` is gone. The descriptor stays the caller's. This process asks nothing of it: on a
-    FUSE mount even its type may take for ever.
+    Raises ArchiveRefused, or StoreUnavailable if the state directory cannot be written; then, and when cancelled, the
+    worker has ended and `staging` is gone. The descriptor stays the caller's. Only the worker uses it: on a FUSE mount
+    even fstat may block for ever.
     """
     limits = limits or PackageLimits()
     process: asyncio.subprocess.Process | None = None
@@ -122,7 +122,7 @@ async def ingest(
 
 
 async def undisturbed(work: Awaitable[_T]) -> _T:
-    """The result of `work`, which goes on to its end however often this is cancelled."""
+    """Return the result of `work`, which runs to its end even if the caller is cancelled."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -133,7 +133,7 @@ async def undisturbed(work: Awaitable[_T]) -> _T:
     if cancelled is None:
         return task.result()
     if (error := task.exception()) is not None:
-        log.warning("what was cancelled had failed: %s", error)
+        log.warning("cancelled work of the store failed: %s", error)
     raise cancelled
 
 
@@ -156,7 +156,7 @@ async def _start(source: int, target: int, limits: PackageLimits) -> asyncio.sub
 async def _follow(
     process: asyncio.subprocess.Process, limits: PackageLimits, progress: Callable[[BytesIngested], None] | None
 ) -> tuple[tuple[PackageFile, ...], str]:
-    """Read what the process says until it ends: the files, and the folder that holds them."""
+    """Read the worker's events until it ends; return the files, and the folder that holds them."""
     assert process.stdout is not None
     events = IngestEvents(progress)
     async for line in process.stdout:

@@ -1,4 +1,4 @@
-"""How much of a package has been taken in: for status, for those who wait, and a line in the log every few seconds.
+"""Progress of an ingest, for status, for waiting callers, and as a log line every few seconds.
 
 >>> gigabytes(1_500_000_000), gigabytes(12_300_000), gigabytes(6)
 ('1.5 GB', '12 MB', '6 bytes')
@@ -14,28 +14,28 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-#: A package of fewer bytes arrives before an operator wonders about the delay.
+#: Smaller packages are ingested so quickly that their progress is not logged.
 _TOLD_BYTES = 64 << 20
 _REPORT_INTERVAL_S = 5.0
 
 
 class IngestProgress:
-    """The package that the service ingests at this moment."""
+    """The ingest or comparison that is running."""
 
     def __init__(self, report_interval_s: float = _REPORT_INTERVAL_S) -> None:
         self._report_interval_s = report_interval_s
         self._now: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any] | None:
-        """The step (`compare` with what was served, `ingest`), its source, bytes and how many in all; None: nothing."""
+        """Return the step (`compare` with the served version, or `ingest`), source, bytes and total; None if idle."""
         return self._now
 
     @contextlib.contextmanager
     def of(self, source: str, step: str, total: int | None = None) -> Iterator[Callable[[int, int | None], None]]:
-        """Report progress during the block, through the function that it yields: bytes so far, and their total."""
+        """Show progress during the block, which calls the yielded function with the bytes done and the total."""
         began_s = told_s = time.monotonic()
         self._now = {"step": step, "source": source, "bytes": 0, "of": total}
-        verb = "comparing with what was served:" if step == "compare" else "taking in"
+        verb = "comparing with the served version:" if step == "compare" else "ingesting"
         was_told = False
 
         def report(done: int, of: int | None) -> None:
@@ -60,8 +60,9 @@ class IngestProgress:
 
 
 def progress_words(done: int, of: int | None) -> str:
-    """
-    >>> progress_words(400_000_000, 1_500_000_000), progress_words(7, None)
+    """Return a progress in words.
+
+
     ('0.4 of 1.5 GB (26 %)', '7 bytes')
     """
     if not of:
@@ -73,14 +74,14 @@ def progress_words(done: int, of: int | None) -> str:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as people read them."""
+    """Return a number of bytes in a readable unit."""
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count} bytes"
 
 
 def _shown(source: str) -> str:
-    """A name that a sender gave, on one line.
+    """Return a sender's name on one line.
 
     >>> _shown("models/big"), _shown("a\\nb")
     ('models/big', "'a\\\\nb'")

@@ -1,16 +1,15 @@
-"""Process that copies one package out of a descriptor that a peer sent, under resource limits.
+"""Ingest worker: a process with limits that copies one package from a sender's descriptor.
 
     python -m shmserve.daemon.store.ingest_worker SOURCE_FD TARGET_FD LIMITS
 
-SOURCE_FD is a directory or a regular file with a tar, TARGET_FD a new directory. Everything about the source happens
-here, even asking what it is: on a FUSE mount any of that may hang or lie. One JSON object a line goes to standard
-output:
+SOURCE_FD is a directory or a regular file with a tar, TARGET_FD a new directory. Only this process touches the source,
+even for fstat: on a FUSE mount any call may hang or lie. It writes events to standard output, one JSON object a line:
 
     {"event": "progress", "read": 4194304, "total": 9000000, "files": 2}   total null: not known
-    {"event": "file", "name": "policy.py", "size": 312, "sha256": "..."}   one for each, after all are on the disk
+    {"event": "file", "name": "policy.py", "size": 312, "sha256": "..."}   one for each file, once all are on the disk
     {"event": "done", "root": "model"}                                     root: the folder that holds the package, or ""
-    {"event": "refused", "reason": "..."}                                  the package's fault
-    {"event": "failed", "reason": "...", "errno": 28}                      the state directory's
+    {"event": "refused", "reason": "..."}                                  a fault of the package
+    {"event": "failed", "reason": "...", "errno": 28}                      a fault of the state directory
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ from .package_writer import PackageWriter
 from .tar_reader import TarReader
 
 _REPORT_S = 0.1
-#: A package larger than this is copied with a lower priority, so that it takes no processor from the robots' requests.
+#: A package larger than this is copied with a lower priority, so that it takes no CPU time from requests.
 _LARGE_BYTES = 64 << 20
 _DESCRIPTORS = 64
-#: Of a file, to see what it is; gzip may give them one by one.
+#: First bytes of a file that identify it; gzip may return them one by one.
 _START_BYTES = 8
 
 Say = Callable[[dict[str, Any]], None]
 
 
 class IngestWorker:
-    """One package on its way from `source` to `target`; `say` gets each event as a dict."""
+    """Copies one package from `source` to `target`; calls `say` with each event as a dict."""
 
     def __init__(self, source: int, target: int, limits: PackageLimits, say: Say) -> None:
         self._source = source
@@ -72,9 +71,9 @@ class IngestWorker:
             self._copy_archive()
             root = self._folder()
         else:
-            raise ArchiveRefused("what was sent is neither a directory nor a regular file with a tar")
+            raise ArchiveRefused("the source is neither a directory nor a regular file with a tar")
         if not self._writer.files:
-            raise ArchiveRefused("there is no file in it")
+            raise ArchiveRefused("the package contains no files")
         self._writer.sync(movable=root)
         for file in self._writer.files.values():
             self._say({"event": "file", **asdict(file)})
@@ -87,7 +86,7 @@ class IngestWorker:
         for file in open_files(self._source, entries=self._limits.members):
             self._writer.add(file.name, file.found.st_size, read_chunks(file))
             before.append(_identity(file))
-        # Files that were replaced meanwhile, each whole, can make a package that is half old, half new.
+        # If complete files are replaced meanwhile, the copy may be a mixture of two packages.
         if before != [_identity(file) for file in open_files(self._source, entries=self._limits.members)]:
             raise ArchiveRefused("the directory was changed while it was received: send it again once it is written")
 
@@ -106,12 +105,12 @@ class IngestWorker:
             if may_be_apple_double(header.name):
                 start, chunks = _with_start(chunks)
                 if is_apple_double(start):
-                    continue  # the reader passes over the rest
+                    continue  # the reader skips the rest
             self._writer.add(header.name, header.size, chunks)
         source.check_unchanged()
 
     def _folder(self) -> str:
-        """People write `tar -cf m.tar model/`: if all files are in one folder, that folder is the package."""
+        """Return the one folder that holds all files, as in a tar of `model/`, which is then the package, or ""."""
         folders = {name.partition("/")[0] if "/" in name else "" for name in self._writer.files}
         return folders.pop() if len(folders) == 1 else ""
 
@@ -136,7 +135,7 @@ class IngestWorker:
 
 
 def _with_start(chunks: Iterable[bytes]) -> tuple[bytes, Iterable[bytes]]:
-    """The first bytes, and all of them again."""
+    """Return the first bytes, and an iterator over all chunks including them."""
     rest, start = iter(chunks), b""
     while len(start) < _START_BYTES and (chunk := next(rest, b"")):
         start += chunk
@@ -148,13 +147,15 @@ def _identity(file: OpenFile) -> tuple[str, int, int, int]:
 
 
 def copy_package(source: int, target: int, limits: PackageLimits, say: Say) -> None:
-    """Copy the package and report its end, whichever, as the last event; raises only what `say` raises."""
+    """Copy the package and report the outcome as the last event; raises only exceptions of `say`."""
     try:
         IngestWorker(source, target, limits, say).run()
     except ModelPackageError as error:
         say({"event": "refused", "reason": str(error)})
     except MemoryError:
-        say({"event": "refused", "reason": f"reading it takes more than {limits.memory_bytes} bytes of memory"})
+        say(
+            {"event": "refused", "reason": f"the package takes more than {limits.memory_bytes} bytes of memory to read"}
+        )
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
@@ -169,7 +170,7 @@ def _write(event: dict[str, Any]) -> None:
 
 def _confine(limits: PackageLimits) -> None:
     os.umask(0o077)
-    # The supervisor ends this process at the same time; this is for one that has died meanwhile.
+    # The supervisor enforces the same limit; this timer ends the process if the supervisor has died.
     signal.setitimer(signal.ITIMER_REAL, limits.wall_s + 1)
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
@@ -180,12 +181,12 @@ def _confine(limits: PackageLimits) -> None:
         _, hard = resource.getrlimit(kind)
         most = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(kind, (most, most))
-    # The signal at the soft limit says why; at the hard one it is a bare SIGKILL.
+    # The soft limit sends SIGXCPU, which shows the reason; the hard limit sends a bare SIGKILL.
     resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
 
 
 def main() -> int:
-    """Exit status 0 once a last event was written, whichever."""
+    """Run the worker; return 0 once a last event was written, whatever the outcome."""
     source, target, limits = int(sys.argv[1]), int(sys.argv[2]), PackageLimits(**json.loads(sys.argv[3]))
     _confine(limits)
     with contextlib.suppress(BrokenPipeError):  # the supervisor no longer waits for this package

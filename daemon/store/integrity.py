@@ -1,4 +1,4 @@
-"""Whether the files of a kept version are still those that were stored."""
+"""Integrity check of a kept version's files against its digest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def check_files(version: StoredVersion) -> list[PackageFile]:
-    """The files of a version as they are now; raises VersionDamaged unless they are what its name says."""
+    """Return the present files of a version; raise VersionDamaged unless they match its digest."""
     _remove_caches(version.path)
     try:
         found = package_files(version.path, exact=True)
@@ -30,7 +30,7 @@ def check_files(version: StoredVersion) -> list[PackageFile]:
 
 
 def _remove_caches(path: Path) -> None:
-    """Nothing writes a `__pycache__` here unless it means harm: Python would run that instead of what was checked."""
+    """Remove every `__pycache__`, which only an attacker would put here: Python would run it instead of the sources."""
     for directory, names, _ in os.walk(path):
         if CACHE in names:
             names.remove(CACHE)
@@ -42,7 +42,7 @@ def _remove_caches(path: Path) -> None:
 
 def _difference(version: StoredVersion, found: Sequence[PackageFile]) -> str:
     if version.files is None:
-        return "its files are not those that were stored"
+        return "its files differ from the stored ones"
     stored = {file.name: file for file in version.files if file.name != SIGNATURE}
     present = {file.name: file for file in found if file.name != SIGNATURE}
     for name in sorted(stored.keys() | present.keys()):
@@ -52,4 +52,4 @@ def _difference(version: StoredVersion, found: Sequence[PackageFile]) -> str:
             return f"{shown(name)} was added"
         if stored[name] != present[name]:
             return f"{shown(name)} was changed"
-    return "its files are not those that its name stands for"
+    return "its files do not match its digest"

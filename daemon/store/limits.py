@@ -1,4 +1,4 @@
-"""How much a package may be, and what receiving one may cost."""
+"""Limits for the size of a package and for the resources of its ingest."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class PackageLimits:
-    """The defaults let any real policy through and stop what only wants to use up the machine."""
+    """Limits whose defaults accept any real policy and stop a package that is made to exhaust the machine."""
 
-    #: Files and directories.
+    #: Number of files and directories.
     members: int = 1024
-    #: All files together.
+    #: Bytes of all files together.
     total_bytes: int = 16 * GIB
-    #: What gzip may make of one byte, once it has made `gzip_free_bytes`. Weights give 1 to 2, text 5, zeros 1000.
+    #: Most bytes from one byte of gzip, past the first `gzip_free_bytes`. Weights give 1 to 2, text 5, zeros 1000.
     gzip_ratio: int = 100
     gzip_free_bytes: int = 16 * MIB
-    #: Address space and processor time of the process that reads the package.
+    #: Address space and CPU time of the ingest worker.
     memory_bytes: int = 512 * MIB
     cpu_s: int = 600
-    #: From the start of that process to its end.
+    #: Time from the start of the worker to its end.
     wall_s: float = 900.0
-    #: What stays free in the state directory, for the small files that say which version is served.
+    #: Bytes that stay free in the state directory, for the records of the versions.
     spare_bytes: int = 1 * MIB

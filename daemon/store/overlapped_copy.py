@@ -1,4 +1,4 @@
-"""Writes a file while it is hashed and while the next pieces of it are read: three threads, one pass."""
+"""Copying of a file in one pass with three threads, which read, hash and write."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 
-#: Pieces that were read and are not yet hashed and written: 8 MiB at most.
+#: Most pieces that were read and are not yet hashed and written: 8 MiB.
 _AHEAD = 8
-#: Written bytes are handed to the disk in steps of this many, so that it works before the last byte has come.
+#: Bytes after which write-back starts, so that the disk works before the last byte has come.
 _FLUSH_BYTES = 8 << 20
-#: A file of fewer bytes is over before a thread has started.
+#: A smaller file is copied before a thread would have started.
 OVERLAPPED_BYTES = 4 << 20
 
 
 class _Worker:
-    """A thread that does one thing with each piece, in their order."""
+    """A thread that calls a function with each piece, in order."""
 
     def __init__(self, act: Callable[[bytes], None]) -> None:
         self._act = act
@@ -27,25 +27,25 @@ class _Worker:
         self._thread = threading.Thread(target=self._run, daemon=True)
         try:
             self._thread.start()
-        except RuntimeError as error:  # no room for its stack
+        except RuntimeError as error:  # no memory for its stack
             raise MemoryError(str(error)) from error
 
     def _run(self) -> None:
         while (piece := self._pieces.get()) is not None:
-            if self._error is None:  # after a failure the queue is only emptied, so that `give` never waits for ever
+            if self._error is None:  # after a failure the queue is only drained, so that `give` cannot block for ever
                 try:
                     self._act(piece)
-                except BaseException as error:  # noqa: BLE001  it is raised where the pieces come from
+                except BaseException as error:  # noqa: BLE001  it is raised in the caller's thread
                     self._error = error
 
     def give(self, piece: bytes) -> None:
-        """Queue a piece; raises what an earlier one has raised."""
+        """Queue a piece; raise the exception of an earlier one."""
         if self._error is not None:
             raise self._error
         self._pieces.put(piece)
 
     def end(self) -> None:
-        """Return once every piece is done."""
+        """Return once every piece was handled."""
         self._pieces.put(None)
         self._thread.join()
 
@@ -57,7 +57,7 @@ class _Worker:
 def copy_and_hash(descriptor: int, chunks: Iterable[bytes | memoryview], written: Callable[[], None]) -> str:
     """Write the chunks to a new file and return their sha256 in hex; `written` is called after each, in a thread.
 
-    A chunk is valid until the next one is asked for. Raises what the chunks or the writes raise.
+    A chunk need only be valid until the next one is requested. Raises the exceptions of the chunks or the writes.
     """
     digest = hashlib.sha256()
     position = flushed = 0
@@ -67,7 +67,7 @@ def copy_and_hash(descriptor: int, chunks: Iterable[bytes | memoryview], written
         write_all(descriptor, piece)
         position += len(piece)
         if position - flushed >= _FLUSH_BYTES:
-            # Linux begins to write dirty pages back and returns; they stay in the cache. A hint: never an error.
+            # Linux starts to write dirty pages back and returns; they stay in the cache. A hint, so errors are ignored.
             with contextlib.suppress(OSError):
                 os.posix_fadvise(descriptor, flushed, position - flushed, os.POSIX_FADV_DONTNEED)
             flushed = position
@@ -90,7 +90,7 @@ def copy_and_hash(descriptor: int, chunks: Iterable[bytes | memoryview], written
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of it, however often the kernel takes only a part."""
+    """Write all of `data`, with a further call after each partial write."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

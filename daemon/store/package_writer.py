@@ -1,4 +1,4 @@
-"""Writes the files of a package into a new directory, hashing each on its way."""
+"""Writer of a package's files into a new directory, with their hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .overlapped_copy import OVERLAPPED_BYTES, copy_and_hash, write_all
 
 
 class PackageWriter:
-    """What goes in through `add` is hashed as it is written, so that what is checked is what gets loaded."""
+    """Writes and hashes each file in one pass, so that the checked bytes are the loaded ones."""
 
     def __init__(self, directory: int, limits: PackageLimits, on_bytes: Callable[[int], None]) -> None:
         self._root = directory
@@ -27,16 +27,16 @@ class PackageWriter:
         self.files: dict[str, PackageFile] = {}
 
     def expect_directory(self, name: str) -> None:
-        """An archive names a directory: none is made until a file lies in it, but no file may be called so."""
+        """Reserve a directory's name, which no file may have; the directory is made with its first file."""
         for above in _directories_of(name + "/"):
             if above in self.files:
                 raise ArchiveRefused(f"{shown(above)} is both a file and a directory")
             self._directories.add(above)
 
     def add(self, name: str, size: int, chunks: Iterable[bytes | memoryview]) -> PackageFile:
-        """Write one new file; `size` is what it claims to have."""
+        """Write one new file; `size` is the size that its header claims."""
         if name in self.files:
-            raise ArchiveRefused(f"{shown(name)} is there twice")
+            raise ArchiveRefused(f"{shown(name)} occurs twice")
         if name in self._directories:
             raise ArchiveRefused(f"{shown(name)} is both a file and a directory")
         for above in _directories_of(name):
@@ -52,7 +52,7 @@ class PackageWriter:
             descriptor = os.open(
                 name.rpartition("/")[2],
                 os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW,
-                0o400,  # no policy changes what its version is made of
+                0o400,  # a policy must not change the files of its version
                 dir_fd=parent,
             )
         finally:
@@ -67,10 +67,10 @@ class PackageWriter:
         return file
 
     def sync(self, movable: str) -> None:
-        """Returns once every file and directory is on the disk, the directories inside read-only.
+        """Return once every file and directory is on the disk, the directories inside read-only.
 
-        `movable` stays writable: moving a directory elsewhere writes to it. All at the end, because then it is one
-        journal's worth.
+        `movable` stays writable, because moving a directory elsewhere writes to it. Everything is synced at the end, so
+        that the file system commits its journal once.
         """
         failpoint("ingest.before_sync")
         for name in self.files:
@@ -101,7 +101,7 @@ class PackageWriter:
             yield chunk
 
     def _make_parents(self, name: str) -> int:
-        """A descriptor of the directory in which the file belongs."""
+        """Make a file's directory and return its descriptor."""
         parent = os.dup(self._root)
         for part in name.split("/")[:-1]:
             try:
@@ -129,8 +129,9 @@ class PackageWriter:
 
 
 def _directories_of(name: str) -> list[str]:
-    """
-    >>> _directories_of("a/b/c.py")
+    """Return the directories above a file, outermost first.
+
+    ("a/b/c.py")
     ['a', 'a/b']
     """
     parts = name.split("/")[:-1]
@@ -138,7 +139,7 @@ def _directories_of(name: str) -> list[str]:
 
 
 def _copy_small(descriptor: int, chunks: Iterable[bytes | memoryview], written: Callable[[], None]) -> str:
-    """As `copy_and_hash`, without threads."""
+    """Copy and hash as `copy_and_hash` does, without threads."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)

@@ -1,4 +1,4 @@
-"""Signature policy: whose packages are accepted."""
+"""Policy for package signatures: whether they are required, and the trusted keys."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from shmserve.package_signature import SIGNATURE_BYTES, PublicKey, check_signatu
 
 @dataclass(frozen=True)
 class SignaturePolicy:
-    """Whose packages are taken. With keys, a signature that is there must be good even where none is required."""
+    """The trusted keys. If there are any, a package's signature must be valid even if none is required."""
 
     required: bool = False
     keys: Sequence[PublicKey] = ()
 
     def __post_init__(self) -> None:
         if self.required and not self.keys:
-            raise ValueError("signatures are required, but there is no key that may have made them (signature_keys)")
+            raise ValueError("signatures are required, but no key is trusted: set signature_keys")
 
     def check(self, files: Sequence[PackageFile], path: Path) -> None:
-        """Raises SignatureRefused unless the package of these files, which is at `path`, is to be trusted."""
+        """Raise SignatureRefused unless the package with these files, at `path`, is trusted."""
         signed = any(file.name == SIGNATURE for file in files)
         if self.required or (signed and self.keys):
             check_signature(files, _start_of(path / SIGNATURE) if signed else None, self.keys)

@@ -1,4 +1,4 @@
-"""The versions of a service's model on disk, which of them is current, and which was before it."""
+"""Store of a service's model versions on disk: ingest, activation, integrity checks and removal."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from .stored_version import StoredVersion
 
 log = logging.getLogger(__name__)
 
-#: The version served, the one before it, and one more that is being tried.
+#: The served version, the previous one, and one in rollout.
 LEAST_KEPT = 3
 
 
 class Store:
-    """`open`, then anything, then `close`.
+    """The store, used between `open` and `close`.
 
-    What looks never waits. `add`, `check` and `last_good` are for the event loop and keep it free. Everything else
-    blocks while the disk writes, milliseconds mostly, and may be called from any thread.
+    Read-only methods never block. `add`, `check` and `last_good` are coroutines that do not block the event loop. Every
+    other method blocks while the disk writes, mostly for milliseconds, and may be called from any thread.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class Store:
         ingest: Ingest = ingest,
         in_use: Callable[[], Collection[str]] = tuple,
     ) -> None:
-        """`examine` is given each new package and returns its release (0: it says none); raises ModelPackageError if it
-        should not be kept. `in_use` returns the versions whose files an engine reads: they are not removed. It is
-        called in any thread.
+        """Remember the settings.
+
+        `examine` is called with the path of each new package; it returns the release (0 without one) or raises
+        ModelPackageError to refuse the package. `in_use` returns the versions whose files an engine reads, which are
+        not removed; it is called in any thread.
         """
         if keep_versions < LEAST_KEPT:
             raise ValueError(f"keep_versions = {keep_versions}: {LEAST_KEPT} or more")
@@ -64,18 +66,18 @@ class Store:
         self._examine = examine
         self._ingest = ingest
         self._in_use = in_use
-        #: Held while the directory and the index are changed, never while files are read through or removed.
+        #: Held while the directory and the index change, never while the files of a version are read or removed.
         self._guard = threading.RLock()
         self._one_at_a_time = asyncio.Lock()
         #: Replaced as a whole, so that readers need no lock.
         self.index = Index()
-        #: Problems found since `open`, for the operator.
+        #: Texts of the problems found since `open`.
         self.problems: list[str] = []
 
     # Life
 
     def open(self) -> None:
-        """Take the directory and read it; raises StoreUnavailable, or KeyUnusable if signatures cannot be checked."""
+        """Lock and read the directory; raise StoreUnavailable, or KeyUnusable if signatures cannot be checked."""
         if self._signatures.keys:
             need_cryptography()
         try:
@@ -88,35 +90,35 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Let the directory go; may be called twice."""
+        """Release the directory; may be called twice."""
         with self._guard:
             self._directory.release()
 
-    # Seeing
+    # Reading
 
     def versions(self) -> list[StoredVersion]:
-        """Every version that is kept, the last sent first."""
+        """Return every kept version, the last sent first."""
         return self.index.newest_first()
 
     def current(self) -> StoredVersion | None:
-        """The version that is served, or was when the last daemon ended."""
+        """Return the version that is served, or was served when the last daemon ended."""
         state = self.index
         return state.versions.get(state.current or "")
 
     def get(self, version: StoredVersion | str) -> StoredVersion:
-        """Return a version with its present metadata; raises VersionUnknown if it is not kept."""
+        """Return a version with its present metadata; raise VersionUnknown if it is not kept, or no longer."""
         if isinstance(version, str):
             return self.resolve(version)
         try:
             return self.index.versions[version.digest]
         except KeyError:
-            raise VersionUnknown(f"version {version.version} is not kept any more") from None
+            raise VersionUnknown(f"version {version.version} is no longer kept") from None
 
     def resolve(self, name: str) -> StoredVersion:
-        """The version whose digest begins with `name`; raises VersionUnknown naming the candidates."""
+        """Return the version whose digest begins with `name`; raise VersionUnknown with the candidates."""
         return self.index.resolve(name)
 
-    # In
+    # Ingest
 
     async def add(
         self,
@@ -129,15 +131,15 @@ class Store:
         progress: Callable[[BytesIngested], None] | None = None,
         received: Callable[[], None] = lambda: None,
     ) -> StoredVersion:
-        """Keep the package in the open directory or tar file `source`, which the sender calls `name`.
+        """Ingest the package in the open directory or tar file `source`, which the sender calls `name`.
 
-        `progress` hears how far it is, `received` that all of it is here and is looked at. Without a name it is called
-        by the path at which it was opened, as far as the kernel tells. Where signatures are required, an older release
-        than what was served needs `allow_downgrade`: an old signature is a good one.
+        `progress` is called with the progress, `received` once the whole package is ingested and its checks begin.
+        Without a name it gets the path at which it was opened, if the kernel knows that. If signatures are required, a
+        release older than one that was served needs `allow_downgrade`, because its old signature is still valid.
 
-        Returns the kept version, which is one from before if the same content was sent before. Does not make it
-        current. Raises ModelPackageError or StoreUnavailable and then has changed nothing; cancelled, it has either
-        kept the whole package or nothing of it. Packages wait for one another. The descriptor stays the caller's.
+        Returns the kept version, which is an earlier one if the same content was sent before. Does not make it
+        current. Raises ModelPackageError or StoreUnavailable after changing nothing; if cancelled, it has kept
+        either the whole package or nothing of it. One package is ingested at a time. The descriptor stays the caller's.
         """
         async with self._one_at_a_time:
             self._directory.need()
@@ -160,7 +162,7 @@ class Store:
                 try:
                     release = self._examine(received.path)
                 except ModelPackageError as error:
-                    # The sender knows the package by another name than its place here.
+                    # The sender's name for the package, in place of its path in the store.
                     raise type(error)(str(error).replace(str(received.path), name)) from error
                 failpoint("store.examined")
                 if self._signatures.required and not allow_downgrade:
@@ -179,7 +181,7 @@ class Store:
         try:
             self.prune(spare=version)
         except OSError as error:
-            log.warning("old versions stay: %s", error)
+            log.warning("old versions cannot be removed: %s", error)
         return version
 
     def _check_release(self, digest: str, release: int) -> None:
@@ -187,8 +189,8 @@ class Store:
         if release >= state.release or digest == state.current:
             return
         raise DowngradeRefused(
-            f"the package is release {release}, and this service has served release {state.release} ([model] release in "
-            "model.toml). To go back on purpose: shmserve-admin rollback, or update-model --allow-downgrade"
+            f"the package is release {release}, and this service has served release {state.release} ([model] release "
+            "in model.toml). To go back deliberately: shmserve-admin rollback, or update-model --allow-downgrade"
         )
 
     def _describe(
@@ -224,18 +226,19 @@ class Store:
         try:
             check_files(kept)
         except VersionDamaged as error:
-            log.warning("%s: it is replaced by what was sent", error)
+            log.warning("%s: the package that was sent replaces it", error)
             return False
         return True
 
-    # Which one
+    # Activation
 
     def make_current(self, version: StoredVersion | str, *, allow_downgrade: bool = False, **facts: Any) -> None:
-        """From now on, and after every restart, this one is served; the one before, and `facts`, are remembered.
+        """Make a version the served one, also after restarts; record the previous one, and `facts`.
 
-        With `allow_downgrade` releases count from this one's on: a number that was too high is not for ever.
+        With `allow_downgrade` the highest release becomes this version's, so that a number that was too high by mistake
+        can be corrected.
 
-        Raises VersionUnknown, or StoreUnavailable and then nothing has changed.
+        Raises VersionUnknown or StoreUnavailable, after changing nothing.
         """
         with self._guard, self._directory.disk():
             self._directory.need()
@@ -247,19 +250,19 @@ class Store:
                 after = replace(state, current=kept.digest, previous=previous, release=release)
                 self._directory.write_current(after)
                 self.index = after
-                # For the day on which `current` is lost: which versions were served, and in what order.
+                # The order of activations, in case the file `current` is lost.
                 kept = replace(kept, activated_seq=1 + max(other.activated_seq for other in state.versions.values()))
             if kept == state.versions[kept.digest]:
                 return
             try:
                 self._update(kept, "activated")
             except OSError as error:
-                log.warning("version %s is current, but its record does not say so: %s", kept.version, error)
+                log.warning("version %s is current, but its record cannot be updated: %s", kept.version, error)
 
     async def last_good(self) -> StoredVersion | None:
-        """The version to serve after a restart: the current one, or if that is damaged the last one before it that is not.
+        """Return the version to serve after a restart: the current one or, if damaged, the latest undamaged one.
 
-        What is damaged is in `problems`. None if no version that was ever current is left whole.
+        Adds damaged versions to `problems`. Returns None if every version that was ever current is damaged.
         """
         for version in self.index.by_activation():
             try:
@@ -271,9 +274,9 @@ class Store:
         return None
 
     async def check(self, version: StoredVersion | str) -> None:
-        """Read all its files; raises VersionDamaged unless they are what was stored, SignatureRefused, VersionUnknown.
+        """Check all files of a version, before it is served if it was not ingested in this run of the daemon.
 
-        To be called before a version is served that was not received in this run of the daemon.
+        Raises VersionDamaged if they differ from the stored ones, SignatureRefused or VersionUnknown.
         """
 
         def work() -> None:
@@ -281,7 +284,7 @@ class Store:
             try:
                 self._signatures.check(check_files(kept), kept.path)
             except ModelPackageError:
-                self.get(version)  # removed meanwhile is another fault than damaged
+                self.get(version)  # raises VersionUnknown if the version was removed meanwhile
                 raise
 
         await undisturbed(asyncio.to_thread(work))
@@ -289,17 +292,16 @@ class Store:
     # Metadata
 
     def record(self, version: StoredVersion | str, **facts: Any) -> StoredVersion:
-        """Remember `facts` of it (JSON; None forgets one). Each call waits for the disk."""
+        """Record `facts` of a version (JSON; None removes one). Each call waits for the disk."""
         with self._guard, self._directory.disk():
             return self._update(self.get(version).with_facts(facts), "facts")
 
-    # Out
+    # Removal
 
     def prune(self, keep_versions: int | None = None, *, spare: StoredVersion | None = None) -> list[StoredVersion]:
-        """Remove the oldest beyond `keep_versions`; returns them.
+        """Remove the oldest versions beyond `keep_versions` and return them; versions that were never served go first.
 
-        Never the current one, the previous one, one in use or `spare`, and those that were never served
-        go first.
+        The current version, the previous one, those in use and `spare` are never removed.
         """
         in_use = self._in_use()
         with self._guard, self._directory.disk():
@@ -319,7 +321,7 @@ class Store:
         return removed
 
     def _retire(self, version: StoredVersion) -> Path:
-        """Take a version out of sight; its files are at the returned place still, to be removed without the guard."""
+        """Remove a version from the index; return the path of its files, to be removed without the guard."""
         gone = self._directory.retire(version)
         self.index = self.index.without_version(version.digest)
         self._directory.forget(version)
@@ -340,6 +342,6 @@ class Store:
 
 def _path_of(descriptor: int) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")  # asks the kernel, not the file system behind it
+        return os.readlink(f"/proc/self/fd/{descriptor}")  # answered by the kernel, not by the file system
     except OSError:
         return "?"

@@ -1,4 +1,4 @@
-"""One version in the store: the place of its files, and its metadata."""
+"""A kept version: the place of its files, and its metadata."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class StoredVersion:
-    """Metadata at the time of the call; the store has the present state."""
+    """A snapshot of a version's metadata; the store has the present state."""
 
     digest: str  # content address of the package, 64 hex digits
     path: Path
@@ -26,26 +26,26 @@ class StoredVersion:
     note: str
     added_s: float  # Unix time, when it was sent last
     files: tuple[PackageFile, ...] | None  # None if the record was lost
-    #: Order of coming in (last sent) and of becoming current (0: never was). Robots boot with clocks that are wrong.
+    #: Order of ingest (when last sent) and of activation (0: never), because robots may boot with wrong clocks.
     added_seq: int = 0
     activated_seq: int = 0
-    #: Release that model.toml declares; 0: none.
+    #: The release in model.toml; 0 without one.
     release: int = 0
-    #: Facts that the service learned: device, requests served, ...; any JSON.
+    #: Values that the service has recorded: device, requests served and others, as JSON.
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
-        """How it is named everywhere."""
+        """Return the short name of the version: the first digits of its digest."""
         return self.digest[:VERSION_DIGITS]
 
     @property
     def size_bytes(self) -> int | None:
-        """Of all files together."""
+        """Return the size of all files together, or None if the record was lost."""
         return None if self.files is None else sum(file.size for file in self.files)
 
     def with_facts(self, facts: dict[str, Any]) -> StoredVersion:
-        """With these added; a fact that is None is removed. Raises TypeError or ValueError for a value that JSON cannot carry."""
+        """Return a copy with `facts` added; None removes a fact. Raises TypeError or ValueError for non-JSON values."""
         json.dumps(facts, allow_nan=False)
         merged = {key: value for key, value in {**self.facts, **facts}.items() if value is not None}
         return replace(self, facts=MappingProxyType(merged))
@@ -66,7 +66,7 @@ class StoredVersion:
 
     @classmethod
     def from_json(cls, digest: str, path: Path, record: Any) -> StoredVersion:
-        """Raises KeyError, TypeError or ValueError for what `to_json` did not write."""
+        """Return the version of a record; raise KeyError, TypeError or ValueError if `to_json` did not write it."""
         if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}, not {FORMAT}")
         files = record["files"]
@@ -86,7 +86,7 @@ class StoredVersion:
 
     @classmethod
     def without_record(cls, digest: str, path: Path) -> StoredVersion:
-        """For a version whose record was lost: its files say what it is, all the same."""
+        """Return a version whose record was lost; its digest and files still identify it."""
         return cls(digest, path, source="?", uid=None, note="", added_s=_modified_s(path), files=None)
 
 

@@ -1,7 +1,8 @@
-"""Reads a tar forwards, header by header, and takes only what a model package needs of the format.
+"""Streaming tar reader for the subset of the format that a model package needs.
 
-Written out here because what must be refused depends neither on the Python version nor on the next hole in a general
-reader: regular files and directories, POSIX or GNU headers, long names as GNU tar ('L') and pax ('x') write them.
+It accepts regular files and directories, POSIX or GNU headers, and long names as GNU tar ('L') and pax ('x') write
+them. It does not use `tarfile`, so that its rules depend neither on the Python version nor on faults of a general
+reader.
 Formats: https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html ("ustar Interchange Format", "pax Header
 Block") and tar(5) of libarchive for GNU's.
 """
@@ -18,12 +19,12 @@ from .byte_source import ByteSource
 from .errors import ArchiveRefused
 
 BLOCK = 512
-#: pax headers hold times, owners and long names; extended attributes of one file can make them this long.
+#: Size limit of pax headers, which hold times, owners, long names and extended attributes.
 PAX_BYTES = 1 << 16
-#: Zeros after the end: tar fills up its last record, of 10 KiB unless told otherwise.
+#: Most zeros after the end: tar fills up its last record, which has 10 KiB by default.
 PADDING_BYTES = 1 << 20
 
-#: Its own, one extension header, and sometimes a global one.
+#: A member has its own header, at most one extension header, and sometimes a global one before it.
 _HEADERS_OF_A_MEMBER = 3
 
 _NO_TAR = "the file is not a tar: send a directory, or a tar of one, plain or gzip"
@@ -58,7 +59,7 @@ _REMEDIES = {
     b"K": _WITHOUT_LINKS,
     b"S": "pack it without tar's option --sparse",
 }
-#: Records of pax that change neither a file's name nor its bytes.
+#: pax records that change neither a file's name nor its bytes.
 _HARMLESS = ("mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment")
 _HARMLESS_PREFIXES = (
     "SCHILY.xattr.",
@@ -72,13 +73,13 @@ _HARMLESS_PREFIXES = (
 )
 _DECIMAL = re.compile(rb"0|[1-9][0-9]{0,18}")
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")
-#: Files that octal digits in a header cannot count have their size in pax.
+#: Files of this size and more have their size in pax, because a header has too few octal digits.
 _OCTAL_LIMIT = 8**11
 
 
 @dataclass(frozen=True)
 class Header:
-    """One file or directory. The file's bytes are read from the reader before the next header is."""
+    """One file or directory. A file's bytes are read from the reader before the next header."""
 
     name: str
     size: int
@@ -86,21 +87,21 @@ class Header:
 
 
 class TarReader:
-    """`for header in reader`, and for each file `reader.chunks()`. Raises ArchiveRefused."""
+    """An iterator over headers; `chunks` returns the bytes of each file. Raises ArchiveRefused."""
 
     def __init__(self, source: ByteSource, *, members: int) -> None:
         self._source = source
         self._members = members
         self._count = 0
         self._headers = 0
-        self._left = 0  # bytes of the present file that were not read
+        self._left = 0  # unread bytes of the present file
         self._padding = 0
         self._at = "its first header"
 
     def __iter__(self) -> Iterator[Header]:
         while True:
             for _ in self.chunks():
-                pass  # a file that the caller skipped
+                pass  # skips a file that the caller did not read
             header = self._next()
             if header is None:
                 self._check_end()
@@ -110,7 +111,7 @@ class TarReader:
             yield header
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the file whose header came last."""
+        """Yield the bytes of the file whose header came last."""
         while self._left:
             data = self._source.read(self._left)
             if not data:
@@ -137,7 +138,7 @@ class TarReader:
             kind, size = block[156:157], self._size(block)
             if kind == _PAX_GLOBAL:
                 if long_name is not None or pax:
-                    raise ArchiveRefused(f"{self._at} is a global header between a file and what belongs to it")
+                    raise ArchiveRefused(f"{self._at} is a global header between an extension header and its file")
                 self._global_header(size)
             elif kind in (_GNU_LONG_NAME, _PAX):
                 if long_name is not None or pax:
@@ -156,19 +157,19 @@ class TarReader:
         if claimed is None or int(claimed[1], 8) != total:
             if self._headers == 1:
                 raise ArchiveRefused(_NO_TAR)
-            raise ArchiveRefused(f"the header of {self._at} is damaged: its checksum does not fit")
+            raise ArchiveRefused(f"the header of {self._at} is damaged: its checksum does not match")
         if block[257:265] not in (_POSIX_MAGIC, _GNU_MAGIC):
             raise ArchiveRefused(f"the header of {self._at} is neither POSIX (ustar, pax) nor GNU")
 
     def _size(self, block: bytes) -> int:
         field = block[124:136]
-        if field[0] & 0x80:  # GNU's way for 8 GiB and more: big-endian, two's complement
+        if field[0] & 0x80:  # GNU's form for 8 GiB and more: big-endian, two's complement
             if field[0] != 0x80:
                 raise ArchiveRefused(f"{self._at} claims a size that is negative or absurd")
             return int.from_bytes(field[1:], "big")
         digits = _OCTAL.fullmatch(field)
         if digits is None:
-            raise ArchiveRefused(f"{self._at} has no number for its size")
+            raise ArchiveRefused(f"{self._at} has a size that is not a number")
         return int(digits[1], 8)
 
     def _header(self, block: bytes, kind: bytes, size: int, long_name: str | None, pax: dict[str, str]) -> Header:
@@ -204,9 +205,9 @@ class TarReader:
 
     def _larger_size(self, octal: int, text: str) -> int:
         if not _DECIMAL.fullmatch(text.encode()):
-            raise ArchiveRefused(f"{self._at} has a pax size that is no number")
+            raise ArchiveRefused(f"{self._at} has a pax size that is not a number")
         size = int(text)
-        # Two readers of such a file would see two archives in it.
+        # Different readers of such a file would see different archives in it.
         if size != octal and size < _OCTAL_LIMIT:
             raise ArchiveRefused(f"{self._at} has two sizes, {octal} and {size}")
         return size
@@ -214,18 +215,18 @@ class TarReader:
     def _long_name(self, size: int) -> str:
         # The name of a directory may end in '/', and GNU tar ends it with a NUL.
         if not 0 < size <= NAME_BYTES + 2:
-            raise ArchiveRefused(f"{self._at} gives a name of {size} bytes; 1 to {NAME_BYTES} are taken")
+            raise ArchiveRefused(f"{self._at} has a name of {size} bytes; 1 to {NAME_BYTES} are allowed")
         return self._content(size).removesuffix(b"\0").decode("utf-8", "surrogateescape")
 
     def _pax(self, size: int) -> dict[str, str]:
-        """Only what matters of the records: "path" and "size"."""
+        """Return the records "path" and "size", if present; refuse records that are not harmless."""
         kept = {}
         for key, value in self._records(size).items():
             if key in ("path", "size"):
                 kept[key] = value
             elif key not in _HARMLESS and not key.startswith(_HARMLESS_PREFIXES):
                 raise ArchiveRefused(f"{self._at} has the pax record {shown(key)}, which no model package needs")
-        return kept or {"": ""}  # not empty: the file that it belongs to must follow
+        return kept or {"": ""}  # not empty, because its file must follow
 
     def _global_header(self, size: int) -> None:
         for key in self._records(size):
@@ -245,7 +246,7 @@ class TarReader:
             record = content[space + 1 : position + length]
             key, equals, value = record.partition(b"=")
             if position + length > len(content) or not key or not equals or not value.endswith(b"\n"):
-                raise ArchiveRefused(f"{self._at} is a pax header whose records cannot be told apart")
+                raise ArchiveRefused(f"{self._at} is a pax header with malformed records")
             name = key.decode("utf-8", "surrogateescape")
             if name in found:
                 raise ArchiveRefused(f"{self._at} has the pax record {shown(name)} twice")
@@ -272,7 +273,7 @@ class TarReader:
 
     def _check_end(self) -> None:
         if self._exactly(BLOCK) != _ZEROS:
-            raise ArchiveRefused("the archive goes on after its end: one zero block, then something else")
+            raise ArchiveRefused("the archive goes on after its end: one zero block, then other bytes")
         padding = 0
         while data := self._source.read(1 << 16):
             padding += len(data)

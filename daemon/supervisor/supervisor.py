@@ -175,7 +175,7 @@ class Supervisor:
         assert deployment is not None
         self._enter_unless_serving(ServiceState.LOADING)
         try:
-            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was taken back
+            engine = self.engines.claim_standby(deployment)  # warm already, after a new model was rolled back
             if engine is None:
                 engine = await self.engines.start(deployment, self._enter_stage)
             # Not held until here: an update in progress may take minutes, and this engine serves until then.
@@ -223,7 +223,7 @@ class Supervisor:
             engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready.native else "; request path: Python (not compiled)",
+            "" if engine.ready.native else "; request path: Python (no native core)",
             extra={"message_id": SERVING},
         )
         self.error = None

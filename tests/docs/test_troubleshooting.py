@@ -89,7 +89,7 @@ def test_every_text_on_the_page_is_one_that_the_program_says() -> None:
     said = said_by_the_program()
     assert len(said) > 100_000
     # What was put into an f-string, where the page shows an example.
-    put_in = {"max_clients = 1000", "1 to 256", "(file", "environment SHMSERVE_MAX_CLIENTS=", "must be integer"}
+    put_in = {"max_clients = 1000", "(file", "environment SHMSERVE_MAX_CLIENTS=", "must be integer"}
     put_in |= {
         "UnsupportedType",
         "action[",

@@ -302,9 +302,9 @@ def test_a_model_that_cannot_be_served_ends_the_daemon_with_its_reason(
         ({"policy": "no-such-policy"}, 78, "no-such-policy does not exist; it must be a directory with policy.py"),
         ({"policy": "echo/policy.py"}, 78, "policy.py is not a directory"),
         ({"policy": "echo", "config": "max_client = 3\n"}, 78, "unknown key 'max_client'; did you mean 'max_clients'?"),
-        ({"policy": "echo", "config": "max_clients = 0\n"}, 78, "max_clients = 0: 1 to 256"),
+        ({"policy": "echo", "config": "max_clients = 0\n"}, 78, "max_clients = 0 must be 1 to 256"),
         ({"policy": "echo", "config": "max_clients = \n"}, 78, "is not TOML"),
-        ({"policy": "echo", "arguments": ("--device", "gpu")}, 78, 'device = "gpu": "cpu", "cuda", or "cuda:0"'),
+        ({"policy": "echo", "arguments": ("--device", "gpu")}, 78, 'device = "gpu" must be "cpu", "cuda", or "cuda:0"'),
         (
             {"policy": "echo", "arguments": ("--device", "cuda:99")},
             1,

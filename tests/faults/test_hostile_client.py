@@ -118,7 +118,7 @@ def answered(raw: RawChannel, head: RequestHead) -> tuple[int, Any]:
 def test_an_unknown_kind_of_request_is_rejected(raw: RawChannel, kind: int) -> None:
     status, tree = answered(raw, raw.head({"do": "count"})._replace(kind=kind))
 
-    assert (status, tree) == (Status.REJECTED, ("RequestRejected", f"no kind of request: {kind}"))
+    assert (status, tree) == (Status.REJECTED, ("RequestRejected", f"unknown kind of request: {kind}"))
 
 
 @pytest.mark.fault("T06")

@@ -170,7 +170,7 @@ def test_a_disk_that_fails_after_the_rename_is_reported_and_the_new_state_holds(
 
     done = _run(stage.directory, *stage.commands(), armed=f"{name}=raise:EIO")
 
-    assert done.returncode == 0 and "after a power cut it may be the one before" in done.stderr
+    assert done.returncode == 0 and "a power cut may restore the previous file" in done.stderr
     stage.check()
 
 
@@ -179,7 +179,7 @@ def test_a_disk_that_fails_while_old_versions_go_is_reported(name: str, stage: S
 
     failed = _run(stage.directory, "prune", "3", armed=f"{name}=raise:EIO")
 
-    assert failed.returncode == REFUSED and "see to the state directory" in failed.stdout
+    assert failed.returncode == REFUSED and "check the state directory" in failed.stdout
     stage.check()
 
 
@@ -188,7 +188,7 @@ def test_a_current_that_could_be_written_is_current_even_if_its_record_could_not
 
     done = _run(stage.directory, "current", stage.names[2], armed=f"{name}=raise:ENOSPC")
 
-    assert done.returncode == 0 and "its record does not say so" in done.stderr
+    assert done.returncode == 0 and "its record cannot be updated" in done.stderr
     stage.check()
 
 
@@ -198,7 +198,7 @@ def test_a_failed_write_leaves_this_process_as_the_disk_is(stage: Stage, disarme
     before = store.versions(), store.current(), previous(store)
     for name in ("current.before_write", "current.before_sync", "current.before_rename"):
         failpoints.arm(f"{name}=raise:EIO")
-        with pytest.raises(StoreUnavailable, match="see to the state directory"):
+        with pytest.raises(StoreUnavailable, match="check the state directory"):
             store.make_current(stage.names[3])
         assert (store.versions(), store.current(), previous(store)) == before
     failpoints.arm("")

@@ -69,7 +69,7 @@ def test_a_disk_without_a_byte_left_takes_no_update_and_the_service_goes_on(
 
 
 @pytest.mark.long
-def test_an_update_that_cannot_be_made_current_is_taken_back(
+def test_an_update_that_cannot_be_made_current_is_rolled_back(
     make_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:
     """What a restart would not serve does not serve on."""

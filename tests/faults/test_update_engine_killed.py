@@ -79,7 +79,7 @@ def test_an_engine_killed_while_the_supervisor_is_at_any_step_costs_no_request(
             daemon.wait_ready()
             wait_until(f"{step}: it serves", lambda good=good: served(daemon) == good)
             bad = content_version(package) if victim == "new" and STEPS.index(step) > PAUSED else "None"
-            assert bad in str(daemon.status()["taken_back"]), step
+            assert bad in str(daemon.status()["rolled_back"]), step
             wait_until("nothing is on its way", lambda: not staged(daemon))
             wait_until(f"{step}: at most two engines", lambda: len(engines_of(daemon.pid)) <= 2)
         report = robot.finish(signal.SIGTERM)

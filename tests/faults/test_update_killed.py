@@ -99,10 +99,10 @@ def test_an_engine_killed_at_any_step_of_an_update_leaves_a_version_that_serves(
 
     # It had begun to serve: from here on it is probation that goes back.
     assert update(daemon, packages[5])["changed"]
-    wait_until("it is taken back", lambda: daemon.status()["taken_back"])
+    wait_until("it is rolled back", lambda: daemon.status()["rolled_back"])
     daemon.wait_ready()
     assert served(daemon) == versions[0]
-    assert versions[5] in daemon.status()["taken_back"]
+    assert versions[5] in daemon.status()["rolled_back"]
     for package, version in zip(packages[6:], versions[6:], strict=True):
         assert update(daemon, package)["changed"]
         daemon.wait_ready()

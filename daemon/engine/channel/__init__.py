@@ -1,1 +1,1 @@
-"""One client's channel inside the engine."""
+"""State of one client's channel inside the engine."""

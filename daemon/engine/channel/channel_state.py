@@ -1,4 +1,4 @@
-"""Engine's state of one channel: requests that wait, replies that are deferred, and the client's standing."""
+"""Engine's state of one channel: waiting requests, replies and deferred replies."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from .overhead import Overhead
 from .request_rate_limit import Rate
 from .staging import Staging
 
-#: A request of a suspected client counts as this much younger. It waits no longer for its turn than this and its share.
+#: A request of a suspected client counts as this much younger, and so waits for its turn at most that much longer.
 BEHIND_NS = 1_000_000_000
 
 
 class BrokenChannel(Exception):
-    """The client's words contradict the protocol; its channel can no longer be served."""
+    """The client violated the protocol, so that its channel cannot be served."""
 
 
 class ChannelState:
-    """One client's channel. All state the engine decides by is here, in private memory."""
+    """One client's channel. All state that the engine's decisions depend on is here, in private memory."""
 
     def __init__(
         self,
@@ -51,45 +51,45 @@ class ChannelState:
         carried: Sequence[int],
         stats: Stats,
     ) -> None:
-        """Takes `mapped` over. `tensors_on` is as `Staging` takes it."""
+        """Take over `mapped`; `tensors_on` is that of `Staging`."""
         self._mapped = mapped
         self.channel_info = mapped.channel_info
         self.channel = mapped.channel
-        #: The requests as memory that the device reads by itself; None where it does not.
+        #: The requests as memory that the device reads directly; None if it does not.
         self.registered = mapped.register()
         self.number = self.channel_info.identity.channel
         self.trusted = trusted
         self.uid = uid
-        #: What its user may send; None without a limit.
+        #: The rate limit of its user; None without one.
         self.rate = rate
         self.schemas = Schemas()
-        # Schema numbers of different engines must not meet in one reply slot.
+        # Schema numbers of different engines must differ, because their replies may share a slot.
         self.encoder = Encoder(
             first_schema=(serial << 32) + 1, allow_pickle=trusted, tensors_as_arrays=True, name="action"
         )
-        #: Of the engine's time beside the model: what new structures, refused and failed requests of this client took.
+        #: Engine time outside the model: reading new structures, and refused and failed requests of this client.
         self.overhead = overhead if overhead is not None else Overhead()
         self.waiting: deque[RequestHead] = deque()
-        #: When its last turn ended, and later by what the others are owed for it (schedule.py).
+        #: End of its last turn, plus a charge for the clients that waited then (schedule.py).
         self.last_served_ns = 0
-        #: Not 0 while an engine's death is held against this client: it runs alone, and behind the others.
+        #: Not 0 while this client is suspected of an engine's death: it runs alone, and behind the others.
         self.behind_ns = 0
         self._suspect_until_ns = 0
-        #: One such death was its own: a request that was tried is tried again only at no other client's expense.
+        #: Whether it alone caused such a death: a tried request is tried again only if no other client pays for it.
         self.blamed = False
         self.may_try_again = True
-        #: Since when such a request waits for the others to be quiet.
+        #: Time since which such a request waits until no other client is active; 0 if none waits.
         self.quiet_since_ns = 0
         self.active_ns = 0
         self._tensors_on = tensors_on
         self._staging: list[Staging] = []
-        #: Results that did not fit their reply slot, until the client has made room.
+        #: Deferred replies: results that did not fit their slot, kept until the client has made room.
         self.held: dict[int, tuple[tuple[int, ...], Any]] = {}
         self._carried = list(carried)
         self._stats = stats
         self.words = self.channel.requests.words
         self.counter = self.channel.requests.counter
-        #: What was seen of the client's counter is `seen` of this.
+        #: Polls the client's counter; `last_seen` is the value up to which requests were admitted.
         self.poller = self.channel.requests.poller
         self.fast_path = self._new_fast_path()
         self.fast_schema: Schema | None = None
@@ -104,13 +104,13 @@ class ChannelState:
         self.blamed = suspicion.blamed
 
     def is_suspect(self, now_ns: int) -> bool:
-        """Whether it still is; from then on it is a client as any other."""
+        """Return whether the client is still suspected, and end the suspicion when its time is over."""
         if self.behind_ns and now_ns >= self._suspect_until_ns:
             self.behind_ns, self.blamed = 0, False
         return self.behind_ns > 0
 
     def _new_fast_path(self) -> core.ServerFastPath | None:
-        """Return the native fast path; None where it was not built, or is not for this client or device."""
+        """Make the fast path, or return None without a native core or where client or device cannot use it."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
         if requests.native is None or replies.native is None or self.rate is not None:
             return None
@@ -120,7 +120,7 @@ class ChannelState:
         return core.ServerFastPath(requests.native, replies.native, requests.copier, wrap)
 
     def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
-        """Requests of this structure are plain from now on: the latest of them was staged for the first row of a batch."""
+        """Serve requests of this structure on the fast path; the latest of them was staged as a batch's first item."""
         decoder = schema.decoder
         if self.fast_path is None or self.fast_path.schema == schema_id or decoder is None or not schema.is_all_arrays:
             return
@@ -138,23 +138,23 @@ class ChannelState:
             self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
 
     def _forget_fast(self) -> None:
-        """Release every view of the channel's memory."""
+        """Release all references of the fast path to the channel's memory."""
         self.fast_views = []
         if self.fast_path is not None:
             self.fast_path.reset()
 
     def open(self) -> None:
-        """Find what an earlier engine left unanswered."""
+        """Admit the requests that an earlier engine left unanswered."""
         requests, replies = self.channel.requests, self.channel.replies
         self.poller.last_seen = published = requests.published()
         for sequence in requests.between(0, published):
-            # A request in flight in an earlier generation was answered there, or its reply is deferred.
+            # Requests of an earlier generation were answered there, or are carried.
             if not replies.answered(sequence):
                 self._admit(sequence)
         self._answer_carried()
 
     def carry(self, sequences: Sequence[int], *, serving: bool) -> None:
-        """The engine that held the results of these has ended; an engine that does not serve yet says so when it does."""
+        """Answer requests whose deferred replies were lost with their engine: at once, or when this engine serves."""
         self._carried += sequences
         if serving:
             self._answer_carried()
@@ -167,7 +167,7 @@ class ChannelState:
         self._carried = []
 
     def look(self, now_ns: int) -> bool:
-        """Admit what the client has published since the last look; True if there was anything."""
+        """Admit the requests published since the last look; return whether there were any."""
         published, seen = self.words[self.counter], self.poller.last_seen
         if published == seen:
             return False
@@ -181,7 +181,7 @@ class ChannelState:
         return True
 
     def refuse_new(self, now_ns: int) -> None:
-        """Answer what the client has published since the last look: the service is going away and starts nothing."""
+        """Refuse the requests published since the last look, because the service is stopping."""
         accepted, self.waiting = self.waiting, deque()
         try:
             self.look(now_ns)
@@ -214,23 +214,26 @@ class ChannelState:
                 self.answer(older.sequence, Status.SUPERSEDED)
                 self._count(Counter.SUPERSEDED)
         if self.held:
-            # The client uses the slot again, so it has given up the result that did not fit.
+            # The client uses the slot again, so it has given up the deferred reply.
             for older_sequence in [held for held in self.held if slot_of(held) == slot_of(sequence)]:
                 del self.held[older_sequence]
         if len(self.waiting) >= self.channel.requests.slots:
-            # A slot is used again once its request is answered; this client does not wait, and would fill the memory.
-            raise BrokenChannel(f"more requests are out than the channel has slots ({self.channel.requests.slots})")
+            # A client may use a slot again only once its request is answered; this one does not wait, and its requests
+            # would fill the engine's memory.
+            raise BrokenChannel(
+                f"more requests are in flight than the channel has slots ({self.channel.requests.slots})"
+            )
         self.waiting.append(head)
 
     def _count(self, counter: Counter) -> None:
-        """Count a request that is answered here: Serving counts only those that pass through it."""
+        """Count a reply that does not pass through `Serving`, which counts all others."""
         self._stats.words[counter] += 1
         self._stats.words[self._stats.channel_index(self.number) + ChannelWord.ERRORS] += 1
 
     def staging(self, row: int) -> Staging:
-        """Staging memory for the `row`-th request of this channel in a batch."""
+        """Return the staging memory for the `row`-th item of a batch."""
         while len(self._staging) <= row:
-            # A batch's further rows are of other clients, or of requests that were published long ago.
+            # The further items of a batch are of other clients, or were published long ago: no cut-through copy.
             first = not self._staging
             copier = self.channel.requests.copier if first else None
             self._staging.append(Staging(self._tensors_on, copier, self.fast_path if first else None))
@@ -245,11 +248,11 @@ class ChannelState:
         version: int = 0,
         durations_ns: tuple[int, int, int] = (0, 0, 0),
     ) -> int:
-        """Complete `sequence` with a result, or with an error as (type, text), and ring.
+        """Complete `sequence` with a result, or with an error as (type, text), and ring the reply doorbell.
 
         Returns how long encoding took (ns); `durations_ns` is (queued, staged, infer). A result that does not fit is
-        held, and the client told to make room; `move` completes it. Raises RequestRejected for a result that cannot be
-        carried, PolicyRaised for one whose own code fails: nothing was answered then.
+        deferred and the client asked to make room; `move` completes it. Raises RequestRejected for a result that cannot
+        be encoded, PolicyRaised for one whose own code raises; then nothing was answered.
         """
         started_ns = time.monotonic_ns()
         replies = self.channel.replies
@@ -264,7 +267,7 @@ class ChannelState:
             metadata_bytes, payload_bytes = needed.metadata_bytes, needed.payload_bytes
         except RequestRejected:
             raise
-        except BaseException as error:  # reading a result may run code of its type
+        except BaseException as error:  # reading a result may run the code of its type
             raise PolicyRaised("the action cannot be read") from error
         copied_ns = time.monotonic_ns() - started_ns
         replies.complete(
@@ -289,7 +292,7 @@ class ChannelState:
         serving: bool,
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
     ) -> None:
-        """Go on in the channel's next generation, larger segments; deliver what was held for want of room.
+        """Continue in the channel's next generation, with larger segments, and deliver the deferred replies.
 
         An engine that no longer serves only delivers. `let_go` closes the earlier generation.
         """
@@ -318,11 +321,11 @@ class ChannelState:
                 queued, staged, infer = durations
                 try:
                     self.answer(sequence, status, tree, flags, version, (queued, staged, infer))
-                except RequestRejected as error:  # it is another one when it is read again
+                except RequestRejected as error:  # the result has changed since it was first encoded
                     self.answer(sequence, Status.FAILED, client_message(error), flags, version, (queued, staged, infer))
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
-        """`let_go` closes the channel, at once or later."""
+        """Release everything; `let_go` closes the channel, at once or later."""
         self.held.clear()
         self._forget_fast()
         self._staging = []

@@ -1,6 +1,7 @@
-"""One generation of a client's channel as the engine maps it: first without pages, which then come a piece at a time.
+"""The engine's mapping of one generation of a client's channel, prefaulted in pieces.
 
-All of them at once would keep the clients that are being served waiting for milliseconds: new memory is cleared then.
+Prefaulting it all at once would delay the requests of other clients by milliseconds, because the kernel clears new
+pages.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from shmserve.layout import Geometry
 
 
 class RegisteredRequests(Protocol):
-    """One generation of a client's requests, as memory that a device reads by itself."""
+    """One generation of a client's requests, as memory that a device reads directly."""
 
     def payload(self, sequence: int) -> torch.Tensor:
-        """The payload bytes of the slot that `sequence` uses."""
+        """Return the payload bytes of the slot that `sequence` uses."""
 
     def close(self) -> None:
         """Wait for the device's copies and unregister; may be called twice."""
@@ -33,11 +34,11 @@ class Registrar(Protocol):
     threshold: int | None
 
     def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
-        """Register the segment behind the descriptor, which stays the caller's; None where that fails or does not pay."""
+        """Register the segment of a descriptor that stays the caller's; return None if that fails or does not pay."""
 
 
 class MappedChannel:
-    """Mapped by its constructor, for `ChannelState` to serve after `prefault`; closed by its holder."""
+    """A channel that the constructor maps; `ChannelState` serves it after `prefault`, and its owner closes it."""
 
     def __init__(
         self,
@@ -47,10 +48,10 @@ class MappedChannel:
         writable_requests: bool = False,
         registrar: Registrar | None = None,
     ) -> None:
-        """Takes `descriptors` over, see `EngineChannel`. With a `registrar` the device is to read the requests by itself."""
+        """Take over `descriptors`, see `EngineChannel`; a `registrar` lets the device read the requests directly."""
         self.channel_info = channel_info
         self._registrar = registrar if registrar is not None and registrar.threshold is not None else None
-        #: For the registrar's own mapping, until that is made.
+        #: Descriptor for the registrar's mapping, until that is made.
         self._requests: int | None = None
         # Without names and descriptors EngineChannel raises the error.
         if self._registrar is not None and (channel_info.names is not None or descriptors):
@@ -62,11 +63,11 @@ class MappedChannel:
             raise
 
     def prefault(self) -> Iterator[None]:
-        """Give the memory its pages, a piece at each step; pages that are left out come with the first touch."""
+        """Prefault the memory, a piece at each step; any page left out is faulted in at its first use."""
         return self.channel.prefault()
 
     def register(self) -> RegisteredRequests | None:
-        """The requests as memory that the device reads by itself, the caller's to close; None where it does not."""
+        """Return the requests as memory that the device reads directly, or None; the caller closes it."""
         try:
             if self._registrar is None or self._requests is None:
                 return None
@@ -75,7 +76,7 @@ class MappedChannel:
             self._close_requests()
 
     def close(self, let_go: Callable[[EngineChannel], None] = EngineChannel.close) -> None:
-        """The registration is closed before. `let_go` closes the channel, at once or later; may be called twice."""
+        """Close the channel through `let_go`, at once or later, after its registration; may be called twice."""
         self._close_requests()
         let_go(self.channel)
 
@@ -86,7 +87,7 @@ class MappedChannel:
 
 
 def _open_requests(channel_info: ChannelInfo, descriptors: Sequence[int]) -> int:
-    """A descriptor of the channel's requests that may be mapped to be written; the caller closes it."""
+    """Return a descriptor of the channel's requests that may be mapped writable; the caller closes it."""
     if channel_info.names is not None:
         try:
             shared = posix_ipc.SharedMemory(channel_info.names.requests)

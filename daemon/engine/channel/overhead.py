@@ -1,8 +1,7 @@
-"""Engine time that clients take beside their inferences: reading new structures, refusing and failing requests.
+"""Limit for engine time outside the model: reading new structures, refusing and failing requests.
 
-Time of the model is what a service is for; this time has a share. A client may have a sixteenth of the time, and some
-of it at once. Past that its next request rests while others use the service (the generic cell rate
-algorithm, with time spent for cells).
+A client may take a sixteenth of the engine's time for these, with a burst. Past that its next request rests while other
+clients use the service (the generic cell rate algorithm, with time spent in place of cells).
 
 >>> spent = Overhead()
 >>> spent.add(2_000_000, now_ns=0), spent.until_ns           # the first structures, in 2 ms: nothing rests
@@ -16,22 +15,22 @@ algorithm, with time spent for cells).
 
 from __future__ import annotations
 
-#: A sixteenth of the time.
+#: The reciprocal of a client's share of the time.
 _TIMES = 16
-#: As much is taken at once.
+#: The burst: 5 ms of overhead without a rest.
 _BURST_NS = _TIMES * 5_000_000
-#: No rest is longer, whatever was spent.
+#: The longest rest.
 _MOST_NS = 1_000_000_000
 
 
 class Overhead:
-    """What one client has spent, or all clients of one user."""
+    """Overhead of one client, or of all clients of one user."""
 
     __slots__ = ("_paid_ns", "until_ns")
 
     def __init__(self) -> None:
         self._paid_ns = 0
-        #: The client's next request rests until then, if others use the service; 0: it need not.
+        #: Until when the client's next request rests if others use the service; 0 without a rest.
         self.until_ns = 0
 
     def add(self, spent_ns: int, now_ns: int) -> None:
@@ -42,9 +41,9 @@ class Overhead:
 
 
 class Overheads:
-    """Of every user but the daemon's own: what its channels spend together, so that many of them have no more than one.
+    """Overhead by user, shared by all channels of one user, except for the daemon's user.
 
-    They outlive the channels: attaching again gives nothing new.
+    It outlives the channels, so that attaching again does not reset it.
     """
 
     def __init__(self, own_uid: int) -> None:
@@ -52,5 +51,5 @@ class Overheads:
         self._users: dict[int, Overhead] = {}
 
     def of(self, uid: int) -> Overhead:
-        """Return the account of a new channel of this user. All robots may be of the daemon's user: each has a separate one."""
+        """Return the overhead for a new channel of a user; channels of the daemon's user do not share one."""
         return Overhead() if uid == self._own_uid else self._users.setdefault(uid, Overhead())

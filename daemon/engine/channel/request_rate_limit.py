@@ -1,4 +1,4 @@
-"""Token bucket per user for requests, where the operator set a limit.
+"""Token bucket per user for requests, if the operator set a limit.
 
 >>> limit = Rates(2).of(1001)
 >>> limit is Rates(None).of(1001)
@@ -17,23 +17,23 @@ from ...token_bucket import TokenBucket
 
 
 class Rate:
-    """One user's allowance, which all channels of that user draw on; a second's worth of requests is kept."""
+    """One user's token bucket, shared by all of the user's channels; it holds a second's worth of requests."""
 
     def __init__(self, uid: int, per_s: float) -> None:
-        #: Whether one more request may run now (ns).
+        #: Takes a token at a time (ns); returns whether one more request may run.
         self.take = TokenBucket(per_s, burst=max(1.0, per_s), now_ns=0).take
         self.refusal = f"max_rate_per_user is {per_s:g} requests a second, and uid {uid} sends more"
 
 
 class Rates:
-    """The allowances by user. They outlive a user's channels: attaching again gives nothing new."""
+    """Token buckets by user; they outlive a user's channels, so that attaching again does not refill one."""
 
     def __init__(self, per_s: float | None) -> None:
         self._per_s = per_s
         self._users: dict[int, Rate] = {}
 
     def of(self, uid: int) -> Rate | None:
-        """The user's allowance; None without a limit."""
+        """Return the user's token bucket, or None without a limit."""
         if self._per_s is None:
             return None
         rate = self._users.get(uid)
@@ -42,6 +42,6 @@ class Rates:
         return rate
 
     def change(self, per_s: float | None) -> None:
-        """Another limit from now on; who holds a user's allowance asks for it again."""
+        """Change the limit; the caller must then fetch every user's token bucket again."""
         self._per_s = per_s
         self._users.clear()

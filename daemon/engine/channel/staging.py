@@ -1,4 +1,4 @@
-"""Host memory between a slot and a model that takes its arrays there (device/arena.py: one that takes them on a GPU)."""
+"""Staging of observations in host memory (for arrays on a GPU: device/arena.py)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from shmserve.schema import BFLOAT16, Array, LeafLayout, Schema
 
 _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
-#: Calls after which a function is as fast as it gets.
+#: Calls after which the interpreter has specialised a function.
 _WARMING_CALLS = 200
-#: References that `keep_unless_held` counts on a view and on its base without a holder; `calibrate` measures them.
+#: Reference counts that `keep_unless_held` sees of an unheld view, and of such a view's base; set by `calibrate`.
 _unheld = [0, 0]
 
 
 def aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
-    """`size` bytes that begin on a cache line; a kernel copy to a 16-byte aligned one is ten times slower."""
+    """Return `size` bytes that begin on a cache line; a kernel copy to 16-byte alignment is ten times slower."""
     tensor = torch.empty(size + CACHE_LINE, dtype=torch.uint8, device="cpu")  # a policy may have set another default
     start = -tensor.data_ptr() % CACHE_LINE
     array: npt.NDArray[np.uint8] = tensor.numpy()[start : start + size]
@@ -31,7 +31,7 @@ def aligned_bytes(size: int) -> npt.NDArray[np.uint8]:
 
 
 def tensor_of(dtype: str, view: Array) -> torch.Tensor:
-    """A tensor over the same memory."""
+    """Return a tensor over the same memory."""
     if dtype == BFLOAT16:
         return torch.from_numpy(view.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(view)
@@ -40,8 +40,8 @@ def tensor_of(dtype: str, view: Array) -> torch.Tensor:
 class Staging:
     """One channel's observation on its way to the model: a private copy, or the slot itself.
 
-    The arena is allocated once for the largest observation and used again for the next one, unless
-    the policy has kept a tensor of it: then that memory is the policy's and a new arena is taken.
+    The arena is allocated once for the largest observation and reused for the next one. If the policy has kept
+    a tensor of it, that memory is left to the policy and a new arena is allocated.
     """
 
     def __init__(
@@ -50,21 +50,22 @@ class Staging:
         copier: core.CutThroughCopier | None = None,
         fast_path: core.ServerFastPath | None = None,
     ) -> None:
-        """`tensors_on` is the device that tensors are for; None: observations hold numpy arrays.
+        """Stage for tensors on the device `tensors_on`, or as numpy arrays if it is None.
 
-        `copier` copies into the arena what the channel's client is still writing; `fast_path` copies fast requests there.
+        `copier` makes the cut-through copy into the arena while the client is still writing; `fast_path` stages its
+        requests there as well.
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
-        #: Where observations are copied to.
+        #: The memory that observations are copied to.
         self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
         self._copier = copier
         self._fast_path = fast_path
-        #: Bytes of the latest observation that were there before its client had written all of it.
+        #: Bytes of the latest observation that were copied before its client had finished writing it.
         self.cut_through_bytes = 0
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, write_id: int = 0) -> Any:
-        """The tree in `slot`, its arrays as the model takes them; `write_id` is as the request's head says."""
+        """Return the tree in `slot`, its arrays as the model takes them; `write_id` is that of the request's head."""
         decoder = schema.decoder
         if in_place:
             source = slot
@@ -74,7 +75,7 @@ class Staging:
             if source.room < size:
                 source = SlotMemory(_NO_METADATA, aligned_bytes(size))
                 self._replace(source, source.payload)
-            # The one copy of the payload: later writes of the client are not seen.
+            # The only copy of the payload: later writes of the client are not seen.
             if decoder is not None:
                 self.cut_through_bytes = decoder.stage(slot.payload, source.payload, self._copier, write_id)
             else:
@@ -91,19 +92,19 @@ class Staging:
         if not schema.is_all_arrays or not self._on_host:
             leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
         elif self._device is None:
-            leaves = [view[...] for view in views]  # the policy's own objects, whose shape it may change
+            leaves = [view[...] for view in views]  # new objects, because a policy may change their shape
         else:
             leaves = [_from_numpy(view) for view in views]
         return schema.unflatten(numbers, leaves)
 
     def give_back(self, schema: Schema) -> None:
-        """The request is answered: keep the arena for the next one, unless the policy still holds part of it."""
+        """Keep the arena for the next request, unless the policy still holds part of it after the reply."""
         if self.arena.room >= schema.payload_bytes:
             self.keep_unless_held(self.arena.leaf_views[schema])
 
     def keep_unless_held(self, views: list[Array]) -> None:
-        """As `give_back`, of an observation whose arrays were made of these views of the arena."""
-        # A tensor keeps a reference to the view it was made of, an array one to the view's base.
+        """Keep the arena unless the policy holds part of an observation that was made from these views of it."""
+        # A tensor keeps a reference to the view that it was made from, an array one to the view's base.
         of_view, of_base = _unheld
         for view in views:
             if sys.getrefcount(view) > of_view or (view.size and sys.getrefcount(view.base) > of_base):
@@ -111,7 +112,7 @@ class Staging:
                 return
 
     def _replace(self, arena: SlotMemory, copied_to: npt.NDArray[np.uint8] | None) -> None:
-        """From now on this is the arena; `copied_to` is its memory, None while it has none."""
+        """Use this arena from now on; `copied_to` is its memory, or None while it has none."""
         self.arena = arena
         if self._copier is not None:
             self._copier.set_target(copied_to)
@@ -127,7 +128,7 @@ class Staging:
         return tensor if self._on_host else tensor.to(self._device, non_blocking=True)
 
     def _tensors(self, tree: Any) -> Any:
-        """An unpickled tree with its plain arrays as tensors, other objects as they are."""
+        """Return an unpickled tree with its plain arrays as tensors, other objects as they are."""
         kind = type(tree)
         if kind is dict:
             return {key: self._tensors(value) for key, value in tree.items()}
@@ -142,10 +143,10 @@ class Staging:
 
 
 def calibrate() -> None:
-    """Measure the references that `keep_unless_held` counts without a holder, with that very loop.
+    """Measure the reference counts that `keep_unless_held` sees without other holders, with that very loop.
 
-    It is not the same in every Python: 3.14 does not count a variable that only lends an object to a call. Where what is
-    held cannot be told from what is not, everything counts as held, and every request gets new memory.
+    They differ between versions of Python: 3.14 does not count a variable that only lends an object to a call. If held
+    and unheld arrays cannot be distinguished, all count as held, and every request gets new memory.
     """
     staging = Staging(None)
     memory = aligned_bytes(2 * CACHE_LINE)

@@ -1,5 +1,5 @@
-"""How observations reach a GPU and actions come back: memory, streams, waiting, graphs, and what may go wrong there.
+"""Serving on a GPU: memory, streams, waiting, CUDA graphs and errors on the way of observations and actions.
 
-Only `cuda.py` calls CUDA. Everything else speaks to the `Device` of `interface.py`, so that it can be tested with one
-that runs copies as late as a GPU may.
+Only `cuda.py` calls CUDA. All other modules use the `Device` of `interface.py`, so that tests can replace it with a
+device that runs copies as late as a GPU may.
 """

@@ -1,13 +1,13 @@
-"""The memory of one batch: bytes of the host, page-locked, and as many of the device that they are copied to.
+"""Memory of one batch: page-locked bytes of the host, and the same number of bytes of the device, to which they are copied.
 
-A row's payload lies in both as it lies in its slot, one row behind the other:
+Both hold the rows' payloads with the layout of the slots, one row after the other:
 
     slot of client 2   [numbers|image......|state]                       np.copyto
     slot of client 0   [numbers|image......|state]
     host               [numbers|image......|state|numbers|image......|state| free ...]
     device             [numbers|image......|state|numbers|image......|state| free ...]    one copy
 
-Rows of one structure have one distance, so that a tensor over all rows needs no further copy (`models/rows.py`).
+Rows of the same structure are equally spaced, so that a tensor over all rows needs no further copy (`models/rows.py`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .errors import with_memory_given_back
 from .interface import Device, sharing
 from .pinned_pool import PinnedPool
 
-#: Rows (by place and structure) whose tensors are remembered.
+#: Rows (by offset and structure) whose tensors are cached.
 _REMEMBERED = 256
 
 
 class Arena:
-    """Used by one batch at a time: `place` each row, `send`, and `done` once it is answered."""
+    """Memory for one batch at a time: `place` each row, `send`, and `done` once the batch is answered."""
 
     def __init__(self, device: Device, host: PinnedPool) -> None:
         self._device = device
@@ -40,24 +40,24 @@ class Arena:
         self.host = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._bytes: npt.NDArray[np.uint8] = self.host.numpy()
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-        #: By place and structure: the tensors of a row, None for what is no array and stays on the host. A policy gets
-        #: others over the same memory, whose shape it may change, and which tell by their existence that it keeps them.
+        #: By offset and structure: the tensors of a row, None for a leaf that is not an array and stays on the host. A policy
+        #: gets separate tensors over the same memory; it may change their shape, and their number shows whether it keeps any.
         self._tensors: dict[tuple[int, bytes], list[torch.Tensor | None]] = {}
-        #: Rows of the present batch; the first lies at the start, whatever becomes of its request.
+        #: Rows of the current batch, including those whose requests do not run.
         self.rows = 0
         self._end = 0
-        #: Host bytes, from and to, that are not on their way yet.
+        #: Start and end of the host bytes whose copy has not begun.
         self._unsent: tuple[int, int] | None = None
         self._directly = 0
-        #: Whether a row of the present batch comes from its client's memory.
+        #: Whether a row of the current batch is copied directly from its client's memory.
         self._reads_clients = False
-        #: Behind the copies to the device: the host's part may be written again.
+        #: Recorded after the copies to the device; once it has passed, the host's part may be overwritten.
         self._copied = device.event()
-        #: Behind the model and what is copied back: the device's part may be written again.
+        #: Recorded after the model and the readback; once it has passed, the device's part may be overwritten.
         self.finished = device.event()
-        #: What shares the device's part when no policy does: itself, and the remembered tensors. None: nobody can tell.
+        #: Expected result of `sharing` for the device's part while no policy keeps a tensor of it. None: unknown.
         self._own: tuple[int, int] | None = None
-        #: Tensors of this arena are part of a recorded graph: its memory stays where it is.
+        #: Whether a recorded graph uses this arena's tensors, so that its memory must not move.
         self.fixed = False
 
     @property
@@ -65,19 +65,19 @@ class Arena:
         return int(self.host.numel())
 
     def reserve(self, size: int) -> None:
-        """Have at least this many bytes; only between batches. Raises torch.OutOfMemoryError, and keeps what it had."""
+        """Grow to at least this many bytes; only between batches. Keeps its memory if it raises torch.OutOfMemoryError."""
         if size > self.size:
             self.adopt(*self.larger(size))
 
     def larger(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Allocate this many bytes of the host and of the device; raises torch.OutOfMemoryError."""
         assert not self.fixed and not self.rows
-        memory = self._new_memory(aligned(size))  # first: what is locked for the other part stays locked
+        memory = self._new_memory(aligned(size))  # first: it may fail, and torch never releases page-locked memory
         return self._source.take(aligned(size)), memory
 
     def adopt(self, host: torch.Tensor, memory: torch.Tensor) -> None:
-        """Use what `larger` gave from now on."""
-        self._copied.synchronize()  # or the old memory could be given away under a copy
+        """Switch to the memory that `larger` returned."""
+        self._copied.synchronize()  # or the old memory could be released during a copy
         self.host = host
         self._bytes = host.numpy()
         self._use(memory)
@@ -89,31 +89,31 @@ class Arena:
         self._tensors.clear()
         self.memory = memory
         self._own = sharing(memory)
-        # What it was before may still be in use on the compute stream.
+        # The compute stream may still use the memory for its previous purpose.
         self._device.record(self.finished)
 
     def _begin(self) -> None:
-        """The first row of a batch: the copies of the batch before must be over."""
+        """Start a batch, once the copies of the previous batch have finished."""
         if not self._copied.query():
             self._copied.synchronize()
         self._end = 0
         self._unsent = None
         self._directly = 0
         self._reads_clients = False
-        if self.memory.numel() < self.size:  # the policy has kept the last one, and there was no more
+        if self.memory.numel() < self.size:  # the policy kept the previous memory, and a new allocation failed
             self._use(self._new_memory(self.size))
 
     def has_room(self, payload_bytes: int) -> bool:
-        """Whether so large a request may be placed beside those that are."""
+        """Return whether a request of this size fits in addition to the placed rows."""
         return self._end + payload_bytes <= self.size
 
     def place(
         self, schema: Schema, payload: npt.NDArray[np.uint8], *, directly: torch.Tensor | None = None, ahead: bool
     ) -> Any:
-        """Take a row's payload over; returns its observation, whose arrays are tensors of the device.
+        """Copy a row's payload in, and return its observation, whose arrays are tensors of the device.
 
-        `directly` is the same payload as page-locked memory that stays until the row is answered: it then reaches the
-        device without a copy on the host. The tensors hold what was placed once it was sent.
+        `directly` is the same payload in page-locked memory, which stays valid until the row is answered: the device then
+        copies it without a copy on the host. The tensors hold the payload after `send`.
         """
         if not self.rows:
             self._begin()
@@ -129,7 +129,7 @@ class Arena:
             for place, tensor in zip(schema.arrays, self._tensors_at(start, schema), strict=True)
         ]
         observation = schema.unflatten(schema.numbers.unpack_from(row.data, 0), leaves)
-        # What cannot be read has raised by now, and has no row.
+        # An unreadable payload has raised by now, and does not become a row.
         if directly is not None:
             self._hold(ahead)
             self._device.copy_in(self.memory[start:end], directly[:size], ahead=ahead)
@@ -145,9 +145,9 @@ class Arena:
         return observation
 
     def send(self, *, ahead: bool) -> None:
-        """Begin to copy what was placed since the last time; `ahead`: beside the work of the batch before.
+        """Begin to copy the rows placed since the last call; `ahead`: concurrently with the previous batch's work.
 
-        What the device raises changes nothing: the next time copies it again.
+        If the device raises, the next call copies the same rows again.
         """
         if self._unsent is not None:
             start, end = self._unsent
@@ -162,7 +162,7 @@ class Arena:
         self._directly = 0
 
     def arrived(self) -> None:
-        """Wait until no copy reads clients' memory, which they may then write to again."""
+        """Wait until no copy reads the clients' memory, so that clients may overwrite it."""
         if self._reads_clients:
             self.send(ahead=False)
             self._copied.synchronize()
@@ -172,15 +172,15 @@ class Arena:
             self._device.hold(self.finished, ahead=True)
 
     def computed(self) -> None:
-        """All of the model's work, and the copies of what it gave, are in the compute stream."""
+        """Record that all of the model's work and the readback are in the compute stream."""
         self._device.record(self.finished)
 
     def done(self) -> None:
-        """The rows are answered: keep the device's part for the next batch, unless the policy still holds some of it."""
+        """End the batch, and keep the device's part for the next one unless the policy still holds tensors of it."""
         if not self.fixed and (self._own is None or self._own != sharing(self.memory)):
             self._tensors.clear()
             self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-            with contextlib.suppress(RuntimeError):  # then the next batch asks again, and its first request fails
+            with contextlib.suppress(RuntimeError):  # the next batch tries again; its first request may fail
                 self._use(self._new_memory(self.size))
         self.rows = 0
         self._end = 0
@@ -195,24 +195,24 @@ class Arena:
             tensors = self._tensors[key] = self._made_at(start, schema)
             after = sharing(self.memory)
             if self._own is not None and before is not None and after is not None:
-                # Measured and not counted: outside of inference mode a tensor may share the memory twice.
+                # Measured instead of computed: outside of inference mode a tensor may share the memory twice.
                 self._own = self._own[0] + after[0] - before[0], self._own[1] + after[1] - before[1]
         return tensors
 
     def _made_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
-        with torch.inference_mode(False), torch.no_grad():  # a policy may ask for gradients, or change them in a thread
+        with torch.inference_mode(False), torch.no_grad():  # a policy may use gradients, or write in a thread
             row = self.memory[start : start + schema.payload_bytes]
             return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
 
 
 def device_tensor(place: LeafLayout, row: torch.Tensor) -> torch.Tensor:
-    """The tensor of one leaf over the bytes of its row."""
+    """Return the tensor of one leaf over the bytes of its row."""
     dtype = torch_dtype(place)
     return row[place.offset : place.offset + place.size].view(dtype).view(place.shape)
 
 
 def torch_dtype(place: LeafLayout) -> torch.dtype:
-    """The dtype of a leaf as torch names it."""
+    """Return torch's dtype of a leaf."""
     if place.dtype == BFLOAT16:
         return torch.bfloat16
     return torch.from_numpy(np.empty(0, place.stored_as)).dtype

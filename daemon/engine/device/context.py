@@ -1,4 +1,4 @@
-"""What one engine keeps for its device: two arenas, the memory actions come back to, and what is registered."""
+"""State of one engine for its device: two arenas, the readback memory and the registered channels."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
 from .interface import Device
-from .memory import Beside, check_room, needed_bytes, package_bytes
+from .memory import ServingMemory, check_room, needed_bytes, package_bytes
 from .pinned_pool import PinnedPool
 from .readback import Readback
 from .registration import Registrar
 from .tuning import measured_threshold
 
-#: An arena is not made larger than this for a whole batch of the largest channel's requests: fewer then go together.
+#: Limit of an arena for a batch of more than one request; with larger requests, fewer share a batch.
 _BATCH_BYTES = 256 << 20
 
 
 class DeviceContext:
-    """Made once, before the model is warmed up with it."""
+    """The engine's memory and registrations for its device, created once before the warm-up."""
 
     def __init__(self, device: Device, *, max_batch: int, register_bytes: int | None) -> None:
-        """`register_bytes`: requests from this size on are copied from the client's memory; None: none are."""
+        """Create it; requests of at least `register_bytes` are copied from the client's memory, with None no request is."""
         self.device = device
         self.max_batch = max_batch
         self.host = PinnedPool(device)
         self.arenas = (Arena(device, self.host), Arena(device, self.host))
         self.results = Readback(device, self.host)
         self.registrar = Registrar(device, self.host, register_bytes)
-        #: Batch sizes that are run as a graph.
+        #: Largest batch size that runs as a graph; 0 without graphs.
         self.graphs = 0
 
     def make_room(self, payload_bytes: int) -> None:
-        """Have arenas for batches of such requests; nothing may be staged.
+        """Grow the arenas for batches of requests of this size; only while nothing is staged.
 
-        Raises torch.OutOfMemoryError, and then all is as it was before.
+        Raises torch.OutOfMemoryError, and then keeps the arenas as they were.
         """
         row = aligned(payload_bytes, CACHE_LINE)
         size = max(row, min(row * self.max_batch, _BATCH_BYTES))
@@ -51,7 +51,7 @@ class DeviceContext:
             arena.adopt(host, memory)
 
     def report(self) -> dict[str, Any]:
-        """What status shows. Raises DeviceLost."""
+        """Return the device's entries for status. Raises DeviceLost."""
         try:
             return self._report()
         except RuntimeError as error:
@@ -76,9 +76,9 @@ class DeviceContext:
 
 
 def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceContext:
-    """What an engine needs of the device for this package, once there is room for it.
+    """Create the context for this package after checking that the device has enough memory.
 
-    Raises DeviceMemoryShort, before anything was loaded.
+    Raises DeviceMemoryShort before the model is loaded.
     """
     _check_room(device, package, order.serving_model)
     threshold = order.register_bytes
@@ -91,23 +91,23 @@ def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceCo
 def _check_room(device: Device, package: ModelPackage, serving_model: ServingModel | None) -> None:
     if serving_model is None or serving_model.device != str(device.torch_device):
         return
-    serving = Beside(serving_model.model_bytes, package_bytes(Path(serving_model.package)))
+    serving = ServingMemory(serving_model.model_bytes, package_bytes(Path(serving_model.package)))
     needed, why = needed_bytes(package_bytes(package.path), package.device_bytes, serving)
     free, total = device.free_memory()
     check_room(free, total, needed, why, str(device.torch_device))
 
 
 class WarmUpStaging:
-    """Stages the warm-up's observations as a request's would be; in the place of a `Staging`."""
+    """Staging of the warm-up's observations, in the same way as for requests; replaces a `Staging`."""
 
     def __init__(self, context: DeviceContext) -> None:
         self._context = context
         self._turn = 0
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
-        """The tree in `slot`, its arrays as tensors on the device."""
+        """Return the tree in `slot`, its arrays as tensors on the device."""
         arena = self._context.arenas[self._turn]
-        arena.done()  # with the round before the last one
+        arena.done()  # ends the round before the previous one
         self._context.make_room(schema.payload_bytes)
         self._turn ^= 1
         observation = arena.place(schema, slot.payload, ahead=False)
@@ -115,7 +115,7 @@ class WarmUpStaging:
         return observation
 
     def settle(self, action: Any) -> Any:
-        """The action on the host, once the device has done with it."""
+        """Copy the action to the host, wait for the device, and return it."""
         self._context.device.rejoin()
         self._context.results.begin()
         found = self._context.results.fetch(action)
@@ -125,6 +125,6 @@ class WarmUpStaging:
         return found
 
     def give_back(self) -> None:
-        """Observation and action are gone, as far as the warm-up is concerned."""
+        """Release the arenas, once the warm-up no longer uses its observation and action."""
         for arena in self._context.arenas:
             arena.done()

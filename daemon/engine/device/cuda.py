@@ -1,4 +1,4 @@
-"""The device of `interface.py` on CUDA; nothing else in the engine calls CUDA."""
+"""CUDA implementation of the `Device` of `interface.py`; no other module of the engine calls CUDA."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .memory import available_bytes
 
 log = logging.getLogger(__name__)
 
-#: Calls before a graph is recorded: libraries make handles and workspaces, and choose kernels.
+#: Calls before a graph is recorded, in which libraries create handles and workspaces and choose kernels.
 _PREPARING_CALLS = 3
 
 
 class CudaDevice:
-    """See `interface.Device`. Models run on the default stream, which is what code outside of any `with` uses."""
+    """See `interface.Device`. Models run on the default stream, which code outside of any `with` uses."""
 
     def __init__(self, device: torch.device) -> None:
-        """Starts CUDA in this process; raises DeviceMissing where there is none, or none of this number."""
+        """Start CUDA in this process; raises DeviceMissing if this device is not available."""
         check_there(device)
         torch.cuda.set_device(device.index or 0)
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
@@ -44,14 +44,14 @@ class CudaDevice:
             raise PinFailed(_first_line(error)) from error
 
     def memory(self, size: int) -> torch.Tensor:
-        with torch.inference_mode(False):  # written to again and again, by whatever mode
+        with torch.inference_mode(False):  # it is written to in every mode
             return torch.empty(size, dtype=torch.uint8, device=self.torch_device)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         return bool(tensor.device == self.torch_device)
 
     def bring(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        # The copy between two GPUs is behind both their streams' work, one to the host behind its own GPU's alone.
+        # A copy between two GPUs waits for the streams of both, a copy to the host only for its own GPU's stream.
         return tensor.to(self.torch_device) if tensor.is_cuda else None
 
     def copy_in(self, target: torch.Tensor, source: torch.Tensor, *, ahead: bool) -> None:
@@ -76,8 +76,8 @@ class CudaDevice:
         (self._copies if ahead else self._compute).wait_event(event)
 
     def register(self, address: int, size: int) -> None:
-        # The binding returns a cudaError, and raises nothing. No flag: cudaHostRegisterReadOnly is not supported by
-        # most discrete GPUs, which is why the mapping must be writable.
+        # The binding returns a cudaError instead of raising. cudaHostRegisterReadOnly is not used because most discrete GPUs
+        # do not support it; the mapping must therefore be writable.
         result = self._runtime.cudaHostRegister(address, size, 0)
         if int(result) != 0:
             text = str(self._runtime.cudaGetErrorString(result))
@@ -89,8 +89,8 @@ class CudaDevice:
             self._forget_error()
 
     def _forget_error(self) -> None:
-        """The runtime remembers a failed call, and the next launch of a kernel would be blamed for it."""
-        with contextlib.suppress(RuntimeError):  # this launch is
+        """Clear the runtime's last error, which the next kernel launch would otherwise report."""
+        with contextlib.suppress(RuntimeError):  # this launch reports it
             torch.zeros(1, device=self.torch_device)
 
     def rejoin(self) -> None:
@@ -104,7 +104,7 @@ class CudaDevice:
         if not self._said_rejoined:
             self._said_rejoined = True
             log.warning(
-                "the policy has called torch.cuda.set_stream() and not set it back: its actions wait for that stream; use "
+                "the policy called torch.cuda.set_stream() and did not restore the stream: its actions wait for that stream; use "
                 "`with torch.cuda.stream(...)`"
             )
 
@@ -121,8 +121,8 @@ class CudaDevice:
         if self._graphs is None:
             self._graphs = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # One pool for all: they run one after the other, and an action is copied out before the next one runs.
-        # Thread local: threads of the policy's own may go on with what they do.
+        # One pool for all graphs: they run one after the other, and each action is copied out before the next one runs.
+        # Thread local, so that the policy's own threads may continue to use CUDA.
         with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
             output = call()
         return CudaCaptured(graph, output)
@@ -131,8 +131,8 @@ class CudaDevice:
         torch.cuda.synchronize(self._index)
 
     def poisoned(self) -> str | None:
-        # An error of the kind that ends a context is returned by every call from then on, whatever its text. One that
-        # is only the next call's to tell, left by a library's own call that nobody looked at, is gone the second time.
+        # After an error that ends the context, every later call fails, whatever its text. An error left over from a
+        # library's unchecked call is reported once, and is gone the second time.
         return self._trouble() and self._trouble()
 
     def _trouble(self) -> str | None:
@@ -167,7 +167,7 @@ class CudaDevice:
 
 
 class CudaCaptured:
-    """A recorded graph and what it fills."""
+    """A recorded graph and its output."""
 
     def __init__(self, graph: Any, output: Any) -> None:
         self._graph = graph
@@ -178,5 +178,5 @@ class CudaCaptured:
 
 
 def _first_line(error: BaseException) -> str:
-    # What follows advises to compile with TORCH_USE_CUDA_DSA.
+    # The further lines advise to compile with TORCH_USE_CUDA_DSA.
     return (str(error).splitlines() or [type(error).__name__])[0]

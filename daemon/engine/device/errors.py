@@ -1,9 +1,9 @@
-"""Errors of a device, by who has to pay for them.
+"""Errors of a device, by their effect on the request and on the engine.
 
 | | the request | the engine |
 |---|---|---|
-| no memory for this request | fails, OutOfMemoryError | gives back what it kept, goes on |
-| anything after which no call succeeds (a device-context assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else each is tried alone by the next engine | ends; the next one answers what waits |
+| no memory for this request | fails, OutOfMemoryError | releases cached memory, continues |
+| an error after which no call succeeds (a device-side assert, an illegal address, a lost GPU) | fails, DeviceError, if it ran alone; else the next engine runs each of the batch alone | ends; the next one serves the waiting requests |
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..error_text import text_of
 from ..models.model import Model, PerClient
 from .interface import Device
 
-#: How CUDA, its libraries, Triton and XLA say that there is no memory.
+#: Out-of-memory messages of CUDA, its libraries, Triton and XLA.
 _OUT_OF_MEMORY = re.compile(
     r"CUDA(?: error|\])?: out of memory|CUDA out of memory|CUDA_ERROR_OUT_OF_MEMORY|cudaErrorMemoryAllocation|"
     r"\bCU[A-Z]+_[A-Z_]*ALLOC(?:ATION)?_FAILED\b|\bRESOURCE_EXHAUSTED\b"
@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that the device, or what CUDA locks of the host, has no memory left.
+    """Return whether the error means that the device's memory, or CUDA's page-locked memory, is exhausted.
 
-    torch.OutOfMemoryError comes from torch's own allocator alone.
+    Only torch's own allocator raises torch.OutOfMemoryError.
 
     >>> is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     True
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("no such joint"))
     (True, False)
     """
-    # By the type: isinstance and getattr would run code of an exception class of the policy.
+    # By the type: isinstance and getattr could run the code of a policy's exception class.
     kind = type(error)
     if issubclass(kind, torch.OutOfMemoryError):
         return True
@@ -53,7 +53,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
-    """The error as torch's own of this kind; None for one of another kind."""
+    """Return an out-of-memory error as torch.OutOfMemoryError, None for another error."""
     if issubclass(type(error), torch.OutOfMemoryError):
         return error
     if not is_out_of_memory(error):
@@ -64,7 +64,7 @@ def as_out_of_memory(error: BaseException) -> torch.OutOfMemoryError | None:
 
 
 def with_memory_given_back(device: Device, take: Callable[[], T]) -> T:
-    """What `take` takes of the device; where there is no memory, once more without what is kept for later tensors.
+    """Call `take`; if the device has too little memory, release torch's cached memory and call it again.
 
     Raises torch.OutOfMemoryError.
     """
@@ -87,9 +87,9 @@ def raise_if_lost(device: Device, error: BaseException) -> None:
 
 
 class DeviceErrorGuard:
-    """A model that takes its arrays on the host and uses a device by itself: tells when it has lost it.
+    """Wrapper of a model that takes its arrays on the host and uses a device by itself: raises DeviceLost.
 
-    What it was doing is not answered but left to the next engine, as if this one had died of it.
+    The requests that were running stay unanswered for the next engine, as after a crash.
     """
 
     takes_numpy = True
@@ -126,7 +126,7 @@ class DeviceErrorGuard:
 
 
 class DeviceErrorGuardPerClient(DeviceErrorGuard):
-    """As DeviceErrorGuard, for a model that keeps the state of each client apart."""
+    """As DeviceErrorGuard, for a model that keeps separate state for each client."""
 
     def __init__(self, model: Any, device: Device) -> None:
         super().__init__(model, device)
@@ -140,5 +140,5 @@ class DeviceErrorGuardPerClient(DeviceErrorGuard):
 
 
 def guarded(model: Model, device: Device) -> DeviceErrorGuard:
-    """`model`, so that it tells when it has lost its device."""
+    """Wrap `model` so that it raises DeviceLost when its device is lost."""
     return DeviceErrorGuardPerClient(model, device) if isinstance(model, PerClient) else DeviceErrorGuard(model, device)

@@ -1,8 +1,8 @@
-"""`cuda_graph = true`: the model's work is recorded once and then launched as a whole.
+"""CUDA graphs for `cuda_graph = true`: the model's work is recorded once and then launched as a whole.
 
-A graph reads the arenas and writes its own results at fixed addresses, and runs nothing of the policy's Python. So it
-is only for policies whose work depends on nothing but the bytes of tensors: what cannot be recorded, and what gives
-something else when it is recorded, is refused before the model serves.
+A graph reads the arenas and writes its results at fixed addresses, and runs none of the policy's Python code. It
+therefore suits only policies whose work depends on the bytes of tensors alone. A policy that cannot be recorded, or
+whose recording gives other actions, is rejected before it serves.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from .interface import Captured
 
 _ADVICE = (
     "a recorded policy may not wait for the device (.item(), .cpu(), .numpy(), print of a tensor, `if` on a tensor), nor "
-    "make a tensor of host data; without cuda_graph = true it runs as it is"
+    "create a tensor from host data; without cuda_graph = true it runs unchanged"
 )
 
 
 class Graphs:
-    """One graph for each arena and each number of requests in a batch, for one structure of observations."""
+    """Graphs for one structure of observations: one for each arena and each batch size."""
 
     def __init__(
         self, context: DeviceContext, schema: Schema, observation: Entries | None, *, seeded: bool = False
     ) -> None:
-        """`observation`: the contract of the example, for people. `seeded`: each run begins as `Deterministic` has it."""
+        """Create it; `observation` is the example's contract for error texts, `seeded` seeds each run as `Deterministic` does."""
         self._seeded = seeded
         self._context = context
         self._schema = schema
@@ -47,23 +47,21 @@ class Graphs:
         self._graphs: dict[tuple[int, int], Captured] = {}
 
     def check(self, schema: Schema, *, pickled: bool) -> None:
-        """Raises ContractMismatch for an observation that the graphs were not recorded for."""
+        """Raise ContractMismatch for an observation that the graphs were not recorded for."""
         if not pickled and (schema is self._schema or schema.metadata == self._schema.metadata):
             return
         if pickled:
-            raise ContractMismatch(
-                "an object that is pickled: this policy runs as a CUDA graph, which takes arrays alone"
-            )
+            raise ContractMismatch("a pickled object: this policy runs as a CUDA graph, which takes only arrays")
         differences = contract_differences(
             {"observation": self._observation}, {"observation": contract_of(_example(schema), None)["observation"]}
         )
         raise ContractMismatch(
-            "this policy runs as a CUDA graph, which takes what it was recorded with and nothing else: "
+            "this policy runs as a CUDA graph, which takes only observations like the one it was recorded with: "
             f"{'; '.join(differences) or 'the same entries in another order, or other text'}"
         )
 
     def run(self, arena: int, items: int) -> list[Any]:
-        """Launch the graph of these rows; its actions hold until the next one runs."""
+        """Launch the graph for this many rows; its actions are valid until the next graph runs."""
         captured = self._graphs[arena, items]
         if self._seeded:
             seed()
@@ -71,15 +69,15 @@ class Graphs:
         return list(captured.output)
 
     def record(self, model: Model, payload: Any, package: ModelPackage) -> None:
-        """Record every graph with the example's `payload`, and compare what it gives with what the model gives.
+        """Record every graph with the example's `payload`, and compare its actions with the model's.
 
-        Raises ModelPackageError for a model whose work cannot be recorded, or is another when it is.
+        Raises ModelPackageError for a model that cannot be recorded, or whose recording gives other actions.
         """
         _check_static(self._schema)
         self._context.make_room(self._schema.payload_bytes)
         if self._context.arenas[0].size < self._context.max_batch * self._schema.payload_bytes:
             raise ModelPackageError(
-                f"cuda_graph = true, but {self._context.max_batch} requests of {self._schema.payload_bytes} bytes make more "
+                f"cuda_graph = true, but {self._context.max_batch} requests of {self._schema.payload_bytes} bytes need more "
                 f"than {self._context.arenas[0].size} bytes of staging: lower max_batch"
             )
         payloads = _variations(self._schema, payload)
@@ -94,7 +92,7 @@ class Graphs:
                 try:
                     self._context.device.prepare_capture(call)
                     self._graphs[index, items] = self._context.device.capture(call)
-                except Exception as error:  # whatever the policy's libraries make of it
+                except Exception as error:  # the policy's libraries may raise anything
                     own, place = _own_line(error, package.path)
                     raise ModelPackageError(
                         f"cuda_graph = true, but this policy's work cannot be recorded{place}: {_first_line(own)}; "
@@ -123,8 +121,8 @@ class Graphs:
         observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
         arena.send(ahead=False)
         with generators_apart(device.torch_device):
-            # Whoever draws noise on the device draws the same for both; what was drawn on the host is in the graph for
-            # ever, and was drawn before.
+            # Noise drawn on the device is the same in both runs. Noise drawn on the host was fixed in the graph when it
+            # was recorded.
             seed()
             eager = run(lambda: model.infer(observations))
             seed()
@@ -133,8 +131,8 @@ class Graphs:
         for have, want in zip(graph, eager, strict=True):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):
                 raise ModelPackageError(
-                    f"cuda_graph = true, but recorded the policy gives another action than called: {'; '.join(wrong)}; "
-                    f"something that changes its action is not in the observation's tensors. {_ADVICE}"
+                    f"cuda_graph = true, but the recorded policy gives another action than a direct call: {'; '.join(wrong)}; "
+                    f"its action depends on more than the observation's tensors. {_ADVICE}"
                 )
 
 
@@ -153,7 +151,7 @@ def _check_static(schema: Schema) -> None:
 
 
 def _variations(schema: Schema, payload: Any) -> list[Any]:
-    """The example, and the same with every float halved: whole numbers may be indices, which must stay in range."""
+    """Return the example, and a copy with every float halved; integers stay, as they may be indices with a limited range."""
     changed = payload.copy()
     for place in schema.arrays:
         if torch_dtype(place).is_floating_point:
@@ -163,7 +161,7 @@ def _variations(schema: Schema, payload: Any) -> list[Any]:
 
 
 def _example(schema: Schema) -> Any:
-    """Any observation of this structure."""
+    """Return an observation of this structure."""
     arrays = [np.zeros(place.shape, place.stored_as) for place in schema.arrays]
     return schema.unflatten([0] * (schema.numbers.size // 8), arrays)
 
@@ -177,9 +175,9 @@ def _first_line(error: BaseException) -> str:
 
 
 def _own_line(error: BaseException, package: Path) -> tuple[BaseException, str]:
-    """The error that was raised in the policy, and the policy's own line that was last on the way to it.
+    """Return the error that was raised in the policy, and the innermost of the policy's own lines in its traceback.
 
-    torch ends a recording that failed with an error of its own, which says nothing of the one before it.
+    After a failed recording torch raises a further error, whose text does not mention the first one.
     """
     each: BaseException | None = error
     while each is not None:
@@ -190,7 +188,7 @@ def _own_line(error: BaseException, package: Path) -> tuple[BaseException, str]:
 
 
 def _place(error: BaseException, package: Path) -> str:
-    """The policy's own line that was last on the way to the error."""
+    """Return the innermost of the policy's own lines in the error's traceback, as text."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_relative_to(package):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()

@@ -1,8 +1,8 @@
 """Interface of a GPU to the engine: memory, two streams, events, and its description.
 
-There is a compute stream, on which models run, and a copy stream, whose copies go `ahead`: they are for the batch
-after the one that the device works on. Work on one stream is done in its order; work on the two only where one
-`holds` for an event of the other.
+Models run on the compute stream. The copy stream takes copies that go `ahead`: they are for the batch after the one
+that the device works on. Work on one stream runs in order; work on the two streams is ordered only where one of them
+is put on `hold` until an event of the other.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 
 
 class PinFailed(Exception):
-    """The system gives no page-locked memory, or does not lock this; the text says why."""
+    """The system cannot allocate page-locked memory or lock the given memory; the text says why."""
 
 
 class Event(Protocol):
-    """A mark in a stream (`torch.cuda.Event`); one that was never recorded has passed."""
+    """A marker in a stream (`torch.cuda.Event`); an event that was never recorded counts as passed."""
 
     def query(self) -> bool:
-        """Whether the device has come past it; raises what went wrong on the device before it."""
+        """Return whether the device has passed it; raises errors of the work before it."""
 
     def synchronize(self) -> None:
-        """Sleep until it has; raises as `query`."""
+        """Sleep until the device has passed it; raises as `query`."""
 
 
 class Captured(Protocol):
-    """A call of the model as one launch."""
+    """A recorded call of the model, launched as a whole."""
 
-    #: What the call returned; its tensors hold the results of the latest replay.
+    #: Return value of the call; its tensors hold the results of the latest replay.
     output: Any
 
     def replay(self) -> None:
@@ -41,20 +41,20 @@ class Captured(Protocol):
 class Device(Protocol):
     """One GPU."""
 
-    #: Where policies put their weights.
+    #: Device for the policies' weights.
     torch_device: torch.device
 
     def pinned(self, size: int) -> torch.Tensor:
         """Allocate this many page-locked bytes of the host; raises PinFailed."""
 
     def memory(self, size: int) -> torch.Tensor:
-        """Allocate this many bytes of the device; raises torch.OutOfMemoryError. Their holder may keep them for ever."""
+        """Allocate this many bytes of the device, to keep indefinitely; raises torch.OutOfMemoryError."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor is in this device's memory; another GPU's is not."""
+        """Return whether the tensor is in this device's memory, and not in the host's or another GPU's."""
 
     def bring(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The tensor in this device's memory, if it is in another GPU's; None for the host's. What holds it is asked."""
+        """Copy a tensor of another GPU to this device; returns None for the host's tensors. Check `holds` before."""
 
     def copy_in(self, target: torch.Tensor, source: torch.Tensor, *, ahead: bool) -> None:
         """Begin to copy bytes of the host to the device; both must stay until an event after it has passed."""
@@ -63,53 +63,53 @@ class Device(Protocol):
         """Begin to copy a tensor of the device to the host, after the compute stream's work until now."""
 
     def event(self) -> Event:
-        """A new one."""
+        """Create an event."""
 
     def record(self, event: Event, *, ahead: bool = False) -> None:
-        """Put it behind all work that the stream has now."""
+        """Record the event after all work now in the stream."""
 
     def hold(self, event: Event, *, ahead: bool = False) -> None:
-        """The stream's further work waits until the event has passed; the host does not."""
+        """Make the stream's later work wait for the event; the host does not wait."""
 
     def register(self, address: int, size: int) -> None:
-        """Page-lock memory that is mapped to be read and written; raises PinFailed."""
+        """Page-lock memory with a writable mapping; raises PinFailed."""
 
     def unregister(self, address: int) -> None:
-        """Before it is unmapped, after every copy from it."""
+        """Undo `register`; call it after every copy from the memory and before it is unmapped."""
 
     def rejoin(self) -> None:
-        """Have calls use the compute stream, as they did before a model changed that; its work comes before theirs."""
+        """Make the compute stream current again after a model changed it, and order its later work after the model's."""
 
     def capture(self, call: Callable[[], Any]) -> Captured:
-        """Record what `call` launches; raises what the device says of a call that cannot be recorded."""
+        """Record the work that `call` launches; raises the device's error if it cannot be recorded."""
 
     def prepare_capture(self, call: Callable[[], Any]) -> None:
-        """Run `call` a few times as `capture` will, so that what is made at the first call exists by then."""
+        """Run `call` a few times as `capture` will, so that resources of the first call exist before the recording."""
 
     def synchronize(self) -> None:
-        """Until all work is done; raises what went wrong."""
+        """Wait until all work is done; raises its errors."""
 
     def poisoned(self) -> str | None:
-        """Why no further call of this process can succeed; None if they can."""
+        """Return why no further call of this process can succeed, None if calls can succeed."""
 
     def give_back(self) -> None:
-        """Return to the device what is kept for later tensors."""
+        """Release the memory that torch caches for later tensors."""
 
     def free_memory(self) -> tuple[int, int]:
-        """Bytes of the device that are free, and all of them."""
+        """Return the device's free bytes and its total bytes."""
 
     def used_memory(self) -> int:
-        """The most bytes that this process's tensors have had reserved."""
+        """Return the peak of the bytes reserved for this process's tensors."""
 
     def facts(self) -> dict[str, Any]:
-        """Its description for the operator: name, memory, integrated ..."""
+        """Return its description for the operator: name, memory, integrated ..."""
 
 
 def sharing(tensor: torch.Tensor) -> tuple[int, int] | None:
-    """How many tensors share its memory, and how many references there are to the memory's own Python object.
+    """Return the number of tensors that share the memory, and of references to the memory's own Python object.
 
-    Only to be compared with what this has said before: it counts itself. Whatever a policy keeps (a tensor, a view, a
-    capsule of DLPack, the storage) is more of the one or of the other. None where this torch cannot tell.
+    The numbers count this function's own use as well, so compare them only with earlier results. Everything that a policy
+    keeps (a tensor, a view, a DLPack capsule, the storage) raises one of them. Returns None if this torch cannot count.
     """
     count = getattr(torch._C, "_storage_Use_Count", None)
     if count is None:

@@ -1,7 +1,7 @@
-"""The engine's loop on a device: while that works on one batch, the next one is copied in.
+"""Engine loop for a device: the next batch is copied in while the device works on the current one.
 
-Nothing is on the device, and nothing is staged, whenever the loop is anywhere else than in `_serve_next`: what the
-supervisor says is heard there and nowhere else, so no channel changes under a copy.
+Requests are staged or on the device only inside `_serve_next`. The loop handles the supervisor's messages only outside
+of it, so a channel never changes during a copy.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .errors import raise_if_lost
 from .interface import Device
 from .serving import DeviceServing
 
-#: An idle engine asks its device no more often whether it is still there.
+#: Minimum time between an idle engine's checks of its device.
 _ASKED_AFTER_NS = 2_000_000_000
-#: Batches between two looks at the doorbell, which channels ring that were silent.
+#: Batches between two checks of the doorbell, which idle channels ring.
 _BATCHES_PER_TAKE = 4
 
 
 class IdleDevice:
-    """Detects a lost device while no request comes, before a robot does."""
+    """Check that detects a lost device while the engine is idle, before a client does."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -34,12 +34,12 @@ class IdleDevice:
         self._asked_ns = time.monotonic_ns()
 
     def look(self, now_ns: int) -> None:
-        """Ask if it was not asked for some seconds; raises DeviceLost."""
+        """Check the device if the last check is long enough ago; raises DeviceLost."""
         if now_ns - self._asked_ns < _ASKED_AFTER_NS:
             return
         self._asked_ns = now_ns
         try:
-            self._event.query()  # of the last time
+            self._event.query()  # recorded by the previous check
             self._device.record(self._event)
         except RuntimeError as error:
             raise_if_lost(self._device, error)
@@ -97,7 +97,7 @@ class DeviceLoop(GuardedLoop):
         try:
             self._fill(ahead=False)
             while serving.staged:
-                # Once a batch and not while the device works: a device that hangs must be seen to hang.
+                # Once per batch and not while the device works, so that the watchdog notices a device that hangs.
                 words[Counter.HEARTBEAT_NS] = now_ns = time.monotonic_ns()
                 if self._resting:
                     self._end_rests(now_ns)
@@ -108,7 +108,7 @@ class DeviceLoop(GuardedLoop):
                 if batches % _BATCHES_PER_TAKE == 0 and self._listens() and (self._rung or self._bell.count() > 0):
                     self._take_rings(time.monotonic_ns())
                 if serving.staged:
-                    self._fill(ahead=False)  # what came since joins the batch
+                    self._fill(ahead=False)  # newer requests join the batch
         finally:
             self._busy = False
         while self._broken_meanwhile:
@@ -117,21 +117,21 @@ class DeviceLoop(GuardedLoop):
                 super()._give_up(state, reason)
 
     def _listens(self) -> bool:
-        """Whether further requests may be begun before the loop has looked at its messages."""
+        """Return whether further requests may start before the loop handles its messages."""
         return not self._draining and not self._broken_meanwhile and self._words[Counter.CONTROL] == self._control_seen
 
     def _fill(self, *, ahead: bool) -> None:
-        """Stage those whose turn it is, until the batch is full."""
+        """Stage requests in the order of their turns, until the batch is full."""
         serving = self._device_serving
         while self._waiting:
             state = self._next()
             if state is None or (ahead and state.behind_ns):
-                return  # a suspected client's is staged when nothing else is
+                return  # a suspected client's request is staged only when no other is
             head = state.waiting[0]
             if not serving.admits(head, state):
                 return
-            # Whose request is on the device could have the next turn as well, before a client with a single request
-            # is back from its own: it waits for the end of this one, unless no other client is about.
+            # A client with a request on the device could also take the next turn, before a client with one request at a
+            # time can send its next: the former waits for the end of its request, unless no other client is active.
             if ahead and len(self._active) > 1 and serving.flies(state):
                 return
             state.waiting.popleft()
@@ -141,11 +141,11 @@ class DeviceLoop(GuardedLoop):
             serving.stage(state, head, ahead=ahead)
 
     def _look_meanwhile(self) -> None:
-        """See to requests that came while the device works."""
+        """Handle requests that arrive while the device works."""
         if not self._listens():
             return
         self._look_at_active(time.monotonic_ns())
-        # No other request is touched beside one that may end the engine.
+        # Requests are not staged beside one that may crash the engine.
         if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged
             self._fill(ahead=True)
@@ -153,7 +153,7 @@ class DeviceLoop(GuardedLoop):
                 self._device_serving.send_ahead()
 
     def _sleep(self, timeout_ns: int) -> None:
-        """Until a request comes, or the time is over."""
+        """Sleep until a request arrives or the time is over."""
         if not self._listens():
             time.sleep(timeout_ns / 1e9)
         elif self._bell.wait(timeout_ns):
@@ -164,7 +164,7 @@ class DeviceLoop(GuardedLoop):
         if not self._busy:
             super()._give_up(state, reason)
             return
-        # Requests of it may be staged or on the device: its memory stays until they are answered.
+        # Its requests may be staged or on the device: its memory stays until they are answered.
         self._forget(state)
         state.waiting.clear()
         self._broken_meanwhile.append((state, reason))

@@ -1,4 +1,4 @@
-"""Whether a device has room for a second model while the first one serves; asked before anything is loaded."""
+"""Memory check for a second model on the device of the one that serves, before it is loaded."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ class DeviceMemoryShort(Exception):
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The model that serves meanwhile on the same device."""
+class ServingMemory:
+    """The model that serves on the same device."""
 
-    #: The most that its tensors have taken of the device.
+    #: Peak of the device memory of its tensors.
     model_bytes: int
     package_bytes: int
 
 
-def needed_bytes(package_bytes: int, declared: int | None, beside: Beside) -> tuple[int, str]:
-    """How much the new model needs, and where that comes from.
+def needed_bytes(package_bytes: int, declared: int | None, serving: ServingMemory) -> tuple[int, str]:
+    """Return the new model's need of memory, and the source of that number.
 
-    What its package declares; else what the model that serves takes, scaled by the sizes of the two packages.
+    It is the package's declaration, else the serving model's memory scaled by the sizes of the two packages.
 
-    >>> needed_bytes(1000, 5000, Beside(3000, 1000))
+    >>> needed_bytes(1000, 5000, ServingMemory(3000, 1000))
     (5000, 'its device_bytes')
-    >>> needed_bytes(2000, None, Beside(3000, 1000))[0]
+    >>> needed_bytes(2000, None, ServingMemory(3000, 1000))[0]
     6000
-    >>> needed_bytes(2000, None, Beside(0, 1000))[0]      # nothing is known of the one that serves
+    >>> needed_bytes(2000, None, ServingMemory(0, 1000))[0]      # the serving model's memory is unknown
     2400
     """
     if declared is not None:
         return declared, "its device_bytes"
     least = int(package_bytes * _MARGIN)
-    scaled = beside.model_bytes * package_bytes // max(1, beside.package_bytes)
+    scaled = serving.model_bytes * package_bytes // max(1, serving.package_bytes)
     if scaled > least:
         return scaled, (
-            f"the {beside.model_bytes // _MIB} MiB of the model that serves, times {package_bytes / _MIB:.1f} MiB of "
-            f"package over {beside.package_bytes / _MIB:.1f}; device_bytes in model.toml says better"
+            f"the {serving.model_bytes // _MIB} MiB of the model that serves, times {package_bytes / _MIB:.1f} MiB of "
+            f"package over {serving.package_bytes / _MIB:.1f}; set device_bytes in model.toml for an exact number"
         )
-    return least, f"{package_bytes / _MIB:.1f} MiB of package and a fifth; device_bytes in model.toml says better"
+    return (
+        least,
+        f"{package_bytes / _MIB:.1f} MiB of package and a fifth; set device_bytes in model.toml for an exact number",
+    )
 
 
 def check_room(free_bytes: int, total_bytes: int, needed: int, why: str, device: str) -> None:
-    """Raises DeviceMemoryShort with the numbers."""
+    """Raise DeviceMemoryShort, with the numbers, if the device has too little free memory."""
     if needed > free_bytes:
         raise DeviceMemoryShort(
-            f"{device} has {free_bytes // _MIB} MiB free of {total_bytes // _MIB} while the present model serves, and the "
-            f"new one needs about {needed // _MIB} ({why}); update with --in-place: the present model is stopped first"
+            f"{device} has {free_bytes // _MIB} MiB free of {total_bytes // _MIB} while the current model serves, and the "
+            f"new one needs about {needed // _MIB} ({why}); update with --in-place: the current model is stopped first"
         )
 
 
 def package_bytes(path: Path) -> int:
-    """The bytes of a package's files."""
+    """Return the total size of a package's files."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def available_bytes(meminfo: str) -> int | None:
-    """What /proc/meminfo says can be had without swapping (bytes).
+    """Return the bytes available without swapping, from the text of /proc/meminfo.
 
-    Where the GPU uses the host's memory (Jetson), CUDA counts as free only what nobody uses at all; the kernel's
-    caches, most of a host's memory after a while, are given up when somebody asks.
+    On a GPU that uses the host's memory (Jetson), CUDA does not count the kernel's caches as free. They take most of a
+    host's memory after a while, and the kernel releases them on demand.
 
     >>> available_bytes("MemTotal: 16 kB\\nMemAvailable:    7 kB\\n")
     7168

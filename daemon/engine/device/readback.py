@@ -1,4 +1,4 @@
-"""Brings actions from the device to page-locked memory of the host, from where the reply is written."""
+"""Readback of actions from the device to page-locked memory of the host, from which replies are written."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from shmserve.layout import CACHE_LINE, aligned
 from .interface import Device
 from .pinned_pool import PinnedPool
 
-#: Places that are remembered with their tensors; a policy has a few.
+#: Cached tensors of the host, by offset, dtype and shape; a policy needs a few.
 _REMEMBERED = 256
 _LEAST = 64 * 1024
 
 
 class Readback:
-    """Used by one batch at a time: `begin`, `fetch` each action, and wait for an event before any is read."""
+    """Readback for one batch at a time: `begin`, `fetch` each action, and wait for an event before reading any."""
 
     def __init__(self, device: Device, host: PinnedPool) -> None:
         self._device = device
@@ -34,19 +34,19 @@ class Readback:
 
     @property
     def pending(self) -> bool:
-        """Whether anything comes from the device since `begin`."""
+        """Whether copies from the device were started since `begin`."""
         return self._end > 0
 
     def begin(self) -> None:
-        """Whatever was fetched before has been read."""
+        """Start a batch; all earlier results must have been read."""
         self._end = 0
 
     def fetch(self, tree: Any) -> Any:
-        """The same tree with tensors of the host where it has those of the device; they are being filled."""
+        """Return the tree with the device's tensors replaced by tensors of the host, whose copies have been started."""
         try:
             return self._fetch(tree)
         except RecursionError:
-            return plain_tree(tree, "action")  # which says where the circle is
+            return plain_tree(tree, "action")  # its error names the place of the cycle
 
     def _fetch(self, tree: Any) -> Any:
         if isinstance(tree, torch.Tensor):
@@ -57,14 +57,14 @@ class Readback:
             return {key: self._fetch(value) for key, value in tree.items()}
         if kind in (list, tuple):
             return kind(self._fetch(value) for value in tree)
-        if issubclass(kind, (dict, list, tuple)):  # as the codec carries it, which says what cannot be
+        if issubclass(kind, (dict, list, tuple)):  # as the codec sends it, which reports unsupported types
             with contextlib.suppress(ValueError):
                 return self._fetch(as_base(tree)[0])
         return tree
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.layout is not torch.strided or tensor.is_quantized:
-            return tensor  # the codec says what it thinks of these
+            return tensor  # the codec reports that these are not supported
         size = tensor.numel() * tensor.element_size()
         if self._end + size > self.size:
             # Earlier results keep their memory alive, and are read from there.

@@ -1,7 +1,8 @@
-"""Client memory that the device reads by itself: request segments, page-locked with CUDA.
+"""Registration of clients' request segments with CUDA, so that the device copies directly from them.
 
-The engine's own mapping of the requests is for reading alone, and most GPUs cannot lock such a mapping
-(cudaDevAttrHostRegisterReadOnlySupported is 0). So a second one, never written to, is made for the device.
+The engine's own mapping of the requests is read-only, and most GPUs cannot lock such a mapping
+(cudaDevAttrHostRegisterReadOnlySupported is 0). The device therefore gets a second, writable mapping, which is
+never written to.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from .pinned_pool import REMEDY, PinnedPool
 
 
 class Registrar:
-    """Registers the channels whose slots are large enough to be worth it, and remembers how that went."""
+    """Registers channels with slots above the threshold, and stops after the first failure."""
 
     def __init__(self, device: Device, host: PinnedPool, threshold: int | None) -> None:
-        """`threshold`: the least bytes of payload a request has that is copied directly; None: no channel is registered."""
+        """Create it; requests of at least `threshold` bytes of payload are copied directly, with None no channel is registered."""
         self._device = device
         self._host = host
         self.threshold = threshold
@@ -30,7 +31,7 @@ class Registrar:
         self.bytes = 0
 
     def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
-        """Register the segment behind the descriptor, which stays the caller's; None where that does not pay, or fails."""
+        """Register the segment behind the descriptor, which the caller keeps; None if it is below the threshold, or on failure."""
         if self.threshold is None or geometry.payload_bytes < self.threshold:
             return None
         registered = None
@@ -40,11 +41,11 @@ class Registrar:
         except (PinFailed, OSError) as error:
             if registered is not None:
                 registered.close()
-            # A machine that refuses one refuses all; a limit that is reached stays reached.
+            # If the host refuses one segment, it refuses later ones as well; so do limits once they are reached.
             self.threshold = None
             self._host.warn(
                 f"the requests of a client ({geometry.segment_bytes} bytes) cannot be registered with the device ({error}): "
-                f"large observations are copied once more on the host; {REMEDY}"
+                f"large observations need an additional copy on the host; {REMEDY}"
             )
             return None
         return registered
@@ -70,22 +71,22 @@ class RegisteredRequests:
         ]
 
     def register(self) -> None:
-        """The whole segment at once; raises PinFailed."""
+        """Register the whole segment at once; raises PinFailed."""
         self._device.register(self._address, self._geometry.segment_bytes)
         self._registered = True
         self._registrar.channels += 1
         self._registrar.bytes += self._geometry.segment_bytes
 
     def payload(self, sequence: int) -> torch.Tensor:
-        """The payload bytes of the slot that `sequence` uses."""
+        """Return the payload bytes of the slot that `sequence` uses."""
         self._copied_from = True
         return self._payloads[slot_of(sequence)]
 
     def close(self) -> None:
-        """Wait for what is copied from it, unregister, then unmap; may be called twice."""
+        """Wait for copies from the segment, unregister it, then unmap it; may be called twice."""
         if self._registered:
-            # ORDER: before the memory goes, or the driver keeps pages that are no longer this address's; and after the
-            # copies, which are waited for where a request is answered, but not where its client has gone.
+            # ORDER: before the memory is unmapped, or the driver keeps pages that no longer belong to this address; and
+            # after the copies, which the engine awaits before it answers a request, but not if the client has left.
             self._registered = False
             self._wait_for_copies()
             self._device.unregister(self._address)
@@ -94,13 +95,13 @@ class RegisteredRequests:
         self._payloads = []
         mapped, self._mapped = self._mapped, None
         if mapped is not None:
-            with contextlib.suppress(BufferError):  # a tensor still looks at it, and unmaps it when it goes
+            with contextlib.suppress(BufferError):  # a tensor still uses it, and unmaps it when it is freed
                 mapped.close()
 
     def _wait_for_copies(self) -> None:
         if not self._copied_from:
             return
-        with contextlib.suppress(RuntimeError):  # of a device that is lost, and copies nothing
+        with contextlib.suppress(RuntimeError):  # raised by a lost device, which no longer copies
             for ahead in (False, True):
                 event = self._device.event()
                 self._device.record(event, ahead=ahead)

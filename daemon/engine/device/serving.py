@@ -1,11 +1,11 @@
-"""Runs requests on a device: the next batch is copied in while the device works on the one before.
+"""Serving on a device: the next batch is copied in while the device works on the previous one.
 
     host     | stage 1 | launch 1 | stage 2 ...... | reply 1 | launch 2 | stage 3 ...
     copies             | in 1 |        | in 2 |                      | in 3 |
     compute                   | model 1 | out 1 |        | model 2 | out 2 |
 
-Two arenas take turns. `stage`, `launch`, `wait`, `finish`; between `finish` and the next `launch` the device has nothing
-to do but copies.
+Two arenas take turns. The order of calls is `stage`, `launch`, `wait`, `finish`; between `finish` and the next `launch`
+the device only copies.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ERROR_TEXT = 300
 
 
 class _Row:
-    """One request, staged."""
+    """Batch item: one staged request."""
 
     __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "state")
 
@@ -56,14 +56,14 @@ class _Row:
         self.ahead = ahead
         self.retried = retried
         self.observation: Any = None
-        #: Among the rows of its arena. What leaves a staged batch leaves its place empty.
+        #: Index of its row in the arena. If the request leaves the staged batch, its row stays empty.
         self.place = 0
         self.staged_ns = 0
         self.clamped = False
 
 
 class DeviceServing(Serving):
-    """The model behind the channels, on a device. `DeviceLoop` goes through its parts."""
+    """Runs the model on a device for the engine's channels; `DeviceLoop` calls its steps."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class DeviceServing(Serving):
         self._launched_ns = 0
 
     def serve(self, batch: list[QueuedRequest]) -> None:
-        """Answer every request of `batch` before anything else is done, as while a recorder is attached."""
+        """Answer every request of `batch` before it returns; used while a recorder is attached."""
         for state, head in batch:
             if not self.admits(head, state):
                 self._run_staged()
@@ -111,17 +111,17 @@ class DeviceServing(Serving):
 
     @property
     def staged(self) -> int:
-        """Requests that are ready for the next launch."""
+        """Number of requests staged for the next launch."""
         return len(self._staged)
 
     def admits(self, head: RequestHead, state: ChannelState) -> bool:
-        """Whether this request may join what is staged; one that may not is asked about again when that has run."""
+        """Return whether this request may join the staged ones; if not, ask again after those have run."""
         items = self._staged
         if head.kind == Kind.RESET:
             return not items and not self._flying  # it keeps its place in the order
         if not items:
             return True
-        # A client whose request was in hand when an engine died runs alone: only one of them is to blame.
+        # A request that was running when an engine died runs alone, to find the request that caused the crash.
         if len(items) >= self.max_batch or items[0].retried or state.channel.replies.attempts(head.sequence):
             return False
         if items[0].state.behind_ns or state.behind_ns:
@@ -130,11 +130,11 @@ class DeviceServing(Serving):
 
     @property
     def flies_suspect(self) -> bool:
-        """Whether a request is on the device of a client that is suspected of killing engines."""
+        """Whether a request on the device is from a client that is suspected of crashing engines."""
         return any(item.state.behind_ns for item in self._flying)
 
     def flies(self, state: ChannelState) -> bool:
-        """Whether a request of this client is on the device."""
+        """Return whether a request of this client is on the device."""
         return any(item.state is state for item in self._flying)
 
     @property
@@ -142,7 +142,7 @@ class DeviceServing(Serving):
         return self._context.arenas[self._filling]
 
     def stage(self, state: ChannelState, head: RequestHead, *, ahead: bool) -> None:
-        """Take a request over; it is answered at once if it cannot or need not run."""
+        """Stage a request, or answer it at once if it cannot or need not run."""
         words = self._words
         before = words[Counter.CHANNEL]
         words[Counter.CHANNEL] = state.number + 1
@@ -165,15 +165,15 @@ class DeviceServing(Serving):
         words[Counter.CHANNEL] = before
 
     def send_ahead(self) -> None:
-        """Begin to copy what was staged, beside the work that is under way."""
+        """Begin to copy the staged rows while the device works."""
         try:
             self._arena.send(ahead=True)
-        except RuntimeError as error:  # launch() sends it again
+        except RuntimeError as error:  # launch() copies the rows again
             raise_if_lost(self._device, error)
-            log.warning("what was staged could not be copied ahead: %s", log_message(error))
+            log.warning("cannot copy the staged requests ahead, launch() tries again: %s", log_message(error))
 
     def _is_too_late(self, item: _Row, now_ns: int) -> bool:
-        """Whether a request was answered because it was withdrawn, or got too old, while it waited staged."""
+        """Answer a staged request that was cancelled or has expired in the meantime; return whether it was answered."""
         refusal = self._refusal(item.state, item.head, now_ns)
         if refusal is None:
             return False
@@ -194,7 +194,7 @@ class DeviceServing(Serving):
             if self._graphs is not None:
                 self._graphs.check(schema, pickled=pickled)
             if pickled:
-                # Separate memory: there may be several of one client in a batch, and what was unpickled may be kept.
+                # Separate memory: a batch may hold several requests of one client, and the policy may keep unpickled objects.
                 staging = Staging(self._device.torch_device)
                 item.observation = staging.observation(schema, slot, in_place=False, pickled=True)
             else:
@@ -204,10 +204,10 @@ class DeviceServing(Serving):
             return False
         except BaseException as error:  # noqa: BLE001  unpickling a trusted client's object runs that object's own code
             of_device = issubclass(type(error), RuntimeError)
-            if of_device:  # as all errors of a device are
+            if of_device:  # all errors of a device are RuntimeErrors
                 raise_if_lost(self._device, error)
             short = as_out_of_memory(error)
-            if short is not None or (of_device and not pickled):  # nothing that its client did
+            if short is not None or (of_device and not pickled):  # not caused by the client
                 self._fail(state, head, short or error, item.queued_ns, 0, 0)
                 return False
             log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
@@ -229,7 +229,7 @@ class DeviceServing(Serving):
     # Running
 
     def launch(self) -> bool:
-        """Start the model on the staged requests; False if none of them may still run."""
+        """Start the model on the staged requests; return False if none of them may still run."""
         now_ns = time.monotonic_ns()
         arena = self._arena
         try:
@@ -260,21 +260,21 @@ class DeviceServing(Serving):
         return True
 
     def _begun(self, items: list[_Row], *, graphs: Graphs | None) -> list[Any]:
-        """Start the model on these rows; their actions, which are on their way to the host."""
+        """Start the model on these rows and the readback; return the actions, whose copies to the host are not yet complete."""
         self._results.begin()
         try:
             try:
                 if graphs is None:
                     actions = list(self._asked(items))
                 else:
-                    # A graph reads every place up to its number, those that are empty by now as well.
+                    # A graph reads every row up to its batch size, including rows that are empty by now.
                     found = graphs.run(self._filling ^ 1, self._flown.rows)
                     actions = [found[item.place] for item in items]
             finally:
                 self._device.rejoin()
             return list(self._results.fetch(actions))
         finally:
-            # Also if it raised: what it had launched by then reads the arena.
+            # Also if it raised: work that it had launched by then reads the arena.
             self._flown.computed()
 
     def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
@@ -287,7 +287,7 @@ class DeviceServing(Serving):
             self._device.rejoin()
 
     def _is_in_range(self, item: _Row, checked: RangeChecks) -> bool:
-        """Whether the observation passes the package's checks, asked of the device once the bytes are there."""
+        """Return whether the observation passes the package's range checks, which run on the device after the copy."""
         try:
             item.observation, item.clamped = checked.apply(item.observation)
         except ValueOutOfRange as error:
@@ -295,7 +295,7 @@ class DeviceServing(Serving):
             self._reject(item.state, item.head, error, item.queued_ns)
             item.observation = None
             return False
-        except RuntimeError as error:  # of the device, which compares
+        except RuntimeError as error:  # an error of the device, which compares
             raise_if_lost(self._device, error)
             self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)
             item.observation = None
@@ -323,9 +323,9 @@ class DeviceServing(Serving):
         return False
 
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
-        """Until the actions have arrived, see `DeviceWait.until`; an action of the host's is there already.
+        """Wait until the actions have arrived (see `DeviceWait.until`); an action on the host needs no wait.
 
-        And until no copy reads the clients' memory: an answer gives it back to them.
+        Also wait for the copies from the clients' memory: after an answer, its client may overwrite that memory.
         """
         try:
             if self._failure is None and self._results.pending:
@@ -335,7 +335,10 @@ class DeviceServing(Serving):
             self._failure = self._failure or error
 
     def finish(self, waiting: Collection[ChannelState] = ()) -> None:
-        """Answer what was launched, while these wait for their turn. Raises DeviceLost: then nothing further can run, and what waits stays in its slots."""
+        """Answer the launched requests; `waiting` are the channels with requests that wait for their turn.
+
+        Raises DeviceLost: then no further request can run, and waiting requests stay in their slots.
+        """
         items, self._flying = self._flying, []
         failure, self._failure = self._failure, None
         ended_ns = time.monotonic_ns()
@@ -349,7 +352,7 @@ class DeviceServing(Serving):
         self._results_of = []
         self._note_answered(item.state for item in items)
         for item in items:
-            # From the end of its turn: a client with one request out can send its next only now. Its part of the time.
+            # From the end of its turn, when a client with one request in flight can send its next. Its share of the time.
             others = len(waiting) - (item.state in waiting)
             charge(item.state, ended_ns - infer_ns // len(items), ended_ns, others=others)
         items.clear()
@@ -363,15 +366,15 @@ class DeviceServing(Serving):
             try:
                 action, flags = self._held(actions[index], clamped=item.clamped)
                 self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
-            except RequestRejected as error:  # out of range, or the codec cannot carry what the model returned
+            except RequestRejected as error:  # out of range, or the codec does not support the model's result
                 self._fail(state, head, error, item.queued_ns, item.staged_ns, infer_ns)
             if state.held and head.sequence in state.held:
-                # It did not fit its slot and waits there for room; this memory is the next batch's.
+                # The reply did not fit its slot and is deferred; the next batch uses this memory.
                 facts, tree = state.held[head.sequence]
                 state.held[head.sequence] = (facts, private(tree))
-            actions[index] = item.observation = None  # it must not look as if the policy kept them
+            actions[index] = item.observation = None  # else these references would count as the policy's
 
-    # What goes wrong
+    # Errors
 
     def _recover(self, items: list[_Row], error: BaseException, infer_ns: int) -> None:
         reason = self._device.poisoned()
@@ -383,23 +386,23 @@ class DeviceServing(Serving):
             raise DeviceLost(reason) from error
         short = as_out_of_memory(error)
         if short is not None:
-            forget_traceback(error)  # whose frames hold what the model had made by then
+            forget_traceback(error)  # its frames hold the model's intermediate tensors
             error = short
             self._device.give_back()
         if len(items) > 1:
-            # One bad row must not fail its neighbours: each alone.
+            # One bad row must not fail the others: run each alone.
             for item in items:
                 self._run_alone(item)
             return
         item = items[0]
         item.observation = None
-        if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
+        if issubclass(type(error), RequestRejected):  # the model's own check of its input: the client's fault
             self._reject(item.state, item.head, error, item.queued_ns)
         else:
             self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
 
     def _fail_staged(self, error: RuntimeError) -> None:
-        """The device did not take the rows over: those that are not answered fail."""
+        """Fail the staged requests that are not yet answered, because the device could not copy their rows."""
         for item in self._staged:
             if not item.state.channel.replies.answered(item.head.sequence):
                 self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)

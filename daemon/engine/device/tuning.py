@@ -1,7 +1,8 @@
-"""From what size on a request is copied to the device from the client's own memory: measured, not guessed.
+"""Measurement of the size from which direct copies from the client's memory are faster than staging.
 
-Staging costs a copy on the host, the direct way a copy of its own for each row. Which is faster depends on the host's
-memory, the bus and the driver, so an engine measures both when it starts, in some milliseconds.
+Staging costs a copy on the host, direct copies cost one device copy for each row instead of one for the batch. Which
+is faster depends on the host's memory, the bus and the driver, so an engine measures both when it starts, within
+milliseconds.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import torch
 from .errors import is_out_of_memory
 from .interface import Device, PinFailed
 
-#: Sizes that are tried. Registering takes about a millisecond for each MiB when a client attaches, and a page-locked
-#: segment is memory that cannot be swapped: below this there is too little to gain.
+#: Measured sizes. Registration takes about a millisecond for each MiB when a client attaches, and page-locked memory
+#: cannot be swapped: for smaller sizes the gain is too small.
 SIZES = tuple((1 << 20) << power for power in range(5))
 _ROUNDS = 9
-#: The direct way must be faster by a tenth, or the simpler one stays.
+#: Direct copies must be faster by a tenth, or the simpler staging is used.
 _GAIN = 0.9
 
 
 def measured_threshold(device: Device) -> int | None:
-    """The least size from which on the direct way is faster at every size; None where it never is, or cannot be."""
+    """Measure the size from which direct copies are faster at every larger size; None if they never are, or do not work."""
     largest = SIZES[-1]
     try:
         pinned = device.pinned(largest)
         memory = device.memory(largest)
-        # Shared, as a segment is; unmapped with the last tensor of it.
+        # Shared like a segment; unmapped when its last tensor is freed.
         client = torch.from_numpy(np.frombuffer(mmap.mmap(-1, largest), np.uint8))
         client.fill_(1)
         device.register(client.data_ptr(), largest)
@@ -49,7 +50,7 @@ def measured_threshold(device: Device) -> int | None:
 
 
 def least_size(staged_ns: Mapping[int, int], direct_ns: Mapping[int, int]) -> int | None:
-    """The smallest size from which on the direct way takes at most 0.9 of the staged one's time.
+    """Return the smallest size from which a direct copy takes at most 0.9 of the staged copy's time.
 
     >>> least_size({1: 10, 2: 20, 4: 40}, {1: 11, 2: 15, 4: 20})
     2
@@ -67,7 +68,7 @@ def least_size(staged_ns: Mapping[int, int], direct_ns: Mapping[int, int]) -> in
 def _durations(
     device: Device, pinned: torch.Tensor, memory: torch.Tensor, client: torch.Tensor
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """For each size the shortest time (ns) until the bytes are on the device, staged and direct."""
+    """Measure for each size the shortest time (ns) until the bytes are on the device, staged and direct."""
     event = device.event()
     host, slot = pinned.numpy(), client.numpy()
 

@@ -1,13 +1,13 @@
-"""How the engine waits for the device: asleep while it is surely at work, looking when it is about to be done.
+"""Adaptive wait for the device: sleeps while it surely works, and polls when it is about to finish.
 
-A wake-up costs tens of microseconds, more than many a policy runs; looking for milliseconds costs a core. So a wait
-has three parts, as long as what was learnt from the latest ones says:
+A wake-up costs tens of microseconds, longer than many policies run; polling for milliseconds costs a core. So a wait
+has three parts, whose lengths follow from the latest waits:
 
-    asleep on the doorbell          looking at the event               asleep on the event
+    asleep on the doorbell          polling the event                  asleep on the event
     |-------------------------------|----------------------------------|---------------->
-    0                 shortest of late - 0.5 ms       + the spin budget
-    (a request that comes meanwhile
-     wakes, and is copied in)
+    0            shortest recent wait - 0.5 ms         + the spin budget
+    (a request that arrives
+     wakes it, and is copied in)
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from shmserve.spin import SpinBudget
 
 from .interface import Event
 
-#: Waits that are remembered.
+#: Number of recent waits that are considered.
 _REMEMBERED = 8
-#: Before the shortest of the late waits is over, looking begins: timers and wake-ups are not exact.
+#: Polling begins this long before the shortest recent wait would end, because timers and wake-ups are not exact.
 _EARLY_NS = 500_000
-#: A shorter sleep is not worth its wake-up.
+#: Minimum sleep; a shorter one is not worth its wake-up.
 _LEAST_SLEEP_NS = 300_000
 
 
 class DeviceWait:
-    """Learns from each wait how to do the next one."""
+    """Adapts each wait to the durations of the previous ones."""
 
     def __init__(self, budget: SpinBudget) -> None:
-        """`budget`: of the looking part; one that never looks (spin_us = 0) leaves all to sleeping on the event."""
+        """Create it; `budget` limits the polling. Without polling (spin_us = 0) the wait sleeps on the event instead."""
         self._budget = budget
         self._late: deque[int] = deque(maxlen=_REMEMBERED)
 
     @property
     def sleep_ns(self) -> int:
-        """How long the next wait sleeps before it looks."""
+        """Duration of the next wait's sleep before it polls."""
         if len(self._late) < _REMEMBERED:
             return 0
         asleep = min(self._late) - _EARLY_NS
         return asleep if asleep >= _LEAST_SLEEP_NS else 0
 
     def until(self, event: Event, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
-        """Return once `event` has passed; raises what the device says.
+        """Wait until `event` has passed; raises the device's errors.
 
-        `look` sees to requests that came meanwhile; `sleep(ns)` ends early for a new one.
+        `look` handles requests that arrive during the wait; `sleep(ns)` ends early for a new one.
         """
         began_ns = now_ns = time.monotonic_ns()
         awake_ns = began_ns + self.sleep_ns

@@ -1,4 +1,4 @@
-"""Warms a model up on a device, and records its graphs."""
+"""Warm-up of a model on a device, and recording of its graphs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .graphs import Graphs
 
 
 def warm_up_device(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
-    """As `warm_up`, with the memory and the streams that requests will use. Raises what that raises."""
-    with torch.no_grad():  # as when it serves
+    """Warm up with the memory and the streams that requests will use; raises as `warm_up`."""
+    with torch.no_grad():  # as in serving
         return _warm_up(model, context, package)
 
 
 def _warm_up(model: Model, context: DeviceContext, package: ModelPackage) -> tuple[WarmupResult, Graphs | None]:
-    context.device.rejoin()  # whatever its constructor did
+    context.device.rejoin()  # the model's constructor may have changed the stream
     staging = WarmUpStaging(context)
     result = warm_up(model, context.device.torch_device, package, staging=staging)
     staging.give_back()
@@ -29,12 +29,12 @@ def _warm_up(model: Model, context: DeviceContext, package: ModelPackage) -> tup
         return result, None
     if package.checks.get("observation"):
         raise ModelPackageError(
-            "cuda_graph = true, but [checks] looks at observations, which a recorded policy reads by itself: check in the "
-            "robot, or leave cuda_graph out"
+            "cuda_graph = true, but [checks] declares observation checks, which do not run with a graph: check in the "
+            "client, or remove cuda_graph"
         )
     if result.example is None:
         raise ModelPackageError(
-            "cuda_graph = true, but there is no example observation to record with: add [warmup] example, or "
+            "cuda_graph = true, but the model has no example observation to record with: add [warmup] example, or "
             "example_observation() to the class"
         )
     schema, payload = result.example

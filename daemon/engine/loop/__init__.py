@@ -1,1 +1,1 @@
-"""The engine's one thread: what wakes it, whose turn it is."""
+"""The engine's main loop: doorbells, polling and scheduling on one thread."""

@@ -1,7 +1,7 @@
-"""The engine's channels as the supervisor orders them, each given its memory and rid of it a piece at a time.
+"""Attaching and detaching of channels, with their memory mapped and released in pieces.
 
-Requests of other clients are served between two pieces. Nothing else that the supervisor says is heard meanwhile, so that
-its messages keep their order.
+Requests of other clients are served between two pieces. No other message of the supervisor is handled meanwhile, so
+that messages keep their order.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..channel.channel_state import BrokenChannel, ChannelState
 from ..channel.mapped_channel import MappedChannel
 from .loop import EngineLoop
 
-#: Time for pieces between two requests: a request may wait this long for the channel of another client.
+#: Time limit for the pieces between two requests, which is how long a request may wait for another client's channel.
 TURN_NS = 100_000
 
 
 class Channels:
-    """Attaches and detaches; `go_on` does the work, again and again while `busy`."""
+    """Attaches and detaches channels; the loop calls `go_on` repeatedly while `busy`."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Channels:
         *,
         turn_ns: int = TURN_NS,
     ) -> None:
-        """`left` holds channels that `loop` no longer serves, to be closed.
+        """Remember the collaborators; `left` holds channels that `loop` no longer serves and that are to be closed.
 
-        `mapped` and `state` make the objects that a message asks for. `broken` is called for a channel that cannot
-        be served, `attached` after one that can.
+        `mapped` and `state` are the factories of a channel's objects. `broken` is called for a channel that cannot
+        be served, `attached` after one was attached.
         """
         self._loop = loop
         self._stats = stats
@@ -55,21 +55,21 @@ class Channels:
         self._left = left
 
     def attach(self, message: Attach, fds: Sequence[int]) -> None:
-        """A new channel, or the next generation of one: served once its memory is there."""
+        """Begin to attach a new channel or a channel's next generation; it is served once its memory is mapped."""
         assert self._under_way is None, "one after the other"
         self._under_way = self._attach(message, fds)
 
     def detach(self, number: int) -> None:
-        """The client is gone: its channel is not served from now on."""
+        """Stop serving the channel of a client that has left."""
         self._loop.client_left(number)
 
     @property
     def busy(self) -> bool:
-        """Whether something is left to do."""
+        """Whether an attach or a release of memory is unfinished."""
         return self._under_way is not None or bool(self._left)
 
     def go_on(self) -> None:
-        """Do some of what is left, or all of it if no client is served meanwhile."""
+        """Do the next pieces of work, or all of them if this engine does not serve."""
         until_ns = time.monotonic_ns() + self._turn_ns
         while self.busy:
             if self._under_way is None:
@@ -86,11 +86,11 @@ class Channels:
         try:
             state = loop.states.get(number)
             if state is not None and state.held and not loop.serving:
-                # It no longer serves, but these replies are this engine's to give.
+                # This engine no longer serves, but it still has to deliver the channel's deferred replies.
                 state.move(self._mapped(channel_info, [os.dup(fd) for fd in fds]), carried, serving=False)
             mapped = self._mapped(channel_info, fds)
             yield from mapped.prefault()
-            # Looked for again: it may have been given up meanwhile.
+            # Looked up again: the loop may have given the channel up meanwhile.
             state = loop.states.get(number)
             if state is not None and loop.serving:
                 mine, mapped = mapped, None
@@ -106,13 +106,14 @@ class Channels:
             )
             self._attached()
         except (ShmServeError, OSError, BrokenChannel) as error:
-            # Gone already (its client left, or moved on to another generation), or not what the supervisor
-            # made: not served, and told; the supervisor knows whether that still matters.
+            # Either the channel is gone already (its client left, or moved on to another generation), or it is not
+            # the one that the supervisor made. It is not served but reported; the supervisor decides whether that
+            # still matters.
             loop.remove(number)
             detail = f"cannot be opened: {error}"
             if isinstance(error, BrokenChannel):
                 self._broken(channel_info, str(error), detail=detail)
-            else:  # its names, or what the kernel said, are nothing that a client should read
+            else:  # a client must not read object names or the kernel's error text
                 self._broken(channel_info, "its channel cannot be opened", blame=False, detail=detail)
         finally:
             if mapped is not None:

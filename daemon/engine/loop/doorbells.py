@@ -1,4 +1,4 @@
-"""Doorbells that wake the engine: one that all clients ring, or one for each client."""
+"""Doorbells that wake the engine: one shared by all clients, or one for each client."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from shmserve.doorbell import Listener
 
 from ..channel.channel_state import ChannelState
 
-#: Tokens taken in one turn of the loop: two billion stale ones must not hold it.
+#: Most rings taken in one turn of the loop: two billion stale ones must not block it.
 _MAX_RINGS = 1024
 
 
 class Doorbells(Protocol):
-    """Doorbells of all clients, of either transport."""
+    """The loop's interface to the doorbells of either transport."""
 
-    #: Whether `take` knows which client rang. If not, the ring that ends a wait is used up by it.
+    #: Whether `take` returns the channels that rang. If not, the wait itself uses up the ring that ended it.
     names_channels: bool
 
     def watch(self, state: ChannelState) -> None:
-        """Listen to this client, too."""
+        """Listen to this client's doorbell from now on."""
 
     def forget(self, state: ChannelState) -> None:
-        """Stop listening, before the channel is closed; may be called for one that is not watched."""
+        """Stop listening to this client, before its channel is closed; do nothing if it is not watched."""
 
     def count(self) -> int:
-        """Return roughly how many rings wait; above zero if there is any."""
+        """Return roughly how many rings are pending; above zero if there is any."""
 
     def take(self) -> Collection[ChannelState] | None:
-        """Use up the rings that wait, up to a limit; return the channels that rang, or None if that cannot be known."""
+        """Use up the pending rings, or many of them; return the channels that rang, or None if they are not known."""
 
     def wait(self, timeout_ns: int) -> bool:
-        """Sleep until a ring, a message or a signal arrives, or the time is over. True: a client rang."""
+        """Sleep until a ring, a message or a signal arrives, or the time is over; return whether a client rang."""
 
     def unmute(self, now_ns: int) -> None:
-        """Listen again to clients whose mute is over; called every now and then."""
+        """Listen again to clients that were muted for long enough; called from time to time."""
 
     def close(self) -> None:
-        """May be called twice."""
+        """Stop listening; may be called twice."""
 
 
 class SharedDoorbell:

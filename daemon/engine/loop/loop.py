@@ -1,7 +1,7 @@
-"""The engine's one thread: wait, pick, stage, infer, reply.
+"""The engine's main loop: wait, pick, stage, infer, reply.
 
-Nothing here allocates what it can use again, formats a log line in the steady state, or makes a
-system call while requests keep coming.
+In the steady state the loop reuses its memory and formats no log line, and it makes no system call while requests keep
+coming.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from .doorbells import Doorbells
 from .poll_set import PollSet
 from .schedule import charge, next_of
 
-#: No wait is longer, whatever rings were lost; four times as long after a second without requests.
+#: Longest wait, in case a ring was lost; four times as long if no client has sent a request for a second.
 LONGEST_WAIT_NS = 50_000_000
 _LONGEST_IDLE_WAIT_NS = 200_000_000
-#: A channel that was silent this long is looked at only when a token or the clock says so.
+#: A channel that was silent this long is idle: it is polled only after a ring or the longest wait.
 _IDLE_AFTER_NS = 1_000_000_000
 #: Requests served between two looks at the doorbell, which idle channels ring; sooner if they take long.
 _SERVED_PER_TAKE, _TAKE_AFTER_NS = 4, 200_000
-#: Where it cannot be known which client rang: no two looks at every channel are closer together, for each channel. A look
-#: takes 0.1 us, so that they take a twentieth of a busy engine's time at most.
+#: Shortest time between two scans of all channels, for each channel, where a ring does not name its channel. A look
+#: takes 0.1 us, so that scans take at most a twentieth of a busy engine's time.
 _SCAN_AFTER_NS = 2_000
-#: While a client writes a request the engine looks for it; no longer than this, and not if the client stands still.
+#: Longest time that the engine polls for a request that its client is writing, and for a client that makes no progress.
 _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
-#: A client that was answered no longer ago is likely to be making its next request.
+#: A client that was active within this time is likely to prepare its next request.
 _ABOUT_NS = 2_000_000
-#: Of looking at the active channels alone, between two looks at the tokens and at the supervisor's word.
+#: Time spent polling the active channels alone, between two looks at the doorbell and at the supervisor's control word.
 _LOOKING_NS = 5_000
-#: A request that was in hand when an engine died is tried again after this long without requests of other clients.
+#: A request that was running when an engine died is tried again once no other client has sent one for this long.
 _QUIET_NS = 500_000_000
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
@@ -46,8 +46,8 @@ _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 class EngineLoop:
     """Serves the channels until `stopped`.
 
-    `control(timeout_s)` handles the supervisor's messages, waiting that long for the first, and returns whether it left some
-    for its next call; `broken` gets a channel that was given up, and the reason.
+    `control(timeout_s)` handles the supervisor's messages, waiting that long for the first, and returns whether it left
+    some for its next call; `broken` is called with each channel that was given up, and the reason.
     """
 
     def __init__(
@@ -61,8 +61,10 @@ class EngineLoop:
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
         longest_wait_ns: int = LONGEST_WAIT_NS,
     ) -> None:
-        """`let_go` closes a channel that is no longer served, at once or between requests. After `longest_wait_ns` an
-        active engine reads the counters of requests without a ring."""
+        """Remember the collaborators; `let_go` closes a channel that is not served now, at once or between requests.
+
+        After `longest_wait_ns` an engine with active channels polls all of them, even without a ring.
+        """
         self._longest_wait_ns = longest_wait_ns
         self._bell = bell
         self._words = stats.words
@@ -77,13 +79,13 @@ class EngineLoop:
         self._let_go = let_go
         self._active = PollSet()
         self._waiting: list[ChannelState] = []
-        #: Those whose requests wait for a time rather than for their turn, and until when.
+        #: Channels whose requests wait for a point in time rather than for their turn, and that time.
         self._resting: dict[ChannelState, int] = {}
         self._scanned_ns = 0
         self._taken_ns = 0
-        self._waited_ns = 0  # how long the last wait was that news ended while it spun; not learnt from yet
-        #: A ring of an unknown client was taken, and not every channel was looked at since. Rings are not counted
-        #: against requests: a client that publishes and does not ring could make the sum come out at will.
+        self._waited_ns = 0  # length of the last wait that a request ended while the loop spun; not in the budget yet
+        #: Whether a ring of an unknown channel was taken and not all channels were polled since. Rings are not
+        #: counted against requests: a client that publishes without ringing could make the sum come out as it likes.
         self._rung = False
         self.serving = False
         self.stopped = False
@@ -98,7 +100,7 @@ class EngineLoop:
             self._open(state)
 
     def remove(self, number: int) -> None:
-        """Let go of a channel; what waits in it is not answered, its client is gone."""
+        """Close a channel without answering its waiting requests, because its client is gone."""
         state = self.states.pop(number, None)
         if state is None:
             return
@@ -107,12 +109,12 @@ class EngineLoop:
         state.close(self._let_go)
 
     def client_left(self, number: int) -> None:
-        """The client of a channel is gone for good, and the next one may have its number."""
+        """Remove the channel of a client that left for good, and its state in the model: the number may be reused."""
         self.remove(number)
         self._serving.client_left(number)
 
     def move(self, state: ChannelState, mapped: MappedChannel, carried: Sequence[int]) -> None:
-        """The channel goes on in a new generation."""
+        """Continue a channel in its new generation."""
         self._forget(state)
         self._bell.forget(state)
         state.move(mapped, carried, serving=True, let_go=self._let_go)
@@ -123,17 +125,17 @@ class EngineLoop:
             self._waiting.append(state)
 
     def serve(self) -> None:
-        """Begin to take requests: find what is due in every channel."""
+        """Begin to take requests: find those that are due in every channel."""
         self.serving = True
         for state in list(self.states.values()):
             self._open(state)
 
     def serve_through(self, serving: Serving | RecordedServing) -> None:
-        """Run requests through this from the next one on."""
+        """Run requests through `serving` from the next one on."""
         self._serving = serving
 
     def pause(self) -> None:
-        """Take no further request; what waits stays in its slots for the next engine."""
+        """Take no further request; waiting requests stay in their slots for the next engine."""
         self.serving = False
         for state in self.states.values():
             state.waiting.clear()
@@ -142,9 +144,9 @@ class EngineLoop:
         self._active.keep([])
 
     def drain(self) -> int:
-        """Answer what has been published until now, then stop; later requests are refused.
+        """Answer the requests published until now, then stop; later requests are refused.
 
-        Returns how many requests there are to answer, and results for which a client has yet to make room.
+        Returns the number of requests to answer, with the deferred replies for which a client has yet to make room.
         """
         if not self.serving:
             self.stopped = True
@@ -159,12 +161,12 @@ class EngineLoop:
     def run(self) -> None:
         """Serve until stopped."""
         words = self._words
-        untaken = 0  # requests served since the tokens were last looked at
+        untaken = 0  # requests served since the last look at the doorbell
         while not self.stopped:
             now_ns = time.monotonic_ns()
             words[_HEARTBEAT_NS] = now_ns
             if not self.serving:
-                # The bell is the serving engine's: a token taken here would be its request's.
+                # The doorbell belongs to the serving engine: a ring taken here would be missed there.
                 self._control(self._longest_wait_ns / 1e9)
                 continue
             if self._draining:
@@ -180,7 +182,7 @@ class EngineLoop:
                 self._end_rests(now_ns)
             if self._waiting:
                 self._serve_next()
-                # Off the path of the request just answered, which is what the client waits for.
+                # After the reply, so that the client does not wait for it.
                 untaken += 1
                 if untaken < _SERVED_PER_TAKE and now_ns - self._taken_ns < _TAKE_AFTER_NS:
                     continue
@@ -196,12 +198,12 @@ class EngineLoop:
         if self._waiting:
             self._serve_next()
         elif any(state.held for state in self.states.values()):
-            self._control(self._longest_wait_ns / 1e9)  # results that did not fit wait for their clients to make room
+            self._control(self._longest_wait_ns / 1e9)  # deferred replies wait for their clients to make room
         else:
             self.stopped = True
 
     def _refuse_new(self, now_ns: int) -> None:
-        """At once, or their clients would wait for a service that does not come back to them."""
+        """Refuse new requests at once, so that their clients do not wait for a service that is stopping."""
         for state in list(self.states.values()):
             try:
                 state.refuse_new(now_ns)
@@ -233,7 +235,7 @@ class EngineLoop:
     def _give_up(self, state: ChannelState, reason: str) -> None:
         self._broken(state.channel_info, reason)
         self.remove(state.number)
-        self._more_control = True  # the callback that got it, and releases its memory, has work now
+        self._more_control = True  # the channel's memory is to be released now
 
     def _look(self, state: ChannelState, now_ns: int) -> bool:
         queued = bool(state.waiting)
@@ -252,7 +254,7 @@ class EngineLoop:
             self._look(state, now_ns)
 
     def _take_rings(self, now_ns: int) -> None:
-        """Use up the tokens, and look at the channels that they may be of."""
+        """Use up the rings, and poll the channels that may have rung."""
         rang = self._bell.take()
         if rang is None:
             self._rung = True
@@ -260,7 +262,7 @@ class EngineLoop:
             for state in rang:
                 self._look_at_idle(state, now_ns)
         since_ns = now_ns - self._scanned_ns
-        # Without other work at once: the next request may be of the client that rang.
+        # At once if no request waits: the client that rang may be the next one to serve.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
         if not soon and since_ns <= self._longest_wait_ns:
             return
@@ -272,7 +274,7 @@ class EngineLoop:
         self._bell.unmute(now_ns)
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
-        """Serve a request that this client has published while no other waited, by the fast path if it has one."""
+        """Serve a request that was found while no other waited, on the fast path if the client has one."""
         if not state.waiting and not state.held and self._serving.serve_fast(state):
             state.active_ns = now_ns
             if state not in self._active:
@@ -292,13 +294,13 @@ class EngineLoop:
         began_ns = 0
         for _ in range(self._serving.max_batch):
             state = next_of(waiting) if len(waiting) > 1 else waiting[0]
-            if state.overhead.until_ns or state.behind_ns:  # as `_next`, without the call for most
+            if state.overhead.until_ns or state.behind_ns:  # the test in `_next`, which saves the call for most
                 found = self._next()
                 if found is None or (batch and found.behind_ns):
                     break
                 state = found
             if batch and batch[0][0].behind_ns:
-                break  # a suspected client shares no batch
+                break  # a suspected client runs alone
             batch.append((state, state.waiting.popleft()))
             if not state.waiting:
                 waiting.remove(state)
@@ -309,15 +311,15 @@ class EngineLoop:
             return
         self._serving.serve(batch)
         if waiting:
-            # From the end of its turn: a client with one request out can send its next only now.
+            # From the end of its turn: a client with one request in flight can send its next only now.
             now_ns = time.monotonic_ns()
-            # A request of a batch took its part of the time.
+            # Each request of a batch is charged its part of the time.
             began_ns = now_ns - (now_ns - began_ns) // len(batch)
             for state, _ in batch:
                 charge(state, began_ns, now_ns, others=len(waiting) - bool(state.waiting))
 
     def _next(self) -> ChannelState | None:
-        """The client whose turn it is; None if those that wait have to rest."""
+        """Return the client whose turn it is, or None if all waiting clients have to rest."""
         waiting = self._waiting
         while waiting:
             state = next_of(waiting) if len(waiting) > 1 else waiting[0]
@@ -327,7 +329,7 @@ class EngineLoop:
         return None
 
     def _rests(self, state: ChannelState) -> bool:
-        """Whether this client's request is to wait for the sake of the others that use the service now, and note it."""
+        """Make the request rest if overhead or suspicion demands it while others are active; return whether it does."""
         now_ns = time.monotonic_ns()
         suspect = state.is_suspect(now_ns)
         state.may_try_again = True
@@ -348,7 +350,7 @@ class EngineLoop:
         return True
 
     def _is_beside_others(self, state: ChannelState) -> bool:
-        """Whether others have used the service within the last second."""
+        """Return whether other clients have used the service within the last second."""
         return len(self._active) > (state in self._active)
 
     def _end_rests(self, now_ns: int) -> None:
@@ -358,8 +360,8 @@ class EngineLoop:
                 self._waiting.append(state)
 
     def _idle(self, began_ns: int) -> None:
-        """Look for as long as news is likely soon, then sleep."""
-        if self._waited_ns:  # learned from now, not when the news came: then a client was waiting
+        """Poll for as long as a request is likely to come soon, then sleep."""
+        if self._waited_ns:  # recorded now and not when the request came, because its client was waiting then
             self._budget.waited(self._waited_ns)
             self._waited_ns = 0
         if bytes_in_flight(self._all.copiers) >= 0:
@@ -372,13 +374,13 @@ class EngineLoop:
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
         if self._bell.wait(longest_ns):
-            self._rung = not self._bell.names_channels  # the token that ended the wait is gone
+            self._rung = not self._bell.names_channels  # the ring that ended the wait is used up
             self._budget.waited(time.monotonic_ns() - began_ns)
         elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)
 
     def _spin(self, began_ns: int) -> bool:
-        """Look at the active channels for as long as the last waits suggest; whether there is anything to do."""
+        """Poll the active channels for as long as the last waits suggest; return whether there is anything to do."""
         active, words, control_seen, count = self._active, self._words, self._control_seen, self._bell.count
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
@@ -389,7 +391,7 @@ class EngineLoop:
             if place >= 0:
                 now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
                 self._waited_ns = now_ns - began_ns
-                # A lone client need not wait for a whole turn of the loop.
+                # A single client's request is served at once, without another turn of the loop.
                 if len(active.states) == 1:
                     self._serve_found(active.states[0], now_ns)
                 return True
@@ -400,9 +402,9 @@ class EngineLoop:
         return False
 
     def _look_at_written(self, began_ns: int) -> bool:
-        """Look for what a client has announced, and copy it meanwhile; whether there is anything to do.
+        """Poll for an announced request with cut-through copying; return whether there is anything to do.
 
-        Only while the client gets on with it: if it does not, it may be waiting for this very processor.
+        This lasts only while the client makes progress: a client that makes none may be waiting for this CPU.
         """
         all_channels, words, control_seen = self._all, self._words, self._control_seen
         now_ns = moved_ns = began_ns
@@ -415,14 +417,14 @@ class EngineLoop:
                 or now_ns - began_ns > _WRITING_NS
                 or ((near := same_cpu_writers(all_channels.pollers)) and _in_the_way(all_channels, near, now_ns))
             ):
-                # It is found all the same, if it comes; a client that announces and does not write takes no other client's turn.
+                # A later publish is still found. A client that announces and does not write delays no other one.
                 abandon(all_channels.copiers)
                 return False
             place = spin(all_channels.pollers, now_ns + _LOOKING_NS, all_channels.copiers)
             now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
             if place >= 0:
                 state = all_channels.states[place]
-                # As in _spin.
+                # At once, as in _spin.
                 self._serve_found(state, now_ns)
                 return True
             if words[_CONTROL] != control_seen:
@@ -431,5 +433,5 @@ class EngineLoop:
 
 
 def _in_the_way(channels: PollSet, near: list[int], now_ns: int) -> bool:
-    """Whether one of those that were seen on this processor is of a client that is about: it waits for this very one."""
+    """Return whether a writer seen on this CPU belongs to a recently active client, which then waits for this CPU."""
     return any(now_ns - channels.states[place].active_ns < _ABOUT_NS for place in near)

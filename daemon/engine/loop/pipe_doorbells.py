@@ -1,4 +1,4 @@
-"""Request doorbells of all clients where each has a pipe (transport `sealed`)."""
+"""Doorbells of transport `sealed`: one pipe for each client, all watched with one epoll."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shmserve.layout import number_of
 from ..channel.channel_state import ChannelState
 
 _READ_BYTES = 65536
-#: A client that rings this much more often than its requests need is muted for a while. One that keeps to the protocol
-#: rings once or twice for each request; an earlier engine may have left rings of as many as the channel has slots (64).
+#: A client is muted after this many rings more than its requests need. A client that keeps to the protocol rings once
+#: or twice for each request; an earlier engine may have left the rings of a request for each of the channel's 64 slots.
 _SPARE_RINGS = 256
 _RINGS = 2
 _MUTED_NS = 1_000_000_000
 
 
 class _Pipe:
-    """One client's pipe, and how often it rang without need."""
+    """One client's pipe and its count of rings."""
 
     __slots__ = ("allowed", "muted_until_ns", "pipe", "rings", "state")
 
@@ -28,23 +28,22 @@ class _Pipe:
         self.state = state
         self.pipe = pipe
         self.rings = 0
-        #: Rings that are allowed beside those of the requests that were seen; known when the first one comes.
+        #: Rings allowed in addition to those of the requests that were seen; set when the first ring comes.
         self.allowed: int | None = None
         self.muted_until_ns = 0
 
 
 class PipeDoorbells:
-    """The engine's `Doorbells` over the pipes of all channels; each pipe's descriptor stays its channel's.
+    """The engine's `Doorbells` over the pipes of all channels; each pipe's descriptor belongs to its channel.
 
-    A pipe tells who rang, so only that channel is looked at. A client that rings again and again
-    without a request is muted for a while, and can wake the engine no more often than it is served; requests that such
-    a client publishes are found by looking.
+    A pipe names the client that rang, so only that channel is polled. A client that keeps ringing without a request is
+    muted for a while, so it cannot wake the engine more often than requests do; the regular scan finds its requests.
     """
 
     names_channels = True
 
     def __init__(self, control: int) -> None:
-        """`control` is the supervisor's socket: a message ends a wait, but does not count as a ring."""
+        """Watch `control`, the supervisor's socket: a message ends a wait, but does not count as a ring."""
         self._poll = select.epoll()
         self._poll.register(control, select.EPOLLIN)
         self._control = control
@@ -72,7 +71,7 @@ class PipeDoorbells:
         return len(self._ready)
 
     def take(self) -> Collection[ChannelState]:
-        """One read of each pipe that is ready, whatever is left in it."""
+        """Read each ready pipe once, even if more is left in it, and return the channels that rang."""
         if not self._ready:
             self._look(0)
         rang = []
@@ -82,7 +81,7 @@ class PipeDoorbells:
             with contextlib.suppress(OSError):
                 rings = len(os.read(pipe_state.pipe, _READ_BYTES))
                 if not rings:
-                    # The client closed its end and lives: it would be ready for ever. Its requests are found by looking.
+                    # The client lives but closed its end, which epoll would report for ever. The scan finds requests.
                     self._ignore(pipe_state)
             if rings:
                 rang.append(pipe_state.state)
@@ -101,7 +100,7 @@ class PipeDoorbells:
             pipe_state.muted_until_ns = 0
 
     def wait(self, timeout_ns: int) -> bool:
-        """The token stays for `take`."""
+        """Sleep as `Doorbells.wait` does; the ring stays for `take`."""
         if not self._ready:
             self._look(timeout_ns / 1e9)
         return bool(self._ready)

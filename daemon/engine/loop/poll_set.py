@@ -1,4 +1,4 @@
-"""Channels whose counters are looked at together."""
+"""Set of channels whose counters are polled together."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ..channel.channel_state import ChannelState
 
 
 class PollSet:
-    """Some of the engine's channels, in the order in which they came, and their pollers beside them."""
+    """Some of the engine's channels in the order of their addition, with their pollers."""
 
     def __init__(self) -> None:
         self.states: list[ChannelState] = []
         self.pollers: list[CounterPoller] = []
-        #: Those of them that copy what a client is still writing.
+        #: The cut-through copiers of the channels that have one.
         self.copiers: list[core.CutThroughCopier] = []
 
     def __contains__(self, state: ChannelState) -> bool:
@@ -28,13 +28,13 @@ class PollSet:
         self._beside()
 
     def remove(self, state: ChannelState) -> None:
-        """If it is among them."""
+        """Remove the channel if it is in the set."""
         if state in self.states:
             self.states.remove(state)
             self._beside()
 
     def keep(self, states: list[ChannelState]) -> None:
-        """These alone."""
+        """Reduce the set to `states`, a part of it."""
         if len(states) != len(self.states):
             self.states = states
             self._beside()
@@ -44,6 +44,6 @@ class PollSet:
         self.copiers = [copier for each in self.states if (copier := each.channel.requests.copier) is not None]
 
     def changed(self) -> list[ChannelState]:
-        """Those whose client has published."""
+        """Return the channels whose client has published."""
         states = self.states
         return [states[place] for place in poll_all(self.pollers)]

@@ -1,12 +1,14 @@
-"""Which waiting request is next.
+"""Fair scheduling of waiting requests by submit time and time served.
 
-Oldest first by submit time, and fair by time: a client's request counts as no older than the end of the same client's last
-turn, and as much later as the others who waited then are owed for that turn: each of them as long as it took. One with eight
-requests in flight then takes turns with one that has a single request; one whose inferences take ten times as long as the
-other's has every tenth turn; with equal arrivals the order is equal. No client starves: the time a request counts from is fixed,
-and time passes it. An idle client owes nothing, and only a request that waits has to stand back: the engine never idles for it.
+The oldest request is next, with a correction for the time that its client has used: a request counts as no older than
+the end of the same client's last turn, plus the length of that turn for each other client that waited then. A client
+with eight requests in flight then takes turns with a client that has one; a client whose inferences take ten times as
+long as another's gets every tenth turn; with equal arrivals the shares are equal. No client starves, because the time
+that a request counts from is fixed while that of the others' requests advances. An idle client owes nothing, and the
+engine never idles to keep the order.
 
-A client that is suspected of killing engines stands behind: its requests count as a second younger than they are.
+A client that is suspected of killing engines yields to the others: its requests count as a second younger than they
+are.
 
 >>> from types import SimpleNamespace as T
 >>> from shmserve.daemon.engine.channel.channel_state import BEHIND_NS
@@ -32,15 +34,15 @@ from ..channel.channel_state import ChannelState
 
 
 def turn_ns(state: ChannelState) -> tuple[int, int]:
-    """The time a client's first waiting request counts from; lower goes first, ties by channel."""
+    """Return the time that a client's first waiting request counts from; lower goes first, ties by channel."""
     return max(state.waiting[0].submitted_ns, state.last_served_ns) + state.behind_ns, state.number
 
 
 def next_of(waiting: Collection[ChannelState]) -> ChannelState:
-    """The client whose turn it is, of those with a waiting request."""
+    """Return the client whose turn it is, of those with a waiting request."""
     return min(waiting, key=turn_ns)
 
 
 def charge(state: ChannelState, began_ns: int, ended_ns: int, *, others: int) -> None:
-    """Note a client's turn, at whose end that many others waited; once for each of its requests in a batch."""
+    """Charge a client for a turn at whose end `others` clients waited; once for each of its requests in a batch."""
     state.last_served_ns = max(state.last_served_ns, ended_ns) + (ended_ns - began_ns) * others

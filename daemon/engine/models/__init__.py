@@ -1,4 +1,4 @@
-"""Model formats by name; each is imported only when a package of its kind is loaded."""
+"""Loaders of the model formats; each is imported only when a package of its format is loaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .model import Model
 
 
 def load_model(package: ModelPackage, device: torch.device) -> Model:
-    """Load the package's model on `device`; raises whatever the model's own code raises.
+    """Load the package's model on `device`; exceptions of the model's own code propagate.
 
-    Its weights file, where it names one, is found sound before any of its code runs.
+    If the package names a weights file, the file is validated before any of the package's code runs.
     """
     form = FORMATS.get(package.format)
     if form is None:
-        raise ModelPackageError(f"format {package.format!r} is none of {', '.join(FORMATS)}")
+        raise ModelPackageError(f"format {package.format!r} must be one of {', '.join(FORMATS)}")
     if package.weights is not None:
-        from .weights import check_weights  # safetensors only for who uses it
+        from .weights import check_weights  # imports safetensors only for packages that need it
 
         check_weights(package.path / package.weights)
     loaded: Model = importlib.import_module(f".{form.module}", __name__).load(package, device)

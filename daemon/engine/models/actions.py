@@ -1,4 +1,4 @@
-"""Gives names to what a saved module returns."""
+"""Names for the values that a saved module returns."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from shmserve.errors import ModelPackageError
 from ...packages.manifest import MANIFEST
 from ...packages.package import ModelPackage
 
-#: Name of a single tensor that has none.
+#: Name of a single tensor without a name in the manifest.
 ACTION = "action"
 
 
 class ActionNames:
-    """Makes the action dict: a module's own dict or named tuple as it is, a plain tuple by the manifest's `outputs`."""
+    """Builds the action dict: a dict or named tuple keeps its names, a plain tuple is named by the manifest's `outputs`."""
 
     def __init__(self, package: ModelPackage) -> None:
         self._path = package.path
         self._names = package.outputs
 
     def of(self, result: Any) -> dict[str, Any]:
-        """The action; raises ModelPackageError for a result that has no names, or not as many as the manifest."""
+        """Return the action; raises ModelPackageError for a result without names, or with another number than the manifest."""
         if isinstance(result, dict):
             if self._names is not None and set(self._names) != set(result):
-                raise self._refused(f"the module returns a dict of {_listed(result)}, which names its entries itself")
+                raise self._refused(f"the module returns a dict with the entries {_listed(result)}")
             return {str(key): _plain(value) for key, value in result.items()}
         fields = getattr(result, "_fields", None)
         values = list(result) if isinstance(result, (list, tuple)) else [result]
@@ -46,7 +46,7 @@ class ActionNames:
 
 
 def _plain(tree: Any) -> Any:
-    """Subclasses of dict and tuple, which a reply cannot carry, as what they are made of."""
+    """Convert subclasses of dict and tuple, which a reply cannot carry, to plain dicts and lists."""
     if isinstance(tree, torch.Tensor):
         return tree
     if isinstance(tree, dict):

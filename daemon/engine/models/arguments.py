@@ -1,7 +1,7 @@
-"""Arguments of a saved module: the entries of the observation that they are, and whether these fit.
+"""Arguments of a saved module: where each is found in the observation, and the check of its type and shape.
 
-Arrays are not converted: a module that was exported for uint8 gets uint8 or the request is refused, with every entry that
-does not fit, what it should be and what it is. A single number may come as Python's, as numpy's or as a tensor.
+Arrays are not converted: if a module was exported for uint8, a request with another dtype is rejected. The error lists
+every mismatched entry, expected before given. A single number may be a Python number, a numpy scalar or a tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from shmserve.contract import describe_tree, entry_text, name_within
 from shmserve.errors import ContractMismatch
 
-#: Signatures that were found to fit; an observation has one or two, unless some length in it varies.
+#: Signatures that passed the check; a model sees one or two, unless a length in its observations varies.
 _REMEMBERED = 1024
 
 
@@ -31,7 +31,7 @@ MISSING = _Missing()
 
 @dataclass(frozen=True)
 class Length:
-    """One dimension of a tensor: fixed, or from `low` to `high`; dimensions of one symbol have one length."""
+    """One dimension of a tensor: fixed, or from `low` to `high`; dimensions with the same symbol have the same length."""
 
     low: int
     high: int | None
@@ -46,12 +46,12 @@ class Length:
         return f"{self.low}-{'' if self.high is None else self.high}"
 
 
-# `misfit` below gives None for a value that fits, else what there is to add to the message.
+# `misfit` of the classes below returns None for a value that fits, else a suffix for the error message (often empty).
 
 
 @dataclass(frozen=True)
 class TensorField:
-    """A tensor; None for a property that was not recorded when the module was saved."""
+    """A tensor argument; a property that was not recorded when the module was saved is None."""
 
     dtype: torch.dtype | None
     lengths: tuple[Length, ...] | None
@@ -68,7 +68,7 @@ class TensorField:
             if not wanted.fits(length):
                 return ""
             if wanted.symbol is not None and symbols.setdefault(wanted.symbol, length) != length:
-                return f" ({length} here must be the {symbols[wanted.symbol]} before)"
+                return f" (length {length} must equal {symbols[wanted.symbol]}, as in an earlier argument)"
         return None
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class TensorField:
 
 @dataclass(frozen=True)
 class NumberField:
-    """A plain Python number of exactly this type."""
+    """A Python number of exactly this type."""
 
     kind: type
 
@@ -93,7 +93,7 @@ class NumberField:
 
 @dataclass(frozen=True)
 class ConstantField:
-    """A value that the module was saved with and that no request can change; it may be left out."""
+    """A value fixed when the module was saved, which a request cannot change; the observation may omit it."""
 
     value: Any
 
@@ -102,12 +102,12 @@ class ConstantField:
         return None if same else ""
 
     def __str__(self) -> str:
-        return f"{self.value!r}, which the module was saved with"
+        return f"{self.value!r}, the value that the module was saved with"
 
 
 @dataclass(frozen=True)
 class AnyField:
-    """Anything; the module itself says what it takes. Left out, it is `default` (MISSING: it must be there)."""
+    """An argument that only the module itself checks; `default` replaces a missing entry (MISSING: the entry is required)."""
 
     default: Any = MISSING
 
@@ -120,11 +120,11 @@ class AnyField:
 
 @dataclass(frozen=True)
 class Field:
-    """One value that the module takes, and where in the observation it is."""
+    """One value that the module takes, and its place in the observation."""
 
-    #: An entry of the observation; dots lead inwards where there is no entry of that whole name. None: all of it.
+    #: Entry of the observation. If no entry has the whole name, its dots separate nested keys. None: the whole observation.
     name: str | None
-    #: From there inwards, for an argument that is itself a dict or a list.
+    #: Keys and indices from that entry inwards, for an argument that is a dict or a list.
     steps: tuple[str | int, ...]
     wanted: TensorField | NumberField | ConstantField | AnyField
 
@@ -147,7 +147,7 @@ def _entry(tree: Any, name: str) -> Any:
     if value is not MISSING or "." not in name:
         return value
     parts = name.split(".")
-    for count in range(len(parts) - 1, 0, -1):  # the longest key first: "observation.state" is a common one
+    for count in range(len(parts) - 1, 0, -1):  # the longest key first: "observation.state" is a common key
         inner = _step(tree, ".".join(parts[:count]))
         if inner is not MISSING:
             value = _entry(inner, ".".join(parts[count:]))
@@ -163,7 +163,7 @@ def _step(tree: Any, step: str | int) -> Any:
 
 
 class Arguments:
-    """Takes the values of a module's arguments out of observations."""
+    """Extracts the values of a module's arguments from observations."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
@@ -171,7 +171,7 @@ class Arguments:
         self._fitting: set[tuple[Any, ...]] = set()
 
     def of(self, observation: Any) -> list[Any]:
-        """The fields' values in their order; raises ContractMismatch naming every field that does not fit."""
+        """Return the fields' values in order; raises ContractMismatch naming every field that does not fit."""
         values = [field.find(observation) for field in self.fields]
         for index, field in enumerate(self.fields):
             if values[index] is MISSING:
@@ -199,12 +199,16 @@ class Arguments:
         if wrong:
             text = "; ".join(wrong)
             if any(value is MISSING for value in values):
-                held = ", ".join(map(str, observation)) if isinstance(observation, dict) else "no names: it is no dict"
+                held = (
+                    ", ".join(map(str, observation))
+                    if isinstance(observation, dict)
+                    else "no named entries, because it is not a dict"
+                )
                 text += f" (the observation has {held or 'nothing'})"
             raise ContractMismatch(text)
 
     def example(self, values: Sequence[Any]) -> Any:
-        """The observation from which `of` takes these values."""
+        """Return the observation from which `of` extracts these values."""
         root: dict[str | int, Any] = {}
         for field, value in zip(self.fields, values, strict=True):
             path: list[str | int] = [*([] if field.name is None else [field.name]), *field.steps]
@@ -224,7 +228,7 @@ def _may_be_number(wanted: object) -> bool:
 
 
 def _as_number(wanted: object, value: Any) -> Any:
-    """A single number as the module takes it; anything else, and a number of another kind, as it is."""
+    """Convert a single number to the module's type; return anything else, and a number of another kind, unchanged."""
     if isinstance(value, np.generic):
         value = value.item()
     is_tensor = isinstance(value, torch.Tensor)
@@ -242,7 +246,7 @@ def _as_number(wanted: object, value: Any) -> Any:
     return kind(value.item() if is_tensor else value)
 
 
-#: The kinds of number that fit a kind, as in a contract.
+#: Kinds of numbers accepted for each kind, as in a contract.
 _FITTING: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (float, int), complex: ()}
 
 
@@ -262,7 +266,7 @@ def _with_lists(tree: Any) -> Any:
 
 
 def signature_of(value: Any) -> Any:
-    """What two values must have in common for one check, and one call, to do for both."""
+    """Return a key; values with equal keys can share one check, and one call."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.shape
     kind = type(value)
@@ -271,10 +275,10 @@ def signature_of(value: Any) -> Any:
     if kind in (list, tuple):
         return tuple(map(signature_of, value))
     if kind is float:
-        return kind, value, math.copysign(1.0, value)  # -0.0 is equal to 0.0, and another number to a module
+        return kind, value, math.copysign(1.0, value)  # -0.0 equals 0.0, but a module can distinguish them
     if kind in (bool, int, str, bytes) or isinstance(value, np.generic):
         return kind, value
-    return kind, id(value)  # a module is told one for all rows of a call: only the very same may be in one
+    return kind, id(value)  # one call passes this value once for all its rows: they must share the same object
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`deterministic = true`: the same observation gives the same bits, whatever was asked before and by whom."""
+"""Bitwise reproducible actions for `deterministic = true`, independent of earlier requests and other clients."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shmserve.errors import ModelPackageError
 from .model import Model, PerClient
 
 SEED = 0
-#: What cuBLAS accepts as a workspace that gives the same bits every time; the first is the faster one.
+#: Workspace settings with which cuBLAS is deterministic; the first is faster.
 _WORKSPACES = (":4096:8", ":16:8")
 _VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def require_determinism() -> None:
-    """Make torch refuse what it cannot repeat; before anything starts CUDA, because cuBLAS looks once.
+    """Make torch reject operations that are not deterministic; call it before CUDA starts, because cuBLAS reads its setting once.
 
-    Raises ModelPackageError for a workspace in the environment that is not repeatable.
+    Raises ModelPackageError if the environment sets a workspace that is not deterministic.
     """
     workspace = os.environ.setdefault(_VARIABLE, _WORKSPACES[0])
     if workspace not in _WORKSPACES:
@@ -33,13 +33,13 @@ def require_determinism() -> None:
             f"{' or '.join(_WORKSPACES)}"
         )
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False  # which algorithm is the fastest is not the same every time
+    torch.backends.cudnn.benchmark = False  # benchmarks do not choose the same algorithm every time
     torch.backends.cudnn.deterministic = True
     seed()
 
 
 def seed() -> None:
-    """Every generator that a policy may draw from, back to the start."""
+    """Reset every random generator that a policy may draw from."""
     torch.manual_seed(SEED)  # of every device
     random.seed(SEED)
     np.random.seed(SEED)
@@ -47,7 +47,7 @@ def seed() -> None:
 
 @contextlib.contextmanager
 def generators_apart(device: torch.device) -> Iterator[None]:
-    """Restore every generator at the end of the block."""
+    """Restore the random generators after the block."""
     of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
@@ -58,16 +58,16 @@ def generators_apart(device: torch.device) -> Iterator[None]:
 
 
 class Deterministic:
-    """A model that sees one request at a time, each with the generators at their start.
+    """Adapter that runs one request at a time and resets the random generators before each.
 
-    A batch of four is another matrix product than four of one, with other roundings; and what is drawn for one request
-    moves what is drawn for the next. Both would let a client's neighbours change its actions.
+    A batch of four uses another matrix product than four single requests, with other rounding errors; and random numbers
+    drawn for one request shift those of the next. Either would let other clients change a client's actions.
     """
 
     batches = False
 
     def __init__(self, model: Model) -> None:
-        #: The same model, as it is.
+        #: The model without this adapter.
         self.inner = model
         self.takes_numpy = model.takes_numpy
         self.resets = model.resets
@@ -91,7 +91,7 @@ class Deterministic:
 
 
 class DeterministicPerClient(Deterministic):
-    """As Deterministic, for a model that keeps the state of each client apart."""
+    """As Deterministic, for a model that keeps separate state for each client."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -110,5 +110,5 @@ class DeterministicPerClient(Deterministic):
 
 
 def deterministic(model: Model) -> Model:
-    """`model`, so that the same observation gives the same bits."""
+    """Wrap `model` so that the same observation always gives the same bits."""
     return DeterministicPerClient(model) if isinstance(model, PerClient) else Deterministic(model)

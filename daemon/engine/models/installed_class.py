@@ -1,4 +1,4 @@
-"""A policy class that is installed beside the daemon; the package brings its weights and settings, no code."""
+"""Policy class that is installed in the daemon's environment; the package has its weights and settings, but no code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ GROUP = "shmserve.policies"
 
 
 def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
-    """Make the policy that is registered under the package's entry."""
+    """Construct the policy that is registered under the package's entry."""
     registered = {point.name: point for point in entry_points(group=GROUP)}
     point = registered.get(package.entry)
     if point is None:
         known = ", ".join(sorted(registered)) or "none"
         raise ModelPackageError(
-            f"no installed policy is called {package.entry!r} (registered in this environment: {known}); install the "
+            f"no installed policy is named {package.entry!r} (registered in this environment: {known}); install the "
             f"distribution whose entry point in {GROUP!r} has that name"
         )
     return make_policy(point.load(), package, device)

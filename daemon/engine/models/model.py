@@ -1,4 +1,4 @@
-"""Interface of a model to the engine, whatever its format."""
+"""Interface between the engine and a model of any format."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class Model(Protocol):
-    """One loaded model. Arrays in observations are tensors on its device, unless it takes numpy arrays."""
+    """A loaded model. Arrays in observations are tensors on its device, unless it takes numpy arrays."""
 
     #: Whether `infer` may get several observations at once.
     batches: bool
-    #: Observations are to hold numpy arrays, whatever the device: the policy was written for them.
+    #: Whether observations must hold numpy arrays on every device, because the policy was written for them.
     takes_numpy: bool
-    #: Whether `reset` reaches anything of the model's.
+    #: Whether `reset` has an effect.
     resets: bool
 
     def infer(self, observations: list[Any]) -> list[Any]:
-        """One result for each observation, in their order."""
+        """Return one result for each observation, in their order."""
 
     def reset(self, client_id: int) -> None:
-        """Forget what was kept for this client, where the model keeps anything."""
+        """Discard the state of this client, if the model keeps any."""
 
     def example_observation(self) -> Any:
-        """An observation to warm up with (numpy arrays), None if the model knows none."""
+        """Return an observation for the warm-up (numpy arrays), None if the model has none."""
 
     def metadata(self) -> dict[str, Any]:
-        """The model's metadata for its clients."""
+        """Return the model's metadata for its clients."""
 
 
 @runtime_checkable
 class PerClient(Protocol):
-    """Further methods of a model that keeps the state of each client apart."""
+    """Additional methods of a model that keeps separate state for each client."""
 
     def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
-        """As `infer`, each observation of the client at its place in `client_ids`."""
+        """Run as `infer`; `client_ids` names the client of each observation."""
 
     def client_left(self, client_id: int) -> None:
-        """This client is gone; another one may get its id."""
+        """Discard the state of a client that has left; another client may get its id."""

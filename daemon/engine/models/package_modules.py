@@ -1,10 +1,10 @@
-"""The modules of a package: for the package's own code they come before all others of the same name.
+"""Imports of a package's modules, which take precedence over others of the same name for the package's own code.
 
-An engine has loaded much of the standard library and torch before it imports a policy, so `queue.py` of a package would never
-be found by its plain name: the interpreter looks there last, and first among what is loaded. And it must not be found by
-others, whose `queue` is the standard library's. So such modules, and they alone, are known by a longer name, which their classes are
-pickled by: the name of the package's directory, a dot, their own. The plain name leads to them where the package's own
-code imports it.
+An engine has imported much of the standard library and torch before it imports a policy, and the interpreter looks in
+`sys.modules` first, so `import queue` would never find a package's `queue.py`. Other code, however, must still get the
+standard library's `queue`. Modules with such a conflict, and only those, therefore get a longer name, under which their
+classes are also pickled: the name of the package's directory, a dot, the module's name. The short name resolves to them
+only in imports by the package's own code.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from shmserve.errors import ModelPackageError
 
 
 def import_entry(path: Path, module_name: str) -> ModuleType:
-    """Import a module of the package at `path`, whose code from now on finds its neighbours by their plain names.
+    """Import a module of the package at `path`; its code can import the package's other modules by their short names.
 
-    Raises ModelPackageError if there is none, and whatever it raises.
+    Raises ModelPackageError if the module does not exist; exceptions of the module's own code propagate.
     """
     file = path / Path(*module_name.split("."))
     if not any(file.with_suffix(ending).exists() for ending in (".py", "")):
         raise ModelPackageError(f"{path} has no module {module_name} ({module_name.replace('.', '/')}.py)")
-    # This process serves one package and ends with it, so the directory may lead sys.path: a later version meets
-    # none of its modules.
+    # This process serves one package and ends with it, so the directory may come first in sys.path: a later version
+    # never sees these modules.
     sys.path.insert(0, str(path))
     sys.dont_write_bytecode = True  # the package is content addressed
-    sys.argv = [str(file.with_suffix(".py"))]  # as for a script; the engine's own arguments mean nothing to it
+    sys.argv = [str(file.with_suffix(".py"))]  # as for a script; the engine's own arguments are of no use to it
     top = module_name.partition(".")[0]
     doubled = {name for name in {*_names(path), top} if name in sys.modules or name in sys.stdlib_module_names}
     if not doubled:
@@ -44,14 +44,14 @@ def import_entry(path: Path, module_name: str) -> ModuleType:
 
 
 def _names(path: Path) -> set[str]:
-    """The modules at the top of the package."""
+    """Return the names of the package's top-level modules."""
     endings = (".py", *EXTENSION_SUFFIXES)
     files = {entry.name.removesuffix(ending) for entry in path.iterdir() for ending in endings if entry.is_file()}
     return {*files, *(entry.parent.name for entry in path.glob("*/__init__.py"))}
 
 
 class _Doubled(MetaPathFinder):
-    """Finds the package's modules; `names` are those that others have modules of, too."""
+    """Import hook for the package's modules; `names` are those that conflict with other modules."""
 
     def __init__(self, path: Path, names: set[str]) -> None:
         self._path = str(path)
@@ -72,7 +72,7 @@ class _Doubled(MetaPathFinder):
         return f"{self._prefix}.{name}" if name.partition(".")[0] in self._names else name
 
     def _importer(self, plain: Callable[..., Any]) -> Callable[..., Any]:
-        """What an import statement of the package's own code calls."""
+        """Return the `__import__` function for the package's own code."""
 
         def importer(
             name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] | None = (), level: int = 0
@@ -88,7 +88,7 @@ class _Doubled(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if path is None and fullname in self._names:  # by its plain name: not for the package's code
+        if path is None and fullname in self._names:  # by its short name, so not from the package's code
             if fullname in sys.builtin_module_names:
                 return None
             return PathFinder.find_spec(fullname, [place for place in sys.path if place != self._path])
@@ -101,7 +101,7 @@ class _Doubled(MetaPathFinder):
 
 
 class _Loader(SourceFileLoader):
-    """Runs a module of the package with these builtins, of which import is one."""
+    """Loader that runs a module of the package with these builtins, which include its `__import__`."""
 
     def __init__(self, name: str, path: str, builtins_: dict[str, Any]) -> None:
         super().__init__(name, path)

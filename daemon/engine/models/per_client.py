@@ -1,4 +1,4 @@
-"""Policy classes that keep a state for each client: they take the client's id, and are called when a client leaves."""
+"""Policy with separate state for each client: it is called with the client's id, and notified when a client leaves."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from shmserve.errors import ModelPackageError
 from ...packages.package import ModelPackage
 from .policy_object import PythonPolicy
 
-#: Whose the warm-up's requests are; clients count from 0.
+#: Client id of the warm-up's requests; real ids start at 0.
 NOBODY = -1
 
 
 def wants_client_id(policy: Any) -> bool:
-    """Whether the policy's `infer` takes `client_id`."""
+    """Return whether the policy's `infer` takes `client_id`."""
     return _takes(policy.infer, "client_id")
 
 
 class PerClientPolicy(PythonPolicy):
-    """As PythonPolicy; the engine asks it by `infer_for` instead of `infer`."""
+    """As PythonPolicy; the engine calls `infer_for` instead of `infer`."""
 
     def __init__(self, policy: Any, package: ModelPackage) -> None:
         super().__init__(policy, package)
@@ -33,7 +33,7 @@ class PerClientPolicy(PythonPolicy):
         client_left: Callable[[int], Any] | None = getattr(policy, "client_left", None) or self._reset
         if client_left is None:
             raise ModelPackageError(
-                f"{package.entry}: infer takes client_id, but nothing tells the policy that a client has left: give it "
+                f"{package.entry}: infer takes client_id, but the policy has no method to call when a client leaves: add "
                 "client_left(client_id), or reset(client_id); the next client may get the same id"
             )
         self._client_left = client_left
@@ -42,19 +42,19 @@ class PerClientPolicy(PythonPolicy):
         return self.infer_for(observations, [NOBODY] * len(observations))
 
     def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
-        """As `infer`, each observation of the client at its place in `client_ids`."""
+        """Run as `infer`; `client_ids` names the client of each observation."""
         if len(observations) > 1 and self._infer_batch is not None:
             return self._checked(self._infer_batch(observations, client_ids=list(client_ids)), len(observations))
         asked = zip(observations, client_ids, strict=True)
         return [self._infer(observation, client_id=client_id) for observation, client_id in asked]
 
     def client_left(self, client_id: int) -> None:
-        """This client is gone; another one may get its id."""
+        """Discard the state of a client that has left; another client may get its id."""
         self._client_left(client_id)
 
 
 def _takes(method: Callable[..., Any], name: str) -> bool:
     try:
         return name in inspect.signature(method).parameters
-    except ValueError:  # a builtin without one
+    except ValueError:  # a builtin without a signature
         return False

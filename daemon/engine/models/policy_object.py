@@ -1,4 +1,4 @@
-"""A policy object behind the engine's `Model`."""
+"""Adapter from a policy object to the engine's `Model`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .policy_styles import has_reset, made_for_numpy
 
 
 class PythonPolicy:
-    """Asks the policy's own methods, those that it has. The engine calls it under torch.no_grad."""
+    """Model that calls the policy's methods, as far as it has them. The engine calls it under torch.no_grad."""
 
     def __init__(self, policy: Any, package: ModelPackage) -> None:
         self._policy = policy
@@ -36,7 +36,7 @@ class PythonPolicy:
     def _checked(self, results: Any, count: int) -> list[Any]:
         found = list(results)
         if len(found) != count:
-            raise ValueError(f"infer_batch gave {len(found)} results for {count} observations")
+            raise ValueError(f"infer_batch returned {len(found)} results for {count} observations")
         return found
 
     def reset(self, client_id: int) -> None:

@@ -1,13 +1,13 @@
-"""Policies written for other servers, openpi's and GR00T's, behind the methods that an engine calls; unmodified.
+"""Adapters for policies written for other servers, openpi's and GR00T's; the policies stay unmodified.
 
-| style    | constructed with                | asked by                                             | arrays arrive as |
+| style    | constructed with                | called by                                            | arrays arrive as |
 |----------|---------------------------------|------------------------------------------------------|------------------|
 | shmserve | (path, device, **arguments)     | infer(observation), reset(client_id)                 | tensors          |
 | openpi   | (**arguments)                   | infer(obs), reset()                                  | numpy arrays     |
 | gr00t    | (**arguments)                   | get_action(observation, options), reset(options), ...| numpy arrays     |
 
-`arguments` is the table [model.arguments] of model.toml, in whose texts {path} stands for the package's directory and
-{device} for the device. A numpy array is the staging memory itself, on whatever device the policy runs: no copy.
+`arguments` is the table [model.arguments] of model.toml; in its strings {path} stands for the package's directory and
+{device} for the device. A numpy array is a view of the staging memory, without a copy, whatever the policy's device.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from shmserve.errors import ModelPackageError
 
 from ...packages.package import ModelPackage
 
-#: The methods beside `infer` that a policy of an engine may have.
+#: Optional methods that are passed on from the policy if it has them.
 _OPTIONAL = ("example_observation",)
-#: GR00T's request: a call of something else than get_action(observation).
+#: Keys of a GR00T request that calls another endpoint than get_action(observation).
 _CALL = {"endpoint", "data"}
 
 
 def styled_policy(policy_class: Callable[..., Any], package: ModelPackage, device: torch.device) -> Any:
-    """Construct the policy as its style wants it; what comes back has the methods of shmserve's own style.
+    """Construct the policy by its style; the returned object has the methods of shmserve's own style.
 
-    Raises ModelPackageError if the style or the arguments do not fit it, and whatever its constructor raises.
+    Raises ModelPackageError if the style or the arguments do not fit the class; exceptions of its constructor propagate.
     """
     arguments = _filled(package.arguments, package.path, device)
     style = package.style or _recognised(policy_class, package, device, arguments)
@@ -43,26 +43,26 @@ def styled_policy(policy_class: Callable[..., Any], package: ModelPackage, devic
     policy = policy_class(*positional, **arguments)
     method = "get_action" if style == "gr00t" else "infer"
     if not callable(getattr(policy, method, None)):
-        raise ModelPackageError(f"{package.entry} has no method {method}(observation), which style {style!r} asks")
+        raise ModelPackageError(f"{package.entry} has no method {method}(observation), which style {style!r} needs")
     if style == "shmserve":
         return policy
     return Gr00tStyle(policy) if style == "gr00t" else OpenpiStyle(policy)
 
 
 def made_for_numpy(policy: Any) -> bool:
-    """Whether what `styled_policy` made expects numpy arrays in its observations."""
+    """Return whether a policy from `styled_policy` expects numpy arrays in its observations."""
     return isinstance(policy, _Styled)
 
 
 def has_reset(policy: Any) -> bool:
-    """Whether a reset reaches the policy that was written."""
+    """Return whether the author's policy has a `reset`."""
     return callable(getattr(policy.policy if isinstance(policy, _Styled) else policy, "reset", None))
 
 
 def _recognised(
     policy_class: Callable[..., Any], package: ModelPackage, device: torch.device, arguments: Mapping[str, Any]
 ) -> str:
-    """The style of a class that its manifest does not name."""
+    """Recognise the style of a class whose manifest does not name it."""
     if hasattr(policy_class, "get_action") and not hasattr(policy_class, "infer"):
         return "gr00t"
     if any(base.__module__.partition(".")[0] == "openpi_client" for base in getattr(policy_class, "__mro__", ())):
@@ -89,7 +89,7 @@ def _check_arguments(
 
 
 def _misfit(policy_class: Callable[..., Any], positional: tuple[Any, ...], arguments: Mapping[str, Any]) -> str | None:
-    """Return why the class cannot be called so; None if it can, or its signature is unknown."""
+    """Return why the class does not accept these arguments; None if it does, or if its signature is unknown."""
     try:
         signature = inspect.signature(policy_class)
     except ValueError:
@@ -112,7 +112,7 @@ def _filled(value: Any, path: Path, device: torch.device) -> Any:
 
 
 class _Styled:
-    """What both styles have in common."""
+    """Common part of the two adapters."""
 
     def __init__(self, policy: Any) -> None:
         self.policy = policy
@@ -121,7 +121,7 @@ class _Styled:
                 setattr(self, name, getattr(policy, name))
 
     def metadata(self) -> dict[str, Any]:
-        """The policy's own `metadata`, which openpi has as a property."""
+        """Return the policy's own `metadata`, which is a property in openpi."""
         found = getattr(self.policy, "metadata", None)
         return dict((found() if callable(found) else found) or {})
 
@@ -168,7 +168,7 @@ class Gr00tStyle(_Styled):
         self._reset()
 
     def metadata(self) -> dict[str, Any]:
-        # What compat.gr00t goes by is not the policy's to change.
+        # compat.gr00t relies on these two keys, so the policy cannot override them.
         return {**super().metadata(), "style": "gr00t", "modality_config": self._modality_config()}
 
     def _get_action(self, observation: Any, options: Any = None) -> Any:
@@ -191,7 +191,7 @@ class Gr00tStyle(_Styled):
 
 
 def _plain(value: Any) -> Any:
-    """A config as JSON can carry it; members of an enum by name, as GR00T's own serialiser gives them."""
+    """Convert a config to JSON types; enum members become their names, as in GR00T's own serialiser."""
     if isinstance(value, enum.Enum):
         return value.name
     if dataclasses.is_dataclass(value):

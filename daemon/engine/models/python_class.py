@@ -1,4 +1,4 @@
-"""A policy class in a Python file of the package."""
+"""Policy class in a Python file of the package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .policy_styles import styled_policy
 
 
 def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
-    """Import the package's entry and make its policy."""
+    """Import the package's entry and construct its policy."""
     module_name, _, class_name = package.entry.partition(":")
     module = import_entry(package.path, module_name)
     policy_class = getattr(module, class_name, None)
@@ -29,14 +29,14 @@ def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
 
 
 def make_policy(policy_class: Any, package: ModelPackage, device: torch.device) -> PythonPolicy:
-    """Construct the class for this package, in its style."""
+    """Construct the class for this package by its style."""
     policy = styled_policy(policy_class, package, device)
     kind = PerClientPolicy if wants_client_id(policy) else PythonPolicy
     return kind(policy, package)
 
 
 def _meant(module: ModuleType, module_name: str, class_name: str) -> str:
-    """Which class of the module may be meant."""
+    """Return a hint for the error: the policy classes of the module that the entry may mean."""
     own = [name for name, value in vars(module).items() if isinstance(value, type) and _is_policy(value, module)]
     near = difflib.get_close_matches(class_name, own, 1) or own
     if len(near) != 1:

@@ -1,4 +1,4 @@
-"""Holds the numbers that a model gets and gives to what its package declares: finite, and in range."""
+"""Range checks of a model's observations and actions: finite numbers within the limits that its package declares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Steps = tuple[str | int, ...]
 
 
 class RangeChecks:
-    """The checks of one side; nothing is looked at that has none.
+    """Checks of one side (observation or action); entries without a declaration are not checked.
 
     >>> checked = RangeChecks("action", {"speed": RangeCheck(-1.0, 1.0, clamp=True)})
     >>> checked.apply({"speed": 0.5}), checked.apply({"speed": 3.0})
@@ -30,13 +30,13 @@ class RangeChecks:
 
     def __init__(self, side: str, checks: Mapping[str, RangeCheck]) -> None:
         self._checks = {name: _Bounds(f"{side}.{name}".rstrip("."), check) for name, check in checks.items()}
-        #: Where each entry was last; the next tree mostly has the same structure.
+        #: Path to each entry in the previous tree; the next tree mostly has the same structure.
         self._steps: dict[str, Steps] = {}
 
     def apply(self, tree: Any) -> tuple[Any, bool]:
-        """The tree, with numbers brought back to the limits where that is declared, and whether any was.
+        """Return the tree, its numbers clamped where that is declared, and whether any number was clamped.
 
-        What is changed is a copy. Raises ValueOutOfRange.
+        Changed values are copies; the given tree is not modified. Raises ValueOutOfRange.
         """
         clamped = False
         for name, bounds in self._checks.items():
@@ -55,13 +55,13 @@ class RangeChecks:
                 pass
         steps = _steps_to(tree, name)
         if steps is None:
-            raise ValueOutOfRange(f"{bounds.name} is declared in [checks] of model.toml, and is not there")
+            raise ValueOutOfRange(f"{bounds.name} is declared in [checks] of model.toml, but it is missing")
         self._steps[name] = steps
         return _at(tree, steps)
 
 
 class _Bounds:
-    """The limits of one entry, as tensors of the entry's own type and device once one was seen."""
+    """Limits of one entry, cached as tensors for each dtype and device of its values."""
 
     def __init__(self, name: str, check: RangeCheck) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class _Bounds:
         self._made: dict[tuple[torch.dtype, torch.device], tuple[Any, Any]] = {}
 
     def apply(self, value: Any) -> Any:
-        """`value` itself if all its numbers are within the limits, else what they become."""
+        """Return `value` itself if all its numbers are within the limits, else a clamped copy; raises ValueOutOfRange."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
         if isinstance(value, (np.ndarray, np.generic)):
@@ -79,7 +79,7 @@ class _Bounds:
             return value if held is tensor else value.dtype.type(held.item()) if value.ndim == 0 else held.numpy()
         if type(value) in (int, float):
             kind = torch.float64 if type(value) is float else torch.int64
-            tensor = torch.tensor(value, dtype=kind, device="cpu")  # a policy may have set another default
+            tensor = torch.tensor(value, dtype=kind, device="cpu")  # a policy may have set another default device
             held = self._tensor(tensor)
             return value if held is tensor else held.item()
         if isinstance(value, (list, tuple)) and value and all(type(each) in (int, float) for each in value):
@@ -87,7 +87,7 @@ class _Bounds:
             tensor = torch.tensor(value, dtype=kind, device="cpu")
             held = self._tensor(tensor)
             return value if held is tensor else type(value)(held.tolist())
-        raise ValueOutOfRange(f"{self.name} holds no numbers that can be checked ({type(value).__name__})")
+        raise ValueOutOfRange(f"{self.name} is a {type(value).__name__} and not numbers that can be checked")
 
     def _tensor(self, value: torch.Tensor) -> torch.Tensor:
         if value.numel() == 0:
@@ -96,10 +96,12 @@ class _Bounds:
             raise ValueOutOfRange(f"{self.name} is {str(value.dtype).removeprefix('torch.')}, which has no range")
         wanted = self._check.limits
         if wanted is not None and (value.dim() == 0 or value.shape[-1] != wanted):
-            raise ValueOutOfRange(f"{self.name} has shape {list(value.shape)}, and {wanted} limits are declared")
+            raise ValueOutOfRange(
+                f"{self.name} has shape {list(value.shape)}, but {wanted} limits are declared for its last dimension"
+            )
         low, high = self._limits(value)
         if wanted is None:
-            # One pass; NaN anywhere becomes both, and is never within.
+            # One pass over the memory; a NaN makes both results NaN, so that the comparison fails.
             least, most = torch.aminmax(value)
             within = bool((least >= low) & (most <= high))
         else:
@@ -109,7 +111,7 @@ class _Bounds:
     def _outside(self, value: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
         finite = torch.isfinite(value)
         closed = self._check.min is not None and self._check.max is not None
-        # Infinity goes back to a limit where both are declared; NaN has nothing to go back to.
+        # Infinity is clamped to a limit if both are declared; NaN can never be clamped.
         hopeless = torch.isnan(value) if closed else ~finite
         if not self._check.clamp or bool(hopeless.any()):
             self._refuse(value, finite, low, high)
@@ -125,12 +127,12 @@ class _Bounds:
         at = [int(index) for index in np.unravel_index(int(place), tuple(value.shape))] if value.dim() else []
         number = value.reshape(-1)[int(place)].item()
         raise ValueOutOfRange(
-            f"{self.name}: {int(outside.sum())} of {value.numel()} numbers are out of range ({_shown(self._check.min)} to "
+            f"{self.name}: {int(outside.sum())} of {value.numel()} numbers are outside the range ({_shown(self._check.min)} to "
             f"{_shown(self._check.max)}), the first is {number:g}{f' at {at}' if at else ''}"
         )
 
     def _limits(self, value: torch.Tensor) -> tuple[Any, Any]:
-        """Where none is declared, the largest number that the type has: infinity is outside."""
+        """Return both limits; a limit that is not declared is the type's smallest or largest number, which excludes infinity."""
         key = (value.dtype, value.device)
         found = self._made.get(key)
         if found is None:
@@ -154,7 +156,7 @@ def _shown(limit: Limit) -> str:
 
 
 def _steps_to(tree: Any, name: str, inside: str = "") -> Steps | None:
-    """The keys and indices that lead to the entry of this name (shmserve.contract); None if there is none."""
+    """Return the keys and indices to the entry of this name (shmserve.contract), None if the tree has none."""
     if inside == name:
         return ()
     items: Any = ()
@@ -178,7 +180,7 @@ def _at(tree: Any, steps: Steps) -> Any:
 
 
 def _replaced(tree: Any, steps: Steps, value: Any) -> Any:
-    """The tree with another value there; containers on the way are copied, because they may be the policy's own."""
+    """Return the tree with another value at `steps`; containers on the way are copied, because the policy may own them."""
     if not steps:
         return value
     inner = _replaced(tree[steps[0]], steps[1:], value)

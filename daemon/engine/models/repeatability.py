@@ -1,4 +1,4 @@
-"""Whether a model answers its example alike each time, and what may be the reason if it does not."""
+"""Check that a model gives the same action for its example each time, with the likely cause if it does not."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Leaves = dict[str, Any]
 
 
 def leaves_of(action: Any) -> Leaves:
-    """The entries of an action, as they are now: a policy may give the same memory each time."""
+    """Return copies of an action's entries, because a policy may return the same memory each time."""
     return {name: _copied(value) for name, value in flatten_with_path(action)}
 
 
 def unlike(answers: list[Leaves], package: ModelPackage) -> list[str]:
-    """The entries in which later answers are not the first one."""
+    """Return the entries in which a later answer differs from the first, as texts."""
     for answer in answers[1:]:
         if found := deviations(answer, answers[0], atol=package.atol, rtol=package.rtol):
             return found[:_NAMED]
@@ -37,26 +37,26 @@ def unlike(answers: list[Leaves], package: ModelPackage) -> list[str]:
 
 
 def warning(found: list[str], again: Callable[[], Leaves], package: ModelPackage) -> str:
-    """Return the warning for a model that declares neither state nor sampling; `again` asks it once more."""
+    """Return the warning for a model that declares neither state nor sampling; `again` runs the example again."""
     with _same_seed():
         first = again()
     with _same_seed():
         drawn = not unlike([first, again()], package)
-    text = f"for one and the same example the model gives different actions ({'; '.join(found)})"
+    text = f"the model gives different actions for the same example ({'; '.join(found)})"
     if drawn:
         return (
-            f"{text}: it draws random numbers. If that is meant (sampled noise), say sampling = true under [model]; if not, a "
+            f"{text}: it draws random numbers. If that is intended (sampled noise), set sampling = true under [model]; if not, a "
             "dropout may be in training mode: call eval()"
         )
     return (
-        f"{text}: it keeps something from one request for the next, so that one client's requests change another's "
-        "actions. Say stateful = true under [model], and see State in docs/model-packages.md"
+        f"{text}: it keeps state from one request to the next, so that one client's requests change another's "
+        "actions. Set stateful = true under [model], and see State in docs/model-packages.md"
     )
 
 
 @contextlib.contextmanager
 def _same_seed() -> Iterator[None]:
-    """Every generator at one start; as before afterwards."""
+    """Seed every random generator for the block, and restore them afterwards."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices):

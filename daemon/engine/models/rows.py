@@ -1,4 +1,4 @@
-"""Puts the arguments of several requests into one call along a first dimension, and takes what comes out apart."""
+"""Batching along a first dimension: stacks the arguments of several requests for one call, and splits its result."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 def stacked(rows: Sequence[Any]) -> Any:
-    """One tree out of the rows' trees, its tensors stacked; other values must be the same in every row."""
+    """Stack the tensors of the rows' trees into one tree; all other values must be the same in every row."""
     first = rows[0]
     if isinstance(first, torch.Tensor):
-        # A single row, the usual case, is only looked at as a batch of one: nothing is copied.
+        # A single row, the usual case, becomes a view as a batch of one, without a copy.
         if len(rows) == 1:
             return first.unsqueeze(0)
         together = _as_one(rows)
@@ -25,9 +25,9 @@ def stacked(rows: Sequence[Any]) -> Any:
 
 
 def _as_one(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Rows that lie in one memory one behind the other, as staging for a device puts them, as one tensor: no copy.
+    """Return one tensor over rows that are contiguous in memory, as staging for a device places them, without a copy.
 
-    None for rows that lie otherwise. A gap between them would do for most of what a module does, but not for view().
+    Return None for other rows. With gaps between the rows most operations would still work, but view() would not.
     """
     first = rows[0]
     distance = first.numel() * first.element_size()
@@ -47,9 +47,9 @@ def _as_one(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
 
 
 def split(action: Any, count: int) -> list[Any]:
-    """The `count` rows of an action, in its memory; raises ValueError for a tensor without a first dimension of that length.
+    """Return the `count` rows of an action as views; raises ValueError for a tensor whose first dimension has another length.
 
-    A device's rows stay there: who replies copies them to the host, and waits for all at once.
+    Rows on a device stay there: the readback copies them to the host, and the engine waits once for all of them.
     """
     checked = _checked(action, count)
     return [_row(checked, index) for index in range(count)]
@@ -59,7 +59,7 @@ def _checked(tree: Any, count: int, name: str = "") -> Any:
     if isinstance(tree, torch.Tensor):
         if tree.dim() == 0 or tree.shape[0] != count:
             raise ValueError(
-                f"the module gave {name or 'a tensor'} of shape {list(tree.shape)} for {count} row{'s' * (count > 1)}: "
+                f"the module returned {name or 'a tensor'} of shape {list(tree.shape)} for {count} row{'s' * (count > 1)}: "
                 f"with batch_dim = true its first dimension must be {count}"
             )
         return tree

@@ -1,4 +1,4 @@
-"""A module saved with its arguments and no class around it, behind the engine's `Model`."""
+"""Adapter from a saved module, which has arguments but no policy class, to the engine's `Model`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .rows import split, stacked
 
 
 class SavedModule:
-    """Takes arguments out of observations, calls the module, names what it returns."""
+    """Model that extracts arguments from observations, calls the module and names its results."""
 
     takes_numpy = False
 
@@ -27,7 +27,7 @@ class SavedModule:
         reset: Callable[[int], None] | None = None,
         example: Any = None,
     ) -> None:
-        """`call` takes the values of `arguments` in their order, with a first dimension if the package has batch_dim."""
+        """Create it; `call` takes the values of `arguments` in order, with a first dimension if the package has batch_dim."""
         self._package = package
         self._arguments = arguments
         self._call = call
@@ -48,7 +48,7 @@ class SavedModule:
             return self._infer_alike(rows)
 
     def _infer_alike(self, rows: list[list[Any]]) -> list[Any]:
-        """One call for all rows that can be stacked with one another."""
+        """Run one call for each group of rows that can be stacked."""
         groups: dict[Any, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(signature_of(row), []).append(index)

@@ -1,4 +1,4 @@
-"""State that a TorchScript module keeps between calls: found before it serves, and put back."""
+"""State that a TorchScript module keeps between calls: detected before the module serves, and restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from .repeatability import leaves_of
 from .validation import deviations
 
-#: Operators whose result is the memory of their first argument, and never a copy of it.
+#: Operators whose result is a view of their first argument, never a copy.
 _VIEWS = {
     "aten::__getitem__",
     "aten::as_strided",
@@ -40,29 +40,29 @@ _VIEWS = {
 
 
 class KeptModule:
-    """A module with state, and how it was in its file."""
+    """A module with state, and its initial state from its file."""
 
     def __init__(self, module: Any, read: Callable[[], Any]) -> None:
-        """`read` reads the file again, for a module that cannot be copied."""
+        """Keep a copy of the module; `read` reads the file again, for a module that cannot be copied."""
         self._read = read
         self._first: Any = None
-        with contextlib.suppress(RuntimeError):  # of an object in it that only its own library could copy
-            self._first = copy.deepcopy(module)  # of the same compiled code
+        with contextlib.suppress(RuntimeError):  # raised if an object in it can only be copied by its own library
+            self._first = copy.deepcopy(module)  # shares the compiled code
         self.module = module
 
     def __call__(self, *arguments: Any) -> Any:
-        if self.module is None:  # there was no memory when it was restored
+        if self.module is None:  # the last restore ran out of memory
             self.restore()
         return self.module(*arguments)
 
     def restore(self) -> None:
-        """As the file has it."""
-        self.module = None  # its memory may be needed for the copy
+        """Restore the state that the file holds."""
+        self.module = None  # the copy may need its memory
         self.module = self._read() if self._first is None else copy.deepcopy(self._first)
 
 
 def written(module: Any) -> list[str]:
-    """The names of the attributes that `module.forward`, or what it calls, assigns to or changes."""
+    """Return the names of the attributes that `module.forward`, or code called by it, assigns to or changes."""
     graph = _graph(module)
     found = {f"{_name(node.inputsAt(0))}{node.s('name')}" for node in graph.findAllNodes("prim::SetAttr")}
     for node in _nodes(graph):
@@ -76,7 +76,7 @@ def written(module: Any) -> list[str]:
 
 
 def changed_by(module: Any, run: Callable[[], Any], *, atol: float, rtol: float) -> list[str]:
-    """The buffers that two calls of `run` have changed, and the entries of its answer that differ for one seed."""
+    """Return the buffers and parameters that two calls of `run` changed, else the entries of its answers that differ for one seed."""
     before = {name: (buffer, buffer.clone()) for name, buffer in module.named_buffers()}
     versions = {name: parameter._version for name, parameter in module.named_parameters()}
     answers = []
@@ -91,7 +91,7 @@ def changed_by(module: Any, run: Callable[[], Any], *, atol: float, rtol: float)
 
 
 def _graph(module: Any) -> Any:
-    """The whole of `module.forward`, without what only runs while a module is trained."""
+    """Return the graph of `module.forward`, without the parts that only run in training."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -108,13 +108,13 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 def _name(value: Any) -> str:
-    """How names begin of what the (sub)module that is `value` has."""
+    """Return the prefix of the attribute names of the (sub)module that `value` stands for."""
     node = value.node()
     return f"{_name(node.inputsAt(0))}{node.s('name')}." if node.kind() == "prim::GetAttr" else ""
 
 
 def _attribute(value: Any) -> str | None:
-    """The attribute whose memory `value` is, as far as that is sure; None for separate memory."""
+    """Return the attribute whose memory `value` surely shares, None for separate memory."""
     node = value.node()
     while node.kind() in _VIEWS and node.inputsSize():
         node = node.inputsAt(0).node()

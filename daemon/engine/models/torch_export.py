@@ -1,4 +1,4 @@
-"""A program saved with torch.export.save, as model.pt2."""
+"""Program saved with torch.export.save, as model.pt2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .actions import ActionNames
 from .arguments import Arguments, ConstantField, Field, Length, NumberField, TensorField
 from .saved_module import SavedModule
 
-#: Structures of arguments for which the program's own guards have been asked.
+#: Structures of arguments that passed the program's own guards.
 _REMEMBERED = 1024
 
 
@@ -45,7 +45,7 @@ def load(package: ModelPackage, device: torch.device) -> SavedModule:
 def _read(file: Path) -> ExportedProgram:
     try:
         return torch.export.load(file)
-    except Exception as error:  # whatever the archive makes torch's readers raise; the log has what they said before
+    except Exception as error:  # torch's readers may raise anything; the log has their own messages
         if _is_compiled(file):
             raise ModelPackageError(
                 f"{file} is compiled for one machine by AOTInductor: save the program itself, "
@@ -58,7 +58,7 @@ def _read(file: Path) -> ExportedProgram:
 
 
 def _is_compiled(file: Path) -> bool:
-    """Whether torch._inductor.aoti_compile_and_package made this archive."""
+    """Return whether torch._inductor.aoti_compile_and_package made this archive."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any("aotinductor" in name.split("/") for name in archive.namelist())
@@ -71,11 +71,11 @@ def _tensors(program: ExportedProgram) -> list[torch.Tensor]:
     return [value for value in held if isinstance(value, torch.Tensor)]
 
 
-# ------------------------------------------------------------------------------------------------- what it takes
+# ------------------------------------------------------------------------------------------------- arguments
 
 
 def _fields(program: ExportedProgram, package: ModelPackage) -> list[Field]:
-    """One field for each value in the program's arguments, in the order of its flattened arguments."""
+    """Return one field for each of the program's flattened arguments, in their order."""
     spec = program.call_spec.in_spec
     structure = pytree.tree_unflatten(range(spec.num_leaves), spec)
     paths = [path for path, _ in pytree.tree_flatten_with_path(structure)[0]]
@@ -91,12 +91,12 @@ def _fields(program: ExportedProgram, package: ModelPackage) -> list[Field]:
 
 
 def _argument(path: Any) -> tuple[bool, Any]:
-    """Which argument a leaf belongs to: (is it a keyword argument, its place or its name)."""
+    """Return the argument that a leaf belongs to: (whether it is a keyword argument, its place or its name)."""
     return bool(_key(path[0])), _key(path[1])
 
 
 def _key(step: Any) -> str | int:
-    """A step of a pytree path as what an observation has there."""
+    """Return the key or index of an observation that matches a step of a pytree path."""
     key = getattr(step, "idx", getattr(step, "key", getattr(step, "name", None)))
     if not isinstance(key, (str, int)):
         raise ModelPackageError(f"the program has an argument with the key {key!r}; an observation's keys are strings")
@@ -106,11 +106,11 @@ def _key(step: Any) -> str | int:
 def _argument_names(
     program: ExportedProgram, package: ModelPackage, structure: Any, leaves: list[tuple[Any, Any]]
 ) -> dict[tuple[bool, Any], str | None]:
-    """The entry of the observation that each argument is, None for the whole observation."""
+    """Return each argument's entry of the observation, None for the whole observation."""
     positional, keywords = structure
     arguments: list[tuple[bool, Any]] = [(False, place) for place in range(len(positional))]
     arguments += [(True, name) for name in keywords]
-    # An argument that was nothing but a constant is in the program already: no observation has to bring it.
+    # An argument that consists of constants alone is part of the program: observations need not hold it.
     given = [
         argument
         for argument in arguments
@@ -154,14 +154,14 @@ def _length(program: ExportedProgram, length: Any) -> Length:
     allowed = program.range_constraints.get(expression)
     if allowed is None:
         return Length(0, None, str(expression))
-    # A lower end of 2 is what torch assumes of any dimension that was not given one; programs run with 1 as well.
+    # torch assumes a lower end of 2 for every dimension without a declared one; programs also run with 1.
     low = int(allowed.lower) if allowed.lower.is_Integer and allowed.lower > 2 else 0
     high = int(allowed.upper) if allowed.upper.is_Integer else None
     return Length(low, high, str(expression))
 
 
 def _row(field: Field, package: ModelPackage) -> Field:
-    """The field as one observation has it, which lacks the first dimension."""
+    """Return the field without the first dimension, which observations lack."""
     wanted = field.wanted
     if not isinstance(wanted, TensorField):
         return field
@@ -176,14 +176,14 @@ def _row(field: Field, package: ModelPackage) -> Field:
     return Field(field.name, field.steps, TensorField(wanted.dtype, wanted.lengths[1:]))
 
 
-# ------------------------------------------------------------------------------------------------- what it gives
+# ------------------------------------------------------------------------------------------------- results
 
 
 def _results(program: ExportedProgram) -> list[Any]:
-    """Return the program's results, flattened, tensors as their descriptions."""
+    """Return the program's flattened results, with fake tensors for the tensors."""
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     values = [getattr(result, "meta", {}).get("val", result) for result in output.args[0]]
-    # Values written back to buffers come first; the caller gets the rest.
+    # Values written back to buffers come first; the rest are the results.
     return values[len(values) - program.call_spec.out_spec.num_leaves :]
 
 
@@ -196,16 +196,16 @@ def _check_rows(program: ExportedProgram, package: ModelPackage) -> None:
     for place, result in enumerate(_results(program)):
         if isinstance(result, torch.Tensor) and result.dim() == 0:
             raise ModelPackageError(
-                f"{package.path}: batch_dim = true, but result {place} of the program is a scalar: it cannot be taken "
-                "apart again for several requests"
+                f"{package.path}: batch_dim = true, but result {place} of the program is a scalar: it cannot be "
+                "split among several requests"
             )
 
 
-# ------------------------------------------------------------------------------------------------- what it changes
+# ------------------------------------------------------------------------------------------------- state
 
 
 def _check_writes(program: ExportedProgram, package: ModelPackage) -> Callable[[int], None] | None:
-    """How to put the program's state back, None if it keeps none; raises ModelPackageError for state not declared."""
+    """Return a function that restores the program's state, None if it keeps none; raises ModelPackageError for undeclared state."""
     buffers, inputs = _written(program)
     if inputs and package.read_in_place:
         raise ModelPackageError(
@@ -217,7 +217,7 @@ def _check_writes(program: ExportedProgram, package: ModelPackage) -> Callable[[
         raise ModelPackageError(
             f"{package.path}: the program changes its buffers {', '.join(sorted(buffers))} when it runs, so that one "
             "client's requests change another's actions; export it after .eval() (batch normalisation counts in training "
-            "mode), or take the state as an argument and return it, or say stateful = true if there is one client only"
+            "mode), or take the state as an argument and return it, or set stateful = true if there is only one client"
         )
     held = {**program.state_dict, **program.constants}
     initial = [(held[name], held[name].clone()) for name in sorted(buffers)]
@@ -230,7 +230,7 @@ def _check_writes(program: ExportedProgram, package: ModelPackage) -> Callable[[
 
 
 def _written(program: ExportedProgram) -> tuple[set[str], set[str]]:
-    """The names of the buffers and of the arguments that the program writes to."""
+    """Return the names of the buffers and of the arguments that the program writes to."""
     signature = program.graph_signature
     buffers = set(signature.buffers_to_mutate.values())
     inputs = set(signature.user_inputs_to_mutate.values())
@@ -248,7 +248,7 @@ def _written(program: ExportedProgram) -> tuple[set[str], set[str]]:
 
 
 def _root(node: Any) -> torch.fx.Node | None:
-    """The placeholder whose memory `node` looks at, None if it has separate memory."""
+    """Return the placeholder whose memory `node` is a view of, None if it has separate memory."""
     while isinstance(node, torch.fx.Node) and node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
         if schema is None or not any(result.alias_info for result in schema.returns):
@@ -257,11 +257,11 @@ def _root(node: Any) -> torch.fx.Node | None:
     return node if isinstance(node, torch.fx.Node) and node.op == "placeholder" else None
 
 
-# ------------------------------------------------------------------------------------------------- running it
+# ------------------------------------------------------------------------------------------------- calls
 
 
 def _example(exported_with: Any, arguments: Arguments, batch_dim: bool) -> Any:
-    """The observation that the program was exported with; None if it was saved without."""
+    """Return the observation that the program was exported with, None if it was saved without example inputs."""
     if exported_with is None:
         return None
     values = [
@@ -272,13 +272,13 @@ def _example(exported_with: Any, arguments: Arguments, batch_dim: bool) -> Any:
 
 
 class _Call:
-    """Runs the program on flat arguments."""
+    """Callable that runs the program on flat arguments."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self._spec = program.call_spec.in_spec
         self._guarded = program.module()
-        # The same parameters and buffers. Guards look at dtypes, shapes and constants alone, and looking costs more
-        # than a small network does: they are asked once for each structure of arguments.
+        # The same parameters and buffers. Guards depend only on dtypes, shapes and constants, and checking them costs
+        # more than a small network: they run once for each structure of arguments.
         self._bare = program.module(check_guards=False).forward
         self._passed: set[Any] = set()
 

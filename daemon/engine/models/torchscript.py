@@ -1,4 +1,4 @@
-"""A module saved with torch.jit.save, as model.pt."""
+"""Module saved with torch.jit.save, as model.pt."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _read(file: Path, device: torch.device) -> Any:
         module = _loaded(file, device)
         module.eval()
         return module
-    except Exception as error:  # whatever the archive makes torch's reader raise
+    except Exception as error:  # a damaged archive can make torch's reader raise anything
         raise ModelPackageError(
             f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {error}; it must be a "
             "module saved with torch.jit.save (a plain torch.save of weights is not a model)"
@@ -57,7 +57,7 @@ def _read(file: Path, device: torch.device) -> Any:
 
 def _loaded(file: Path, device: torch.device) -> Any:
     with warnings.catch_warnings():
-        # The author chose this format, and the operator of the daemon cannot change that; the documents say so.
+        # The operator cannot change the author's choice of format; the documentation says that it is deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
         return torch.jit.load(file, map_location=device)
 
@@ -65,7 +65,7 @@ def _loaded(file: Path, device: torch.device) -> Any:
 def _check_stateless(
     package: ModelPackage, module: Any, model: SavedModule, example: dict[str, Any] | None, device: torch.device
 ) -> None:
-    """Refuse a module that keeps something and does not say so."""
+    """Reject a module that keeps undeclared state."""
     found = written(module)
     if not found and example is not None:
         seen = {
@@ -80,9 +80,9 @@ def _check_stateless(
             found = changed_by(module, run, atol=package.atol, rtol=package.rtol)
     if found:
         raise ModelPackageError(
-            f"{package.path}: the module keeps something from one call for the next ({', '.join(found)}), so that one "
-            "client's requests change another's actions: take the state as an argument and return it, or say stateful = "
-            "true under [model] if there is one client only (a reset then puts back what the file holds)"
+            f"{package.path}: the module keeps state from one call to the next ({', '.join(found)}), so that one "
+            "client's requests change another's actions: take the state as an argument and return it, or set stateful = "
+            "true under [model] if there is only one client (a reset then restores the state in the file)"
         )
 
 
@@ -91,7 +91,7 @@ def _own(value: Any) -> Any:
 
 
 def _check_result(package: ModelPackage, module: Any) -> None:
-    """What the module returns has names, as far as its type tells; a named tuple and a dict show theirs when it runs."""
+    """Check that the results have names, as far as their type shows; a named tuple or dict is only checked when it runs."""
     result = module.forward.schema.returns[0].type
     kind = str(result)
     if kind == "Tensor":
@@ -101,7 +101,7 @@ def _check_result(package: ModelPackage, module: Any) -> None:
 
 
 def _names(package: ModelPackage, taken: list[Any]) -> list[str]:
-    """What of the observation each argument is, by the manifest or by the arguments' own names."""
+    """Return each argument's entry of the observation, by the manifest or by the arguments' own names."""
     if package.inputs is None:
         return [argument.name for argument in taken]
     needed = [argument for argument in taken if not argument.has_default_value()]
@@ -114,7 +114,7 @@ def _names(package: ModelPackage, taken: list[Any]) -> list[str]:
 
 
 def _field(name: str, argument: Any, example: dict[str, Any] | None) -> Field:
-    """A module does not say which dtypes and shapes it was traced with; the package's example does."""
+    """Return an argument's field; its dtype and rank come from the package's example, because the module does not record them."""
     if str(argument.type) == "Tensor":
         return Field(name, (), _like((example or {}).get(name)))
     return Field(name, (), AnyField(argument.default_value if argument.has_default_value() else MISSING))
@@ -125,14 +125,14 @@ def _like(recorded: Any) -> TensorField:
         recorded = np.asarray(recorded)
     if not isinstance(recorded, np.ndarray):
         return TensorField(None, None)
-    # The lengths may well vary from request to request; the kind of number and what the dimensions mean may not.
+    # The lengths may vary from request to request, the dtype and the number of dimensions may not.
     return TensorField(torch.from_numpy(recorded).dtype, None, recorded.ndim)
 
 
 def _of_whole_observations(
     package: ModelPackage, module: Callable[..., Any], example: dict[str, Any] | None, reset: Any
 ) -> SavedModule:
-    """A module of one dict: the entries that the example has, without an example all of the observation."""
+    """Return a model for a module of one dict: it gets the example's entries, or without an example the whole observation."""
     if example is None:
         return SavedModule(
             package, Arguments([Field(None, (), AnyField())]), lambda values: module(values[0]), reset=reset
@@ -143,7 +143,7 @@ def _of_whole_observations(
 
 
 def _reset(module: Any) -> Any:
-    """The module's own exported reset(), or reset(client_id), if it has one."""
+    """Return the module's exported reset(), or reset(client_id), if it has one."""
     method = getattr(module, "reset", None)
     if method is None:
         return None
@@ -151,7 +151,7 @@ def _reset(module: Any) -> Any:
 
 
 def _reset_kept(kept: KeptModule, client_id: int) -> None:
-    """The module's own way for a client, where it has one; the warm-up leaves nothing, whatever that way forgets."""
+    """Call the module's own reset for a client, if it has one; otherwise, and for the warm-up, restore the file's state."""
     own = _reset(kept.module) if client_id >= 0 else None
     if own is None:
         kept.restore()

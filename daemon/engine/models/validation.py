@@ -1,4 +1,4 @@
-"""Judges what a model gave when it was warmed up: is it a number at all, and is it the one that was recorded."""
+"""Validation of the warm-up's actions: finite numbers, equal to the recorded action within the tolerance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shmserve.structure_guard import tensor_bytes
 
 
 def not_finite(action: Any) -> list[str]:
-    """The entries of `action` that hold NaN or infinity, each with how many."""
+    """Return the entries of `action` that hold NaN or infinity, each with the number of such values."""
     found = []
     for name, value in flatten_with_path(action):
         array = _array(value)
@@ -26,7 +26,7 @@ def not_finite(action: Any) -> list[str]:
 
 
 def deviations(action: Any, expected: Mapping[str, Any], *, atol: float, rtol: float) -> list[str]:
-    """What of `expected` (by the names of a contract) `action` does not have within the tolerance.
+    """Return the entries of `expected` (named as in a contract) from which `action` differs beyond the tolerance, as texts.
 
     Floats may differ by `atol + rtol * abs(expected)`; NaN equals NaN; anything else must be equal.
     """
@@ -56,7 +56,7 @@ def _deviation(given: Any, wanted: Any, atol: float, rtol: float) -> str | None:
     outside = ~np.isclose(have, want, rtol=rtol, atol=atol, equal_nan=True)
     if not outside.any():
         return None
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
         distance = np.abs(have - want)
     worst = np.nanmax(distance[outside]) if not np.isnan(distance[outside]).all() else np.nan
     return (
@@ -66,7 +66,7 @@ def _deviation(given: Any, wanted: Any, atol: float, rtol: float) -> str | None:
 
 
 def _array(value: Any) -> npt.NDArray[Any] | None:
-    """A value of an action as an array, bfloat16 as float32 (numpy files have no bfloat16); None for a value that is not a number."""
+    """Convert a value of an action to an array, bfloat16 to float32 (numpy files have no bfloat16); None if it is not numeric."""
     if isinstance(value, torch.Tensor):
         return tensor_bytes(value.float() if value.dtype == torch.bfloat16 else value)
     if isinstance(value, (np.ndarray, np.generic)):

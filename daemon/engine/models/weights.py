@@ -1,4 +1,4 @@
-"""Checks a package's safetensors file before any of its code runs."""
+"""Validation of a package's safetensors file, before any of the package's code runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shmserve.errors import ModelPackageError
 
 
 def check_weights(file: Path) -> None:
-    """Raises ModelPackageError unless the header is sound and the file has exactly the bytes that it lists."""
+    """Raise ModelPackageError unless the header is valid and the file has exactly the bytes that it lists."""
     try:
         with safe_open(file, framework="numpy") as weights:
             names = list(weights.keys())

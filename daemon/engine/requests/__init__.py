@@ -1,1 +1,1 @@
-"""From a request's head to its reply."""
+"""Execution of requests, from a request's head to its reply."""

@@ -1,4 +1,4 @@
-"""Fast path of requests, in as few steps as possible; everything else goes through Serving."""
+"""The fast path of serving: one call of the native core between a client's counter and the model."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .serving import BatchItem, Serving
 
 log = logging.getLogger(__name__)
 
-# Plain numbers, as in serving.py.
+# Integers instead of enum members, as in serving.py.
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
 _SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
 
 
 class FastPathServing(Serving):
-    """A `Serving` with a fast path from a client's counter to its reply, for a request shaped like the one before.
+    """A `Serving` with a fast path from a client's counter to its reply, for requests without special options.
 
-    The native core (native/python/server_fast_path.c) finds out whether a request is, and does most of it. Whatever turns out otherwise
-    goes on by the slow path from where it is.
+    The native core (native/python/server_fast_path.c) decides whether a request can take the fast path, and does most
+    of the work. A request that cannot continue there goes on with the slow path from where it is.
     """
 
     def __init__(self, *model: Any, **settings: Any) -> None:
         super().__init__(*model, **settings)
-        # Models that take the client's id, and values with range checks, have no fast path.
+        # The slow path serves models that take client ids and packages that declare value ranges.
         self._has_fast_path = self._per_client is None and self._observations is None and self._actions is None
         self._plain_flags = (Flag.IN_PLACE if self._in_place else 0) | (Flag.STATEFUL if self._stateful else 0)
 
@@ -107,14 +107,14 @@ class FastPathServing(Serving):
             words[_CUT_THROUGH] += 1
         self._stats.record(path.queued_ns, path.staged_ns, infer_ns, copied_ns)
         words[line + _CHANNEL_LAST_NS] = time.monotonic_ns()
-        results = observation = None  # or the arena would look as if the policy kept it
+        results = observation = None  # otherwise the policy would seem to keep part of the arena
         if self._in_place:
             words[_IN_PLACE] += 1
         else:
             state.staging(0).keep_unless_held(state.fast_views)
 
     def _item(self, state: ChannelState, path: core.ServerFastPath, observation: Any) -> BatchItem:
-        """Return the fast request that was taken last, for the slow path."""
+        """Return the request that the fast path took last, as a batch item for the slow path."""
         schema = state.fast_schema
         assert schema is not None
         head = path.head(RequestHead)

@@ -1,4 +1,4 @@
-"""Serves as Serving does, and puts every request and its answer on a record ring."""
+"""Recording of served requests and their replies on a record ring."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from ..channel.channel_state import ChannelState
 from .serving import QueuedRequest, Serving
 
 _NOTHING = np.empty(0, np.uint8)
-#: Of a result that waits for room in its channel, so that it has no bytes in a slot yet.
+#: Room for the metadata of a deferred reply, which has no bytes in a slot yet.
 _METADATA_BYTES = 1 << 16
 
 
 class RecordedServing:
-    """Stands in for Serving while a recorder is attached, so that it costs nothing at other times."""
+    """Replacement of `Serving` during a recording, so that requests cost nothing extra at other times."""
 
     def __init__(self, serving: Serving, record_ring: RecordRingWriter, channel: int | None) -> None:
-        """`channel`: only this one; None: every one."""
+        """Record the requests of `channel`, or of every channel if it is None."""
         self._serving = serving
         self._record_ring = record_ring
         self._channel = channel
         self.max_batch = serving.max_batch
 
     def serve(self, batch: list[QueuedRequest]) -> None:
-        """Answer as `Serving.serve` does; each recorded request costs its copy."""
-        # The observation before the model runs: a policy may write to what it is given, and an engine that dies of
-        # one leaves it on the record ring. The answer after the robot has it.
+        """Answer as `Serving.serve` does, and copy each request and reply to the record ring."""
+        # The observation is copied before the model runs: a policy may write to it, and if the engine dies of it, it is
+        # on the record ring. The reply is copied after the client has it.
         noted = [taken for taken in batch if self._note_request(*taken)]
         self._serving.serve(batch)
         for state, head in noted:
             self._note_reply(state, head.sequence)
 
     def serve_fast(self, state: ChannelState) -> bool:
-        """Never: whatever is served has to be noted."""
+        """Return False: the fast path records nothing."""
         return False
 
     def client_left(self, client_id: int) -> None:
-        """As `Serving.client_left`."""
+        """Notify the model as `Serving.client_left` does."""
         self._serving.client_left(client_id)
 
     def _note_request(self, state: ChannelState, head: RequestHead) -> bool:
@@ -53,7 +53,7 @@ class RecordedServing:
             return False
         metadata = payload = _NOTHING
         if head.kind == Kind.INFER:
-            # The head's lengths are the client's claims: a slice ends at the slot's own.
+            # The lengths in the head come from the client: slicing limits them to the slot.
             slot = state.channel.requests.memory(head.sequence)
             metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
         return self._record_ring.write(Entry.REQUEST, state.number, _generation(state), head, metadata, payload)
@@ -68,7 +68,7 @@ class RecordedServing:
             )
             try:
                 encoded = Encoder(tensors_as_arrays=True, name="action").encode(tree, slot)
-            # It was to be pickled, or its client wrote to what says its size, or its own code fails.
+            # The reply has to be pickled, or its client changed its size, or the reply's own code raised.
             except BaseException:  # noqa: BLE001
                 self._record_ring.count_skipped()
                 return

@@ -1,4 +1,4 @@
-"""Runs requests: checks them, stages them, asks the model, completes the replies."""
+"""The slow path of serving: checks, staging, inference and replies for a batch of requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _COUNTED: dict[int, int] = {
     Status.ENGINE_LOST: Counter.LOST,
 }
 
-# Plain numbers for each request's path: looking a member up costs 0.1 us, and comparing with one as much again.
+# Integers for the hot path: looking an enum member up costs 0.1 us, and comparing with one as much again.
 _OK, _INFER = int(Status.OK), int(Kind.INFER)
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
 _CUT_THROUGH = int(Counter.CUT_THROUGH)
@@ -82,12 +82,12 @@ class BatchItem:
         self.queued_ns = queued_ns
         self.staged_ns = staged_ns
         self.clamped = False
-        #: Its structure was read for it, which is charged to its client; so is what its reply takes.
+        #: Whether its structure was new; the time to read it and to encode the reply is then charged to its client.
         self.is_new = False
 
 
 class Serving:
-    """The model behind the channels."""
+    """Serves batches of requests with one model."""
 
     def __init__(
         self,
@@ -101,29 +101,29 @@ class Serving:
         checks: Mapping[str, Mapping[str, RangeCheck]],
     ) -> None:
         self._model = model
-        # Decided once: a model that takes no id pays nothing for those that do.
+        # Decided once, so that models without client ids pay nothing for it.
         self._per_client = model if isinstance(model, PerClient) else None
         self._stats = stats
         self._words = stats.words
         self._version = version
         self._in_place = in_place
         self._stateful = stateful
-        #: Range checks of the package; None where it declares none, and nothing is checked.
+        #: The value ranges that the package declares; None, and nothing is checked, if it declares none.
         self._observations = RangeChecks("observation", checks["observation"]) if "observation" in checks else None
         self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
-        #: Whether it was said that a reset reaches nothing of the model.
+        #: Whether the log says that a reset changes nothing, because the model has no reset.
         self._told_of_reset = False
-        #: Whether there is a fast path (fast_path.py).
+        #: Whether requests can take the fast path (fast_path.py).
         self._has_fast_path = False
-        #: Requests that one call of the model takes at most.
+        #: Most requests in one call of the model.
         self.max_batch = max_batch if model.batches else 1
 
     def serve_fast(self, state: ChannelState) -> bool:
-        """Answer this client's next request by the fast path; False: nothing was done."""
+        """Answer this client's next request if it can take the fast path; False if nothing was done."""
         return False
 
     def serve(self, batch: list[QueuedRequest]) -> None:
-        """Answer every request of `batch`, in its order; whatever the model does, each gets one reply."""
+        """Answer every request of `batch`, in order; each gets one reply even if the model raises."""
         words = self._words
         began_ns = taken_ns = time.monotonic_ns()
         items: list[BatchItem] = []
@@ -134,10 +134,10 @@ class Serving:
             if len(batch) > 1 and state.channel.replies.attempts(head.sequence):
                 isolated.append(
                     (state, head)
-                )  # an engine died of it, or of its neighbours: this time it is known which
+                )  # an engine died of it or of its neighbours in a batch: alone, the next death names one client
                 continue
             if head.kind != _INFER and items:
-                self._infer(items)  # a reset keeps its place: what came before it runs before it
+                self._infer(items)  # a reset keeps its place: earlier requests run before it
                 items = []
             words[_CHANNEL] = state.number + 1
             item = self._stage(state, head, index, taken_ns)
@@ -153,10 +153,10 @@ class Serving:
             self.serve([taken])
 
     def _stage(self, state: ChannelState, head: RequestHead, index: int, taken_ns: int) -> BatchItem | None:
-        """The request ready for the model; None if it was answered without."""
+        """Prepare a request for the model; return None if it was answered without the model."""
         queued_ns = taken_ns - head.submitted_ns if taken_ns > head.submitted_ns else 0
         channel = state.channel
-        # Flags and kinds of a request that needs no closer look.
+        # One condition that is false for most requests, so that they skip the detailed checks.
         if (
             head.kind != _INFER
             or head.max_age_ns
@@ -208,7 +208,7 @@ class Serving:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 self._reject(state, head, error, queued_ns, taken_ns)
                 return None
-            except BaseException as error:  # noqa: BLE001  as above: an object may be asked for its entries
+            except BaseException as error:  # noqa: BLE001  as above: reading its entries may run its own code
                 self._reject(state, head, error, queued_ns, taken_ns)
                 return None
         now_ns = time.monotonic_ns()
@@ -221,10 +221,10 @@ class Serving:
         return item
 
     def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
-        """Return whether the request was answered because it may not run, or may no longer."""
+        """Answer a request that may not run, or no longer; return whether it was answered."""
         refusal = self._refusal(state, head, taken_ns)
         if refusal is not None:
-            error = ("RequestRejected", f"no kind of request: {head.kind}") if refusal == Status.REJECTED else None
+            error = ("RequestRejected", f"unknown kind of request: {head.kind}") if refusal == Status.REJECTED else None
             self._finish(state, head, refusal, error, 0, queued_ns)
             return True
         if state.rate is not None and not state.rate.take(taken_ns):
@@ -233,7 +233,7 @@ class Serving:
         return False
 
     def _refusal(self, state: ChannelState, head: RequestHead, now_ns: int) -> Status | None:
-        # The head shows what the client had written when it was copied; who waited may be withdrawn since.
+        # The head is a copy made when the request was admitted; the client may have cancelled it since.
         if head.cancelled == head.sequence or state.channel.requests.cancelled(head.sequence):
             return Status.CANCELLED
         if head.deadline_ns and now_ns > head.deadline_ns:
@@ -246,7 +246,7 @@ class Serving:
 
     def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
         if not state.may_try_again:
-            return 1  # an engine died of it alone, and others would wait for the next one
+            return 1  # an engine died of it alone, and other clients would wait for the next engine
         if self._stateful and head.kind == Kind.INFER and not head.flags & Flag.REPEATABLE:
             return 1
         return 2
@@ -262,7 +262,7 @@ class Serving:
             return
         if not self._model.resets and not self._told_of_reset:
             self._told_of_reset = True
-            keeps = "although it is stateful" if self._stateful else "and does not say that it keeps anything"
+            keeps = "although it is stateful" if self._stateful else "and it is not declared stateful"
             log.log(
                 logging.WARNING if self._stateful else logging.INFO,
                 "client %d asked for a reset, which changes nothing: the model has no reset, %s",
@@ -273,7 +273,7 @@ class Serving:
         self._finish(state, head, Status.OK, None, 0, queued_ns, 0, time.monotonic_ns() - began_ns)
 
     def client_left(self, client_id: int) -> None:
-        """Tell a model that keeps the state of each client apart."""
+        """Notify a model that keeps a separate state for each client."""
         if self._per_client is None:
             return
         try:
@@ -301,13 +301,13 @@ class Serving:
             self._failed(items, error, began_ns)
             return
         infer_ns = time.monotonic_ns() - began_ns
-        del observations  # or every arena would look as if the policy kept it
+        del observations  # otherwise the policy would seem to keep part of each arena
         self._words[_BATCHES] += 1
         for index, item in enumerate(items):
             self._reply(item, results, index, infer_ns)
 
     def _note_in_hand(self, clients: Iterable[ChannelState]) -> None:
-        """Whom to ask if the engine dies of a batch of theirs; `_note_answered` ends it."""
+        """Mark the clients of a running batch, as suspects if the engine dies of it; `_note_answered` ends it."""
         for state in clients:
             self._words[self._stats.channel_index(state.number) + _IN_HAND] = 1
         self._words[_CHANNEL] = SEVERAL
@@ -317,16 +317,16 @@ class Serving:
             self._words[self._stats.channel_index(state.number) + _IN_HAND] = 0
 
     def _failed(self, items: list[BatchItem], error: BaseException, began_ns: int) -> None:
-        """The model raised."""
+        """Answer batch items on which the model raised."""
         if len(items) > 1:
-            # One bad row must not fail its neighbours: each alone.
+            # One bad batch item must not fail its neighbours: run each alone.
             for item in items:
                 self._words[Counter.CHANNEL] = item.state.number + 1
                 self._infer([item])
             return
         item = items[0]
-        # Not isinstance, which asks an object for its class.
-        if issubclass(type(error), RequestRejected):  # the model's own check of what it was given: the robot's fault
+        # Not isinstance, which calls the object's own `__class__`.
+        if issubclass(type(error), RequestRejected):  # the model rejected the observation: the client's fault
             self._reject(item.state, item.head, error, item.queued_ns)
             forget_traceback(error)
         else:
@@ -345,20 +345,20 @@ class Serving:
             )
             if item.is_new:
                 item.state.overhead.add(copied_ns, time.monotonic_ns())
-        except RequestRejected as error:  # a number is out of range, or the codec cannot carry what the model returned
+        except RequestRejected as error:  # a value exceeds its range, or the codec cannot encode the model's result
             self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
-        result = results[index] = None  # an echo returns the observation: it must not look as if the policy kept it
+        result = results[index] = None  # a result may be the observation itself, which must not seem kept
         self._release(item)
 
     def _held(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
-        """The action within the package's bounds, and the flags of its reply."""
+        """Return the action within the package's bounds, and the flags of its reply."""
         if self._actions is not None:
             try:
                 action, held = self._actions.apply(action)
             except ValueOutOfRange:
                 self._words[Counter.OUT_OF_RANGE] += 1
                 raise
-            except BaseException as error:  # an action may be asked for its entries
+            except BaseException as error:  # reading an action's entries may run its own code
                 raise PolicyRaised("the action cannot be read") from error
             clamped |= held
         if clamped:
@@ -373,7 +373,7 @@ class Serving:
     def _reject(
         self, state: ChannelState, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0
     ) -> None:
-        """Refuse a request; the time since `began_ns`, or that of the refusal, is charged to its client."""
+        """Reject a request; charge its client the time since `began_ns`, or that of the rejection."""
         began_ns = began_ns or time.monotonic_ns()
         self._finish(state, head, Status.REJECTED, client_message(error), 0, queued_ns)
         now_ns = time.monotonic_ns()
@@ -406,7 +406,7 @@ class Serving:
         staged_ns: int = 0,
         infer_ns: int = 0,
     ) -> int:
-        """Answer with a result, or with an error as (type, text), and count it; the client waits for the first alone.
+        """Answer with a result, or with an error as (type, text), and count it after the client has it.
 
         Returns how long encoding took (ns).
         """
@@ -429,8 +429,8 @@ class Serving:
 
 
 def forget_traceback(error: BaseException) -> None:
-    """A traceback holds the observation: with it the arena would look as if the policy kept it."""
-    # BaseException's attributes: an exception class of the policy may redefine them.
+    """Drop an exception's traceback, which holds the observation: the policy would seem to keep part of the arena."""
+    # BaseException's method: a policy's exception class may override it.
     BaseException.with_traceback(error, None)
     if type(error) is PolicyRaised and error.__cause__ is not None:
         BaseException.with_traceback(error.__cause__, None)

@@ -1,1 +1,1 @@
-"""Runs a model before it serves, and judges what it gives."""
+"""Warm-up of a model: runs it before it serves, and validates its actions."""

@@ -1,4 +1,4 @@
-"""Runs a model before it serves, as a request would run it, and refuses it if what it gives cannot be right."""
+"""Warm-up: runs a model as a request would before it serves, and rejects it if its actions are invalid."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from ..models.validation import deviations, not_finite
 
 log = logging.getLogger(__name__)
 
-#: The first calls allocate, choose kernels and compile; later ones show what a request will cost.
+#: The first calls allocate, choose kernels and compile; later ones show the duration of a request.
 _ROUNDS = 3
-#: Client id of the warm-up, which a stateful model is reset for between the rounds and before it serves.
+#: Client id of the warm-up; a stateful model is reset for it before each round and before it serves.
 _CLIENT = -1
 
 
@@ -45,7 +45,7 @@ class WarmupResult:
     infer_ms: float | None
     #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example.
     contract: dict[str, Entries | None]
-    #: The example as a slot would hold it: its schema, and its payload.
+    #: The example as in a slot: its schema and its payload.
     example: tuple[Schema, npt.NDArray[np.uint8]] | None = None
 
     @property
@@ -58,17 +58,17 @@ class WarmupResult:
 
 
 class _ArraysOf(Protocol):
-    """Where the observations of the warm-up come from, and what is done with its actions."""
+    """Staging of the warm-up's observations, and readback of its actions."""
 
     def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
-        """The tree in `slot`, as a model takes it."""
+        """Return the tree in `slot` as the model takes it."""
 
     def settle(self, action: Any) -> Any:
-        """The action, once it is there."""
+        """Wait for the action and return it on the host."""
 
 
 class HostStaging(Staging):
-    """Stages for a model that takes its arrays on the host."""
+    """Staging for a model that takes its arrays on the host."""
 
     def settle(self, action: Any) -> Any:
         return action
@@ -79,8 +79,8 @@ def warm_up(
 ) -> WarmupResult:
     """Run the package's example, or the model's own, a few times; `staging` is for a device other than the CPU.
 
-    Raises whatever the model raises, and ModelPackageError for an action that holds NaN or infinity, is not the one
-    expected, or is another one in a batch.
+    Raises ModelPackageError for an action that holds NaN or infinity, differs from the expected one, or has another
+    structure in a batch; exceptions of the model propagate.
     """
     example = _example(model, package)
     if example is None:
@@ -104,7 +104,7 @@ def warm_up(
         if number == 0:
             _judge(action, package)
             _check_numbers(example, action, package)
-        with contextlib.suppress(Exception):  # of types that cannot be copied nothing is said
+        with contextlib.suppress(Exception):  # types that cannot be copied are not checked
             answers.append(leaves_of(action))
 
     def again() -> Leaves:
@@ -129,20 +129,20 @@ def _example(model: Model, package: ModelPackage) -> Any:
     example = model.example_observation()
     if example is None and package.expected is not None:
         raise ModelPackageError(
-            f"{package.path}: expected = {package.expected!r} says what an example must give, but there is no example: "
+            f"{package.path}: expected = {package.expected!r} is an expected action, but the model has no example: "
             "add [warmup] example"
         )
     return example
 
 
 def _warn_of_state(answers: list[Leaves], again: Callable[[], Leaves], package: ModelPackage) -> None:
-    with contextlib.suppress(Exception):  # of types that cannot be compared nothing is said
+    with contextlib.suppress(Exception):  # types that cannot be compared are not checked
         if found := unlike(answers, package):
             log.warning("%s", warning(found, again, package))
 
 
 def _forget(model: Model, package: ModelPackage) -> None:
-    """Each round starts as a client's first request would, and nothing of the warm-up is left for one."""
+    """Reset the model, so that each round starts like a client's first request and clients see no state of the warm-up."""
     if package.stateful:
         model.reset(_CLIENT)
     if isinstance(model, PerClient):
@@ -152,7 +152,7 @@ def _forget(model: Model, package: ModelPackage) -> None:
 def _judge(action: Any, package: ModelPackage) -> None:
     if not package.allow_nonfinite and (wrong := not_finite(action)):
         raise ModelPackageError(
-            f"the action for the example cannot be used: {'; '.join(wrong)} (if that is meant, say allow_nonfinite = "
+            f"the action for the example cannot be used: {'; '.join(wrong)} (if that is intended, set allow_nonfinite = "
             "true under [warmup])"
         )
     if package.expected is not None:
@@ -175,12 +175,14 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
 def _check_batch(
     model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Entries | None], count: int
 ) -> None:
-    """The largest batch runs, and a row of it has what a single request has."""
+    """Raise ModelPackageError unless the largest batch runs and each of its actions has a single request's structure."""
     for given in staging.settle(list(model.infer([observation] * count))):
         action = plain_tree(given, "action")
         differences = contract_differences({"action": contract["action"]}, contract_of(None, action))
         if differences:
-            raise ModelPackageError(f"alone -> in a batch of {count}: {'; '.join(differences)}")
+            raise ModelPackageError(
+                f"the action's structure differs, alone -> in a batch of {count}: {'; '.join(differences)}"
+            )
 
 
 def _slot_with(example: Any, schema: Schema) -> SlotMemory:

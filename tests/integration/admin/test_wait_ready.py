@@ -70,10 +70,10 @@ def test_the_progress_of_an_upload_is_in_the_reply_the_status_and_the_log(
     assert done.returncode == 1
     assert re.search(r"service 't' is starting: copied [0-9]+ of 80 MB after 0\.[0-9] s", done.stderr), done.stderr
     shown = admin(daemon, "status").stdout
-    assert "taking in" in shown and " of 80 MB" in shown
+    assert "ingesting" in shown and " of 80 MB" in shown
     daemon.wait_ready()
     assert daemon.status()["ingest"] is None
-    assert f"taking in {tmp_path}/large: 80 MB" in daemon.log
+    assert f"ingesting {tmp_path}/large: 80 MB" in daemon.log
 
     daemon.stop()
     daemon.package = None
@@ -111,8 +111,8 @@ def test_the_log_says_how_far_a_large_package_is_and_nothing_of_a_small_one(capl
         report(400, 1500)
 
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[:2] == ["taking in models/big: 1.5 GB", "taking in models/big: 0.4 of 1.5 GB (26 %)"]
-    assert len(lines) == 3 and lines[2].startswith("taking in models/big: done after ")
+    assert lines[:2] == ["ingesting models/big: 1.5 GB", "ingesting models/big: 0.4 of 1.5 GB (26 %)"]
+    assert len(lines) == 3 and lines[2].startswith("ingesting models/big: done after ")
     assert ingest.to_json() is None
 
 

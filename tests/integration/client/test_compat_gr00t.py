@@ -168,7 +168,7 @@ def test_strict_lists_every_difference_of_an_observation(so101: Daemon) -> None:
         del wrong["state"]["gripper"]
         wrong["language"]["annotation.human.task_description"] = "pick the orange"
 
-        with pytest.raises(ValueError, match="is not what shm://so101 takes") as raised:
+        with pytest.raises(ValueError, match="does not match the modality config of shm://so101") as raised:
             policy.get_action(wrong)
 
     message = str(raised.value)

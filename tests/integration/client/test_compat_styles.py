@@ -95,7 +95,7 @@ def test_the_entry_may_be_a_function_that_makes_the_policy(tmp_path: Path) -> No
     [
         (PathAndDevice, '[model]\nstyle = "openpi"\n', "cannot be called with ().*style 'openpi' is .*missing.*'path'"),
         (PathAndDevice, "[model]\n[model.arguments]\nspeed = 1\n", "cannot be called with .speed=.*'path'"),
-        (NoArguments, '[model]\nstyle = "gr00t"\n', "has no method get_action.observation., which style 'gr00t' asks"),
+        (NoArguments, '[model]\nstyle = "gr00t"\n', "has no method get_action.observation., which style 'gr00t' needs"),
         (object, "[model]\n", "cannot be called with .path, device., as a policy of style 'shmserve' is"),
         (Gr00t, "[model]\n[model.arguments]\ntag = 1\n", "unexpected keyword argument 'tag'.*\\[model.arguments\\]"),
     ],
@@ -110,9 +110,9 @@ def test_a_class_that_does_not_fit_its_style_is_refused_with_the_remedy(
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ('[model]\nstyle = "opnepi"\n', "style = 'opnepi' is none of shmserve, openpi, gr00t"),
+        ('[model]\nstyle = "opnepi"\n', "style = 'opnepi' must be one of shmserve, openpi, gr00t"),
         ("[model]\nstyle = 3\n", "style = 3 must be a string"),
-        ('[model]\narrays = "jax"\n', "arrays = 'jax' is none of torch, numpy"),
+        ('[model]\narrays = "jax"\n', "arrays = 'jax' must be one of torch, numpy"),
         ('[model]\nformat = "torchscript"\narrays = "numpy"\n', "arrays is for format python or installed"),
         ("[model]\narguments = 3\n", "arguments = 3 must be a table"),
         ('[model]\nformat = "torchscript"\nstyle = "openpi"\n', "style is for format python or installed"),

@@ -72,9 +72,9 @@ def test_the_seed_of_a_comparison_does_not_affect_later_draws(record: Record) ->
             "try: {}['no']\n        except KeyError: x = x * x.sum().item()",
             r"cannot be recorded \(line 21 of policy.py.*stream is capturing;",
         ),
-        ("self.calls += 1; x = x * self.calls", "gives another action than called"),
-        ("import random; x = x * random.random()", "gives another action than called"),
-        ("import numpy; x = x * numpy.random.rand()", "gives another action than called"),
+        ("self.calls += 1; x = x * self.calls", "gives another action than a direct call"),
+        ("import random; x = x * random.random()", "gives another action than a direct call"),
+        ("import numpy; x = x * numpy.random.rand()", "gives another action than a direct call"),
     ],
 )
 def test_a_recording_that_fails_is_refused_with_the_error_and_line_of_the_policy(

@@ -33,8 +33,8 @@ RAISED = {
     "exit": "SystemExit: enough",
     "stop": "StopIteration: enough",
     "memory": "MemoryError: enough",
-    "text exits": "TextExits: (its text cannot be had)",
-    "text is none": "TextIsNone: (its text cannot be had)",
+    "text exits": "TextExits: (its text cannot be read)",
+    "text is none": "TextIsNone: (its text cannot be read)",
     "text is shouted": "TextIsShouted: a text of a class of its own",
     "text is long": "KeyboardInterrupt: long long long",
     "name exits": "NameExits: enough",
@@ -85,7 +85,7 @@ def test_any_exception_of_a_policy_fails_only_that_request(unruly: Daemon) -> No
             assert other.infer({"do": "", "what": ""}) == {"engine": engine}, what
         failure(lambda: client.infer({"do": "raise", "what": "group"}))
     assert unruly.engine_pid == engine
-    assert "    of it SystemExit: two" in unruly.log or "KeyboardInterrupt: several" in unruly.log
+    assert "    member SystemExit: two" in unruly.log or "KeyboardInterrupt: several" in unruly.log
 
 
 def test_any_exception_of_a_reset_fails_only_that_reset(unruly: Daemon) -> None:

@@ -239,7 +239,7 @@ def test_an_observation_that_cannot_be_recorded_is_refused(echo: Daemon, tmp_pat
 
     for refused, said in (
         (unknown, "client 77 is not attached"),
-        (exists, "overwrites nothing"),
+        (exists, "exists: record into another file"),
         (busy, "one recording at a time"),
     ):
         assert refused.returncode == 1 and said in refused.stderr, refused.stderr

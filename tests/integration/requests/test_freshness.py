@@ -86,7 +86,7 @@ def test_no_observation_is_younger_than_an_age_of_nothing(client: ShmClient) -> 
 
 
 def test_freshness_is_asked_for_in_every_way_of_asking(client: ShmClient) -> None:
-    old: Any = {"capture_time": time.monotonic() - 2, "max_age_s": 1.0}
+    old: Any = {"capture_time": time.monotonic() - 2, "max_age": 1.0}
 
     assert outcome(client.submit({"do": "count"}, **old)) is ObservationStale
     with client.loan({"do": "count"}, **old) as observation:
@@ -112,10 +112,10 @@ def test_an_invalid_capture_time_is_refused(client: ShmClient, capture_time: flo
         client.submit({"do": "count"}, capture_time=capture_time)
 
 
-@pytest.mark.parametrize("max_age_s", [-1.0, math.nan, math.inf])
-def test_an_invalid_age_is_refused(client: ShmClient, max_age_s: float) -> None:
+@pytest.mark.parametrize("max_age", [-1.0, math.nan, math.inf])
+def test_an_invalid_age_is_refused(client: ShmClient, max_age: float) -> None:
     with pytest.raises(ValueError, match="0 to 86400 seconds"):
-        client.infer({"do": "count"}, max_age=max_age_s)
+        client.infer({"do": "count"}, max_age=max_age)
 
 
 # Newer requests

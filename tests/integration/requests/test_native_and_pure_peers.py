@@ -88,7 +88,7 @@ def test_the_status_and_the_log_report_an_engine_in_pure_python(daemon: tuple[Da
 
     shown = subprocess.run([*admin, "status"], capture_output=True, text=True, timeout=60, check=True).stdout
 
-    assert ("Python (not compiled): see docs/performance.md" in shown) is not engine_native
-    assert ("request path: Python (not compiled)" in served.log) is not engine_native
+    assert ("Python (no native core): see docs/performance.md" in shown) is not engine_native
+    assert ("request path: Python (no native core)" in served.log) is not engine_native
     assert served.status()["engine"]["native"] is engine_native
     assert "native" not in served.status()["model"]

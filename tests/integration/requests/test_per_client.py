@@ -138,7 +138,7 @@ def test_a_deterministic_policy_is_given_the_id_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "missing"),
     [
-        ("", "nothing tells the policy that a client has left"),
+        ("", "the policy has no method to call when a client leaves"),
         ("\n    def reset(self, client_id): pass\n" + _BATCH.format(arguments=""), "does not take client_ids"),
     ],
     ids=["leaving", "batches"],

@@ -107,7 +107,7 @@ def test_a_process_that_dies_leaves_nothing(
 def test_a_disk_that_fails_is_not_the_fault_of_the_package(
     take_confined: Take, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, remedy in (("ENOSPC", "make room"), ("EIO", "see to the state directory")):
+    for name, remedy in (("ENOSPC", "make room"), ("EIO", "check the state directory")):
         monkeypatch.setenv("SHMSERVE_FAILPOINTS", f"ingest.in_file=raise:{name}")
 
         with pytest.raises(StoreUnavailable, match=remedy):

@@ -1,4 +1,4 @@
-"""A new model whose first requests go wrong is taken back by itself, and it is said everywhere; a good one stays."""
+"""A new model whose first requests go wrong is rolled back by itself, and it is said everywhere; a good one stays."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def client(daemon: Daemon) -> Iterator[ShmClient]:
         yield client
 
 
-def _check_taken_back(daemon: Daemon, bad: Path, good: str, why: str) -> None:
+def _check_rolled_back(daemon: Daemon, bad: Path, good: str, why: str) -> None:
     """Status, log and the list of versions say so; a rollback does not lead to the bad one."""
     version = content_version(bad)
-    said = wait_until("it is taken back", lambda: daemon.status()["taken_back"])
-    assert re.fullmatch(f"version {version} was taken back for {good}: {why}", said)
+    said = wait_until("it is rolled back", lambda: daemon.status()["rolled_back"])
+    assert re.fullmatch(f"version {version} was rolled back to {good}: {why}", said)
     assert said in daemon.log
     assert said in " ".join(admin(daemon, "status").stdout.split())
     daemon.wait_ready()
@@ -51,17 +51,17 @@ def _check_taken_back(daemon: Daemon, bad: Path, good: str, why: str) -> None:
 
     def known() -> bool:
         (kept,) = [kept for kept in daemon.admin("Versions")["versions"] if kept["version"] == version]
-        return bool(re.fullmatch(why, kept["taken_back"] or "")) and not kept["current"] and not kept["previous"]
+        return bool(re.fullmatch(why, kept["rolled_back"] or "")) and not kept["current"] and not kept["previous"]
 
     wait_until("it is known of the version", known)
-    assert "taken back" in admin(daemon, "versions").stdout
+    assert "rolled back" in admin(daemon, "versions").stdout
     with refused("no_previous", version, "shmserve-admin versions shows why"):
         rollback(daemon)
     wait_until("what is no good is not kept warm", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
 
 
 @pytest.mark.fault("T80")
-def test_a_model_that_crashes_on_its_third_request_is_taken_back(
+def test_a_model_that_crashes_on_its_third_request_is_rolled_back(
     daemon: Daemon, start_robot: Callable[..., Robot], tmp_path: Path
 ) -> None:
     good, bad = served(daemon), gain_package(tmp_path, 3, dies_at=3)
@@ -71,7 +71,7 @@ def test_a_model_that_crashes_on_its_third_request_is_taken_back(
 
     assert update(daemon, bad)["changed"]
 
-    _check_taken_back(daemon, bad, good, "its engine died on probation")
+    _check_rolled_back(daemon, bad, good, "its engine died on probation")
     # The engine of before was warm still; the request that killed the new one was answered by it.
     assert engines_of(daemon.pid) == before
     report = robot.finish(signal.SIGTERM)
@@ -79,10 +79,10 @@ def test_a_model_that_crashes_on_its_third_request_is_taken_back(
     assert sum(report["answers"].values()) == report["asked"]
 
 
-def test_a_model_that_fails_too_often_is_taken_back(daemon: Daemon, client: ShmClient, tmp_path: Path) -> None:
+def test_a_model_that_fails_too_often_is_rolled_back(daemon: Daemon, client: ShmClient, tmp_path: Path) -> None:
     good, bad = served(daemon), gain_package(tmp_path, 4, fails_of_ten=7)
     assert update(daemon, bad)["changed"]
-    assert daemon.status()["taken_back"] is None
+    assert daemon.status()["rolled_back"] is None
 
     failed = 0
     version = None
@@ -92,7 +92,7 @@ def test_a_model_that_fails_too_often_is_taken_back(daemon: Daemon, client: ShmC
         except InferenceFailed:
             failed += 1
 
-    _check_taken_back(daemon, bad, good, r"\d+ of its first \d+ requests failed")
+    _check_rolled_back(daemon, bad, good, r"\d+ of its first \d+ requests failed")
     # Not at the first failures, when there is no share to speak of yet.
     assert failed >= 5
 
@@ -111,7 +111,7 @@ def test_a_model_that_fails_now_and_then_stays(daemon: Daemon, client: ShmClient
             failed += 1
 
     assert failed == 2 * _REQUESTS * 2 // 10
-    assert (served(daemon), daemon.status()["taken_back"]) == (content_version(package), None)
+    assert (served(daemon), daemon.status()["rolled_back"]) == (content_version(package), None)
     assert rollback(daemon)["version"] == before
 
 
@@ -127,7 +127,7 @@ def test_after_probation_a_crash_is_a_restart_and_no_reason_to_go_back(
         assert client.infer(_X, timeout=60)["k"] == 6, number
 
     daemon.wait_ready()
-    assert (served(daemon), daemon.status()["taken_back"]) == (content_version(package), None)
+    assert (served(daemon), daemon.status()["rolled_back"]) == (content_version(package), None)
     assert rollback(daemon)["version"] == before
 
 
@@ -147,4 +147,4 @@ def test_a_rollback_to_a_model_that_crashes_does_not_lead_back(
         assert client.infer(_X, timeout=60)["k"] == 7
 
     daemon.wait_ready()
-    assert (served(daemon), daemon.status()["taken_back"]) == (content_version(frail), None)
+    assert (served(daemon), daemon.status()["rolled_back"]) == (content_version(frail), None)

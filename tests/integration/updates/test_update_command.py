@@ -162,7 +162,7 @@ def test_the_serving_version_is_not_loaded_again(daemon: Daemon, packages: list[
 @pytest.mark.long
 def test_the_device_may_be_named_and_a_wrong_one_is_refused(daemon: Daemon, packages: list[Path]) -> None:
     assert not update(daemon, packages[0], device="cpu")["changed"]
-    with refused("device", 'device = "abacus": "cpu", "cuda", or "cuda:0"'):
+    with refused("device", 'device = "abacus" must be "cpu", "cuda", or "cuda:0"'):
         update(daemon, packages[0], device="abacus")
     with refused("device", "DeviceMissing: device cuda:99: the"):
         update(daemon, packages[0], device="cuda:99")

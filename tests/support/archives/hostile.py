@@ -112,10 +112,10 @@ _KINDS = [
 ] + [Hostile("directory with content", _with(member(b"d/", b"boo", b"5")), "is a directory with 3 bytes")]
 
 _CLASHES = [
-    Hostile("twice", _with(member(b"policy.py")), "is there twice"),
-    Hostile("twice with a dot", _with(member(b"./policy.py")), "is there twice"),
-    Hostile("twice by pax", _with(pax(record("path", "policy.py")), member(b"other")), "is there twice"),
-    Hostile("twice by a long name", _with(long_name(b"policy.py\0"), member(b"other", magic=GNU)), "is there twice"),
+    Hostile("twice", _with(member(b"policy.py")), "occurs twice"),
+    Hostile("twice with a dot", _with(member(b"./policy.py")), "occurs twice"),
+    Hostile("twice by pax", _with(pax(record("path", "policy.py")), member(b"other")), "occurs twice"),
+    Hostile("twice by a long name", _with(long_name(b"policy.py\0"), member(b"other", magic=GNU)), "occurs twice"),
     Hostile("file as a directory", _with(member(b"policy.py/evil.py")), "both a file and a directory"),
     Hostile("directory as a file", _with(directory(b"d/"), member(b"d")), "both a file and a directory"),
     Hostile("implied directory as a file", _with(member(b"d/e/f"), member(b"d/e")), "both a file and a directory"),
@@ -125,17 +125,17 @@ _CLASHES = [
 _SIZES = [
     Hostile("too many files", _with(*(member(b"%d" % n, b"") for n in range(1023))), "more than 1024 members"),
     Hostile("too many directories", _with(*(directory(b"%d/" % n) for n in range(1023))), "more than 1024 members"),
-    Hostile("a flood of headers", lambda: tar(*(member(b"x", b"") for _ in range(50_000))), "is there twice"),
+    Hostile("a flood of headers", lambda: tar(*(member(b"x", b"") for _ in range(50_000))), "occurs twice"),
     Hostile("a flood of global headers", _with(pax(record("comment", "x"), kind=b"g") * 5000), "more than 1024"),
     Hostile("a large file", _with(header(b"big", 8**11 - 1)), "cut off"),
     Hostile("more than a package may have", _with(header(b"big", b"\x80" + (17 << 30).to_bytes(11, "big"))), "at most"),
     Hostile("2**50 bytes", _with(header(b"big", b"\x80" + (1 << 50).to_bytes(11, "big"))), "at most"),
     Hostile("2**87 bytes", _with(header(b"big", b"\x80" + b"\xff" * 11)), "at most"),
     Hostile("negative", _with(header(b"big", b"\xff" * 12)), "negative or absurd"),
-    Hostile("negative in octal", _with(header(b"big", b"-0000000001\0")), "no number for its size"),
-    Hostile("hexadecimal", _with(header(b"big", b"0x000000010\0")), "no number for its size"),
-    Hostile("decimal", _with(header(b"big", b"00000000009\0")), "no number for its size"),
-    Hostile("no size", _with(header(b"big", b"")), "no number for its size"),
+    Hostile("negative in octal", _with(header(b"big", b"-0000000001\0")), "a size that is not a number"),
+    Hostile("hexadecimal", _with(header(b"big", b"0x000000010\0")), "a size that is not a number"),
+    Hostile("decimal", _with(header(b"big", b"00000000009\0")), "a size that is not a number"),
+    Hostile("no size", _with(header(b"big", b"")), "a size that is not a number"),
     Hostile("two files that are too much", _with(*(header(b"%d" % n, 8**11 - 1) for n in range(3))), "cut off"),
 ]
 
@@ -162,17 +162,23 @@ _PAX = [
     Hostile("pax sparse of star", _with(pax(record("SCHILY.realsize", "9")), member(b"x")), "no model package needs"),
     Hostile("pax names in bytes", _with(pax(record("hdrcharset", "BINARY")), member(b"x")), "no model package needs"),
     Hostile("pax size huge", _with(pax(record("size", str(1 << 50))), header(b"x", 0)), "at most"),
-    Hostile("pax size beyond numbers", _with(pax(record("size", "9" * 4000)), header(b"x", 0)), "is no number"),
-    Hostile("pax size negative", _with(pax(record("size", "-1")), member(b"x")), "is no number"),
+    Hostile(
+        "pax size beyond numbers",
+        _with(pax(record("size", "9" * 4000)), header(b"x", 0)),
+        "a pax size that is not a number",
+    ),
+    Hostile("pax size negative", _with(pax(record("size", "-1")), member(b"x")), "a pax size that is not a number"),
     Hostile("pax size differs", _with(pax(record("size", "512")), member(b"x")), "two sizes, 1 and 512"),
     Hostile("pax size of a directory", _with(pax(record("size", "0")), member(b"d/", b"boo", b"5")), "two sizes"),
-    Hostile("pax record longer than pax", _with(member(b"p", b"99 path=x\n", b"x"), member(b"x")), "told apart"),
-    Hostile("pax record of no length", _with(member(b"p", b"0 path=x\n", b"x"), member(b"x")), "told apart"),
-    Hostile("pax record of negative length", _with(member(b"p", b"-9 path=x\n", b"x"), member(b"x")), "told apart"),
-    Hostile("pax record that ends early", _with(member(b"p", b"7 path=x\n", b"x"), member(b"x")), "told apart"),
-    Hostile("pax record without =", _with(member(b"p", b"10 path:x\n", b"x"), member(b"x")), "told apart"),
-    Hostile("pax record without a key", _with(pax(record("", "x")), member(b"x")), "told apart"),
-    Hostile("pax without spaces", _with(member(b"p", b"1" * 60_000, b"x"), member(b"x")), "told apart"),
+    Hostile("pax record longer than pax", _with(member(b"p", b"99 path=x\n", b"x"), member(b"x")), "malformed records"),
+    Hostile("pax record of no length", _with(member(b"p", b"0 path=x\n", b"x"), member(b"x")), "malformed records"),
+    Hostile(
+        "pax record of negative length", _with(member(b"p", b"-9 path=x\n", b"x"), member(b"x")), "malformed records"
+    ),
+    Hostile("pax record that ends early", _with(member(b"p", b"7 path=x\n", b"x"), member(b"x")), "malformed records"),
+    Hostile("pax record without =", _with(member(b"p", b"10 path:x\n", b"x"), member(b"x")), "malformed records"),
+    Hostile("pax record without a key", _with(pax(record("", "x")), member(b"x")), "malformed records"),
+    Hostile("pax without spaces", _with(member(b"p", b"1" * 60_000, b"x"), member(b"x")), "malformed records"),
     Hostile("pax record twice", _with(pax(record("path", "a"), record("path", "b")), member(b"x")), "twice"),
     Hostile("pax of 1 GiB", _with(header(b"p", 1 << 30, b"x")), "a pax header of 1073741824 bytes"),
     Hostile("pax of 100 KiB", _with(pax(record("comment", "x" * 100 * KIB)), member(b"x")), "a pax header of"),
@@ -188,7 +194,7 @@ _PAX = [
     Hostile(
         "global header in between",
         _with(pax(record("path", "a")), pax(record("comment", "x"), kind=b"g"), member(b"x")),
-        "between a file and what belongs to it",
+        "between an extension header and its file",
     ),
 ]
 
@@ -202,8 +208,8 @@ _LONG_NAMES = [
 ]
 
 _HEADERS = [
-    Hostile("damaged name", lambda: BASE + _flipped(tar(member(b"weights")), 3), "checksum does not fit"),
-    Hostile("no checksum", _with(header(b"x", checksum=b"\0" * 8)), "checksum does not fit"),
+    Hostile("damaged name", lambda: BASE + _flipped(tar(member(b"weights")), 3), "checksum does not match"),
+    Hostile("no checksum", _with(header(b"x", checksum=b"\0" * 8)), "checksum does not match"),
     Hostile("old format", _with(member(b"x", magic=bytes(8))), "neither POSIX"),
     Hostile("new format", _with(member(b"x", magic=b"ustar\x0001")), "neither POSIX"),
 ]
@@ -217,9 +223,9 @@ _FORMATS = [
     Hostile("xz", lambda: lzma.compress(tar(BASE)), "compressed with xz"),
     Hostile("bzip2", lambda: bz2.compress(tar(BASE)), "compressed with bzip2"),
     Hostile("zstd", lambda: b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd"),
-    Hostile("no file", lambda: END, "no file in it"),
-    Hostile("directories only", lambda: tar(directory(b"model/")), "no file in it"),
-    Hostile("caches only", lambda: tar(member(b"__pycache__/policy.cpython-311.pyc")), "no file in it"),
+    Hostile("no file", lambda: END, "the package contains no files"),
+    Hostile("directories only", lambda: tar(directory(b"model/")), "the package contains no files"),
+    Hostile("caches only", lambda: tar(member(b"__pycache__/policy.cpython-311.pyc")), "the package contains no files"),
 ]
 
 _GZIP = [

@@ -92,9 +92,9 @@ def _one_file(name: str, content: bytes) -> Callable[[Path], Path]:
 
 
 _CONTENT = [
-    Bad("nothing", _files({}), "there is no file in it"),
-    Bad("empty directories", _empty_directories, "there is no file in it"),
-    Bad("only a cache", _files({"__pycache__/policy.cpython-311.pyc": b"\0"}), "there is no file in it"),
+    Bad("nothing", _files({}), "the package contains no files"),
+    Bad("empty directories", _empty_directories, "the package contains no files"),
+    Bad("only a cache", _files({"__pycache__/policy.cpython-311.pyc": b"\0"}), "the package contains no files"),
     Bad("only a text", _files({"README.md": "a model"}), "none of model.pt2, model.pt, policy.py"),
     Bad("the folder above", _files({"model/policy.py": POLICY}), "none of model.pt2, model.pt, policy.py"),
     Bad("two models", _files({"model.pt": b"", "policy.py": POLICY}), "remove the others, or write model.toml"),
@@ -122,7 +122,9 @@ _MANIFESTS = [
     Bad("a table that is none", _manifest("model = 3\n"), "must be a table"),
     Bad("an unknown table", _manifest("[modle]\n"), "did you mean 'model'?"),
     Bad("an unknown key", _manifest("[model]\nentyr = 'policy:Policy'\n"), "did you mean 'entry'?"),
-    Bad("an unknown format", _manifest("[model]\nformat = 'onnx'\n"), "is none of torch-export, torchscript, python"),
+    Bad(
+        "an unknown format", _manifest("[model]\nformat = 'onnx'\n"), "must be one of torch-export, torchscript, python"
+    ),
     Bad("no class", _manifest("[model]\nentry = 'policy'\n"), "must be module:class"),
     Bad("a path for a class", _manifest("[model]\nentry = '../x:Policy'\n"), "must be module:class"),
     Bad("a number in quotes", _manifest("[model]\nmax_batch = '4'\n"), "must be an integer"),

@@ -36,7 +36,7 @@ def status() -> dict[str, Any]:
         "error": None,
         "model": {"name": "reach", "version": "2a165e74c8828df1", "device": "cpu"},
         "engine": {"pid": 1_234_568, "restarts": 0, "heartbeat_age_s": 0.02},
-        "taken_back": None,
+        "rolled_back": None,
         "problems": [],
         "pid": 1_234_566,
         "uptime_s": 90_000.0,
@@ -116,7 +116,7 @@ def test_a_version_is_named_whole_and_its_note_takes_the_lines_that_it_needs(wid
     version = {"version": "2a165e74c8828df1", "serving": False, "standby": False, "previous": True, "added_s": 1e9}
     facts = {"release": 0, "size_bytes": 678, "served": 87_654_321, "device": "cpu", "source": "models/arm", "note": ""}
 
-    lines = drawn(versions_view.render([{**version, **facts, "taken_back": None, "refused": note}]), width)
+    lines = drawn(versions_view.render([{**version, **facts, "rolled_back": None, "refused": note}]), width)
 
     assert max(map(len, lines)) <= width
     assert "2a165e74c8828df1" in lines[1] and "previous" in lines[1]

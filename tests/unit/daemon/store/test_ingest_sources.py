@@ -76,7 +76,7 @@ def test_a_bad_name_in_a_directory_is_refused(take: Take, tmp_path: Path) -> Non
 def test_an_empty_directory_is_refused(take: Take, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
 
-    with pytest.raises(ArchiveRefused, match="no file in it"):
+    with pytest.raises(ArchiveRefused, match="the package contains no files"):
         take(tmp_path / "model")
 
 

@@ -137,7 +137,7 @@ def test_a_current_that_is_gone_falls_to_the_previous(open_store: Open, tmp_path
     store = open_store()
 
     served = good(store)
-    assert store.current() is None and "is not kept here any more" in store.problems[0]
+    assert store.current() is None and "is no longer kept here" in store.problems[0]
     assert served is not None and served.digest == one.digest
     store.make_current(served)
     assert store.problems == open_store().problems + store.problems

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
-from shmserve.daemon.engine.device.memory import Beside, DeviceMemoryShort, available_bytes, check_room, needed_bytes
+from shmserve.daemon.engine.device.memory import (
+    DeviceMemoryShort,
+    ServingMemory,
+    available_bytes,
+    check_room,
+    needed_bytes,
+)
 from shmserve.daemon.engine.device.tuning import SIZES, least_size, measured_threshold
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device_failure import DeviceLost
@@ -112,13 +118,13 @@ def test_the_threshold_is_measured_and_leaves_nothing_registered() -> None:
 
 
 def test_the_memory_of_a_model_is_declared_or_scaled_from_the_serving_one() -> None:
-    beside = Beside(model_bytes=3000 * _MIB, package_bytes=1000 * _MIB)
+    beside = ServingMemory(model_bytes=3000 * _MIB, package_bytes=1000 * _MIB)
 
     assert needed_bytes(10, 77, beside) == (77, "its device_bytes")
     needed, why = needed_bytes(2000 * _MIB, None, beside)
     assert needed == 6000 * _MIB
     assert "3000 MiB of the model that serves" in why and "device_bytes" in why
-    assert needed_bytes(1000, None, Beside(0, 0))[0] == 1200
+    assert needed_bytes(1000, None, ServingMemory(0, 0))[0] == 1200
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_the_way_out() -> None:

@@ -128,7 +128,7 @@ def test_a_policy_that_is_not_installed_is_missed_naming_those_that_are(
     directory = bring_weights(tmp_path / "p")
     (directory / "model.toml").write_text('[model]\nformat = "installed"\nentry = "scales"')
 
-    with pytest.raises(ModelPackageError, match=r"no installed policy is called 'scales' .*: scale"):
+    with pytest.raises(ModelPackageError, match=r"no installed policy is named 'scales' .*: scale"):
         loaded(directory)
 
 
@@ -141,7 +141,7 @@ def test_an_installed_entry_names_what_is_registered_and_nothing_else(
     directory = bring_weights(tmp_path / "p")
     (directory / "model.toml").write_text(f'[model]\nformat = "installed"\nentry = "{entry}"')
 
-    with pytest.raises(ModelPackageError, match="no installed policy is called"):
+    with pytest.raises(ModelPackageError, match="no installed policy is named"):
         loaded(directory)
 
 

@@ -115,7 +115,7 @@ def test_numbers_and_constants_are_arguments_too(tmp_path: Path) -> None:
 
     assert model.infer([{"state": state, "steps": 4}])[0]["action"].tolist() == [2.0, 4.0]
     assert model.infer([{"state": state, "steps": 6, "gain": 0.5}])[0]["action"].tolist() == [3.0, 6.0]
-    assert "gain: expected 0.5, which the module was saved with, got the float 0.75" in mismatch(
+    assert "gain: expected 0.5, the value that the module was saved with, got the float 0.75" in mismatch(
         model, {"state": state, "steps": 4, "gain": 0.75}
     )
     assert "steps: expected int, got the float 4.0" in mismatch(model, {"state": state, "steps": 4.0})
@@ -148,7 +148,9 @@ def test_every_entry_that_does_not_fit_is_listed_with_what_it_should_be(tmp_path
     )
     assert mismatch(model, {**seen, "state": "two"}) == "state: expected float32[2], got the str 'two'"
     assert mismatch(model, {**seen, "state": seen["state"][None]}) == ("state: expected float32[2], got float32[1, 2]")
-    assert "state: expected float32[2], got missing (the observation has no names" in mismatch(model, seen["state"])
+    assert "state: expected float32[2], got missing (the observation has no named entries" in mismatch(
+        model, seen["state"]
+    )
 
 
 def test_a_wrong_dtype_is_refused_even_where_torch_would_convert(tmp_path: Path) -> None:
@@ -260,8 +262,9 @@ def test_without_batch_dim_the_first_dimension_is_the_robots(tmp_path: Path) -> 
     (action,) = model.infer([both])
 
     assert action["action"].shape == (2, 4)
-    assert "state: expected float32[0-8, 2], got float32[1, 2] (1 here must be the 2 before)" in mismatch(
-        model, {**both, "state": both["state"][:1]}
+    assert (
+        "state: expected float32[0-8, 2], got float32[1, 2] (length 1 must equal 2, as in an earlier argument)"
+        in mismatch(model, {**both, "state": both["state"][:1]})
     )
 
 

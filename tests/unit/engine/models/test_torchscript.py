@@ -148,7 +148,7 @@ def test_an_exported_reset_is_called(tmp_path: Path) -> None:
 def test_a_module_that_keeps_something_and_does_not_say_so_is_refused(tmp_path: Path, name: str, kept: str) -> None:
     directory = package(tmp_path, "model.pt", name, EXAMPLE, state=STATE)
 
-    with pytest.raises(ModelPackageError, match=rf"keeps something .*\({kept}\).*stateful = true"):
+    with pytest.raises(ModelPackageError, match=rf"keeps state .*\({kept}\).*stateful = true"):
         loaded(directory)
 
 

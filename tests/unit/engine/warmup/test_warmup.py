@@ -75,7 +75,7 @@ def test_an_expected_action_without_an_example_is_refused(tmp_path: Path) -> Non
     package(tmp_path, "model.pt2", "without_example", '[warmup]\nexpected = "expected.npz"')
     np.savez(tmp_path / "expected.npz", action=STATE)
 
-    assert "there is no example" in refusal(tmp_path)
+    assert "the model has no example" in refusal(tmp_path)
 
 
 @pytest.mark.fault("T43")
@@ -83,7 +83,7 @@ def test_nan_in_the_action_is_refused_unless_it_is_meant(tmp_path: Path) -> None
     package(tmp_path / "refused", "model.pt2", "root")
     package(tmp_path / "meant", "model.pt2", "root", "[warmup]\nallow_nonfinite = true")
 
-    assert "action: 1 of 2 values are NaN or infinite (if that is meant, say allow_nonfinite" in refusal(
+    assert "action: 1 of 2 values are NaN or infinite (if that is intended, set allow_nonfinite" in refusal(
         tmp_path / "refused"
     )
     assert warmed(tmp_path / "meant").action == {"action": {"dtype": "float32", "shape": [2]}}
@@ -100,7 +100,10 @@ def test_a_model_that_lets_batches_differ_from_single_requests_is_refused(tmp_pa
     (tmp_path / "differing.py").write_text((tmp_path / "policy.py").read_text())
     (tmp_path / "model.toml").write_text('[model]\nentry = "differing:Policy"\nmax_batch = 4')
 
-    assert refusal(tmp_path) == "alone -> in a batch of 4: action.actions: float32[2] -> float32[1]"
+    assert (
+        refusal(tmp_path)
+        == "the action's structure differs, alone -> in a batch of 4: action.actions: float32[2] -> float32[1]"
+    )
 
 
 @pytest.mark.parametrize("file", ["example.npz", "expected.npz"])
@@ -220,10 +223,10 @@ class Policy:
 @pytest.mark.parametrize(
     ("pose", "says"),
     [
-        ("next(self.calls)", "keeps something from one request for the next"),
-        ("self.action.add_(1)", "keeps something"),  # the same memory each time
-        ("str(next(self.calls))", "keeps something"),
-        ("self.dropout(o['state'])", "draws random numbers. If that is meant (sampled noise), say sampling = true"),
+        ("next(self.calls)", "keeps state from one request to the next"),
+        ("self.action.add_(1)", "keeps state"),  # the same memory each time
+        ("str(next(self.calls))", "keeps state"),
+        ("self.dropout(o['state'])", "draws random numbers. If that is intended (sampled noise), set sampling = true"),
         ("torch.randn(4)", "draws random numbers"),
         ("np.random.rand(4)", "draws random numbers"),
         ("random.random()", "draws random numbers"),
@@ -238,7 +241,7 @@ def test_a_class_whose_actions_for_one_example_differ_is_warned_of_once(
     warmed(tmp_path)
 
     (record,) = caplog.records
-    assert "gives different actions (pose: " in record.getMessage() and says in record.getMessage()
+    assert "gives different actions for the same example (pose: " in record.getMessage() and says in record.getMessage()
     assert "drop" in pose or "torch" in pose or torch.equal(torch.random.get_rng_state(), before)
 
 
