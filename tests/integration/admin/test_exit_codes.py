@@ -60,7 +60,7 @@ CASES: dict[str, Case] = {
     "versions": Case(_NONSENSE, []),
     "rollback": Case(["one", "two"], [], ["ffff"]),
     "reload": Case(_NONSENSE, [], []),  # refused: of a file with a mistake
-    # Ended with q or a signal: see below, and tests/integration/admin/test_admin_seeing.py.
+    # Ended with q or a signal: see below, and tests/integration/admin/test_admin_views.py.
     "top": Case(["--interval", "0"]),
     "generate-key": Case([], ["{tmp}/key.pem"], ["{text}"], asks=False),
     "sign": Case(["{other}"], ["{signed}", "--key", "{tmp}/key.pem"], ["{signed}", "--key", "{absent}"], asks=False),
