@@ -17,7 +17,7 @@ from .wait_ready import amount
 #: First bytes of zip, xz, zstd and bzip2: the daemon names the format.
 _PACKED = (b"PK\x03\x04", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"BZh")
 #: Between two numbers in output that is not a terminal.
-_TELL_S = 5.0
+_REPORT_INTERVAL_S = 5.0
 
 
 def open_package(path: Path) -> int:
@@ -56,9 +56,11 @@ def name_of(path: Path) -> str:
     return path.resolve().name or str(path)
 
 
-def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+def follow(
+    replies: Iterator[dict[str, Any]], *, quiet: bool, report_interval_s: float = _REPORT_INTERVAL_S
+) -> dict[str, Any]:
     """Print each step with its duration, and return the result."""
-    steps = _Steps(quiet)
+    steps = _Steps(quiet, report_interval_s)
     try:
         for reply in replies:
             if reply["result"] is not None:
@@ -76,8 +78,9 @@ def follow(replies: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
 class _Steps:
     """Prints one line for each step; the line ends with the step."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, report_interval_s: float) -> None:
         self._quiet = quiet
+        self._report_interval_s = report_interval_s
         self._step: str | None = None
         self._began_s = 0.0
         self._told = False
@@ -100,7 +103,7 @@ class _Steps:
         if sys.stdout.isatty():
             print(f"\r  {self._step:<10}{amount(done, of)}{percent}", end="\x1b[K", flush=True)
             self._told = True
-        elif percent and time.monotonic() - self._told_s >= _TELL_S:
+        elif percent and time.monotonic() - self._told_s >= self._report_interval_s:
             print(percent, end="", flush=True)
             self._told_s = time.monotonic()
 

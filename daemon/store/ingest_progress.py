@@ -16,13 +16,14 @@ log = logging.getLogger(__name__)
 
 #: Smaller packages are ingested so quickly that their progress is not logged.
 _TOLD_BYTES = 64 << 20
-_TELL_S = 5.0
+_REPORT_INTERVAL_S = 5.0
 
 
 class IngestProgress:
     """The ingest or comparison that is running."""
 
-    def __init__(self) -> None:
+    def __init__(self, report_interval_s: float = _REPORT_INTERVAL_S) -> None:
+        self._report_interval_s = report_interval_s
         self._now: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any] | None:
@@ -44,7 +45,7 @@ class IngestProgress:
             if of is not None and of >= _TOLD_BYTES and not was_told:
                 log.info("%s %s: %s", verb, _shown(source), gigabytes(of))
                 was_told = True
-            elif was_told and now_s - told_s >= _TELL_S:
+            elif was_told and now_s - told_s >= self._report_interval_s:
                 log.info("%s %s: %s", verb, _shown(source), progress_words(done, of))
                 told_s = now_s
 

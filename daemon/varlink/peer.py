@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _SO_PEERGROUPS = 59  # Linux 4.13; neither number is in Python's socket module
-_SO_PEERPIDFD = 77  # Linux 6.5
+SO_PEERPIDFD = 77  # Linux 6.5
 _UCRED = struct.Struct("=iII")
 _GETSOCKOPT_BYTES = 1024  # the most that Python's getsockopt() takes: 256 groups
 
@@ -49,13 +49,13 @@ def _started(pid: int) -> int:
         return 0
 
 
-def open_pidfd(sock: socket.socket, pid: int) -> int | None:
+def open_pidfd(sock: socket.socket, pid: int, option: int = SO_PEERPIDFD) -> int | None:
     """A pidfd of the process that connected; the caller closes it. None where the kernel cannot tell.
 
     Raises ProcessLookupError if that process is gone.
     """
     try:
-        return sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        return sock.getsockopt(socket.SOL_SOCKET, option)
     except OSError as error:
         if error.errno == errno.ENODATA:
             return None

@@ -20,7 +20,7 @@ from .interface import Device
 from .serving import DeviceServing
 
 #: Minimum time between an idle engine's checks of its device.
-_ASKED_AFTER_NS = 2_000_000_000
+_QUERY_INTERVAL_NS = 2_000_000_000
 #: Batches between two checks of the doorbell, which idle channels ring.
 _BATCHES_PER_TAKE = 4
 
@@ -28,14 +28,15 @@ _BATCHES_PER_TAKE = 4
 class IdleDevice:
     """Check that detects a lost device while the engine is idle, before a client does."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, query_interval_ns: int = _QUERY_INTERVAL_NS) -> None:
         self._device = device
+        self._query_interval_ns = query_interval_ns
         self._event = device.event()
         self._asked_ns = time.monotonic_ns()
 
     def look(self, now_ns: int) -> None:
         """Check the device if the last check is long enough ago; raises DeviceLost."""
-        if now_ns - self._asked_ns < _ASKED_AFTER_NS:
+        if now_ns - self._asked_ns < self._query_interval_ns:
             return
         self._asked_ns = now_ns
         try:

@@ -60,7 +60,7 @@ def test_every_command_shows_examples_that_it_takes(name: str) -> None:
         parsed(COMMANDS[words[0]], words[0], words[1:])
 
 
-def test_the_man_pages_are_what_the_help_says() -> None:
+def test_the_man_pages_match_the_help_output() -> None:
     checked = subprocess.run(
         [sys.executable, REPOSITORY / "man/generate.py", "--check"],
         capture_output=True,
@@ -127,7 +127,7 @@ def test_colours_are_for_a_terminal_that_wants_them(echo: Daemon) -> None:
     assert b"\x1b" not in run(*status).stdout.encode()
 
 
-def test_a_status_says_whose_daemon_it_is(echo: Daemon) -> None:
+def test_a_status_names_the_user_of_the_daemon(echo: Daemon) -> None:
     where = ("--name", echo.name, "--runtime-dir", echo.runtime_dir)
     uid, owner = os.getuid(), echo.runtime_dir.stat().st_uid
 

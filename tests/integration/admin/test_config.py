@@ -181,7 +181,7 @@ def test_a_key_that_is_near_no_other_is_refused_with_all_that_are_known(tmp_path
         ("require_signature = true", "require_signature = true needs signature_keys"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_what_can(tmp_path: Path, line: str, said: str) -> None:
+def test_an_invalid_value_is_refused_with_the_valid_ones(tmp_path: Path, line: str, said: str) -> None:
     refused = refusal(settings(line + "\n", tmp_path))
 
     assert said in refused and f"{tmp_path}/t.toml" in refused
@@ -194,13 +194,13 @@ def test_a_variable_that_cannot_be_is_refused_by_its_name() -> None:
     )
 
 
-def test_a_variable_that_is_no_setting_is_told_with_the_nearest() -> None:
+def test_an_unknown_variable_is_reported_with_the_nearest_setting() -> None:
     found = settings(variables={"SHMSERVE_MAX_CLINETS": "3", "SHMSERVE_RUNTIME_DIR": "/r", "SHMSERVE_DEVICE": "cpu"})
 
     assert found.unknown_variables() == ["SHMSERVE_MAX_CLINETS: no such setting; did you mean 'max_clients'?"]
 
 
-def test_a_file_that_is_not_there_is_refused_if_it_was_asked_for(tmp_path: Path) -> None:
+def test_an_absent_file_is_refused_if_the_operator_named_it(tmp_path: Path) -> None:
     found = Settings("t", DIRECTORIES, flags={}, environment={}, file=tmp_path / "gone.toml")
 
     assert "gone.toml cannot be read: No such file" in refusal(found)
@@ -210,7 +210,7 @@ def test_invalid_toml_is_refused(tmp_path: Path) -> None:
     assert "is not TOML" in refusal(settings("max_clients: 3\n", tmp_path))
 
 
-def test_check_config_says_what_would_be_in_force_and_starts_nothing(tmp_path: Path) -> None:
+def test_check_config_prints_the_effective_settings_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / "good.toml").write_text("max_clients = 3\n")
     (tmp_path / "bad.toml").write_text("max_clinets = 3\n")
 
@@ -241,7 +241,7 @@ def test_check_config_says_what_would_be_in_force_and_starts_nothing(tmp_path: P
 # Reload
 
 
-def test_a_reload_applies_what_is_live_and_tells_what_is_not(start_daemon: Callable[..., Daemon]) -> None:
+def test_a_reload_applies_live_settings_and_reports_the_others(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("echo", config="max_slots = 4\nmax_clients = 8\n")
     (daemon.folder / "config.toml").write_text('max_slots = 2\nmax_clients = 9\nlog_level = "debug"\n')
 

@@ -21,7 +21,7 @@ def described(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon("described")
 
 
-def test_a_client_learns_what_the_model_takes_and_gives(described: Daemon) -> None:
+def test_a_client_reads_the_inputs_and_outputs_of_the_model(described: Daemon) -> None:
     with described.client() as client:
         metadata = client.describe()
 
@@ -34,7 +34,7 @@ def test_a_client_learns_what_the_model_takes_and_gives(described: Daemon) -> No
     assert metadata["action"]["action"] == {"dtype": "float32", "shape": [16, 7]}
 
 
-def test_whatever_a_model_says_of_itself_reaches_client_and_operator(described: Daemon) -> None:
+def test_the_metadata_of_a_model_reaches_client_and_operator(described: Daemon) -> None:
     with described.client() as client:
         said = client.describe()["metadata"]
 

@@ -60,7 +60,7 @@ CASES: dict[str, Case] = {
     "versions": Case(_NONSENSE, []),
     "rollback": Case(["one", "two"], [], ["ffff"]),
     "reload": Case(_NONSENSE, [], []),  # refused: of a file with a mistake
-    # Ended with q or a signal: see below, and tests/integration/admin/test_admin_seeing.py.
+    # Ended with q or a signal: see below, and tests/integration/admin/test_admin_views.py.
     "top": Case(["--interval", "0"]),
     "generate-key": Case([], ["{tmp}/key.pem"], ["{text}"], asks=False),
     "sign": Case(["{other}"], ["{signed}", "--key", "{tmp}/key.pem"], ["{signed}", "--key", "{absent}"], asks=False),
@@ -262,7 +262,7 @@ def test_a_refused_command_exits_with_1_and_says_why(
 
 
 @needs_root
-def test_a_socket_that_may_not_be_opened_is_1_for_every_command_and_says_who_may(place: Place) -> None:
+def test_every_command_exits_1_at_a_forbidden_socket_and_names_the_permitted_users(place: Place) -> None:
     let_in(place.daemon)
     place.daemon.service_dir.chmod(0o711)
 
@@ -298,7 +298,7 @@ def _of_another_user(arguments: list[str]) -> tuple[int, str]:
 # 0: done
 
 
-def test_a_command_whose_output_is_closed_ends_quietly(place: Place) -> None:
+def test_a_command_with_a_closed_output_ends_quietly(place: Place) -> None:
     for words in (
         ["status"],
         ["--json", "status"],
@@ -360,7 +360,7 @@ def test_a_successful_command_exits_with_0_and_writes_no_error(name: str, place:
         assert done.stdout or name == "wait-ready" or (place.files["tmp"] / "metrics.prom").exists()
 
 
-def test_programs_get_json_of_whatever_is_done(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+def test_every_command_prints_json_for_programs(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     daemon = start_daemon("echo")
     np.savez(tmp_path / "example.npz", a=np.zeros(1))
     asked: dict[str, list[Any]] = {

@@ -119,7 +119,9 @@ def test_a_client_s_name_cannot_break_the_format(daemon: Daemon, monkeypatch: py
     assert programs == {'evil"} 1\\# EOF'}, "what cannot be printed is left out"
 
 
-def test_the_text_file_is_replaced_whole_and_readable_for_the_collector(obedient: Daemon, tmp_path: Path) -> None:
+def test_the_daemon_replaces_the_text_file_atomically_and_readable_for_the_collector(
+    obedient: Daemon, tmp_path: Path
+) -> None:
     target = tmp_path / "shmserve.prom"
     target.write_text("what was there\n")
     before = target.stat().st_ino

@@ -78,7 +78,7 @@ def test_a_watchdog_of_another_process_is_not_fed() -> None:
     assert Notifier.from_environment(environment).watchdog_s is None
 
 
-def test_a_manager_that_does_not_read_is_told_again_later(tmp_path: Path) -> None:
+def test_the_daemon_notifies_a_manager_that_does_not_read_again_later(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "notify"))
         notifier = Notifier(str(tmp_path / "notify"))
@@ -93,7 +93,7 @@ def test_a_manager_that_does_not_read_is_told_again_later(tmp_path: Path) -> Non
 # The daemon
 
 
-def test_ready_is_told_once_the_model_is_warm_and_more_time_asked_for_before(
+def test_the_daemon_notifies_ready_when_the_model_is_warm_and_requests_more_time_before(
     make_daemon: Callable[..., Daemon], manager: NotifySocket, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
@@ -116,7 +116,7 @@ def test_ready_is_told_once_the_model_is_warm_and_more_time_asked_for_before(
     assert [key for key, _ in manager.fields].count("READY") == 1
 
 
-def test_a_model_that_cannot_be_loaded_is_told_and_never_ready(
+def test_the_daemon_notifies_a_failed_model_load_and_never_ready(
     make_daemon: Callable[..., Daemon], manager: NotifySocket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)

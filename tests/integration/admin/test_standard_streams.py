@@ -78,7 +78,7 @@ def test_the_admin_command_works_with_closed_streams(how: str, echo: Daemon) -> 
 @pytest.mark.parametrize(
     "how", ["all", *(pytest.param(how, marks=pytest.mark.long) for how in ("stdin", "stdout", "stderr"))]
 )
-def test_a_daemon_that_is_started_with_closed_streams_serves_whatever_is_printed(
+def test_a_daemon_started_with_closed_streams_serves_a_policy_that_prints(
     how: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     (tmp_path / "policy.py").write_text(_PRINTING)

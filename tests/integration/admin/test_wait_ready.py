@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from shmserve.client.cli import update, wait_ready
-from shmserve.daemon.store import ingest_progress
 from shmserve.daemon.store.ingest_progress import IngestProgress
 from tests.support.admin_command import admin, end_admin, served, staged, start_admin
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
@@ -37,7 +36,7 @@ def _large(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("fault", ["at load", "at ingest"])
-def test_a_failed_service_is_told_at_once_with_its_reason_and_the_time_that_passed(
+def test_wait_ready_reports_a_failed_service_at_once_with_reason_and_elapsed_time(
     fault: str, make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     package = tmp_path / "package"
@@ -97,15 +96,8 @@ def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_n
     assert staged(daemon) == []
 
 
-@pytest.fixture
-def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest_progress, "_TELL_S", 0.0)
-    monkeypatch.setattr(update, "_TELL_S", 0.0)
-
-
-@pytest.mark.usefixtures("told_at_once")
 def test_the_log_says_how_far_a_large_package_is_and_nothing_of_a_small_one(caplog: pytest.LogCaptureFixture) -> None:
-    ingest = IngestProgress()
+    ingest = IngestProgress(report_interval_s=0.0)
     with caplog.at_level(logging.INFO), ingest.of("models/big", "receive") as report:
         report(0, 1_500_000_000)
         report(400_000_000, 1_500_000_000)
@@ -130,21 +122,20 @@ def _receiving() -> Iterator[dict[str, Any]]:
     yield {"step": "done", "elapsed_s": 1.5, "detail": {}, "result": {"changed": True}}
 
 
-@pytest.mark.usefixtures("told_at_once")
 def test_an_update_says_how_much_of_the_package_has_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    update.follow(_receiving(), quiet=False)
+    update.follow(_receiving(), quiet=False, report_interval_s=0.0)
     plain = capsys.readouterr().out
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    update.follow(_receiving(), quiet=False)
+    update.follow(_receiving(), quiet=False, report_interval_s=0.0)
     on_terminal = capsys.readouterr().out
 
     assert plain == "  receive    26 % 100 %   1.400 s\n"
     assert "0.4 of 1.5 GB 26 %" in on_terminal and "1.5 of 1.5 GB 100 %" in on_terminal
 
 
-def test_a_service_whose_old_model_was_stopped_for_an_update_does_not_answer() -> None:
+def test_a_service_that_stopped_its_old_model_for_an_update_does_not_answer() -> None:
     assert wait_ready.answers({"state": "updating", "settled": True})
     assert not wait_ready.answers({"state": "updating", "settled": False})
     assert wait_ready.answers(json.loads('{"state": "ready", "settled": true}'))

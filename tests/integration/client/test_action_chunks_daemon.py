@@ -233,7 +233,7 @@ def test_a_late_chunk_is_joined_where_the_time_is(chunked: Daemon, gate: Gate) -
         assert chunks.stats().skipped >= 3
 
 
-def test_an_observation_whose_chunk_could_not_be_used_is_not_inferred(chunked: Daemon) -> None:
+def test_an_observation_too_old_for_a_usable_chunk_is_not_inferred(chunked: Daemon) -> None:
     served = chunked.status()["requests"]["served"]
     with make(chunked, steps=2, period=0.01, prefetch=0, max_wait=30.0, fallback="raise") as chunks:
         with pytest.raises(NoFreshAction, match="too old when its turn came"):
@@ -242,7 +242,7 @@ def test_an_observation_whose_chunk_could_not_be_used_is_not_inferred(chunked: D
         assert chunked.status()["requests"]["served"] == served
 
 
-def test_a_chunk_that_is_out_past_the_step_is_used_by_a_later_step(chunked: Daemon, gate: Gate) -> None:
+def test_a_chunk_that_arrives_after_its_step_is_used_by_a_later_step(chunked: Daemon, gate: Gate) -> None:
     with make(chunked, period=None, prefetch=0, fallback="raise", max_wait=60.0) as chunks:
         for number in range(8):
             chunks.step({"step": number})
@@ -266,7 +266,7 @@ def test_a_reset_reaches_the_policy_and_forgets_the_chunk(chunked: Daemon) -> No
     assert after.action[3] == before.action[3] + 1
 
 
-def test_a_request_out_past_its_deadline_is_not_followed_by_a_second(chunked: Daemon, gate: Gate) -> None:
+def test_a_request_in_flight_past_its_deadline_is_not_followed_by_a_second(chunked: Daemon, gate: Gate) -> None:
     client = chunked.client(timeout=0.2)
     settings: dict[str, Any] = {"steps": 8, "period": None, "fallback": "raise"}
     with ActionChunks(client, max_wait=60.0, **settings) as chunks:

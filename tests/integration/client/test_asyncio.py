@@ -58,7 +58,7 @@ def raises(ask: Callable[[], Any]) -> Exception | None:
 # Answers
 
 
-def test_many_more_requests_than_slots_are_answered_each_with_its_own(client: AsyncShmClient) -> None:
+def test_more_requests_than_slots_each_receive_the_matching_result(client: AsyncShmClient) -> None:
     async def ask(number: int) -> None:
         value = {"n": number, "x": np.full(number % 700, number)}
         assert_same(await client.infer({"do": "echo", "value": value}), value)
@@ -222,7 +222,7 @@ def test_one_thread_serves_a_control_loop(client: AsyncShmClient) -> None:
 # Beside threads, and growth
 
 
-def test_a_result_that_grows_while_another_is_out_is_delivered(client: AsyncShmClient, gate: Gate) -> None:
+def test_a_growing_result_is_delivered_while_another_request_is_in_flight(client: AsyncShmClient, gate: Gate) -> None:
     second = Gate(gate.path.with_name("second"))
 
     async def main() -> None:
@@ -245,7 +245,7 @@ def test_a_result_that_grows_while_another_is_out_is_delivered(client: AsyncShmC
     run(main())
 
 
-def test_observations_of_every_size_grow_the_channel_beside_others(client: AsyncShmClient) -> None:
+def test_observations_of_every_size_grow_the_channel_during_other_requests(client: AsyncShmClient) -> None:
     async def ask(size: int) -> None:
         value = np.full(size, size % 251, np.uint8)
         assert_same(await client.infer({"do": "echo", "value": value}), value)

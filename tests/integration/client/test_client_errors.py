@@ -175,7 +175,7 @@ def test_a_path_too_long_for_a_socket_is_an_invalid_argument(folder: Path) -> No
         client_of(folder / ("d" * 120), max_retries=3).infer({"x": 1})
 
 
-def test_a_path_that_is_not_a_socket_is_not_a_service(folder: Path) -> None:
+def test_a_path_other_than_a_socket_is_not_a_service(folder: Path) -> None:
     path = folder / "arm" / "client.sock"
     with ExitStack() as stack:
         makers: list[Callable[[], object]] = [
@@ -363,7 +363,7 @@ def test_an_exception_of_a_signal_handler_while_an_observation_is_read_is_the_ca
     assert client.infer({"do": "echo", "value": 1}) == 1
 
 
-def test_a_result_without_memory_for_it_is_a_typed_error_of_its_own_request(
+def test_a_result_without_memory_is_a_typed_error_of_that_request(
     client: ShmClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (client.submit({"do": "echo", "value": number}) for number in range(2))

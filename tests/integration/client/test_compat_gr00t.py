@@ -107,7 +107,7 @@ def test_endpoints_are_called_by_name(policy: PolicyClient) -> None:
     assert answer[0]["single_arm"].shape == (1, 16, 5)
 
 
-def test_an_endpoint_that_is_not_there_is_an_error_that_lists_those_that_are(policy: PolicyClient) -> None:
+def test_an_unknown_endpoint_is_an_error_that_lists_the_known_ones(policy: PolicyClient) -> None:
     with pytest.raises(RuntimeError, match=r"Server error: .*Unknown endpoint: fly \(there are get_action, reset"):
         policy.call_endpoint("fly", {})
 
@@ -149,7 +149,7 @@ def test_timeout_ms_is_real_and_a_timeout_error(obedient: Daemon, gate: Gate) ->
         assert policy.get_action({"do": "count"})[0]["runs"] >= 1
 
 
-def test_a_service_that_is_not_there_is_an_error_within_timeout_ms(tmp_path: Path) -> None:
+def test_an_absent_service_is_an_error_within_timeout_ms(tmp_path: Path) -> None:
     with PolicyClient("shm://nobody", timeout_ms=300, runtime_dir=tmp_path) as policy:
         for call in (policy.get_modality_config, policy.reset, lambda: policy.get_action({})):
             with pytest.raises(RuntimeError, match="Server error: no daemon serves 'nobody'") as raised:

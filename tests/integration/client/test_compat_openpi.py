@@ -113,7 +113,7 @@ def test_arrays_of_a_reply_are_owned_and_writable(policy: WebsocketClientPolicy)
     np.testing.assert_array_equal(first, kept)
 
 
-def test_a_broker_can_cut_a_row_out_of_every_array(policy: WebsocketClientPolicy) -> None:
+def test_a_broker_can_slice_one_row_from_every_array(policy: WebsocketClientPolicy) -> None:
     infer = broker(policy, 10)
     steps = [infer(observation()) for _ in range(25)]
 
@@ -190,7 +190,7 @@ def chunkless(start_daemon: Callable[..., Daemon]) -> Daemon:
     return start_daemon("tagged")
 
 
-def test_an_action_that_is_not_a_dict_is_refused_by_name(echo: Daemon) -> None:
+def test_an_action_other_than_a_dict_is_refused_by_name(echo: Daemon) -> None:
     with (
         WebsocketClientPolicy("shm://t", runtime_dir=echo.runtime_dir) as policy,
         pytest.raises(RuntimeError, match="shm://t answered with ndarray"),

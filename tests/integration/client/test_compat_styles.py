@@ -136,7 +136,7 @@ def test_the_policies_of_these_tests_know_nothing_of_shmserve(policy: str) -> No
     assert "shmserve" not in (POLICIES / policy / "policy.py").read_text()
 
 
-def test_a_subclass_of_openpis_own_base_class_is_recognised_whatever_its_constructor_takes(
+def test_a_subclass_of_the_openpi_base_class_is_recognised_with_any_constructor(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     # A package may bring its own modules: here the one file of openpi_client that such a policy imports, in miniature.

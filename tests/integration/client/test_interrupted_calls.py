@@ -259,7 +259,7 @@ def test_a_callback_of_a_model_change_may_close_the_client(client: ShmClient) ->
         client.infer({"do": "echo", "value": 3})
 
 
-def test_a_reply_that_comes_while_the_watch_of_the_model_is_told_of_one_does_not_block(client: ShmClient) -> None:
+def test_a_reply_does_not_block_while_the_model_watch_is_locked(client: ShmClient) -> None:
     client.infer({"do": "echo", "value": 1})
     client.on_model_change(lambda before, after: None)
     watch = client._pipeline.control.model_watch

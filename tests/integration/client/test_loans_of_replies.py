@@ -32,7 +32,7 @@ def robot(echo: Daemon) -> Iterator[ShmClient]:
         yield client
 
 
-def test_a_lent_reply_is_what_the_model_returned(robot: ShmClient) -> None:
+def test_a_lent_reply_equals_the_result_of_the_model(robot: ShmClient) -> None:
     tree = {
         "chunk": np.arange(112, dtype=np.float32).reshape(16, 7),
         "nested": {"list": [np.arange(3), "text", 5], "none": None, "flag": True},
@@ -309,9 +309,7 @@ def test_a_large_result_is_lent_after_the_channel_has_grown_for_it(client: ShmCl
         assert not found["x"].flags.writeable
 
 
-def test_a_reply_is_lent_out_beside_an_abandoned_request_whose_result_needs_room(
-    obedient: Daemon, tmp_path: Path
-) -> None:
+def test_a_reply_is_lent_while_an_abandoned_request_needs_a_larger_channel(obedient: Daemon, tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     with obedient.client(slots=3) as client:
         client.connect()

@@ -63,7 +63,7 @@ def heard(client: ShmClient) -> list[tuple[str, str]]:
     return heard
 
 
-def test_it_is_told_once_for_each_change_and_before_the_result(
+def test_the_client_reports_each_model_change_once_and_before_the_result(
     client: ShmClient, heard: list[tuple[str, str]], daemon: Daemon, packages: list[Path], two: str, three: str
 ) -> None:
     client.infer(_X)
@@ -104,7 +104,7 @@ def test_a_poll_reports_the_change_with_the_result(
     assert heard == [(two, three)]
 
 
-def test_an_event_loop_is_told_in_its_own_thread(
+def test_a_model_change_callback_runs_in_the_thread_of_the_event_loop(
     client: ShmClient, daemon: Daemon, packages: list[Path], two: str
 ) -> None:
     threads: list[int] = []
@@ -148,7 +148,7 @@ def test_a_change_between_attaching_and_the_first_reply_is_one(
     assert heard == [(two, three)]
 
 
-def test_a_reply_of_whatever_version_is_no_change_if_nothing_was_known() -> None:
+def test_the_first_known_model_version_is_not_a_change() -> None:
     heard: list[tuple[str, str]] = []
     watch = ModelWatch(None)
     watch.add(lambda before, after: heard.append((before, after)))

@@ -149,7 +149,7 @@ def test_clients_of_different_threads_do_not_meet(tagged: Daemon) -> None:
 # Ends
 
 
-def test_threads_that_wait_are_told_when_the_client_is_closed(obedient: Daemon, gate: Gate) -> None:
+def test_waiting_threads_get_an_error_when_the_client_is_closed(obedient: Daemon, gate: Gate) -> None:
     for _ in range(5):
         client = obedient.client(slots=3)
         client.connect()

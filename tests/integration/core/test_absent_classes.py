@@ -12,7 +12,7 @@ from shmserve.codec import Decoder, SlotMemory
 from shmserve.errors import UnsupportedType
 
 
-def test_an_object_whose_class_is_not_there_is_named_by_place_and_the_others_are_not_asked() -> None:
+def test_an_object_of_an_absent_class_is_named_by_place_and_other_objects_are_not_asked() -> None:
     made = (
         "import sys, types\n"
         "module = types.ModuleType('arm_parts'); sys.modules['arm_parts'] = module\n"

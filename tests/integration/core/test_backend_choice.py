@@ -24,7 +24,7 @@ def test_it_is_built_where_there_is_a_compiler() -> None:
     assert found.stdout == "True\n"
 
 
-def test_it_is_left_out_on_request() -> None:
+def test_the_native_backend_is_disabled_on_request() -> None:
     found = subprocess.run(
         [sys.executable, "-c", "import shmserve.backend as backend; print(backend.NATIVE)"],
         env={"SHMSERVE_PURE": "1"},

@@ -37,7 +37,7 @@ sys.exit(status)
 """
 
 
-def test_a_child_that_is_forked_while_a_thread_looks_may_close_what_is_looked_at() -> None:
+def test_a_child_forked_while_a_thread_reads_may_close_the_object_in_use() -> None:
     # In a process of its own: this one has threads that a fork does not bear.
     ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], capture_output=True, text=True, check=False)
 

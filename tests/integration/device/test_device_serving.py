@@ -194,7 +194,7 @@ def test_memory_that_cannot_be_locked_is_copied_as_pageable_and_the_status_says_
 
 
 @pytest.mark.long
-def test_a_client_whose_requests_do_not_fit_the_device_is_evicted(start: Start) -> None:
+def test_a_client_with_requests_too_large_for_the_device_is_evicted(start: Start) -> None:
     daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
     with daemon.client() as client, daemon.client(max_retries=0) as greedy:
         for _ in range(2):
@@ -208,7 +208,7 @@ def test_a_client_whose_requests_do_not_fit_the_device_is_evicted(start: Start) 
 
 
 @pytest.mark.long
-def test_a_model_that_does_not_fit_beside_the_one_that_serves_is_refused(start: Start, tmp_path: Path) -> None:
+def test_a_model_that_does_not_fit_next_to_the_serving_one_is_refused(start: Start, tmp_path: Path) -> None:
     used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
     daemon = start("fake", fake=used)
     serving = daemon.status()["model"]["version"]
@@ -227,7 +227,7 @@ def test_a_model_that_does_not_fit_beside_the_one_that_serves_is_refused(start: 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.long
-def test_a_recorded_policy_gives_what_it_gives_when_called(device: str, start: Start) -> None:
+def test_a_recorded_policy_returns_the_results_of_a_plain_call(device: str, start: Start) -> None:
     daemon = start(device, "recordable")
     assert gpu(daemon)["graphs"] == 4
     with daemon.client(slots=8, check_contract=False) as one, daemon.client(slots=8) as other:

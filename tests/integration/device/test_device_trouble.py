@@ -60,11 +60,8 @@ def test_a_device_that_is_lost_while_it_works_is_noticed_by_what_is_staged_ahead
 
 @pytest.mark.fault("T86")
 @pytest.mark.parametrize("who", ["make_room", "report", "idle"])
-def test_a_lost_device_is_noticed_outside_of_requests(
-    engine: DeviceEngine, who: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    idle = IdleDevice(engine.device)
-    monkeypatch.setattr(loop, "_ASKED_AFTER_NS", 0)
+def test_a_lost_device_is_noticed_outside_of_requests(engine: DeviceEngine, who: str) -> None:
+    idle = IdleDevice(engine.device, query_interval_ns=0)
     idle.look(time.monotonic_ns())
     engine.device.poison = LOST
     calls: dict[str, Callable[[], Any]] = {

@@ -173,7 +173,7 @@ def test_a_service_leaves_nothing_behind() -> None:
     assert not any(map(is_running, pids))
 
 
-def test_a_daemon_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
+def test_the_bench_reports_a_daemon_that_cannot_start_with_its_log(tmp_path: Path) -> None:
     policy = tmp_path / "policy.py"
     policy.write_text("raise RuntimeError('this policy is broken on purpose')\n")
 
@@ -204,7 +204,7 @@ def test_a_killed_benchmark_takes_its_daemon_with_it() -> None:
     assert not Path(folder).exists()
 
 
-def test_a_sweep_takes_only_what_the_dead_have_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_removes_only_leftovers_of_ended_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.peers.leftovers.PLACES", (tmp_path,))
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -344,7 +344,7 @@ def compared(kept: results.Document, now: results.Document, folder: Path) -> int
     return check.main(["--against", str(folder / "kept.json"), "--results", str(folder / "now.json")])
 
 
-def test_a_check_passes_what_is_as_good_and_refuses_what_is_worse(tmp_path: Path) -> None:
+def test_a_check_accepts_equal_results_and_refuses_worse_ones(tmp_path: Path) -> None:
     assert compared(made_up(), made_up(), tmp_path) == 0
     assert compared(made_up(), made_up(shmserve_us=30.0), tmp_path) == 0
     assert compared(made_up(), made_up(shmserve_us=100.0), tmp_path) == 1
@@ -368,7 +368,7 @@ def test_a_check_compares_ratios_and_not_times(tmp_path: Path) -> None:
     assert compared(made_up(), slower, tmp_path) == 0
 
 
-def test_a_check_without_results_to_compare_with_says_what_makes_them(
+def test_a_check_without_reference_results_names_the_command_that_makes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):

@@ -35,7 +35,7 @@ def client(parent: Daemon) -> Iterator[ShmClient]:
         yield client
 
 
-def test_children_of_every_kind_end_when_they_are_told_to(parent: Daemon, client: ShmClient) -> None:
+def test_children_of_every_kind_end_on_request(parent: Daemon, client: ShmClient) -> None:
     engine = parent.engine_pid
     found = client.infer({"do": "end"})
 
@@ -55,9 +55,7 @@ def test_children_of_every_kind_end_when_they_are_told_to(parent: Daemon, client
     assert parent.engine_pid == engine
 
 
-def test_a_program_of_the_package_finds_what_it_finds_when_it_is_started_from_a_shell(
-    parent: Daemon, client: ShmClient
-) -> None:
+def test_a_program_of_the_package_runs_in_the_environment_of_a_shell(parent: Daemon, client: ShmClient) -> None:
     found = client.infer({"do": "script"})
 
     assert found["error"] == ""
@@ -70,7 +68,7 @@ def test_a_forked_child_finds_it_as_well(parent: Daemon, client: ShmClient) -> N
     assert differences(json.loads(json.dumps(found)), from_a_shell(parent)) == {}
 
 
-def test_a_policys_module_finds_what_it_finds_as_a_script(parent: Daemon, client: ShmClient) -> None:
+def test_a_policy_module_finds_the_arguments_umask_and_directory_of_a_script(parent: Daemon, client: ShmClient) -> None:
     found = client.infer({"do": "itself"})
 
     (path,) = {found["path"], *(argument.rpartition("/")[0] for argument in found["arguments"])}

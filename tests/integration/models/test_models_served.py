@@ -70,7 +70,7 @@ def test_an_exported_program_answers_robots_one_by_one_and_in_batches(reaching: 
     }
 
 
-def test_a_robot_with_another_camera_hears_what_differs_and_the_others_go_on(reaching: Daemon) -> None:
+def test_a_client_with_another_camera_gets_the_differences_and_other_clients_continue(reaching: Daemon) -> None:
     seen = observation(1)
 
     with reaching.client(check_contract=False) as wrong, reaching.client() as right:

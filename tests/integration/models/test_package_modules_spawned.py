@@ -35,7 +35,7 @@ def package(directory: Path, entry: str, **files: str) -> Any:
 @pytest.mark.parametrize(
     "entry", ["queue", "profile", "logging", "time", "torch", "shmserve", "tests", "policy", "json.decoder", "data.mod"]
 )
-def test_an_entry_is_the_packages_own_whatever_else_has_its_name(tmp_path: Path, entry: str) -> None:
+def test_an_entry_is_the_module_of_the_package_despite_another_module_of_that_name(tmp_path: Path, entry: str) -> None:
     before = {name: sys.modules.get(name) for name in (entry, entry.partition(".")[0])}
 
     model = package(tmp_path, f"{entry}:Policy", **{entry.replace(".", "/"): _POLICY})

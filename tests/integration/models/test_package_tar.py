@@ -14,7 +14,7 @@ from shmserve.errors import ModelPackageError
 
 
 @pytest.mark.parametrize("packing", ["-cf", "-czf"])
-def test_a_tar_is_taken_by_an_update_and_a_start_says_what_to_do_with_it(packing: str, tmp_path: Path) -> None:
+def test_an_update_accepts_a_tar_and_a_start_explains_how_to_use_it(packing: str, tmp_path: Path) -> None:
     (tmp_path / "policy.py").touch()
     subprocess.run(["tar", packing, tmp_path / "x", "-C", tmp_path, "policy.py"], check=True)
 

@@ -77,7 +77,7 @@ def failure(ask: object) -> str:
     return str(raised.value).removeprefix("the model raised ")
 
 
-def test_whatever_a_policy_raises_fails_its_own_request_alone(unruly: Daemon) -> None:
+def test_any_exception_of_a_policy_fails_only_that_request(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     with unruly.client() as client, unruly.client() as other:
         for what, text in RAISED.items():
@@ -88,7 +88,7 @@ def test_whatever_a_policy_raises_fails_its_own_request_alone(unruly: Daemon) ->
     assert "    member SystemExit: two" in unruly.log or "KeyboardInterrupt: several" in unruly.log
 
 
-def test_whatever_a_reset_raises_fails_that_reset_alone(unruly: Daemon) -> None:
+def test_any_exception_of_a_reset_fails_only_that_reset(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     with unruly.client() as client:
         for what, text in RAISED.items():
@@ -99,7 +99,7 @@ def test_whatever_a_reset_raises_fails_that_reset_alone(unruly: Daemon) -> None:
 
 
 @_ON_THE_HOST
-def test_an_action_whose_own_code_fails_while_it_is_read_fails_its_request(unruly: Daemon) -> None:
+def test_an_action_that_raises_while_the_engine_reads_it_fails_that_request(unruly: Daemon) -> None:
     engine = unruly.engine_pid
     found = {}
     with unruly.client() as client:

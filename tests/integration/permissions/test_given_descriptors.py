@@ -171,7 +171,7 @@ def close_all(descriptors: list[int]) -> None:
         os.close(descriptor)
 
 
-def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemon: FakeDaemon) -> None:
+def test_a_daemon_that_shrinks_mapped_memory_does_not_kill_the_client(daemon: FakeDaemon) -> None:
     replies = memory(seals=0)
     given = channel_ends()
     os.close(given[1])
@@ -193,7 +193,7 @@ def test_a_daemon_that_shrinks_what_its_client_has_mapped_does_not_kill_it(daemo
     close_all([*given, replies])
 
 
-def test_a_client_takes_nothing_that_is_not_what_it_should_be(daemon: FakeDaemon) -> None:
+def test_a_client_refuses_every_unexpected_descriptor(daemon: FakeDaemon) -> None:
     for (place, name), (made, said) in GIVEN.items():
         given = channel_ends()
         os.close(given[place])
@@ -221,7 +221,7 @@ def test_a_client_that_is_given_too_few_descriptors_says_so(daemon: FakeDaemon, 
 
 
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_an_engine_takes_nothing_that_is_not_what_it_should_be() -> None:
+def test_an_engine_refuses_every_unexpected_descriptor() -> None:
     # It maps the replies to write and the requests to read, and listens where its client rings.
     swapped = {(place ^ 1, name): found for (place, name), found in GIVEN.items()}
     for (place, _), (made, said) in swapped.items():
@@ -235,7 +235,7 @@ def test_an_engine_takes_nothing_that_is_not_what_it_should_be() -> None:
         EngineChannel(ChannelInfo(_IDENTITY, None), [memory()])
 
 
-def test_a_doorbell_does_not_block_whatever_came() -> None:
+def test_a_doorbell_does_not_block_when_the_pipe_is_full() -> None:
     listener, pipe_state = os.pipe()
     ring, listen = PipeRinger(pipe_state), PipeListener(listener)
 

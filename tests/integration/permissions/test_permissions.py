@@ -42,7 +42,7 @@ def ask(daemon: Daemon, uid: int, clients: int, count: int, times: int = 1) -> s
 
 
 @needs_root
-def test_a_user_who_is_named_is_served(daemon: Daemon) -> None:
+def test_a_named_user_is_served(daemon: Daemon) -> None:
     assert ask(daemon, UID, 3, 10) == "served"
 
 
@@ -92,7 +92,7 @@ def test_requests_above_the_rate_of_a_user_are_refused_and_no_others(daemon: Dae
 
 @pytest.mark.fault("T62")
 @needs_root
-def test_a_user_who_attaches_too_often_is_given_a_delay_and_no_other_user_is(daemon: Daemon) -> None:
+def test_the_daemon_delays_only_the_user_that_attaches_too_often(daemon: Daemon) -> None:
     said = ask(daemon, UID, 1, 0, times=40)  # with three channels for a user, twelve at once
 
     assert re.search(
@@ -139,7 +139,7 @@ def test_only_operators_reach_the_admin_socket_and_the_log_names_the_caller(daem
 
 @needs_root
 @pytest.mark.long
-def test_without_the_setting_nobody_else_can_even_connect(echo: Daemon) -> None:
+def test_without_the_setting_other_users_cannot_connect(echo: Daemon) -> None:
     let_in(echo)
     echo.service_dir.chmod(0o711)
     try:
@@ -169,7 +169,7 @@ def test_without_the_setting_nobody_else_can_even_connect(echo: Daemon) -> None:
     ids=["own", "group", "users"],
 )
 @pytest.mark.long
-def test_every_mode_is_exact_whatever_the_umask(
+def test_every_file_mode_is_exact_under_any_umask(
     start_daemon: Callable[..., Daemon], umask: int, config: str, transport: str, expected: dict[str, object]
 ) -> None:
     before = os.umask(umask)

@@ -129,7 +129,7 @@ def test_a_service_named_by_its_path_is_used_and_the_status_names_its_owner(
     }
 
 
-def test_a_user_who_is_not_root_is_protected_alike(squat: Squat, temporary: Path) -> None:
+def test_a_user_other_than_root_has_equal_protection(squat: Squat, temporary: Path) -> None:
     stranger = squat(UID, temporary / f"shmserve-{OTHER_UID}" / "t")
 
     with Stranger("visits", OTHER_UID, temporary) as visitor:
@@ -141,9 +141,7 @@ def test_a_user_who_is_not_root_is_protected_alike(squat: Squat, temporary: Path
     assert stranger.says() == "[]"
 
 
-def test_a_daemon_of_a_stranger_is_found_out_by_its_process_whoever_owns_its_socket(
-    squat: Squat, temporary: Path
-) -> None:
+def test_a_client_detects_a_foreign_daemon_by_its_process_under_any_socket_owner(squat: Squat, temporary: Path) -> None:
     # As if the directory had been renamed after it was looked at.
     directory = temporary / "shmserve-0" / "t"
     directory.mkdir(parents=True)
@@ -214,7 +212,7 @@ def test_a_directory_that_cannot_be_looked_into_is_another_user_s(
     assert said.startswith(f"the directory {temporary}/theirs belongs to uid {UID}, expected uid {OTHER_UID} or uid 0")
 
 
-def test_the_group_s_service_is_the_one_whose_directory_root_has_made(squat: Squat, folder: Path) -> None:
+def test_the_service_of_the_group_is_the_one_in_a_directory_made_by_root(squat: Squat, folder: Path) -> None:
     run = folder / "run"
     service = run / "shmserve" / "t"
     service.mkdir(parents=True)

@@ -95,7 +95,7 @@ def test_an_ended_recording_costs_nothing(echo: Daemon, tmp_path: Path) -> None:
         assert client.infer({"a": 1}) == {"a": 1}
 
 
-def test_clients_are_told_apart_and_one_can_be_chosen(obedient: Daemon, tmp_path: Path) -> None:
+def test_a_recording_distinguishes_clients_and_the_operator_can_select_one(obedient: Daemon, tmp_path: Path) -> None:
     with obedient.client() as other, obedient.client() as chosen:
         other.infer({"do": "count"})
         number = next(client["id"] for client in obedient.status()["clients"] if client["served"] == 0)
@@ -115,9 +115,7 @@ def test_clients_are_told_apart_and_one_can_be_chosen(obedient: Daemon, tmp_path
     assert sorted(request.facts.lease for request in everyone) == [1, 2]
 
 
-def test_an_action_is_recorded_with_its_own_observation_whatever_the_slots_of_its_client(
-    echo: Daemon, tmp_path: Path
-) -> None:
+def test_an_action_is_recorded_with_the_matching_observation_for_any_slot_count(echo: Daemon, tmp_path: Path) -> None:
     """The channel's slots are those of the sequence, also where their number does not divide 64."""
     several = (1, 3, 5, 6, 7, 64)
     with recording(echo, tmp_path / "a.rec"):
@@ -158,7 +156,7 @@ def test_an_answer_that_waits_for_room_is_recorded(obedient: Daemon, tmp_path: P
     assert (grown.facts.lease, after.facts.lease) == (1, 1), "a larger channel is the same client's"
 
 
-def test_python_objects_and_failures_are_counted_and_told(obedient: Daemon, tmp_path: Path) -> None:
+def test_the_recorder_counts_and_reports_python_objects_and_failures(obedient: Daemon, tmp_path: Path) -> None:
     with recording(obedient, tmp_path / "a.rec"), obedient.client() as client:
         client.infer({"do": "echo", "value": {1, 2}})
         with pytest.raises(RuntimeError):
@@ -172,7 +170,7 @@ def test_python_objects_and_failures_are_counted_and_told(obedient: Daemon, tmp_
 
 
 @pytest.mark.long
-def test_a_recording_goes_on_through_dead_engines_and_an_update_and_has_what_killed_them(
+def test_a_recording_continues_through_dead_engines_and_an_update_and_holds_the_fatal_requests(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = start_daemon("obedient")
@@ -212,7 +210,7 @@ def test_a_recorder_that_does_not_keep_up_loses_requests_and_no_robot_waits(echo
     assert found.ending["dropped"] >= 20 - len(kept)
 
 
-def test_a_killed_recorder_leaves_what_is_whole_and_the_next_may_record(echo: Daemon, tmp_path: Path) -> None:
+def test_a_killed_recorder_leaves_complete_records_and_the_next_may_record(echo: Daemon, tmp_path: Path) -> None:
     process = start_admin(echo, "record", "--out", tmp_path / "a.rec")
     wait_until("the engine has the record ring", lambda: has_record_ring(echo))
     with echo.client() as client:
@@ -331,7 +329,7 @@ def test_the_same_model_answers_a_recording_alike_and_another_one_does_not(
 
 
 @pytest.mark.long
-def test_a_model_that_cannot_be_tried_is_told_with_its_own_error(
+def test_a_replay_reports_an_unusable_model_with_the_error_of_that_model(
     make_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = make_daemon()

@@ -80,9 +80,7 @@ _WRONG: dict[str, tuple[Callable[[], dict[str, Any]], list[str]]] = {
 
 @pytest.mark.fault("T44")
 @pytest.mark.parametrize("wrong", _WRONG)
-def test_a_first_observation_that_is_not_what_was_declared_is_refused_entry_by_entry(
-    described: Daemon, wrong: str
-) -> None:
+def test_a_first_observation_against_the_declaration_is_refused_entry_by_entry(described: Daemon, wrong: str) -> None:
     observation, lines = _WRONG[wrong]
     before = runs(described)
     with described.client() as client:

@@ -218,7 +218,7 @@ def test_a_closed_copier_is_left_alone(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("transport", ["named", "sealed"])
-def test_a_robot_s_observations_arrive_whole_though_copied_while_written(transport: str) -> None:
+def test_observations_arrive_complete_when_the_engine_copies_while_the_client_writes(transport: str) -> None:
     daemon = Daemon("echo", arguments=("--transport", transport)).start()
     try:
         with daemon.client() as client:

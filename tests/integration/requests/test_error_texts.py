@@ -81,7 +81,7 @@ def test_client_text_in_an_error_of_the_model_is_cut_and_quoted_in_the_log(daemo
     assert daemon.log.count("the model failed on a request of client") <= 40, "they are limited to so many a second"
 
 
-def test_a_channel_that_is_closed_is_told_why_in_numbers(daemon: Daemon) -> None:
+def test_a_client_gets_the_reason_for_a_closed_channel_in_numbers(daemon: Daemon) -> None:
     for damage in ("counter", "slot", "number"):
         with RawChannel(daemon) as raw:
             first = raw.head({"x": 1})

@@ -166,7 +166,7 @@ def test_a_bfloat16_scalar_keeps_its_value(robot: ShmClient) -> None:
     assert_same(found["a"], np.array([1.5], BFLOAT16))
 
 
-def test_tensors_that_are_views_or_need_gradients_are_sent_as_what_they_show(robot: ShmClient) -> None:
+def test_tensors_that_are_views_or_need_gradients_are_sent_with_their_visible_values(robot: ShmClient) -> None:
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     sent = {
         "transposed": base.T,

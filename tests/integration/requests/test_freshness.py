@@ -105,7 +105,7 @@ def test_a_capture_time_of_the_wall_clock_is_refused(client: ShmClient) -> None:
 
 
 @pytest.mark.parametrize("capture_time", [-1.0, math.nan, math.inf, -math.inf])
-def test_a_capture_time_that_is_none_is_refused(client: ShmClient, capture_time: float) -> None:
+def test_an_invalid_capture_time_is_refused(client: ShmClient, capture_time: float) -> None:
     with pytest.raises(ValueError, match="capture_time"):
         client.infer({"do": "count"}, capture_time=capture_time, max_age=1)
     with pytest.raises(ValueError, match="capture_time"):
@@ -113,7 +113,7 @@ def test_a_capture_time_that_is_none_is_refused(client: ShmClient, capture_time:
 
 
 @pytest.mark.parametrize("max_age", [-1.0, math.nan, math.inf])
-def test_an_age_that_is_none_is_refused(client: ShmClient, max_age: float) -> None:
+def test_an_invalid_age_is_refused(client: ShmClient, max_age: float) -> None:
     with pytest.raises(ValueError, match="0 to 86400 seconds"):
         client.infer({"do": "count"}, max_age=max_age)
 

@@ -70,7 +70,9 @@ def test_threads_may_share_a_client(tagged: Daemon) -> None:
     daemon.wait_counted(served=before + 6 * 400)
 
 
-def test_a_client_with_many_requests_out_does_not_starve_one_with_a_single_request(obedient: Daemon, gate: Any) -> None:
+def test_a_client_with_many_requests_in_flight_does_not_starve_one_with_a_single_request(
+    obedient: Daemon, gate: Any
+) -> None:
     with obedient.client(slots=16) as busy, obedient.client() as single:
         busy.infer({"do": "tags"})
         single.infer({"do": "count"})

@@ -57,7 +57,7 @@ def test_a_client_that_is_gone_leaves_no_state_to_the_next_one(per_client: Daemo
             assert found["clients"] == 1
 
 
-def test_a_client_whose_channel_grows_keeps_its_state(per_client: Daemon) -> None:
+def test_a_client_with_a_growing_channel_keeps_its_state(per_client: Daemon) -> None:
     with per_client.client() as client:
         client.infer({"value": 1})
         client.infer({"value": 2, "ballast": bytes(3_000_000)})
@@ -65,7 +65,7 @@ def test_a_client_whose_channel_grows_keeps_its_state(per_client: Daemon) -> Non
         assert client.infer({"value": 3})["history"] == [1, 2, 3]
 
 
-def test_requests_of_one_batch_are_told_apart(per_client: Daemon, gate: Gate) -> None:
+def test_the_policy_distinguishes_the_clients_of_one_batch(per_client: Daemon, gate: Gate) -> None:
     with per_client.client(slots=8) as one, per_client.client(slots=8) as other:
         one.infer({"value": -1})
         held = one.submit({"value": 0, "gate": str(gate.path)})

@@ -22,7 +22,7 @@ from tests.support.gate import Gate
 pytestmark = [pytest.mark.both_ways, pytest.mark.sealed_too, pytest.mark.pure_too]
 
 
-def test_as_many_requests_as_slots_are_out_at_a_time_and_answered_in_order(client: ShmClient) -> None:
+def test_one_request_per_slot_is_in_flight_at_a_time_and_answered_in_order(client: ShmClient) -> None:
     for round_ in range(50):
         pendings = [client.submit({"do": "echo", "value": (round_, number)}) for number in range(4)]
 
@@ -215,7 +215,7 @@ def test_a_newer_request_replaces_those_that_have_not_begun(obedient: Daemon, ga
     obedient.wait_counted(superseded=before + 2)
 
 
-def test_closing_the_client_ends_what_is_out(obedient: Daemon, gate: Gate) -> None:
+def test_closing_the_client_ends_the_requests_in_flight(obedient: Daemon, gate: Gate) -> None:
     client = obedient.client()
     pending = client.submit(gate.observation)
     client.close()

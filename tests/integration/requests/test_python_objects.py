@@ -128,7 +128,9 @@ def test_every_user_gets_a_result_of_subclasses_as_their_bases(user: str, reques
 
 
 @pytest.mark.parametrize("user", ["client", "stranger"])
-def test_every_user_is_refused_by_place_what_would_be_lost(user: str, request: pytest.FixtureRequest) -> None:
+def test_every_user_gets_an_error_that_names_the_place_of_a_lossy_value(
+    user: str, request: pytest.FixtureRequest
+) -> None:
     robot: ShmClient = request.getfixturevalue(user)
     masked = np.ma.masked_less([1.0, 2.0], 1.5)
 
@@ -149,7 +151,7 @@ def test_every_user_is_refused_by_place_what_would_be_lost(user: str, request: p
     assert robot.infer({"do": "echo", "value": 1}) == 1
 
 
-def test_arrays_beside_an_object_arrive_as_tensors_and_come_back_as_arrays(client: ShmClient) -> None:
+def test_arrays_sent_with_an_object_arrive_as_tensors_and_come_back_as_arrays(client: ShmClient) -> None:
     arrays = {
         "flat": np.arange(5, dtype=np.float32),
         "scalar array": np.array(2.5),
@@ -171,7 +173,7 @@ def test_arrays_beside_an_object_arrive_as_tensors_and_come_back_as_arrays(clien
     assert_same(found, arrays)
 
 
-def test_tensors_beside_an_object_come_back_as_arrays(client: ShmClient) -> None:
+def test_tensors_sent_with_an_object_come_back_as_arrays(client: ShmClient) -> None:
     value = {"date": datetime.date(2026, 11, 22), "t": torch.arange(4.0).reshape(2, 2).T}
 
     found = client.infer({"do": "echo", "value": value})
@@ -255,14 +257,14 @@ def test_a_container_within_itself_is_refused(stranger: ShmClient) -> None:
         stranger.infer(loop)
 
 
-def test_a_stranger_is_told_what_the_model_returned_that_cannot_be_carried(stranger: ShmClient) -> None:
+def test_an_untrusted_client_gets_an_error_that_names_the_unsupported_result(stranger: ShmClient) -> None:
     with pytest.raises(InferenceFailed, match=r"UnsupportedType: action\['things'\]\[0\]: .*policy.NotForClients"):
         stranger.infer({"do": "unsupported"})
 
     assert stranger.infer({"do": "echo", "value": 1}) == 1
 
 
-def test_a_stranger_sends_and_gets_everything_that_is_not_an_object(stranger: ShmClient) -> None:
+def test_an_untrusted_client_sends_and_gets_everything_except_objects(stranger: ShmClient) -> None:
     sent = {"x": np.arange(3), "t": (1, [2.0, None], "x" * 500), "n": np.float16(2)}
 
     assert_same(stranger.infer({"do": "echo", "value": sent}), sent)
@@ -276,7 +278,7 @@ def test_a_tensor_that_turned_sparse_is_refused_like_any_other(stranger: ShmClie
         stranger.infer({"do": "echo", "value": dense.to_sparse()})
 
 
-def test_status_tells_who_is_trusted(
+def test_a_status_reports_the_trusted_clients(
     distrustful: Daemon, obedient: Daemon, stranger: ShmClient, client: ShmClient
 ) -> None:
     assert [found["trusted"] for found in distrustful.status()["clients"]] == [False]

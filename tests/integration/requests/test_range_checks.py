@@ -63,7 +63,9 @@ def test_numbers_in_range_pass_as_they_are(robot: ShmClient) -> None:
         ([0, 0], "has shape [2], but 3 limits are declared"),
     ],
 )
-def test_an_observation_out_of_range_never_reaches_the_model(robot: ShmClient, joints: list[float], said: str) -> None:
+def test_an_observation_outside_the_range_never_reaches_the_model(
+    robot: ShmClient, joints: list[float], said: str
+) -> None:
     with pytest.raises(ValueOutOfRange) as refused:
         robot.infer(observed(joints=joints))
 

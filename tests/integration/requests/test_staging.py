@@ -82,7 +82,7 @@ def test_a_policy_that_works_on_numpy_gets_its_arrays(start_daemon: Callable[...
             assert_same(answer["frames"], [np.ascontiguousarray(part) for _, part in kept])
 
 
-def test_a_policy_that_changes_what_it_reads_in_place_does_no_harm(
+def test_a_policy_that_modifies_an_observation_read_in_place_does_no_harm(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     package = tmp_path / "changing"

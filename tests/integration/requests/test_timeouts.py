@@ -70,7 +70,7 @@ def test_a_timeout_of_zero_is_a_timeout_and_not_forever(client: ShmClient) -> No
 
 @pytest.mark.fault("T24")
 @pytest.mark.parametrize("timeout", [-1.0, math.nan, math.inf, 1e9])
-def test_a_timeout_that_is_none_is_refused(obedient: Daemon, client: ShmClient, timeout: float) -> None:
+def test_an_invalid_timeout_is_refused(obedient: Daemon, client: ShmClient, timeout: float) -> None:
     with pytest.raises(ValueError, match="0 to 86400 seconds"):
         client.infer({"do": "count"}, timeout=timeout)
     with pytest.raises(ValueError, match="0 to 86400 seconds"):

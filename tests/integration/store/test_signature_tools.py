@@ -81,7 +81,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
         sign_package(write_package(tmp_path / "arm"), Path(private))
 
 
-def test_without_the_library_the_remedy_is_told(tmp_path: Path) -> None:
+def test_the_command_names_the_remedy_for_an_absent_library(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['cryptography'] = None\n"
         "from shmserve.package_signature import PublicKey, KeyUnusable\n"

@@ -106,7 +106,7 @@ def test_one_folder_around_the_package_is_taken_off_and_two_are_not(take: Take, 
     assert take(tar(member(b"a/b/policy.py"), member(b"a/b/c"))).path == tmp_path / "staging" / "a"
 
 
-def test_a_file_beside_the_folder_keeps_the_folder(take: Take, tmp_path: Path) -> None:
+def test_an_archive_with_a_file_next_to_the_folder_keeps_the_folder(take: Take, tmp_path: Path) -> None:
     assert take(tar(member(b"weights/a"), member(b"policy.py"))).path == tmp_path / "staging"
 
 
@@ -159,7 +159,7 @@ def test_attribute_records_of_bsdtar_change_nothing(take: Take) -> None:
     assert [file.name for file in received.files] == ["a"]
 
 
-def test_a_folder_made_on_macos_is_taken_without_what_macos_added(take: Take, tmp_path: Path) -> None:
+def test_an_archive_from_macos_is_ingested_without_the_files_that_macos_added(take: Take, tmp_path: Path) -> None:
     received = take(write_package(tmp_path / "model", {**FILES, **OF_MACOS}))
 
     assert _same(received)
@@ -195,7 +195,7 @@ def test_the_advice_for_links_leads_to_a_tar_that_is_taken(kind: str, take: Take
     assert _same(take(tmp_path / "m.tar"), {**FILES, "again.py": (model / "again.py").read_bytes()})
 
 
-def test_a_large_file_is_hashed_and_written_whole_and_in_order(take: Take, tmp_path: Path) -> None:
+def test_a_large_file_is_hashed_and_written_completely_and_in_order(take: Take, tmp_path: Path) -> None:
     content = random.Random(1).randbytes(36 << 20) + b"end"
     model = write_package(tmp_path / "model", {"policy.py": b"", "weights.bin": content})
     subprocess.run(["tar", "-C", model, "-czf", tmp_path / "m.tar", "."], check=True)

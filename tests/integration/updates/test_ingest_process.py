@@ -116,7 +116,9 @@ def test_a_disk_that_fails_is_not_the_fault_of_the_package(
         assert not (tmp_path / "staging").exists()
 
 
-def test_the_process_inherits_only_what_it_is_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ingest_process_inherits_only_the_descriptors_passed_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.before_file=sleep:100")
     (tmp_path / "sent").write_bytes(tar(BASE))
     (tmp_path / "secret").write_bytes(b"")
@@ -167,7 +169,9 @@ def _is_ingest_worker(pid: int, staging: Path) -> bool:
         return False
 
 
-def test_cancelling_ends_the_process_and_removes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_ends_the_ingest_process_and_removes_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHMSERVE_FAILPOINTS", "ingest.in_file=sleep:100@2")
     (tmp_path / "sent").write_bytes(tar(BASE))
 
@@ -244,7 +248,7 @@ def test_a_directory_that_changes_is_refused_or_taken_as_it_was_hashed(tmp_path:
 
 
 @pytest.mark.long
-def test_a_directory_whose_files_are_replaced_is_taken_as_it_was_at_one_moment(tmp_path: Path) -> None:
+def test_a_directory_with_changing_files_is_ingested_as_of_one_moment(tmp_path: Path) -> None:
     def change(path: Path, turn: int) -> None:
         path.mkdir(exist_ok=True)
         for name in ("a.bin", "b.bin"):

@@ -139,7 +139,7 @@ def test_a_package_that_cannot_be_signed_is_reported(
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_daemon_takes_what_its_keys_owner_signed_and_nothing_else(
+def test_a_daemon_accepts_only_packages_signed_by_the_owner_of_its_keys(
     daemon: Daemon, signed: Callable[..., Path], tmp_path: Path
 ) -> None:
     assert update(daemon, signed(3))["changed"]

@@ -120,9 +120,7 @@ def test_it_is_lost_with_the_engine_that_holds_it(daemon: Daemon, client: ShmCli
 
 
 @pytest.mark.long
-def test_an_engine_that_is_not_kept_delivers_before_it_ends(
-    start_daemon: Callable[..., Daemon], tmp_path: Path
-) -> None:
+def test_an_engine_without_standby_delivers_before_it_ends(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
     old, new, third = (gain_package(tmp_path, k) for k in (2, 3, 4))
     daemon = start_daemon(old, config="standby_s = 0\n")
     with daemon.client(check_contract=False) as client:

@@ -165,7 +165,7 @@ def test_a_rollback_to_nothing_and_to_nowhere_is_refused(serving: Served) -> Non
     serving.check()
 
 
-def test_the_command_says_what_was_refused_and_exits_1(serving: Served, tmp_path: Path) -> None:
+def test_the_command_names_the_refused_package_and_exits_1(serving: Served, tmp_path: Path) -> None:
     (tmp_path / "model.tar").write_bytes(b"hello\n" * 500)
 
     done = admin(serving.daemon, "update-model", tmp_path / "model.tar")
@@ -185,7 +185,9 @@ def test_the_command_says_what_was_refused_and_exits_1(serving: Served, tmp_path
     ],
     ids=["absent", "FIFO", "loop"],
 )
-def test_the_command_refuses_what_it_cannot_open(make: Any, said: str, serving: Served, tmp_path: Path) -> None:
+def test_the_command_refuses_a_package_that_it_cannot_open(
+    make: Any, said: str, serving: Served, tmp_path: Path
+) -> None:
     make(tmp_path / "model")
 
     done = admin(serving.daemon, "update-model", tmp_path / "model")

@@ -131,7 +131,7 @@ def test_a_damaged_version_falls_back_to_the_last_good_one_and_says_so(
 
 
 @pytest.mark.long
-def test_a_daemon_whose_versions_are_all_damaged_says_so_and_needs_a_model_path(
+def test_a_daemon_with_only_damaged_versions_reports_it_and_needs_a_model_path(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
     daemon = start_daemon(gain_package(tmp_path, 2))

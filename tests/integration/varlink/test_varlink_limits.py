@@ -55,9 +55,7 @@ def test_connections_above_the_limit_are_refused_and_closed_and_the_others_conti
     assert 1 <= len(lines) < 50
 
 
-def test_a_peer_that_may_not_use_the_socket_is_told_so_whatever_it_calls(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_forbidden_peer_gets_a_refusal_for_any_call(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[Peer] = []
 
     def refuse(peer: Peer) -> str:
@@ -124,7 +122,7 @@ loop.run_until_complete(main())
 
 
 @pytest.mark.fault("T63")
-def test_a_server_out_of_descriptors_pauses_and_then_serves_the_waiting_clients(tmp_path: Path) -> None:
+def test_a_server_without_free_descriptors_pauses_and_then_serves_the_waiting_clients(tmp_path: Path) -> None:
     path = str(tmp_path / "test.sock")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", CROWDED_SERVER, path], **pipes) as process:  # type: ignore[call-overload]

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.varlink import peer as peer_module
-from shmserve.daemon.varlink.peer import Peer, open_pidfd
+from shmserve.daemon.varlink.peer import SO_PEERPIDFD, Peer, open_pidfd
 from shmserve.daemon.varlink.server import listen_unix
 from shmserve.varlink_socket import PATH_LIMIT
 
@@ -67,10 +66,9 @@ sys.stdin.read()
 
 
 @pytest.mark.fault("T48")
-@pytest.mark.parametrize("option", [peer_module._SO_PEERPIDFD, 9999], ids=["SO_PEERPIDFD", "pidfd_open"])
-def test_the_pidfd_tells_that_the_peer_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: int) -> None:
+@pytest.mark.parametrize("option", [SO_PEERPIDFD, 9999], ids=["SO_PEERPIDFD", "pidfd_open"])
+def test_the_pidfd_tells_that_the_peer_has_died(tmp_path: Path, option: int) -> None:
     # 9999 is an option that no kernel has, as SO_PEERPIDFD is to one before 6.5.
-    monkeypatch.setattr(peer_module, "_SO_PEERPIDFD", option)
     with listen_unix(tmp_path / "s", 0o600) as listener:
         listener.settimeout(30)
         command = [sys.executable, "-c", DYING_CLIENT, str(tmp_path / "s")]
@@ -79,7 +77,7 @@ def test_the_pidfd_tells_that_the_peer_has_died(tmp_path: Path, monkeypatch: pyt
             with sock:
                 peer = Peer.of(sock)
                 assert peer.pid == process.pid
-                pidfd = open_pidfd(sock, peer.pid)
+                pidfd = open_pidfd(sock, peer.pid, option)
                 assert pidfd is not None
                 assert not os.get_inheritable(pidfd)
                 assert not select_readable(pidfd, 0)
@@ -89,7 +87,7 @@ def test_the_pidfd_tells_that_the_peer_has_died(tmp_path: Path, monkeypatch: pyt
                 process.wait()
                 # Reaped: older kernels know nothing of it any more, newer ones give a pidfd that is ready at once.
                 with suppress(ProcessLookupError):
-                    pidfd = open_pidfd(sock, peer.pid)
+                    pidfd = open_pidfd(sock, peer.pid, option)
                     assert pidfd is not None
                     assert select_readable(pidfd, 0)
                     os.close(pidfd)

@@ -138,7 +138,7 @@ def test_every_client_of_a_full_house_is_listed(full_house: Daemon) -> None:
     assert len(lines) == CLIENTS + 2, "and the title and the heading"
 
 
-def test_the_metrics_of_a_full_house_come_whole(full_house: Daemon) -> None:
+def test_metrics_of_all_clients_of_a_full_service_arrive_complete(full_house: Daemon) -> None:
     text = admin(full_house, "metrics")
 
     assert text.count("\nshmserve_client_requests_total{") == CLIENTS
@@ -157,7 +157,7 @@ def test_a_foreign_varlink_client_sees_the_same_methods(full_house: Daemon) -> N
     assert {"method Metrics", "method Clients", "method Latencies", "method Config", "method Reload"} <= set(methods)
 
 
-def test_a_model_with_a_long_description_leaves_it_out_of_the_status() -> None:
+def test_a_status_omits_a_long_model_description() -> None:
     model = {"name": "m", "version": "1", "device": "cpu", "metadata": {"notes": "x" * 60_000}, "contract": {}}
 
     found = fitted({"model": model, "clients": [], "state": "ready"})
@@ -165,14 +165,14 @@ def test_a_model_with_a_long_description_leaves_it_out_of_the_status() -> None:
     assert found["model"] == {"name": "m", "version": "1", "device": "cpu", "shortened": True}
 
 
-def test_a_model_s_metadata_with_infinite_bounds_can_be_told(start_daemon: Callable[..., Daemon]) -> None:
+def test_a_status_reports_model_metadata_with_infinite_bounds(start_daemon: Callable[..., Daemon]) -> None:
     metadata = start_daemon("described").status()["model"]["metadata"]
 
     assert metadata["low"] == ["-inf", 0.0] and metadata["high"] == ["inf", "nan"]
 
 
 @pytest.mark.long
-def test_a_status_tells_where_the_log_is_and_what_to_do_about_an_engine_that_does_not_move(
+def test_a_status_names_the_log_and_the_remedy_for_an_engine_without_heartbeat(
     start_daemon: Callable[..., Daemon],
 ) -> None:
     daemon = start_daemon("echo")
@@ -224,7 +224,7 @@ def test_a_status_that_is_watched_ends_with_control_c(echo: Daemon, on_screen: C
     assert screen.end() == 0
 
 
-def test_watching_a_service_that_is_not_there_is_an_error_to_read(
+def test_watching_an_absent_service_prints_a_readable_error(
     make_daemon: Callable[..., Daemon], on_screen: Callable[..., Screen]
 ) -> None:
     screen = on_screen(make_daemon("echo"), "top")
