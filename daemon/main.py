@@ -35,10 +35,9 @@ from shmserve.toml_value import toml_value
 from .api import AdminService, ClientService
 from .config.config import Config, ConfigError
 from .config.sources import Settings
-from .host import descriptor_limit
+from .host import descriptors
 from .host.logging import configure_logging
 from .host.notify import Notifier
-from .host.own_descriptors import keep_from_children
 from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, listen_fds
 from .packages.package import ModelPackage
@@ -80,7 +79,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     watchdog = EngineWatchdog(supervisor)
     readiness = ReadinessNotifier(supervisor, notifier, watchdog)
     loop = asyncio.get_running_loop()
-    descriptor_limit.raise_own()
+    descriptors.raise_limit()
     background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
     for task in background:
         task.add_done_callback(_log_failure)
@@ -195,7 +194,7 @@ def main(
     shmserved --config arm.toml --check-config
     """
     open_standard_streams()  # first: another file would take the number of a closed one
-    keep_from_children()
+    descriptors.keep_from_children()
     # Some starters ignore it; the kernel would then reap the engines.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     configure_logging("shmserved")

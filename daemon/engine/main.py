@@ -31,9 +31,8 @@ from shmserve.shortened import shortened
 from shmserve.spin import SpinBudget
 
 from ..failpoints import failpoint
-from ..host import descriptor_limit
+from ..host import descriptors
 from ..host.logging import configure_engine_logging
-from ..host.own_descriptors import keep_from_children
 from ..ipc.control import Arrival, ControlSocket
 from ..ipc.messages import (
     Attach,
@@ -305,7 +304,7 @@ class Engine:
                 loop.stopped = True
 
     def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
-        descriptor_limit.keep_room()
+        descriptors.keep_room()
         # torch has no read-only tensors, and a policy that writes to one must not crash the engine.
         writable = self._in_place and self._tensors_on is not None
         registrar = self._context.registrar if self._context is not None else None
@@ -408,7 +407,7 @@ def _plain(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Serve by the control socket's messages; return 0 after an orderly stop, 1 if the model cannot be served."""
-    keep_from_children()  # otherwise a program of the policy could speak to the supervisor as this engine
+    descriptors.keep_from_children()  # otherwise a program of the policy could speak to the supervisor as this engine
     handle_signals()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     *release, supervisor = sys.argv[3:]

@@ -16,6 +16,12 @@ from typing import Any, TextIO
 
 from ..token_bucket import TokenBucket
 
+#: MESSAGE_IDs of the daemon's turning points, for `journalctl MESSAGE_ID=...`; docs/operating.md lists them.
+SERVING = "6f1c0a7be0f74b6f9b1f4c3a0d5e9a11"
+ENGINE_DIED = "b2d1f5b7c3a94f0e8f5e27f0a4c6d812"
+ENGINE_STUCK = "0c9b8a35e1d2476d9d1f7f6b52e3c413"
+ROLLED_BACK = "e47a5c0d9f6b4b2c8a3d1e0f7b9c6514"
+
 _JOURNAL = Path("/run/systemd/journal/socket")
 # syslog(3)'s priorities.
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}

@@ -21,7 +21,7 @@ from shmserve.shortened import shortened
 
 from ..config.config import check_device
 from ..failpoints import failpoint
-from ..host.message_ids import ROLLED_BACK
+from ..host.logging import ROLLED_BACK
 from ..ipc.release import RELEASE_MISMATCH
 from ..store.errors import StoreUnavailable
 from ..store.ingest import BytesIngested, undisturbed

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..host import descriptor_limit
+from ..host import descriptors
 from ..ipc.control import take_messages
 from ..ipc.messages import FROM_ENGINE, EngineMessage, InvalidMessage, Ready, Stop, SupervisorMessage, encode
 from ..ipc.release import OWN
@@ -95,7 +95,7 @@ class EngineProcess:
         finally:
             theirs.close()
             os.close(stats_fd)
-        descriptor_limit.give_back(self._process.pid)
+        descriptors.restore_limit(self._process.pid)
         ours.setblocking(False)
         self._socket = ours
         self._loop.add_reader(ours, self._readable)

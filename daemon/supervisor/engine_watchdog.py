@@ -11,7 +11,7 @@ import logging
 import signal
 import time
 
-from ..host.message_ids import ENGINE_STUCK
+from ..host.logging import ENGINE_STUCK
 from ..ipc.stats import SEVERAL, Counter
 from .engine_process import EngineProcess
 from .supervisor import Supervisor

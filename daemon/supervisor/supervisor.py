@@ -20,7 +20,7 @@ from shmserve.doorbell import create_doorbell, unlink_doorbell
 
 from ..clients import CLEAR_S, AccessPolicy, IntegrityCheck, Lease, Leases, NameRegistry
 from ..config.config import Config
-from ..host.message_ids import ENGINE_DIED, SERVING
+from ..host.logging import ENGINE_DIED, SERVING
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
 from ..ipc.stats import Counter, Stage

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmserve.daemon.host.logging import JournalHandler, RateLimit
-from shmserve.daemon.host.message_ids import SERVING
+from shmserve.daemon.host.logging import SERVING, JournalHandler, RateLimit
 from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import SHMSERVED, Daemon, environment, wait_until
 from tests.support.own_mounts import needs_mounts, seeing

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.daemon.host.descriptor_limit import keep_room
+from shmserve.daemon.host.descriptors import keep_room
 from tests.support.daemon_process import POLICIES, Daemon, environment
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shmserve.client.cli.connection import AdminConnection
-from shmserve.daemon.host.own_descriptors import keep_from_children
+from shmserve.daemon.host.descriptors import keep_from_children
 from shmserve.daemon.ipc.control import ControlSocket
 from shmserve.daemon.ipc.messages import Record, Serve, encode
 from shmserve.record_ring import RecordRingReader

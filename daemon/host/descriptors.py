@@ -1,6 +1,7 @@
-"""Soft limit of open descriptors: raised for the daemon's own processes, and not for the programs that a policy starts.
+"""Descriptors of the daemon's processes: kept from their children, and their limit.
 
-A channel of transport `sealed` takes six. The usual limit of 1024 is there for programs with select(2), which a policy may
+The soft limit is raised for the daemon's own processes, and not for the programs that a policy starts. A channel of
+transport `sealed` takes six descriptors. The usual limit of 1024 is there for programs with select(2), which a policy may
 start: so a supervisor raises it for itself at once, and an engine when it comes near to it.
 """
 
@@ -14,17 +15,28 @@ import resource
 _MOST = 16384
 #: An engine raises its limit when no more are left; one message of the supervisor brings 64 at most.
 _NEAR = 256
+_FIRST = 3  # after standard input, output and error
 #: As the operator gave it: this is imported before anything raises it.
 _given = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
-def raise_own() -> None:
+def keep_from_children() -> None:
+    """Make every open descriptor but the standard three close-on-exec; Python does so with what it opens itself."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= _FIRST:
+            try:
+                os.set_inheritable(int(name), False)
+            except OSError:  # that of the listing itself
+                continue
+
+
+def raise_limit() -> None:
     """For a supervisor, which starts no program of a policy."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST)), hard))
 
 
-def give_back(pid: int) -> None:
+def restore_limit(pid: int) -> None:
     """Let the engine that was just started have the limit that the operator gave."""
     with contextlib.suppress(OSError):  # it has ended, or a sandbox does not allow it: then it has the supervisor's
         resource.prlimit(pid, resource.RLIMIT_NOFILE, _given)
