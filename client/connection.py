@@ -193,6 +193,10 @@ class Connection:
         old, self.channel = self.channel, channel
         return old
 
+    def forget_model(self) -> None:
+        """Forget the model's description, until `refresh_model_info`."""
+        self.model = None
+
     def refresh_model_info(self, timeout_s: float) -> None:
         """Fetch the model's description: its contract, and whether it keeps state."""
         self.model = self.describe(timeout_s)["model"]

@@ -13,7 +13,6 @@ from shmserve.backend import core
 from shmserve.channel import ClientChannel
 from shmserve.codec import Encoder
 from shmserve.protocol import Flag
-from shmserve.ring import ReplyHead
 
 from .client_guard import ClientGuard
 from .connection import Connection
@@ -30,13 +29,14 @@ class FastPath:
         self._guard = guard
         self._connector = connector
         self._table = table
-        self._native: core.ClientFastPath | None = None
+        #: The native half, which the leader receives with; None: nothing is eligible.
+        self.native: core.ClientFastPath | None = None
         self._channel: ClientChannel | None = None
 
     def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
         """Publish the request; return the channel to wait on, or None, and nothing was done."""
         connector, table = self._connector, self._table
-        connection, native = connector.connection, self._native
+        connection, native = connector.connection, self.native
         if native is None or connection is None or connector.retired or self._guard.closed:
             return None
         channel = connection.channel
@@ -52,26 +52,19 @@ class FastPath:
         channel.request_bell.ring()
         return channel
 
-    def try_receive(self, pending: Pending) -> None:
-        """Complete the request, if its reply has arrived and is an ordinary one."""
-        native = self._native
-        found = native.try_receive(ReplyHead) if native is not None else None
-        if found is not None and self._table.in_flight.get(pending.sequence) is pending:
-            self._table.complete(pending, found)
-
     def specialize(self, pending: Pending, encoder: Encoder, connection: Connection) -> None:
         """Make requests and replies like those of `pending`, which took the slow path, eligible from now on."""
         head, known = pending._head, encoder.latest
         if connection.closed or head is None or head.flags & Flag.PICKLED or known is None or known.encoder is None:
             return
-        channel, reply = connection.channel, connection.decoder.known(head.schema)
+        channel, reply = connection.channel, connection.decoder.known.get(head.schema)
         if reply is None or reply.decoder is None or not reply.is_all_arrays:
             return
-        if self._native is None or self._channel is not channel:
+        if self.native is None or self._channel is not channel:
             requests, replies = channel.requests, channel.replies
             if requests.native is None or replies.native is None:
                 return
-            self._native = core.ClientFastPath(
+            self.native = core.ClientFastPath(
                 requests.native,
                 requests.memories,
                 requests.rotating_slots,
@@ -80,8 +73,8 @@ class FastPath:
                 replies.poller,
             )
             self._channel = channel
-        self._native.specialize(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
+        self.native.specialize(known.encoder, known.schema_id, known.metadata_bytes, reply.decoder, head.schema)
 
     def deoptimize(self) -> None:
         """Forget the native half: its channel is being left, and it views that memory."""
-        self._native = self._channel = None
+        self.native = self._channel = None

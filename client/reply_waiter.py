@@ -12,9 +12,11 @@ import threading
 import time
 from typing import Any, Protocol
 
+from shmserve.backend import core
 from shmserve.channel import ClientChannel
 from shmserve.counter_poller import spin_unless_same_cpu
 from shmserve.errors import SlotsExhausted
+from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
 
 from .client_guard import ClientGuard, ParkingLot
@@ -43,8 +45,9 @@ class DirectPath(Protocol):
     def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
         """Publish the request; return the channel to wait on, or None, and nothing was done."""
 
-    def try_receive(self, pending: Pending) -> None:
-        """Complete the request, if its reply has arrived and is an ordinary one."""
+    @property
+    def native(self) -> core.ClientFastPath | None:
+        """The native half, which finds a reply that has arrived and is an ordinary one; None once its channel is left."""
 
 
 class ReplyWaiter:
@@ -65,7 +68,8 @@ class ReplyWaiter:
         self._table = table
         self._parking_lot = parking_lot
         self._budget = budget
-        self._spun_ns = 0  # how long the last wait was that ended while it spun; the budget has not learnt from it yet
+        self._waited_ns = 0  # how long the last wait was; 0: the budget has learnt from it
+        self._spun = False  # it ended while it spun, and left its token
 
     def wait_for(self, pending: Pending, until_ns: int, user: WaiterUser) -> None:
         """Wait until `pending` is completed, at most until `until_ns`."""
@@ -142,7 +146,10 @@ class ReplyWaiter:
                 leads = True
             self._wait_at_doorbell(channel, pending.deadline_ns, True)
             with guard.lock:
-                path.try_receive(pending)
+                native = path.native
+                found = native.try_receive(ReplyHead) if native is not None else None
+                if found is not None and self._table.in_flight.get(pending.sequence) is pending:
+                    self._table.complete(pending, found)
         finally:
             # No call before the store, as in `wait`.
             if leads and self.leader == me:
@@ -155,18 +162,20 @@ class ReplyWaiter:
         """Return when the engine's count of replies is not the one that their watch has seen, or after a bounded time."""
         bell = channel.reply_bell
         began_ns = time.monotonic_ns()
-        # While the engine is busy: learn from the last spin, and drain the token left over from it, which would wake this
-        # wait spuriously. If the token is this reply's already, its counter has moved.
-        if self._spun_ns:
-            self._budget.waited(self._spun_ns)
-            self._spun_ns = 0
-            bell.try_take()
+        # While the engine is busy: learn from the last wait, and drain the token left over from a spin, which would wake
+        # this wait spuriously. If the token is this reply's already, its counter has moved.
+        if self._waited_ns:
+            self._budget.waited(self._waited_ns)
+            self._waited_ns = 0
+            if self._spun:
+                self._spun = False
+                bell.try_take()
         moved_ns = spin_unless_same_cpu(
             channel.replies.pollers, min(began_ns + self._budget.ns, until_ns) if spin else 0
         )
         if moved_ns:
-            self._spun_ns = moved_ns - began_ns
+            self._waited_ns, self._spun = moved_ns - began_ns, True
             return
         now_ns = time.monotonic_ns()
         if bell.wait(max(0, min(until_ns - now_ns, LONGEST_WAIT_NS))):
-            self._budget.waited(time.monotonic_ns() - began_ns)
+            self._waited_ns = time.monotonic_ns() - began_ns

@@ -2,12 +2,12 @@
 
     RequestPipeline     publish, wait, lend
       RequestControl    wait for, cancel or complete a request that was sent
-      Retrier           connects, and decides about another attempt
-      ClientShutdown    the end of the client
+      ClientShutdown    the end of the client (request_control.py)
+      Retrier           connects, and decides about another attempt (retry_loop.py)
       ConnectionEvents  what a new, lost or resized connection means for the requests
       ReplyWaiter       the leader at the doorbell and its followers
       FastPath          a request shaped like an earlier one, in two native calls
-      RequestTable      requests in flight and the slots in use
+      RequestTable      requests in flight, the slots in use, and the decoding of replies
       Connector         the connection, its capacity, and who talks to the daemon
 
 They share one lock, the guard's, which no part holds while it waits. A Pending and a loan know their owners by protocols
@@ -292,7 +292,7 @@ class RequestPipeline:
             self._connector.capacity.grow_requests(error.metadata_bytes, error.payload_bytes)
             return RESIZE_REQUIRED
         if isinstance(error, ContractMismatch) and time.monotonic_ns() - connection.asked_ns > _REFRESH_NS:
-            connection.model = None  # it may have been updated since: fetch it again
+            connection.forget_model()  # it may have been updated since: fetch it again
             return NOT_CONNECTED
         return 0
 

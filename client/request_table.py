@@ -42,8 +42,19 @@ def decode_reply(
         loan = ReplyLoan(pending._owner, head.sequence, memory, pending._loan_thread)
         if not in_slot[-1]:
             read_leaf = loan.read_leaf
+    schema = decoder.known.get(head.schema)
     try:
-        tree = decoder.decode(memory, *in_slot, read_leaf)
+        if (
+            schema is not None
+            and (native := schema.decoder) is not None
+            and schema.is_all_arrays
+            and read_leaf is None
+            and not in_slot[-1]
+            and schema.payload_bytes == head.payload_bytes <= memory.room
+        ):
+            tree = native.decode(memory.payload)  # as Decoder.decode, which would be another call for each reply
+        else:
+            tree = decoder.decode(memory, *in_slot, read_leaf)
     except MetadataError as error:
         return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error}", service=service)
     except MemoryError as error:

@@ -102,8 +102,7 @@ class ShmClient(ClientBase):
         """
         options = request_options(capture_time, max_age, supersede, repeatable)
         pending = self._pipeline.request(observation, options, self._duration_ns(timeout), loan=True)
-        loan, pending._result = pending._result, None
-        return loan  # type: ignore[no-any-return]
+        return pending._result  # type: ignore[no-any-return]
 
     def submit(
         self,

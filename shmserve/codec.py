@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -381,12 +381,10 @@ class Decoder:
 
     def __init__(self, *, allow_pickle: bool = False, name: str = "action") -> None:
         self._schemas = Schemas()
+        #: The structures that were read before, by the other side's number for them.
+        self.known: Mapping[int, Schema] = self._schemas.known
         self._allow_pickle = allow_pickle
         self._name = name
-
-    def known(self, schema_id: int) -> Schema | None:
-        """Return a structure that was read before, by the other side's number for it."""
-        return self._schemas.known.get(schema_id)
 
     def decode(
         self,
