@@ -22,7 +22,7 @@ from shmserve.directories import ServicePlace, service_place
 from shmserve.errors import InvalidArgument
 
 LONGEST_S = 86_400.0
-#: A camera may date a frame a little ahead; what is further ahead is another clock's.
+#: A camera may date a frame a little ahead. A time further ahead comes from another clock.
 _LONGEST_LEAD_S = 60.0
 _ADDRESS = re.compile(r"(?P<url>\w+://)|(?P<port>[^/]*:\d+/?$)|(?P<path>.*[/\\])")
 
@@ -80,8 +80,8 @@ def place_of(name: Any, runtime_dir: str | os.PathLike[str] | None) -> ServicePl
 
 
 def number(name: str, value: Any) -> float:
-    """A float of what is a number, whatever its type; it may be NaN."""
-    # A text has no __float__, though float() takes it; a bool is no time.
+    """Return any kind of number as a float, which may be NaN."""
+    # A text has no __float__, though float() takes it; a bool is not a time.
     if isinstance(value, bool) or not (hasattr(value, "__float__") or hasattr(value, "__index__")):
         raise InvalidArgument(f"{name} = {value!r}: a number is needed, not {type(value).__name__}")
     try:

@@ -73,7 +73,7 @@ class ClientGuard:
     def pickle_error(self) -> InvalidArgument:
         """Return the error for an attempt to copy a client, its requests or its loans into another process."""
         return InvalidArgument(
-            "a client, and what is out or on loan from it, stays in its process: make a ShmClient in each"
+            "a client, its requests in flight and its loans stay in their process: make a ShmClient in each"
         )
 
 

@@ -74,8 +74,8 @@ class Connection:
         #: The users to whom named memory may belong; None: anybody.
         self._owners = owners
         self.channel = _channel(service, reply, owners)
-        #: Whether pickles may cross in both directions. By socket activation whoever connected before the daemon had
-        #: started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
+        #: Whether pickles may cross in both directions. With socket activation a client that connected before the daemon
+        #: had started sees systemd as its peer, which is root; so the replies must be root's or this user's as well.
         try:
             self.trusted = (
                 reply.parameters.get("trusted") is True
@@ -86,7 +86,7 @@ class Connection:
             self.channel.close()
             raise
         self.decoder = Decoder(allow_pickle=self.trusted)
-        #: What the daemon said of its model; None while it has none ready, or was not asked.
+        #: The daemon's description of its model; None while no model is ready, or before the first call of Describe.
         self.model: dict[str, Any] | None = None
         self.asked_ns = 0
         #: Between two generations: nothing may be published.
@@ -222,7 +222,7 @@ class Connection:
         if close_reason is not None and close_reason.error == f"{INTERFACE}.Evicted":
             return evicted_error(self._service, close_reason.parameters)
         return ServiceRestarted(
-            f"the daemon of {self._service!r} ({self._directory}) went away while the request was out; "
+            f"the daemon of {self._service!r} ({self._directory}) went away while the request was in flight; "
             "a new request attaches to its successor",
             service=self._service,
         )
@@ -309,7 +309,7 @@ def _is_model(model: Any) -> bool:
 
 
 def _trusted_uids() -> tuple[int, int]:
-    """Who may have this process unpickle what they send: it is root's and its own user's anyway."""
+    """Return the users whose pickles this process may load: root and its own user control it anyway."""
     return os.geteuid(), 0
 
 

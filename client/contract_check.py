@@ -9,13 +9,13 @@ from shmserve.base_values import plain_tree
 from shmserve.contract import Entries, Entry, contract_differences, describe_tree
 from shmserve.errors import ContractMismatch
 
-#: Which kinds of number a declared kind takes: every int is a float as well, and a truth is no number.
+#: Kinds of number that a declared kind accepts: every int is a float as well, and a bool is not a number.
 _TAKES = {"bool": ("bool",), "int": ("int",), "float": ("float", "int")}
 _DTYPES = (("bool", "bool"), ("int", "int"), ("uint", "int"), ("float", "float"), ("bfloat", "float"))
 
 
 class _Attached(Protocol):
-    """What is known of a service while a client is attached to it."""
+    """The part of a connection that the check of a contract reads."""
 
     model: dict[str, Any] | None
 
@@ -30,7 +30,7 @@ def check_observation(service: str, model: dict[str, Any], observation: Any) -> 
     """Raise ContractMismatch listing what is missing, or of another dtype, shape or type.
 
     A model without an example observation declares nothing, so anything passes. Entries that the model
-    does not know are no mismatch: policies ignore them, and robots send more than one policy needs. A
+    does not know are ignored: policies ignore them, and robots send more than one policy needs. A
     declared number takes any number of its kind: Python's own, numpy's, or an array without dimensions.
     """
     declared: Entries | None = (model.get("contract") or {}).get("observation")

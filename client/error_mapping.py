@@ -41,8 +41,8 @@ from shmserve.varlink import PERMISSION_DENIED, VarlinkError
 
 INTERFACE = "io.shmserve.Client"
 
-#: What is raised where an observation or a reply is read. Not every exception, and no OSError: a signal handler of the
-#: caller's may raise its own there, and that is the caller's to have.
+#: Exceptions of reading an observation or a reply. OSError and others are not among them: a signal handler of the
+#: caller may raise them there, and they belong to the caller.
 READ_ERRORS = (
     RuntimeError,
     ValueError,
@@ -55,7 +55,7 @@ READ_ERRORS = (
     MemoryError,
     struct.error,
 )
-#: What the system, and the memory of this process, keep a client from.
+#: Exceptions of the system calls and the memory that a connection needs.
 UNTYPED = (OSError, posix_ipc.Error, MemoryError, ValueError, OverflowError, IndexError)
 
 
@@ -202,7 +202,7 @@ def reply_error(service: str, head: ReplyHead, tree: Any) -> ShmServeError:
 
 
 def cancelled_error(service: str, sequence: int) -> RequestCancelled:
-    """What a request that its client withdrew ends with."""
+    """Return the error of a request that its client cancelled."""
     number = number_of(sequence)
     return RequestCancelled(
         f"request {number} to {service!r} was cancelled before it ran", service=service, request_id=number
@@ -233,7 +233,7 @@ def exhausted_error(service: str, slots: int, *, resize: bool = False) -> SlotsE
     """Return the error for a request that had no slot in time."""
     if resize:
         return SlotsExhausted(
-            f"requests or loans that are out kept {service!r} from making larger slots in time",
+            f"requests in flight or loans kept {service!r} from making larger slots in time",
             slots=slots,
             service=service,
         )

@@ -27,7 +27,7 @@ from .request_table import RequestTable
 _LONGEST_REASON_NS = 50_000_000
 #: How long an engine may take from reading that a request is not cancelled to noting that it has taken the request.
 _TAKEN_S = 0.0001
-#: `close` waits this time for other threads to leave the channel, and lets a thread of its own wait longer.
+#: `close` waits this time for other threads to leave the channel; then a new thread waits for them.
 _CLOSE_NS = 250_000_000
 
 
@@ -54,7 +54,7 @@ class ClientShutdown:
         """Give the channel back; requests in flight end with ClientClosed. May be called twice.
 
         It may be called wherever a signal handler or a finalizer may: it waits for nothing that its own thread keeps
-        from happening, and for other threads only a moment. What they still use is closed by a thread of its own then.
+        from happening, and for other threads only a moment. A new thread then closes the memory that they still use.
         """
         self._guard.close()
         if self._guard.forked or self._end(time.monotonic_ns() + _CLOSE_NS):

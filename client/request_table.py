@@ -304,7 +304,7 @@ class RequestTable:
             pending._completed_ns = now_ns
 
     def fail_all(self, error: Callable[[], ShmServeError]) -> None:
-        """Complete every request in flight with an error of its own."""
+        """Complete every request in flight with a new error."""
         for pending in tuple(self.in_flight.values()):
             if pending is not None and not pending._completed_ns:
                 self.fail(pending, error())

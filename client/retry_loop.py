@@ -23,7 +23,7 @@ from .retry_policy import RetryPolicy
 
 
 class RetryStep(enum.Enum):
-    """What the driver of a loop does next."""
+    """The next action of the driver of a loop."""
 
     CONNECT = enum.auto()  # one attempt; the outcome is a ServiceUnavailable that may pass, or None
     PAUSE = enum.auto()  # wait for the policy's delay
@@ -111,7 +111,7 @@ class Retrier:
         events: ConnectionEvents,
         parking_lot: ParkingLot,
     ) -> None:
-        #: Of calls that bring no policy of their own.
+        #: The policy of calls that bring none.
         self.policy = policy
         self._guard = guard
         self._connector = connector

@@ -44,7 +44,7 @@ def test_a_killed_supervisor_takes_its_engine_along_and_its_successor_cleans_up(
         daemon.kill9()
         wait_until("the engine is gone", lambda: not is_running(engine))
 
-        with pytest.raises(ServiceRestarted, match="went away while the request was out"):
+        with pytest.raises(ServiceRestarted, match="went away while the request was in flight"):
             held.result()
         with pytest.raises(ServiceUnavailable, match="no daemon serves 't'"):
             client.infer({"do": "echo", "value": 1})
