@@ -41,6 +41,7 @@ def main() -> None:
     camera = Camera(spot=(400.0, 100.0))
     example = {"image": np.zeros((480, 640, 3), np.uint8), "frame": 0}
     held = 0
+    in_place = False
     found: dict[str, Any] = {}
     with ShmClient(parser.parse_args().name, timeout=10) as client:
         client.check(example)  # before anything moves: is this what the model takes?
@@ -54,15 +55,15 @@ def main() -> None:
                 pending = observation.send()
             try:
                 found = pending.result(timeout=3 * PERIOD_S)
+                in_place = pending.reply is not None and pending.reply.in_place
                 camera.turn(0.3 * found["pan"], 0.3 * found["tilt"])
             except (RequestTimeout, ObservationStale):
                 pending.cancel()
                 held += 1  # the camera stays where it is
             due = max(due + PERIOD_S, time.monotonic())
             time.sleep(max(0.0, due - time.monotonic()))
-        reply = client.request(example)
     print(f"{camera.frames} frames, {held} times held")
-    print(f"the spot is {found['pan']:+.0f}, {found['tilt']:+.0f} pixels off; in place: {reply.in_place}")
+    print(f"the spot is {found['pan']:+.0f}, {found['tilt']:+.0f} pixels off; in place: {in_place}")
 
 
 if __name__ == "__main__":

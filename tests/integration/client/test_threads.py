@@ -171,15 +171,16 @@ def test_a_client_is_closed_at_any_moment_without_a_crash(tagged: Daemon, start_
     wait_until("every channel was given back", lambda: tagged.status()["clients"] == [])
 
 
-@pytest.mark.parametrize("what", ["infer", "await"])
+@pytest.mark.parametrize("what", ["infer", "await", "asyncio client"])
 def test_a_process_may_end_while_threads_of_it_wait(obedient: Daemon, gate: Gate, what: str) -> None:
     program = f"""
 import asyncio, sys, threading, time
-from shmserve.client import ShmClient
-client = ShmClient({obedient.name!r}, runtime_dir={str(obedient.runtime_dir)!r})
+from shmserve.client import AsyncShmClient, ShmClient
+kind = AsyncShmClient if {what!r} == "asyncio client" else ShmClient
+client = kind({obedient.name!r}, runtime_dir={str(obedient.runtime_dir)!r})
 wait = {{"do": "wait", "gate": {str(gate.path)!r}}}
 async def awaited():
-    await client.submit(wait)
+    await (client.infer(wait) if kind is AsyncShmClient else client.submit(wait))
 ask = (lambda: client.infer(wait)) if {what!r} == "infer" else (lambda: asyncio.run(awaited()))
 for _ in range(3):
     threading.Thread(target=ask, daemon=True).start()

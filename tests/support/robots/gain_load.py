@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from shmserve.client import InferenceFailed, ShmClient
+from shmserve.client import InferenceFailed, Reply, ShmClient
 
 name, runtime_dir, robot = sys.argv[1:4]
 k_of: dict[str, int] = json.loads(sys.argv[4])
@@ -20,26 +20,26 @@ answers: collections.Counter[int] = collections.Counter()
 wrong: list[str] = []
 failed = attachments = number = last = 0
 longest_ns, before_ns = 0, time.monotonic_ns()
-# A daemon that was killed is back within seconds; whoever asks meanwhile waits for it.
+# A daemon that was killed is back within seconds; a request waits for it.
 with ShmClient(name, runtime_dir=runtime_dir, timeout=80, max_retries=2000, retry_delay=0.02) as client:
     while not stopped:
         number += 1
         x = np.arange(3) + number
+        reply: Reply | None = None
         try:
-            pending = client.submit({"x": x, "robot": robot})
-            found = pending.result()
-        except InferenceFailed:
+            asked = client.request({"x": x, "robot": robot})
+            reply, request_id = asked, asked.request_id
+        except InferenceFailed as error:
             failed += 1
-            found = None
-        reply = pending.reply
-        assert reply is not None
+            assert error.request_id is not None
+            request_id = error.request_id
         # Sequences count up by one; a new attachment begins anew.
-        attachments += reply.request_id == 1
-        if reply.request_id != last + 1 and reply.request_id != 1:
-            wrong.append(f"request {reply.request_id} after {last}")
-        last = reply.request_id
-        if found is not None:
-            k = k_of.get(reply.model_version)
+        attachments += request_id == 1
+        if request_id != last + 1 and request_id != 1:
+            wrong.append(f"request {request_id} after {last}")
+        last = request_id
+        if reply is not None:
+            found, k = reply.action, k_of.get(reply.model_version)
             if k is None or found["k"] != k or not np.array_equal(found["y"], x * k):
                 wrong.append(f"{reply.model_version}: {found['k']}, {found['y'][:3]} for {x[:3]}")
             answers[found["k"]] += 1
