@@ -1,9 +1,9 @@
-"""Named places at which a test makes the daemon die, stop for a while or fail; inert unless the environment says so.
+"""Failpoints: named places at which a test makes the daemon die, stop or fail; inert unless the environment arms them.
 
 SHMSERVE_FAILPOINTS="store.before_rename=kill,store.received=sleep:0.5@2" arms two:
 
     kill            SIGKILL to this process
-    stop            SIGSTOP to this process: a test looks around, and lets it go on with SIGCONT
+    stop            SIGSTOP to this process, until the test sends SIGCONT
     exit[:STATUS]   os._exit, 1 without STATUS
     sleep:SECONDS   blocks this thread
     raise:ERRNO     OSError with the errno of that name, as in raise:ENOSPC
@@ -61,7 +61,7 @@ class _Armed:
 
 
 def failpoint(name: str) -> None:
-    """Does nothing, unless `name` was armed."""
+    """Act on the failpoint `name` if it is armed; otherwise do nothing."""
     if _armed:
         _reach(name)
 
@@ -104,7 +104,7 @@ def _raise(number: int) -> None:
 
 
 def _parse(text: str) -> dict[str, _Armed]:
-    """Raises ValueError: a failpoint that is misspelt would make a test pass for nothing."""
+    """Parse the failpoints to arm; raise ValueError for an unknown one, because its test would pass without effect."""
     armed: dict[str, _Armed] = {}
     for spec in filter(None, text.split(",")):
         match = _SPEC.fullmatch(spec.strip())
@@ -114,7 +114,7 @@ def _parse(text: str) -> dict[str, _Armed]:
                 f"{VARIABLE}: {spec!r} must be NAME=kill|stop|exit[:STATUS]|sleep:SECONDS|raise:ERRNO[@NTH]"
             )
         if not _is_known(match["name"]):
-            raise ValueError(f"{VARIABLE}: there is no failpoint {match['name']!r}")
+            raise ValueError(f"{VARIABLE}: unknown failpoint {match['name']!r}")
         armed[match["name"]] = _Armed(action, int(match["nth"]) if match["nth"] else None)
     if armed:
         log.warning("failpoints are armed: %s", text)

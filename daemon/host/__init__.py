@@ -1,1 +1,1 @@
-"""The machine below: systemd, the journal, directories, the service lock."""
+"""Interface to the host: systemd, the journal, directories, the service lock."""

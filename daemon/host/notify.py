@@ -1,4 +1,4 @@
-"""Tells systemd how the daemon is doing: sd_notify(3), one datagram of KEY=VALUE lines."""
+"""Notifications to systemd: sd_notify(3), one datagram of KEY=VALUE lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Notifier:
 
     @classmethod
     def from_environment(cls, environment: MutableMapping[str, str]) -> Notifier:
-        """Takes systemd's variables out of `environment`, so that no engine speaks for the service."""
+        """Take systemd's variables out of `environment`, so that no engine can notify for the service."""
         address = environment.pop("NOTIFY_SOCKET", None)
         watchdog_us = environment.pop("WATCHDOG_USEC", "")
         for_pid = environment.pop("WATCHDOG_PID", "") or str(os.getpid())
@@ -31,7 +31,7 @@ class Notifier:
         return cls(address, int(watchdog_us) / 1e6)
 
     def sd_notify(self, **fields: str | int) -> bool:
-        """Send the fields, as in `tell(READY=1, STATUS="serving")`; False: the manager did not get them.
+        """Send the fields, as in `sd_notify(READY=1, STATUS="serving")`; return False if the manager did not get them.
 
         Never waits: a manager that does not read (its queue holds ten messages or so) gets the next one later.
         """
@@ -47,7 +47,7 @@ class Notifier:
             return False
         except OSError as error:
             if not self._warned:
-                log.warning("systemd cannot be told at %s: %s", self._address, error.strerror or error)
+                log.warning("systemd cannot be notified at %s: %s", self._address, error.strerror or error)
                 self._warned = True
             return False
         return True

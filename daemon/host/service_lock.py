@@ -26,7 +26,7 @@ class ServiceLock:
         Raises AlreadyRunning naming the other daemon, or OSError.
         """
         if self._directory.parent.exists():
-            check_unchangeable(self._directory.parent)  # before anything is made where it may lead
+            check_unchangeable(self._directory.parent)  # before a directory is made in it
         make_directories(self._directory)
         found = self._directory.stat()
         if found.st_uid != os.getuid():
@@ -48,7 +48,7 @@ class ServiceLock:
         self._descriptor = descriptor
 
     def release(self) -> None:
-        """The file stays: removing it would let two daemons hold two locks of one name."""
+        """Release the lock; the file stays, because removing it would let two daemons hold locks of one name."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

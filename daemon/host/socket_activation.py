@@ -17,11 +17,11 @@ _NAMES = {"client": CLIENT_SOCKET, "admin": ADMIN_SOCKET}
 
 
 class ActivationError(ValueError):
-    """systemd passed something else than this service's sockets; the message says what, and what to change."""
+    """systemd passed a descriptor that is not one of this service's sockets; the message gives it, and the remedy."""
 
 
 def listen_fds(environment: MutableMapping[str, str], directory: Path) -> dict[str, socket.socket]:
-    """The sockets that were passed to this process, by their file's name (client.sock, admin.sock).
+    """Return the sockets that systemd passed, by their file's name (client.sock, admin.sock).
 
     Takes systemd's variables out of `environment`. Raises ActivationError if a socket is not one of the
     two that clients and operators look for in `directory`.
@@ -50,7 +50,7 @@ def listen_fds(environment: MutableMapping[str, str], directory: Path) -> dict[s
 
 
 def group_may_connect(sock: socket.socket) -> bool:
-    """Whether the socket's file lets its group connect (write)."""
+    """Return whether the socket's file lets its group connect (write)."""
     return bool(os.stat(sock.getsockname()).st_mode & stat.S_IWGRP)
 
 
@@ -61,12 +61,13 @@ def _listening(descriptor: int, given: str) -> tuple[socket.socket, Path]:
         name = sock.getsockname()
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
-        raise ActivationError(f"systemd passed descriptor {descriptor} ({given}), which is no socket") from error
+        raise ActivationError(f"systemd passed descriptor {descriptor} ({given}), which is not a socket") from error
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or not listens or not isinstance(name, str):
         raise ActivationError(
-            f"systemd passed {name!r} ({given}), which is no listening stream socket with a path: use ListenStream=PATH"
+            f"systemd passed {name!r} ({given}), which is not a listening stream socket with a path: use "
+            "ListenStream=PATH"
         )
-    # Once more: from now on SO_PEERCRED shows a client this process, and not the manager that listened first.
+    # A second listen(), so that SO_PEERCRED shows clients this process and not the manager that listened first.
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock, Path(name)

@@ -1,6 +1,6 @@
 """Release check between a daemon and its engines: the package may be upgraded while the daemon runs.
 
-`python -m shmserve.daemon.ipc.release` says which one is installed now, as an engine would be.
+`python -m shmserve.daemon.ipc.release` prints the release that an engine started now would have.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shmserve.protocol import WIRE_VERSION
 RELEASE_MISMATCH = "ReleaseMismatch"
 #: Release of this process: its version and its wire version. A daemon passes it to the engines that it starts.
 OWN = (__version__, str(WIRE_VERSION))
-#: Reading two numbers takes a tenth of a second; what takes longer is stuck.
+#: Time limit for a process that prints the release, which takes a tenth of a second.
 _LIMIT_S = 30.0
 
 
@@ -34,7 +34,7 @@ def mismatch(daemon: Sequence[str], engine: Sequence[str] = OWN) -> str | None:
 
 
 async def installed_mismatch() -> str | None:
-    """The same of an engine that would be started now, without starting one."""
+    """Return the mismatch of an engine that would be started now, or None, without starting one."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -56,7 +56,7 @@ async def installed_mismatch() -> str | None:
 
 def _words(release: Sequence[str]) -> str:
     if len(release) != 2:
-        return "of a release that does not say which"
+        return "of an unknown release"
     return f"{release[0]} (wire version {release[1]})"
 
 

@@ -62,7 +62,7 @@ class IngestProgress:
 def progress_words(done: int, of: int | None) -> str:
     """Return a progress in words.
 
-
+    >>> progress_words(400_000_000, 1_500_000_000), progress_words(7, None)
     ('0.4 of 1.5 GB (26 %)', '7 bytes')
     """
     if not of:

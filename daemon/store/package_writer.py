@@ -131,7 +131,7 @@ class PackageWriter:
 def _directories_of(name: str) -> list[str]:
     """Return the directories above a file, outermost first.
 
-    ("a/b/c.py")
+    >>> _directories_of("a/b/c.py")
     ['a', 'a/b']
     """
     parts = name.split("/")[:-1]

@@ -1,4 +1,4 @@
-"""One peer's connection: reads its calls, answers them in order, and notices when the peer is gone."""
+"""One peer's connection: its calls, their replies in order, and the end of the peer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .peer import Peer
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """What one listening socket grants its peers."""
+    """Limits of one listening socket for its peers."""
 
     connections: int = 256
     connections_per_uid: int = 64
@@ -76,7 +76,7 @@ class ServerConnection:
         return self._task
 
     def close(self, reason: str) -> None:
-        """May be called twice. The method in hand is cancelled, calls that wait are dropped."""
+        """Close the connection: cancel the running method and drop waiting calls; may be called twice."""
         if self.closed.done():
             return
         self.closed.set_result(reason)
@@ -96,7 +96,7 @@ class ServerConnection:
             self._task.cancel()
 
     def say_farewell(self, error: str, parameters: Mapping[str, Any]) -> None:
-        """Close it, with a last word that the peer did not ask for, if there is room for one."""
+        """Close the connection after one error that answers no call, if the socket has room for it."""
         if not self.closed.done():
             with suppress(OSError):
                 send_part(self._sock, memoryview(encode_error(error, parameters)), ())
@@ -187,7 +187,7 @@ class ServerConnection:
             close_fds(fds)
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        """Closes `fds`, and the connection if it cannot send."""
+        """Send a reply and close `fds`; close the connection if it cannot send."""
         deadline_s = self._loop.time() + self._limits.write_timeout_s
         rest, rest_fds = memoryview(data), fds
         try:

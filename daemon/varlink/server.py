@@ -1,4 +1,4 @@
-"""Serves varlink interfaces on one listening Unix socket: access, limits, and the refusal of other peers."""
+"""Varlink server on one listening Unix socket: access, limits, and the refusal of other peers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VarlinkServer:
         limits: ConnectionLimits | None = None,
         log: logging.Logger | None = None,
     ) -> None:
-        """Takes over `listener`, whose path stays the caller's to unlink.
+        """Take over `listener`, whose path stays the caller's to unlink.
 
         `refusal` names the setting that keeps a peer out, or None for one that is served.
         """
@@ -53,7 +53,7 @@ class VarlinkServer:
         self._accepted = 0
 
     async def serve(self) -> None:
-        """Until close() is called or this task is cancelled; returns when every connection's task has ended."""
+        """Serve until close() is called or this task is cancelled; return when every connection's task has ended."""
         try:
             if self._listener.fileno() >= 0:
                 self._listener.setblocking(False)
@@ -115,8 +115,9 @@ class VarlinkServer:
                 raise
 
     def _rest(self, error: OSError) -> None:
-        """Leave the backlog alone for a while: it stays readable, and the loop would spin on an accept that fails for
-        want of a descriptor. Who waits in it loses nothing but time.
+        """Stop accepting for a while: otherwise the loop would spin on an accept that fails without a free descriptor.
+
+        Peers in the backlog only wait longer.
         """
         self._log.warning("accepting no connection for %s s: %s", _PAUSE_S, error.strerror)
         self._pause_accepting()
@@ -176,7 +177,7 @@ class VarlinkServer:
 
 
 def listen_unix(path: str | os.PathLike[str], mode: int) -> socket.socket:
-    """A listening socket at `path` with exactly this mode, whatever the umask.
+    """Return a listening socket at `path` with exactly this mode, independent of the umask.
 
     Removes a socket file that a dead process left; the caller holds the lock that keeps a second daemon from doing
     the same at this moment. Raises OSError: EADDRINUSE if another process listens there, EEXIST if the file is not a socket,
@@ -203,7 +204,7 @@ def _remove_stale(name: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise FileExistsError(errno.EEXIST, "a file that is no socket is in the socket's place: remove it", name)
+        raise FileExistsError(errno.EEXIST, "a file that is not a socket is in its place: remove it", name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:

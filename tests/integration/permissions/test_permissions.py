@@ -207,7 +207,7 @@ def test_a_runtime_directory_that_others_may_write_to_is_refused(make_daemon: Ca
     assert daemon.run_to_end() == 1
 
     assert f"{daemon.runtime_dir} belongs to uid" in daemon.log
-    assert "has mode 0777: others could replace what this daemon keeps in it" in daemon.log
+    assert "has mode 0777: others could replace this daemon's files in it" in daemon.log
 
 
 @pytest.mark.long
@@ -218,7 +218,7 @@ def test_a_state_directory_that_others_may_write_to_is_refused(make_daemon: Call
 
     assert daemon.run_to_end() == 1
 
-    assert "has mode 0777: others could replace what this daemon keeps in it" in daemon.log
+    assert "has mode 0777: others could replace this daemon's files in it" in daemon.log
 
 
 @needs_root

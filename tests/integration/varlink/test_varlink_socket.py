@@ -40,7 +40,7 @@ def test_a_stale_socket_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
         assert caught.value.filename == str(path)
     path.unlink()
     path.write_text("precious")
-    with pytest.raises(FileExistsError, match="no socket"):
+    with pytest.raises(FileExistsError, match="not a socket"):
         listen_unix(path, 0o600)
     assert path.read_text() == "precious"
 
