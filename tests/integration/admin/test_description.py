@@ -76,6 +76,11 @@ def test_a_reply_tells_which_model_answered_and_where_the_time_went(described: D
         assert all(part > 0 for part in parts)
         assert sum(parts) <= timing.round_trip_us
         assert list(reply.action) == list(client.infer(observation))
+        pending = client.submit(observation)
+        assert pending.reply is None  # until its reply is processed
+        pending.result()
+        assert pending.reply is not None
+        assert pending.reply.request_id == 3
 
 
 def test_status_tells_everything_of_the_service(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
