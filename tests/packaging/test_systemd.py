@@ -351,5 +351,5 @@ def test_a_path_that_is_not_a_socket_is_refused(tmp_path: Path) -> None:
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
 
-    assert "descriptor 3" in result.stdout and "no socket" in result.stdout
+    assert "descriptor 3" in result.stdout and "not a socket" in result.stdout
     assert issubclass(ActivationError, ValueError)
