@@ -19,7 +19,10 @@ import pytest
 from shmserve.client import (
     AsyncShmClient,
     ClientClosed,
+    ContractMismatch,
     InferenceFailed,
+    Pending,
+    RequestSuperseded,
     RequestTimeout,
     ServiceUnavailable,
     ShmClient,
@@ -280,3 +283,114 @@ def test_threads_and_loops_share_a_client(blocking: ShmClient, client: AsyncShmC
         thread.join()
 
     assert wrong == []
+
+
+# Every method
+
+
+def test_a_block_attaches_the_client_and_closes_it(obedient: Daemon) -> None:
+    async def main() -> None:
+        async with AsyncShmClient(obedient.name, runtime_dir=obedient.runtime_dir) as client:
+            assert "attached" in repr(client) and "not attached" not in repr(client)
+            assert await client.infer({"do": "echo", "value": 1}) == 1
+        assert "closed" in repr(client)
+        with pytest.raises(ClientClosed):
+            await client.infer({"do": "echo", "value": 1})
+
+    run(main())
+
+
+def test_each_method_asks_the_service_while_the_loop_goes_on(obedient: Daemon) -> None:
+    async def main() -> None:
+        async with AsyncShmClient(obedient.name, runtime_dir=obedient.runtime_dir) as client:
+            model = await client.describe()
+            assert model["name"] == "obedient"
+            await client.check({"do": "echo"})  # this model has no example observation
+            reply = await client.request({"do": "echo", "value": "asked"})
+            pending = await client.submit({"do": "echo", "value": "submitted"})
+
+            assert (reply.action, reply.model_version, reply.request_id) == ("asked", model["version"], 1)
+            assert 0 < reply.timing.infer_us <= reply.timing.round_trip_us
+            assert await pending == "submitted" and await pending == "submitted"
+            assert pending.request_id == 2
+            resets = (await client.infer({"do": "count"}))["resets"]
+            await client.reset()
+            assert (await client.infer({"do": "count"}))["resets"] == resets + 1
+
+    run(main())
+
+
+def test_check_compares_an_observation_with_the_contract(start_daemon: Callable[..., Daemon]) -> None:
+    described = start_daemon("described")
+    image, state = np.zeros((480, 640, 3), np.uint8), np.zeros(6, np.float32)
+
+    async def main() -> None:
+        async with AsyncShmClient(described.name, runtime_dir=described.runtime_dir) as client:
+            await client.check({"instruction": "pick", "state": state, "image": image})
+            with pytest.raises(ContractMismatch, match="state"):
+                await client.check({"instruction": "pick", "state": state[:5], "image": image})
+
+    run(main())
+
+
+@pytest.mark.parametrize("way", ["infer", "request", "submit"])
+def test_a_newer_request_supersedes_a_waiting_one(client: AsyncShmClient, gate: Gate, way: str) -> None:
+    async def ask(tag: int, *, supersede: bool) -> Any:
+        observation = {"do": "count", "tag": tag}
+        if way == "submit":
+            return await (await client.submit(observation, supersede=supersede))
+        return await getattr(client, way)(observation, supersede=supersede)
+
+    async def main() -> None:
+        await client.infer({"do": "tags"})
+        held = asyncio.create_task(client.infer(gate.observation))
+        await entered(gate)
+        old = asyncio.create_task(ask(1, supersede=False))
+        while len(client._pipeline._table.in_flight) < 2:
+            await asyncio.sleep(0.001)
+        new = asyncio.create_task(ask(2, supersede=True))
+        while len(client._pipeline._table.in_flight) < 3:
+            await asyncio.sleep(0.001)
+        gate.open()
+        await asyncio.gather(held, new)
+
+        with pytest.raises(RequestSuperseded, match="newer"):
+            await old
+        assert await client.infer({"do": "tags"}) == [2]
+
+    run(main())
+
+
+# Callbacks
+
+
+def test_the_reply_thread_calls_back_when_a_request_has_ended(blocking: ShmClient, gate: Gate) -> None:
+    called: list[tuple[str, Any]] = []
+
+    def note(pending: Pending) -> None:
+        called.append((threading.current_thread().name, pending.result(0)))
+
+    pending = blocking.submit(gate.observation)
+    pending.add_done_callback(note)
+    gate.wait_entered()
+    assert called == []
+    gate.open()
+    wait_until("the callback was called", lambda: called)
+
+    assert [(name, found["waited"]) for name, found in called] == [("shmserve-waiter", True)]
+    pending.add_done_callback(note)  # it has ended: this thread calls it, at once
+    assert [name for name, _ in called] == ["shmserve-waiter", threading.current_thread().name]
+
+
+def test_the_reply_thread_calls_back_when_a_request_expires(blocking: ShmClient, gate: Gate) -> None:
+    called: list[Pending] = []
+    blocking.connect()
+    pending = blocking.submit(gate.observation, timeout=0.3)
+    pending.add_done_callback(called.append)
+    gate.wait_entered()
+    wait_until("the callback was called", lambda: called)
+
+    assert called == [pending]
+    assert type(pending.exception(0)) is RequestTimeout
+    gate.open()
+    assert blocking.infer({"do": "echo", "value": 1}) == 1

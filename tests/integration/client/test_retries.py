@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -20,6 +21,7 @@ from shmserve.client import (
     EngineLost,
     InferenceFailed,
     ObservationStale,
+    Pending,
     RequestTimeout,
     ServiceRestarted,
     ServiceUnavailable,
@@ -27,6 +29,7 @@ from shmserve.client import (
     ShmServeError,
     UnsupportedType,
 )
+from tests.support.client_parts import in_loop
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 
@@ -52,16 +55,30 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
 
 
-@pytest.fixture(scope="module")
-def stateful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """A daemon of a policy that says it keeps state; tests may kill it, if they start it again."""
-    package = shutil.copytree(POLICIES / "journal", tmp_path_factory.mktemp("journal") / "policy")
+@contextlib.contextmanager
+def stateful_daemon(folder: Path) -> Iterator[Daemon]:
+    """A daemon of a policy that says it keeps state."""
+    package = shutil.copytree(POLICIES / "journal", folder / "policy")
     (package / "model.toml").write_text("[model]\nstateful = true\n")
     daemon = Daemon(package)
     try:
         yield daemon.start()
     finally:
         daemon.dismiss()
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The daemon of several tests, which may kill it, if they start it again."""
+    with stateful_daemon(tmp_path_factory.mktemp("journal")) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def own_stateful(tmp_path: Path) -> Iterator[Daemon]:
+    """The daemon of one test: the third engine that is lost under one process's requests ends with its eviction."""
+    with stateful_daemon(tmp_path) as daemon:
+        yield daemon
 
 
 class Asking:
@@ -119,6 +136,30 @@ def test_a_request_that_may_be_run_again_is_run_again(stateful: Daemon, journal:
 
         assert running.end() == {"tag": "a"}
     stateful.wait_ready()
+
+
+def send(client: ShmClient, way: str, observation: dict[str, Any]) -> Pending:
+    """Send an observation that the policy may run again."""
+    if way == "submit":
+        return client.submit(observation, repeatable=True)
+    if way == "loan":
+        with client.loan(observation, repeatable=True) as loan:
+            return loan.send()
+    return asyncio.run(in_loop(client).submit(observation, repeatable=True))
+
+
+@pytest.mark.parametrize("way", ["submit", "loan", "asyncio submit"])
+def test_a_submitted_request_that_may_be_run_again_is_run_again(
+    own_stateful: Daemon, journal: Journal, gate: Gate, way: str
+) -> None:
+    with patient(own_stateful) as client:
+        running = send(client, way, journal.asked("a", gate=str(gate.path)))
+        wait_until("it runs", lambda: journal.tags() == ["a"])
+        os.kill(own_stateful.engine_pid, signal.SIGKILL)
+        wait_until("the next engine runs it", lambda: journal.tags() == ["a", "a"])
+        gate.open()
+
+        assert running.result() == {"tag": "a"}
 
 
 @pytest.mark.fault("T58")
