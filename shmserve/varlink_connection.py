@@ -117,7 +117,10 @@ class VarlinkConnection:
             return True
         # Its own object each time: two threads may ask, and one object serves one at a time.
         poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
+        try:
+            poll.register(self._sock, select.POLLRDHUP)
+        except ValueError:  # closed since the line above, by a signal handler or another thread
+            return True
         return bool(poll.poll(0))
 
     def farewell(self) -> VarlinkError | None:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from importlib.abc import InspectLoader
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType
 
@@ -70,8 +70,9 @@ def said_by_the_program() -> str:
     found: list[str] = []
     for module in pkgutil.walk_packages(shmserve.__path__, "shmserve.", onerror=lambda name: None):
         spec = importlib.util.find_spec(module.name)
-        if spec is not None and isinstance(spec.loader, InspectLoader):
-            code = spec.loader.get_code(module.name)
+        # Not by the spec's own loader, which is pytest's for a module whose doctests run in the same process.
+        if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
+            code = SourceFileLoader(module.name, spec.origin).get_code(module.name)
             found += constants(code) if code is not None else []
     return "\n".join(found)
 

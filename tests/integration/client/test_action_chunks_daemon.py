@@ -286,7 +286,7 @@ def test_a_request_in_flight_past_its_deadline_is_not_followed_by_a_second(chunk
 
 def test_a_closed_client_ends_the_loop(chunked: Daemon) -> None:
     client = chunked.client()
-    with ActionChunks(client, steps=8, period=PERIOD_S, max_wait=60.0, fallback="hold") as chunks:
+    with ActionChunks(client, steps=8, period=None, max_wait=60.0, fallback="hold") as chunks:
         chunks.step({"step": 0})
         client.close()
 

@@ -66,7 +66,7 @@ def test_objects_bound_to_a_process_cannot_be_sent_to_another(client: ShmClient)
     things: list[Any] = [client, client.submit({"do": "echo", "value": 1}), client.loan({"do": "count"})]
     for thing in things:
         for carry in (pickle.dumps, copy.deepcopy):
-            with pytest.raises(TypeError, match="stays in its process: make a ShmClient in each"):
+            with pytest.raises(TypeError, match="stay in their process: make a ShmClient in each"):
                 carry(thing)
 
     del things, thing  # with the loan, for which nobody else gets the slot
