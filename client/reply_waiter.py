@@ -148,7 +148,9 @@ class ReplyWaiter:
             with guard.lock:
                 native = path.native
                 found = native.try_receive(ReplyHead) if native is not None else None
-                if found is not None and self._table.in_flight.get(pending.sequence) is pending:
+                # Unless it was completed meanwhile, with an error: the client was closed.
+                is_open = not pending._completed_ns and self._table.in_flight.get(pending.sequence) is pending
+                if found is not None and is_open:
                     self._table.complete(pending, found)
         finally:
             # No call before the store, as in `wait`.

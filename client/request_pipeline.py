@@ -130,7 +130,7 @@ class RequestPipeline:
             if options is not DEFAULT_OPTIONS or loan:
                 self.publish(pending, observation, options, retry)
             elif self._waiter.lead(self._fast_path, pending, observation):
-                if pending._completed_ns and self.control.model_watch is None:
+                if pending._completed_ns and pending._error is None and self.control.model_watch is None:
                     return pending
             else:
                 self.publish(pending, observation, options, retry)

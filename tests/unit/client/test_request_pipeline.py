@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shmserve.client.connection import Connection
+from shmserve.client.pending import Pending
 from shmserve.client.request_options import (
     BACK_PRESSURED,
     DEFAULT_OPTIONS,
@@ -128,3 +129,16 @@ def test_a_closed_client_publishes_nothing(pipeline: RequestPipeline) -> None:
 
     with pytest.raises(ClientClosed):
         pipeline.try_publish(new_pending(), 1)
+
+
+def test_a_request_that_ends_with_an_error_while_its_thread_leads_raises_the_error(
+    pipeline: RequestPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lead(path: object, pending: Pending, observation: object) -> bool:
+        pipeline._table.fail(pending, ClientClosed("closed by another thread"))
+        return True
+
+    monkeypatch.setattr(pipeline._waiter, "lead", lead)
+
+    with pytest.raises(ClientClosed, match="closed by another thread"):
+        pipeline.request({"x": 1}, DEFAULT_OPTIONS, 10**9)
