@@ -1,6 +1,6 @@
 """Token bucket: a burst at once, then a steady rate.
 
-Every rate limit of the service is one of these: log lines, attaches, requests, what a peer can make the server log.
+Every rate limit of the service is one of these: log lines, attaches, requests, and log lines that a peer causes.
 
 >>> bucket = TokenBucket(per_s=2, burst=3, now_ns=0)
 >>> [bucket.take(0) for _ in range(4)]

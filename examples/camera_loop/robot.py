@@ -47,7 +47,7 @@ def main() -> None:
         client.check(example)  # before anything moves: is this what the model takes?
         due = time.monotonic()
         for frame in range(frames):
-            # The loan is memory of the next request: what the driver writes there is sent without a copy. The frame is
+            # The loan is memory of the next request: the driver's bytes are sent from there without a copy. The frame is
             # captured now; if its turn comes more than three periods later, it is not worth an answer.
             with client.loan(example, capture_time=time.monotonic(), max_age=3 * PERIOD_S) as observation:
                 camera.read_into(observation["image"])

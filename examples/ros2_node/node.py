@@ -18,7 +18,7 @@ from std_msgs.msg import Float64MultiArray
 
 from shmserve.client import ServiceUnavailable, ShmClient, ShmServeError
 
-#: How long to look for a daemon that went away, after the beat's command is out.
+#: Time to look for a daemon that went away, after this beat's command was published.
 _ATTACH_S = 0.5
 
 
