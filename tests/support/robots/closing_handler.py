@@ -108,9 +108,10 @@ for number in range(rounds):
     if number == 5:
         settled = len(os.listdir("/proc/self/fd"))
 until = time.monotonic() + 20  # what an interrupted call still used is closed by another thread
-gc.collect()  # errors keep the frames that they passed, and these the memory of channels
+gc.collect()
 while len(os.listdir("/proc/self/fd")) > settled and time.monotonic() < until:
     time.sleep(0.01)
+    gc.collect()  # errors keep the frames that they passed, and these the memory of channels: also those of late threads
 print(
     json.dumps(
         {
