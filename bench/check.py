@@ -25,8 +25,8 @@ def plan(seconds: float) -> run.Plan:
     """Return the plan for the ratios; it needs no package that a developer would have to install."""
     return run.Plan(
         seconds=seconds,
-        parts=("closed_loop", "scale"),
-        peers=(*ratios.WAYS, ratios.BESIDE),
+        parts=("closed_loop", "varying", "scale"),
+        peers=ratios.WAYS,
         workloads=ratios.WORKLOADS,
         scales=tuple(dict.fromkeys(benchmark for benchmark, _ in ratios.SCALES)),
     )

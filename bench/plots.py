@@ -23,6 +23,8 @@ OURS = {
     "shmserve-in-place": "#ea580c",
     "shmserve-sealed": "#b45309",
     "shmserve-blocking": "#fdba74",
+    "shmserve-max-age": "#9a3412",
+    "shmserve-pure": "#fed7aa",
 }
 OTHERS = ("#1d4ed8", "#0891b2", "#15803d", "#7c3aed", "#be185d", "#a16207", "#475569", "#0f766e", "#9333ea", "#65a30d")
 FLOOR = "#9ca3af"

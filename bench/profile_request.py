@@ -28,12 +28,12 @@ from bench.peers.rows import short
 from bench.peers.shmserve_peer import POLICY
 from bench.service import Service
 from bench.workloads import workload
-from shmserve.codec import Decoder, Encoded, Encoder
+from shmserve.backend import stage
+from shmserve.codec import Decoder, Encoded, Encoder, described
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
 from shmserve.layout import REPLY, REQUEST, Geometry, header_bytes, sequence_of
 from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
 from shmserve.segment import Segment
-from shmserve.structure_guard import infer_schema
 
 WORKLOADS = ("tiny", "vga", "fullhd")
 METADATA_BYTES, REPLY_BYTES = 4096, 4096
@@ -123,11 +123,10 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
     from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 
     asked = workload(name)
-    schema, _ = infer_schema(asked.observation)
-    tree_decoder = schema.decoder
+    schema, payload_bytes = described(asked.observation, "observation")
     with ExitStack() as cleanup:
         client_out, engine_in = cleanup.enter_context(
-            ends(Geometry(4, METADATA_BYTES, schema.payload_bytes), RequestWriter, RequestReader)
+            ends(Geometry(4, METADATA_BYTES, payload_bytes), RequestWriter, RequestReader)
         )
         engine_out, client_in = cleanup.enter_context(
             ends(Geometry(4, METADATA_BYTES, REPLY_BYTES), ReplyWriter, ReplyReader)
@@ -141,12 +140,12 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
         slot, reply_slot = client_out.memory(SEQUENCE), engine_out.memory(SEQUENCE)
         encoder, reply_encoder, decoder = Encoder(), Encoder(name="action"), Decoder()
         request = encoder.encode(asked.observation, slot)
-        staging, arena = Staging(None), np.empty(schema.payload_bytes, np.uint8)
+        staging, arena = Staging(None), np.empty(payload_bytes, np.uint8)
         taken = engine_in.memory(SEQUENCE)
         policy = Policy()
 
         def observed(in_place: bool) -> Any:
-            return staging.observation(schema, taken, in_place=in_place, pickled=False)
+            return staging.observation(schema, taken, payload_bytes, in_place=in_place, pickled=False)
 
         observation = observed(False)
         result = policy.infer(observation)
@@ -188,9 +187,7 @@ def rig(name: str) -> Iterator[dict[str, Callable[[], object]]]:
             "ring": bell.ring,
             "look": look,
             "take": take,
-            "stage": (lambda: tree_decoder.stage(taken.payload, arena))
-            if tree_decoder is not None
-            else (lambda: np.copyto(arena, taken.payload[: arena.size])),
+            "stage": lambda: stage(taken.payload, payload_bytes, arena, None, 0),
             "arrays": lambda: observed(True),
             "policy": lambda: policy.infer(observation),
             "encode": lambda: reply_encoder.encode(result, reply_slot),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from bench.results import Document
-
-Figures = dict[str, Any]
+from bench.distances import distances
+from bench.results import Document, figure
 
 WORKLOADS = ("tiny", "vga", "fullhd")
-#: The ways that shmserve is compared with; they need no package that a check would have to install.
-BESIDE = "unix-socket-pickle5"
-WAYS = {"shmserve": "Python, 2 copies, spin", "shmserve-in-place": "Python, 1 copy, spin"}
+#: The ways that a check measures; they need no package that it would have to install.
+WAYS = ("unix-socket-pickle5", "shmserve-pure", "shmserve-max-age", "shmserve", "shmserve-in-place", "in-process")
 
 
 @dataclass(frozen=True)
@@ -56,35 +52,10 @@ SCALES: dict[tuple[str, str], Ratio] = {
 
 def ratios(document: Document) -> Iterator[Ratio]:
     """Return every ratio of this run."""
-    for name in WORKLOADS:
-        for way, floor in WAYS.items():
-            for other in (BESIDE, floor):
-                found = p50_ratio(document, name, way, other)
-                if found is not None:
-                    yield Ratio(f"{name}: {way}, to {other}", found, tolerance=1.35)
+    for distance in distances(document):
+        if distance.value is not None and distance.spread is not None:
+            yield Ratio(distance.name, distance.value, distance.at_most, distance.spread)
     for (benchmark, key), ratio in SCALES.items():
         value = figure(document, benchmark, key)
         if value is not None:
             yield Ratio(ratio.name, value["value"], ratio.lower_is_better, ratio.tolerance, ratio.slack)
-
-
-def p50_ratio(document: Document, workload: str, way: str, other: str) -> float | None:
-    """Return the median over the rounds of the ratio of both p50 in the same round; None if either has no figures."""
-    rows = [row_of(document, workload, name) for name in (way, other)]
-    if rows[0] is None or rows[1] is None:
-        return None
-    pairs = zip(rows[0]["round_p50_us"], rows[1]["round_p50_us"], strict=True)
-    ratio: float = statistics.median(one / two for one, two in pairs)
-    return ratio
-
-
-def row_of(document: Document, workload: str, way: str) -> Figures | None:
-    """Return the figures of one way with one workload, or None."""
-    rows = document.get("closed_loop", {}).get(workload, {}).get("rows", ())
-    return next((row for row in rows if row["name"] == way and "failed" not in row), None)
-
-
-def figure(document: Document, benchmark: str, key: str) -> Figures | None:
-    """Return one figure of bench/scale, or None if it was not measured."""
-    figures = document.get("scale", {}).get(benchmark, {}).get("figures", ())
-    return next((one for one in figures if one["name"] == key), None)

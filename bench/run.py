@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import profile_request, report, results, stages, targets
-from bench.floors.floor import floors
+from bench import distances, profile_request, report, results, stages, targets, varying
+from bench.floors.floor import Floor, floors
 from bench.peers.all_peers import all_peers
 from bench.peers.crowd import measure_crowd
 from bench.peers.leftovers import sweep
@@ -27,10 +27,14 @@ from bench.peers.rows import crowd_table, table
 from bench.peers.side_by_side import measure
 from bench.scale.all_scales import SCALES
 from bench.scale.figure import NotMeasured, figures_table
+from bench.states import QUIET, STATES, Load, State
+from bench.varying_workloads import VARYING
 from bench.workloads import BUILDERS, workload
 
-PARTS = ("closed_loop", "clients", "stages", "profile", "scale")
+PARTS = ("closed_loop", "varying", "clients", "stages", "profile", "scale")
 WORKLOADS = ("tiny", "w3", "vga", "fullhd", "w13")
+#: In the states other than quiet, if no workloads are named.
+LOADED_WORKLOADS = ("tiny", "vga")
 CROWD_WORKLOAD = "vga"
 CROWD_ROUNDS = 2
 STAGE_WORKLOADS = ("tiny", "vga", "fullhd")
@@ -45,6 +49,9 @@ class Plan:
     parts: Sequence[str] = PARTS
     peers: Sequence[str] = field(default_factory=lambda: [peer.name for peer in all_peers()])
     workloads: Sequence[str] = WORKLOADS
+    states: Sequence[str] = tuple(STATES)
+    loaded_workloads: Sequence[str] = LOADED_WORKLOADS
+    varying_workloads: Sequence[str] = tuple(VARYING)
     clients: Sequence[int] = (1, 2, 4, 16)
     rate_hz: float = 100.0
     scales: Sequence[str] = field(default_factory=lambda: list(SCALES))
@@ -73,6 +80,7 @@ class Run:
         self.document |= {"machine": facts(), "command": shlex.join(["python", "-m", "bench.run", *sys.argv[1:]])}
         measures: dict[str, Callable[[list[str]], None]] = {
             "closed_loop": self._closed_loop,
+            "varying": self._varying,
             "clients": self._clients,
             "stages": self._stages,
             "profile": self._profile,
@@ -86,15 +94,36 @@ class Run:
         return self.document
 
     def _closed_loop(self, peers: list[str]) -> None:
-        found = self.document["closed_loop"] = {}
+        plan = self._plan
         with floors() as compiled:
-            for name in self._plan.workloads:
-                beside = compiled if self._plan.floors else []
-                with self._watched(found, name) as into:
-                    rows = measure(fresh(peers), beside, name, self._plan.seconds, self._plan.rounds)
-                    into |= {"array_bytes": workload(name).array_bytes, "rows": [row.figures() for row in rows]}
-                self._console.print(table(name, into["array_bytes"], into["rows"]))
-                self.failed += [f"{name}: {row.failed}" for row in rows if row.failed]
+            for state in map(STATES.__getitem__, plan.states):
+                # The quiet figures are the document's own; those of another state have the same form below its name.
+                found = results.add_part(self.document, state.name)["closed_loop"] = {}
+                for name in plan.workloads if state is QUIET else plan.loaded_workloads:
+                    self._one_workload(peers, compiled if plan.floors else [], state, name, found)
+
+    def _one_workload(
+        self, peers: list[str], beside: Sequence[Floor], state: State, name: str, found: dict[str, Any]
+    ) -> None:
+        load = Load(state)
+        with self._watched(found, name) as into:
+            rows = measure(fresh(peers), beside, name, self._plan.seconds, self._plan.rounds, load)
+            into |= {"array_bytes": workload(name).array_bytes, "rows": [row.figures() for row in rows]}
+            into["loops_cpu_share"] = load.share()
+        title = name if state is QUIET else f"{name}, {state.name}"
+        self._console.print(table(title, into["array_bytes"], into["rows"]))
+        self._console.print(shares_text(into))
+        self.failed += [f"{title}: {row.failed}" for row in rows if row.failed]
+
+    def _varying(self, peers: list[str]) -> None:
+        with self._watched(self.document, "varying") as into:
+            ways = [peer for peer in varying.ways() if peer.name in peers]
+            into["workloads"] = varying.measure(
+                ways, self._plan.varying_workloads, self._plan.seconds, self._plan.rounds
+            )
+        self._console.print(varying.table(into["workloads"]))
+        rows = [row for beside in into["workloads"].values() for row in beside]
+        self.failed += [f"varying: {row['failed']}" for row in rows if "failed" in row]
 
     def _clients(self, peers: list[str]) -> None:
         plan = self._plan
@@ -140,6 +169,19 @@ class Run:
         found[name] |= bystanders.shares()
 
 
+def shares_text(found: dict[str, Any]) -> str:
+    """Return one line about the other work of the processors while a workload was measured.
+
+    >>> shares_text({"other_cpu_share": 0.01, "steal_share": 0.002, "loops_cpu_share": 0.25})
+    'of the processors, the busy programs of the state had 25 %, other programs 1 %, the hypervisor 0 %'
+    """
+    loops, others, steal = (100 * found[f"{key}_share"] for key in ("loops_cpu", "other_cpu", "steal"))
+    return (
+        f"of the processors, the busy programs of the state had {loops:.0f} %, other programs {others:.0f} %, "
+        f"the hypervisor {steal:.0f} %"
+    )
+
+
 def fresh(names: list[str]) -> list[Peer]:
     return [peer for peer in all_peers() if peer.name in names]
 
@@ -154,7 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", type=of(PARTS), default=PARTS, help=f"of {', '.join(PARTS)}; default all")
     parser.add_argument("--peers", type=of(names), default=names, help=f"of {', '.join(names)}; default all")
     parser.add_argument(
-        "--workloads", type=of(BUILDERS), default=WORKLOADS, help=f"of {', '.join(BUILDERS)}, or all; default 5 of them"
+        "--workloads",
+        type=of(BUILDERS),
+        help=f"of {', '.join(BUILDERS)}, or all; default {', '.join(WORKLOADS)}, of which the states that are not "
+        f"quiet have {', '.join(LOADED_WORKLOADS)}",
+    )
+    states = "; ".join(f"{state.name}: {state.says}" for state in STATES.values())
+    parser.add_argument(
+        "--state", type=of(STATES), default=list(STATES), help=f"of the closed loop; {states}; default all"
     )
     parser.add_argument("--clients", type=counts, default=(1, 2, 4, 16), help="at once; default 1,2,4,16")
     parser.add_argument("--rate", type=float, default=Plan.rate_hz, help="of the open loop, requests per second")
@@ -172,11 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.rounds,
         options.parts,
         options.peers,
-        options.workloads,
-        options.clients,
-        options.rate,
-        options.scales,
-        not options.no_floors,
+        options.workloads or WORKLOADS,
+        options.state,
+        options.workloads or LOADED_WORKLOADS,
+        clients=options.clients,
+        rate_hz=options.rate,
+        scales=options.scales,
+        floors=not options.no_floors,
     )
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     path = results.path_of(options.name)
@@ -184,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = results.rounded(run.run())
     if options.report:
         report.write(document, report.DOCS)
+    console.print(distances.table(document))
     console.print(targets.table(document))
     machine = document["machine"]
     console.print(

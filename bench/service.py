@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
+from shmserve.client.cli.connection import AdminConnection
 
 from .peers.leftovers import my_prefix
 from .peers.peer import PR_SET_PDEATHSIG
@@ -36,7 +37,8 @@ _libc = ctypes.CDLL(None)
 class Service:
     """Service with `start` and `stop`; also a context manager.
 
-    `model` are keys of model.toml's [model], `settings` those of the daemon's configuration.
+    `model` are keys of model.toml's [model], `settings` those of the daemon's configuration, `environment` are variables
+    of the daemon.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class Service:
         *,
         model: Mapping[str, int | str] | None = None,
         settings: Mapping[str, int | str | list[int]] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._policy = policy
         self._model = dict(model or {})
         self._settings = dict(settings or {})
+        self._environment = dict(environment or {})
         self._folder: Path | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -64,7 +68,10 @@ class Service:
         return self.folder / "r"
 
     def start(self) -> None:
-        """Start the daemon and return when it is ready; raise ConnectionError with the daemon's log if it ends or fails."""
+        """Start the daemon and return when it is ready, with its spare engine, whose start takes processor time.
+
+        Raises ConnectionError with the daemon's log if it ends or fails.
+        """
         # A short path: a Unix socket's name has 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix=my_prefix()))
         package = self.package("policy", self._policy)
@@ -78,11 +85,12 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env={**environment(), **self._environment},
                 preexec_fn=_end_with_parent,  # noqa: PLW1509  a benchmark has one thread
             )
         try:
             self._wait_ready()
+            self._wait_spare()
         except BaseException:
             self.stop()
             raise
@@ -97,6 +105,16 @@ class Service:
         _, said = waiting.communicate()
         if waiting.returncode:
             raise ConnectionError(f"shmserved is not ready: {said.decode().strip()}\n{self.log}")
+
+    def _wait_spare(self) -> None:
+        until = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < until:
+            with AdminConnection("default", self.runtime_dir) as connection:
+                engine = connection.call("Status")["status"]["engine"]
+            if engine is not None and engine["spare"]["state"] not in ("waiting", "starting"):
+                return
+            time.sleep(0.2)
+        raise ConnectionError(f"no spare engine within {READY_TIMEOUT_S} s\n{self.log}")
 
     def package(self, name: str, policy: Path, model: Mapping[str, int | str] | None = None) -> Path:
         """Make a model package of a policy's file, beside the first one."""

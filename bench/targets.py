@@ -1,6 +1,6 @@
-"""Table of the performance targets and the measured values: `python -m bench.targets [RESULTS]`.
+"""Table of the targets of bench/scale and the measured values: `python -m bench.targets [RESULTS]`.
 
-The absolute targets were set for a machine with two virtual processors; on other machines the ratios mean more.
+Round trips have aims as distances to the floors (`distances.py`).
 """
 
 from __future__ import annotations
@@ -14,25 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.peers.rows import short
-from bench.ratios import figure, p50_ratio, row_of
-from bench.results import Document
+from bench.results import Document, figure
 from bench.scale.figure import amount
-
-#: Way, the targeted ratio of its round trip to that of shmserve with a VGA image, and its name in the table.
-FACTORS = (
-    ("flask-pickle", 60, "Flask + pickle"),
-    ("openpi-websocket", 30, "openpi"),
-    ("gr00t-zmq-ipc", 25, "GR00T over a Unix socket"),
-    ("triton-shm", 30, "Triton with shared memory"),
-    ("iceoryx2-event", 4, "iceoryx2 from Python, with events"),
-)
-#: Workload, way, targeted maximum in microseconds.
-ROUND_TRIPS = (("tiny", "shmserve", 20), ("vga", "shmserve", 90), ("fullhd", "shmserve-in-place", 450))
-#: The same data path in bare Python, and the time (us) by which shmserve may exceed it.
-BARE = {"shmserve": "Python, 2 copies, spin", "shmserve-in-place": "Python, 1 copy, spin"}
-MORE_THAN_BARE_US = 10
-C_FLOOR = {"shmserve": "C, 2 copies, spin", "shmserve-in-place": "C, 1 copy, spin"}
 
 #: Benchmark, key of its figure, target, whether the target is a maximum, text in the table.
 SCALES = (
@@ -49,6 +32,9 @@ SCALES = (
     ("start_up", "attach_ms", 20, True, "attach"),
     ("start_up", "status_ms", 300, True, "shmserve-admin status"),
     ("update_pause", "p99_ms", 5, True, "pause when the model is replaced, p99"),
+    ("update_time", "whole_p50_ms", 700, True, "update of a small package, the whole command"),
+    ("engine_deaths", "quiet_p99_ms", 300, True, "wait of four robots at 50 Hz when their engine is killed, p99"),
+    ("engine_deaths", "busy_p99_ms", 1000, True, "the same, both processors busy"),
 )
 
 
@@ -80,21 +66,6 @@ class Target:
 
 def targets(document: Document) -> Iterator[Target]:
     """Yield every target."""
-    for name, way, asked in ROUND_TRIPS:
-        row = row_of(document, name, way)
-        floors = [row_of(document, name, floor) for floor in (C_FLOOR[way], BARE[way])]
-        floor = ", ".join(f"{floor['name']}: {short(floor['p50_us'])} us" for floor in floors if floor)
-        yield Target(f"{name}: {way}, p50", asked, True, "us", row["p50_us"] if row else None, floor)
-    for name, way, _ in ROUND_TRIPS:
-        row, bare = row_of(document, name, way), row_of(document, name, BARE[way])
-        more = row["p50_us"] - bare["p50_us"] if row and bare else None
-        yield Target(f"{name}: {way}, more than {BARE[way]}", MORE_THAN_BARE_US, True, "us", more)
-    for way in BARE:
-        for other, asked, called in FACTORS:
-            factor = p50_ratio(document, "vga", other, way)
-            row = row_of(document, "vga", other)
-            floor = f"{other}: {short(row['p50_us'])} us" if row else ""
-            yield Target(f"vga: {called}, to {way}", asked, False, "x", factor, floor)
     for benchmark, key, wanted, at_most, what in SCALES:
         found = figure(document, benchmark, key)
         if found is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,25 @@ INSTRUCTION = "pick up the red cup on the table"
 
 class WrongReply(Exception):
     """Error for a reply that does not belong to its request."""
+
+
+class Asked(Protocol):
+    """Interface of what a client sends: an observation for each request, and the check of its reply."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def observation(self) -> dict[str, Any]: ...
+
+    @property
+    def array_bytes(self) -> int: ...
+
+    def stamp(self, count: int) -> None:
+        """Make `observation` that of request `count`."""
+
+    def verify(self, reply: dict[str, Any], count: int) -> None:
+        """Raise WrongReply unless this is the complete reply to request `count`."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,10 +15,14 @@ from tests.support.daemon_process import wait_until
 _LIFE_S = 0.03
 _REACH_S = 2.0
 _RECLAIM_LIMIT_S = 10.0
-#: Steps of an engine's start: see daemon/engine/main.py.
+#: Steps of an engine's start: see daemon/engine/engine.py.
 _ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving")
+#: A daemon whose model cannot be loaded ends within this time.
+_END_LIMIT_S = 30.0
 #: More results than a robot can have in flight.
 _SEVERAL = 5
+#: The spare engine may be killed at any moment of its start, or as it takes over.
+_SPARE_START_S, _TAKE_OVER_S = 4.0, 0.02
 
 
 def kill_clients(service: Service, kills: int) -> str:
@@ -86,6 +91,31 @@ def kill_engines(service: Service, kills: int) -> str:
     return f"{kills} engines killed under load; every robot was served again after {_span(outages_s)}"
 
 
+def kill_spares(service: Service, kills: int) -> str:
+    """Kill the spare engine as it starts, as it waits and as it takes over from a killed engine; some are stopped instead."""
+    robots = service.busy_robots(3)
+    outages_s = []
+    for number in range(kills):
+        if number % 4:
+            service.daemon.wait_spare()
+        else:
+            time.sleep(service.random.uniform(0, _SPARE_START_S))
+        spare = service.daemon.status()["engine"]["spare"]["pid"]
+        engine = service.daemon.engine_pid
+        first, second = (spare, engine) if number % 2 else (engine, spare)
+        for pid in (first, second):
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP if pid == spare and number % 5 == 0 else signal.SIGKILL)
+            time.sleep(service.random.uniform(0, _TAKE_OVER_S))
+        outages_s.append(wait_served(robots, _SEVERAL))
+        service.daemon.wait_ready()
+    return (
+        f"{kills} times the engine killed, and the spare engine killed or stopped as it took over; every robot was served "
+        f"again after {_span(outages_s)}"
+    )
+
+
 def kill_supervisors(service: Service, kills: int) -> str:
     """Kill the supervisor: engines die with it, robots attach to its successor, which sweeps the names.
 
@@ -123,8 +153,8 @@ def _lives(service: Service) -> bool:
     try:
         service.daemon.wait_ready()
     except AssertionError:
-        if process.poll() is None:
-            raise
+        # It may answer once more that it has failed before it ends.
+        process.wait(timeout=_END_LIMIT_S)
         return False
     return True
 

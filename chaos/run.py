@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from chaos.c_robots import kill_beside_c_clients
 from chaos.clocks import step_clock
 from chaos.failing_calls import fail_calls
 from chaos.forks import fork_clients
 from chaos.full_filesystems import fill_disk, fill_shared_memory
 from chaos.growth import attach_and_detach, many_requests
-from chaos.kills import kill_clients, kill_engines, kill_supervisors
+from chaos.kills import kill_clients, kill_engines, kill_spares, kill_supervisors
 from chaos.service import Service
 from chaos.shortages import no_descriptors
 from chaos.stalls import never_read, stop_and_go
@@ -45,12 +46,18 @@ class Fault:
     begins: bool = False
     #: It needs a C compiler.
     compiles: bool = False
+    #: Its daemon keeps a spare engine.
+    spare: bool = False
 
 
 FAULTS = {
     "client-kills": Fault(500, "clients killed", kill_clients),
     "engine-kills": Fault(50, "engines killed", kill_engines),
+    "spare-kills": Fault(20, "engines killed together with the spare one", kill_spares, spare=True),
     "supervisor-kills": Fault(50, "supervisors killed", kill_supervisors),
+    "c-clients": Fault(
+        100, "clients in C killed, engines and supervisors beside others", kill_beside_c_clients, compiles=True
+    ),
     "stops": Fault(6, "SIGSTOPs", lambda service, count: stop_and_go(service, count, _STOP_S)),
     "silent": Fault(10, "clients that never read", never_read),
     "forks": Fault(20, "clients killed that have forked", fork_clients),
@@ -100,7 +107,7 @@ def _make(transport: str, name: str, fault: Fault, count: int, seed: int) -> Non
         subprocess.run(command, check=True, env={**os.environ, _UNSHARED: "1"})
     else:
         began_s = time.monotonic()
-        service = Service(transport, seed, begins=not fault.begins)
+        service = Service(transport, seed, begins=not fault.begins, spare=fault.spare)
         with service:
             said = fault.act(service, count)
         print(f"{transport}: {said}\n    {service.account}; {time.monotonic() - began_s:.0f} s", flush=True)

@@ -65,7 +65,7 @@ class RobotProcess:
 class Service:
     """Daemon of y = k * x, used as `with Service(transport) as service`; at the end every request is accounted for."""
 
-    def __init__(self, transport: str, seed: int, *, begins: bool = True) -> None:
+    def __init__(self, transport: str, seed: int, *, begins: bool = True, spare: bool = False) -> None:
         """Start the daemon on entering the block, or with `begin` inside it."""
         self.transport = transport
         self._begins = begins
@@ -74,12 +74,14 @@ class Service:
         self.folder = Path(self._folder.name)
         package = gain_package(self.folder, 3)
         self._packages = [package]
-        self._gains = self.folder / "gains.json"
-        self._gains.write_text(gains(package))
+        #: Which version has which k.
+        self.gains_file = self.folder / "gains.json"
+        self.gains_file.write_text(gains(package))
         #: Resources that a fault has set up beside the service, released after the service has ended.
         self.undo = contextlib.ExitStack()
         self._nursery: subprocess.Popen[str] | None = None
-        self.daemon = Daemon(package, arguments=("--transport", transport), config='log_level = "warning"\nban_s = 0\n')
+        config = 'log_level = "warning"\nban_s = 0\n'
+        self.daemon = Daemon(package, arguments=("--transport", transport), config=config, spare=spare)
         self.account = Account()
         self._robots: list[RobotProcess] = []
         self._count = 0
@@ -105,9 +107,9 @@ class Service:
                 (path / "weights.bin").write_bytes(os.urandom(bytes_beside))
             self._packages.append(path)
             # Renamed, because a robot may be reading it.
-            fresh = self._gains.with_suffix(".fresh")
+            fresh = self.gains_file.with_suffix(".fresh")
             fresh.write_text(gains(*self._packages))
-            fresh.rename(self._gains)
+            fresh.rename(self.gains_file)
         return path
 
     def visit(self) -> bool:
@@ -125,7 +127,7 @@ class Service:
 
     def _start_nursery(self, variables: dict[str, str]) -> None:
         command = [sys.executable, "-m", "chaos.robot", self.daemon.name]
-        command += [str(self.daemon.runtime_dir), str(self._gains)]
+        command += [str(self.daemon.runtime_dir), str(self.gains_file)]
         self._nursery = subprocess.Popen(
             watchdog.ending_with_us(command),
             stdin=subprocess.PIPE,
@@ -181,6 +183,10 @@ class Service:
             with naming(robot.pid, self.daemon.pid):
                 wait_until("the robot had an answer", lambda robot=robot: robot.tally[Word.ATTACHED_NS], 60.0)
         return robots
+
+    def adopt(self, robot: RobotProcess) -> None:
+        """Account for a robot that was started elsewhere."""
+        self._robots.append(robot)
 
     def settle(self, robot: RobotProcess, *, killed: bool) -> None:
         """Close the account of a robot that has ended."""

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 #: Module, class and method of each step. A robot can die before and after it.
@@ -38,7 +39,26 @@ def die_at(step: str) -> None:
     when, _, name = step.partition("-")
     module, owner, method = _METHODS[name]
     holder = getattr(importlib.import_module(module), owner)
-    original = getattr(holder, method)
+    if name == "publish":
+        _die_of_each(holder, method, when)
+    else:
+        setattr(holder, method, _deadly(getattr(holder, method), when))
+
+
+def _die_of_each(holder: Any, method: str, when: str) -> None:
+    """Do the same for a method that each object gets from the backend when it is made."""
+    make = holder.__init__
+
+    @functools.wraps(make)
+    def made(self: Any, *arguments: Any, **settings: Any) -> None:
+        make(self, *arguments, **settings)
+        setattr(self, method, _deadly(getattr(self, method), when))
+
+    holder.__init__ = made
+
+
+def _deadly(original: Callable[..., Any], when: str) -> Callable[..., Any]:
+    """Return `original` with the end of this process before or after it."""
 
     @functools.wraps(original)
     def deadly(*arguments: Any, **settings: Any) -> Any:
@@ -48,7 +68,7 @@ def die_at(step: str) -> None:
         _die()
         return found
 
-    setattr(holder, method, deadly)
+    return deadly
 
 
 def _die() -> None:

@@ -40,6 +40,8 @@ _RECONNECT_S = 0.02
 #: `Pending.result` abandons a request at its deadline while its slot stays in use: waiting ends before that.
 _BEFORE_DEADLINE_NS = 1_000_000
 _POLL_S = 0.001
+#: The furthest ahead that `ShmClient.expect` takes.
+_FURTHEST_NS = 10_000_000_000
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,7 @@ class ActionChunks:
             if self._stats.errors == failed_before or isinstance(self._error, ServiceUnavailable):
                 self._request_next(found, observation, capture_ns)
             if found is not None:
+                self._expect_next(found)
                 return self._execute(*found)
             if not self._wait_for_progress(until_ns):
                 return self._fall_back(self._clock())
@@ -262,6 +265,18 @@ class ActionChunks:
             self._fail(error)
             return
         self._in_flight = _Request(pending, capture_ns, self._tick)
+
+    def _expect_next(self, found: tuple[Chunk, int]) -> None:
+        """Tell the client, if it takes that, that the next step requests a chunk."""
+        if self._in_flight is not None or self._next is not None or not self._connected or self._period_ns is None:
+            return
+        # A simulator's clock says nothing of the time until the next step.
+        if found[1] + 1 != self._steps - self._prefetch or self._useful_s is None or self._period_ns > _FURTHEST_NS:
+            return
+        expect = getattr(self._client, "expect", None)
+        if expect is not None:
+            with contextlib.suppress(ShmServeError):  # the request will say so
+                expect(self._period_ns / 1e9)
 
     def _wait_for_progress(self, until_ns: int) -> bool:
         """Wait until the request in flight or the connection attempt ends; False: not by `until_ns`."""

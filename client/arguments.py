@@ -24,6 +24,7 @@ from shmserve.errors import InvalidArgument
 LONGEST_S = 86_400.0
 #: A camera may date a frame a little ahead. A time further ahead comes from another clock.
 _LONGEST_LEAD_S = 60.0
+_HIGHEST_RATE = 100_000.0
 _ADDRESS = re.compile(r"(?P<url>\w+://)|(?P<port>[^/]*:\d+/?$)|(?P<path>.*[/\\])")
 
 
@@ -47,6 +48,17 @@ def capture_seconds(capture_time: Any) -> float:
         )
     if found < 0:
         raise InvalidArgument(f"capture_time = {found!r}: time.monotonic() is never negative")
+    return found
+
+
+def rate_hz(value: Any) -> float:
+    """Requests a second, as a robot's loop has them."""
+    found = number("rate", value)
+    if not 0 < found <= _HIGHEST_RATE:
+        raise InvalidArgument(
+            f"rate = {value!r}: give the requests a second of your control loop, above 0 and at most {_HIGHEST_RATE:g}, or "
+            "None, and the engine learns it"
+        )
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES
+
 
 class SlotCapacity:
     """Number and size of the slots; the sizes only grow, and survive a connection."""
@@ -23,6 +25,24 @@ class SlotCapacity:
         """Take over the sizes of another one."""
         vars(self).update(vars(other))
 
+    def with_headroom(self, granted: SlotCapacity) -> SlotCapacity:
+        """Return this capacity, but with half as much again as `granted` for each size that exceeds it.
+
+        The lengths in an observation may grow a little with each request, and the channel must not be resized each time.
+
+        >>> granted, wanted = SlotCapacity(4), SlotCapacity(4)
+        >>> granted.grow_requests(80, 1000)
+        >>> wanted.grow_requests(80, 1001)
+        >>> vars(wanted.with_headroom(granted))
+        {'slots': 4, 'request_metadata': 80, 'request_bytes': 1500, 'reply_metadata': 0, 'reply_bytes': 0}
+        """
+        wanted = self.copy()
+        for name, limit in _LIMITS.items():
+            before, needed = getattr(granted, name), getattr(self, name)
+            if needed > before:
+                setattr(wanted, name, max(needed, min(before + before // 2, limit)))
+        return wanted
+
     def reset(self) -> None:
         """Forget the sizes."""
         self.assign(SlotCapacity(self.slots))
@@ -36,3 +56,12 @@ class SlotCapacity:
         """Require room for a reply of this size."""
         self.reply_metadata = max(self.reply_metadata, metadata_bytes)
         self.reply_bytes = max(self.reply_bytes, payload_bytes)
+
+
+#: The largest sizes that a channel can have.
+_LIMITS = {
+    "request_metadata": MAX_METADATA_BYTES,
+    "request_bytes": MAX_PAYLOAD_BYTES,
+    "reply_metadata": MAX_METADATA_BYTES,
+    "reply_bytes": MAX_PAYLOAD_BYTES,
+}

@@ -9,10 +9,15 @@ from typing import Any
 from shmserve.errors import InvalidArgument, ServiceUnavailable
 from shmserve.spin import SpinBudget, SpinSetting
 
-from .arguments import place_of, seconds, whole
+from . import rate_thread
+from .arguments import place_of, rate_hz, seconds, whole
 from .model_watch import OnModelChange
+from .rehearsal import Rehearsal
 from .request_pipeline import RequestPipeline
 from .retry_policy import RetryPolicy
+
+#: The furthest ahead that a request may be expected.
+_FURTHEST_S = 10.0
 
 
 class ClientBase:
@@ -29,12 +34,15 @@ class ClientBase:
         slots: int = 4,
         spin_us: SpinSetting = "adaptive",
         check_contract: bool = True,
+        rate: float | None = None,
     ) -> None:
         self._timeout_ns = int(seconds("timeout", timeout) * 1e9)
         try:
             budget = SpinBudget(spin_us)
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
+        self._rehearsal: Rehearsal | None = None
+        period_ns = 0 if rate is None else max(1, round(1e9 / rate_hz(rate)))
         self._pipeline = RequestPipeline(
             name,
             place_of(name, runtime_dir),
@@ -42,7 +50,10 @@ class ClientBase:
             budget,
             RetryPolicy.of(max_retries, retry_delay),
             check_contract=check_contract,
+            period_ns=period_ns,
         )
+        if rate is not None:
+            rate_thread.start(self, period_ns)
 
     def on_model_change(self, callback: OnModelChange) -> OnModelChange:
         """Call `callback(before, after)` when a reply is the first one of another model version; returns `callback`.
@@ -58,6 +69,32 @@ class ClientBase:
             )
         self._pipeline.control.watch_model().add(callback)
         return callback
+
+    def expect(self, within: float = 0.002) -> None:
+        """Say that a request of this client follows `within` seconds (0 to 10), for example as the camera begins to expose.
+
+        A sleeping engine wakes up for it. The memory that the request will use is touched, and its code runs once without a
+        request: microseconds, or as long as cold code takes, which the request then does not. It never waits, and
+        nothing happens if no request follows. It does nothing while the client is not attached, while another thread is
+        inside the client, and in a signal handler or a finalizer that has interrupted it there.
+
+        Raises InvalidArgument, ClientClosed, ClientForked.
+        """
+        self._pipeline.expect(int(seconds("within", within, most=_FURTHEST_S) * 1e9), self._rehearse)
+
+    def _rehearse_unless_inside(self) -> None:
+        self._pipeline.rehearse(self._rehearse)
+
+    def _latest_submitted_ns(self) -> int:
+        return self._pipeline.latest_submitted_ns()
+
+    def _rehearse(self) -> None:
+        """Run the code of a request; the caller holds the lock."""
+        rehearsal, self._rehearsal = self._rehearsal, None
+        if rehearsal is None:
+            rehearsal = Rehearsal(self._pipeline.name)
+        rehearsal.run()
+        self._rehearsal = rehearsal  # unless it was interrupted
 
     @property
     def late_replies(self) -> int:

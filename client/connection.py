@@ -188,10 +188,9 @@ class Connection:
             )
         return channel
 
-    def switch_to(self, channel: ClientChannel) -> ClientChannel:
-        """Continue in the next generation of the channel; return the previous one, to be closed."""
-        old, self.channel = self.channel, channel
-        return old
+    def switch_to(self, channel: ClientChannel) -> None:
+        """Continue in the next generation of the channel; the caller closes the previous one."""
+        self.channel = channel
 
     def forget_model(self) -> None:
         """Forget the model's description, until `refresh_model_info`."""

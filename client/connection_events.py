@@ -25,13 +25,16 @@ class ConnectionEvents:
         fast_path: FastPath,
         encoder: Encoder,
         parking_lot: ParkingLot,
+        period_ns: int = 0,
     ) -> None:
+        """`period_ns`: the time between two requests, for the engine; 0: it learns that."""
         self._guard = guard
         self._connector = connector
         self._table = table
         self._fast_path = fast_path
         self._encoder = encoder
         self._parking_lot = parking_lot
+        self._period_ns = period_ns
 
     def make_room(self, deadline_ns: int) -> bool:
         """Resize the channel to the requested capacity; return False, and do nothing, while it is in use.
@@ -45,6 +48,7 @@ class ConnectionEvents:
         self._guard.check_usable()
         self._encoder.allow_pickle = connection.trusted
         self._fast_path.deoptimize()
+        connection.channel.requests.say_period(self._period_ns)
         self._table.begin(connection, connection.model["stateful"] if connection.model is not None else None)
 
     def lost(self, connection: Connection) -> None:
@@ -76,9 +80,10 @@ class ConnectionEvents:
         """Return the last published sequence, and the deferred replies."""
         return connection.channel.requests.published(), self._table.deferred.copy()
 
-    def switched(self, deferred: list[int]) -> None:
+    def switched(self, connection: Connection, deferred: list[int]) -> None:
         """Continue in the next generation of the channel."""
         self._fast_path.deoptimize()
+        connection.channel.requests.say_period(self._period_ns)
         self._table.switch(deferred)
 
     def resize_refused(self, refusal: ChannelRefused) -> None:

@@ -46,7 +46,7 @@ class ConnectionUser(Protocol):
     def resize_arguments(self, connection: Connection) -> tuple[int, list[int]]:
         """Return the last published sequence, and the deferred replies."""
 
-    def switched(self, deferred: list[int]) -> None:
+    def switched(self, connection: Connection, deferred: list[int]) -> None:
         """The channel has a new generation."""
 
     def resize_refused(self, refusal: ChannelRefused) -> None:
@@ -99,7 +99,7 @@ class Connector:
         current = self.usable()
         if current is not None:  # by another thread meanwhile
             if current.model is None:
-                current.refresh_model_info(_remaining_s(deadline_ns))
+                self._ask(current, user, lambda: current.refresh_model_info(_remaining_s(deadline_ns)))
             return
         try:
             connection = self._open(deadline_ns)
@@ -127,18 +127,28 @@ class Connector:
 
         return Connection.open(self._guard.name, self._place, self.capacity, _remaining_s(deadline_ns), connected)
 
-    def describe(self, deadline_ns: int) -> dict[str, Any]:
+    def _ask(self, connection: Connection, user: ConnectionUser, call: Callable[[], _T]) -> _T:
+        """Run `call`, which asks the daemon; an interrupt of it closes the connection, and requests must not go there then."""
+        try:
+            return call()
+        except BaseException:
+            if connection.is_peer_closed():
+                with self._guard.lock:
+                    user.lost(connection)
+            raise
+
+    def describe(self, deadline_ns: int, user: ConnectionUser) -> dict[str, Any]:
         """Return the daemon's description of its service and model; the client is attached."""
 
         def describe() -> dict[str, Any]:
             connection = self.usable()
             if connection is None:
                 raise ServiceUnavailable(f"the daemon of {self._guard.name!r} went away", service=self._guard.name)
-            return connection.describe(_remaining_s(deadline_ns))
+            return self._ask(connection, user, lambda: connection.describe(_remaining_s(deadline_ns)))
 
         return self._run_exclusively(deadline_ns, describe)
 
-    def reason_without_model(self, limit_ns: int) -> str:
+    def reason_without_model(self, limit_ns: int, user: ConnectionUser) -> str:
         """Return why no reply comes, if the service has no model ready, else "".
 
         Asks the daemon for `limit_ns`, if no other thread is asking it.
@@ -146,7 +156,7 @@ class Connector:
         connection = self.usable()
         if connection is None:
             return ""
-        description = self._try_describe(connection, limit_ns) or {"state": "loading", "model": connection.model}
+        description = self._try_describe(connection, limit_ns, user) or {"state": "loading", "model": connection.model}
         state = description["state"]
         if description["model"] is not None and state not in _WITHOUT_MODEL:
             return ""
@@ -154,7 +164,7 @@ class Connector:
             return f"the service is {state}, shmserve-admin status tells why"
         return f"the service is loading its model (state {state!r}), shmserve-admin wait-ready waits for it"
 
-    def _try_describe(self, connection: Connection, limit_ns: int) -> dict[str, Any] | None:
+    def _try_describe(self, connection: Connection, limit_ns: int, user: ConnectionUser) -> dict[str, Any] | None:
         """Return the daemon's description, or None if it does not come within `limit_ns`.
 
         A thread asks: Ctrl-C in the middle of a call closes the connection, and requests of other threads end with it.
@@ -168,7 +178,10 @@ class Connector:
             answer = None
             try:
                 with contextlib.suppress(ShmServeError):
-                    answer = self._run_exclusively(deadline_ns, lambda: connection.describe(_remaining_s(deadline_ns)))
+                    answer = self._run_exclusively(
+                        deadline_ns,
+                        lambda: self._ask(connection, user, lambda: connection.describe(_remaining_s(deadline_ns))),
+                    )
             finally:
                 answers.append(answer)
                 self._parking_lot.unpark_all()
@@ -242,11 +255,26 @@ class Connector:
                 self._parking_lot.unpark_all()
 
     def _resize(self, connection: Connection, deadline_ns: int, user: ConnectionUser) -> None:
+        channel: ClientChannel | None = None
         try:
             # After a call that was broken off it is unknown which generation the daemon has.
             published, deferred = user.resize_arguments(connection)
             timeout_s = max(_LEAST_RESIZE_S, _remaining_s(deadline_ns))
-            channel = connection.resize(self.capacity, published, deferred, timeout_s)
+            wanted = self.capacity.with_headroom(connection.granted)
+            try:
+                channel = connection.resize(wanted, published, deferred, timeout_s)
+            except ChannelRefused:
+                if vars(wanted) == vars(self.capacity):
+                    raise
+                # The daemon's limits leave no headroom, but perhaps the room that is needed.
+                channel = connection.resize(self.capacity, published, deferred, timeout_s)
+            with self._guard.lock:
+                if connection.closed:  # meanwhile; not closed here, for a thread may wait at the doorbell
+                    self.retired.append(channel)
+                else:
+                    self.retired.append(connection.channel)
+                    connection.switch_to(channel)
+                    user.switched(connection, deferred)
         except ChannelRefused as refusal:
             with self._guard.lock:
                 self.capacity.assign(connection.granted)  # or the next small request would ask for it again
@@ -255,17 +283,12 @@ class Connector:
             with self._guard.lock:
                 user.lost(connection)
         except BaseException:
-            # It is unknown whether the daemon has switched: begin anew with the next request.
+            # It is unknown whether the daemon has switched, or this side is between the two: begin anew.
             with self._guard.lock:
                 user.lost(connection)
-            raise
-        else:
-            with self._guard.lock:
-                if connection.closed:  # meanwhile; not closed here, for a thread may wait at the doorbell
+                if channel is not None:
                     self.retired.append(channel)
-                else:
-                    self.retired.append(connection.switch_to(channel))
-                    user.switched(deferred)
+            raise
 
     # The end of connections
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from shmserve.base_values import plain_tree
-from shmserve.contract import Entries, Entry, contract_differences, describe_tree
+from shmserve.contract import Entries, Entry, contract_differences, describe_tree, name_within
 from shmserve.errors import ContractMismatch
+from shmserve.metadata import int64
 
 #: Kinds of number that a declared kind accepts: every int is a float as well, and a bool is not a number.
 _TAKES = {"bool": ("bool",), "int": ("int",), "float": ("float", "int")}
@@ -20,10 +21,57 @@ class _Attached(Protocol):
     model: dict[str, Any] | None
 
 
-def check_structure(service: str, attached: _Attached, observation: Any) -> None:
-    """As `check_observation`, once there is a model."""
-    if attached.model is not None:
-        check_observation(service, attached.model, observation)
+def check_structure(service: str, attached: _Attached, observation: Any) -> tuple[int, ...] | None:
+    """As `check_observation`, once there is a model; return for each size of the observation the declared one, or -1.
+
+    While the sizes are these, an observation of the same structure needs no other check.
+    """
+    if attached.model is None:
+        return None
+    check_observation(service, attached.model, observation)
+    declared: Entries | None = (attached.model.get("contract") or {}).get("observation")
+    return None if declared is None else declared_sizes(attached.model, declared, observation)
+
+
+def declared_sizes(model: Mapping[str, Any], declared: Entries, observation: Any) -> tuple[int, ...]:
+    """Return for each size of an observation, in the order of its leaves, its own length if the contract declares one, or -1.
+
+    >>> declared = {"points": {"dtype": "float32", "shape": [5, 3]}, "names": {"type": "list[str]", "length": 2}}
+    >>> declared_sizes({}, declared, {"points": np.zeros((5, 3)), "names": ["a", "bc"], "extra": [1.0], "step": 7})
+    (5, 3, -1, -1, -1)
+    """
+    sizes: list[int] = []
+
+    def walk(value: Any, name: str | None) -> None:
+        kind = type(value)
+        if kind in (dict, list, tuple) and not (kind is list and _is_list_leaf(value)):
+            for key, entry in value.items() if kind is dict else enumerate(value):
+                walk(entry, None if name is None else name_within(name, key))
+            return
+        lengths = [len(value)] if kind in (list, str, bytes) else list(getattr(value, "shape", ()))
+        is_declared = name in declared and kind not in (str, bytes)
+        sizes.extend(lengths if is_declared else [-1] * len(lengths))
+
+    observation = plain_tree(observation, "observation")
+    if (model.get("metadata") or {}).get("style") == "gr00t" and _is_call(observation):
+        for key, entry in observation.items():
+            if key == "data":
+                for inner, value in entry.items():
+                    walk(value, "" if inner == "observation" else None)
+            else:
+                walk(entry, None)
+    else:
+        walk(observation, "")
+    return tuple(sizes)
+
+
+def _is_list_leaf(values: list[Any]) -> bool:
+    """Whether this list of numbers travels as one leaf."""
+    kinds = set(map(type, values))
+    if len(kinds) != 1:
+        return False
+    (kind,) = kinds
+    return kind in (bool, float) or (kind is int and min(values) in int64 and max(values) in int64)
 
 
 def check_observation(service: str, model: dict[str, Any], observation: Any) -> None:

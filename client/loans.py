@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import Any, Protocol, final
 
 import numpy as np
+import numpy.typing as npt
 
-from shmserve.codec import SlotMemory, owned_array
+from shmserve.carried_values import BFLOAT16
+from shmserve.codec import SlotMemory, owned_leaf
 from shmserve.errors import LoanEnded, LoanOutlived
 from shmserve.layout import number_of
-from shmserve.schema import BFLOAT16, Array, LeafLayout
+from shmserve.schema import Array, LeafPlace
 
 from .pending import Pending, RequestOwner
 from .request_options import RequestOptions
@@ -126,10 +128,10 @@ class ReplyLoan:
         self._tree = tree
         self.in_slot = in_slot
 
-    def read_leaf(self, place: LeafLayout, view: Array) -> Any:
+    def read_leaf(self, place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:
         """Return a leaf of the reply's tree; an array is read-only slot memory."""
         if place.kind != "array" or place.dtype == BFLOAT16 or not place.size:
-            return owned_array(place, view)
+            return owned_leaf(place, payload)
         # numpy hangs a view of a view on the first array of the chain, so this one lives as long as any of them.
         root = np.frombuffer(self._raw, np.uint8, place.size, place.offset)
         self._roots.append(weakref.ref(root))

@@ -2,7 +2,8 @@
 
 The pattern is Leader/Followers (Schmidt et al., POSA 2): the leader waits at the doorbell and completes the requests of
 every thread; the followers park, and when the leader leaves, one of them becomes the next. The leader spins for as long
-as a reply is likely soon (shmserve/spin.py), then blocks.
+as a reply is likely soon (shmserve/spin.py), then blocks. If replies take longer, and all about as long, it wakes up shortly
+before the next one is due (service_time.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import threading
 import time
 from typing import Any, Protocol
 
-from shmserve.backend import core
+from shmserve.backend import ClientFastPath, mark_asleep, mark_awake, spin_unless_blocked
 from shmserve.channel import ClientChannel
-from shmserve.counter_poller import spin_unless_same_cpu
 from shmserve.errors import SlotsExhausted
 from shmserve.ring import ReplyHead
 from shmserve.spin import SpinBudget
@@ -23,7 +23,9 @@ from .client_guard import ClientGuard, ParkingLot
 from .connection import Connection
 from .connector import Connector
 from .pending import Pending
+from .request_options import RequestOptions
 from .request_table import RequestTable
+from .service_time import ServiceTime
 
 #: No wait is longer without a check of the connection: this is how soon a daemon's end is noticed.
 LONGEST_WAIT_NS = 50_000_000
@@ -42,16 +44,18 @@ class WaiterUser(Protocol):
 class DirectPath(Protocol):
     """A request and its reply without the table's general handling: the fast path. Called under the lock."""
 
-    def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
-        """Publish the request; return the channel to wait on, or None, and nothing was done."""
+    def try_send(
+        self, pending: Pending, observation: Any, options: RequestOptions, *, leads: bool
+    ) -> ClientFastPath | None:
+        """Publish the request; return the backend's half, which waits for the reply, or None, and nothing was done."""
 
     @property
-    def native(self) -> core.ClientFastPath | None:
-        """The native half, which finds a reply that has arrived and is an ordinary one; None once its channel is left."""
+    def native(self) -> ClientFastPath | None:
+        """The backend's half; None once its channel is left."""
 
 
 class ReplyWaiter:
-    """Owner of the leadership and of the spin budget."""
+    """Owner of the leadership, of the spin budget and of the service time."""
 
     def __init__(
         self,
@@ -68,8 +72,12 @@ class ReplyWaiter:
         self._table = table
         self._parking_lot = parking_lot
         self._budget = budget
-        self._waited_ns = 0  # how long the last wait was; 0: the budget has learnt from it
-        self._spun = False  # it ended while it spun, and left its token
+        #: How long the last wait was: negative if it ended while it spun, and left its token; 0: the budget has learnt from it.
+        self._waited_ns = 0
+        self._service = ServiceTime()
+        #: How long the last wait polled for a reply that was due: negative if in vain; 0: the service time has learnt from it.
+        self._polled_ns = 0
+        self._noted: ReplyHead | None = None  # the last reply that the service time has learnt from
 
     def wait_for(self, pending: Pending, until_ns: int, user: WaiterUser) -> None:
         """Wait until `pending` is completed, at most until `until_ns`."""
@@ -91,21 +99,25 @@ class ReplyWaiter:
                 if (pending is not None and pending._completed_ns) or connection is None:
                     return
                 leads = self.leader in (0, me)
-                if leads:
+                channel = connection.channel
+                replies = channel.replies
+                count = replies.words[replies.counter]
+                if not leads:
+                    # A leader on the fast path waits for its own reply, which may come after this one.
+                    if count != table.polled_count and table.poll():
+                        return
+                else:
                     # Not a lock, which Ctrl-C at the wrong moment would leave locked for ever.
                     self.leader = me
                     if connector.retired and not interrupts:
                         connector.close_retired()
-                    channel = connection.channel
-                    replies = channel.replies
-                    count = replies.words[replies.counter]
                     if count != table.polled_count and table.poll():
                         return
                     replies.poller.last_seen = count  # the leader's own note: others may poll meanwhile
             if not leads:
                 self._parking_lot.park(until_ns)
                 return
-            self._wait_at_doorbell(channel, until_ns, spin)
+            self._wait_at_doorbell(channel, until_ns, pending, spin)
             with guard.lock:
                 if not table.poll() and connection.is_peer_closed():
                     user.lost(connection)
@@ -126,7 +138,7 @@ class ReplyWaiter:
                 if self._parking_lot.parked:
                     self._parking_lot.unpark_all()
 
-    def lead(self, path: DirectPath, pending: Pending, observation: Any) -> bool:
+    def lead(self, path: DirectPath, pending: Pending, observation: Any, options: RequestOptions) -> bool:
         """Send through `path` and wait for the reply as the leader; return False, and nothing was done, if it declines.
 
         After this `pending` may still be incomplete: then `wait_for` goes on.
@@ -139,19 +151,37 @@ class ReplyWaiter:
             with guard.lock:
                 if self.leader:
                     return False
-                channel = path.try_send(pending, observation)
-                if channel is None:
+                native = path.try_send(pending, observation, options, leads=True)
+                if native is None:
                     return False
                 self.leader = me
                 leads = True
-            self._wait_at_doorbell(channel, pending.deadline_ns, True)
-            with guard.lock:
-                native = path.native
-                found = native.try_receive(ReplyHead) if native is not None else None
-                # Unless it was completed meanwhile, with an error: the client was closed.
-                is_open = not pending._completed_ns and self._table.in_flight.get(pending.sequence) is pending
-                if found is not None and is_open:
-                    self._table.complete(pending, found)
+            # While the engine is busy.
+            budget, sleep_ns, poll_ns = self._budget, 0, 0
+            last_ns, self._waited_ns = self._waited_ns, 0
+            if last_ns:
+                budget.waited(abs(last_ns))
+            if not budget.ns and budget.is_adaptive:
+                sleep_ns, poll_ns = self._plan()
+            sequence, deadline_ns = pending.sequence, pending.deadline_ns
+            found = native.wait(
+                sequence, last_ns < 0, budget.ns, sleep_ns, poll_ns, LONGEST_WAIT_NS, deadline_ns, ReplyHead
+            )
+            self._waited_ns = native.waited_ns
+            if sleep_ns:
+                self._polled_ns = native.polled_ns
+            if found is not None:
+                with guard.lock:
+                    # Unless it was completed meanwhile: by another thread, or with an error, as the client was closed; its
+                    # slot may have been used again since, and this result be a mixture. And unless another thread has sent
+                    # a request since: a wait finds the replies of both.
+                    if (
+                        path.native is native
+                        and native.sequence == sequence
+                        and not pending._completed_ns
+                        and self._table.in_flight.get(sequence) is pending
+                    ):
+                        self._table.complete(pending, found)
         finally:
             # No call before the store, as in `wait`.
             if leads and self.leader == me:
@@ -160,24 +190,63 @@ class ReplyWaiter:
                     self._parking_lot.unpark_all()
         return True
 
-    def _wait_at_doorbell(self, channel: ClientChannel, until_ns: int, spin: bool) -> None:
+    def _plan(self) -> tuple[int, int]:
+        """Learn from the last reply; return how long to sleep after a publication, and to poll then.
+
+        0: sleep until the doorbell rings. The times in a reply's head are the engine's, without this side's wake-up.
+        """
+        service, head = self._service, self._table.last
+        if head is not None and head is not self._noted:
+            self._noted = head
+            polled_ns, self._polled_ns = self._polled_ns, 0
+            service.note(head.queued_ns + head.staged_ns + head.infer_ns + head.copied_ns, polled_ns)
+        return service.sleep_ns, service.poll_ns
+
+    def _wait_at_doorbell(
+        self, channel: ClientChannel, until_ns: int, pending: Pending | None = None, spin: bool = True
+    ) -> None:
         """Return when the engine's count of replies is not the one that their watch has seen, or after a bounded time."""
-        bell = channel.reply_bell
+        budget, pollers, wake_ns, poll_ns = self._budget, channel.replies.pollers, 0, 0
         began_ns = time.monotonic_ns()
         # While the engine is busy: learn from the last wait, and drain the token left over from a spin, which would wake
         # this wait spuriously. If the token is this reply's already, its counter has moved.
-        if self._waited_ns:
-            self._budget.waited(self._waited_ns)
-            self._waited_ns = 0
-            if self._spun:
-                self._spun = False
-                bell.try_take()
-        moved_ns = spin_unless_same_cpu(
-            channel.replies.pollers, min(began_ns + self._budget.ns, until_ns) if spin else 0
-        )
-        if moved_ns:
-            self._waited_ns, self._spun = moved_ns - began_ns, True
+        last_ns, self._waited_ns = self._waited_ns, 0
+        if last_ns:
+            budget.waited(abs(last_ns))
+            if last_ns < 0:
+                channel.reply_bell.try_take()
+        if spin and pending is not None and pending.sequence and not budget.ns and budget.is_adaptive:
+            sleep_ns, poll_ns = self._plan()
+            if sleep_ns:
+                wake_ns = channel.requests.submitted_ns(pending.sequence) + sleep_ns
+        spun_ns = spin_unless_blocked(pollers, min(began_ns + budget.ns, until_ns) if spin else 0)
+        if spun_ns:
+            self._waited_ns = -spun_ns
             return
         now_ns = time.monotonic_ns()
-        if bell.wait(max(0, min(until_ns - now_ns, LONGEST_WAIT_NS))):
+        end_ns = min(until_ns, now_ns + LONGEST_WAIT_NS)
+        if not now_ns < wake_ns < end_ns:
+            taken = self._sleep(channel, end_ns)
+        elif not (taken := self._sleep(channel, wake_ns)):
+            woke_ns = time.monotonic_ns()
+            if woke_ns < wake_ns:
+                return  # a signal has ended the sleep
+            # The kernel may have moved the engine while this thread slept: the spin yields.
+            spun_ns = spin_unless_blocked(pollers, min(wake_ns + poll_ns, until_ns), True)
+            polled_ns = max(1, time.monotonic_ns() - woke_ns)
+            if spun_ns:
+                self._polled_ns, self._waited_ns = polled_ns, began_ns - time.monotonic_ns()
+                return
+            self._polled_ns = -polled_ns
+            taken = self._sleep(channel, end_ns)
+        if taken:
             self._waited_ns = time.monotonic_ns() - began_ns
+
+    def _sleep(self, channel: ClientChannel, until_ns: int) -> bool:
+        """Sleep at the doorbell, and say so; return whether a token came and was taken."""
+        writers = channel.requests.writers
+        mark_asleep(writers)
+        try:
+            return channel.reply_bell.wait(max(0, until_ns - time.monotonic_ns()))
+        finally:
+            mark_awake(writers)

@@ -154,7 +154,7 @@ class RequestControl:
         """Complete a request whose deadline has passed; asks the daemon, for a moment, whether it serves at all."""
         self.abandon(pending)
         waited_ns = time.monotonic_ns() - pending._started_ns
-        reason = self._connector.reason_without_model(min(_LONGEST_REASON_NS, waited_ns // 20))
+        reason = self._connector.reason_without_model(min(_LONGEST_REASON_NS, waited_ns // 20), self._events)
         text = f"no reply from {self._guard.name!r} to request {pending.request_id} within {waited_ns / 1e9:.3g}"
         error = RequestTimeout(
             f"{text} s: {reason} (a late one is discarded)" if reason else f"{text} s (a late one is discarded)",

@@ -16,7 +16,7 @@ class RequestOptions(NamedTuple):
     max_age_ns: int = 0
 
 
-#: Compared by identity: only these may take the fast path.
+#: Those of a request that asks for nothing special.
 DEFAULT_OPTIONS: Final = RequestOptions()
 
 # As Aeron's `offer`: the sequence of the request, or one of these. Plain numbers, which are compared for each request.

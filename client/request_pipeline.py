@@ -19,9 +19,12 @@ from __future__ import annotations
 import functools
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from shmserve.codec import DoesNotFit, Encoder
+from shmserve.backend import BACKEND
+from shmserve.channel import ClientChannel
+from shmserve.codec import NOTHING, DoesNotFit, Encoder
 from shmserve.directories import ServicePlace
 from shmserve.errors import (
     ContractMismatch,
@@ -85,6 +88,7 @@ class RequestPipeline:
         retry: RetryPolicy,
         *,
         check_contract: bool = True,
+        period_ns: int = 0,
     ) -> None:
         self.name = name
         self._encoder = Encoder()
@@ -96,9 +100,9 @@ class RequestPipeline:
         self._table = RequestTable(name, capacity)
         self._connector = Connector(self._guard, place, capacity, self._parking_lot)
         guard, connector, table, lot = self._guard, self._connector, self._table, self._parking_lot
-        self._fast_path = FastPath(guard, connector, table)
+        self._fast_path = FastPath(guard, connector, table, self._encoder)
         self._waiter = ReplyWaiter(guard, connector, table, lot, budget)
-        self._events = ConnectionEvents(guard, connector, table, self._fast_path, self._encoder, lot)
+        self._events = ConnectionEvents(guard, connector, table, self._fast_path, self._encoder, lot, period_ns)
         self._shutdown = ClientShutdown(guard, connector, table, self._fast_path, self._waiter, lot)
         #: The owner of every Pending.
         self.control = RequestControl(guard, connector, table, self._waiter, self._events, self._shutdown, lot)
@@ -127,9 +131,9 @@ class RequestPipeline:
             pending = Pending(self.control, first._started_ns, first.deadline_ns, first._loan_thread)
         specializes = False
         try:
-            if options is not DEFAULT_OPTIONS or loan:
+            if loan:
                 self.publish(pending, observation, options, retry)
-            elif self._waiter.lead(self._fast_path, pending, observation):
+            elif self._waiter.lead(self._fast_path, pending, observation, options):
                 if pending._completed_ns and pending._error is None and self.control.model_watch is None:
                     return pending
             else:
@@ -144,7 +148,7 @@ class RequestPipeline:
             if pending._error is not None:
                 raise pending._error
             if specializes:
-                self._specialize(pending)
+                self._specialize()
             return pending
         except (ServiceRestarted, ServiceStopping) as failure:
             if first is not None:
@@ -182,13 +186,22 @@ class RequestPipeline:
         started_ns = time.monotonic_ns()
         pending = Pending(self.control, started_ns, started_ns + timeout_ns)
         try:
-            self.publish(pending, observation, options)
+            if not self._try_send(pending, observation, options):
+                self.publish(pending, observation, options)
+                self._specialize()
         except BaseException:
             self.control.abandon(pending)  # Ctrl-C when it was in flight already: no caller has it to wait for
             raise
         return pending
 
     # Publishing
+
+    def _try_send(self, pending: Pending, observation: Any, options: RequestOptions) -> bool:
+        """Publish on the fast path; return False, and nothing was done, for a request that cannot take it."""
+        if self._guard.is_inside():
+            return False  # the slow path raises
+        with self._guard.lock:
+            return self._fast_path.try_send(pending, observation, options, leads=False) is not None
 
     def publish(
         self,
@@ -252,10 +265,7 @@ class RequestPipeline:
         requests = connection.channel.requests
         memory = requests.memories[sequence & SLOT_MASK]
         try:
-            if options.kind == Kind.INFER:
-                encoded = self._encoder.encode(observation, memory, lent=loan is not None)
-            else:
-                encoded = self._encoder.encode_apart(observation, memory)
+            encoded = self._encoder.encode(observation, memory) if options.kind == Kind.INFER else NOTHING
             if self._guard.forked:
                 self._guard.check_owner()  # by an object of the observation, or a handler meanwhile
         except BaseException as error:
@@ -312,11 +322,52 @@ class RequestPipeline:
         if time.monotonic_ns() >= deadline_ns:
             raise exhausted_error(self.name, self._table.slots, resize=status == RESIZE_REQUIRED)
 
-    def _specialize(self, pending: Pending) -> None:
+    def _specialize(self) -> None:
         with self._guard.lock:
             connection = self._connector.connection
             if connection is not None and (connection is self._checked or not self._check_contract):
-                self._fast_path.specialize(pending, self._encoder, connection)
+                self._fast_path.specialize(connection)
+
+    def expect(self, within_ns: int, rehearse: Callable[[], None]) -> None:
+        """Tell the engine that a request follows, wake it if it sleeps, `rehearse`, and touch what the request will use.
+
+        Waits for nothing: where the client is not attached or its lock is held, it does nothing.
+        """
+        self._prepare(rehearse, lambda channel: channel.expect(time.monotonic_ns() + within_ns))
+
+    def rehearse(self, rehearse: Callable[[], None]) -> None:
+        """As `expect`, without a word to the engine, which knows by itself."""
+        self._prepare(rehearse, lambda channel: None)
+
+    def _prepare(self, rehearse: Callable[[], None], tell: Callable[[ClientChannel], None]) -> None:
+        self._guard.check_usable()
+        if self._guard.is_inside():
+            return
+        lock = self._guard.lock
+        try:
+            if lock.acquire(blocking=False):
+                connection = self._connector.usable()
+                if connection is not None and not connection.resizing:
+                    tell(connection.channel)
+                    if self._fast_path.native is not None:
+                        rehearse()
+                        self._fast_path.touch()
+        finally:
+            # No call before it: Python looks for signals at calls.
+            try:  # noqa: SIM105
+                lock.release()
+            except RuntimeError:  # another thread has it
+                pass
+
+    def latest_submitted_ns(self) -> int:
+        """Return when the latest request was published (CLOCK_MONOTONIC), 0 for none; raises once the client is closed."""
+        self._guard.check_usable()
+        connection = self._connector.usable()
+        try:
+            head = connection.channel.requests.latest() if connection is not None else None
+        except ValueError:  # the channel was closed meanwhile
+            head = None
+        return head.submitted_ns if head is not None else 0
 
     def make_room(self, deadline_ns: int) -> bool:
         """Resize the channel to the requested capacity; return False, and do nothing, while it is in use."""
@@ -385,7 +436,7 @@ class RequestPipeline:
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """Return the daemon's description of itself and its model."""
         self.retrier.connect(deadline_ns)
-        return self._connector.describe(deadline_ns)
+        return self._connector.describe(deadline_ns, self._events)
 
     # The model
 
@@ -401,7 +452,8 @@ class RequestPipeline:
         if self._guard.forked:
             state = "forked"
         version = self.control.model_version()
-        return f"{self.name!r} {state}" + (f" model={version >> 40:06x}" if version is not None else "")
+        model = f" model={version >> 40:06x}" if version is not None else ""
+        return f"{self.name!r} {state}{model} backend={BACKEND}"
 
     # The end
 

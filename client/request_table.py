@@ -42,21 +42,10 @@ def decode_reply(
         loan = ReplyLoan(pending._owner, head.sequence, memory, pending._loan_thread)
         if not in_slot[-1]:
             read_leaf = loan.read_leaf
-    schema = decoder.known.get(head.schema)
     try:
-        if (
-            schema is not None
-            and (native := schema.decoder) is not None
-            and schema.is_all_arrays
-            and read_leaf is None
-            and not in_slot[-1]
-            and schema.payload_bytes == head.payload_bytes <= memory.room
-        ):
-            tree = native.decode(memory.payload)  # as Decoder.decode, which would be another call for each reply
-        else:
-            tree = decoder.decode(memory, *in_slot, read_leaf)
+        tree = decoder.decode(memory, *in_slot, read_leaf)
     except MetadataError as error:
-        return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error}", service=service)
+        return None, _unreadable(service, head, str(error))
     except MemoryError as error:
         number = number_of(head.sequence)
         return None, OutOfMemory(
@@ -68,7 +57,7 @@ def decode_reply(
         if not in_slot[-1]:
             if not isinstance(error, READ_ERRORS):
                 raise  # a signal handler's: the reply stays where it is
-            return None, ProtocolMismatch(f"the reply of {service!r} cannot be read: {error!r}", service=service)
+            return None, _unreadable(service, head, repr(error))
         why = f"{type(error).__name__}: {error}"
         return None, InferenceFailed(
             f"the model returned an object that this process cannot unpickle: {why}",
@@ -83,6 +72,16 @@ def decode_reply(
     lends = read_leaf is not None and isinstance(tree, (dict, list))
     loan.hold(tree if lends else decoder.decode(memory, *in_slot), in_slot=lends)
     return loan, None
+
+
+def _unreadable(service: str, head: ReplyHead, why: str) -> ProtocolMismatch:
+    """Return the error for a reply that cannot be read, with all fields of its head, which show the cause."""
+    number, slot = number_of(head.sequence), slot_of(head.sequence)
+    return ProtocolMismatch(
+        f"the reply of {service!r} cannot be read: {why} (request {number} in slot {slot}: status {head.status}, flags "
+        f"{head.flags:#x}, structure {head.schema:#x} of {head.metadata_bytes} bytes)",
+        service=service,
+    )
 
 
 class ChannelHolder(Protocol):
@@ -214,6 +213,11 @@ class RequestTable:
             if number_of(sequence) > number_of(published):
                 del self.in_flight[sequence]
 
+    def is_latest_unpublished(self) -> bool:
+        """Return whether the request that claimed its slot last was not published; there must be one in flight."""
+        latest: int = next(reversed(self.in_flight))
+        return number_of(latest) > number_of(self._holder.channel.requests.published())
+
     def _loan_of(self, sequence: int) -> ReplyLoan | None:
         reference = self.replies_on_loan.get(sequence)
         loan = reference() if reference is not None else None
@@ -264,7 +268,9 @@ class RequestTable:
         """Complete every request whose reply has arrived; return whether there was any."""
         found = False
         replies = self._holder.channel.replies
-        self.polled_count = replies.words[replies.counter]  # before the replies are read, so that none is missed later
+        # ORDER: the counter before the sequences, so that a reply which is counted is found, or it is missed later; pairs
+        # with ring_complete.
+        self.polled_count = replies.poller.load()
         for sequence in tuple(self.in_flight):
             head = replies.try_head(sequence)
             if head is None or sequence in self.deferred:

@@ -31,7 +31,11 @@ class ShmClient(ClientBase):
     * `timeout`: seconds for a whole call, retries included.
     * `max_retries`, `retry_delay`: how often an unreachable service is tried again, and how many seconds apart.
     * `slots`: how many requests can be in flight at a time.
-    * `spin_us`: how long to spin for a reply before blocking: microseconds, or "adaptive".
+    * `spin_us`: how long to spin for a reply before blocking: microseconds, or "adaptive", which also wakes up shortly
+      before a reply is due if all take about the same time.
+    * `rate`: how many requests a second this robot makes, for example 50: the engine wakes up shortly before each of
+      them, and up to 250 a second a thread of the client runs the code of a request once, 1 ms before, so that the
+      caches have it. None: the engine learns the rate from a regular loop; see `expect`, too.
     * `check_contract`: whether the first observation of each structure is compared with the model's contract.
 
     Every request takes the same options:

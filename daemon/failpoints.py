@@ -33,7 +33,8 @@ FILE_STEPS = ("before_write", "before_sync", "before_rename", "after_rename", "a
 SMALL_FILES = ("store.record", "store.again", "current", "activated", "metadata")
 #: The failpoints of the store of versions.
 STORE = (
-    *("ingest.before_file", "ingest.in_file", "ingest.before_sync", "ingest.after_sync"),
+    *("ingest.before_file", "ingest.compared", "ingest.shared", "ingest.in_file"),
+    *("ingest.before_sync", "ingest.after_sync"),
     *("store.received", "store.examined", "store.before_rename", "store.after_rename", "store.after_sync"),
     *("store.before_signature", "store.after_signature"),
     *("prune.before_rename", "prune.after_rename", "prune.after_sync", "prune.after_remove"),
@@ -46,9 +47,11 @@ UPDATE = (
     *("update.received", "update.before_start", "update.warm", "update.stopped_old", "update.before_swap"),
     *("swap.paused", "update.swapped", "update.committed"),
 )
+#: The failpoints of the spare engine, in the supervisor.
+SPARE = ("spare.started", "spare.ready", "spare.taken")
 #: The failpoints of an engine, each after "engine.N." for the Nth engine of a daemon.
 ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving", "pause", "paused")
-_NAMES = frozenset((*STORE, *STARTUP, *UPDATE))
+_NAMES = frozenset((*STORE, *STARTUP, *UPDATE, *SPARE))
 _OF_AN_ENGINE = re.compile(rf"engine\.[1-9][0-9]*\.({'|'.join(ENGINE_STEPS)})")
 _SPEC = re.compile(r"(?P<name>[a-z0-9_.]+)=(?P<action>[a-z]+)(?::(?P<value>[A-Za-z0-9_.]+))?(?:@(?P<nth>[1-9][0-9]*))?")
 

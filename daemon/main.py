@@ -170,6 +170,14 @@ def _spin(value: str | None) -> int | str | None:
 @click.option("--spin-us", help="Microseconds to spin before sleeping, or 'adaptive'.  [default: adaptive]")
 @click.option("--threads", type=int, help="Threads of one torch operation.  [default: half of the processors]")
 @click.option(
+    "--lock-memory/--no-lock-memory",
+    default=None,
+    help="Keep the engine's memory from being swapped out.  [default: no]",
+)
+@click.option(
+    "--engine-priority", type=int, help="Real-time priority of the engine (SCHED_FIFO), 0: normal.  [default: 0]"
+)
+@click.option(
     "--config", "config_path", type=click.Path(readable=False), help="Configuration file (TOML); flags win over it."
 )
 @click.option(

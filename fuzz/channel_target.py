@@ -6,6 +6,7 @@ a second, honest client must get every one of its replies.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -112,7 +113,7 @@ class _Client:
             uid=0,
             rate=None,
             tensors_on=torch.device("cpu"),
-            serial=1,
+            numbers=itertools.count(1),
             deferred=(),
             stats=self._stats,
         )

@@ -50,7 +50,9 @@ _READY = Ready(
     action=None,
     metadata={},
     gpu=None,
-    native=True,
+    backend="native",
+    memory_locked=None,
+    priority=None,
 )
 
 

@@ -13,6 +13,8 @@ TREES: list[Any] = [
     {"video.ego": [np.zeros((1, 2, 2, 3), np.uint8)], "annotation": ["open", "close"], "nested": {"a": ({}, [], ())}},
     {"text": "x" * 300, "blob": bytes(40), "list": [1, 2, 3, 4, 5, 6, 7, 8], "floats": [0.5] * 9, "bools": [True] * 8},
     {"big": 1 << 100, "scalar": np.float16(1.5), "complex": np.complex64(1j), "empty": np.zeros((0, 4))},
+    {0: np.zeros((2, 3)), -1: "", 1 << 40: [7], "detections": [{"box": np.zeros(4), "name": "cup"}] * 3, "one": [0.5]},
+    {"lengths": [np.zeros((0, 3), np.int16), np.zeros((5, 0, 2)), b"", [True], "\ud800", np.bool_(True), -(1 << 64)]},
     ("InferenceFailed", "ValueError: the gripper is in two places at once"),
     [],
     7,

@@ -1,7 +1,7 @@
 """Fuzz target for the reader of a segment's header: a mapped segment that its file can hold, or ProtocolMismatch.
 
-An input is the file's size (two bytes, in words), the header, and what follows it. Where there is a native core, they
-read and write the same words as the Python that they stand for.
+An input is the file's size (two bytes, in words), the header, and what follows it. The backend that runs reads and writes
+the same words as the pure one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from fuzz.target import Target
+from shmserve import pure
 from shmserve.errors import ProtocolMismatch
 from shmserve.layout import (
     COUNTER_LINE,
@@ -22,7 +23,7 @@ from shmserve.layout import (
     number_of,
     sequence_of,
 )
-from shmserve.ring import ReplyReader, ReplyWriter, RequestReader, RequestWriter
+from shmserve.ring import ReplyHead, ReplyReader, ReplyWriter, RequestHead, RequestReader, RequestWriter
 from shmserve.segment import Segment
 
 _file: list[int] = []
@@ -42,7 +43,7 @@ def run(data: bytes) -> None:
         return
     assert segment.geometry.segment_bytes == segment.bytes.size <= os.fstat(descriptor).st_size
     sequence = segment.words[segment.counter_index]
-    requests, replies = RequestReader(segment), ReplyReader(segment)
+    requests, replies, in_python = RequestReader(segment), ReplyReader(segment), _pure_slots(segment)
     assert requests.poller.load() == sequence == requests.published()
     for near in (
         0,
@@ -53,19 +54,28 @@ def run(data: bytes) -> None:
     ):  # an unsigned word, as every sequence
         head = requests.head(near)
         assert head is None or head.sequence == near
-        assert head == RequestReader.head(requests, near)
+        assert head == in_python.request(RequestHead, near)
         own = sequence_of(number_of(near), 0)  # a client polls only sequences that it made
         reply = replies.try_head(own)
         assert reply is None or reply.sequence == own
-        assert reply == ReplyReader.try_head(replies, own)
+        assert reply == in_python.reply(ReplyHead, own)
     for found in requests.between(0, sequence):
         assert 0 < number_of(found) <= number_of(sequence)
         requests.memory(found)
-    _write_as_python_does(segment, requests, replies)
+    _write_as_python_does(segment, requests, replies, in_python)
+    in_python.close()
     segment.close()
 
 
-def _write_as_python_does(segment: Segment, requests: RequestReader, replies: ReplyReader) -> None:
+def _pure_slots(segment: Segment) -> pure.Slots:
+    geometry = segment.geometry
+    places = COUNTER_OFFSET // WORD, SLOTS_OFFSET // WORD, geometry.stride // WORD, geometry.slots
+    return pure.Slots(segment.bytes, *places)
+
+
+def _write_as_python_does(
+    segment: Segment, requests: RequestReader, replies: ReplyReader, in_python: pure.Slots
+) -> None:
     """Write one head to the first slot and read it back, by each end; the words are the header's."""
     written = segment.bytes[COUNTER_OFFSET : SLOTS_OFFSET + SLOT_HEAD_BYTES]
     before = written.copy()
@@ -73,17 +83,17 @@ def _write_as_python_does(segment: Segment, requests: RequestReader, replies: Re
     sequence = sequence_of(number_of(numbers[2]), 0)
     client, engine = RequestWriter(segment), ReplyWriter(segment)
     client.publish((sequence, *numbers[:11]))
-    assert requests.head(sequence) == RequestReader.head(requests, sequence) == (sequence, *numbers[:11])
+    assert requests.head(sequence) == in_python.request(RequestHead, sequence) == (sequence, *numbers[:11])
     engine.take(sequence)
     engine.complete(sequence, *numbers[:10])
     engine.take(sequence)
-    assert replies.try_head(sequence) == ReplyReader.try_head(replies, sequence), "Python reads another head"
+    assert replies.try_head(sequence) == in_python.reply(ReplyHead, sequence), "Python reads another head"
     found = written.copy()
     written[:] = before
-    RequestWriter.publish(client, (sequence, *numbers[:11]))
-    ReplyWriter.take(engine, sequence)
-    ReplyWriter.complete(engine, sequence, *numbers[:10])
-    ReplyWriter.take(engine, sequence)
+    in_python.publish((sequence, *numbers[:11]))
+    in_python.take(sequence)
+    in_python.complete(sequence, *numbers[:10])
+    in_python.take(sequence)
     processor = slice(COUNTER_LINE.offset("processor"), COUNTER_LINE.size)
     found[processor] = written[processor]  # a hint, which Python does not write
     assert (written == found).all(), "Python writes other words"

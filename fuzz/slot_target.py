@@ -1,22 +1,24 @@
 """Fuzz target for the reader of a slot: wrong lengths, schemas that change their meaning, any metadata, any payload.
 
-An input is two heads (schema, metadata_bytes, payload_bytes, flags, where the metadata begins) and the slot's bytes.
-Where there is a native core, Python makes the same tree of the same bytes, and the same bytes of the same tree.
+An input is two heads (schema, metadata_bytes, payload_bytes, flags) and the slot's bytes. The backend that runs and the
+pure one make the same tree of the same bytes, or both refuse them, and the same bytes of the same tree.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
+from typing import Any
 
 import numpy as np
 
 from fuzz.observations import TREES
 from fuzz.target import Target
-from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory, owned_array
+from shmserve import backend, pure
+from shmserve.carried_values import carried
+from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
 from shmserve.errors import RequestRejected
 from shmserve.metadata import MetadataError
-from shmserve.schema import Schema
 
 _HEAD = struct.Struct("<BHIB")
 _HEADS_BYTES = 2 * _HEAD.size
@@ -34,49 +36,64 @@ def run(data: bytes) -> None:
     first, second = heads[: _HEAD.size], heads[_HEAD.size :]
     for head in (first, second) if first != second else (first,):
         schema, metadata_bytes, payload_bytes, flags = _HEAD.unpack(head)
+        _compare_readers(slot, metadata_bytes, payload_bytes)
         try:
             tree = decoder.decode(slot, schema, metadata_bytes, payload_bytes, bool(flags & 1))
         except MetadataError:
             continue
         _check(tree)
-        _check_native(decoder._schemas.get(schema, metadata_bytes, payload_bytes, slot), slot, tree)
 
 
-def _check_native(schema: Schema, slot: SlotMemory, tree: object) -> None:
-    """Compare the trees that pure Python makes with those of the native core."""
-    decoder = schema.decoder
-    if decoder is None:
-        return
-    views = [place.view(slot.payload) for place in schema.arrays]
-    leaves = [owned_array(place, view) for place, view in zip(schema.arrays, views, strict=True)]
+def _compare_readers(slot: SlotMemory, metadata_bytes: int, payload_bytes: int) -> None:
+    """Read the slot with both backends, each of its ways."""
+    metadata = slot.metadata[:metadata_bytes].tobytes()
+    found = [_read(module, metadata, slot, payload_bytes) for module in (backend, pure)]
+    assert found[0] == found[1], "Python reads something else"
+
+
+def _read(module: Any, metadata: bytes, slot: SlotMemory, payload_bytes: int) -> object:
+    """Return a pickle of the results, or the name of the step that refused the bytes."""
+    try:
+        decoder = module.TreeDecoder(metadata)
+    except ValueError:
+        return "metadata"
+    try:
+        views = decoder.views(slot.payload, payload_bytes)
+    except ValueError:
+        return "sizes"
+    shown = [(view.dtype.str, view.shape, view.tobytes()) for view in views]
+    if not decoder.is_complete:
+        return shown
+    try:
+        tree = pickle.dumps(decoder.decode(slot.payload, payload_bytes), 5)
+    except ValueError:
+        return "text"
+    staged = _slot()
+    assert module.stage(slot.payload, payload_bytes, staged.payload, None, 0) == 0
+    views = decoder.views(staged.payload, payload_bytes)
     # Pickles of equal trees with the same shared parts show every difference of type, bit or container.
-    built = pickle.dumps(schema.unflatten(schema.numbers.unpack_from(slot.raw, 0), leaves), 5)
-    assert pickle.dumps(tree, 5) == built, "Python decodes another tree"
-    assert pickle.dumps(decoder.unflatten(slot.payload, leaves), 5) == built, "Python builds another tree"
-    if schema.is_all_arrays:
-        staged = _slot()
-        decoder.stage(slot.payload, staged.payload)
-        lent = decoder.decode_in_place(staged.payload, [place.view(staged.payload) for place in schema.arrays])
-        assert pickle.dumps(lent, 5) == built, "staging gives another tree"
+    for wrap in (None, np.copy):
+        over = decoder.decode_over(staged.payload, payload_bytes, views, wrap)
+        assert pickle.dumps(over, 5) == tree, "staging gives another tree"
+    return shown, tree
 
 
 def _check(tree: object) -> None:
     """Write a decoded tree into a slot and check that it decodes to the same tree."""
-    first, second = _slot(), _slot()
-    encoder = Encoder()
+    first, second, third = _slot(), _slot(), _slot()
     try:
-        encoded = encoder.encode(tree, first)
+        encoded = Encoder().encode(tree, first)
         again = Encoder().encode(Decoder().decode(first, *encoded), second)
     except (RequestRejected, DoesNotFit):
         return  # more entries than an encoder may write, or longer metadata from a new encoder
     assert encoded == again, "the lengths change"
     assert (first.metadata == second.metadata).all(), "the structure changes"
-    # The first time Python describes and writes it; afterwards it is recognised in one step.
-    write = encoder._cached[0].encode_into
-    if write is not None:
-        native = _slot()
-        assert write(tree, native.payload) == 1, "a described structure is not recognised"
-        assert (first.payload == native.payload).all(), "Python writes other bytes"
+    in_python = pure.TreeEncoder(carried)
+    metadata = first.metadata[: encoded.metadata_bytes].tobytes()
+    assert in_python.describe(tree) == metadata, "Python describes another structure"
+    in_python.remember(metadata, encoded.schema, None)
+    assert in_python.encode_into(tree, third, None, 0, False) == (*encoded[:3], 0), "Python writes other lengths"
+    assert (first.payload == third.payload).all(), "Python writes other bytes"
 
 
 def _slot() -> SlotMemory:
@@ -93,4 +110,6 @@ def seeds() -> list[bytes]:
     return found
 
 
-TARGET = Target(run, seeds, (b"\xff\xff", b"\x00\x04", b"\x00\x10\x00\x00", b"|u1", b"|b1", b"str"))
+#: Lengths, at the front of a payload, among them.
+_LENGTHS = tuple(length.to_bytes(8, "little") for length in (0, 1, 2, 3, 64, 1 << 31, 1 << 47, 1 << 61, 1 << 63))
+TARGET = Target(run, seeds, (b"\xff\xff", b"\x00\x04", b"\x00\x10\x00\x00", b"|u1", b"|b1", b"str", *_LENGTHS))

@@ -12,7 +12,9 @@ The package has one core and two sides that never import each other; imports run
     ring  varlink_socket  package_files   who writes which word, and in which order
     codec  varlink                        a tree of arrays, a control message <-> bytes
     schema  strict_json                   the structure of one observation
-    metadata  segment  doorbell  spin  fence
+    metadata  segment  doorbell  spin
+    backend                               the native core, or pure/, which does the same in Python
+    fence
     errors
     layout                                where every byte is
     protocol                              what the words mean

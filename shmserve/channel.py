@@ -13,6 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .backend import same_cpu_writers
 from .doorbell import Listener, NamedDoorbell, Ringer, create_doorbell, unlink_doorbell
 from .errors import ProtocolMismatch
 from .layout import Geometry
@@ -125,8 +126,22 @@ class ClientChannel:
             undo.pop_all()
         self.requests = RequestWriter(requests)
         for memory in self.requests.memories:
-            memory.wake = self.request_bell.ring
+            memory.wake = self.announce
         self.replies = ReplyReader(replies)
+
+    def announce(self) -> None:
+        """Wake the engine for a request that is being written, unless it would run on this processor instead of the writer."""
+        if not same_cpu_writers(self.replies.pollers):
+            self.request_bell.ring()
+
+    def expect(self, expected_ns: int) -> None:
+        """Tell the engine when the next request comes (CLOCK_MONOTONIC), and wake it if it sleeps.
+
+        An engine that falls asleep at this very moment may miss both; the request wakes it then, as it would without this.
+        """
+        self.requests.say_expected(expected_ns)
+        if self.replies.is_writer_asleep():
+            self.request_bell.ring()
 
     def close(self) -> None:
         self.requests.close()

@@ -43,7 +43,7 @@ def flatten_with_path(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Every value in a tree of dicts, lists and tuples with its name; a list of plain numbers is one value."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
-            yield from flatten_with_path(value, name_within(name, str(key)))
+            yield from flatten_with_path(value, name_within(name, key))
     elif isinstance(tree, (list, tuple)) and tree and not _of_scalars(tree):
         for index, value in enumerate(tree):
             yield from flatten_with_path(value, name_within(name, index))

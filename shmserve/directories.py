@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,4 +89,6 @@ def _user_runtime() -> Path:
 def _private_temporary() -> Path:
     # Another user can make this name first. The daemon checks owner and mode of what it finds there (service_lock.py),
     # clients and operators check the owners and the daemon's uid (service_owner.py).
+    import tempfile  # only here: shmserve-admin starts sooner without it
+
     return Path(tempfile.gettempdir()) / f"shmserve-{os.getuid()}"

@@ -1,7 +1,7 @@
-"""Memory fence between processes, for CPUs that reorder stores.
+"""Memory fence between processes, for the orders that Python code keeps.
 
-Python has no fence. x86 keeps stores in order and loads in order, so there `fence` does nothing;
-elsewhere (ARM) it is a release and an acquire of a private semaphore, which POSIX lists among the
+Python has no fence. An x86-64 keeps stores in order and loads in order, so there `fence` does nothing;
+elsewhere it is a release and an acquire of a private semaphore, which POSIX lists among the
 functions that synchronise memory (XBD 4.12).
 """
 
@@ -13,6 +13,13 @@ from collections.abc import Callable
 
 #: glibc's sem_t is 32 bytes on every 64-bit Linux.
 _SEM_T_BYTES = 32
+_TOTAL_STORE_ORDER = "x86_64"
+#: Processors, as `platform.machine` names them, for which the order of the pure backend is checked.
+CHECKED_PROCESSORS = (_TOTAL_STORE_ORDER, "aarch64")
+
+
+class UnsupportedProcessor(ImportError):
+    """The pure backend is not checked for this processor."""
 
 
 def semaphore_fence() -> Callable[[], None]:
@@ -35,6 +42,21 @@ def no_fence() -> None:
     """Total store order: the processor keeps the order by itself."""
 
 
-#: Whether the processor keeps the order by itself: then the path of a request leaves the call away, too.
-IN_ORDER = platform.machine() in ("x86_64", "AMD64")
+def is_in_order(machine: str) -> bool:
+    """Return whether this processor keeps the order of stores, and that of loads, by itself."""
+    return machine == _TOTAL_STORE_ORDER
+
+
+def check_processor(machine: str) -> None:
+    """Raise UnsupportedProcessor unless the pure backend is checked for this processor."""
+    if machine not in CHECKED_PROCESSORS:
+        raise UnsupportedProcessor(
+            f"shmserve in pure Python keeps shared memory in order on {' and '.join(CHECKED_PROCESSORS)}; this processor "
+            f"is {machine}. Use the native core: install gcc and the Python headers (apt-get install gcc python3-dev), "
+            "unset SHMSERVE_PURE, and install shmserve again"
+        )
+
+
+#: Whether the processor keeps the order by itself: then the path of a request omits the call, too.
+IN_ORDER = is_in_order(platform.machine())
 fence: Callable[[], None] = no_fence if IN_ORDER else semaphore_fence()

@@ -34,7 +34,7 @@ A segment of two slots, each with 256 bytes of metadata and 100 of payload:
 >>> geometry.stride, geometry.segment_bytes, geometry.slot_offset(1), geometry.payload_offset(1)
 (512, 1152, 640, 1024)
 >>> header_bytes(geometry, epoch=7, generation=1, channel=3).hex(" ", 8)
-'73686d7365727665 0300000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
+'73686d7365727665 0400000000000000 0700000000000000 0100000000000000 0300000000000000 0200000000000000 0001000000000000 6400000000000000'
 """
 
 from __future__ import annotations
@@ -99,9 +99,12 @@ REPLY = Words(
 )
 
 #: The counter's line: the last sequence that the client has published, or the number of replies of the engine. Beside it,
-#: hints: the id of the large write in progress and its bytes so far, and the writer's last CPU plus 1 (0: unknown).
+#: hints: the id of the large write in progress and its bytes so far, the writer's last CPU plus 1 (0: unknown), with ASLEEP
+#: while the writer sleeps, and the time at which the client says that its next request comes, and the period of its requests
+#: (0: not said).
 COUNTER_OFFSET = CACHE_LINE
-COUNTER_LINE = Words("counter", "write_id", "written_bytes", "processor")
+COUNTER_LINE = Words("counter", "write_id", "written_bytes", "processor", "expected_ns", "period_ns")
+ASLEEP = 1 << 63
 SLOTS_OFFSET = 2 * CACHE_LINE
 SLOT_HEAD_BYTES = 2 * CACHE_LINE
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .base_values import Place, error_text, is_tensor, spelled, type_name
+from .carried_values import NO_VALUES, tensor_bytes
 from .errors import UnsupportedType
-from .structure_guard import NO_VALUES, tensor_bytes
 
 _ADVICE = "send what is needed of it as dict, list, text, numbers and arrays"
 

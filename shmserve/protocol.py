@@ -10,7 +10,7 @@ MAGIC = int.from_bytes(b"shmserve", "little")
 
 #: Moves with every change of layout or meaning. A peer of another version is refused when it
 #: attaches (ProtocolMismatch), before either side has mapped anything.
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 
 
 class Kind(IntEnum):

@@ -1,22 +1,24 @@
-"""Ring ends of a channel: which end writes which word, and in which order.
+"""Ring ends of a channel: which end writes which word.
 
 Each direction has one writing and one reading end. The client publishes requests and reads replies,
 the engine takes requests and completes replies. A sequence names its slot (layout.py) and is never
 used twice. A reader uses no unchecked value: it copies a slot's head once, compares the
 sequence in it with the one it expects, and uses only the copy.
+
+The steps of every request are methods of the backend's `Slots`, which keeps their order. An end has them as attributes:
+another Python function around each would cost as much as the step.
 """
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from .backend import NATIVE, core
+from .backend import CounterPoller, CutThroughCopier, Slots
 from .codec import SlotMemory
-from .counter_poller import CounterPoller
 from .fence import IN_ORDER, fence
-from .layout import COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
+from .layout import ASLEEP, COUNTER_LINE, COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .segment import Segment
 
 
@@ -56,12 +58,6 @@ class ReplyHead(NamedTuple):
     attempts: int
 
 
-# Not `_make`, which is a Python function: one of these is made for each request and each reply.
-_new = tuple.__new__
-_unpack_request, _unpack_reply = REQUEST.packed.unpack_from, REPLY.packed.unpack_from
-_pack_request = REQUEST.packed.pack_into
-
-
 class _Ring:
     """One direction: the mapped segment and the memory of its slots."""
 
@@ -76,20 +72,17 @@ class _Ring:
         #: The counter for a reader that waits for it to move.
         self.poller = CounterPoller(segment.bytes, self.counter)
         self.pollers = [self.poller]
-        #: The native counterpart of the methods here; None in pure Python.
-        self.native = (
-            core.Slots(
-                segment.bytes,
-                COUNTER_OFFSET // WORD,
-                SLOTS_OFFSET // WORD,
-                geometry.stride // WORD,
-                geometry.slots,
-            )
-            if NATIVE
-            else None
+        #: The heads of the slots, as the backend writes and reads them.
+        self.heads = Slots(
+            segment.bytes,
+            COUNTER_OFFSET // WORD,
+            SLOTS_OFFSET // WORD,
+            geometry.stride // WORD,
+            geometry.slots,
         )
-        self._heads = [geometry.slot_offset(slot) for slot in range(geometry.slots)]
-        self._head_words = [offset // WORD for offset in self._heads]
+        #: For `mark_asleep`, at the end that writes the counter.
+        self.writers = [self.heads]
+        self._head_words = [geometry.slot_offset(slot) // WORD for slot in range(geometry.slots)]
         self.memories = []
         for slot in range(geometry.slots):
             metadata, payload = geometry.metadata_offset(slot), geometry.payload_offset(slot)
@@ -109,11 +102,12 @@ class _Ring:
         self.memories = []
         self.words = self._memory = memoryview(b"")
         self.poller.close()
-        if self.native is not None:
-            self.native.close()
+        self.heads.close()
         self.segment.close()
 
 
+#: Words of the counter's line behind the counter.
+_PROCESSOR, _EXPECTED, _PERIOD = (COUNTER_LINE.names.index(name) for name in ("processor", "expected_ns", "period_ns"))
 #: Slots rotate while they are no larger than this together.
 _ROTATING_BYTES = 4 << 20
 
@@ -121,7 +115,7 @@ _ROTATING_BYTES = 4 << 20
 class RequestWriter(_Ring):
     """The client's end of the requests."""
 
-    _cancelled = REQUEST.offset("cancelled") // WORD
+    _cancelled, _submitted = (REQUEST.offset(name) // WORD for name in ("cancelled", "submitted_ns"))
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
@@ -130,27 +124,34 @@ class RequestWriter(_Ring):
         # Slots that are large together push each other out of the cache that both share, which costs more.
         #: Number of slots that requests rotate through.
         self.rotating_slots = max(1, min(self.slots, _ROTATING_BYTES // max(1, segment.geometry.payload_bytes)))
-        if self.native is not None:
-            self.publish = self.native.publish  # type: ignore[method-assign]
-            for slot, memory in enumerate(self.memories):
-                memory.progress_words, memory.slot = self.native, slot
+        #: Make the request with this head, whose payload and metadata are in place, visible to the engine.
+        self.publish: Callable[[tuple[int, ...]], None] = self.heads.publish
+        for slot, memory in enumerate(self.memories):
+            memory.progress_words, memory.slot = self.heads, slot
 
     def published(self) -> int:
         """Return the last sequence published: this word itself, so that an interrupted publication leaves no gap."""
         return self.words[self.counter]
 
-    def publish(self, head: tuple[int, ...]) -> None:
-        """Make the request whose payload and metadata are in place visible to the engine."""
-        sequence = head[0]
-        _pack_request(self._memory, self._heads[slot_of(sequence)], *head)
-        # ORDER: payload and head before the counter; pairs with RequestReader.head.
-        if not IN_ORDER:
-            fence()
-        self.words[self.counter] = sequence
+    def latest(self) -> RequestHead | None:
+        """Return the head of the last request published; None if there is none."""
+        return self.heads.request(RequestHead, self.published())
+
+    def submitted_ns(self, sequence: int) -> int:
+        """Return when the request with this sequence was published (CLOCK_MONOTONIC), while it is in flight."""
+        return self.words[self._head_words[slot_of(sequence)] + self._submitted]
 
     def cancel(self, sequence: int) -> None:
         """Ask the engine not to start this request; the engine may have started it already."""
         self.words[self._head_words[slot_of(sequence)] + self._cancelled] = sequence
+
+    def say_period(self, period_ns: int) -> None:
+        """Tell the engine the time between two requests; 0: it learns that."""
+        self.words[self.counter + _PERIOD] = period_ns
+
+    def say_expected(self, expected_ns: int) -> None:
+        """Tell the engine when the next request comes (CLOCK_MONOTONIC)."""
+        self.words[self.counter + _EXPECTED] = expected_ns
 
     def keep(self, sequence: int) -> None:
         """Take `cancel` back: the engine has started this request."""
@@ -160,20 +161,19 @@ class RequestWriter(_Ring):
 class RequestReader(_Ring):
     """The engine's end of the requests."""
 
-    _cancelled = REQUEST.offset("cancelled") // WORD
-
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        self.copier: core.CutThroughCopier | None = None
-        if self.native is not None:
-            self.head = partial(self.native.request, RequestHead)  # type: ignore[method-assign]
-            #: Copies payloads while the client still writes them.
-            self.copier = _copier(segment)
-            self.cancelled = self.native.cancelled  # type: ignore[method-assign]
+        geometry = segment.geometry
+        places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride, geometry.slots, geometry.payload_bytes
+        #: Copies payloads while the client still writes them.
+        self.copier = CutThroughCopier(segment.bytes, *places)
+        #: Return a copy of the head of a sequence; None if the slot does not exist or holds another request.
+        self.head: Callable[[int], RequestHead | None] = partial(self.heads.request, RequestHead)
+        #: Whether the client has withdrawn the request with this sequence.
+        self.cancelled: Callable[[int], bool] = self.heads.cancelled
 
     def close(self) -> None:
-        if self.copier is not None:
-            self.copier.close()
+        self.copier.close()
         super().close()
 
     def published(self) -> int:
@@ -193,40 +193,21 @@ class RequestReader(_Ring):
             claim for slot, claim in enumerate(claims) if slot_of(claim) == slot and first < number_of(claim) <= last
         )
 
-    def head(self, sequence: int) -> RequestHead | None:
-        """Return a copy of the head of `sequence`; None if the slot does not exist or holds another request."""
-        if slot_of(sequence) >= self.slots:
-            return None
-        # ORDER: the counter before head and payload; pairs with RequestWriter.publish.
-        if not IN_ORDER:
-            fence()
-        head = _new(RequestHead, _unpack_request(self._memory, self._heads[slot_of(sequence)]))
-        return head if head[0] == sequence else None
-
-    def cancelled(self, sequence: int) -> bool:
-        """Whether the client has withdrawn this request."""
-        return self.words[self._head_words[slot_of(sequence)] + self._cancelled] == sequence
-
-
-def _copier(segment: Segment) -> core.CutThroughCopier:
-    geometry = segment.geometry
-    places = COUNTER_OFFSET, geometry.payload_offset(0), geometry.stride
-    return core.CutThroughCopier(segment.bytes, *places, geometry.slots, geometry.payload_bytes)
-
 
 class ReplyWriter(_Ring):
     """The engine's end of the replies."""
 
     _taken = REPLY.offset("taken") // WORD
     _attempts = REPLY.offset("attempts") // WORD
-    #: The words of a reply's head that are written before its sequence, which is the first word.
-    _before_sequence = struct.Struct("@" + "Q" * (_taken - 1))
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.native is not None:
-            self.take = self.native.take  # type: ignore[method-assign]
-            self.complete = self.native.complete  # type: ignore[method-assign]
+        #: Note that the model is about to run a sequence, so that the next engine knows if this one dies; return how often
+        #: an engine has begun to run it.
+        self.take: Callable[[int], int] = self.heads.take
+        #: Make the reply to a sequence, whose payload and metadata are in place, visible to the client; behind the sequence
+        #: are the fields of `ReplyHead` from `status` to `copied_ns`.
+        self.complete: Callable[..., None] = self.heads.complete
 
     def answered(self, sequence: int) -> bool:
         """Whether this or an earlier engine has answered `sequence`, or a later one in its slot."""
@@ -234,40 +215,12 @@ class ReplyWriter(_Ring):
 
     def head(self, sequence: int) -> ReplyHead:
         """Return the last head written in the slot of `sequence`."""
-        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._heads[slot_of(sequence)]))
+        return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._head_words[slot_of(sequence)] * WORD))
 
     def attempts(self, sequence: int) -> int:
         """Return how often an engine has begun to run `sequence`."""
         head = self._head_words[slot_of(sequence)]
         return self.words[head + self._attempts] if self.words[head + self._taken] == sequence else 0
-
-    def take(self, sequence: int) -> int:
-        """Note that the model is about to run `sequence`, so that the next engine knows if this one dies."""
-        words = self.words
-        head = self._head_words[slot_of(sequence)]
-        attempts = words[head + self._attempts] + 1 if words[head + self._taken] == sequence else 1
-        words[head + self._attempts] = attempts
-        words[head + self._taken] = sequence
-        return attempts
-
-    def complete(self, sequence: int, *head: int) -> None:
-        """Make the reply whose payload and metadata are in place visible to the client.
-
-        `head` has the fields of `ReplyHead` from `status` to `copied_ns`.
-        """
-        slot = slot_of(sequence)
-        # The slot still names an earlier sequence until all else is written.
-        self._before_sequence.pack_into(self._memory, self._heads[slot] + WORD, *head)
-        # ORDER: payload and head before the sequence; pairs with ReplyReader.try_head.
-        if not IN_ORDER:
-            fence()
-        words = self.words
-        words[self._head_words[slot]] = sequence
-        # ORDER: the sequence before the counter, which a spinning client polls; pairs with counter_poller.py.
-        # One that sees the counter alone has used up its token, and waits for the next.
-        if not IN_ORDER:
-            fence()
-        words[self.counter] += 1  # only the serving engine writes it
 
 
 class ReplyReader(_Ring):
@@ -277,23 +230,17 @@ class ReplyReader(_Ring):
 
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
-        if self.native is not None:
-            self.try_head = partial(self.native.reply, ReplyHead)  # type: ignore[method-assign]
+        #: Return a copy of the head of the reply to a sequence; None while it is not published.
+        self.try_head: Callable[[int], ReplyHead | None] = partial(self.heads.reply, ReplyHead)
 
     def answered(self, sequence: int) -> bool:
         """Whether the reply to `sequence` is published; costs 0.1 us."""
         return self.words[self._head_words[slot_of(sequence)]] == sequence
 
+    def is_writer_asleep(self) -> bool:
+        """Return whether the engine has noted that it sleeps, and has not run since."""
+        return self.words[self.counter + _PROCESSOR] & ASLEEP != 0
+
     def taken(self, sequence: int) -> bool:
         """Whether an engine has begun to run `sequence`; it may have answered it since, or have died."""
         return self.words[self._head_words[slot_of(sequence)] + self._taken] == sequence
-
-    def try_head(self, sequence: int) -> ReplyHead | None:
-        """Return a copy of the head of the reply to `sequence`; None while it is not published."""
-        slot = slot_of(sequence)
-        if self.words[self._head_words[slot]] != sequence:
-            return None
-        # ORDER: the sequence before head and payload; pairs with ReplyWriter.complete.
-        if not IN_ORDER:
-            fence()
-        return _new(ReplyHead, _unpack_reply(self._memory, self._heads[slot]))

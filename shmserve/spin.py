@@ -25,6 +25,8 @@ SpinSetting = int | Literal["adaptive"]
 
 #: Above this expected wait a spin costs more processor time than the wake-up it saves.
 DEFAULT_CAP_NS = 1_000_000
+#: The longest spin, for ever: a deadline ends it. A larger number does not fit into a word.
+LONGEST_NS = 1 << 62
 
 
 class SpinBudget:
@@ -33,15 +35,16 @@ class SpinBudget:
     def __init__(self, setting: SpinSetting = "adaptive", *, cap_ns: int = DEFAULT_CAP_NS) -> None:
         if setting != "adaptive" and (type(setting) is not int or setting < 0):
             raise ValueError(f"spin_us = {setting!r}: 0 or more microseconds, or 'adaptive'")
-        self._adaptive = setting == "adaptive"
+        #: Whether it learns.
+        self.is_adaptive = setting == "adaptive"
         self._cap_ns = cap_ns
         self._average_ns = float(cap_ns * 4)
         #: The budget of the next wait, in nanoseconds.
-        self.ns = 0 if isinstance(setting, str) else setting * 1000
+        self.ns = 0 if isinstance(setting, str) else min(setting * 1000, LONGEST_NS)
 
     def waited(self, wait_ns: int) -> None:
         """Learn that news came `wait_ns` after this side began to wait."""
-        if not self._adaptive:
+        if not self.is_adaptive:
             return
         # One long pause must not end the spinning of a busy loop, nor one burst start it: long waits
         # count no more than four caps, and a quarter of each wait goes into the average.

@@ -1,12 +1,13 @@
 /* A round trip through shared memory and two semaphores, with nothing of a server in it.
  *
- *     floor BYTES COPIES SPIN CLIENT_CPU SERVER_CPU SECONDS >ROUND_TRIPS
+ *     floor BYTES COPIES SPIN CLIENT_CPU SERVER_CPU SECONDS [PERIOD_NS] >ROUND_TRIPS
  *
  * The client copies BYTES into shared memory and posts; the server reads every byte, from its own copy (COPIES 2) or
  * in place (COPIES 1), writes 16 x 7 floats and the sum, and posts; the client copies those out. SPIN 0 sleeps in
  * sem_wait, SPIN 1 tries again and again. The first word counts the requests, so a reply to another request is seen:
- * exit status 3. Writes the processor time of the client and of the server, then each round trip, all as uint64
- * nanoseconds. */
+ * exit status 3. With PERIOD_NS the client sleeps until the next beat of an absolute clock before each request. Writes
+ * the processor time of the client and of the server, the beats that passed before the reply to an earlier request,
+ * then each round trip, all as uint64, times in nanoseconds. */
 #define _GNU_SOURCE
 #include <sched.h>
 #include <semaphore.h>
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { ACTIONS = 16 * 7, WARM_UP = 50, MOST = 1 << 22 };
+enum { ACTIONS = 16 * 7, WARM_UP = 50, LEAD_IN = 8, MOST = 1 << 22 };
 
 struct shared {
     _Alignas(64) sem_t asked;
@@ -46,6 +47,11 @@ static uint64_t now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+static void sleep_until(uint64_t ns) {
+    struct timespec t = {(time_t)(ns / 1000000000ull), (long)(ns % 1000000000ull)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, 0)) {}
 }
 
 static uint64_t processor_time(int who) {
@@ -92,11 +98,13 @@ static void serve(struct shared *s, size_t bytes, int copies, uint64_t *own) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 7) return fprintf(stderr, "floor: want BYTES COPIES SPIN CLIENT_CPU SERVER_CPU SECONDS\n"), 2;
+    if (argc != 7 && argc != 8)
+        return fprintf(stderr, "floor: want BYTES COPIES SPIN CLIENT_CPU SERVER_CPU SECONDS [PERIOD_NS]\n"), 2;
     size_t bytes = (strtoul(argv[1], 0, 10) + 7) & ~7ul;
     int copies = atoi(argv[2]);
     spin = atoi(argv[3]);
     double seconds = atof(argv[6]);
+    uint64_t period = argc == 8 ? strtoul(argv[7], 0, 10) : 0, lead_in = period ? LEAD_IN : 0;
     alarm(30 + 3 * (unsigned)seconds); /* Whatever goes wrong, this ends. */
 
     struct shared *s = memory(sizeof *s + bytes);
@@ -117,10 +125,11 @@ int main(int argc, char **argv) {
     run_on(atoi(argv[4]));
 
     float actions[ACTIONS];
-    uint64_t end = 0, processor = 0;
+    uint64_t end = 0, processor = 0, missed = 0, due = 0;
     size_t count = 0;
     for (uint64_t request = 0; count < MOST; request++) {
-        if (request == WARM_UP) {
+        if (period && request >= WARM_UP) sleep_until(due = request == WARM_UP ? now() + period : due + period);
+        if (request == WARM_UP + lead_in) {
             end = now() + (uint64_t)(seconds * 1e9);
             processor = processor_time(RUSAGE_SELF);
         }
@@ -132,8 +141,11 @@ int main(int argc, char **argv) {
         memcpy(actions, s->actions, sizeof actions);
         uint64_t sum = s->sum, stop = now();
         if (sum != base + request || actions[ACTIONS - 1] != (float)(sum & 0xFFFF)) return kill(server, SIGKILL), 3;
-        if (request >= WARM_UP) {
+        uint64_t passed = period && due && stop > due ? (stop - due) / period : 0;
+        due += passed * period;
+        if (request >= WARM_UP + lead_in) {
             took[count++] = stop - start;
+            missed += passed;
             if (stop >= end) break;
         }
     }
@@ -141,8 +153,8 @@ int main(int argc, char **argv) {
     s->stop = 1;
     sem_post(&s->asked);
     waitpid(server, 0, 0);
-    uint64_t processors[] = {processor, processor_time(RUSAGE_CHILDREN) * count / (count + WARM_UP)};
-    fwrite(processors, sizeof *processors, 2, stdout);
+    uint64_t head[] = {processor, processor_time(RUSAGE_CHILDREN) * count / (count + WARM_UP + lead_in), missed};
+    fwrite(head, sizeof *head, 3, stdout);
     fwrite(took, sizeof *took, count, stdout);
     return ferror(stdout) ? 2 : 0;
 }

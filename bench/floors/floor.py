@@ -48,8 +48,15 @@ class CFloor:
         return f"C, {counted(self.copies)}, {'spin' if self.spin else 'sleep'}"
 
     def turn(self, asked: Workload, seconds: float) -> Sample:
+        return sample_of(self.name, self._command(asked, seconds))
+
+    def paced(self, asked: Workload, seconds: float, rate_hz: float) -> Sample:
+        """Run round trips at a constant rate for this long."""
+        return sample_of(self.name, [*self._command(asked, seconds), str(int(1e9 / rate_hz))])
+
+    def _command(self, asked: Workload, seconds: float) -> list[str]:
         arguments = (asked.array_bytes, self.copies, int(self.spin), *self.cpus, seconds)
-        return sample_of(self.name, [str(self.program), *map(str, arguments)])
+        return [str(self.program), *map(str, arguments)]
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ def sample_of(name: str, command: list[str]) -> Sample:
     if done.returncode:
         raise RuntimeError(f"{name}: {command} ended with status {done.returncode}")
     numbers = np.frombuffer(done.stdout, np.int64)
-    client_ns, server_ns = (int(number) for number in numbers[:2])
-    return Sample(numbers[2:], client_ns, client_ns, server_ns)
+    client_ns, server_ns, missed = (int(number) for number in numbers[:3])
+    return Sample(numbers[3:], client_ns, client_ns, server_ns, missed=missed)
 
 
 @contextmanager

@@ -9,7 +9,15 @@ from .in_process import InProcess
 from .lerobot_grpc import LeRobotGrpc
 from .openpi import OpenPi
 from .peer import Peer
-from .shmserve_peer import Shmserve, ShmserveBlocking, ShmserveInPlace, ShmserveSealed
+from .shmserve_peer import (
+    Shmserve,
+    ShmserveBlocking,
+    ShmserveInPlace,
+    ShmserveMaxAge,
+    ShmservePure,
+    ShmserveSealed,
+)
+from .torchrl_slots import TorchRlSlots
 from .triton import Triton
 from .unix_socket_pickle5 import UnixSocketPickle5
 
@@ -24,10 +32,13 @@ def all_peers() -> list[Peer]:
         Gr00tZmqTcp(),
         Gr00tZmqIpc(),
         UnixSocketPickle5(),
+        TorchRlSlots(),
         Iceoryx2Event(),
         Iceoryx2Poll(),
+        ShmservePure(),
         ShmserveBlocking(),
         ShmserveSealed(),
+        ShmserveMaxAge(),
         Shmserve(),
         ShmserveInPlace(),
         InProcess(),

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.workloads import workload
+
 from .asking import Sample
 from .client_process import ClientFailed, ClientProcess, turn_together
 from .cpu_time import of_trees
@@ -28,6 +30,7 @@ def measure_crowd(
     try:
         with ExitStack() as cleanup:
             cleanup.callback(peer.stop)
+            peer.expect(workload(workload_name))
             peer.start()
             crowd: list[ClientProcess] = []
             for _ in range(max(*counts, OPEN_LOOP_CLIENTS)):

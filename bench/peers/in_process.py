@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from bench.workloads import Asked
+
 from .peer import Infer
 from .policy import Policy
 
@@ -10,6 +15,10 @@ class InProcess:
     """Peer without a server."""
 
     name = "in-process"
+    environment: Mapping[str, str] = MappingProxyType({})
+
+    def expect(self, asked: Asked) -> None:
+        """Do nothing: the policy takes any observation."""
 
     def start(self) -> None:
         """Do nothing: this peer has no server."""

@@ -9,11 +9,14 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+from bench.workloads import Asked
 
 from .leftovers import my_prefix
 
@@ -32,6 +35,11 @@ class Peer(Protocol):
     """Way to query a model on the same host. An instance is pickled into its client processes."""
 
     name: str
+    #: Variables of its client processes, beside those of the benchmark.
+    environment: Mapping[str, str]
+
+    def expect(self, asked: Asked) -> None:
+        """Prepare for this workload, before `start`: a server with slots of fixed shapes needs them."""
 
     def start(self) -> None:
         """Start the server as a separate process; return when it accepts requests."""
@@ -47,6 +55,16 @@ class Peer(Protocol):
 
     def server_pids(self) -> list[int]:
         """Return the server's processes, to which their descendants belong; empty without a server."""
+
+
+@runtime_checkable
+class AnnouncingPeer(Protocol):
+    """Peer whose client may say that a request follows, if it sends at a constant rate."""
+
+    ahead_ns: int
+
+    def connect_with_announcement(self) -> tuple[Infer, Callable[[], object]]:
+        """Return `infer` of a new client, and the call that announces a request `ahead_ns` before it."""
 
 
 def is_installed(package: str) -> bool:
@@ -65,12 +83,16 @@ class ServedPeer:
     """Peer whose server is `serve` below, in a new interpreter; it implements `Peer` except `connect`."""
 
     name: str
+    environment: Mapping[str, str] = MappingProxyType({})
     packages: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.address = ""
         self._process: BaseProcess | None = None
         self._directory: Path | None = None
+
+    def expect(self, asked: Asked) -> None:
+        """Do nothing: these servers take any observation."""
 
     @staticmethod
     def serve(directory: Path, ready: Ready) -> None:

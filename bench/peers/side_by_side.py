@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from bench.floors.floor import Floor
+from bench.states import QUIET, Load
 from bench.workloads import workload
 
 from .client_process import ClientFailed, ClientProcess, Turn
@@ -31,6 +32,7 @@ class Contestant:
         self._idle_s = self._idle_cpu_s = 0.0
         try:
             cleanup.callback(peer.stop)
+            peer.expect(workload(workload_name))
             peer.start()
             self._client = ClientProcess(peer, workload_name)
             cleanup.callback(self._client.close)
@@ -58,15 +60,18 @@ class Contestant:
             self.row.idle_share = self._idle_cpu_s / self._idle_s
 
 
-def measure(peers: Sequence[Peer], beside: Sequence[Floor], name: str, seconds: float, rounds: int) -> list[Row]:
-    """Measure all ways with one workload, in the given order."""
+def measure(
+    peers: Sequence[Peer], beside: Sequence[Floor], name: str, seconds: float, rounds: int, load: Load | None = None
+) -> list[Row]:
+    """Measure all ways with one workload, in the given order; a load begins after all have started."""
     asked = workload(name)
     floor_rows = [Row(floor.name) for floor in beside]
     with ExitStack() as cleanup:
         contestants = [Contestant(peer, name, cleanup) for peer in peers]
-        for _ in range(rounds):
-            for contestant in contestants:
-                contestant.turn(seconds / rounds)
-            for row, floor in zip(floor_rows, beside, strict=True):
-                row.samples.append(floor.turn(asked, seconds / rounds))
+        with load or Load(QUIET):
+            for _ in range(rounds):
+                for contestant in contestants:
+                    contestant.turn(seconds / rounds)
+                for row, floor in zip(floor_rows, beside, strict=True):
+                    row.samples.append(floor.turn(asked, seconds / rounds))
     return [contestant.row for contestant in contestants] + floor_rows

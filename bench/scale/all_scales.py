@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from . import (
     batching,
+    c_client,
     changing_timestamp,
     control_thread,
+    engine_deaths,
     fairness,
     idle_clients,
     idle_cpu,
@@ -16,6 +18,8 @@ from . import (
     slots_in_turn,
     start_up,
     update_pause,
+    update_time,
+    ways_of_asking,
 )
 from .figure import Figure
 
@@ -34,5 +38,9 @@ SCALES: dict[str, tuple[str, Callable[[float], list[Figure]]]] = {
         idle_cpu,
         start_up,
         update_pause,
+        update_time,
+        engine_deaths,
+        ways_of_asking,
+        c_client,
     )
 }

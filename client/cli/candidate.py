@@ -126,9 +126,9 @@ def _unpack(tar: Path, folder: Path) -> Path:
         target = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "shmserve.daemon.store.ingest_worker", str(source.fileno()), str(target), "{}"],
+                [sys.executable, "-m", "shmserve.daemon.store.ingest_worker", str(source.fileno()), str(target)],
                 pass_fds=(source.fileno(), target),
-                stdin=subprocess.DEVNULL,
+                input=b'{"limits": {}, "kept": []}',
                 stdout=subprocess.PIPE,
                 check=False,
                 env={**os.environ, "PYTHONSAFEPATH": "1"},

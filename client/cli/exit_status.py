@@ -16,6 +16,8 @@ DONE = 0
 REFUSED = 1
 USAGE = 2  # click's own
 NO_DAEMON = 3
+#: Of `wait-ready`: the service has not failed, it was still starting when the wait ended.
+NOT_READY_YET = 4
 #: The shell's convention for a program that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 128 + signal.SIGPIPE

@@ -22,7 +22,7 @@ from shmserve.varlink import VarlinkError
 from .bench import bench
 from .click_types import Number
 from .completion import complete_services, completion
-from .exit_status import REFUSED, fail, with_exit_status
+from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .monitor import clients, metrics, top
 from .record import record
 from .replay import replay
@@ -50,7 +50,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
     --name, --runtime-dir and --json may also stand after the command.
 
-    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon; 130 after Ctrl-C, 141 if stdout was closed early.
+    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet; 130 after Ctrl-C, 141 if stdout was closed early.
 
     \b
     shmserve-admin status
@@ -96,15 +96,23 @@ def status(target: Target, as_json: bool, watch: bool) -> None:
 
 
 @main.command("wait-ready")
-@click.option("--timeout", type=Number(0, 86_400), default=60.0, show_default=True, help="Seconds to wait at most.")
+@click.option(
+    "--timeout",
+    type=Number(0, 86_400),
+    help="Seconds to wait at most.  [default: while the daemon makes progress, and 60 s without]",
+)
 @click.pass_obj
 @with_exit_status
-def wait_ready(target: Target, timeout: float) -> None:
+def wait_ready(target: Target, timeout: float | None) -> None:
     """Return once the service answers requests.
 
-    Waits for the daemon as well: it may start later.
+    Waits for the daemon as well: it may start later. A large package or model takes its time: without --timeout the
+    command waits as long as bytes arrive or the model loads, and ends after 60 s without a daemon or without progress.
+
+    Exit status 1: the service has failed, with the reason. 4: it was still starting when the wait ended. 3: no daemon.
 
     \b
+    shmserve-admin wait-ready
     shmserve-admin wait-ready --timeout 120
     """
     from .target import progress_line
@@ -120,7 +128,8 @@ def wait_ready(target: Target, timeout: float) -> None:
     if not answers(found):
         reason = f": {found['error']}" if found["error"] else ""
         passed_s = time.monotonic() - began_s
-        fail(f"service {target.name!r} is {state_words(found)} after {passed_s:.1f} s{reason}", REFUSED)
+        status = REFUSED if found["settled"] else NOT_READY_YET
+        fail(f"service {target.name!r} is {state_words(found)} after {passed_s:.1f} s{reason}", status)
 
 
 @main.command("update-model")
@@ -246,6 +255,11 @@ def drain(target: Target) -> None:
 )
 @click.option("--device", help="Where the model runs: cpu, cuda:0 ...")
 @click.option("--jetson", is_flag=True, help="Allow the device nodes of NVIDIA Jetson.")
+@click.option(
+    "--real-time",
+    is_flag=True,
+    help="Lock its memory and run it before other programs: see realtime.conf for the risk.",
+)
 @click.option("--no-start", is_flag=True, help="Enable it for the next boot without starting it now.")
 @click.option(
     "--root",
@@ -262,6 +276,7 @@ def install_service(
     model_path: Path | None,
     device: str | None,
     jetson: bool,
+    real_time: bool,
     no_start: bool,
     root: Path,
     dry_run: bool,
@@ -274,7 +289,7 @@ def install_service(
     """
     from .service_installation import Installation
 
-    installation = Installation(target.name, user, model_path, device, jetson, not no_start, root.absolute())
+    installation = Installation(target.name, user, model_path, device, jetson, real_time, not no_start, root.absolute())
     if dry_run:
         for path, content in installation.files().items():
             print(f"==> {path} <==\n{content}")

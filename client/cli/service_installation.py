@@ -39,6 +39,7 @@ class Installation:
     model_path: Path | None = None
     device: str | None = None
     jetson: bool = False
+    real_time: bool = False
     start: bool = True
     #: Write below this directory, for an image or a package; nothing is started then.
     root: Path = Path("/")
@@ -55,6 +56,11 @@ class Installation:
                 f"there is no {self.configuration_path()} yet, so the service has no model to begin with: give "
                 "--model-path DIR, or --no-start and write that file"
             )
+        if self.user and self.real_time:
+            raise InstallationRefused(
+                "--real-time is for the machine's service: systemd does not let one user's service raise its own limits. "
+                "Install it without --user"
+            )
         if self.user:
             return {**self._units(_user_home() / "systemd/user", _UNITS / "user"), **self._configuration()}
         files = self._units(Path("/etc/systemd/system"), _UNITS)
@@ -66,6 +72,8 @@ class Installation:
             files[drop_ins / "jetson.conf"] = (_UNITS / "jetson.conf").read_text()
         elif self.device == "cpu":
             files[drop_ins / "cpu-only.conf"] = (_UNITS / "cpu-only.conf").read_text()
+        if self.real_time:
+            files[drop_ins / "realtime.conf"] = (_UNITS / "realtime.conf").read_text()
         shown = _shown_paths([*_installed_at(), *([self._model()] if self.model_path else [])])
         if shown:
             files[drop_ins / "shown.conf"] = shown

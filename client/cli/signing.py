@@ -6,10 +6,6 @@ from pathlib import Path
 
 import click
 
-from shmserve.package_files import content_version
-from shmserve.package_signature import make_key_pair, sign_package
-from shmserve.text_file import without_byte_order_mark
-
 from .exit_status import with_exit_status
 from .target import Target, print_json
 
@@ -35,6 +31,8 @@ def generate_key(target: Target, file: Path, password_file: Path | None, as_json
     \b
     shmserve-admin generate-key ~/keys/models.pem
     """
+    from shmserve.package_signature import make_key_pair  # only here: other commands start sooner without it
+
     public = make_key_pair(file, password=_password(password_file))
     if target.as_json or as_json:
         print_json({"private_key": str(file), "public_key": str(public), "id": public.id})
@@ -66,6 +64,9 @@ def sign(target: Target, directory: Path, key: Path, add: bool, password_file: P
     \b
     shmserve-admin sign models/new --key ~/keys/models.pem
     """
+    from shmserve.package_files import content_version
+    from shmserve.package_signature import sign_package
+
     public = sign_package(directory, key, password=_password(password_file), add=add)
     version = content_version(directory)
     if target.as_json or as_json:
@@ -77,6 +78,8 @@ def sign(target: Target, directory: Path, key: Path, add: bool, password_file: P
 def _password(file: Path | None) -> bytes | None:
     if file is None:
         return None
+    from shmserve.text_file import without_byte_order_mark
+
     try:
         content = without_byte_order_mark(file.read_bytes())
     except ValueError as error:

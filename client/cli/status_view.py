@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from .responsive_table import FirstThatFits, rows_table, without
-from .wait_ready import amount
+from .wait_ready import STEP_VERBS, amount
 
 #: Between two requests an engine's heartbeat is never this old.
 _QUIET_S = 5.0
+#: The backend of the engine (shmserve/backend.py), as the screen names it.
+_BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
 
@@ -49,6 +51,22 @@ def micro(value: float | None) -> str:
     if value < 1000:
         return f"{value:.1f} us"
     return f"{value / 1000:.2f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
+
+
+def spare_text(spare: Mapping[str, Any]) -> str:
+    """Return the state of the spare engine in words.
+
+    >>> spare_text({"state": "ready", "memory_bytes": 156_237_824, "reason": None, "uses": 2})
+    'ready, 149 MiB, used 2 times'
+    >>> spare_text({"state": "no memory", "memory_bytes": None, "reason": "the machine has less", "uses": 0})
+    'no memory: the machine has less'
+    """
+    text: str = spare["state"]
+    if spare["memory_bytes"] is not None:
+        text += f", {spare['memory_bytes'] >> 20} MiB"
+    if spare["uses"]:
+        text += f", used {spare['uses']} times"
+    return f"{text}: {spare['reason']}" if spare["reason"] else text
 
 
 def render(status: dict[str, Any]) -> RenderableType:
@@ -102,7 +120,8 @@ def _summary(status: dict[str, Any]) -> Table:
     if (to_do := advice(status)) is not None:
         table.add_row("do", Text(to_do, style="yellow"))
     if ingest := status.get("ingest"):
-        table.add_row("ingesting", Text(f"{ingest['source']}: {amount(ingest['bytes'], ingest['of'])}"))
+        verb = STEP_VERBS[ingest["step"]]
+        table.add_row("package", Text(f"{ingest['source']}: {verb} {amount(ingest['bytes'], ingest['of'])}"))
     model = status["model"]
     if model is None:
         table.add_row("model", "none")
@@ -121,8 +140,17 @@ def _summary(status: dict[str, Any]) -> Table:
             Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
-        if not engine.get("native", True):
-            table.add_row("request path", "Python (no native core): see docs/performance.md")
+        if backend := engine.get("backend"):
+            table.add_row("backend", Text(_BACKENDS.get(backend, backend)))
+        if ahead := _ahead(engine, status["uptime_s"]):
+            table.add_row("wake ahead", ahead)
+        if spare := engine.get("spare"):
+            table.add_row("spare engine", Text(spare_text(spare), style="yellow" if spare["reason"] else ""))
+        if standby := engine.get("standby"):
+            text = f"{standby['state']}: {standby['reason']}" if standby["reason"] else standby["state"]
+            table.add_row("standby", Text(text, style="yellow" if standby["reason"] else ""))
+        if real_time := _real_time(engine):
+            table.add_row("real time", real_time)
     daemon = Text(f"pid {status['pid']}")
     if "uid" in status:
         daemon.append(f" of {_user(status['uid'], status['user'])}", style=_style(status["uid"]))
@@ -143,6 +171,36 @@ def _summary(status: dict[str, Any]) -> Table:
     table.add_row("requests", counts)
     table.add_row("logs", Text(status["logs"]))
     return table
+
+
+def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:
+    """Return for how many requests the engine was awake ahead of them, and its cost; "" if it expected none.
+
+    >>> _ahead({"wake_ahead": {"met": 2990, "missed": 10, "awake_s": 0.6}}, 60.0)
+    '2,990 requests met, 10 missed, 1.0 % of a processor'
+    >>> _ahead({"wake_ahead": {"met": 0, "missed": 0, "awake_s": 0.0}}, 60.0)
+    ''
+    """
+    found = engine.get("wake_ahead")
+    if not found or not found["met"] + found["missed"]:
+        return ""
+    share = 100 * found["awake_s"] / uptime_s if uptime_s else 0.0
+    return f"{found['met']:,} requests met, {found['missed']:,} missed, {share:.1f} % of a processor"
+
+
+def _real_time(engine: Mapping[str, Any]) -> Text | None:
+    """Return whether the engine got what lock_memory and engine_priority request; None if they request nothing.
+
+    >>> _real_time({"memory_locked": True, "priority": 10}).plain, _real_time({"priority": 0}).plain, _real_time({})
+    ('memory locked, priority 10', 'no real-time priority (see the log)', None)
+    """
+    words = []
+    if (locked := engine.get("memory_locked")) is not None:
+        words.append("memory locked" if locked else "memory not locked (see the log)")
+    if (priority := engine.get("priority")) is not None:
+        words.append(f"priority {priority}" if priority else "no real-time priority (see the log)")
+    failed = locked is False or priority == 0
+    return Text(", ".join(words), style="yellow" if failed else "") if words else None
 
 
 def _user(uid: int, name: str | None) -> str:

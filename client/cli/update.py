@@ -59,14 +59,13 @@ def name_of(path: Path) -> str:
 def follow(
     replies: Iterator[dict[str, Any]], *, quiet: bool, report_interval_s: float = _REPORT_INTERVAL_S
 ) -> dict[str, Any]:
-    """Print each step with its duration, and return the result."""
+    """Print each step with its duration; return the result, with the steps: name, seconds, and bytes where it had some."""
     steps = _Steps(quiet, report_interval_s)
     try:
         for reply in replies:
             if reply["result"] is not None:
                 steps.end(reply["elapsed_s"])
-                result: dict[str, Any] = reply["result"]
-                return result
+                return {**reply["result"], "steps": steps.ended}
             steps.go_on(reply["step"], reply["elapsed_s"])
             steps.tell(reply["detail"])
     except BaseException:
@@ -83,20 +82,23 @@ class _Steps:
         self._report_interval_s = report_interval_s
         self._step: str | None = None
         self._began_s = 0.0
+        self._bytes = 0
         self._told = False
         self._told_s = time.monotonic()
+        self.ended: list[dict[str, Any]] = []
 
     def go_on(self, step: str, elapsed_s: float) -> None:
         if step == self._step:
             return
         self.end(elapsed_s)
-        self._step, self._began_s = step, elapsed_s
+        self._step, self._began_s, self._bytes = step, elapsed_s, 0
         if not self._quiet:
             print(f"  {step:<10}", end="", flush=True)
 
     def tell(self, detail: dict[str, Any]) -> None:
         """Print how much of the package has arrived: in place on a terminal, elsewhere a percentage now and then."""
         done, of = detail.get("bytes"), detail.get("of")
+        self._bytes = done or self._bytes
         if self._step is None or self._quiet or not done:
             return
         percent = f" {min(100, 100 * done // of)} %" if of else ""
@@ -111,8 +113,13 @@ class _Steps:
         if self._told and self._step is not None:
             print(f"\r  {self._step:<10}", end="\x1b[K")
         self._told = False
-        if self._step is not None and not self._quiet:
-            print(f"{elapsed_s - self._began_s:8.3f} s", flush=True)
+        if self._step is not None:
+            seconds = round(elapsed_s - self._began_s, 4)
+            self.ended.append(
+                {"step": self._step, "seconds": seconds} | ({"bytes": self._bytes} if self._bytes else {})
+            )
+            if not self._quiet:
+                print(f"{seconds:8.3f} s", flush=True)
         self._step = None
 
     def break_off(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from shmserve.codec import read_tree
 from shmserve.errors import ServiceUnavailable
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Kind, Status
@@ -211,18 +212,17 @@ class Recorder:
 @lru_cache(maxsize=64)
 def _schema(metadata: bytes) -> Schema:
     # By its bytes, not by the number that its client gives it.
-    return Schema.from_metadata(metadata)
+    return Schema(metadata)
 
 
 def _tree(entry: RecordEntry) -> Any:
     """The tree of an entry, `Leaf`s for what is an array; raises MetadataError."""
     if not entry.metadata.size:
         return None
-    schema, payload = _schema(entry.metadata.tobytes()), entry.payload
-    if schema.payload_bytes != payload.size:
-        raise MetadataError(f"{payload.size} bytes of payload, the schema describes {schema.payload_bytes}")
-    leaves = [leaf_as_it_is(place, place.view(payload)) for place in schema.arrays]
-    return schema.unflatten(schema.numbers.unpack_from(payload.data, 0), leaves)
+    try:
+        return read_tree(_schema(entry.metadata.tobytes()), entry.payload, entry.payload.size, leaf_as_it_is)
+    except UnicodeDecodeError as error:
+        raise MetadataError(f"a text that is not UTF-8 at byte {error.start}") from None
 
 
 def _us(duration_ns: int | None) -> float | None:

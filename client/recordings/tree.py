@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shmserve.carried_values import BFLOAT16
 from shmserve.contract import name_within
-from shmserve.schema import BFLOAT16, LeafLayout
+from shmserve.tree_reader import LeafPlace, leaf_value
 
 from .errors import RecordingError
 
@@ -39,23 +40,24 @@ _KEPT_AS: dict[str, np.dtype[Any]] = {
     "complex128": np.dtype(np.float64),
 }
 _LISTS = ("f8", "i8", "b1")
+#: A list of at least this many numbers is kept as a tensor.
+_LIST_AS_ARRAY = 8
 
 
 @dataclass(frozen=True)
 class Leaf:
     """A leaf of the payload as a slot holds it: its kind and its bytes."""
 
-    kind: str  # as LeafLayout's
+    kind: str  # as LeafPlace's
     dtype: str
     array: Array
 
 
-def leaf_as_it_is(place: LeafLayout, view: Array) -> Any:
-    """A leaf of a slot with its kind; text and bytes as they are."""
-    if place.kind == "str":
-        return view.tobytes().decode("utf-8", "surrogatepass")
-    if place.kind == "bytes":
-        return view.tobytes()
+def leaf_as_it_is(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:
+    """A leaf of a slot with its kind; text, bytes and short lists as they are."""
+    if place.kind in ("str", "bytes") or (place.kind == "list" and place.shape[0] < _LIST_AS_ARRAY):
+        return leaf_value(place, payload)
+    view = place.view(payload)
     return Leaf(place.kind, "bfloat16" if place.dtype == BFLOAT16 else view.dtype.name, view)
 
 
@@ -67,6 +69,8 @@ def to_json(tree: Any, name: str) -> tuple[Any, dict[str, Array]]:
         kind = type(value)
         if kind is dict:
             parts = {key: apart(item, name_within(path, key)) for key, item in value.items()}
+            if any(type(key) is not str for key in parts):  # JSON has no integer keys
+                return {"$items": [[key, item] for key, item in parts.items()]}
             return {"$dict": parts} if any(key.startswith("$") for key in parts) else parts
         if kind is list:
             return [apart(item, name_within(path, index)) for index, item in enumerate(value)]
@@ -152,6 +156,14 @@ def _dict(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> dict
     return {key: from_json(item, tensors) for key, item in content.items()}
 
 
+def _items(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> dict[Any, Any]:
+    if type(content) is not list or not all(type(item) is list and len(item) == 2 for item in content):
+        raise TypeError("items are an array of [key, value]")
+    if not all(type(key) in (str, int) for key, _ in content):
+        raise TypeError("a key is a text or an integer")
+    return {key: from_json(item, tensors) for key, item in content}
+
+
 def _tuple(content: Any, dtype: str | None, tensors: Mapping[str, Array]) -> tuple[Any, ...]:
     if type(content) is not list:
         raise TypeError("a tuple is an array of JSON")
@@ -165,6 +177,7 @@ _READERS: dict[str, Callable[[Any, str | None, Mapping[str, Array]], Any]] = {
     "$bytes": lambda content, dtype, tensors: base64.b64decode(content, validate=True),
     "$float": _float,
     "$dict": _dict,
+    "$items": _items,
     "$tuple": _tuple,
 }
 

@@ -12,7 +12,7 @@ from shmserve.varlink import Reply
 
 from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
-from ..supervisor import ClientStatus, ServiceStatus, Supervisor
+from ..supervisor import ClientStatus, ServiceStatus, SpareStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
 
 DESCRIPTION = """\
@@ -110,7 +110,18 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
             "restarts": status.restarts,
             "heartbeat_age_s": engine.heartbeat_age_s,
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
-            "native": engine.is_native,
+            "backend": engine.backend,
+            # Requests for which the engine woke up ahead, those that did not come, and how long it was awake for both.
+            "wake_ahead": {
+                "met": counters["ahead_met"],
+                "missed": counters["ahead_missed"],
+                "awake_s": round(counters["ahead_ns"] / 1e9, 3),
+            },
+            "spare": spare_json(status.spare),
+            **_loaded_standby_json(status),
+            # Only what was requested.
+            **({"memory_locked": engine.memory_locked} if engine.memory_locked is not None else {}),
+            **({"priority": engine.priority} if engine.priority is not None else {}),
         },
         "model": status.model,
         "recording": status.is_recording,
@@ -118,6 +129,22 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
         "requests": {name: counters[name] for name in _REQUEST_COUNTERS},
         "latency": {stage.name.lower(): _percentiles(status.latency.get(stage)) for stage in Stage},
     }
+
+
+def spare_json(spare: SpareStatus) -> dict[str, Any]:
+    """Return the state of the spare engine: off, waiting, starting, ready, no memory or failed."""
+    return {
+        "state": spare.state.value,
+        "pid": spare.pid,
+        "memory_bytes": spare.memory_bytes,
+        "reason": spare.reason,
+        "uses": spare.uses,
+    }
+
+
+def _loaded_standby_json(status: ServiceStatus) -> dict[str, Any]:
+    state, reason = status.loaded_standby
+    return {} if state == "off" else {"standby": {"state": state, "reason": reason}}
 
 
 def client_json(client: ClientStatus) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from shmserve import __version__
+from shmserve.histogram_buckets import lower_ns
 
-from ..ipc.stats import Distribution, lower_ns
-from ..supervisor import ServiceState, ServiceStatus
+from ..ipc.stats import Distribution
+from ..supervisor import ServiceState, ServiceStatus, SpareState
 
 _ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
@@ -65,6 +66,12 @@ class _Service(Collector):
             age_s = status.engine.heartbeat_age_s
             yield _gauge("shmserve_engine_heartbeat_age_seconds", "Since the engine's loop went round.", age_s)
         yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", status.restarts)
+        spare = status.spare
+        yield _gauge("shmserve_spare_engine_ready", "1 while a spare engine is ready.", spare.state is SpareState.READY)
+        yield _gauge(
+            "shmserve_spare_engine_memory_bytes", "Private memory of the spare engine.", spare.memory_bytes or 0
+        )
+        yield _counter("shmserve_spare_engine_uses", "Engines that were started from the spare one.", spare.uses)
 
     def _requests(self) -> Iterator[Metric]:
         counted = self._status.counters
@@ -91,6 +98,22 @@ class _Service(Collector):
         )
         yield _counter(
             "shmserve_requests_out_of_range", "Requests that ended because of a number.", counted["out_of_range"]
+        )
+        yield _counter(
+            "shmserve_engine_ahead_met",
+            "Requests that came while an idle engine was awake for them.",
+            counted["ahead_met"],
+        )
+        yield _counter(
+            "shmserve_engine_ahead_missed",
+            "Times an idle engine was awake for a request that did not come.",
+            counted["ahead_missed"],
+        )
+        yield CounterMetricFamily(
+            "shmserve_engine_ahead_seconds",
+            "Time for which it was awake for expected requests.",
+            counted["ahead_ns"] / 1e9,
+            unit="seconds",
         )
         yield _counter("shmserve_engine_wakes", "Times an idle engine woke up.", counted["wakes"])
         yield CounterMetricFamily(

@@ -1,8 +1,8 @@
 """Clients and their channels: access, memory limits, bans.
 
 Every policy about clients is a module here and takes the clock as an argument: access_control (peer credentials against the
-settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry), engine_deaths (evidence against a
-client whose requests crash engines) and cgroup_memory (memory headroom). `Leases` applies them to the channels.
+settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry) and engine_deaths (evidence against a
+client whose requests crash engines). `Leases` applies them to the channels.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 
 from ..config.config import Config
+from ..host.cgroup_memory import group_without_headroom
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
 from .bans import Bans
-from .cgroup_memory import group_without_headroom
 from .engine_deaths import Deaths
 from .shm_names import NameRegistry
 

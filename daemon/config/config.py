@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +118,14 @@ class Config:
     #: they may hold. Root and the daemon's own user are exempt: they could do worse than attach.
     max_attach_rate_per_user: float = field(default=4.0, metadata=_of(NUMBER, 0.001, 1e9, reloadable=True))
     spin_us: SpinSetting = field(default="adaptive", metadata=_of(SPIN, 0, 1_000_000))
+    #: Whether an idle engine wakes up shortly before a request that it expects: "auto" or "off".
+    wake_ahead: str = field(default="auto", metadata=_of(LEVEL))
     #: Threads of one torch operation on the CPU. None: half of the processors, which leaves the others to the robot.
     threads: int | None = field(default=None, metadata=_of(INTEGER, 1, 1024))
+    #: Lock the engine's memory once its model is warm, so that the kernel swaps no page of it out.
+    lock_memory: bool = field(default=False, metadata=_of(SWITCH))
+    #: Real-time priority (SCHED_FIFO) of an engine that serves; 0: normal scheduling.
+    engine_priority: int = field(default=0, metadata=_of(INTEGER, 0, 99))
     #: Limit (bytes) of an engine's private memory on the CPU, including a few hundred MiB of torch's own; None: no limit.
     #: Program code and the channels do not count. Engines on other devices are not limited.
     engine_memory_bytes: int | None = field(default=None, metadata=_of(INTEGER, 256 * MIB, 1 << 50))
@@ -132,6 +140,14 @@ class Config:
     heartbeat_timeout_s: float = field(default=30.0, metadata=_of(NUMBER, 0, 86_400, reloadable=True))
     #: How long the previous engine is kept as a warm standby after an update, for an instant rollback.
     standby_s: float = field(default=300.0, metadata=_of(NUMBER, 0, 31_536_000, reloadable=True))
+    #: "previous": an engine is kept warm only after an update. "loaded": a second engine of the served version is, too, which
+    #: takes over at once if the serving one dies; it takes the memory of a second model.
+    standby: str = field(default="previous", metadata=_of(LEVEL, reloadable=True))
+    #: Whether to keep a spare engine: a process that has imported torch and waits for a model, so that a crash or an update
+    #: needs to load the model only. It takes about 150 MiB.
+    spare_engine: bool = field(default=True, metadata=_of(SWITCH, reloadable=True))
+    #: Modules that a spare engine imports beside torch, such as "torchvision".
+    preload: tuple[str, ...] = field(default=(), metadata=_of(TEXTS))
     #: A new model is a canary for its first requests: if its engine dies, or more than this share of
     #: them fails, the daemon rolls back to the previous model.
     probation_requests: int = field(default=100, metadata=_of(INTEGER, 0, 1_000_000_000, reloadable=True))
@@ -160,11 +176,17 @@ class Config:
             raise ConfigError(
                 f'spin_us = {toml_value(self.spin_us)} must be 0 to 1000000 microseconds, or "adaptive"', "spin_us"
             )
+        if self.wake_ahead not in ("auto", "off"):
+            raise ConfigError(f'wake_ahead = {toml_value(self.wake_ahead)} must be "auto" or "off"', "wake_ahead")
+        if self.standby not in ("previous", "loaded"):
+            raise ConfigError(f'standby = {toml_value(self.standby)} must be "previous" or "loaded"', "standby")
         if self.log_level not in _LOG_LEVELS:
             raise ConfigError(
                 f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, _LOG_LEVELS))}",
                 "log_level",
             )
+        for module in self.preload:
+            check_module(module)
         if self.require_signature and not self.signature_keys:
             raise ConfigError(
                 "require_signature = true needs signature_keys = [...]: no package could be accepted",
@@ -187,6 +209,22 @@ class Config:
 SETTINGS: dict[str, Setting] = {
     found.name: found.metadata["setting"] for found in fields(Config) if "setting" in found.metadata
 }
+
+
+def check_module(module: str) -> None:
+    """Raise ConfigError unless the name is that of an installed module; the module is not imported."""
+    text = f"preload = [{toml_value(module)}]"
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"{text}: this is not the name of a Python module, such as torchvision", "preload")
+    top = module.partition(".")[0]
+    try:
+        spec = find_spec(top)
+    except ValueError:  # a module without a spec, such as __main__
+        spec = None
+    if spec is None:
+        raise ConfigError(
+            f"{text}: there is no module {top} beside {sys.executable}: install it, or remove the name", "preload"
+        )
 
 
 def check_device(device: str) -> None:

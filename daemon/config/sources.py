@@ -21,7 +21,7 @@ else:
 
 PREFIX = "SHMSERVE_"
 #: Variables that other modules read.
-_OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS")
+_OTHER_VARIABLES = ("RUNTIME_DIR", "STATE_DIR", "CONFIG", "FAILPOINTS", "PURE")
 SYSTEM_DIRECTORY = Path("/etc/shmserve")
 
 

@@ -135,8 +135,9 @@ def configure_engine_logging() -> TextIO:
     """As `configure_logging`, for a process that runs a policy; returns the stream that is the service's own.
 
     What the policy and its libraries log goes to standard error, and they may set logging up as they like (dictConfig, disable,
-    handlers of the root logger, another standard error). None of it reaches the service's loggers, which exist by now:
-    they leave the hierarchy that `logging` knows, and write to a separate descriptor.
+    handlers of the root logger, another standard error). None of it reaches the service's loggers: they leave the hierarchy
+    that `logging` knows, and write to a separate descriptor. Call `separate_loggers` again after further modules of the
+    service were imported.
     """
     configure_logging("engine")
     try:
@@ -146,8 +147,20 @@ def configure_engine_logging() -> TextIO:
     stream = open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  for ever
     root = logging.RootLogger(logging.getLogger().level)
     root.addHandler(_handler("engine", stream))
-    manager = logging.Manager(root)
-    theirs = logging.root.manager.loggerDict
+    _own.append(logging.Manager(root))
+    separate_loggers()
+    os.environ.pop("SHMSERVE_LOG_LEVEL", None)  # the supervisor's word to this process, not to the policy's
+    return stream
+
+
+#: The hierarchy of the service's loggers in an engine's process.
+_own: list[logging.Manager] = []
+
+
+def separate_loggers() -> None:
+    """Move the service's loggers that exist by now out of the reach of the policy."""
+    [manager] = _own
+    root, theirs = manager.root, logging.root.manager.loggerDict
     for name in [name for name in theirs if name.partition(".")[0] in ("shmserve", "__main__")]:
         logger = theirs.pop(name)
         if isinstance(logger, logging.Logger):
@@ -155,8 +168,6 @@ def configure_engine_logging() -> TextIO:
             logger.manager, logger.parent = manager, root
             manager.loggerDict[name] = logger
             logger.setLevel(logging.NOTSET)  # which also forgets what it knew of levels
-    os.environ.pop("SHMSERVE_LOG_LEVEL", None)  # the supervisor's word to this process, not to the policy's
-    return stream
 
 
 class _OwnLogger(logging.Logger):

@@ -53,6 +53,13 @@ class ServingModel:
 
 
 @dataclass(frozen=True)
+class Preload:
+    """Import these modules, and then wait for Load; answered by Preloaded, or by Failed if one cannot be imported."""
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Load:
     """Load and warm up a model. The first message."""
 
@@ -64,7 +71,10 @@ class Load:
     allow_code: bool
     threads: int | None
     memory_bytes: int | None
+    lock_memory: bool
+    priority: int  # real-time; 0: normal
     spin_us: SpinSetting
+    wake_ahead: bool
     request_bell: str | None  # semaphore of transport `named`
     trusted_transport: bool
     register_bytes: int | None
@@ -149,6 +159,16 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Preloaded:
+    """Torch and the modules are imported, and the process waits for Load."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The order to load a model has arrived."""
+
+
+@dataclass(frozen=True)
 class Loading:
     """The package is read, and its model is being loaded."""
 
@@ -178,7 +198,9 @@ class Ready:
     action: Any
     metadata: dict[str, Any]
     gpu: dict[str, Any] | None
-    native: bool
+    backend: str
+    memory_locked: bool | None  # None: not requested
+    priority: int | None  # real-time, 0 where it was refused; None: not requested
 
 
 @dataclass(frozen=True)
@@ -233,10 +255,10 @@ class Drained:
     """All of it is answered; the engine ends."""
 
 
-SupervisorMessage: TypeAlias = (
-    "Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
+SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
+EngineMessage: TypeAlias = (
+    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Draining | Drained"
 )
-EngineMessage: TypeAlias = "Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Draining | Drained"
 Message: TypeAlias = "SupervisorMessage | EngineMessage"
 
 # Encoding
@@ -367,6 +389,8 @@ def _readers(*kinds: type[Any]) -> dict[str, _Reader]:
 
 #: Every message, by its event and its direction.
 FROM_SUPERVISOR = _readers(
-    Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
+    Preload, Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
 )
-FROM_ENGINE = _readers(Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Draining, Drained)
+FROM_ENGINE = _readers(
+    Preloaded, Accepted, Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Draining, Drained
+)

@@ -10,7 +10,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 
+import shmserve
 from shmserve import __version__
 from shmserve.protocol import WIRE_VERSION
 
@@ -20,6 +23,37 @@ RELEASE_MISMATCH = "ReleaseMismatch"
 OWN = (__version__, str(WIRE_VERSION))
 #: Time limit for a process that prints the release, which takes a tenth of a second.
 _LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Identity of the installed packages that every engine imports: it changes as one of them is installed again."""
+
+    files: tuple[tuple[int, int, int] | None, ...]
+
+    @classmethod
+    def present(cls) -> Installation:
+        """Return what an engine that is started now would import."""
+        return cls(tuple(map(_identity, (shmserve.__file__, _TORCH))))
+
+
+def _identity(path: str | None) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path) if path is not None else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino, found.st_mtime_ns) if found is not None else None
+
+
+def _torch_file() -> str | None:
+    """Return torch's first file, without importing it."""
+    spec = find_spec("torch")
+    return spec.origin if spec is not None else None
+
+
+_TORCH = _torch_file()
+#: What this process was started with.
+_AT_START = Installation.present()
 
 
 def mismatch(daemon: Sequence[str], engine: Sequence[str] = OWN) -> str | None:
@@ -35,6 +69,8 @@ def mismatch(daemon: Sequence[str], engine: Sequence[str] = OWN) -> str | None:
 
 async def installed_mismatch() -> str | None:
     """Return the mismatch of an engine that would be started now, or None, without starting one."""
+    if Installation.present() == _AT_START:
+        return None
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -2,22 +2,19 @@
 
 It is a sealed memfd that only these two map. Every word has one writer: the control word is the
 supervisor's, all others are the engine's, so counting costs the engine a store and no call.
-
->>> bucket_of(0), bucket_of(1023), bucket_of(1024), bucket_of(1_000_000), bucket_of(1 << 62)
-(0, 0, 1, 80, 239)
->>> lower_ns(80) <= 1_000_000 < lower_ns(81)
-True
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from shmserve.backend import NATIVE, core
+from shmserve.backend import Histograms
 from shmserve.errors import ProtocolMismatch
+from shmserve.histogram_buckets import BUCKETS, lower_ns
 from shmserve.sealed_memory import seal, unsafe_to_map
 
 WORD = 8
@@ -49,6 +46,9 @@ class Counter(IntEnum):
     CLAMPED = 23  # requests with a number of the observation or the action brought back to its limit
     OUT_OF_RANGE = 24  # requests that ended because of a number that is not finite or out of range
     CUT_THROUGH = 25  # requests that were copied in part while their client was still writing them
+    AHEAD_MET = 26  # requests for which an idle engine was awake when they came
+    AHEAD_MISSED = 27  # times that it was awake for one that did not come
+    AHEAD_NS = 28  # time that it was awake for both
 
 
 class Stage(IntEnum):
@@ -71,41 +71,14 @@ class ChannelWord(IntEnum):
     IN_HAND = 4  # 1 while a batch of several clients is run that has a request of this one
 
 
-# Log-linear buckets: eight for each doubling, from 1 us (2**10 ns) to 17 minutes.
-_FIRST_BIT = 10
-_SUB_BITS = 3
-_BUCKETS = 240
-
 _HISTOGRAMS_AT = 64
-_CHANNELS_AT = _HISTOGRAMS_AT + len(Stage) * _BUCKETS
+_CHANNELS_AT = _HISTOGRAMS_AT + len(Stage) * BUCKETS
 _WORDS = _CHANNELS_AT + CHANNEL_LIMIT * len(ChannelWord)
 STATS_BYTES = -(-_WORDS * WORD // 4096) * 4096
 
 
-def bucket_of(duration_ns: int) -> int:
-    """The bucket that a duration counts in."""
-    bits = duration_ns.bit_length() - 1 - _FIRST_BIT
-    if bits < 0:
-        return 0
-    index = 1 + (bits << _SUB_BITS) + ((duration_ns >> (bits + _FIRST_BIT - _SUB_BITS)) & 7)
-    return index if index < _BUCKETS else _BUCKETS - 1
-
-
-def lower_ns(bucket: int) -> int:
-    """The smallest duration that counts in `bucket`."""
-    if bucket == 0:
-        return 0
-    bits, sub = divmod(bucket - 1, 1 << _SUB_BITS)
-    return ((1 << _SUB_BITS) + sub) << (bits + _FIRST_BIT - _SUB_BITS)
-
-
 #: Where each bucket begins (us), and where the last ends.
-BUCKET_BOUNDS_US = [lower_ns(bucket) / 1000 for bucket in range(_BUCKETS + 1)]
-
-#: Buckets of the durations below 2 ms, to look up by their 128 ns steps: five times as fast as counting bits.
-_STEP_BITS = _FIRST_BIT - _SUB_BITS
-_NEAR_NS = 1 << 21
-_NEAR = bytes(bucket_of(step << _STEP_BITS) for step in range(_NEAR_NS >> _STEP_BITS))
+BUCKET_BOUNDS_US = [lower_ns(bucket) / 1000 for bucket in range(BUCKETS + 1)]
 
 
 @dataclass(frozen=True)
@@ -130,7 +103,7 @@ class Distribution:
                 low, high = lower_ns(bucket), lower_ns(bucket + 1)
                 return (low + (high - low) * (rank - seen) / count) / 1000
             seen += count
-        return lower_ns(_BUCKETS) / 1000
+        return lower_ns(BUCKETS) / 1000
 
     def __add__(self, other: Distribution) -> Distribution:
         return Distribution(tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
@@ -156,24 +129,9 @@ class Stats:
             raise ProtocolMismatch(f"the memory for an engine's stats {problem}")
         self._mapped = mmap.mmap(descriptor, STATS_BYTES, flags=mmap.MAP_SHARED)
         self.words = memoryview(self._mapped).cast("Q")
-        self._histograms = core.Histograms(self._mapped, _HISTOGRAMS_AT) if NATIVE else None
-        if self._histograms is not None:
-            self.record = self._histograms.record  # type: ignore[method-assign]
-
-    def record(self, queued_ns: int, staged_ns: int, infer_ns: int, copied_ns: int) -> None:
-        """Count one request in the histograms of its stages and of its total."""
-        words, near = self.words, _NEAR
-        at = _HISTOGRAMS_AT
-        for duration_ns in (
-            queued_ns,
-            staged_ns,
-            infer_ns,
-            copied_ns,
-            queued_ns + staged_ns + infer_ns + copied_ns,
-        ):
-            bucket = near[duration_ns >> _STEP_BITS] if duration_ns < _NEAR_NS else bucket_of(duration_ns)
-            words[at + bucket] += 1
-            at += _BUCKETS
+        self._histograms = Histograms(self._mapped, _HISTOGRAMS_AT)
+        #: Count one request in the histograms of its stages and of its total: (queued, staged, infer, copied), in ns.
+        self.record: Callable[[int, int, int, int], None] = self._histograms.record
 
     def channel_index(self, channel: int) -> int:
         """Where the line of `channel` begins in `words`."""
@@ -208,11 +166,10 @@ class Stats:
         return [(channel - 1, self.words[self.channel_index(channel - 1) + ChannelWord.GENERATION])]
 
     def distribution(self, stage: Stage) -> Distribution:
-        at = _HISTOGRAMS_AT + stage * _BUCKETS
-        return Distribution(tuple(self.words[at : at + _BUCKETS]))
+        at = _HISTOGRAMS_AT + stage * BUCKETS
+        return Distribution(tuple(self.words[at : at + BUCKETS]))
 
     def close(self) -> None:
         self.words.release()
-        if self._histograms is not None:
-            self._histograms.close()
+        self._histograms.close()
         self._mapped.close()

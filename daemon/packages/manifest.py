@@ -45,8 +45,9 @@ _MODEL: dict[str, type] = {
     "cuda_graph": bool,
     "device_bytes": int,
 }
-_WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool}
+_WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool, "rounds": int}
 _TOLERANCE = ("atol", "rtol")
+_MOST_ROUNDS = 1000
 _TABLES = ("model", "warmup", "checks", "metadata")
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
@@ -81,9 +82,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         if key in settings:
             settings[key] = _names(manifest, key, settings[key])
     _check_format(manifest, settings)
-    for key in ("example", "expected", "allow_nonfinite"):
+    for key in ("example", "expected", "allow_nonfinite", "rounds"):
         if key in warmup:
             settings[key] = warmup[key]
+    if not 1 <= settings.get("rounds", 1) <= _MOST_ROUNDS:
+        raise ModelPackageError(f"{manifest}: [warmup] rounds = {settings['rounds']} must be 1 to {_MOST_ROUNDS}")
     settings |= _tolerance(manifest, warmup.get("tolerance", {}))
     settings["checks"] = read_checks(manifest, document.get("checks", {}))
     for key in ("weights", "example", "expected"):

@@ -59,6 +59,7 @@ class ModelPackage:
     expected: str | None = None  # the action that the example must give, a .npz in the directory
     atol: float = 1e-4
     rtol: float = 1e-3
+    rounds: int | None = None  # inferences of the warm-up; None: three, and of a slow model two
     allow_nonfinite: bool = False  # the model returns NaN and infinity on purpose
     #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)

@@ -122,7 +122,8 @@ class Rollout:
             device = str(target.metadata.get("device") or self._device())
             standby = self._supervisor.engines.standby
             if standby is None or standby.deployment != _deployment(target, device):
-                await self._store.check(target)
+                with self._supervisor.ingest.of_check(target, _bytes_of(report_step, target)) as read:
+                    await self._store.check(target, read)
             options = UpdateOptions(allow_contract_change=True, probation=False)
             return await self._change(target, device, options, report_step)
 
@@ -217,11 +218,13 @@ class Rollout:
         try:
             return await engines.start(deployment, _steps(report_step))
         except EngineStartError as failure:
-            dropped = engines.drop_standby() if failure.error == DEVICE_MEMORY_SHORT else None
-            if dropped is None:
+            if failure.error != DEVICE_MEMORY_SHORT:
+                raise
+            dropped = [task for task in (engines.drop_standby(), engines.drop_twin()) if task is not None]
+            if not dropped:
                 raise
             log.info("GPU memory is too short: stopping the standby engine, then trying once more")
-            await asyncio.wait((dropped,))
+            await asyncio.wait(dropped)
             return await engines.start(deployment, _steps(report_step))
 
     async def _swap_locked(
@@ -374,6 +377,11 @@ def _is_about_the_version(error: EngineStartError | RolloutRefused) -> bool:
 def _steps(report_step: ReportStep) -> Callable[[str], None]:
     """Return a callback that reports an engine's stages as steps."""
     return lambda stage: report_step("warm up" if stage == "warming" else "load", {})
+
+
+def _bytes_of(report_step: ReportStep, target: StoredVersion) -> Callable[[int, int | None], None]:
+    """Return a callback that reports the bytes of a check as its step."""
+    return lambda done, of: report_step("check", {"version": target.version, "bytes": done, "of": of})
 
 
 def _check_contract(before: dict[str, Any] | None, engine: EngineProcess, options: UpdateOptions) -> None:

@@ -100,7 +100,7 @@ async def choose_startup_version(config: Config, store: Store, ingest: IngestPro
         return StartupVersion(deployment, store, OperatorChoice(digest, config.device), file)
 
     if config.model_path is None:
-        stored = await store.last_good()
+        stored = await store.last_good(ingest.of_check)
         if stored is None:
             raise ConfigError(
                 f"no model was served before in {store.directory}: give --model-path DIR, or model_path in the "
@@ -111,7 +111,7 @@ async def choose_startup_version(config: Config, store: Store, ingest: IngestPro
     if before.digest is not None:  # without one there is nothing to compare, and one pass over the files is enough
         digest = await _digest(config.model_path, ingest)
         if digest == before.digest:
-            stored = await store.last_good()
+            stored = await store.last_good(ingest.of_check)
             if stored is not None:
                 if stored.digest != digest:
                     log.info("--model-path is unchanged; version %s was served since", stored.version)

@@ -92,9 +92,13 @@ class StoreDirectory:
             os.close(self._lock)
             self._lock = None
 
+    @property
+    def is_acquired(self) -> bool:
+        return self._lock is not None
+
     def need(self) -> None:
         """Raise StoreUnavailable unless this daemon holds the lock."""
-        if self._lock is None:
+        if not self.is_acquired:
             raise StoreUnavailable(f"{self.path} is closed")
 
     # Reading

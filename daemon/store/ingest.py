@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,9 @@ from shmserve.package_files import PackageFile, content_digest
 
 from .atomic_files import remove_tree
 from .errors import ArchiveRefused, StoreUnavailable, unavailable
+from .kept_files import KeptFile
 from .limits import PackageLimits
+from .overlapped_copy import write_all
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,8 @@ class IngestedPackage:
 
 #: `ingest`, or a function that tests use in its place, which starts no process.
 Ingest = Callable[
-    [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None"], Awaitable[IngestedPackage]
+    [int, Path, "PackageLimits | None", "Callable[[BytesIngested], None] | None", Sequence[KeptFile]],
+    Awaitable[IngestedPackage],
 ]
 
 
@@ -90,9 +93,11 @@ async def ingest(
     staging: Path,
     limits: PackageLimits | None = None,
     progress: Callable[[BytesIngested], None] | None = None,
+    kept: Sequence[KeptFile] = (),
 ) -> IngestedPackage:
     """Copy the package in `source`, an open directory or tar file, into the new directory `staging`.
 
+    A file whose content one of the `kept` files has is shared with it, not written.
     Raises ArchiveRefused, or StoreUnavailable if the state directory cannot be written; then, and when cancelled, the
     worker has ended and `staging` is gone. The descriptor stays the caller's. Only the worker uses it: on a FUSE mount
     even fstat may block for ever.
@@ -106,7 +111,7 @@ async def ingest(
         except OSError as error:
             raise unavailable(error, f"{staging}: {error.strerror}") from error
         try:
-            process = await _start(source, target, limits)
+            process = await _start(source, target, limits, kept)
         except OSError as error:
             raise StoreUnavailable(f"no process can be started to read the package: {error.strerror}") from error
         finally:
@@ -137,20 +142,38 @@ async def undisturbed(work: Awaitable[_T]) -> _T:
     raise cancelled
 
 
-async def _start(source: int, target: int, limits: PackageLimits) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "shmserve.daemon.store.ingest_worker",
-        str(source),
-        str(target),
-        json.dumps(asdict(limits)),
-        pass_fds=(source, target),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"},
-        cwd="/",  # before Python 3.11 the working directory leads sys.path
-    )
+async def _start(
+    source: int, target: int, limits: PackageLimits, kept: Sequence[KeptFile]
+) -> asyncio.subprocess.Process:
+    request = _request(limits, kept)
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "shmserve.daemon.store.ingest_worker",
+            str(source),
+            str(target),
+            pass_fds=(source, target),
+            stdin=request,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "1"},
+            cwd="/",  # before Python 3.11 the working directory leads sys.path
+        )
+    finally:
+        os.close(request)
+
+
+def _request(limits: PackageLimits, kept: Sequence[KeptFile]) -> int:
+    """Return a file in memory with the worker's standard input: a pipe, or an argument, may be too short for it."""
+    descriptor = os.memfd_create("ingest-request")
+    content = json.dumps({"limits": asdict(limits), "kept": [asdict(file) for file in kept]}).encode()
+    try:
+        write_all(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 async def _follow(

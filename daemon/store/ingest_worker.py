@@ -1,9 +1,11 @@
 """Ingest worker: a process with limits that copies one package from a sender's descriptor.
 
-    python -m shmserve.daemon.store.ingest_worker SOURCE_FD TARGET_FD LIMITS
+    python -m shmserve.daemon.store.ingest_worker SOURCE_FD TARGET_FD
 
-SOURCE_FD is a directory or a regular file with a tar, TARGET_FD a new directory. Only this process touches the source,
-even for fstat: on a FUSE mount any call may hang or lie. It writes events to standard output, one JSON object a line:
+SOURCE_FD is a directory or a regular file with a tar, TARGET_FD a new directory. Standard input is a file with one JSON
+object: `limits`, the fields of PackageLimits, and `kept`, a list of the fields of KeptFile. Only this process touches
+the source, even for fstat: on a FUSE mount any call may hang or lie. It writes events to standard output, one JSON
+object a line:
 
     {"event": "progress", "read": 4194304, "total": 9000000, "files": 2}   total null: not known
     {"event": "file", "name": "policy.py", "size": 312, "sha256": "..."}   one for each file, once all are on the disk
@@ -24,7 +26,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +35,7 @@ from shmserve.package_files import OpenFile, is_apple_double, is_left_out, may_b
 
 from .byte_source import FileSource, open_archive
 from .errors import ArchiveRefused
+from .kept_files import KeptFile, KeptFiles
 from .limits import PackageLimits
 from .package_writer import PackageWriter
 from .tar_reader import TarReader
@@ -50,11 +53,11 @@ Say = Callable[[dict[str, Any]], None]
 class IngestWorker:
     """Copies one package from `source` to `target`; calls `say` with each event as a dict."""
 
-    def __init__(self, source: int, target: int, limits: PackageLimits, say: Say) -> None:
+    def __init__(self, source: int, target: int, limits: PackageLimits, kept: KeptFiles, say: Say) -> None:
         self._source = source
         self._limits = limits
         self._say = say
-        self._writer = PackageWriter(target, limits, self._on_bytes)
+        self._writer = PackageWriter(target, limits, self._on_bytes, kept)
         self._read = 0
         self._total: int | None = None
         self._reads_archive = False
@@ -74,6 +77,8 @@ class IngestWorker:
             raise ArchiveRefused("the source is neither a directory nor a regular file with a tar")
         if not self._writer.files:
             raise ArchiveRefused("the package contains no files")
+        self._reported_s = 0.0  # the whole package, before the disk is waited for
+        self._report()
         self._writer.sync(movable=root)
         for file in self._writer.files.values():
             self._say({"event": "file", **asdict(file)})
@@ -84,7 +89,7 @@ class IngestWorker:
         self._report()
         before = []
         for file in open_files(self._source, entries=self._limits.members):
-            self._writer.add(file.name, file.found.st_size, read_chunks(file))
+            self._writer.add(file.name, file.found.st_size, read_chunks(file), file.descriptor)
             before.append(_identity(file))
         # If complete files are replaced meanwhile, the copy may be a mixture of two packages.
         if before != [_identity(file) for file in open_files(self._source, entries=self._limits.members)]:
@@ -146,10 +151,10 @@ def _identity(file: OpenFile) -> tuple[str, int, int, int]:
     return file.name, file.found.st_ino, file.found.st_size, file.found.st_mtime_ns
 
 
-def copy_package(source: int, target: int, limits: PackageLimits, say: Say) -> None:
+def copy_package(source: int, target: int, limits: PackageLimits, kept: Sequence[KeptFile], say: Say) -> None:
     """Copy the package and report the outcome as the last event; raises only exceptions of `say`."""
     try:
-        IngestWorker(source, target, limits, say).run()
+        IngestWorker(source, target, limits, KeptFiles(kept), say).run()
     except ModelPackageError as error:
         say({"event": "refused", "reason": str(error)})
     except MemoryError:
@@ -187,10 +192,11 @@ def _confine(limits: PackageLimits) -> None:
 
 def main() -> int:
     """Run the worker; return 0 once a last event was written, whatever the outcome."""
-    source, target, limits = int(sys.argv[1]), int(sys.argv[2]), PackageLimits(**json.loads(sys.argv[3]))
+    source, target, request = int(sys.argv[1]), int(sys.argv[2]), json.load(sys.stdin)
+    limits, kept = PackageLimits(**request["limits"]), [KeptFile(**file) for file in request["kept"]]
     _confine(limits)
     with contextlib.suppress(BrokenPipeError):  # the supervisor no longer waits for this package
-        copy_package(source, target, limits, _write)
+        copy_package(source, target, limits, kept, _write)
     return 0
 
 

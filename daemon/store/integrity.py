@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shmserve.errors import ModelPackageError
@@ -17,11 +17,14 @@ from .stored_version import StoredVersion
 log = logging.getLogger(__name__)
 
 
-def check_files(version: StoredVersion) -> list[PackageFile]:
-    """Return the present files of a version; raise VersionDamaged unless they match its digest."""
+def check_files(version: StoredVersion, read: Callable[[int], None] = lambda count: None) -> list[PackageFile]:
+    """Return the present files of a version; raise VersionDamaged unless they match its digest.
+
+    `read` is called with each count of bytes.
+    """
     _remove_caches(version.path)
     try:
-        found = package_files(version.path, exact=True)
+        found = package_files(version.path, exact=True, read=read)
     except ModelPackageError as error:
         raise VersionDamaged(f"version {version.version} is damaged: {error}") from error
     if content_digest(found) != version.digest:

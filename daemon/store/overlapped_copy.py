@@ -1,4 +1,4 @@
-"""Copying of a file in one pass with three threads, which read, hash and write."""
+"""Copying of a file in one pass with three threads, which read, hash and write; hashing beside the reading."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 #: Most pieces that were read and are not yet hashed and written: 8 MiB.
 _AHEAD = 8
 #: Bytes after which write-back starts, so that the disk works before the last byte has come.
 _FLUSH_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 20
 #: A smaller file is copied before a thread would have started.
 OVERLAPPED_BYTES = 4 << 20
 
 
-class _Worker:
+class PieceThread:
     """A thread that calls a function with each piece, in order."""
 
     def __init__(self, act: Callable[[bytes], None]) -> None:
@@ -73,10 +74,10 @@ def copy_and_hash(descriptor: int, chunks: Iterable[bytes | memoryview], written
             flushed = position
         written()
 
-    workers: list[_Worker] = []
+    workers: list[PieceThread] = []
     try:
         for act in (digest.update, write):
-            workers.append(_Worker(act))
+            workers.append(PieceThread(act))
         for chunk in chunks:
             piece = bytes(chunk)
             for worker in workers:
@@ -87,6 +88,28 @@ def copy_and_hash(descriptor: int, chunks: Iterable[bytes | memoryview], written
     for worker in workers:
         worker.check()
     return digest.hexdigest()
+
+
+def hash_beside(chunks: Iterable[bytes | memoryview], hashed: Callable[[], None]) -> str:
+    """Return the sha256 of the chunks in hex, hashed in a thread; `hashed` is called for each chunk."""
+    digest = hashlib.sha256()
+    thread = PieceThread(digest.update)
+    try:
+        for chunk in chunks:
+            thread.give(bytes(chunk))
+            hashed()
+    finally:
+        thread.end()
+    thread.check()
+    return digest.hexdigest()
+
+
+def pieces_of(descriptor: int) -> Iterator[bytes]:
+    """Yield the bytes of an open file, from its start."""
+    position = 0
+    while piece := os.pread(descriptor, _PIECE_BYTES, position):
+        position += len(piece)
+        yield piece
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

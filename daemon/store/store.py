@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .errors import DowngradeRefused, VersionDamaged, VersionUnknown
 from .index import Index
 from .ingest import BytesIngested, Ingest, IngestedPackage, ingest, undisturbed
 from .integrity import check_files
+from .kept_files import shareable_files
 from .limits import PackageLimits
 from .signature_policy import SignaturePolicy
 from .stored_version import StoredVersion
@@ -30,6 +32,14 @@ log = logging.getLogger(__name__)
 
 #: The served version, the previous one, and one in rollout.
 LEAST_KEPT = 3
+_NOT_REMOVED = "old versions cannot be removed: %s"
+
+#: Shows the check of a version during its block, which calls the function with the bytes that were read so far.
+CheckProgress = Callable[[StoredVersion], AbstractContextManager[Callable[[int], None]]]
+
+
+def _no_progress(version: StoredVersion) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda done: None)
 
 
 class Store:
@@ -68,6 +78,8 @@ class Store:
         self._in_use = in_use
         #: Held while the directory and the index change, never while the files of a version are read or removed.
         self._guard = threading.RLock()
+        #: Held while the files of retired versions are removed.
+        self._removing = threading.Lock()
         self._one_at_a_time = asyncio.Lock()
         #: Replaced as a whole, so that readers need no lock.
         self.index = Index()
@@ -90,8 +102,8 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Release the directory; may be called twice."""
-        with self._guard:
+        """Release the directory, once a removal that is under way has ended; may be called twice."""
+        with self._removing, self._guard:
             self._directory.release()
 
     # Reading
@@ -144,17 +156,26 @@ class Store:
         async with self._one_at_a_time:
             self._directory.need()
             name = name or _path_of(source)
-            package = await self._ingest(source, self._directory.fresh_incoming(), self._limits, progress)
+            kept = shareable_files(self.index.newest_first())
+            package = await self._ingest(source, self._directory.fresh_incoming(), self._limits, progress, kept)
             try:
                 received()
             except BaseException:
                 await undisturbed(asyncio.to_thread(remove_tree, package.staging))
                 raise
-            return await undisturbed(asyncio.to_thread(self._commit, package, name, uid, note, allow_downgrade))
+
+            async def commit() -> StoredVersion:
+                version, gone = await asyncio.to_thread(self._commit, package, name, uid, note, allow_downgrade)
+                if gone:  # the caller does not wait: a third of a second for each GB
+                    asyncio.get_running_loop().run_in_executor(None, self._remove, gone)
+                return version
+
+            return await undisturbed(commit())
 
     def _commit(
         self, received: IngestedPackage, name: str, uid: int | None, note: str, allow_downgrade: bool
-    ) -> StoredVersion:
+    ) -> tuple[StoredVersion, list[Path]]:
+        """Make the package a version; return it, and the paths of the files of retired versions."""
         try:
             with self._directory.disk():
                 failpoint("store.received")
@@ -179,10 +200,19 @@ class Store:
         finally:
             remove_tree(received.staging)
         try:
-            self.prune(spare=version)
+            return version, self._retire_surplus(self._keep_versions, version)[1]
         except OSError as error:
-            log.warning("old versions cannot be removed: %s", error)
-        return version
+            log.warning(_NOT_REMOVED, error)
+            return version, []
+
+    def _remove(self, gone: list[Path]) -> None:
+        with self._removing:
+            if not self._directory.is_acquired:
+                return  # closed meanwhile: the next `open` removes them
+            try:
+                self._directory.remove_trees(gone)
+            except OSError as error:
+                log.warning(_NOT_REMOVED, error)
 
     def _check_release(self, digest: str, release: int) -> None:
         state = self.index
@@ -259,35 +289,52 @@ class Store:
             except OSError as error:
                 log.warning("version %s is current, but its record cannot be updated: %s", kept.version, error)
 
-    async def last_good(self) -> StoredVersion | None:
+    async def last_good(self, progress: CheckProgress = _no_progress) -> StoredVersion | None:
         """Return the version to serve after a restart: the current one or, if damaged, the latest undamaged one.
 
-        Adds damaged versions to `problems`. Returns None if every version that was ever current is damaged.
+        `progress` shows the check of each. Adds damaged versions to `problems`. Returns None if every version that was ever current is damaged.
         """
         for version in self.index.by_activation():
             try:
-                await self.check(version)
+                with progress(version) as read:
+                    await self.check(version, read)
             except (VersionDamaged, SignatureRefused) as error:
                 self._problem(str(error))
             else:
                 return version
         return None
 
-    async def check(self, version: StoredVersion | str) -> None:
+    async def check(self, version: StoredVersion | str, read: Callable[[int], None] = lambda done: None) -> None:
         """Check all files of a version, before it is served if it was not ingested in this run of the daemon.
 
-        Raises VersionDamaged if they differ from the stored ones, SignatureRefused or VersionUnknown.
+        `read` is called with the bytes that were read so far, in another thread. Raises VersionDamaged if they differ
+        from the stored ones, SignatureRefused or VersionUnknown. Cancelled, it stops reading.
         """
+        done, is_cancelled = 0, False
+
+        def count(more: int) -> None:
+            nonlocal done
+            if is_cancelled:  # a thread cannot be ended from outside
+                raise ModelPackageError("the check was cancelled")
+            done += more
+            read(done)
 
         def work() -> None:
             kept = self.get(version)
             try:
-                self._signatures.check(check_files(kept), kept.path)
+                self._signatures.check(check_files(kept, count), kept.path)
             except ModelPackageError:
                 self.get(version)  # raises VersionUnknown if the version was removed meanwhile
                 raise
 
-        await undisturbed(asyncio.to_thread(work))
+        checking = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            await asyncio.shield(checking)
+        except asyncio.CancelledError:
+            is_cancelled = True
+            with suppress(ModelPackageError):
+                await undisturbed(checking)
+            raise
 
     # Metadata
 
@@ -303,6 +350,12 @@ class Store:
 
         The current version, the previous one, those in use and `spare` are never removed.
         """
+        removed, gone = self._retire_surplus(self._keep_versions if keep_versions is None else keep_versions, spare)
+        self._directory.remove_trees(gone)
+        return removed
+
+    def _retire_surplus(self, keep: int, spare: StoredVersion | None) -> tuple[list[StoredVersion], list[Path]]:
+        """Retire the oldest versions; return them, and the paths of their files, to be removed without the guard."""
         in_use = self._in_use()
         with self._guard, self._directory.disk():
             self._directory.need()
@@ -314,11 +367,8 @@ class Store:
                 if version.digest not in stays and version.version not in in_use
             ]
             may_go.sort(key=lambda version: (version.activated_seq > 0, version.added_seq))
-            surplus = len(state.versions) - (self._keep_versions if keep_versions is None else keep_versions)
-            removed = may_go[: max(0, surplus)]
-            gone = [self._retire(version) for version in removed]
-        self._directory.remove_trees(gone)
-        return removed
+            removed = may_go[: max(0, len(state.versions) - keep)]
+            return removed, [self._retire(version) for version in removed]
 
     def _retire(self, version: StoredVersion) -> Path:
         """Remove a version from the index; return the path of its files, to be removed without the guard."""

@@ -1,7 +1,8 @@
 """Backoff of engine restarts.
 
 The delay grows while engines of one model keep dying by themselves. A death that a client's request caused adds no delay,
-because the other clients must not wait for it; and another model starts at zero.
+because the other clients must not wait for it; and another model starts at zero. Nor does the death of an engine that had served for `STEADY_S`, where
+a spare engine is ready: the next one serves at once, so the requests do not wait either.
 
 >>> backoff = Backoff()
 >>> [backoff.delay_s("v1", now_s, of_client=False) for now_s in (0.0, 2.0, 4.0)]
@@ -19,6 +20,8 @@ from __future__ import annotations
 _DELAYS_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 #: A death this long after the last one starts at zero again.
 _QUIET_S = 10.0
+#: An engine that dies sooner after it began to serve would die again at once.
+STEADY_S = 1.0
 
 
 class Backoff:

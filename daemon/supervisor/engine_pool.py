@@ -1,4 +1,4 @@
-"""Pool of engine processes: the serving one, a warm standby, and one that is starting.
+"""Pool of engine processes: the serving one, a warm standby, one that is starting, and a spare one without a model.
 
 A swap pauses the serving engine after its current inference and lets the new one serve; requests wait in their slots in
 between. The old engine stays warm for `standby_s`, for an instant rollback.
@@ -18,6 +18,7 @@ from ..config.config import Config
 from ..failpoints import failpoint
 from ..ipc.control import WAKE_SIGNAL
 from ..ipc.messages import (
+    Accepted,
     Broken,
     Drain,
     Drained,
@@ -41,6 +42,7 @@ from .deployment import Deployment, EngineStartError
 from .engine_channels import EngineChannels
 from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .spare_engine import SpareEngine
 from .standby import Standby
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,14 @@ _STOP_LIMIT_S = 5.0
 #: A stopping engine waits this long for clients to make room for deferred replies.
 _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
+#: A spare engine that is ready has the order to load a model at once.
+_ACCEPT_S = 3.0
+#: Fields of Ready that describe the engine and not its model.
+_OF_THE_ENGINE = ("backend", "memory_locked", "priority")
+
+
+class NotAccepted(EngineStartError):
+    """A process ended or was stuck before it had the order to load a model, so the model is not at fault."""
 
 
 class EnginePool:
@@ -71,6 +81,7 @@ class EnginePool:
         on_ended: Callable[[EngineProcess], None],
         on_broken: Callable[[Lease, str, bool], None],
         on_death: Callable[[EngineProcess, int], None],
+        calm_s: Callable[[], float],
     ) -> None:
         self._config = config
         self._leases = leases
@@ -81,6 +92,9 @@ class EnginePool:
         self._serial = 0
         self._watchers: dict[EngineProcess, asyncio.Task[None]] = {}
         self._standby = Standby(self.drop_standby)
+        #: A second engine of the served deployment, with standby = "loaded".
+        self._twin = Standby(lambda: None)
+        self.spare = SpareEngine(config, calm_s)
         self.channels = EngineChannels(config, leases)
         self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
@@ -94,14 +108,46 @@ class EnginePool:
 
         `on_stage` is called with "loading" and "warming". Raises EngineStartError once that engine has ended.
         """
-        self._serial += 1
-        engine = EngineProcess(
-            self._serial, deployment, lambda engine, message: self._on_message(engine, message, on_stage)
-        )
+        is_ready = self.spare.ready
+        spare = self.spare.take()
+        if spare is not None:
+            spare.in_background = False
+            try:
+                return await self._assign(spare, deployment, on_stage, accept_s=_ACCEPT_S if is_ready else None)
+            except NotAccepted as failure:
+                log.warning(
+                    "the spare engine %d is not used: %s; another engine is started", spare.pid, failure.message
+                )
+        engine = EngineProcess()
         await engine.start()
+        engine = await self._assign(engine, deployment, on_stage)
+        self.spare.engine_started()
+        return engine
+
+    async def start_beside(self, deployment: Deployment) -> EngineProcess:
+        """As `start`, with a low priority until it serves, and without the spare engine."""
+        engine = EngineProcess()
+        await engine.start()
+        engine.in_background = True
+        return await self._assign(engine, deployment, lambda stage: None)
+
+    async def _assign(
+        self,
+        engine: EngineProcess,
+        deployment: Deployment,
+        on_stage: Callable[[str], None],
+        *,
+        accept_s: float | None = None,
+    ) -> EngineProcess:
+        """Let a process load and warm up `deployment`; `accept_s`: how long it may take until it has the order to.
+
+        Raises NotAccepted if it ends before that, or does not respond, and EngineStartError later.
+        """
+        self._serial += 1
+        engine.assign(self._serial, deployment, lambda engine, message: self._on_message(engine, message, on_stage))
         watcher = self._watchers[engine] = asyncio.create_task(self._watch(engine))
         try:
-            await self._warm_up(engine)
+            await self._warm_up(engine, accept_s)
         except BaseException:
             engine.kill()
             await asyncio.shield(watcher)
@@ -109,8 +155,8 @@ class EnginePool:
         self.channels.open(engine)
         return engine
 
-    async def _warm_up(self, engine: EngineProcess) -> None:
-        ready, failed = engine.expect(Ready), engine.expect(Failed)
+    async def _warm_up(self, engine: EngineProcess, accept_s: float | None) -> None:
+        accepted, ready, failed = engine.expect(Accepted), engine.expect(Ready), engine.expect(Failed)
         load = Load(
             package=str(engine.deployment.package),
             device=engine.deployment.device,
@@ -118,15 +164,22 @@ class EnginePool:
             allow_code=self._config.allow_code,
             threads=self._config.threads,
             memory_bytes=self._config.engine_memory_bytes,
+            lock_memory=self._config.lock_memory,
+            priority=self._config.engine_priority,
             version=engine.deployment.version,
             serial=engine.serial,
             spin_us=self._config.spin_us,
+            wake_ahead=self._config.wake_ahead == "auto",
             request_bell=self._leases.request_bell if self._config.transport == "named" else None,
             trusted_transport=self._config.transport == "named",
             register_bytes=self._config.register_bytes,
             serving_model=self._serving_model(),
         )
         engine.send(load)
+        if accept_s is not None:
+            await asyncio.wait((accepted,), timeout=accept_s)
+            if not accepted.done():
+                raise NotAccepted("start", "TimeoutError", f"it did not respond within {accept_s:g} s")
         done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
         stage = engine.stage
         if not done:
@@ -136,7 +189,8 @@ class EnginePool:
             answer = done.pop().result()
         except EngineEnded as ended:
             reason = f"{exit_reason(ended.status)}; its output is in the daemon's log"
-            raise EngineStartError(stage, "the engine died", reason) from ended
+            kind = NotAccepted if accepted.exception() is not None else EngineStartError
+            raise kind(stage, "the engine died", reason) from ended
         if isinstance(answer, Failed):
             if answer.error == RELEASE_MISMATCH:
                 self.release_mismatch = answer.message
@@ -166,6 +220,7 @@ class EnginePool:
         """
         old = self.serving
         start_s = time.monotonic()
+        new.in_background = False
         if old is not None:
             await self._pause(old)
         failpoint("swap.paused")
@@ -176,7 +231,7 @@ class EnginePool:
                 old.send(Serve())  # if it has died as well, `on_lost` was called for it
             raise
         pause_s = time.monotonic() - start_s
-        self.serving = new
+        self.serving, new.served_from_s = new, time.monotonic()
         assert new.ready is not None
         self._leases.model_wants = Wanted(0, request_bytes=new.ready.request_bytes, reply_bytes=new.ready.reply_bytes)
         if old is not None and old.alive:
@@ -231,13 +286,29 @@ class EnginePool:
         self.drop_standby()
         self._standby.keep(engine, self._config.standby_s)
 
+    @property
+    def twin(self) -> EngineProcess | None:
+        """The second engine of the served deployment, or None."""
+        return self._twin.engine
+
+    def keep_twin(self, engine: EngineProcess) -> None:
+        """Keep a warm engine of the served deployment, to take over if the serving one dies."""
+        self.drop_twin()
+        self._twin.keep(engine, None)
+
     def claim_standby(self, deployment: Deployment) -> EngineProcess | None:
-        """Return the standby engine if it runs this deployment; the caller lets it serve or keeps it again."""
-        return self._standby.claim(deployment)
+        """Return a standby engine that runs this deployment; the caller lets it serve or keeps it again."""
+        return self._twin.claim(deployment) or self._standby.claim(deployment)
 
     def drop_standby(self) -> asyncio.Task[None] | None:
-        """Stop the standby engine; return the task that does so, or None."""
-        engine = self._standby.forget()
+        """Stop the previous engine; return the task that does so, or None."""
+        return self._retire(self._standby.forget())
+
+    def drop_twin(self) -> asyncio.Task[None] | None:
+        """Stop the second engine of the served deployment; return the task that does so, or None."""
+        return self._retire(self._twin.forget())
+
+    def _retire(self, engine: EngineProcess | None) -> asyncio.Task[None] | None:
         if engine is None:
             return None
         engine.retiring = asyncio.create_task(self.discard(engine))
@@ -246,6 +317,7 @@ class EnginePool:
     async def stop_all(self) -> None:
         """Stop the serving engine after its current inference, and the standby; requests wait for the next engine."""
         self.drop_standby()
+        self.drop_twin()
         engine, self.serving = self.serving, None
         if engine is not None:
             await self._pause(engine)
@@ -283,11 +355,13 @@ class EnginePool:
     async def kill(self) -> None:
         """Kill every engine and wait for their ends."""
         self._standby.forget()
+        self._twin.forget()
         self.serving = None
         watchers = dict(self._watchers)
         for engine in watchers:
             engine.ended_on_purpose = True
             engine.kill()
+        await self.spare.kill()
         if watchers:
             await asyncio.wait(watchers.values())
 
@@ -301,8 +375,9 @@ class EnginePool:
         status = await engine.wait()
         was_serving = engine is self.serving
         self.channels.close(engine)
-        if engine is self.standby:
-            self._standby.forget()
+        for standby in (self._standby, self._twin):
+            if engine is standby.engine:
+                standby.forget()
         if was_serving:
             self.serving = None
         assert engine.stats is not None
@@ -360,7 +435,7 @@ class EnginePool:
         """The serving engine's description of its model; None without an engine."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key != "native"}
+        return {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""

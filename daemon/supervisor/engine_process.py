@@ -16,7 +16,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from shmserve.backend import CHOICE
+
 from ..host import descriptors
+from ..host.background_process import move_to_background, move_to_foreground
 from ..ipc.control import take_messages
 from ..ipc.messages import FROM_ENGINE, EngineMessage, InvalidMessage, Ready, Stop, SupervisorMessage, encode
 from ..ipc.release import OWN
@@ -42,16 +45,18 @@ class EngineEnded(Exception):
 
 
 class EngineProcess:
-    """Starts an engine, carries messages both ways, and knows how it ended."""
+    """Starts an engine, carries messages both ways, and knows how it ended.
 
-    def __init__(
-        self, serial: int, deployment: Deployment, on_message: Callable[[EngineProcess, EngineMessage], None]
-    ) -> None:
-        self.serial = serial
-        self.deployment = deployment
+    The process may be started before it is known what it will serve: `assign` gives it that.
+    """
+
+    def __init__(self) -> None:
+        #: Number of the engine; 0 until it is assigned.
+        self.serial = 0
+        self._deployment: Deployment | None = None
         #: The task that stops it, once it is no longer wanted.
         self.retiring: asyncio.Task[None] | None = None
-        self._on_message = on_message
+        self._on_message: Callable[[EngineProcess, EngineMessage], None] = lambda engine, message: None
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._received = bytearray()
@@ -63,9 +68,38 @@ class EngineProcess:
         self.ended_on_purpose = False
         #: Stage of the start, for people.
         self.stage = "load"
+        self._in_background = False
+        #: When it began to serve (CLOCK_MONOTONIC); None before.
+        self.served_from_s: float | None = None
         #: None until it is warm.
         self.ready: Ready | None = None
         self._awaited: dict[type, asyncio.Future[Any]] = {}
+
+    def assign(
+        self, serial: int, deployment: Deployment, on_message: Callable[[EngineProcess, EngineMessage], None]
+    ) -> None:
+        """Give it what it is to serve, its number, and the function that is called with each of its messages."""
+        self.serial, self._deployment, self._on_message = serial, deployment, on_message
+
+    @property
+    def deployment(self) -> Deployment:
+        assert self._deployment is not None
+        return self._deployment
+
+    @property
+    def in_background(self) -> bool:
+        """Whether it yields the processors to the others, and the kernel ends it first when memory runs out."""
+        return self._in_background
+
+    @in_background.setter
+    def in_background(self, wanted: bool) -> None:
+        if wanted == self._in_background or not self.alive:
+            return
+        self._in_background = wanted
+        if wanted:
+            move_to_background(self.pid)
+        else:
+            move_to_foreground(self.pid)
 
     @property
     def alive(self) -> bool:
@@ -234,6 +268,7 @@ def _spawn(control: int, stats: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [*command, str(control), str(stats), *OWN, str(os.getpid())],
         pass_fds=(control, stats),
+        env={**os.environ, **CHOICE},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # so that what the model starts is known by its group, and ends with it
     )

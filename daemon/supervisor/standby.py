@@ -1,4 +1,8 @@
-"""Warm standby: the previous engine, kept for a limited time for an instant rollback."""
+"""Warm standby: an engine that has loaded its model and does not serve.
+
+There may be two: the previous engine, kept for a limited time for an instant rollback, and, with standby = "loaded", a second
+engine of the served version, which takes over at once if the serving one dies.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,12 @@ class Standby:
         self._on_expired = on_expired
         self._timer: asyncio.TimerHandle | None = None
 
-    def keep(self, engine: EngineProcess, standby_s: float) -> None:
-        """Keep `engine` for `standby_s`, then call `on_expired`."""
+    def keep(self, engine: EngineProcess, standby_s: float | None) -> None:
+        """Keep `engine` for `standby_s` (None: until it is dropped), then call `on_expired`."""
         self.forget()
         self.engine = engine
-        self._timer = asyncio.get_running_loop().call_later(standby_s, self._on_expired)
+        if standby_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(standby_s, self._on_expired)
 
     def claim(self, deployment: Deployment) -> EngineProcess | None:
         """Return the engine if it runs this deployment; the caller lets it serve or keeps it again."""

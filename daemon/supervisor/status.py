@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ipc.stats import Distribution, Stage
+from .spare_engine import SpareStatus
 
 
 class ServiceState(Enum):
@@ -52,7 +53,12 @@ class EngineStatus:
     pid: int
     version: str
     heartbeat_age_s: float | None
-    is_native: bool
+    #: `native` or `pure`; None before its model is warm.
+    backend: str | None
+    #: Whether its memory is locked; None if lock_memory is false.
+    memory_locked: bool | None
+    #: Its real-time priority, 0 if it was refused; None if engine_priority is 0.
+    priority: int | None
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class ServiceStatus:
     restarts: int
     engine: EngineStatus | None
     standby_version: str | None
+    spare: SpareStatus
+    #: State of the second engine of the served version (standby = "loaded"), and why there is none.
+    loaded_standby: tuple[str, str | None]
     #: The serving engine's description of its model.
     model: dict[str, Any] | None
     clients: tuple[ClientStatus, ...]

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from shmserve.directories import check_service_name
@@ -26,15 +26,18 @@ from ..ipc.release import RELEASE_MISMATCH
 from ..ipc.stats import Counter, Stage
 from ..store.ingest_progress import IngestProgress
 from ..varlink.peer import Peer
-from .backoff import Backoff
+from .backoff import STEADY_S, Backoff
 from .deployment import Deployment, EngineStartError
 from .engine_pool import EnginePool
 from .engine_process import EngineProcess, exit_reason
+from .loaded_standby import LoadedStandby
 from .status import ClientStatus, EngineStatus, ServiceState, ServiceStatus
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+#: A task that was cancelled has killed what it was starting by then.
+_CANCEL_AGAIN_S = 5.0
 
 
 class Supervisor:
@@ -86,12 +89,18 @@ class Supervisor:
             on_ended=on_ended,
             on_broken=lambda lease, reason, blame: on_evict(lease, reason) if blame else on_detach(lease),
             on_death=self._examine,
+            calm_s=self._calm_s,
         )
+        self.loaded_standby = LoadedStandby(config, self.engines, self._calm_s)
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._crashed = asyncio.Event()
         #: A client caused the last death of an engine.
         self._of_client = False
+        #: The last engine to die had served for a while.
+        self._was_steady = False
+        #: Since when the state has been ready; None in any other.
+        self._ready_from_s: float | None = None
 
     # Life
 
@@ -154,10 +163,10 @@ class Supervisor:
             on_first()
             self.begun.set()
             keeper = asyncio.create_task(self._keep_serving())
+            beside = [asyncio.create_task(_tend(each.run())) for each in (self.engines.spare, self.loaded_standby)]
             await asyncio.wait((keeper, stop), return_when=asyncio.FIRST_COMPLETED)
-            keeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await keeper
+            for task in (*beside, keeper):
+                await cancel(task)
             self.enter(ServiceState.DRAINING)
             with contextlib.suppress(asyncio.TimeoutError):  # a swap in progress ends soon
                 await asyncio.wait_for(self.changing.acquire(), self.config.drain_s)
@@ -218,12 +227,12 @@ class Supervisor:
         assert engine.ready is not None
         infer_ms = engine.ready.infer_ms
         log.info(
-            "serving %s version %s on %s%s%s",
+            "serving %s version %s on %s%s, %s backend",
             engine.ready.name,
             engine.deployment.version,
             engine.ready.device,
             f", {infer_ms:.2f} ms an inference" if infer_ms is not None else "",
-            "" if engine.ready.native else "; request path: Python (no native core)",
+            engine.ready.backend,
             extra={"message_id": SERVING},
         )
         self.error = None
@@ -235,8 +244,11 @@ class Supervisor:
             await self._crashed.wait()
             self._crashed.clear()
             while self.engines.serving is None:
-                delay_s = backoff.delay_s(self.deployment, time.monotonic(), of_client=self._of_client)
-                self._of_client = False  # no client is to blame if the next one cannot be started
+                answered = self._was_steady and self.engines.spare.ready
+                now_s = time.monotonic()
+                delay_s = 0.0 if answered else backoff.delay_s(self.deployment, now_s, of_client=self._of_client)
+                # No client is to blame if the next one cannot be started, and it has not served.
+                self._of_client = self._was_steady = False
                 if delay_s:
                     log.warning("the engine is started again in %g s; waiting requests stay", delay_s)
                     await asyncio.sleep(delay_s)
@@ -253,6 +265,8 @@ class Supervisor:
 
     def _lost(self, engine: EngineProcess, status: int) -> None:
         self.restarts += 1
+        served_from_s = engine.served_from_s
+        self._was_steady = served_from_s is not None and time.monotonic() - served_from_s > STEADY_S
         log.error("engine %d %s", engine.pid, exit_reason(status), extra={"message_id": ENGINE_DIED})
         self._on_crash(engine)
         self.revive()
@@ -327,6 +341,7 @@ class Supervisor:
         if state is not self.state and self.state is not ServiceState.DRAINING:
             log.info("state %s", state.value)
             self.state = state
+            self._ready_from_s = time.monotonic() if state is ServiceState.READY else None
             self._changed.set()
             self._changed = asyncio.Event()
 
@@ -337,6 +352,10 @@ class Supervisor:
     def _enter_stage(self, stage: str) -> None:
         """Show the stage, "loading" or "warming", of an engine that is started while none serves."""
         self._enter_unless_serving(ServiceState(stage))
+
+    def _calm_s(self) -> float:
+        """Return for how long a model has served with no update under way; 0 if that is not so."""
+        return time.monotonic() - self._ready_from_s if self._ready_from_s is not None else 0.0
 
     async def wait_change(self) -> None:
         """Return at the next change of the state."""
@@ -396,6 +415,8 @@ class Supervisor:
             restarts=self.restarts,
             engine=self._engine_status(now_ns),
             standby_version=standby.deployment.version if standby is not None else None,
+            spare=engines.spare.status,
+            loaded_standby=(self.loaded_standby.state, self.loaded_standby.reason),
             model=engines.model,
             clients=tuple(self._client_status(lease, now_ns) for lease in self.leases),
             counters=engines.counters.totals(),
@@ -409,8 +430,15 @@ class Supervisor:
         age_s = None
         if engine.stats is not None:
             age_s = max(0.0, (now_ns - engine.stats.words[Counter.HEARTBEAT_NS]) / 1e9)
-        is_native = engine.ready is not None and engine.ready.native
-        return EngineStatus(engine.pid, engine.deployment.version, age_s, is_native)
+        ready = engine.ready
+        return EngineStatus(
+            engine.pid,
+            engine.deployment.version,
+            age_s,
+            backend=ready.backend if ready is not None else None,
+            memory_locked=ready.memory_locked if ready is not None else None,
+            priority=ready.priority if ready is not None else None,
+        )
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
         served, errors, last_ns = self.engines.channel_counts(lease.channel)
@@ -427,3 +455,24 @@ class Supervisor:
             errors=errors,
             last_s=(now_ns - last_ns) / 1e9 if last_ns else None,
         )
+
+
+async def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel a task that has no end, and wait for its end; raise what it raised instead.
+
+    Again if need be: before Python 3.12 wait_for() loses a cancellation that comes together with its result, and the task
+    would go on for ever.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=_CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.result()
+
+
+async def _tend(keep: Coroutine[Any, Any, None]) -> None:
+    """Run what keeps a further engine; the service goes on without it if it fails."""
+    try:
+        await keep
+    except Exception:
+        log.exception("no further engine is kept beside the serving one")

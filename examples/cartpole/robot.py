@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     try:
-        with ShmClient(arguments.name, runtime_dir=arguments.runtime_dir) as client:
+        with ShmClient(arguments.name, runtime_dir=arguments.runtime_dir, rate=arguments.rate) as client:
             result = drive(client, seeds, arguments.rate, console)
     except ShmServeError as error:
         print(f"robot: {type(error).__name__}: {error}", file=sys.stderr)

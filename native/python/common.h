@@ -1,4 +1,4 @@
-/* Declarations that the files of the native core share. */
+/* Declarations that the files of the extension share. */
 
 #ifndef SHMSERVE_COMMON_H
 #define SHMSERVE_COMMON_H
@@ -13,10 +13,11 @@
 #endif
 #include <numpy/arrayobject.h>
 
-#include <sched.h>
-#include <stdint.h>
+#include "core/clock.h"
+#include "core/processor.h"
+#include "core/wire.h"
+
 #include <string.h>
-#include <time.h>
 
 /* The words of a segment are 8 bytes, each read and written at once; a processor of 32 bits has no such load. */
 _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bits; elsewhere pure Python is used");
@@ -24,21 +25,8 @@ _Static_assert(sizeof(void *) == 8, "the native core is for processors of 64 bit
 /* A copy of fewer bytes ends before another thread could have taken the interpreter. */
 #define RELEASING_BYTES (32 << 10)
 
-/* Words of the counter's line (COUNTER_LINE in shmserve/layout.py). */
-enum { WRITE_ID = 1, WRITTEN_BYTES = 2, PROCESSOR = 3 };
-
-extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec, server_path_spec,
-    client_path_spec;
-
-/* The CPU of this thread, plus 1; 0 where it is unknown. */
-static inline uint64_t processor(void) { return (uint64_t)(sched_getcpu() + 1); }
-
-static inline uint64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
+extern PyType_Spec encoder_spec, decoder_spec, slots_spec, histograms_spec, poller_spec, copier_spec, semaphore_spec,
+    server_path_spec, client_path_spec;
 
 /* `__new__` makes complete instances: an `__init__` could be called twice or never. The types take no part in garbage
  * collection, because the strings, dtypes, types and arrays that they hold never refer back to them. */
@@ -80,6 +68,14 @@ static inline char *payload_bytes_of(PyObject *payload, Py_ssize_t least)
         return NULL;
     }
     return PyArray_BYTES(array);
+}
+
+/* Read a byte of each cache line, so that they lie in the cache. */
+static inline void touch(const void *memory, size_t bytes)
+{
+    const volatile char *lines = memory;
+    for (size_t at = 0; at < bytes; at += CACHE_LINE)
+        (void)lines[at];
 }
 
 #endif

@@ -1,46 +1,26 @@
-/* Polling of counters that other processes advance (shmserve/counter_poller.py).
+/* Polling of counters that other processes advance (shmserve/pure/counter_poller.py).
  *
  * A spin releases the interpreter, so that the program's other threads run meanwhile.
  */
 
 #include "counter_poller.h"
+#include "core/waiting.h"
 #include "cut_through.h"
 #include "slots.h"
+#include "state.h"
 
 #include <structmember.h>
 
-/* Pollers of one list; a service has no more clients. */
-#define MOST 256
-#define POLLS_PER_CLOCK 16
-/* Time of polling between two checks for signals and for a writer on this CPU. */
-#define SPIN_SLICE_NS 50000
-
-enum { NONE = -1, FAILED = -2 };
+/* Beside the index of a counter and NONE_MOVED: there is an exception. */
+enum { FAILED = -2 };
 
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
-    uint64_t *counter; /* NULL once closed and not polled */
-    unsigned long long last_seen;
+    Watch watch; /* its line is NULL once closed and not polled */
     int users;
     char closed;
 } CounterPoller;
-
-static inline void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-/* ORDER: the counter before the head and payload that it publishes; pairs with the stores that end publish_request and
- * complete_reply. */
-static inline int has_moved(const CounterPoller *self)
-{
-    return __atomic_load_n(self->counter, __ATOMIC_ACQUIRE) != self->last_seen;
-}
 
 /* CounterPoller(memory, place of the counter in words of 8 bytes) */
 static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -58,7 +38,7 @@ static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *keywor
         PyErr_SetString(PyExc_ValueError, "this counter is not in this memory");
         goto failed;
     }
-    self->counter = (uint64_t *)self->view.buf + place;
+    self->watch.line = (const CounterLine *)((uint64_t *)self->view.buf + place);
     return (PyObject *)self;
 failed:
     Py_DECREF(self);
@@ -68,8 +48,8 @@ failed:
 /* While a thread polls, the memory stays mapped until the thread leaves. */
 static void let_go(CounterPoller *self)
 {
-    if (self->counter != NULL && self->closed && !self->users) {
-        self->counter = NULL;
+    if (self->watch.line != NULL && self->closed && !self->users) {
+        self->watch.line = NULL;
         PyBuffer_Release(&self->view);
     }
 }
@@ -89,19 +69,24 @@ static void poller_dealloc(PyObject *object)
     free_instance(object);
 }
 
-int is_poller(PyObject *object) { return Py_TYPE(object)->tp_dealloc == poller_dealloc; }
+int is_poller(PyObject *object) { return is_of_type(object, POLLER_TYPE); }
 
-void poller_note(PyObject *object, uint64_t seen) { ((CounterPoller *)object)->last_seen = seen; }
+int poller_is_open(PyObject *object)
+{
+    return ((CounterPoller *)object)->watch.line != NULL && !((CounterPoller *)object)->closed;
+}
+
+void poller_note(PyObject *object, uint64_t seen) { ((CounterPoller *)object)->watch.last_seen = seen; }
 
 static PyObject *poller_load(PyObject *object, PyObject *unused)
 {
     (void)unused;
     CounterPoller *self = (CounterPoller *)object;
-    if (self->counter == NULL || self->closed) {
+    if (self->watch.line == NULL || self->closed) {
         PyErr_SetString(PyExc_ValueError, "this segment was closed");
         return NULL;
     }
-    return PyLong_FromUnsignedLongLong(__atomic_load_n(self->counter, __ATOMIC_ACQUIRE));
+    return PyLong_FromUnsignedLongLong(load_acquire(&self->watch.line->counter));
 }
 
 /* The open pollers of a list, borrowed; their number, or -1 with an exception.
@@ -109,20 +94,21 @@ static PyObject *poller_load(PyObject *object, PyObject *unused)
  * The caller must not allocate an object that the garbage collector tracks while it uses them: a collection may run
  * code that closes a poller and removes it from the list.
  */
-static int pollers_of(PyObject *given, CounterPoller **pollers)
+static int pollers_of(PyObject *module, PyObject *given, CounterPoller **pollers)
 {
-    if (!PyList_CheckExact(given) || PyList_GET_SIZE(given) > MOST) {
-        PyErr_Format(PyExc_TypeError, "pollers are a list of %d at most", MOST);
+    PyTypeObject *type = state_of(module)->types[POLLER_TYPE];
+    if (!PyList_CheckExact(given) || PyList_GET_SIZE(given) > MOST_WATCHED) {
+        PyErr_Format(PyExc_TypeError, "pollers are a list of %d at most", MOST_WATCHED);
         return -1;
     }
     int count = (int)PyList_GET_SIZE(given);
     for (int index = 0; index < count; index++) {
         CounterPoller *poller = (CounterPoller *)PyList_GET_ITEM(given, index);
-        if (!is_poller((PyObject *)poller)) {
+        if (Py_TYPE(poller) != type) {
             PyErr_SetString(PyExc_TypeError, "a list of pollers holds something else");
             return -1;
         }
-        if (poller->counter == NULL || poller->closed) {
+        if (poller->watch.line == NULL || poller->closed) {
             PyErr_SetString(PyExc_ValueError, "a poller of this list was closed");
             return -1;
         }
@@ -132,35 +118,33 @@ static int pollers_of(PyObject *given, CounterPoller **pollers)
 }
 
 /* The index of the first poller whose counter has moved; their number to `count`, and FAILED with an exception. */
-static int first_moved(PyObject *given, CounterPoller **pollers, int *count)
+static int first_moved(PyObject *module, PyObject *given, CounterPoller **pollers, int *count)
 {
-    *count = pollers_of(given, pollers);
+    *count = pollers_of(module, given, pollers);
     for (int index = 0; index < *count; index++)
-        if (has_moved(pollers[index]))
+        if (has_moved(&pollers[index]->watch))
             return index;
-    return *count < 0 ? FAILED : NONE;
+    return *count < 0 ? FAILED : NONE_MOVED;
 }
 
 /* poll_first(pollers): the index of the first whose counter is not the last seen value; -1 if there is none */
 PyObject *poll_first(PyObject *module, PyObject *given)
 {
-    (void)module;
-    CounterPoller *pollers[MOST];
-    int count, found = first_moved(given, pollers, &count);
+    CounterPoller *pollers[MOST_WATCHED];
+    int count, found = first_moved(module, given, pollers, &count);
     return found == FAILED ? NULL : PyLong_FromLong(found);
 }
 
 /* poll_all(pollers): the indices of all of them */
 PyObject *poll_all(PyObject *module, PyObject *given)
 {
-    (void)module;
-    CounterPoller *pollers[MOST];
+    CounterPoller *pollers[MOST_WATCHED];
     PyObject *places = PyList_New(0);
-    int count = places == NULL ? -1 : pollers_of(given, pollers);
+    int count = places == NULL ? -1 : pollers_of(module, given, pollers);
     if (count < 0)
         Py_CLEAR(places);
     for (int index = 0; places != NULL && index < count; index++)
-        if (has_moved(pollers[index])) {
+        if (has_moved(&pollers[index]->watch)) {
             PyObject *place = PyLong_FromLong(index);
             if (place == NULL || PyList_Append(places, place) < 0)
                 Py_CLEAR(places);
@@ -169,162 +153,188 @@ PyObject *poll_all(PyObject *module, PyObject *given)
     return places;
 }
 
-typedef struct {
-    int count, copiers_count;
-    uint64_t *counters[MOST], seen[MOST];
-    CutThroughCopier *copiers[MOST];
-} PollSet;
+/* The indices of the pollers whose writer is as asked. */
+static PyObject *writers_that(PyObject *module, PyObject *given, bool (*is_so)(const Watch *, uint64_t))
+{
+    CounterPoller *pollers[MOST_WATCHED];
+    PyObject *places = PyList_New(0);
+    int count = places == NULL ? -1 : pollers_of(module, given, pollers);
+    if (count < 0)
+        Py_CLEAR(places);
+    uint64_t here = processor();
+    for (int index = 0; places != NULL && index < count; index++)
+        if (is_so(&pollers[index]->watch, here)) {
+            PyObject *place = PyLong_FromLong(index);
+            if (place == NULL || PyList_Append(places, place) < 0)
+                Py_CLEAR(places);
+            Py_XDECREF(place);
+        }
+    return places;
+}
 
-/* same_cpu_writers(pollers): the indices of those whose writer last ran on this CPU: it cannot run while this thread
+static bool sleeps(const Watch *watch, uint64_t here)
+{
+    (void)here;
+    return is_asleep(watch);
+}
+
+/* same_cpu_writers(pollers): the indices of those whose writer runs on this CPU: it cannot run while this thread
  * spins */
 PyObject *same_cpu_writers(PyObject *module, PyObject *given)
 {
-    (void)module;
-    CounterPoller *pollers[MOST];
-    PyObject *places = PyList_New(0);
-    int count = places == NULL ? -1 : pollers_of(given, pollers);
-    if (count < 0)
-        Py_CLEAR(places);
-    uint64_t here = processor();
-    for (int index = 0; places != NULL && index < count; index++)
-        if (here && __atomic_load_n(&pollers[index]->counter[PROCESSOR], __ATOMIC_RELAXED) == here) {
-            PyObject *place = PyLong_FromLong(index);
-            if (place == NULL || PyList_Append(places, place) < 0)
-                Py_CLEAR(places);
-            Py_XDECREF(place);
+    return writers_that(module, given, is_same_cpu);
+}
+
+/* sleeping_writers(pollers): the indices of those whose writer sleeps, or has not run since it was rung */
+PyObject *sleeping_writers(PyObject *module, PyObject *given)
+{
+    return writers_that(module, given, sleeps);
+}
+
+static PyObject *note_writers(PyObject *module, PyObject *given, void (*note)(CounterLine *))
+{
+    if (!PyList_CheckExact(given)) {
+        PyErr_SetString(PyExc_TypeError, "writers are a list of slots");
+        return NULL;
+    }
+    for (Py_ssize_t index = 0; index < PyList_GET_SIZE(given); index++) {
+        Slots *slots = (Slots *)PyList_GET_ITEM(given, index);
+        if (Py_TYPE(slots) != state_of(module)->types[SLOTS_TYPE]) {
+            PyErr_SetString(PyExc_TypeError, "a list of slots holds something else");
+            return NULL;
         }
-    return places;
+        /* Another thread may have closed them. */
+        if (slots->ring.line != NULL && !slots->view.readonly)
+            note(slots->ring.line);
+    }
+    Py_RETURN_NONE;
 }
 
-static int poll_until(const PollSet *at, uint64_t until_ns)
+/* mark_asleep(slots), mark_awake(slots): note beside the counters that this side writes that it is about to sleep, or runs
+ * here */
+PyObject *mark_asleep(PyObject *module, PyObject *given)
 {
-    do {
-        for (int poll = 0; poll < POLLS_PER_CLOCK; poll++) {
-            int copied = 0;
-            for (int index = 0; index < at->count; index++)
-                if (__atomic_load_n(at->counters[index], __ATOMIC_ACQUIRE) != at->seen[index])
-                    return index;
-            for (int index = 0; index < at->copiers_count; index++)
-                copied |= copier_advance(at->copiers[index]);
-            if (copied)
-                break; /* a copy takes as long as many polls */
-            relax();
-        }
-    } while (monotonic_ns() < until_ns);
-    return NONE;
+    return note_writers(module, given, note_asleep);
 }
 
-/* Whether the last known CPU of a writer is this one. */
-static int has_same_cpu_writer(const PollSet *at)
+PyObject *mark_awake(PyObject *module, PyObject *given)
 {
-    uint64_t here = processor();
-    for (int index = 0; index < at->count; index++)
-        if (here && __atomic_load_n(&at->counters[index][PROCESSOR], __ATOMIC_RELAXED) == here)
-            return 1;
-    return 0;
+    return note_writers(module, given, note_awake);
 }
 
-/* Pin the memory until `leave`, although the owner may close it meanwhile. */
-static void enter(PollSet *at, CounterPoller **pollers, int count)
+/* A set of counters while a thread without the interpreter uses it; its memory stays mapped. */
+typedef struct {
+    WatchSet set;
+    CounterPoller *pollers[MOST_WATCHED];
+    CutThroughCopier *copiers[MOST_WATCHED];
+} PinnedSet;
+
+/* Pin the memory until `leave`, although the owners may close it meanwhile; `pollers` and `copiers_count` are set. */
+static void enter(PinnedSet *pinned, int count)
 {
-    /* Private copies: the owner of a poller may set `last_seen` meanwhile. */
-    at->count = count;
+    WatchSet *set = &pinned->set;
+    set->count = count;
     for (int index = 0; index < count; index++) {
-        at->counters[index] = pollers[index]->counter;
-        at->seen[index] = pollers[index]->last_seen;
-        pollers[index]->users++;
-        Py_INCREF(pollers[index]);
+        set->watches[index] = pinned->pollers[index]->watch;
+        pinned->pollers[index]->users++;
+        Py_INCREF(pinned->pollers[index]);
     }
-    for (int index = 0; index < at->copiers_count; index++)
-        copier_enter(at->copiers[index]);
+    for (int index = 0; index < set->copiers_count; index++) {
+        copier_enter(pinned->copiers[index]);
+        set->copiers[index] = &pinned->copiers[index]->copy;
+    }
 }
 
-static void leave(PollSet *at, CounterPoller **pollers)
+static void leave(PinnedSet *pinned)
 {
-    for (int index = 0; index < at->copiers_count; index++)
-        copier_leave(at->copiers[index]);
-    for (int index = 0; index < at->count; index++) {
-        pollers[index]->users--;
-        let_go(pollers[index]);
-        Py_DECREF(pollers[index]);
+    for (int index = 0; index < pinned->set.copiers_count; index++)
+        copier_leave(pinned->copiers[index]);
+    for (int index = 0; index < pinned->set.count; index++) {
+        pinned->pollers[index]->users--;
+        let_go(pinned->pollers[index]);
+        Py_DECREF(pinned->pollers[index]);
     }
 }
 
-/* spin(pollers, until_ns, copiers): as `poll_first`, until a counter has moved or the time (CLOCK_MONOTONIC) is over;
- * the copiers copy meanwhile
+/* spin(pollers, until_ns, copiers, yields): as `poll_first`, until a counter has moved or the time (CLOCK_MONOTONIC) is over;
+ * the copiers copy meanwhile; with `yields` other threads of this CPU run between two polls
  *
  * A signal does not end it: a caller that must handle signals spins for a millisecond at a time.
  */
 PyObject *spin(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
-    (void)module;
-    CounterPoller *pollers[MOST];
+    PinnedSet pinned;
     int count;
-    if (given < 2 || given > 3 || (given == 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST))) {
-        PyErr_SetString(PyExc_TypeError, "spin(pollers, until_ns, copiers)");
+    if (given < 2 || given > 4 ||
+        (given >= 3 && (!PyList_CheckExact(args[2]) || PyList_GET_SIZE(args[2]) > MOST_WATCHED))) {
+        PyErr_SetString(PyExc_TypeError, "spin(pollers, until_ns, copiers, yields)");
         return NULL;
     }
     uint64_t until_ns;
     if (to_word(args[1], &until_ns) < 0)
         return NULL;
-    int found = first_moved(args[0], pollers, &count);
+    int found = first_moved(module, args[0], pinned.pollers, &count);
     if (found == FAILED)
         return NULL;
-    if (found != NONE)
+    if (found != NONE_MOVED)
         return PyLong_FromLong(found);
-    PollSet at;
-    at.copiers_count = given == 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
-    for (int index = 0; index < at.copiers_count; index++) {
-        at.copiers[index] = (CutThroughCopier *)PyList_GET_ITEM(args[2], index);
-        if (!is_copier((PyObject *)at.copiers[index])) {
+    int yields = given == 4 ? PyObject_IsTrue(args[3]) : 0;
+    if (yields < 0)
+        return NULL;
+    pinned.set.copiers_count = given >= 3 ? (int)PyList_GET_SIZE(args[2]) : 0;
+    for (int index = 0; index < pinned.set.copiers_count; index++) {
+        pinned.copiers[index] = (CutThroughCopier *)PyList_GET_ITEM(args[2], index);
+        if (Py_TYPE(pinned.copiers[index]) != state_of(module)->types[COPIER_TYPE]) {
             PyErr_SetString(PyExc_TypeError, "a list of copiers holds something else");
             return NULL;
         }
     }
-    enter(&at, pollers, count);
+    enter(&pinned, count);
+    SpinClock clock = {.now_ns = monotonic_ns()};
     Py_BEGIN_ALLOW_THREADS
-    found = poll_until(&at, until_ns);
+    found = spin_until(&pinned.set, until_ns, &clock, yields);
     Py_END_ALLOW_THREADS
-    leave(&at, pollers);
+    leave(&pinned);
     return PyLong_FromLong(found);
 }
 
-/* spin_unless_same_cpu(pollers, until_ns): the time at which a counter was seen to have moved; 0 if none has until
- * then, or if a writer last ran on this CPU, where it cannot run while this thread spins
+/* spin_unless_blocked(pollers, until_ns, yields): how long it took until a counter was seen to have moved, at least 1 ns and
+ * without the time during which this thread did not run; 0 if none has until then, or if a writer cannot run while this
+ * thread spins; with `yields` other threads of this CPU run between two polls, and 0 once one of them has kept it: it would again
  *
  * It checks for signals, whose handlers may raise an exception.
  */
-PyObject *spin_unless_same_cpu(PyObject *module, PyObject *const *args, Py_ssize_t given)
+PyObject *spin_unless_blocked(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
-    (void)module;
-    CounterPoller *pollers[MOST];
+    PinnedSet pinned;
+    SpinClock clock = {.now_ns = monotonic_ns()};
     int count, failed = 0;
-    uint64_t until_ns, now_ns = monotonic_ns();
-    if (given != 2) {
-        PyErr_SetString(PyExc_TypeError, "spin_unless_same_cpu(pollers, until_ns)");
+    uint64_t until_ns, began_ns = clock.now_ns;
+    if (given != 2 && given != 3) {
+        PyErr_SetString(PyExc_TypeError, "spin_unless_blocked(pollers, until_ns, yields)");
         return NULL;
     }
     if (to_word(args[1], &until_ns) < 0)
         return NULL;
-    int found = first_moved(args[0], pollers, &count);
+    bool yields = given == 3 && args[2] == Py_True;
+    int found = first_moved(module, args[0], pinned.pollers, &count);
     if (found == FAILED)
         return NULL;
-    if (found == NONE && now_ns < until_ns) {
-        PollSet at;
-        at.copiers_count = 0;
-        enter(&at, pollers, count);
-        while (found == NONE && now_ns < until_ns && !has_same_cpu_writer(&at)) {
-            uint64_t pause_ns = now_ns + SPIN_SLICE_NS < until_ns ? now_ns + SPIN_SLICE_NS : until_ns;
+    if (found == NONE_MOVED && began_ns < until_ns) {
+        pinned.set.copiers_count = 0;
+        enter(&pinned, count);
+        while (found == NONE_MOVED) {
             Py_BEGIN_ALLOW_THREADS
-            found = poll_until(&at, pause_ns);
-            now_ns = monotonic_ns();
+            found = spin_slice(&pinned.set, began_ns, until_ns, &clock, yields);
             Py_END_ALLOW_THREADS
-            if (found == NONE && (failed = PyErr_CheckSignals()) < 0)
+            if (found == NONE_MOVED && (failed = PyErr_CheckSignals()) < 0)
                 break;
         }
-        leave(&at, pollers);
+        leave(&pinned);
     }
-    return failed < 0 ? NULL : PyLong_FromUnsignedLongLong(found == NONE ? 0 : now_ns);
+    if (failed < 0)
+        return NULL;
+    return PyLong_FromUnsignedLongLong(found < 0 ? 0 : spun_ns(&clock, began_ns));
 }
 
 static PyMethodDef poller_methods[] = {
@@ -334,7 +344,7 @@ static PyMethodDef poller_methods[] = {
 };
 
 static PyMemberDef poller_members[] = {
-    {"last_seen", T_ULONGLONG, offsetof(CounterPoller, last_seen), 0, "The value that the owner has seen last."},
+    {"last_seen", T_ULONGLONG, offsetof(CounterPoller, watch.last_seen), 0, "The value that the owner has seen last."},
     {NULL, 0, 0, 0, NULL},
 };
 

@@ -1,24 +1,13 @@
 /* Histograms of an engine's stages: Stats.record (daemon/ipc/stats.py). */
 
+#include "core/histograms.h"
 #include "common.h"
-
-enum { STAGES = 5, BUCKETS = 240, FIRST_BIT = 10, SUB_BITS = 3 };
 
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
-    uint64_t *counts; /* NULL once closed */
+    Word *counts; /* NULL once closed */
 } Histograms;
-
-/* bucket_of in daemon/ipc/stats.py; a test compares them */
-static int bucket_of(uint64_t duration_ns)
-{
-    if (duration_ns < (uint64_t)1 << FIRST_BIT)
-        return 0;
-    int bits = 63 - __builtin_clzll(duration_ns) - FIRST_BIT;
-    int index = 1 + (bits << SUB_BITS) + (int)((duration_ns >> (bits + FIRST_BIT - SUB_BITS)) & 7);
-    return index < BUCKETS ? index : BUCKETS - 1;
-}
 
 /* Histograms(memory, place of the first in words of 8 bytes) */
 static PyObject *histograms_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
@@ -36,7 +25,7 @@ static PyObject *histograms_new(PyTypeObject *type, PyObject *args, PyObject *ke
         PyErr_SetString(PyExc_ValueError, "the histograms are not in this memory");
         goto failed;
     }
-    self->counts = (uint64_t *)self->view.buf + place;
+    self->counts = (Word *)self->view.buf + place;
     return (PyObject *)self;
 failed:
     Py_DECREF(self);
@@ -61,10 +50,9 @@ static void histograms_dealloc(PyObject *object)
     free_instance(object);
 }
 
-static PyObject *histograms_record(PyObject *object, PyObject *const *args, Py_ssize_t count)
+static PyObject *histograms_record_method(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Histograms *self = (Histograms *)object;
-    uint64_t total = 0;
     if (count != STAGES - 1) {
         PyErr_SetString(PyExc_TypeError, "record(queued_ns, staged_ns, infer_ns, copied_ns)");
         return NULL;
@@ -73,22 +61,18 @@ static PyObject *histograms_record(PyObject *object, PyObject *const *args, Py_s
         PyErr_SetString(PyExc_ValueError, "these histograms were closed");
         return NULL;
     }
-    uint64_t durations[STAGES];
+    uint64_t durations[STAGES - 1];
     for (int stage = 0; stage < STAGES - 1; stage++) {
         durations[stage] = PyLong_AsUnsignedLongLong(args[stage]);
         if (durations[stage] == (uint64_t)-1 && PyErr_Occurred())
             return NULL;
-        if (__builtin_add_overflow(total, durations[stage], &total))
-            total = UINT64_MAX;
     }
-    durations[STAGES - 1] = total;
-    for (int stage = 0; stage < STAGES; stage++)
-        self->counts[stage * BUCKETS + bucket_of(durations[stage])]++;
+    histograms_record(self->counts, durations);
     Py_RETURN_NONE;
 }
 
 static PyMethodDef histograms_methods[] = {
-    {"record", (PyCFunction)(void (*)(void))histograms_record, METH_FASTCALL, "Stats.record"},
+    {"record", (PyCFunction)(void (*)(void))histograms_record_method, METH_FASTCALL, "Stats.record"},
     {"close", histograms_close, METH_NOARGS, "Release the memory; may be called twice."},
     {NULL, NULL, 0, NULL},
 };

@@ -1,661 +1,886 @@
-/* Encoder of trees of a known structure: checks the structure guard, then copies the leaves into a slot's payload.
+/* Encoder of trees: one walk describes a tree and flattens it, then its leaves are copied into a slot.
  *
- * It does the work of StructureGuard.flatten (structure_guard.py) and Encoder._write (codec.py). The whole tree is
- * checked before the first byte is copied. A tree that differs in any way has another structure, and Python infers its
- * schema.
+ * The walk writes the metadata, which names the structure, and collects the sizes, numbers and leaves. The whole tree is
+ * walked before the first byte is copied. A structure that is not remembered, or sizes that a contract does not allow,
+ * are reported before anything is written, and so is a value that this walk cannot carry: Python then says why.
  *
  * A large write is announced, so that the engine can copy it cut-through while it goes on (cut_through.c).
+ * shmserve/pure/tree_encoder.py does the same in Python.
  */
 
 #include "tree_encoder.h"
 #include "cut_through.h"
+#include "dtypes.h"
 #include "slots.h"
+#include "state.h"
 
-enum { LEAST_ROOM = 32, MOST_DEPTH = 64 };
+#include "core/schema.h"
 
+enum { REMEMBERED = 64, FEW_ENTRIES = 24 };
+
+/* The codes of TreeEncoder's `convert`. */
+enum { CARRIED_AS = 0, CARRIED_AS_BFLOAT16 = 1, CARRIED_AS_BFLOAT16_SCALAR = 2, CARRIED_AS_LONG = 3 };
+
+/* A leaf of the walked tree. */
 typedef struct {
-    Py_ssize_t position;
-    PyObject *value;   /* of a base type */
-    PyObject *convert; /* to that type; None if it has it */
-} Constant;
+    PyObject *owner;   /* keeps the bytes */
+    const char *bytes; /* of a text, of bytes and of a list; NULL: the owner is an array */
+    PyObject *given;   /* the array that the owner is a copy of, or NULL: the end of one may run code */
+} Source;
 
+/* A described and flattened tree. */
 typedef struct {
-    Py_ssize_t position;
-    PyObject *dtype;   /* to compare with; None for a leaf without one */
-    PyObject *convert; /* None if numpy takes it unchanged */
-    int dimensions;
-    npy_intp *shape;
-} ArrayLeaf;
+    MetadataWriter metadata;
+    uint8_t *buffer;
+    Leaf *leaves;
+    Source *sources;
+    Place *places;
+    uint64_t *sizes, *numbers;
+    size_t leaves_count, leaves_room, sizes_count, sizes_room, numbers_count, numbers_room;
+    int nodes;
+} Walk;
 
-typedef struct Container Container;
-
+/* A structure that was sent before. */
 typedef struct {
-    Py_ssize_t position;
-    Container *container;
-    PyObject *convert; /* to the container's kind; None if it has it */
-} Nested;
-
-struct Container {
-    PyTypeObject *kind;
-    Py_ssize_t size;
-    PyObject **keys; /* NULL unless it is a dict */
-    PyTypeObject **types;
-    Py_ssize_t constants_count, numbers_count, arrays_count, nested_count;
-    Constant *constants;
-    Py_ssize_t *numbers;
-    ArrayLeaf *arrays;
-    Nested *nested;
-};
-
-typedef struct {
-    Py_ssize_t offset, size;
-    PyArray_Descr *stored_as;
-} LeafLayout;
+    PyObject *metadata;
+    uint64_t schema, used;
+    int64_t *expected; /* for each size the one that is declared, or -1; NULL: none is */
+} Known;
 
 typedef struct {
     PyObject_HEAD
-    Container *root;
-    LeafLayout *places;
-    Py_ssize_t numbers_count, arrays_count, payload_bytes;
-    int is_leaf_root;
+    PyObject *convert;
+    Known known[REMEMBERED];
+    int known_count, latest;
+    uint64_t uses;
+    Walk walk; /* kept from one tree to the next */
+    int busy;
 } TreeEncoder;
-
-/* The flattened leaves of one tree. */
-typedef struct {
-    uint64_t *numbers;
-    PyArrayObject **arrays; /* owned */
-    Py_ssize_t numbers_found, arrays_found;
-} Leaves;
 
 /* Construction */
 
-static void *zeroed(Py_ssize_t count, size_t size)
+static void free_walk(Walk *walk)
 {
-    void *memory = PyMem_Calloc((size_t)(count > 0 ? count : 1), size);
-    if (memory == NULL)
-        PyErr_NoMemory();
-    return memory;
+    PyMem_Free(walk->buffer);
+    PyMem_Free(walk->leaves);
+    PyMem_Free(walk->sources);
+    PyMem_Free(walk->places);
+    PyMem_Free(walk->sizes);
+    PyMem_Free(walk->numbers);
+    memset(walk, 0, sizeof *walk);
 }
 
-static void free_container(Container *container)
-{
-    if (container == NULL)
-        return;
-    for (Py_ssize_t index = 0; index < container->size; index++) {
-        if (container->keys != NULL)
-            Py_XDECREF(container->keys[index]);
-        if (container->types != NULL)
-            Py_XDECREF(container->types[index]);
-    }
-    for (Py_ssize_t index = 0; container->constants != NULL && index < container->constants_count; index++) {
-        Py_XDECREF(container->constants[index].value);
-        Py_XDECREF(container->constants[index].convert);
-    }
-    for (Py_ssize_t index = 0; container->arrays != NULL && index < container->arrays_count; index++) {
-        Py_XDECREF(container->arrays[index].dtype);
-        Py_XDECREF(container->arrays[index].convert);
-        PyMem_Free(container->arrays[index].shape);
-    }
-    for (Py_ssize_t index = 0; container->nested != NULL && index < container->nested_count; index++) {
-        free_container(container->nested[index].container);
-        Py_XDECREF(container->nested[index].convert);
-    }
-    Py_XDECREF(container->kind);
-    PyMem_Free(container->keys);
-    PyMem_Free(container->types);
-    PyMem_Free(container->constants);
-    PyMem_Free(container->numbers);
-    PyMem_Free(container->arrays);
-    PyMem_Free(container->nested);
-    PyMem_Free(container);
-}
-
-static int is_position(Container *container, Py_ssize_t position)
-{
-    if (position >= 0 && position < container->size)
-        return 1;
-    PyErr_SetString(PyExc_ValueError, "a guard has a position outside its container");
-    return 0;
-}
-
-static int array_of(Container *container, PyObject *given, ArrayLeaf *leaf)
-{
-    PyObject *dtype, *shape, *convert;
-    if (!PyArg_ParseTuple(given, "nOO!O", &leaf->position, &dtype, &PyTuple_Type, &shape, &convert) ||
-        !is_position(container, leaf->position))
-        return -1;
-    leaf->dtype = Py_NewRef(dtype);
-    leaf->convert = Py_NewRef(convert);
-    if (PyTuple_GET_SIZE(shape) > NPY_MAXDIMS) {
-        PyErr_SetString(PyExc_ValueError, "an array of too many dimensions");
-        return -1;
-    }
-    leaf->dimensions = (int)PyTuple_GET_SIZE(shape);
-    leaf->shape = zeroed(leaf->dimensions, sizeof *leaf->shape);
-    if (leaf->shape == NULL)
-        return -1;
-    for (int index = 0; index < leaf->dimensions; index++) {
-        leaf->shape[index] = PyLong_AsSsize_t(PyTuple_GET_ITEM(shape, index));
-        if (leaf->shape[index] < 0) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_ValueError, "a negative length");
-            return -1;
-        }
-    }
-    return 0;
-}
-
-/* A container of `ContainerGuard.spec()`: (kind, keys or None, types, constants, numbers, arrays, nested). */
-static Container *container_of(PyObject *given, TreeEncoder *encoder, int depth)
-{
-    PyObject *kind, *keys, *types, *constants, *numbers, *arrays, *nested;
-    if (depth > MOST_DEPTH) {
-        PyErr_SetString(PyExc_ValueError, "a guard that is too deep");
-        return NULL;
-    }
-    if (!PyTuple_Check(given)) {
-        PyErr_SetString(PyExc_TypeError, "a guard is a tuple");
-        return NULL;
-    }
-    if (!PyArg_ParseTuple(given, "O!OO!O!O!O!O!", &PyType_Type, &kind, &keys, &PyTuple_Type, &types, &PyTuple_Type,
-                          &constants, &PyTuple_Type, &numbers, &PyTuple_Type, &arrays, &PyTuple_Type, &nested))
-        return NULL;
-    Container *container = zeroed(1, sizeof *container);
-    if (container == NULL)
-        return NULL;
-    container->kind = (PyTypeObject *)Py_NewRef(kind);
-    int is_dict = kind == (PyObject *)&PyDict_Type;
-    if ((!is_dict && kind != (PyObject *)&PyList_Type && kind != (PyObject *)&PyTuple_Type) ||
-        (is_dict && (!PyTuple_Check(keys) || PyTuple_GET_SIZE(keys) != PyTuple_GET_SIZE(types)))) {
-        PyErr_SetString(PyExc_TypeError, "a guard is of a dict with its keys, a list or a tuple");
-        goto failed;
-    }
-    container->types = zeroed(PyTuple_GET_SIZE(types), sizeof *container->types);
-    container->keys = is_dict ? zeroed(PyTuple_GET_SIZE(types), sizeof *container->keys) : NULL;
-    if (container->types == NULL || (is_dict && container->keys == NULL))
-        goto failed;
-    container->size = PyTuple_GET_SIZE(types);
-    for (Py_ssize_t index = 0; index < container->size; index++) {
-        if (is_dict)
-            container->keys[index] = Py_NewRef(PyTuple_GET_ITEM(keys, index));
-        container->types[index] = (PyTypeObject *)Py_NewRef(PyTuple_GET_ITEM(types, index));
-        if (!PyType_Check(container->types[index]) || (is_dict && !PyUnicode_CheckExact(container->keys[index]))) {
-            PyErr_SetString(PyExc_TypeError, "a guard's types are types, and its keys str");
-            goto failed;
-        }
-    }
-    container->constants = zeroed(PyTuple_GET_SIZE(constants), sizeof *container->constants);
-    container->numbers = zeroed(PyTuple_GET_SIZE(numbers), sizeof *container->numbers);
-    container->arrays = zeroed(PyTuple_GET_SIZE(arrays), sizeof *container->arrays);
-    container->nested = zeroed(PyTuple_GET_SIZE(nested), sizeof *container->nested);
-    if (container->constants == NULL || container->numbers == NULL || container->arrays == NULL ||
-        container->nested == NULL)
-        goto failed;
-    for (; container->constants_count < PyTuple_GET_SIZE(constants); container->constants_count++) {
-        Constant *constant = &container->constants[container->constants_count];
-        PyObject *value, *convert;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(constants, container->constants_count), "nOO", &constant->position,
-                              &value, &convert) ||
-            !is_position(container, constant->position))
-            goto failed;
-        constant->value = Py_NewRef(value);
-        constant->convert = Py_NewRef(convert);
-    }
-    for (; container->numbers_count < PyTuple_GET_SIZE(numbers); container->numbers_count++) {
-        Py_ssize_t position = PyLong_AsSsize_t(PyTuple_GET_ITEM(numbers, container->numbers_count));
-        if (!is_position(container, position))
-            goto failed;
-        PyTypeObject *type = container->types[position];
-        if (!PyType_IsSubtype(type, &PyLong_Type) && !PyType_IsSubtype(type, &PyFloat_Type)) {
-            PyErr_SetString(PyExc_TypeError, "a guard's numbers are int, float or bool");
-            goto failed;
-        }
-        container->numbers[container->numbers_count] = position;
-    }
-    encoder->numbers_count += container->numbers_count;
-    while (container->arrays_count < PyTuple_GET_SIZE(arrays)) {
-        PyObject *leaf = PyTuple_GET_ITEM(arrays, container->arrays_count);
-        if (array_of(container, leaf, &container->arrays[container->arrays_count++]) < 0)
-            goto failed;
-    }
-    encoder->arrays_count += container->arrays_count;
-    for (; container->nested_count < PyTuple_GET_SIZE(nested); container->nested_count++) {
-        Nested *inner = &container->nested[container->nested_count];
-        PyObject *guard, *convert;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(nested, container->nested_count), "nOO", &inner->position, &guard,
-                              &convert) ||
-            !is_position(container, inner->position))
-            goto failed;
-        inner->container = container_of(guard, encoder, depth + 1);
-        if (inner->container == NULL)
-            goto failed;
-        inner->convert = Py_NewRef(convert);
-        if (convert == Py_None && container->types[inner->position] != inner->container->kind) {
-            container->nested_count++;
-            PyErr_SetString(PyExc_TypeError, "a nested container differs from the type at its position");
-            goto failed;
-        }
-    }
-    return container;
-failed:
-    free_container(container);
-    return NULL;
-}
-
-static int places_of(TreeEncoder *self, PyObject *given)
-{
-    if (PyTuple_GET_SIZE(given) != self->arrays_count) {
-        PyErr_SetString(PyExc_ValueError, "a guard has other arrays than its schema");
-        return -1;
-    }
-    self->places = zeroed(self->arrays_count, sizeof *self->places);
-    if (self->places == NULL)
-        return -1;
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        LeafLayout *place = &self->places[index];
-        PyObject *stored_as;
-        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(given, index), "nnO!", &place->offset, &place->size, &PyArrayDescr_Type,
-                              &stored_as))
-            return -1;
-        place->stored_as = (PyArray_Descr *)Py_NewRef(stored_as);
-        if (PyDataType_REFCHK(place->stored_as) || place->offset < self->numbers_count * 8 || place->size < 0 ||
-            place->size > self->payload_bytes - place->offset) {
-            PyErr_SetString(PyExc_ValueError, "an array lies outside of its payload");
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int fill(TreeEncoder *self, PyObject *args)
-{
-    PyObject *guard, *places;
-    if (!PyArg_ParseTuple(args, "OpO!n", &guard, &self->is_leaf_root, &PyTuple_Type, &places, &self->payload_bytes))
-        return -1;
-    self->root = container_of(guard, self, 0);
-    if (self->root == NULL || places_of(self, places) < 0)
-        return -1;
-    if (self->payload_bytes < self->numbers_count * 8 ||
-        (self->is_leaf_root && (self->root->size != 1 || self->root->kind != &PyTuple_Type))) {
-        PyErr_SetString(PyExc_ValueError, "a guard and its schema do not agree");
-        return -1;
-    }
-    return 0;
-}
-
-/* TreeEncoder(guard, is_leaf_root, places, payload_bytes) */
+/* TreeEncoder(convert): `convert` gives a value of any other type as (code, value of a base type) */
 static PyObject *encoder_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     TreeEncoder *self = new_instance(type, keywords);
-    if (self != NULL && fill(self, args) < 0)
+    if (self != NULL && !PyArg_ParseTuple(args, "O", &self->convert)) {
+        self->convert = NULL;
         Py_CLEAR(self);
+    }
+    if (self != NULL)
+        Py_INCREF(self->convert);
     return (PyObject *)self;
+}
+
+static void forget_one(Known *known)
+{
+    Py_CLEAR(known->metadata);
+    PyMem_Free(known->expected);
+    known->expected = NULL;
+}
+
+static PyObject *encoder_forget(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    TreeEncoder *self = (TreeEncoder *)object;
+    while (self->known_count)
+        forget_one(&self->known[--self->known_count]);
+    Py_RETURN_NONE;
 }
 
 static void encoder_dealloc(PyObject *object)
 {
     TreeEncoder *self = (TreeEncoder *)object;
-    free_container(self->root);
-    for (Py_ssize_t index = 0; self->places != NULL && index < self->arrays_count; index++)
-        Py_XDECREF(self->places[index].stored_as);
-    PyMem_Free(self->places);
+    Py_XDECREF(encoder_forget(object, NULL));
+    free_walk(&self->walk);
+    Py_XDECREF(self->convert);
     free_instance(object);
 }
 
-/* Flattening. 1: the guard holds, 0: another structure, -1: an exception. */
-
-static int same_dtype(PyObject *found, PyObject *described)
+/* The remembered structure of this metadata; -1 for none. */
+static int find(TreeEncoder *self, const uint8_t *metadata, size_t bytes)
 {
-    if (found == described)
-        return 1;
-    if (PyArray_DescrCheck(found) && PyArray_DescrCheck(described))
-        return PyArray_EquivTypes((PyArray_Descr *)found, (PyArray_Descr *)described);
-    return PyObject_RichCompareBool(found, described, Py_EQ);
-}
-
-/* The leaf as an array, owned; NULL without an exception for another structure. */
-static PyArrayObject *leaf_array(ArrayLeaf *leaf, PyObject *value)
-{
-    if (leaf->dtype != Py_None) {
-        int same;
-        if (PyArray_CheckExact(value))
-            same = same_dtype((PyObject *)PyArray_DESCR((PyArrayObject *)value), leaf->dtype);
-        else {
-            PyObject *dtype = PyObject_GetAttrString(value, "dtype");
-            if (dtype == NULL)
-                return NULL;
-            same = same_dtype(dtype, leaf->dtype);
-            Py_DECREF(dtype);
+    for (int step = 0; step < self->known_count; step++) {
+        int index = (self->latest + step) % self->known_count;
+        PyObject *known = self->known[index].metadata;
+        if ((size_t)PyBytes_GET_SIZE(known) == bytes && memcmp(PyBytes_AS_STRING(known), metadata, bytes) == 0) {
+            self->known[index].used = ++self->uses;
+            return self->latest = index;
         }
-        if (same <= 0)
+    }
+    return -1;
+}
+
+/* remember(metadata, schema, expected): write trees of this structure from now on; in the place of the one that was used
+ * longest ago if there are many. `expected`: for each size the one that is declared, or -1; None: none is */
+static PyObject *encoder_remember(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    TreeEncoder *self = (TreeEncoder *)object;
+    int64_t *expected = NULL;
+    uint64_t schema;
+    if (count != 3 || !PyBytes_CheckExact(args[0]) || (args[2] != Py_None && !PyTuple_CheckExact(args[2]))) {
+        PyErr_SetString(PyExc_TypeError, "remember(metadata, schema, expected)");
+        return NULL;
+    }
+    if (to_word(args[1], &schema) < 0)
+        return NULL;
+    Schema described;
+    if (!schema_read(&described, (const uint8_t *)PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]))) {
+        PyErr_SetString(PyExc_ValueError, "expected metadata of a tree");
+        return NULL;
+    }
+    Py_ssize_t sizes = described.sizes_count;
+    schema_free(&described);
+    if (args[2] != Py_None) {
+        if (PyTuple_GET_SIZE(args[2]) != sizes) {
+            PyErr_Format(PyExc_ValueError, "expected %zd sizes", sizes);
             return NULL;
+        }
+        if ((expected = PyMem_Calloc((size_t)sizes + 1, sizeof *expected)) == NULL)
+            return PyErr_NoMemory();
+        for (Py_ssize_t index = 0; index < sizes; index++) {
+            expected[index] = PyLong_AsLongLong(PyTuple_GET_ITEM(args[2], index));
+            if (expected[index] == -1 && PyErr_Occurred()) {
+                PyMem_Free(expected);
+                return NULL;
+            }
+        }
     }
-    PyObject *array = leaf->convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(leaf->convert, value);
-    if (array != NULL && !PyArray_Check(array)) {
-        PyObject *scalar = array;
-        array = PyArray_IsScalar(scalar, Generic) ? PyArray_FromScalar(scalar, NULL) : NULL;
-        Py_DECREF(scalar);
+    int index = find(self, (const uint8_t *)PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]));
+    if (index < 0 && self->known_count < REMEMBERED)
+        index = self->known_count++;
+    if (index < 0) {
+        index = 0;
+        for (int other = 1; other < self->known_count; other++)
+            if (self->known[other].used < self->known[index].used)
+                index = other;
     }
-    return (PyArrayObject *)array;
+    forget_one(&self->known[index]);
+    self->known[index] = (Known){Py_NewRef(args[0]), schema, ++self->uses, expected};
+    self->latest = index;
+    Py_RETURN_NONE;
 }
 
-static int flatten_array(TreeEncoder *self, ArrayLeaf *leaf, PyObject *value, Leaves *leaves)
+/* Walking. 1: described, 0: a value that is not carried, -1: an exception. */
+
+/* Room for one more element of an array. */
+static int make_room(void *array, size_t count, size_t *room, size_t element)
 {
-    PyArrayObject *array = leaf_array(leaf, value);
-    if (array == NULL)
-        return PyErr_Occurred() ? -1 : 0;
-    leaves->arrays[leaves->arrays_found] = array;
-    LeafLayout *place = &self->places[leaves->arrays_found++];
-    if (PyArray_NDIM(array) != leaf->dimensions || PyArray_NBYTES(array) != place->size)
+    void **memory = array;
+    if (count < *room)
+        return 1;
+    size_t larger = *room ? 2 * *room : 64;
+    void *moved = PyMem_Realloc(*memory, larger * element);
+    if (moved == NULL) {
+        PyErr_NoMemory();
         return 0;
-    for (int index = 0; index < leaf->dimensions; index++)
-        if (PyArray_DIM(array, index) != leaf->shape[index])
-            return 0;
-    return PyArray_DESCR(array) == place->stored_as || PyArray_EquivTypes(PyArray_DESCR(array), place->stored_as);
+    }
+    *memory = moved;
+    *room = larger;
+    return 1;
 }
 
-static int flatten_number(PyObject *value, Leaves *leaves)
+static int add_size(Walk *walk, uint64_t size)
 {
-    uint64_t *word = &leaves->numbers[leaves->numbers_found++];
-    if (PyFloat_Check(value)) {
-        double number = PyFloat_AS_DOUBLE(value);
-        memcpy(word, &number, sizeof number);
+    if (!make_room(&walk->sizes, walk->sizes_count, &walk->sizes_room, sizeof *walk->sizes))
+        return -1;
+    walk->sizes[walk->sizes_count++] = size;
+    return 1;
+}
+
+static int add_number(Walk *walk, int kind, int dtype, uint64_t word)
+{
+    if (!make_room(&walk->numbers, walk->numbers_count, &walk->numbers_room, sizeof *walk->numbers))
+        return -1;
+    walk->numbers[walk->numbers_count++] = word;
+    metadata_leaf(&walk->metadata, kind, dtype, 0);
+    return 1;
+}
+
+/* Takes over `owner`. */
+static int add_leaf(Walk *walk, int kind, int dtype, int dimensions, PyObject *owner, const char *bytes)
+{
+    if (walk->leaves_count == walk->leaves_room) {
+        size_t room = walk->leaves_room, again = room, third = room;
+        if (!make_room(&walk->leaves, room, &room, sizeof *walk->leaves) ||
+            !make_room(&walk->sources, again, &again, sizeof *walk->sources) ||
+            !make_room(&walk->places, third, &third, sizeof *walk->places)) {
+            Py_DECREF(owner);
+            return -1;
+        }
+        walk->leaves_room = room;
+    }
+    walk->leaves[walk->leaves_count] = (Leaf){(uint8_t)kind, (uint8_t)dtype, (uint8_t)dimensions};
+    walk->sources[walk->leaves_count++] = (Source){owner, bytes, NULL};
+    metadata_leaf(&walk->metadata, kind, dtype, dimensions);
+    return 1;
+}
+
+/* A leaf of these bytes, of one dimension. Takes over `owner`. */
+static int add_bytes(Walk *walk, int kind, int dtype, uint64_t length, PyObject *owner, const char *bytes)
+{
+    int added = add_leaf(walk, kind, dtype, 1, owner, bytes);
+    return added == 1 ? add_size(walk, length) : added;
+}
+
+static int walk_text(Walk *walk, PyObject *text)
+{
+    Py_ssize_t length;
+    const char *bytes = PyUnicode_AsUTF8AndSize(text, &length);
+    if (bytes != NULL)
+        return add_bytes(walk, LEAF_STR, DTYPE_U1, (uint64_t)length, Py_NewRef(text), bytes);
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError))
+        return -1;
+    PyErr_Clear();
+    PyObject *encoded = PyUnicode_AsEncodedString(text, "utf-8", "surrogatepass");
+    if (encoded == NULL)
+        return -1;
+    return add_bytes(walk, LEAF_STR, DTYPE_U1, (uint64_t)PyBytes_GET_SIZE(encoded), encoded, PyBytes_AS_STRING(encoded));
+}
+
+/* Takes over `array`, whose dtype is one of numpy's own; `dtype` is the wire's. */
+static int walk_array(Walk *walk, int kind, int dtype, PyObject *array)
+{
+    int dimensions = PyArray_NDIM((PyArrayObject *)array);
+    if (dimensions > DIMENSION_LIMIT) {
+        Py_DECREF(array);
+        return 0;
+    }
+    int added = add_leaf(walk, kind, dtype, dimensions, array, NULL);
+    for (int index = 0; added == 1 && index < dimensions; index++)
+        added = add_size(walk, (uint64_t)PyArray_DIM((PyArrayObject *)array, index));
+    return added;
+}
+
+/* A list of numbers of one type as one leaf; 0 for any other list. */
+static int walk_numbers(Walk *walk, PyObject *list, int *is_leaf)
+{
+    Py_ssize_t length = PyList_GET_SIZE(list);
+    *is_leaf = 0;
+    if (!length)
+        return 1;
+    PyTypeObject *type = Py_TYPE(PyList_GET_ITEM(list, 0));
+    int dtype = type == &PyFloat_Type  ? DTYPE_F8
+                : type == &PyLong_Type ? DTYPE_I8
+                : type == &PyBool_Type ? DTYPE_B1
+                                       : -1;
+    if (dtype < 0)
+        return 1;
+    Py_ssize_t element = dtype == DTYPE_B1 ? 1 : 8;
+    if (length > (Py_ssize_t)(PAYLOAD_LIMIT / 8))
+        return 0;
+    for (Py_ssize_t index = 1; index < length; index++)
+        if (Py_TYPE(PyList_GET_ITEM(list, index)) != type)
+            return 1;
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, length * element);
+    if (packed == NULL)
+        return -1;
+    char *to = PyBytes_AS_STRING(packed);
+    for (Py_ssize_t index = 0; index < length; index++) {
+        PyObject *item = PyList_GET_ITEM(list, index);
+        if (dtype == DTYPE_F8) {
+            double number = PyFloat_AS_DOUBLE(item);
+            memcpy(to + index * 8, &number, 8);
+        }
+        else if (dtype == DTYPE_B1)
+            to[index] = item == Py_True;
+        else {
+            int overflow;
+            int64_t number = PyLong_AsLongLongAndOverflow(item, &overflow);
+            if (overflow) {
+                Py_DECREF(packed);
+                return 1;
+            }
+            memcpy(to + index * 8, &number, 8);
+        }
+    }
+    *is_leaf = 1;
+    return add_bytes(walk, LEAF_LIST, dtype, (uint64_t)length, packed, to);
+}
+
+static int walk_value(TreeEncoder *self, Walk *walk, PyObject *value, int depth, int converted);
+
+/* The entries of a list or tuple; they are held, because a conversion may change the list. */
+static int walk_items(TreeEncoder *self, Walk *walk, PyObject *sequence, int type, int depth)
+{
+    if (PySequence_Fast_GET_SIZE(sequence) > NODE_LIMIT)
+        return 0;
+    PyObject *items = type == NODE_LIST ? PyList_AsTuple(sequence) : Py_NewRef(sequence);
+    if (items == NULL)
+        return -1;
+    int walked = 1;
+    metadata_open(&walk->metadata, type);
+    for (Py_ssize_t index = 0; walked == 1 && index < PyTuple_GET_SIZE(items); index++)
+        walked = walk_value(self, walk, PyTuple_GET_ITEM(items, index), depth + 1, 0);
+    metadata_close(&walk->metadata, type);
+    Py_DECREF(items);
+    return walked;
+}
+
+static int walk_key(Walk *walk, PyObject *key)
+{
+    if (PyUnicode_CheckExact(key)) {
+        Py_ssize_t bytes;
+        const char *text = PyUnicode_AsUTF8AndSize(key, &bytes);
+        if (text == NULL) {
+            PyErr_Clear(); /* a surrogate */
+            return 0;
+        }
+        metadata_text_key(&walk->metadata, text, (size_t)bytes);
         return 1;
     }
     int overflow;
-    long long number = PyLong_AsLongLongAndOverflow(value, &overflow);
-    *word = (uint64_t)number;
-    return overflow ? 0 : 1;
-}
-
-/* The values of `tree`, owned, in the order of the guard; 0 and none of them for another structure. */
-static int values_of(Container *container, PyObject *tree, PyObject **values)
-{
-    if (Py_TYPE(tree) != container->kind)
+    int64_t number = PyLong_AsLongLongAndOverflow(key, &overflow);
+    if (overflow)
         return 0;
-    Py_ssize_t found = 0;
-    if (container->keys != NULL) {
-        PyObject *key, *value;
-        Py_ssize_t cursor = 0;
-        if (PyDict_GET_SIZE(tree) != container->size)
-            return 0;
-        while (found < container->size && PyDict_Next(tree, &cursor, &key, &value)) {
-            if (key != container->keys[found] &&
-                (!PyUnicode_CheckExact(key) || PyUnicode_Compare(key, container->keys[found])))
-                break;
-            if (Py_TYPE(value) != container->types[found])
-                break;
-            values[found++] = Py_NewRef(value);
-        }
-    }
-    else if (Py_SIZE(tree) == container->size) {
-        PyObject **items = PySequence_Fast_ITEMS(tree);
-        while (found < container->size && Py_TYPE(items[found]) == container->types[found]) {
-            values[found] = Py_NewRef(items[found]);
-            found++;
-        }
-    }
-    else
+    metadata_int_key(&walk->metadata, number);
+    return 1;
+}
+
+static int walk_dict(TreeEncoder *self, Walk *walk, PyObject *dict, int depth)
+{
+    /* Held, because a conversion may change the dict. */
+    PyObject *few[2 * FEW_ENTRIES], **entries = few, *key, *value;
+    Py_ssize_t position = 0, count = 0, size = PyDict_GET_SIZE(dict);
+    if (size > NODE_LIMIT)
         return 0;
-    if (found == container->size)
-        return 1;
-    while (found)
-        Py_DECREF(values[--found]);
-    return 0;
-}
-
-/* The value as its base type, owned; NULL with an exception. */
-static PyObject *as_base(PyObject *value, PyObject *convert)
-{
-    return convert == Py_None ? Py_NewRef(value) : PyObject_CallOneArg(convert, value);
-}
-
-static int flatten(TreeEncoder *self, Container *container, PyObject *tree, Leaves *leaves)
-{
-    PyObject *few[LEAST_ROOM], **values = few;
-    if (container->size > LEAST_ROOM && (values = zeroed(container->size, sizeof *values)) == NULL)
+    if (size > FEW_ENTRIES && (entries = PyMem_Calloc((size_t)size, 2 * sizeof *entries)) == NULL) {
+        PyErr_NoMemory();
         return -1;
-    int same = values_of(container, tree, values);
-    if (same == 1) {
-        for (Py_ssize_t index = 0; same == 1 && index < container->constants_count; index++) {
-            Constant *constant = &container->constants[index];
-            PyObject *value = as_base(values[constant->position], constant->convert);
-            if (value == NULL)
-                same = -1;
-            else if (value != constant->value)
-                same = PyObject_RichCompareBool(value, constant->value, Py_EQ);
-            Py_XDECREF(value);
-        }
-        for (Py_ssize_t index = 0; same == 1 && index < container->numbers_count; index++)
-            same = flatten_number(values[container->numbers[index]], leaves);
-        for (Py_ssize_t index = 0; same == 1 && index < container->arrays_count; index++)
-            same = flatten_array(self, &container->arrays[index], values[container->arrays[index].position], leaves);
-        for (Py_ssize_t index = 0; same == 1 && index < container->nested_count; index++) {
-            Nested *nested = &container->nested[index];
-            PyObject *inner = as_base(values[nested->position], nested->convert);
-            same = inner == NULL ? -1 : flatten(self, nested->container, inner, leaves);
-            Py_XDECREF(inner);
-        }
-        for (Py_ssize_t index = 0; index < container->size; index++)
-            Py_DECREF(values[index]);
     }
-    if (values != few)
-        PyMem_Free(values);
-    return same;
+    int walked = 1;
+    while (count < size && PyDict_Next(dict, &position, &key, &value)) {
+        entries[2 * count] = Py_NewRef(key);
+        entries[2 * count++ + 1] = Py_NewRef(value);
+    }
+    metadata_open(&walk->metadata, NODE_DICT);
+    for (Py_ssize_t index = 0; walked == 1 && index < count; index++)
+        if ((walked = walk_key(walk, entries[2 * index])) == 1)
+            walked = walk_value(self, walk, entries[2 * index + 1], depth + 1, 0);
+    metadata_close(&walk->metadata, NODE_DICT);
+    for (Py_ssize_t index = 0; index < 2 * count; index++)
+        Py_DECREF(entries[index]);
+    if (entries != few)
+        PyMem_Free(entries);
+    return walked;
+}
+
+static int has_plain_keys(PyObject *dict)
+{
+    PyObject *key;
+    for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, NULL);)
+        if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key))
+            return 0;
+    return 1;
+}
+
+/* A value that is carried as another one. */
+static int walk_other(TreeEncoder *self, Walk *walk, PyObject *value, int depth)
+{
+    PyObject *carried = PyObject_CallOneArg(self->convert, value), *base;
+    if (carried == NULL)
+        return -1;
+    if (!PyTuple_CheckExact(carried) || PyTuple_GET_SIZE(carried) != 2 ||
+        !PyLong_CheckExact(PyTuple_GET_ITEM(carried, 0))) {
+        PyErr_SetString(PyExc_TypeError, "a conversion gives (code, value)");
+        Py_DECREF(carried);
+        return -1;
+    }
+    long code = PyLong_AsLong(PyTuple_GET_ITEM(carried, 0));
+    base = Py_NewRef(PyTuple_GET_ITEM(carried, 1));
+    Py_DECREF(carried);
+    int walked = code == -1 && PyErr_Occurred() ? -1 : 0;
+    if (walked < 0)
+        ;
+    else if (code == CARRIED_AS)
+        walked = walk_value(self, walk, base, depth, 1);
+    else if (code == CARRIED_AS_LONG && PyBytes_CheckExact(base)) {
+        metadata_long(&walk->metadata, (const uint8_t *)PyBytes_AS_STRING(base), (size_t)PyBytes_GET_SIZE(base));
+        walked = 1;
+    }
+    else if (PyArray_CheckExact(base) && PyArray_TYPE((PyArrayObject *)base) == NPY_UINT16) {
+        int kind = code == CARRIED_AS_BFLOAT16 ? LEAF_ARRAY : LEAF_SCALAR;
+        walked = walk_array(walk, kind, DTYPE_BF2, Py_NewRef(base));
+    }
+    Py_DECREF(base);
+    return walked;
+}
+
+static int walk_value(TreeEncoder *self, Walk *walk, PyObject *value, int depth, int converted)
+{
+    PyTypeObject *type = Py_TYPE(value);
+    if (!converted && (depth > DEPTH_LIMIT || ++walk->nodes > NODE_LIMIT))
+        return 0;
+    if (type == &PyArray_Type) {
+        int dtype = dtype_of(PyArray_DESCR((PyArrayObject *)value));
+        if (dtype >= 0)
+            return walk_array(walk, LEAF_ARRAY, dtype, Py_NewRef(value));
+    }
+    else if (type == &PyFloat_Type) {
+        double number = PyFloat_AS_DOUBLE(value);
+        uint64_t word;
+        memcpy(&word, &number, sizeof word);
+        return add_number(walk, LEAF_FLOAT, DTYPE_F8, word);
+    }
+    else if (type == &PyLong_Type) {
+        int overflow;
+        int64_t number = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (!overflow)
+            return add_number(walk, LEAF_INT, DTYPE_I8, (uint64_t)number);
+    }
+    else if (type == &PyBool_Type)
+        return add_number(walk, LEAF_BOOL, DTYPE_I8, value == Py_True);
+    else if (type == &PyUnicode_Type)
+        return walk_text(walk, value);
+    else if (type == &PyBytes_Type)
+        return add_bytes(walk, LEAF_BYTES, DTYPE_U1, (uint64_t)PyBytes_GET_SIZE(value), Py_NewRef(value),
+                         PyBytes_AS_STRING(value));
+    else if (value == Py_None) {
+        metadata_none(&walk->metadata);
+        return 1;
+    }
+    else if (type == &PyDict_Type) {
+        if (has_plain_keys(value))
+            return walk_dict(self, walk, value, depth);
+    }
+    else if (type == &PyTuple_Type)
+        return walk_items(self, walk, value, NODE_TUPLE, depth);
+    else if (type == &PyList_Type) {
+        int is_leaf, walked = walk_numbers(walk, value, &is_leaf);
+        return is_leaf || walked != 1 ? walked : walk_items(self, walk, value, NODE_LIST, depth);
+    }
+    else if (PyArray_IsScalar(value, Generic)) {
+        PyObject *array = PyArray_FromScalar(value, NULL);
+        if (array == NULL)
+            return -1;
+        int dtype = PyArray_CheckExact(array) ? dtype_of(PyArray_DESCR((PyArrayObject *)array)) : -1;
+        if (dtype >= 0)
+            return walk_array(walk, LEAF_SCALAR, dtype, array);
+        Py_DECREF(array);
+    }
+    return converted ? 0 : walk_other(self, walk, value, depth);
+}
+
+static int describe(TreeEncoder *self, Walk *walk, PyObject *tree)
+{
+    if (walk->buffer == NULL && (walk->buffer = PyMem_Malloc(METADATA_LIMIT)) == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    metadata_begin(&walk->metadata, walk->buffer, METADATA_LIMIT);
+    int walked = walk_value(self, walk, tree, 0, 0);
+    return walked == 1 ? metadata_end(&walk->metadata) : walked;
+}
+
+static void release(Walk *walk)
+{
+    while (walk->leaves_count) {
+        Source *source = &walk->sources[--walk->leaves_count];
+        Py_XDECREF(source->given);
+        Py_DECREF(source->owner);
+    }
+    walk->sizes_count = walk->numbers_count = 0;
+    walk->nodes = 0;
 }
 
 /* Copying */
 
-/* Whether a flattened array still has the size of its leaf: a conversion or another thread may have resized it since.
- */
-static int still_fits(LeafLayout *place, PyArrayObject *array)
+static int is_contiguous(const Source *source)
 {
-    return PyArray_NBYTES(array) == place->size &&
-           PyArray_SIZE(array) * PyDataType_ELSIZE(place->stored_as) == place->size;
+    return source->bytes != NULL || PyArray_IS_C_CONTIGUOUS((PyArrayObject *)source->owner);
+}
+
+static const char *bytes_of(const Source *source)
+{
+    return source->bytes != NULL ? source->bytes : PyArray_BYTES((PyArrayObject *)source->owner);
+}
+
+/* Whether a flattened array still has the dtype and size of its leaf: a conversion or another thread may have changed it
+ * since. */
+static int still_fits(const Walk *walk, size_t index)
+{
+    const Source *source = &walk->sources[index];
+    if (source->bytes != NULL)
+        return 1;
+    PyArrayObject *array = (PyArrayObject *)source->owner;
+    int dtype = walk->leaves[index].dtype;
+    return dtype_of(PyArray_DESCR(array)) == (dtype == DTYPE_BF2 ? DTYPE_U2 : dtype) &&
+           (uint64_t)PyArray_SIZE(array) * dtype_bytes(dtype) == walk->places[index].size;
+}
+
+/* Whether the array has bytes between these. */
+static int lies_within(PyArrayObject *array, const char *begin, const char *end)
+{
+    const char *first = PyArray_BYTES(array), *last = first + PyArray_ITEMSIZE(array);
+    for (int index = 0; index < PyArray_NDIM(array); index++) {
+        npy_intp span = PyArray_STRIDE(array, index) * (PyArray_DIM(array, index) - 1);
+        if (PyArray_DIM(array, index) == 0)
+            return 0;
+        first += span < 0 ? span : 0;
+        last += span > 0 ? span : 0;
+    }
+    return first < end && last > begin;
+}
+
+/* An array that is memory of the payload is copied to its place as it was before the first write: a private copy, unless
+ * it lies there already. */
+static int separate(Walk *walk, const char *payload, uint64_t payload_bytes)
+{
+    for (size_t index = 0; index < walk->leaves_count; index++) {
+        Source *source = &walk->sources[index];
+        if (source->bytes != NULL)
+            continue;
+        PyArrayObject *array = (PyArrayObject *)source->owner;
+        if (!lies_within(array, payload, payload + payload_bytes) ||
+            (PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) == payload + walk->places[index].offset))
+            continue;
+        PyObject *copy = PyArray_NewCopy(array, NPY_CORDER);
+        if (copy == NULL)
+            return -1;
+        source->given = source->owner;
+        source->owner = copy;
+    }
+    return 1;
 }
 
 /* Copy an array that is not contiguous, with numpy. */
-static int copy_strided(LeafLayout *place, PyArrayObject *array, char *payload)
+static int copy_strided(const Place *place, PyArrayObject *array, char *payload)
 {
-    PyObject *to =
-        PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(place->stored_as), PyArray_NDIM(array),
-                             PyArray_DIMS(array), NULL, payload + place->offset, NPY_ARRAY_WRITEABLE, NULL);
+    PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(PyArray_DESCR(array)),
+                                        PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
+                                        NPY_ARRAY_WRITEABLE, NULL);
     int failed = to == NULL ? -1 : PyArray_CopyInto((PyArrayObject *)to, array);
     Py_XDECREF(to);
     return failed;
 }
 
-static void copy_whole(TreeEncoder *self, Leaves *leaves, char *payload)
+/* The sizes and numbers, at the front. */
+static void copy_words(const Walk *walk, char *payload)
 {
-    memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        PyArrayObject *array = leaves->arrays[index];
-        LeafLayout *place = &self->places[index];
-        if (place->size && PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) != payload + place->offset)
-            memmove(payload + place->offset, PyArray_BYTES(array), (size_t)place->size);
+    if (walk->sizes_count)
+        memcpy(payload, walk->sizes, walk->sizes_count * 8);
+    if (walk->numbers_count)
+        memcpy(payload + walk->sizes_count * 8, walk->numbers, walk->numbers_count * 8);
+}
+
+static void copy_whole(const Walk *walk, char *payload)
+{
+    copy_words(walk, payload);
+    for (size_t index = 0; index < walk->leaves_count; index++) {
+        const Place *place = &walk->places[index];
+        const char *from = bytes_of(&walk->sources[index]);
+        if (place->size && is_contiguous(&walk->sources[index]) && from != payload + place->offset)
+            memcpy(payload + place->offset, from, place->size);
     }
 }
 
-/* As `copy_whole`, in pieces, with the byte count after each one until an array is left for `copy_strided`. The word
+/* As `copy_whole`, in pieces, with the byte count after each one until an array is left for `copy_strided`. The line
  * lies in the payload's segment and is mapped while the payload is. */
-static void copy_in_pieces(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *written)
+static void copy_in_pieces(const Walk *walk, char *payload, CounterLine *line)
 {
     int in_order = 1;
-    memcpy(payload, leaves->numbers, (size_t)self->numbers_count * 8);
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        PyArrayObject *array = leaves->arrays[index];
-        LeafLayout *place = &self->places[index];
-        if (!PyArray_IS_C_CONTIGUOUS(array)) {
+    copy_words(walk, payload);
+    for (size_t index = 0; index < walk->leaves_count; index++) {
+        const Place *place = &walk->places[index];
+        if (!is_contiguous(&walk->sources[index])) {
             in_order = 0;
             continue;
         }
-        const char *from = PyArray_BYTES(array);
+        const char *from = bytes_of(&walk->sources[index]);
         char *to = payload + place->offset;
-        Py_ssize_t piece = 0;
-        /* Arrays that overlap their place are copied whole, as memmove does. */
-        int apart = from >= to + place->size || to >= from + place->size;
-        for (Py_ssize_t done = 0; done < place->size; done += piece) {
-            piece = apart && place->size - done > CUT_THROUGH_PIECE ? CUT_THROUGH_PIECE : place->size - done;
-            memmove(to + done, from + done, (size_t)piece);
-            /* ORDER: bytes before their number; pairs with copier_advance. */
+        size_t piece = 0;
+        for (size_t done = 0; done < place->size; done += piece) {
+            piece = place->size - done > CUT_THROUGH_PIECE ? CUT_THROUGH_PIECE : place->size - done;
+            if (from != to)
+                memcpy(to + done, from + done, piece);
             if (in_order)
-                __atomic_store_n(written, (uint64_t)(place->offset + done + piece), __ATOMIC_RELEASE);
+                announce_progress(line, place->offset + done + piece);
         }
     }
 }
 
-/* Announce a write into this slot, with a unique write id. */
-static uint64_t begin_write(uint64_t *counter, uint64_t slot)
+static int copy(const Walk *walk, char *payload, uint64_t payload_bytes, CounterLine *line)
 {
-    uint64_t write_id = sequence_of(number_of(counter[WRITE_ID]) + 1, slot);
-    /* ORDER: the write id before any byte; pairs with copier_advance. */
-    __atomic_store_n(&counter[WRITTEN_BYTES], 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&counter[PROCESSOR], processor(), __ATOMIC_RELAXED);
-    __atomic_store_n(&counter[WRITE_ID], write_id, __ATOMIC_RELEASE);
-    /* Nor may a byte of this write be visible under the id of an earlier one. */
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return write_id;
-}
-
-static int copy(TreeEncoder *self, Leaves *leaves, char *payload, uint64_t *counter)
-{
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++)
-        if (!still_fits(&self->places[index], leaves->arrays[index]))
+    for (size_t index = 0; index < walk->leaves_count; index++)
+        if (!still_fits(walk, index))
             return OTHER;
-    if (self->payload_bytes < RELEASING_BYTES)
-        copy_whole(self, leaves, payload);
+    if (payload_bytes < RELEASING_BYTES)
+        copy_whole(walk, payload);
     else {
         Py_BEGIN_ALLOW_THREADS
-        if (counter != NULL)
-            copy_in_pieces(self, leaves, payload, &counter[WRITTEN_BYTES]);
+        if (line != NULL)
+            copy_in_pieces(walk, payload, line);
         else
-            copy_whole(self, leaves, payload);
+            copy_whole(walk, payload);
         Py_END_ALLOW_THREADS
     }
-    for (Py_ssize_t index = 0; index < self->arrays_count; index++) {
-        PyArrayObject *array = leaves->arrays[index];
-        if (PyArray_IS_C_CONTIGUOUS(array))
+    for (size_t index = 0; index < walk->leaves_count; index++) {
+        if (is_contiguous(&walk->sources[index]))
             continue;
-        if (!still_fits(&self->places[index], array))
+        if (!still_fits(walk, index))
             return OTHER;
-        if (copy_strided(&self->places[index], array, payload) < 0)
+        if (copy_strided(&walk->places[index], (PyArrayObject *)walk->sources[index].owner, payload) < 0)
             return -1;
     }
     return WRITTEN;
 }
 
-/* Whether the payload is large enough; copy_into checks its type. */
-static int does_fit(TreeEncoder *self, PyObject *payload)
+/* The writable bytes of a one-dimensional uint8 array that the memory has under this name, and the array. */
+static char *memory_bytes(PyObject *memory, PyObject *name, Py_ssize_t *room, PyObject **array)
 {
-    return PyArray_Check(payload) && PyArray_NBYTES((PyArrayObject *)payload) >= self->payload_bytes;
+    if ((*array = PyObject_GetAttr(memory, name)) == NULL)
+        return NULL;
+    char *bytes = payload_bytes_of(*array, 0);
+    if (bytes != NULL && !PyArray_ISWRITEABLE((PyArrayObject *)*array)) {
+        PyErr_SetString(PyExc_ValueError, "this payload may only be read");
+        bytes = NULL;
+    }
+    if (bytes == NULL)
+        Py_CLEAR(*array);
+    else
+        *room = PyArray_DIM((PyArrayObject *)*array, 0);
+    return bytes;
 }
 
-/* Announce the write, and wake the engine for a long one: 1, or -1 with an exception. */
-static int begin_cut_through(TreeEncoder *self, PyObject *slots, uint64_t slot, PyObject *wake, uint64_t **counter,
-                             uint64_t *write_id)
+/* Write the metadata, unless the slot has it. */
+static int write_metadata(TreeEncoder *self, const Known *known, PyObject *memory)
 {
-    if (self->payload_bytes >= WAKE_BYTES && wake != Py_None) {
-        /* Before the first word is written, because it runs Python code. */
-        PyObject *woken = PyObject_CallNoArgs(wake);
-        if (woken == NULL)
-            return -1;
-        Py_DECREF(woken);
-    }
-    Slots *open = writable_slots(slots);
-    if (open == NULL)
+    PyObject *written_name = name_for((PyObject *)self, WRITTEN_SCHEMA_NAME), *array;
+    PyObject *metadata_name = name_for((PyObject *)self, METADATA_NAME);
+    PyObject *written = PyObject_GetAttr(memory, written_name);
+    if (written == NULL)
         return -1;
-    *counter = open->counter;
-    *write_id = begin_write(*counter, slot);
+    uint64_t schema_written;
+    int same = PyLong_CheckExact(written) && to_word(written, &schema_written) == 0 && schema_written == known->schema;
+    Py_DECREF(written);
+    PyErr_Clear(); /* of a number that is no schema's */
+    if (same)
+        return WRITTEN;
+    Py_ssize_t room, bytes = PyBytes_GET_SIZE(known->metadata);
+    if (memory_bytes(memory, metadata_name, &room, &array) == NULL)
+        return -1;
+    Py_DECREF(array);
+    if (bytes > room)
+        return TOO_LARGE;
+    /* An interrupt may come between the bytes and the note. */
+    if (PyObject_SetAttr(memory, written_name, Py_None) < 0)
+        return -1;
+    char *metadata = memory_bytes(memory, metadata_name, &room, &array);
+    if (metadata == NULL)
+        return -1;
+    if (bytes <= room)
+        memcpy(metadata, PyBytes_AS_STRING(known->metadata), (size_t)bytes);
+    Py_DECREF(array);
+    PyObject *schema = PyLong_FromUnsignedLongLong(known->schema);
+    int result = schema == NULL ? -1 : bytes > room ? TOO_LARGE : WRITTEN;
+    if (result == WRITTEN && PyObject_SetAttr(memory, written_name, schema) < 0)
+        result = -1;
+    Py_XDECREF(schema);
+    return result;
+}
+
+/* Wake the engine for a long write: it runs Python code, so before the first word is written. */
+static int wake_for(TreeEncoder *self, PyObject *memory, uint64_t payload_bytes)
+{
+    if (payload_bytes < WAKE_BYTES)
+        return 1;
+    PyObject *wake = PyObject_GetAttr(memory, name_for((PyObject *)self, WAKE_NAME)), *woken = NULL;
+    if (wake != NULL)
+        woken = wake == Py_None ? Py_NewRef(wake) : PyObject_CallNoArgs(wake);
+    Py_XDECREF(wake);
+    Py_XDECREF(woken);
+    return woken == NULL ? -1 : 1;
+}
+
+static int is_expected(const Known *known, const Walk *walk)
+{
+    for (size_t index = 0; known->expected != NULL && index < walk->sizes_count; index++)
+        if (known->expected[index] >= 0 && (uint64_t)known->expected[index] != walk->sizes[index])
+            return 0;
     return 1;
 }
 
-/* The payload is checked after the last Python code has run. */
-static int copy_into(TreeEncoder *self, Leaves *leaves, PyObject *payload, uint64_t *counter)
+/* Write a walked tree of a known structure, whose metadata the caller holds: Python code that runs may forget it. */
+static int write_known(TreeEncoder *self, Walk *walk, const Known *known, PyObject *memory, PyObject *slots,
+                       uint64_t slot, Encoded *encoded)
 {
-    char *bytes = payload_bytes_of(payload, 0);
-    if (bytes == NULL)
+    /* A conversion may have replaced the payload, and `wake` may: it is fetched after the last Python code. */
+    CounterLine *line = NULL;
+    PyObject *array;
+    Py_ssize_t room;
+    char *payload = memory_bytes(memory, name_for((PyObject *)self, PAYLOAD_NAME), &room, &array);
+    if (payload == NULL)
         return -1;
-    if (!PyArray_ISWRITEABLE((PyArrayObject *)payload)) {
-        PyErr_SetString(PyExc_ValueError, "this payload may only be read");
-        return -1;
-    }
-    return PyArray_DIM((PyArrayObject *)payload, 0) < self->payload_bytes ? TOO_LARGE
-                                                                          : copy(self, leaves, bytes, counter);
-}
-
-int encoder_put(PyObject *object, PyObject *given, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *wake,
-                uint64_t *write_id)
-{
-    TreeEncoder *self = (TreeEncoder *)object;
-    uint64_t few_numbers[LEAST_ROOM];
-    PyArrayObject *few_arrays[LEAST_ROOM];
-    Leaves leaves = {few_numbers, few_arrays, 0, 0};
-    uint64_t *counter = NULL;
-    int found = -1;
-    *write_id = 0;
-    if (self->numbers_count > LEAST_ROOM &&
-        (leaves.numbers = zeroed(self->numbers_count, sizeof *leaves.numbers)) == NULL)
-        goto end;
-    if (self->arrays_count > LEAST_ROOM && (leaves.arrays = zeroed(self->arrays_count, sizeof *leaves.arrays)) == NULL)
-        goto end;
-    PyObject *tree = self->is_leaf_root ? PyTuple_Pack(1, given) : Py_NewRef(given);
-    if (tree == NULL)
-        goto end;
-    found = flatten(self, self->root, tree, &leaves);
-    Py_DECREF(tree);
-    if (found == 1 && slots != Py_None && self->payload_bytes >= CUT_THROUGH_BYTES && does_fit(self, payload))
-        found = begin_cut_through(self, slots, slot, wake, &counter, write_id);
-    if (found == 1)
-        found = copy_into(self, &leaves, payload, counter);
-end:
-    while (leaves.arrays_found)
-        Py_DECREF(leaves.arrays[--leaves.arrays_found]);
-    if (leaves.numbers != few_numbers)
-        PyMem_Free(leaves.numbers);
-    if (leaves.arrays != few_arrays)
-        PyMem_Free(leaves.arrays);
-    return found;
-}
-
-int is_encoder(PyObject *object) { return Py_TYPE(object)->tp_dealloc == encoder_dealloc; }
-
-uint64_t encoder_bytes(PyObject *object) { return (uint64_t)((TreeEncoder *)object)->payload_bytes; }
-
-static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py_ssize_t count)
-{
-    if (count != 2 && count != 5) {
-        PyErr_SetString(PyExc_TypeError, "encode_into(tree, payload), or with slots, slot, wake");
-        return NULL;
-    }
-    unsigned long slot = 0;
-    if (count == 5 && args[2] != Py_None) {
-        slot = PyLong_AsUnsignedLong(args[3]);
-        if (slot >= MAX_SLOTS) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_ValueError, "no such slot");
-            return NULL;
+    int is_too_large = encoded->payload_bytes > (uint64_t)room;
+    Py_DECREF(array);
+    if (is_too_large)
+        return TOO_LARGE;
+    int result = write_metadata(self, known, memory);
+    int is_announced = slots != Py_None && encoded->payload_bytes >= CUT_THROUGH_BYTES;
+    if (result == WRITTEN && is_announced)
+        result = wake_for(self, memory, encoded->payload_bytes);
+    if (result != WRITTEN || (payload = memory_bytes(memory, name_for((PyObject *)self, PAYLOAD_NAME), &room, &array)) == NULL)
+        return result != WRITTEN ? result : -1;
+    if (encoded->payload_bytes > (uint64_t)room)
+        result = TOO_LARGE;
+    else
+        result = separate(walk, payload, encoded->payload_bytes);
+    if (result == WRITTEN && is_announced) {
+        Slots *open = writable_slots(slots);
+        if (open == NULL)
+            result = -1;
+        else {
+            line = open->ring.line;
+            encoded->write_id = announce_write(line, slot);
         }
     }
-    uint64_t write_id;
-    int found = encoder_put(object, args[0], args[1], count == 5 ? args[2] : Py_None, slot,
-                            count == 5 ? args[4] : Py_None, &write_id);
-    if (found == WRITTEN && write_id)
-        return PyLong_FromUnsignedLongLong(write_id);
-    return found < 0 ? NULL : PyLong_FromLong(found);
+    if (result == WRITTEN)
+        result = copy(walk, payload, encoded->payload_bytes, line);
+    Py_DECREF(array);
+    return result;
+}
+
+static int write_into(TreeEncoder *self, Walk *walk, PyObject *memory, PyObject *slots, uint64_t slot, int examined,
+                      Encoded *encoded)
+{
+    int index = find(self, walk->metadata.bytes, walk->metadata.count);
+    if (index < 0)
+        return UNKNOWN;
+    Known known = self->known[index];
+    if (!examined && !is_expected(&known, walk))
+        return UNEXPECTED;
+    if (!lay_out(walk->leaves, walk->leaves_count, walk->sizes, walk->sizes_count, walk->numbers_count, walk->places,
+                 &encoded->payload_bytes))
+        return OTHER;
+    encoded->schema = known.schema;
+    encoded->metadata_bytes = walk->metadata.count;
+    encoded->write_id = 0;
+    Py_INCREF(known.metadata);
+    int result = write_known(self, walk, &known, memory, slots, slot, encoded);
+    Py_DECREF(known.metadata);
+    return result;
+}
+
+int encoder_put(PyObject *object, PyObject *tree, PyObject *memory, PyObject *slots, uint64_t slot, int examined,
+                Encoded *encoded, PyObject **metadata)
+{
+    TreeEncoder *self = (TreeEncoder *)object;
+    /* A conversion may encode another tree meanwhile. */
+    Walk other = {0}, *walk = self->busy ? &other : &self->walk;
+    self->busy++;
+    int result = describe(self, walk, tree);
+    if (result == 1)
+        result = write_into(self, walk, memory, slots, slot, examined, encoded);
+    if (metadata != NULL && (result == UNKNOWN || result == UNEXPECTED) &&
+        (*metadata = PyBytes_FromStringAndSize((const char *)walk->metadata.bytes, (Py_ssize_t)walk->metadata.count)) ==
+            NULL)
+        result = -1;
+    release(walk);
+    self->busy--;
+    if (walk == &other)
+        free_walk(&other);
+    return result;
+}
+
+/* Of a structure with more leaves or sizes, the first ones. */
+#define TOUCHED_ITEMS 256
+
+void encoder_touch(PyObject *object)
+{
+    const TreeEncoder *self = (const TreeEncoder *)object;
+    const Walk *walk = &self->walk;
+    touch(self, sizeof *self);
+    if (self->latest < self->known_count) {
+        PyObject *metadata = self->known[self->latest].metadata;
+        touch(PyBytes_AS_STRING(metadata), (size_t)PyBytes_GET_SIZE(metadata));
+    }
+    /* The room that it has, not the counts: those of the next tree may be larger. */
+    size_t leaves = walk->leaves_room < TOUCHED_ITEMS ? walk->leaves_room : TOUCHED_ITEMS;
+    touch(walk->leaves, leaves * sizeof *walk->leaves);
+    touch(walk->sources, leaves * sizeof *walk->sources);
+    touch(walk->places, leaves * sizeof *walk->places);
+    touch(walk->sizes, (walk->sizes_room < TOUCHED_ITEMS ? walk->sizes_room : TOUCHED_ITEMS) * sizeof *walk->sizes);
+}
+
+int is_encoder(PyObject *object) { return is_of_type(object, ENCODER_TYPE); }
+
+/* describe(tree): the metadata of its structure, or None if it cannot be carried */
+static PyObject *encoder_describe(PyObject *object, PyObject *tree)
+{
+    TreeEncoder *self = (TreeEncoder *)object;
+    Walk walk = {0};
+    PyObject *metadata = NULL;
+    int described = describe(self, &walk, tree);
+    if (described == 1)
+        metadata = PyBytes_FromStringAndSize((const char *)walk.metadata.bytes, (Py_ssize_t)walk.metadata.count);
+    else if (described == 0)
+        metadata = Py_NewRef(Py_None);
+    release(&walk);
+    free_walk(&walk);
+    return metadata;
+}
+
+/* encode_into(tree, memory, slots, slot, examined) */
+static PyObject *encoder_encode_into(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t slot = 0;
+    Encoded encoded;
+    PyObject *metadata = NULL;
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "encode_into(tree, memory, slots, slot, examined)");
+        return NULL;
+    }
+    if (args[2] != Py_None && !is_slots(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "expected slots, or None");
+        return NULL;
+    }
+    if (args[2] != Py_None && (to_word(args[3], &slot) < 0 || slot >= MAX_SLOTS)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "no such slot");
+        return NULL;
+    }
+    int examined = PyObject_IsTrue(args[4]);
+    if (examined < 0)
+        return NULL;
+    switch (encoder_put(object, args[0], args[1], args[2], slot, examined, &encoded, &metadata)) {
+    case OTHER:
+        Py_RETURN_NONE;
+    case WRITTEN:
+        return Py_BuildValue("KKKK", encoded.schema, encoded.metadata_bytes, encoded.payload_bytes, encoded.write_id);
+    case TOO_LARGE:
+        return Py_BuildValue("KK", encoded.metadata_bytes, encoded.payload_bytes);
+    case UNKNOWN:
+    case UNEXPECTED:
+        return metadata;
+    default:
+        return NULL;
+    }
 }
 
 static PyMethodDef encoder_methods[] = {
     {"encode_into", (PyCFunction)(void (*)(void))encoder_encode_into, METH_FASTCALL,
-     "Write a tree: 0 another structure, 1 written, 2 the payload is too small, above 2: written under this write id."},
+     "Write a tree: (schema, metadata bytes, payload bytes, write id), or (metadata bytes, payload bytes) that it needs, "
+     "the metadata of a structure that is new or of other sizes than declared, or None if it cannot be carried."},
+    {"describe", encoder_describe, METH_O, "The metadata of a tree's structure; None if it cannot be carried."},
+    {"remember", (PyCFunction)(void (*)(void))encoder_remember, METH_FASTCALL, "Write trees of this structure."},
+    {"forget", encoder_forget, METH_NOARGS, "Forget every structure."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot encoder_slots[] = {
-    {Py_tp_doc, "Encodes trees of one structure."},
-    {Py_tp_new, encoder_new},
-    {Py_tp_dealloc, encoder_dealloc},
-    {Py_tp_methods, encoder_methods},
-    {0, NULL},
+    {Py_tp_doc, "Describes and encodes trees."}, {Py_tp_new, encoder_new}, {Py_tp_dealloc, encoder_dealloc},
+    {Py_tp_methods, encoder_methods},            {0, NULL},
 };
 
 PyType_Spec encoder_spec = {"shmserve._core.TreeEncoder", sizeof(TreeEncoder), 0, TYPE_FLAGS, encoder_slots};

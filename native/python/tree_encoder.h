@@ -5,16 +5,29 @@
 
 #include "common.h"
 
-enum { OTHER = 0, WRITTEN = 1, TOO_LARGE = 2 };
+/* Result of encoder_put; -1 with an exception. */
+enum {
+    OTHER = 0,      /* the tree holds a value that has no safe form, or it changed meanwhile */
+    WRITTEN = 1,    /* the slot holds the tree */
+    TOO_LARGE = 2,  /* the slot is too small for these lengths */
+    UNKNOWN = 3,    /* the structure is new: `remember` it first */
+    UNEXPECTED = 4, /* the sizes are not those that were declared */
+};
+
+/* A slot's contents, as its head describes them. */
+typedef struct {
+    uint64_t schema, metadata_bytes, payload_bytes, write_id;
+} Encoded;
 
 int is_encoder(PyObject *object);
 
-/* Bytes of payload of its structure. */
-uint64_t encoder_bytes(PyObject *encoder);
+/* Write a tree into a SlotMemory (codec.py). `slots`, or None: the segment whose words announce a large write into `slot`.
+ * `examined`: whatever the sizes are. `encoded` is set for WRITTEN and TOO_LARGE, `metadata` (or NULL) to the structure's for
+ * UNKNOWN and UNEXPECTED. */
+int encoder_put(PyObject *encoder, PyObject *tree, PyObject *memory, PyObject *slots, uint64_t slot, int examined,
+                Encoded *encoded, PyObject **metadata);
 
-/* As `TreeEncoder.encode_into`; -1 with an exception. `slots` and `wake` may be None. `write_id`: the announced write,
- * or 0. */
-int encoder_put(PyObject *encoder, PyObject *tree, PyObject *payload, PyObject *slots, uint64_t slot, PyObject *wake,
-                uint64_t *write_id);
+/* Read what the encoder keeps of the structure that was sent last, so that it lies in the cache. */
+void encoder_touch(PyObject *encoder);
 
 #endif

@@ -146,7 +146,7 @@ _ITSELF.append(_ITSELF)
     [
         (UnsupportedType, object()),
         (UnsupportedType, np.array([object()])),
-        (UnsupportedType, {3: "x"}),
+        (UnsupportedType, {(3,): "x"}),
         (UnsupportedType, _ITSELF),
         (errors.ObservationTooLarge, np.zeros(4_000_000, np.uint8)),
     ],

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from chaos.c_robots import kill_beside_c_clients
 from chaos.forks import fork_clients
 from chaos.kills import kill_clients, kill_supervisors
 from chaos.process_state import describe, wait_dead
@@ -35,6 +36,7 @@ def test_every_request_is_accounted_for_when_any_process_is_killed_or_stopped(tr
             signal_storm(service, 1),
             kill_during_updates(service, 1),  # of the engine that serves, or of the one that is to
             kill_supervisors(service, 1),
+            kill_beside_c_clients(service, 10),
         ):
             print(said)
 

@@ -17,6 +17,7 @@ import pytest
 
 from shmserve.daemon import failpoints
 from shmserve.daemon.store import Store, StoredVersion, StoreUnavailable
+from shmserve.daemon.store.kept_files import SHARED_BYTES
 from shmserve.package_files import content_version
 from tests.support.archives.packages import numbered, opened, write_package
 from tests.support.archives.previous_version import previous
@@ -52,9 +53,12 @@ def _add(store: Store, path: Path) -> StoredVersion:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven packages, and a store with two versions that were served and four that were not."""
+    """Seven packages with one file in common, and a store with two versions that were served and four that were not."""
     place = tmp_path_factory.mktemp("template")
-    packages = [numbered(place / f"m{number}", number) for number in range(7)]
+    packages = [
+        write_package(numbered(place / f"m{number}", number), {"weights/shared.bin": bytes(SHARED_BYTES)})
+        for number in range(7)
+    ]
     store = Store(place / "models", keep_versions=6, ingest=ingest_here)
     store.open()
     for package in packages[:6]:

@@ -55,6 +55,44 @@ def test_the_programs_run_with_the_python_that_is_named(tmp_path: Path, python: 
         assert (result.returncode, result.stdout) == (0, "/usr/lib/shmserve/bin/shmserve-admin a b c\n")
 
 
+def test_the_programs_choose_pure_python(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "SHMSERVE_PURE=$SHMSERVE_PURE"\n')
+    python.chmod(0o755)
+    (tmp_path / "default").write_text(f"SHMSERVE_PYTHON={python}\n")
+    launcher = tmp_path / "shmserved"
+    launcher.write_text((ROOT / "debian/launcher").read_text().replace("/etc/default/shmserve", f"{tmp_path}/default"))
+
+    result = subprocess.run(["sh", launcher], capture_output=True, text=True, timeout=60, env={}, check=True)
+
+    assert result.stdout == "SHMSERVE_PURE=1\n"
+
+
+def _check_c_packages(folder: Path) -> None:
+    """libshmserve1 has the library, libshmserve-dev what a program is built with: the example compiles and finds no daemon."""
+    for package in ("libshmserve1", "libshmserve-dev"):
+        (archive,) = folder.glob(f"{package}_{__version__}_*.deb")
+        subprocess.run(["dpkg", "-x", archive, folder / "c"], timeout=60, check=True)
+    (library,) = (folder / "c/usr/lib").glob("*/libshmserve.so.1")
+    for place in ("libshmserve.so", "libshmserve.a", "pkgconfig/shmserve.pc", "cmake/shmserve/shmserveConfig.cmake"):
+        assert (library.parent / place).exists(), place
+    assert f"libdir=${{prefix}}/lib/{library.parent.name}\n" in (library.parent / "pkgconfig/shmserve.pc").read_text()
+    source = folder / "c/usr/share/doc/libshmserve-dev/examples/c_minimal/robot.c"
+    program = folder / "robot"
+    flags = [f"-I{folder}/c/usr/include", f"-L{library.parent}", "-lshmserve", "-lm"]
+    subprocess.run(["gcc", source, *flags, "-o", program], timeout=60, check=True)
+    if shutil.which("cmake") is not None:
+        prefix = f"-DCMAKE_PREFIX_PATH={folder}/c/usr;{library.parent}"
+        build = str(folder / "cmake")
+        for arguments in (["-S", str(source.parent), "-B", build, prefix], ["--build", build]):
+            subprocess.run(["cmake", *arguments], timeout=120, check=True, stdout=subprocess.DEVNULL)
+        program = folder / "cmake/robot"
+    variables = {**environment(), "LD_LIBRARY_PATH": str(library.parent), "SHMSERVE_RUNTIME_DIR": str(folder)}
+    ended = subprocess.run([program, "nobody"], capture_output=True, text=True, timeout=60, env=variables, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "no daemon serves 'nobody'" in ended.stderr
+
+
 @pytest.mark.long
 def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_path: Path) -> None:
     if lacking := missing():
@@ -98,6 +136,7 @@ def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_pat
     assert "complete -o nosort -F" in completion
     assert re.search(r"^torch>=", (root / "usr/share/shmserve/requirements.txt").read_text(), re.MULTILINE)
     assert not [path for path in root.rglob("*torch*") if path.is_dir()]
+    _check_c_packages(tmp_path)
     library = root / "usr/lib/shmserve"
     assert not [*library.rglob("*.so")]
     for program in ("shmserved", "shmserve-admin"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from tests.support.folders import REPOSITORY
 
 ROOT = REPOSITORY
+HAS_COMPILER = shutil.which("cc") is not None or shutil.which("gcc") is not None
 #: All that `pip install shmserve` brings: its dependencies, by the files that a client's import needs.
 _DEPENDENCIES = ("numpy", "posix_ipc")
 
@@ -40,7 +42,10 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built as a release is: a source distribution of this checkout, and from that the wheel."""
     target = tmp_path_factory.mktemp("dist")
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, source], capture_output=True, check=True
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", target, source],
+        env={**os.environ, "SHMSERVE_PURE": "0" if HAS_COMPILER else "1"},
+        capture_output=True,
+        check=True,
     )
     assert len(list(target.glob("*.tar.gz"))) == 1
     (found,) = target.glob("*.whl")
@@ -69,10 +74,13 @@ def link_dependencies(site: Path) -> None:
             (site / libraries.name).symlink_to(libraries)
 
 
-def run(site: Path, code: str) -> subprocess.CompletedProcess[str]:
+def run(site: Path, code: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Python with the standard library and `site` alone."""
     start = f"import sys; sys.path.insert(0, {str(site)!r}); "
-    return subprocess.run([sys.executable, "-I", "-S", "-c", start + code], capture_output=True, text=True, check=False)
+    kept = {name: value for name, value in os.environ.items() if name != "SHMSERVE_PURE"}
+    environment = {**kept, **(variables or {})}
+    command = [sys.executable, "-I", "-S", "-c", start + code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_the_wheel_holds_the_package_once_with_its_types_and_units(wheel: Path) -> None:
@@ -116,36 +124,76 @@ def test_the_source_distribution_holds_the_sources_of_the_native_core(wheel: Pat
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
 
-    assert {f"native/python/{path.name}" for path in (ROOT / "native/python").glob("*.[ch]")} | {"setup.py"} <= names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "native").glob("*/*.[ch]")}
+    assert len(sources) > 10
+    assert sources | {"setup.py"} <= names
 
 
 def test_the_wheel_has_the_native_core_for_this_python(wheel: Path, installed: Path) -> None:
-    if shutil.which("cc") is None and shutil.which("gcc") is None:
+    if not HAS_COMPILER:
         pytest.skip("no compiler here")
 
-    found = run(installed, "import shmserve.backend as backend; print(backend.NATIVE, backend.core.__file__)")
+    found = run(
+        installed, "import shmserve._core, shmserve.backend as backend; print(backend.BACKEND, shmserve._core.__file__)"
+    )
 
     built = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
-    assert found.stdout.split() == ["True", *(str(installed / name) for name in built)]
+    assert found.stdout.split() == ["native", *(str(installed / name) for name in built)]
 
 
-def test_without_a_compiler_pip_installs_it_quietly_and_a_client_works(source: Path, tmp_path: Path) -> None:
+def installation(
+    source: Path, copy: Path, site: Path, variables: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Return the result of pip's installation of the checkout into `site`, without a compiler in PATH."""
     # Copied: what is built lies beside the source.
-    shutil.copytree(source, tmp_path / "source", symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    site = tmp_path / "site"
+    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    (copy / "empty").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("CC", "SHMSERVE_PURE")}
+    environment |= {"PATH": str(copy / "empty"), **variables}
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    offline = ["--no-build-isolation", "--no-index", "--target", str(site), str(tmp_path / "source")]
-    pip = subprocess.run(
-        [*install, *offline], env={**os.environ, "CC": "/bin/false"}, capture_output=True, text=True, check=False
+    offline = ["--no-build-isolation", "--no-index", "--target", str(site), str(copy)]
+    return subprocess.run([*install, *offline], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("variables", [{}, {"SHMSERVE_PURE": "0"}, {"CC": "/bin/false"}], ids=str)
+def test_without_a_compiler_the_installation_fails_with_the_remedy(
+    source: Path, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    pip = installation(source, tmp_path / "source", tmp_path / "site", variables)
+
+    assert pip.returncode != 0
+    assert "the native core of shmserve cannot be compiled" in pip.stderr
+    assert "Install gcc and the Python headers (apt-get install gcc python3-dev), or set SHMSERVE_PURE=1" in pip.stderr
+    assert not (tmp_path / "site/shmserve").exists()
+
+
+@pytest.fixture(scope="module")
+def pure_site(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an installation that chose pure Python, and its dependencies."""
+    folder = tmp_path_factory.mktemp("pure")
+    pip = installation(source, folder / "source", folder / "site", {"SHMSERVE_PURE": "1"})
+    assert (pip.returncode, pip.stdout, pip.stderr) == (0, "", "")
+    link_dependencies(folder / "site")
+    return folder / "site"
+
+
+def test_an_installation_that_chose_pure_python_has_no_extension_and_a_client_works(pure_site: Path) -> None:
+    found = run(
+        pure_site,
+        "import shmserve.backend; from shmserve.client import ShmClient; print(shmserve.backend.BACKEND); "
+        "ShmClient('nobody', runtime_dir='/nonexistent', max_retries=0).infer({})",
+        {"SHMSERVE_PURE": "1"},
     )
 
-    assert (pip.returncode, pip.stdout, pip.stderr) == (0, "", "")
-    link_dependencies(site)
-    found = run(
-        site,
-        "import shmserve.backend; from shmserve.client import ShmClient; print(shmserve.backend.NATIVE); "
-        "ShmClient('nobody', runtime_dir='/nonexistent', max_retries=0).infer({})",
-    )
-    assert not [*site.rglob("_core*.so")]
-    assert found.stdout == "False\n"
+    assert not [*pure_site.rglob("_core*.so")]
+    assert found.stdout == "pure\n"
+    assert "Warning" not in found.stderr
     assert found.stderr.rstrip().splitlines()[-1].startswith("shmserve.errors.ServiceUnavailable: no daemon serves")
+
+
+def test_a_program_that_did_not_choose_pure_python_is_warned_once(pure_site: Path) -> None:
+    found = run(pure_site, "from shmserve.client import ShmClient; import shmserve.ring, shmserve.backend")
+
+    assert found.returncode == 0
+    assert found.stderr.count("RuntimeWarning: shmserve runs in pure Python") == 1
+    assert "its native core was not built. Install gcc and the Python headers" in found.stderr

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from shmserve.client import ShmClient
+from shmserve.daemon.config.sources import Settings
 from shmserve.daemon.host.socket_activation import ActivationError, listen_fds
 from tests.support import watchdog
 from tests.support.daemon_process import SHMSERVED, Daemon, environment
@@ -61,7 +62,7 @@ def with_drop_in(units: Path, drop_in: str | None) -> Path:
 
 
 @needs_systemd
-@pytest.mark.parametrize("drop_in", [None, "cpu-only.conf", "jetson.conf"])
+@pytest.mark.parametrize("drop_in", [None, "cpu-only.conf", "jetson.conf", "realtime.conf"])
 def test_systemd_finds_no_fault_in_the_units(tmp_path: Path, drop_in: str | None) -> None:
     units = installed(tmp_path)
     service = with_drop_in(units, drop_in)
@@ -99,7 +100,7 @@ def test_systemd_finds_no_fault_in_the_user_s_units(tmp_path: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("drop_in", [None, "cpu-only.conf", "jetson.conf"])
+@pytest.mark.parametrize("drop_in", [None, "cpu-only.conf", "jetson.conf", "realtime.conf"])
 def test_the_service_is_exposed_by_1_0_at_most(tmp_path: Path, drop_in: str | None) -> None:
     service = with_drop_in(installed(tmp_path), drop_in)
 
@@ -126,6 +127,32 @@ def test_the_units_do_not_forbid_what_pytorch_needs() -> None:
     assert not any(line.startswith("DynamicUser=") for line in lines), "its uid is not the one that owns the state"
 
 
+def test_the_drop_in_for_real_time_leaves_the_supervisor_its_priority_and_permits_the_engine_s() -> None:
+    lines = (UNITS / "realtime.conf").read_text().splitlines()
+
+    assert not any(line.startswith("CPUScheduling") for line in lines), "the supervisor and a load have normal priority"
+    (priority,) = (line for line in lines if line.startswith("Environment=SHMSERVE_ENGINE_PRIORITY="))
+    (limit,) = (line for line in lines if line.startswith("LimitRTPRIO="))
+    assert priority.rpartition("=")[2] == limit.rpartition("=")[2]
+    assert {"RestrictRealtime=no", "SystemCallFilter=sched_setscheduler", "LimitMEMLOCK=infinity"} <= {*lines}
+
+
+def test_the_drop_in_for_real_time_names_settings_that_exist() -> None:
+    variables = re.findall(r"^Environment=SHMSERVE_(\w+)=(\w+)$", (UNITS / "realtime.conf").read_text(), re.MULTILINE)
+
+    settings = Settings(
+        "arm",
+        {"runtime_dir": Path("/r"), "state_dir": Path("/s")},
+        flags={},
+        environment={f"SHMSERVE_{key}": value for key, value in variables},
+        file=None,
+    )
+
+    config = settings.read()
+    assert (config.engine_priority, config.lock_memory) == (10, True)
+    assert settings.unknown_variables() == []
+
+
 # install-service
 
 
@@ -147,6 +174,20 @@ def test_the_service_and_both_sockets_are_enabled(tmp_path: Path) -> None:
         "sockets.target.wants/shmserved@arm.socket",
         "sockets.target.wants/shmserved-admin@arm.socket",
     }
+
+
+def test_real_time_is_a_drop_in_of_this_service(tmp_path: Path) -> None:
+    units = installed(tmp_path, "--real-time")
+
+    assert (units / "shmserved@arm.service.d/realtime.conf").read_text() == (UNITS / "realtime.conf").read_text()
+    assert not (installed(tmp_path / "other") / "shmserved@arm.service.d/realtime.conf").exists()
+
+
+def test_real_time_for_one_user_s_service_is_refused(tmp_path: Path) -> None:
+    result = admin("install-service", "--user", "--real-time", "--dry-run", "--model-path", tmp_path)
+
+    assert result.returncode == 1
+    assert "--real-time is for the machine's service" in result.stderr
 
 
 def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:

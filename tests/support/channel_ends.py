@@ -88,10 +88,18 @@ class ChannelEnds:
         memory = self.engine.requests.memory(sequence)
         return head, self._observations.decode(memory, head.schema, head.metadata_bytes, head.payload_bytes)
 
-    def answer(self, sequence: int, action: Any, status: Status = Status.OK, version: int = 7, flags: int = 0) -> None:
+    def answer(
+        self,
+        sequence: int,
+        action: Any,
+        status: Status = Status.OK,
+        version: int = 7,
+        flags: int = 0,
+        infer_ns: int = 3,
+    ) -> None:
         """Publish a reply and ring, as the engine does."""
         encoded = self._actions.encode(action, self.engine.replies.memory(sequence))
-        self.engine.replies.complete(sequence, int(status), flags, *encoded[:3], version, 1, 2, 3, 4)
+        self.engine.replies.complete(sequence, int(status), flags, *encoded[:3], version, 1, 2, infer_ns, 4)
         self.engine.reply_bell.ring()
 
     def __enter__(self) -> ChannelEnds:

@@ -30,6 +30,13 @@ SHMSERVED = Path(sys.executable).parent / "shmserved"
 _SETTLED = ("ready", "failed")
 #: A loaded machine imports torch slowly; what takes longer is stuck.
 _START_LIMIT_S = 60.0
+#: A program that starts a daemon which cannot lower priorities: on a machine that is busy with tests, a process with a low
+#: priority would not start in time.
+NORMAL_PRIORITY = (
+    ["setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice"]
+    if shutil.which("setpriv") and not os.geteuid()
+    else []
+)
 _END_LIMIT_S = 30.0
 #: What Python and asyncio say of an error that nobody handled.
 _UNHANDLED = ("never retrieved", "Exception in callback", "Exception ignored", "ResourceWarning", "Fatal Python error")
@@ -64,17 +71,30 @@ class Daemon:
     """`start` it, perhaps more than once; `dismiss` stops it and asserts that nothing of it is left. `with` does both."""
 
     def __init__(
-        self, policy: str | Path, *, name: str = "t", config: str = "", arguments: tuple[str, ...] = ()
+        self,
+        policy: str | Path,
+        *,
+        name: str = "t",
+        config: str = "",
+        arguments: tuple[str, ...] = (),
+        spare: bool | None = False,
     ) -> None:
+        """`spare`: it keeps a spare engine, for tests that start further engines, and costs two seconds of
+        processor time; None: what the settings say.
+        """
         # Not pytest's tmp_path: the path of a Unix socket has room for 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="shmserve-"))
         self.name = name
         #: What it is started with; None: the version that it served last.
         self.package: Path | None = POLICIES / policy
+        #: The variable that sets this.
+        self.spare = {} if spare is None else {"SHMSERVE_SPARE_ENGINE": str(spare).lower()}
         #: What its environment has beside this process's own.
         self.environment: dict[str, str] = {}
         #: What a shell does to its standard streams, as in "2>&-"; the test may read the log no more.
         self.redirections = ""
+        #: A program that starts it with less than this process has, and its arguments, as in ["prlimit", "--memlock=0"].
+        self.starter: list[str] = [*NORMAL_PRIORITY] if spare else []
         self.runtime_dir = self.folder / "r"
         self.state_dir = self.folder / "s"
         self.service_dir = self.runtime_dir / name
@@ -105,6 +125,7 @@ class Daemon:
         command += ["--name", self.name]
         command += ["--model-path", str(self.package)] if self.package is not None else []
         command += ["--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir), *self._arguments]
+        command = [*self.starter, *command]
         if self.redirections:
             command = ["sh", "-c", f'exec "$0" "$@" {self.redirections}', *command]
         with open(self.folder / "log", "ab") as log:
@@ -114,7 +135,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment(), **self.environment},
+                env={**environment(), **self.spare, **self.environment},
                 cwd=self.folder,
                 start_new_session=True,
             )
@@ -266,6 +287,18 @@ class Daemon:
         assert isinstance(pid, int)
         self._engines.add(pid)
         return pid
+
+    def wait_spare(self, state: str = "ready") -> dict[str, Any]:
+        """The status of the spare engine, once it is in this state."""
+
+        def reached() -> dict[str, Any] | None:
+            engine = self.status()["engine"]
+            return engine["spare"] if engine is not None and engine["spare"]["state"] == state else None
+
+        spare: dict[str, Any] = wait_until(f"the spare engine is {state}", reached, _START_LIMIT_S)
+        if spare["pid"] is not None:
+            self._engines.add(spare["pid"])
+        return spare
 
     @property
     def client_socket(self) -> Path:

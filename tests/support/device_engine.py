@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ class Client:
             uid=0,
             rate=None,
             tensors_on=engine.device.torch_device,
-            serial=1,
+            numbers=itertools.count(1),
             deferred=(),
             stats=engine.stats,
         )

@@ -16,24 +16,41 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
-#: Not those that start a daemon: it reads a package within a limit of addresses, and the checks alone take terabytes.
+#: Tests of a real daemon whose engine, and whose clients, run with the checks.
+_DAEMON_TESTS = (
+    "integration/requests/test_growing.py",
+    "integration/requests/test_exact_values.py",
+    "integration/requests/test_pipelining.py",
+    "faults/test_hostile_client.py",
+)
 _TESTS = (
     "native_and_pure",
     "native_misuse",
     "native_fast_path",
     "native_leaks",
+    "module_state",
+    "wire",
+    "waiting",
+    "backends",
     "fast_path",
     "codec",
     "ring",
     "metadata",
+    "metadata_damage",
     "metadata_hostile",
+    "payload_sizes",
+    "changing_sizes",
 )
-_TARGETS = ("slot", "segment", "channel")
+_TARGETS = ("metadata", "slot", "segment", "channel")
 _CHECKS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 _FLAGS = f"-O1 -g -fno-omit-frame-pointer {_CHECKS}"
 #: What makes every Python that is started take the extension in that folder.
 _SITE = """
-import importlib.util, sys
+import importlib.util, resource, sys
+
+# A daemon reads packages within a limit of addresses, and the checks alone take terabytes.
+_set = resource.setrlimit
+resource.setrlimit = lambda what, limits: None if what == resource.RLIMIT_AS else _set(what, limits)
 
 class Sanitized:
     @staticmethod
@@ -44,9 +61,9 @@ class Sanitized:
 sys.meta_path.insert(0, Sanitized)
 """
 _IS_TAKEN = (
-    "from shmserve.backend import NATIVE, core; "
+    "from shmserve import _core as core, backend; "
     "maps = open('/proc/self/maps').read(); "
-    "assert NATIVE and core.__file__ == {extension!r} and 'libasan' in maps, core"
+    "assert backend.Slots is core.Slots and core.__file__ == {extension!r} and 'libasan' in maps, core"
 )
 
 
@@ -97,11 +114,14 @@ def main() -> None:
         (folder / "site/sitecustomize.py").write_text(_SITE.format(extension=extension))
         environment = _environment(folder)
         tests = [str(path) for name in _TESTS for path in sorted((_ROOT / "tests").rglob(f"test_{name}.py"))]
+        daemon_tests = [str(_ROOT / "tests" / name) for name in _DAEMON_TESTS]
         targets = [argument for name in _TARGETS for argument in ("--target", name)]
         # The checks write to the real standard error, which pytest would keep to itself.
         for command in (
             ["-c", _IS_TAKEN.format(extension=extension)],
             ["-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *tests],
+            ["-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", *daemon_tests],
+            ["-m", "fuzz.core_fuzz"],
             ["-m", "fuzz.replay", "--inputs", str(arguments.inputs), *targets],
         ):
             ran = subprocess.run([sys.executable, *command], cwd=_ROOT, env=environment, check=False)

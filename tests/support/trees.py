@@ -104,7 +104,7 @@ class Items(list[Any]):
     pass
 
 
-class Entries(dict[str, Any]):
+class Entries(dict[Any, Any]):
     pass
 
 
@@ -183,9 +183,13 @@ def tensors() -> st.SearchStrategy[torch.Tensor]:
     return st.builds(tensor, st.sampled_from(TORCH_DTYPES), st.sampled_from(SHAPES), st.integers(0, 1 << 30))
 
 
-def keys() -> st.SearchStrategy[str]:
+def keys() -> st.SearchStrategy[str | int]:
     return st.one_of(
-        st.sampled_from(["", "observation/images/top.left", "state", "0", "é ü", "手", "a.b"]), st.text(max_size=8)
+        st.sampled_from(["", "observation/images/top.left", "state", "0", "é ü", "手", "a.b"]),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.sampled_from(
+            [0, -1, 255, 256, 65535, 65536, 1 << 31, -(1 << 31), -(1 << 31) - 1, (1 << 63) - 1, -(1 << 63)]
+        ),
     )
 
 
@@ -200,10 +204,10 @@ def values() -> st.SearchStrategy[Any]:
         st.text(max_size=40),
         st.text(min_size=1, max_size=4).map(lambda text: text * 200),
         st.binary(max_size=300),
-        st.lists(st.floats(), min_size=8, max_size=12),
-        st.lists(st.integers(), min_size=8, max_size=12),
-        st.lists(st.booleans(), min_size=8, max_size=12),
-        st.lists(st.one_of(st.integers(), st.floats(), st.booleans()), min_size=8, max_size=12),
+        st.lists(st.floats(), max_size=12),
+        st.lists(st.integers(), max_size=12),
+        st.lists(st.booleans(), max_size=12),
+        st.lists(st.one_of(st.integers(), st.floats(), st.booleans()), max_size=12),
         scalars(),
     )
 
@@ -222,7 +226,7 @@ def subclassed() -> st.SearchStrategy[Any]:
         st.lists(texts, max_size=5).map(lambda texts: np.array(texts, "U")),
         st.lists(texts, min_size=4, max_size=4).map(lambda texts: np.array(texts, "U").reshape(2, 2)),
         st.binary(max_size=5).map(lambda raw: np.array(raw, "S")),
-        st.lists(st.floats(), min_size=8, max_size=12).map(Items),
+        st.lists(st.floats(), max_size=12).map(Items),
         arrays().map(lambda array: array.view(Pixels)),
         arrays().map(lambda array: array.view(np.recarray)),
         tensors().map(lambda tensor: tensor.as_subclass(Weights)),
@@ -244,7 +248,7 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     )
 
 
-def _turned(entries: dict[str, Any]) -> OrderedDict[str, Any]:
+def _turned(entries: dict[str | int, Any]) -> OrderedDict[str | int, Any]:
     """In another order than that in which they came."""
     ordered = OrderedDict(entries)
     if ordered:
@@ -252,11 +256,14 @@ def _turned(entries: dict[str, Any]) -> OrderedDict[str, Any]:
     return ordered
 
 
+def leaves() -> st.SearchStrategy[Any]:
+    return st.one_of(arrays(), values(), tensors(), subclassed())
+
+
 def trees() -> st.SearchStrategy[Any]:
     """Any observation: nested containers, or a bare value."""
-    leaves = st.one_of(arrays(), values(), tensors(), subclassed())
     return st.recursive(
-        leaves,
+        leaves(),
         lambda inner: st.one_of(
             st.dictionaries(keys(), inner, max_size=4),
             st.lists(inner, max_size=4),
@@ -290,7 +297,7 @@ def expected(sent: Any) -> Any:
     if isinstance(sent, np.generic):
         return sent.astype(sent.dtype.newbyteorder("="))
     if isinstance(sent, dict):
-        return {str.__str__(key): expected(value) for key, value in sent.items()}
+        return {expected(key): expected(value) for key, value in sent.items()}
     if isinstance(sent, list):
         return [expected(value) for value in sent]
     if isinstance(sent, tuple):

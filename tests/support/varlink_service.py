@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import gc
 import os
 import socket
 import threading
@@ -20,6 +21,7 @@ from shmserve.daemon.varlink.peer import Peer
 from shmserve.daemon.varlink.server import VarlinkServer, listen_unix
 from shmserve.varlink import MESSAGE_LIMIT, Reply, VarlinkError, optional, required
 from shmserve.varlink_connection import VarlinkConnection
+from tests.support.daemon_process import wait_until
 
 DESCRIPTION = """\
 # For the tests.
@@ -142,6 +144,7 @@ class Service:
             connection.closed.add_done_callback(lambda closed: self.closed.setdefault(number, closed.result()))
 
     def __enter__(self) -> Service:
+        gc.collect()  # descriptors of earlier tests are none of this service's
         self.fds = sorted(os.listdir("/proc/self/fd"))
         ready = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self.serve(ready)))
@@ -170,7 +173,8 @@ class Service:
             os.close(fd)
         if error is None:
             assert self.loop_errors == []
-            assert sorted(os.listdir("/proc/self/fd")) == self.fds
+            # Of the server, or of an object that a collection of garbage ends meanwhile.
+            wait_until("its descriptors are closed", lambda: sorted(os.listdir("/proc/self/fd")) == self.fds)
 
     def open_connections(self) -> list[int]:
         """The numbers of the connections that are served now, by the names of their tasks."""

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from shmserve.backend import core
+from shmserve.backend import ServerFastPath
 from shmserve.channel import EngineChannel
 from shmserve.codec import DoesNotFit, Encoder, Schemas
 from shmserve.errors import RequestRejected
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
-from shmserve.schema import Array, Schema
 
 from ...ipc.messages import Suspicion
 from ...ipc.stats import ChannelWord, Counter, Stats
 from ..error_text import PolicyRaised, client_message
+from .expectation import Expectation
 from .mapped_channel import MappedChannel
 from .overhead import Overhead
 from .request_rate_limit import Rate
@@ -47,11 +47,12 @@ class ChannelState:
         overhead: Overhead | None = None,
         suspicion: Suspicion | None = None,
         tensors_on: torch.device | None,
-        serial: int,
+        in_place: bool = False,
+        numbers: Iterator[int],
         deferred: Sequence[int],
         stats: Stats,
     ) -> None:
-        """Take over `mapped`; `tensors_on` is that of `Staging`."""
+        """Take over `mapped`; `tensors_on` is that of `Staging`; `in_place`: the model reads the slots."""
         self._mapped = mapped
         self.channel_info = mapped.channel_info
         self.channel = mapped.channel
@@ -63,10 +64,9 @@ class ChannelState:
         #: The rate limit of its user; None without one.
         self.rate = rate
         self.schemas = Schemas()
-        # Schema numbers of different engines must differ, because their replies may share a slot.
-        self.encoder = Encoder(
-            first_schema=(serial << 32) + 1, allow_pickle=trusted, tensors_as_arrays=True, name="action"
-        )
+        # No number of a structure may come twice: replies of different engines may share a slot, and this engine may make
+        # another state for the same client, which remembers the structures that it has read.
+        self.encoder = Encoder(numbers=numbers, allow_pickle=trusted, tensors_as_arrays=True, name="action")
         #: Engine time outside the model: reading new structures, and refused and failed requests of this client.
         self.overhead = overhead if overhead is not None else Overhead()
         self.waiting: deque[RequestHead] = deque()
@@ -81,6 +81,8 @@ class ChannelState:
         #: Time since which such a request waits until no other client is active; 0 if none waits.
         self.quiet_since_ns = 0
         self.active_ns = 0
+        self.expectation = Expectation()
+        self._submitted_ns = 0  # when the last request was published that took the slow path
         self._tensors_on = tensors_on
         self._staging: list[Staging] = []
         #: Deferred replies: results that did not fit their slot, kept until the client has made room.
@@ -91,9 +93,8 @@ class ChannelState:
         self.counter = self.channel.requests.counter
         #: Polls the client's counter; `last_seen` is the value up to which requests were admitted.
         self.poller = self.channel.requests.poller
+        self._in_place = in_place
         self.fast_path = self._new_fast_path()
-        self.fast_schema: Schema | None = None
-        self.fast_views: list[Array] = []
         if suspicion is not None:
             self.suspect(suspicion)
 
@@ -109,37 +110,31 @@ class ChannelState:
             self.behind_ns, self.blamed = 0, False
         return self.behind_ns > 0
 
-    def _new_fast_path(self) -> core.ServerFastPath | None:
-        """Make the fast path, or return None without a native core or where client or device cannot use it."""
+    def _new_fast_path(self) -> ServerFastPath | None:
+        """Make the fast path, or return None for a device that cannot use it."""
         requests, replies, device = self.channel.requests, self.channel.replies, self._tensors_on
-        if requests.native is None or replies.native is None or self.rate is not None:
-            return None
         if device is not None and device.type != "cpu":
             return None
         wrap = None if device is None else torch.from_numpy
-        return core.ServerFastPath(requests.native, replies.native, requests.copier, wrap)
+        return ServerFastPath(
+            requests.heads,
+            requests.memories,
+            replies.heads,
+            replies.memories,
+            requests.copier,
+            wrap,
+            self.schemas.decoders,
+            self.encoder.trees,
+            self._in_place,
+        )
 
-    def specialize(self, schema_id: int, schema: Schema, *, in_place: bool) -> None:
-        """Serve requests of this structure on the fast path; the latest of them was staged as a batch's first item."""
-        decoder = schema.decoder
-        if self.fast_path is None or self.fast_path.schema == schema_id or decoder is None or not schema.is_all_arrays:
-            return
-        memories = self.channel.requests.memories
-        payloads = [memory.payload for memory in memories]
-        self.fast_schema = schema
-        if in_place:
-            self.fast_views = []
-            self.fast_path.specialize(
-                schema_id, decoder, payloads, None, [memory.leaf_views[schema] for memory in memories]
-            )
-        else:
-            arena = self.staging(0).arena
-            self.fast_views = arena.leaf_views[schema]
-            self.fast_path.specialize(schema_id, decoder, payloads, arena.payload, self.fast_views)
+    def submitted_ns(self) -> int:
+        """Return when the client published its latest request, by its own word."""
+        path = self.fast_path
+        return self._submitted_ns if path is None else max(self._submitted_ns, path.submitted_ns)
 
     def _forget_fast(self) -> None:
         """Release all references of the fast path to the channel's memory."""
-        self.fast_views = []
         if self.fast_path is not None:
             self.fast_path.reset()
 
@@ -206,7 +201,7 @@ class ChannelState:
         head = self.channel.requests.head(sequence)
         if head is None:
             raise BrokenChannel(f"no request {number_of(sequence)} in slot {slot_of(sequence)}")
-        if head.write_id and self.channel.requests.copier is not None:
+        if head.write_id:
             self.channel.requests.copier.commit(head.write_id)
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
@@ -224,6 +219,7 @@ class ChannelState:
                 f"more requests are in flight than the channel has slots ({self.channel.requests.slots})"
             )
         self.waiting.append(head)
+        self._submitted_ns = head.submitted_ns
 
     def _count(self, counter: Counter) -> None:
         """Count a reply that does not pass through `Serving`, which counts all others."""
@@ -328,6 +324,7 @@ class ChannelState:
         """Release everything; `let_go` closes the channel, at once or later."""
         self.deferred_replies.clear()
         self._forget_fast()
+        self.fast_path = None  # it keeps the slots' memory mapped
         self._staging = []
         self.words = memoryview(b"")
         self._unregister()

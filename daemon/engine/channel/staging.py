@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shmserve.backend import core
-from shmserve.codec import SlotMemory, named_dtype, plain_leaf, unpickle_parts
-from shmserve.layout import CACHE_LINE
-from shmserve.schema import BFLOAT16, Array, LeafLayout, Schema
+from shmserve.backend import CutThroughCopier, ServerFastPath, stage
+from shmserve.carried_values import BFLOAT16
+from shmserve.codec import SlotMemory, named_dtype, plain_leaf, read_tree, unpickle_parts
+from shmserve.layout import CACHE_LINE, aligned
+from shmserve.metadata import MetadataError
+from shmserve.schema import Array, LeafPlace, Schema
 
 _from_numpy = torch.from_numpy
 _NO_METADATA = np.empty(0, np.uint8)
@@ -47,8 +49,8 @@ class Staging:
     def __init__(
         self,
         tensors_on: torch.device | None,
-        copier: core.CutThroughCopier | None = None,
-        fast_path: core.ServerFastPath | None = None,
+        copier: CutThroughCopier | None = None,
+        fast_path: ServerFastPath | None = None,
     ) -> None:
         """Stage for tensors on the device `tensors_on`, or as numpy arrays if it is None.
 
@@ -57,50 +59,72 @@ class Staging:
         """
         self._device = tensors_on
         self._on_host = tensors_on is None or tensors_on.type == "cpu"
+        self._wrap = None if tensors_on is None else _from_numpy
         #: The memory that observations are copied to.
         self.arena = SlotMemory(_NO_METADATA, _NO_METADATA)
         self._copier = copier
         self._fast_path = fast_path
         #: Bytes of the latest observation that were copied before its client had finished writing it.
         self.cut_through_bytes = 0
+        #: Arrays of the latest structure over the memory that it was read from: (schema, its sizes, that memory, arrays).
+        self._views: tuple[Schema | None, bytes, SlotMemory | None, list[Array]] = (None, b"", None, [])
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool, write_id: int = 0) -> Any:
-        """Return the tree in `slot`, its arrays as the model takes them; `write_id` is that of the request's head."""
-        decoder = schema.decoder
+    def observation(
+        self, schema: Schema, slot: SlotMemory, payload_bytes: int, *, in_place: bool, pickled: bool, write_id: int = 0
+    ) -> Any:
+        """Return the tree in `slot`, its arrays as the model takes them; `write_id` is that of the request's head.
+
+        Raises MetadataError for sizes that do not describe that many bytes, and for a text that cannot be read.
+        """
         if in_place:
             source = slot
         else:
-            size = schema.payload_bytes
             source = self.arena
-            if source.room < size:
+            if source.room < payload_bytes:
+                # Lengths may grow a little with each request, so the arena grows by more.
+                size = min(slot.room, max(payload_bytes, aligned(source.room + source.room // 2)))
+                if payload_bytes > size:
+                    raise MetadataError(f"{payload_bytes} bytes of payload in a slot of {slot.room}")
                 source = SlotMemory(_NO_METADATA, aligned_bytes(size))
                 self._replace(source, source.payload)
             # The only copy of the payload: later writes of the client are not seen.
-            if decoder is not None:
-                self.cut_through_bytes = decoder.stage(slot.payload, source.payload, self._copier, write_id)
-            else:
-                source.prefix_views[size][...] = slot.prefix_views[size]
-        views = source.leaf_views[schema]
-        if decoder is not None and schema.is_all_arrays and self._on_host and not pickled:
-            if self._device is None:
-                return decoder.decode_in_place(source.payload, views)
-            return decoder.unflatten(source.payload, [_from_numpy(view) for view in views])
-        numbers = schema.numbers.unpack_from(source.raw, 0)
+            try:
+                self.cut_through_bytes = stage(slot.payload, payload_bytes, source.payload, self._copier, write_id)
+            except ValueError as error:
+                raise MetadataError(str(error)) from None
+        if schema.decoder.is_complete and self._on_host and not pickled:
+            try:
+                views = self._views_of(schema, source, payload_bytes)
+                return schema.decoder.decode_over(source.payload, payload_bytes, views, self._wrap)
+            except ValueError as error:
+                raise MetadataError(str(error)) from None
         if pickled:
-            tree = unpickle_parts(schema.unflatten(numbers, views), "observation")
+            tree = unpickle_parts(read_tree(schema, source.payload, payload_bytes, _view), "observation")
             return tree if self._device is None else self._tensors(tree)
-        if not schema.is_all_arrays or not self._on_host:
-            leaves = [self._leaf(place, view) for place, view in zip(schema.arrays, views, strict=True)]
-        elif self._device is None:
-            leaves = [view[...] for view in views]  # new objects, because a policy may change their shape
-        else:
-            leaves = [_from_numpy(view) for view in views]
-        return schema.unflatten(numbers, leaves)
+        views = []
 
-    def give_back(self, schema: Schema) -> None:
+        def read_leaf(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:
+            if place.kind != "array":
+                return plain_leaf(place, payload)
+            views.append(place.view(payload))
+            return self._array(place, views[-1])
+
+        self._views = None, b"", source, views
+        return read_tree(schema, source.payload, payload_bytes, read_leaf)
+
+    def _views_of(self, schema: Schema, source: SlotMemory, payload_bytes: int) -> list[Array]:
+        """Return views of the payload's arrays: those of the last request if it had the same structure and sizes."""
+        sizes = schema.sizes(source.payload)
+        known, known_sizes, memory, views = self._views
+        if known is not schema or known_sizes != sizes or memory is not source:
+            views = schema.decoder.views(source.payload, payload_bytes)
+            self._views = schema, sizes, source, views
+        return views
+
+    def give_back(self) -> None:
         """Keep the arena for the next request, unless the policy still holds part of it after the reply."""
-        if self.arena.room >= schema.payload_bytes:
-            self.keep_unless_held(self.arena.leaf_views[schema])
+        if self._views[2] is self.arena:
+            self.keep_unless_held(self._views[3])
 
     def keep_unless_held(self, views: list[Array]) -> None:
         """Keep the arena unless the policy holds part of an observation that was made from these views of it."""
@@ -114,16 +138,18 @@ class Staging:
     def _replace(self, arena: SlotMemory, copied_to: npt.NDArray[np.uint8] | None) -> None:
         """Use this arena from now on; `copied_to` is its memory, or None while it has none."""
         self.arena = arena
+        self._views = None, b"", None, []
         if self._copier is not None:
             self._copier.set_target(copied_to)
         if self._fast_path is not None:
-            self._fast_path.reset()
+            if copied_to is None:
+                self._fast_path.reset()
+            else:
+                self._fast_path.use_arena(copied_to)
 
-    def _leaf(self, place: LeafLayout, view: Array) -> Any:
-        if place.kind != "array":
-            return plain_leaf(place, view)
+    def _array(self, place: LeafPlace, view: Array) -> Any:
         if self._device is None:
-            return named_dtype(place, view[...])
+            return named_dtype(place, view[...])  # a new object, because a policy may change its shape
         tensor = tensor_of(place.dtype, view)
         return tensor if self._on_host else tensor.to(self._device, non_blocking=True)
 
@@ -142,6 +168,10 @@ class Staging:
         return tree
 
 
+def _view(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Array:
+    return place.view(payload)
+
+
 def calibrate() -> None:
     """Measure the reference counts that `keep_unless_held` sees without other holders, with that very loop.
 
@@ -150,7 +180,7 @@ def calibrate() -> None:
     """
     staging = Staging(None)
     memory = aligned_bytes(2 * CACHE_LINE)
-    views = [LeafLayout("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
+    views = [LeafPlace("array", "<f4", np.dtype("<f4"), (4,), at, 16).view(memory) for at in (0, CACHE_LINE)]
 
     def is_kept(of_view: int, of_base: int) -> bool:
         _unheld[:] = of_view, of_base

@@ -1,33 +1,37 @@
 """Memory of one batch: page-locked bytes of the host, and the same number of bytes of the device, to which they are copied.
 
-Both hold the rows' payloads with the layout of the slots, one row after the other:
+Both hold the leaves of the rows' payloads with the layout of the slots, one row after the other. The sizes and numbers at the
+front of a payload stay on the host:
 
-    slot of client 2   [numbers|image......|state]                       np.copyto
-    slot of client 0   [numbers|image......|state]
-    host               [numbers|image......|state|numbers|image......|state| free ...]
-    device             [numbers|image......|state|numbers|image......|state| free ...]    one copy
+    slot of client 2   [sizes, numbers|image......|state]                np.copyto
+    slot of client 0   [sizes, numbers|image......|state]
+    host               [image......|state|image......|state| free ...]
+    device             [image......|state|image......|state| free ...]    one copy
 
-Rows of the same structure are equally spaced, so that a tensor over all rows needs no further copy (`models/rows.py`).
+Rows of one array are equally spaced and without gaps where its bytes fill whole lines, so that a tensor over all rows needs no
+further copy (models/rows.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from shmserve.carried_values import BFLOAT16
 from shmserve.codec import plain_leaf
 from shmserve.layout import CACHE_LINE, aligned
-from shmserve.schema import BFLOAT16, LeafLayout, Schema
+from shmserve.schema import LeafPlace, Schema
 
 from .errors import with_memory_given_back
 from .interface import Device, sharing
 from .pinned_pool import PinnedPool
 
-#: Rows (by offset and structure) whose tensors are cached.
+#: Rows (by offset and places) whose tensors are cached.
 _REMEMBERED = 256
 
 
@@ -40,9 +44,12 @@ class Arena:
         self.host = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._bytes: npt.NDArray[np.uint8] = self.host.numpy()
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-        #: By offset and structure: the tensors of a row, None for a leaf that is not an array and stays on the host. A policy
-        #: gets separate tensors over the same memory; it may change their shape, and their number shows whether it keeps any.
-        self._tensors: dict[tuple[int, bytes], list[torch.Tensor | None]] = {}
+        #: By offset and places of the leaves: the tensors of a row, None for a leaf that is not an array and stays on the
+        #: host. A policy gets separate tensors over the same memory; it may change their shape, and their number shows
+        #: whether it keeps any.
+        self._tensors: dict[tuple[int, tuple[LeafPlace, ...]], list[torch.Tensor | None]] = {}
+        #: Places of the latest payload, and of its row.
+        self._latest: tuple[list[LeafPlace], list[LeafPlace]] = ([], [])
         #: Rows of the current batch, including those whose requests do not run.
         self.rows = 0
         self._end = 0
@@ -108,7 +115,13 @@ class Arena:
         return self._end + payload_bytes <= self.size
 
     def place(
-        self, schema: Schema, payload: npt.NDArray[np.uint8], *, directly: torch.Tensor | None = None, ahead: bool
+        self,
+        schema: Schema,
+        payload: npt.NDArray[np.uint8],
+        payload_bytes: int,
+        *,
+        directly: torch.Tensor | None = None,
+        ahead: bool,
     ) -> Any:
         """Copy a row's payload in, and return its observation, whose arrays are tensors of the device.
 
@@ -117,22 +130,26 @@ class Arena:
         """
         if not self.rows:
             self._begin()
-        start, size = self._end, schema.payload_bytes
+        in_payload = schema.layout(payload, payload_bytes)  # of a copy of the sizes
+        front = in_payload[0].offset if in_payload else payload_bytes
+        places = self._behind(in_payload, front)
+        numbers = schema.reader.numbers(payload)
+        start, size = self._end, payload_bytes - front
         end = start + size
-        row = payload
+        row = payload[front:payload_bytes]
         if directly is None:
             # The one copy on the host: later writes of the client are not seen.
             row = self._bytes[start:end]
-            np.copyto(row, payload[:size])
+            np.copyto(row, payload[front:payload_bytes])
         leaves = [
-            plain_leaf(place, place.view(row)) if tensor is None else tensor.detach()
-            for place, tensor in zip(schema.arrays, self._tensors_at(start, schema), strict=True)
+            plain_leaf(place, row) if tensor is None else tensor.detach()
+            for place, tensor in zip(places, self._tensors_at(start, places), strict=True)
         ]
-        observation = schema.unflatten(schema.numbers.unpack_from(row.data, 0), leaves)
+        observation = schema.reader.unflatten(numbers, leaves)
         # An unreadable payload has raised by now, and does not become a row.
         if directly is not None:
             self._hold(ahead)
-            self._device.copy_in(self.memory[start:end], directly[:size], ahead=ahead)
+            self._device.copy_in(self.memory[start:end], directly[front:payload_bytes], ahead=ahead)
             self._directly += 1
             self._reads_clients = True
         elif self._unsent is None or self._unsent[1] == start:
@@ -143,6 +160,14 @@ class Arena:
         self._end = aligned(end, CACHE_LINE)
         self.rows += 1
         return observation
+
+    def _behind(self, places: list[LeafPlace], front: int) -> list[LeafPlace]:
+        """Return the places of a row that lies without the front of its payload."""
+        known, behind = self._latest
+        if known is not places:
+            behind = [replace(place, offset=place.offset - front) for place in places]
+            self._latest = places, behind
+        return behind
 
     def send(self, *, ahead: bool) -> None:
         """Begin to copy the rows placed since the last call; `ahead`: concurrently with the previous batch's work.
@@ -185,33 +210,33 @@ class Arena:
         self.rows = 0
         self._end = 0
 
-    def _tensors_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
-        key = (start, schema.metadata)
+    def _tensors_at(self, start: int, places: list[LeafPlace]) -> list[torch.Tensor | None]:
+        key = (start, tuple(places))
         tensors = self._tensors.get(key)
         if tensors is None:
             before = sharing(self.memory)
             if len(self._tensors) >= _REMEMBERED:
                 self._tensors.clear()
-            tensors = self._tensors[key] = self._made_at(start, schema)
+            tensors = self._tensors[key] = self._made_at(start, places)
             after = sharing(self.memory)
             if self._own is not None and before is not None and after is not None:
                 # Measured instead of computed: outside of inference mode a tensor may share the memory twice.
                 self._own = self._own[0] + after[0] - before[0], self._own[1] + after[1] - before[1]
         return tensors
 
-    def _made_at(self, start: int, schema: Schema) -> list[torch.Tensor | None]:
+    def _made_at(self, start: int, places: list[LeafPlace]) -> list[torch.Tensor | None]:
         with torch.inference_mode(False), torch.no_grad():  # a policy may use gradients, or write in a thread
-            row = self.memory[start : start + schema.payload_bytes]
-            return [device_tensor(place, row) if place.kind == "array" else None for place in schema.arrays]
+            row = self.memory[start:]
+            return [device_tensor(place, row) if place.kind == "array" else None for place in places]
 
 
-def device_tensor(place: LeafLayout, row: torch.Tensor) -> torch.Tensor:
+def device_tensor(place: LeafPlace, row: torch.Tensor) -> torch.Tensor:
     """Return the tensor of one leaf over the bytes of its row."""
     dtype = torch_dtype(place)
     return row[place.offset : place.offset + place.size].view(dtype).view(place.shape)
 
 
-def torch_dtype(place: LeafLayout) -> torch.dtype:
+def torch_dtype(place: LeafPlace) -> torch.dtype:
     """Return torch's dtype of a leaf."""
     if place.dtype == BFLOAT16:
         return torch.bfloat16

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from shmserve.codec import SlotMemory
 from shmserve.layout import CACHE_LINE, aligned
@@ -45,6 +48,16 @@ class DeviceContext:
         """
         row = aligned(payload_bytes, CACHE_LINE)
         size = max(row, min(row * self.max_batch, _BATCH_BYTES))
+        before = max(arena.size for arena in self.arenas)
+        # Lengths may grow a little with each request, and page-locked memory is never released.
+        headroom = aligned(before + before // 2, CACHE_LINE)
+        if before < size < headroom:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                self._grow(headroom)
+                return
+        self._grow(size)
+
+    def _grow(self, size: int) -> None:
         small = [arena for arena in self.arenas if not arena.fixed and arena.size < size]
         larger = [arena.larger(size) for arena in small]
         for arena, (host, memory) in zip(small, larger, strict=True):
@@ -104,13 +117,15 @@ class WarmUpStaging:
         self._context = context
         self._turn = 0
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+    def observation(
+        self, schema: Schema, slot: SlotMemory, payload_bytes: int, *, in_place: bool, pickled: bool
+    ) -> Any:
         """Return the tree in `slot`, its arrays as tensors on the device."""
         arena = self._context.arenas[self._turn]
         arena.done()  # ends the round before the previous one
-        self._context.make_room(schema.payload_bytes)
+        self._context.make_room(payload_bytes)
         self._turn ^= 1
-        observation = arena.place(schema, slot.payload, ahead=False)
+        observation = arena.place(schema, slot.payload, payload_bytes, ahead=False)
         arena.send(ahead=False)
         return observation
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from ...host.memory import available_bytes
 from .availability import check_there
 from .errors import is_out_of_memory
 from .interface import Event, PinFailed
-from .memory import available_bytes
 
 log = logging.getLogger(__name__)
 

@@ -99,6 +99,8 @@ class DeviceErrorGuard:
         self._device = device
         self.batches = model.batches
         self.resets = model.resets
+        warm: Callable[[], object] | None = getattr(model, "warm", None)
+        self.warm = None if warm is None else lambda: self._asked(warm)
 
     def infer(self, observations: list[Any]) -> list[Any]:
         return self._asked(lambda: self._model.infer(observations))

@@ -17,7 +17,7 @@ import torch
 
 from shmserve.contract import Entries, contract_differences, contract_of, flatten_with_path
 from shmserve.errors import ContractMismatch, ModelPackageError
-from shmserve.schema import Schema
+from shmserve.schema import LeafPlace, Schema
 
 from ...packages.package import ModelPackage
 from ..models.determinism import generators_apart, seed
@@ -43,17 +43,21 @@ class Graphs:
         self._seeded = seeded
         self._context = context
         self._schema = schema
+        self._places: list[LeafPlace] = []
+        self._payload_bytes = 0
         self._observation = observation
         self._graphs: dict[tuple[int, int], Captured] = {}
 
-    def check(self, schema: Schema, *, pickled: bool) -> None:
+    def check(self, schema: Schema, payload: Any, payload_bytes: int, *, pickled: bool) -> None:
         """Raise ContractMismatch for an observation that the graphs were not recorded for."""
-        if not pickled and (schema is self._schema or schema.metadata == self._schema.metadata):
-            return
         if pickled:
             raise ContractMismatch("a pickled object: this policy runs as a CUDA graph, which takes only arrays")
+        places = schema.layout(payload, payload_bytes)
+        if schema.metadata == self._schema.metadata and places == self._places:
+            return
         differences = contract_differences(
-            {"observation": self._observation}, {"observation": contract_of(_example(schema), None)["observation"]}
+            {"observation": self._observation},
+            {"observation": contract_of(_example(schema, places), None)["observation"]},
         )
         raise ContractMismatch(
             "this policy runs as a CUDA graph, which takes only observations like the one it was recorded with: "
@@ -73,17 +77,21 @@ class Graphs:
 
         Raises ModelPackageError for a model that cannot be recorded, or whose recording gives other actions.
         """
-        _check_static(self._schema)
-        self._context.make_room(self._schema.payload_bytes)
-        if self._context.arenas[0].size < self._context.max_batch * self._schema.payload_bytes:
+        self._payload_bytes = payload_bytes = payload.size
+        self._places = places = self._schema.layout(payload, payload_bytes)
+        _check_static(self._schema, places)
+        self._context.make_room(payload_bytes)
+        if self._context.arenas[0].size < self._context.max_batch * payload_bytes:
             raise ModelPackageError(
-                f"cuda_graph = true, but {self._context.max_batch} requests of {self._schema.payload_bytes} bytes need more "
+                f"cuda_graph = true, but {self._context.max_batch} requests of {payload_bytes} bytes need more "
                 f"than {self._context.arenas[0].size} bytes of staging: lower max_batch"
             )
-        payloads = _variations(self._schema, payload)
+        payloads = _variations(places, payload)
         for index, arena in enumerate(self._context.arenas):
             for items in range(1, self._context.max_batch + 1):
-                observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
+                observations = [
+                    arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)
+                ]
                 arena.send(ahead=False)
 
                 def call(observations: list[Any] = observations) -> list[Any]:
@@ -118,7 +126,7 @@ class Graphs:
             device.synchronize()
             return [dict(_owned(action)) for action in found]
 
-        observations = [arena.place(self._schema, payload, ahead=False) for _ in range(items)]
+        observations = [arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)]
         arena.send(ahead=False)
         with generators_apart(device.torch_device):
             # Noise drawn on the device is the same in both runs. Noise drawn on the host was fixed in the graph when it
@@ -136,13 +144,13 @@ class Graphs:
                 )
 
 
-def _check_static(schema: Schema) -> None:
-    if schema.numbers.size:
+def _check_static(schema: Schema, places: list[LeafPlace]) -> None:
+    if schema.reader.numbers_count:
         raise ModelPackageError(
             "cuda_graph = true, but the observation has plain numbers, which a recorded policy would see only once: send "
             "them as arrays (np.float32(x) becomes np.array([x], np.float32))"
         )
-    kinds = sorted({place.kind for place in schema.arrays if place.kind != "array"})
+    kinds = sorted({place.kind for place in places if place.kind != "array"})
     if kinds:
         raise ModelPackageError(
             f"cuda_graph = true, but the observation has leaves of kind {', '.join(kinds)}, which stay on the host and "
@@ -150,20 +158,20 @@ def _check_static(schema: Schema) -> None:
         )
 
 
-def _variations(schema: Schema, payload: Any) -> list[Any]:
+def _variations(places: list[LeafPlace], payload: Any) -> list[Any]:
     """Return the example, and a copy with every float halved; integers stay, as they may be indices with a limited range."""
     changed = payload.copy()
-    for place in schema.arrays:
+    for place in places:
         if torch_dtype(place).is_floating_point:
             tensor = torch.from_numpy(changed[place.offset : place.offset + place.size]).view(torch_dtype(place))
             tensor.mul_(0.5)
     return [payload, changed]
 
 
-def _example(schema: Schema) -> Any:
+def _example(schema: Schema, places: list[LeafPlace]) -> Any:
     """Return an observation of this structure."""
-    arrays = [np.zeros(place.shape, place.stored_as) for place in schema.arrays]
-    return schema.unflatten([0] * (schema.numbers.size // 8), arrays)
+    arrays = [np.zeros(place.shape, place.stored_as) for place in places]
+    return schema.reader.unflatten([0] * schema.reader.numbers_count, arrays)
 
 
 def _owned(action: Any) -> list[tuple[str, Any]]:

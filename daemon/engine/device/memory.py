@@ -62,18 +62,3 @@ def check_room(free_bytes: int, total_bytes: int, needed: int, why: str, device:
 def package_bytes(path: Path) -> int:
     """Return the total size of a package's files."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def available_bytes(meminfo: str) -> int | None:
-    """Return the bytes available without swapping, from the text of /proc/meminfo.
-
-    On a GPU that uses the host's memory (Jetson), CUDA does not count the kernel's caches as free. They take most of a
-    host's memory after a while, and the kernel releases them on demand.
-
-    >>> available_bytes("MemTotal: 16 kB\\nMemAvailable:    7 kB\\n")
-    7168
-    """
-    for line in meminfo.splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None

@@ -190,13 +190,13 @@ class DeviceServing(Serving):
         try:
             if pickled and not state.trusted:
                 raise RequestRejected("a pickled object from a client that is not trusted")
-            schema = state.schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
+            schema = state.schemas.get(head.schema, head.metadata_bytes, slot)
             if self._graphs is not None:
-                self._graphs.check(schema, pickled=pickled)
+                self._graphs.check(schema, slot.payload, head.payload_bytes, pickled=pickled)
             if pickled:
                 # Separate memory: a batch may hold several requests of one client, and the policy may keep unpickled objects.
                 staging = Staging(self._device.torch_device)
-                item.observation = staging.observation(schema, slot, in_place=False, pickled=True)
+                item.observation = staging.observation(schema, slot, head.payload_bytes, in_place=False, pickled=True)
             else:
                 item.observation = self._placed(item, schema, slot.payload)
         except (MetadataError, RequestRejected) as error:
@@ -220,11 +220,12 @@ class DeviceServing(Serving):
 
     def _placed(self, item: _Row, schema: Schema, payload: Any) -> Any:
         registered, threshold = item.state.registered, self._context.registrar.threshold
+        payload_bytes = item.head.payload_bytes
         directly = None
-        if registered is not None and threshold is not None and schema.payload_bytes >= threshold:
+        if registered is not None and threshold is not None and payload_bytes >= threshold:
             directly = registered.payload(item.head.sequence)
         item.place = self._arena.rows
-        return self._arena.place(schema, payload, directly=directly, ahead=item.ahead)
+        return self._arena.place(schema, payload, payload_bytes, directly=directly, ahead=item.ahead)
 
     # Running
 

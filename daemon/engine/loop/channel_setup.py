@@ -83,6 +83,7 @@ class Channels:
         loop, channel_info, deferred = self._loop, message.channel_info, message.deferred
         number = channel_info.identity.channel
         mapped: MappedChannel | None = None
+        handed_over = False
         try:
             state = loop.states.get(number)
             if state is not None and state.deferred_replies and not loop.serving:
@@ -92,6 +93,7 @@ class Channels:
             yield from mapped.prefault()
             # Looked up again: the loop may have given the channel up meanwhile.
             state = loop.states.get(number)
+            handed_over = True
             if state is not None and loop.serving:
                 mine, mapped = mapped, None
                 loop.move(state, mine, deferred)
@@ -108,8 +110,9 @@ class Channels:
         except (ShmServeError, OSError, BrokenChannel) as error:
             # Either the channel is gone already (its client left, or moved on to another generation), or it is not
             # the one that the supervisor made. It is not served but reported; the supervisor decides whether that
-            # still matters.
-            loop.remove(number)
+            # still matters. The state of an earlier generation stays, with its deferred replies: the next one goes on with it.
+            if handed_over:
+                loop.remove(number)
             detail = f"cannot be opened: {error}"
             if isinstance(error, BrokenChannel):
                 self._broken(channel_info, str(error), detail=detail)

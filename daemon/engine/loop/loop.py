@@ -9,8 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from shmserve.backend import (
+    abandon,
+    bytes_in_flight,
+    mark_asleep,
+    mark_awake,
+    poll_first,
+    same_cpu_writers,
+    sleeping_writers,
+    spin,
+)
 from shmserve.channel import ChannelInfo, EngineChannel
-from shmserve.counter_poller import abandon, bytes_in_flight, same_cpu_writers, spin
+from shmserve.layout import COUNTER_LINE
 from shmserve.spin import SpinBudget
 
 from ...ipc.stats import Counter, Stats
@@ -21,6 +31,7 @@ from ..requests.serving import QueuedRequest, Serving
 from .doorbells import Doorbells
 from .poll_set import PollSet
 from .schedule import charge, next_of
+from .wake_ahead import LONGEST_NS, Expected, WakeAhead, leave_processor
 
 #: Longest wait, in case a ring was lost; four times as long if no client has sent a request for a second.
 LONGEST_WAIT_NS = 50_000_000
@@ -38,8 +49,13 @@ _WRITING_NS, _STANDSTILL_NS = 5_000_000, 100_000
 _ABOUT_NS = 2_000_000
 #: Time spent polling the active channels alone, between two looks at the doorbell and at the supervisor's control word.
 _LOOKING_NS = 5_000
+#: A look takes longer only if another program, or another virtual machine, has the CPU meanwhile.
+_LONGEST_LOOK_NS = 100_000
+#: A client that its reply wakes on another CPU has noted it by then: one that has not waits for this CPU.
+_WAKING_NS = 100_000
 #: A request that was running when an engine died is tried again once no other client has sent one for this long.
 _QUIET_NS = 500_000_000
+_PROCESSOR = COUNTER_LINE.names.index("processor")
 _HEARTBEAT_NS, _CONTROL = int(Counter.HEARTBEAT_NS), int(Counter.CONTROL)
 
 
@@ -59,9 +75,12 @@ class EngineLoop:
         control: Callable[[float], bool],
         broken: Callable[[ChannelInfo, str], None],
         let_go: Callable[[EngineChannel], None] = EngineChannel.close,
+        ahead: WakeAhead | None = None,
         longest_wait_ns: int = LONGEST_WAIT_NS,
     ) -> None:
         """Remember the collaborators; `let_go` closes a channel that is not served now, at once or between requests.
+
+        `ahead` knows which request is expected; without it the engine sleeps until a client rings.
 
         After `longest_wait_ns` an engine with active channels polls all of them, even without a ring.
         """
@@ -77,6 +96,8 @@ class EngineLoop:
         self.states: dict[int, ChannelState] = {}
         self._all = PollSet()
         self._let_go = let_go
+        self._ahead = ahead
+        self._is_late = False  # the engine was awake for a request that has not come yet
         self._active = PollSet()
         self._waiting: list[ChannelState] = []
         #: Channels whose requests wait for a point in time rather than for their turn, and that time.
@@ -177,11 +198,13 @@ class EngineLoop:
                 self._more_control = self._control(0)
                 if not self._more_control or not self.serving or self._draining or self.stopped:
                     continue
-            self._look_at_active(now_ns)
+            served = self._look_at_active(now_ns)
             if self._resting:
                 self._end_rests(now_ns)
             if self._waiting:
                 self._serve_next()
+                served = True
+            if served:
                 # After the reply, so that the client does not wait for it.
                 untaken += 1
                 if untaken < _SERVED_PER_TAKE and now_ns - self._taken_ns < _TAKE_AFTER_NS:
@@ -190,6 +213,8 @@ class EngineLoop:
             self._taken_ns = now_ns
             if self._rung or self._bell.count() > 0 or now_ns - self._scanned_ns > self._longest_wait_ns:
                 self._take_rings(now_ns)
+                if poll_first(self._active.pollers) >= 0:
+                    continue
             if not self._waiting and not self._more_control and not self.stopped:
                 self._idle(now_ns)
 
@@ -249,9 +274,15 @@ class EngineLoop:
             self._waiting.append(state)
         return True
 
-    def _look_at_active(self, now_ns: int) -> None:
-        for state in self._active.changed():
+    def _look_at_active(self, now_ns: int) -> bool:
+        """Admit the requests of active clients, and serve a single one at once; return whether one was served."""
+        changed = self._active.changed()
+        if len(changed) == 1 and not self._waiting and not self._resting:
+            self._serve_found(changed[0], now_ns)
+            return True
+        for state in changed:
             self._look(state, now_ns)
+        return False
 
     def _take_rings(self, now_ns: int) -> None:
         """Use up the rings, and poll the channels that may have rung."""
@@ -260,7 +291,7 @@ class EngineLoop:
             self._rung = True
         else:
             for state in rang:
-                self._look_at_idle(state, now_ns)
+                self._look_unless_active(state, now_ns)
         since_ns = now_ns - self._scanned_ns
         # At once if no request waits: the client that rang may be the next one to serve.
         soon = self._rung and (not self._waiting or since_ns > _SCAN_AFTER_NS * len(self.states))
@@ -268,21 +299,28 @@ class EngineLoop:
             return
         self._rung = False
         self._scanned_ns = now_ns
-        for state in self._all.changed():
-            self._look_at_idle(state, now_ns)
         self._active.keep([each for each in self._active.states if now_ns - each.active_ns < _IDLE_AFTER_NS])
+        for state in self._all.changed():
+            self._look_unless_active(state, now_ns)
         self._bell.unmute(now_ns)
 
     def _serve_found(self, state: ChannelState, now_ns: int) -> None:
-        """Serve a request that was found while no other waited, on the fast path if the client has one."""
-        if not state.waiting and not state.deferred_replies and self._serving.serve_fast(state):
-            state.active_ns = now_ns
+        """Serve a request that was found while no other waited, on the fast path if the client has one, and need not rest."""
+        may_rest = state.overhead.until_ns and self._is_beside_others(state)
+        slow = state.waiting or state.deferred_replies or may_rest
+        if not slow and self._serving.serve_fast(state):
+            state.active_ns = time.monotonic_ns()  # from the reply on: the client prepares its next request now
             if state not in self._active:
                 self._active.add(state)
             return
         self._look_at_idle(state, now_ns)
         if len(self._waiting) == 1:
             self._serve_next()
+
+    def _look_unless_active(self, state: ChannelState, now_ns: int) -> None:
+        """Leave an active client's request to the next turn of the loop, which may serve it on the fast path."""
+        if state not in self._active:
+            self._look_at_idle(state, now_ns)
 
     def _look_at_idle(self, state: ChannelState, now_ns: int) -> None:
         if self._look(state, now_ns) and state not in self._active:
@@ -333,6 +371,8 @@ class EngineLoop:
         now_ns = time.monotonic_ns()
         suspect = state.is_suspect(now_ns)
         state.may_try_again = True
+        if state.overhead.until_ns <= now_ns:
+            state.overhead.until_ns = 0
         if self._draining or not self._is_beside_others(state):
             return False
         until_ns = state.overhead.until_ns
@@ -344,7 +384,6 @@ class EngineLoop:
                 others = (each.active_ns for each in self._active.states if each is not state)
                 state.may_try_again = max(others) <= state.quiet_since_ns
         if until_ns <= now_ns:
-            state.overhead.until_ns = 0
             return False
         self._resting[state] = until_ns
         return True
@@ -373,31 +412,97 @@ class EngineLoop:
         longest_ns = self._longest_wait_ns if self._active else _LONGEST_IDLE_WAIT_NS
         if self._resting:
             longest_ns = min(longest_ns, max(0, min(self._resting.values()) - time.monotonic_ns()))
-        if self._bell.wait(longest_ns):
+        expected = self._expected()
+        if expected is not None:
+            longest_ns = min(longest_ns, expected.wake_ns - time.monotonic_ns())
+        writers = self._active.writers
+        rung = False
+        if longest_ns > 0:
+            mark_asleep(writers)
+            rung = self._bell.wait(longest_ns)
+            mark_awake(writers)
+        if expected is not None and not rung and time.monotonic_ns() >= expected.wake_ns:
+            # The budget learns how long it was until this request, and not how late the request then was.
+            self._budget.waited(max(expected.due_ns - began_ns, LONGEST_NS))
+            self._is_late = not self._meets(expected)
+        elif rung:
             self._rung = not self._bell.names_channels  # the ring that ended the wait is used up
-            self._budget.waited(time.monotonic_ns() - began_ns)
+            now_ns = time.monotonic_ns()
+            # At once, as in _spin: after a sleep each call takes two to three times as long.
+            if len(self._active.states) == 1 and poll_first(self._active.pollers) >= 0:
+                self._serve_found(self._active.states[0], now_ns)
+            if not self._is_late:
+                self._budget.waited(now_ns - began_ns)
+            self._is_late = False
         elif not self._waiting and not self._resting:
             self._budget.waited(longest_ns)
+
+    def _expected(self) -> Expected | None:
+        """Return the request to be awake for; None if none is, or while others wait or rest."""
+        if self._ahead is None or self._resting or self._waiting:
+            return None
+        return self._ahead.next(self._active.states, time.monotonic_ns())
+
+    def _meets(self, expected: Expected) -> bool:
+        """Be awake for a request that is due now, for a bounded time; return whether one came and was served."""
+        ahead, active, words, control_seen = self._ahead, self._active, self._words, self._control_seen
+        now_ns = began_ns = time.monotonic_ns()
+        assert ahead is not None
+        ahead.began(expected)
+        if same_cpu_writers([expected.state.poller]):
+            words_of_client, line = expected.state.words, expected.state.counter
+            if leave_processor(words_of_client[line + _PROCESSOR] - 1):
+                mark_awake(active.writers)
+        if self._serving.warm(expected.state):
+            ahead.came(expected, 0, time.monotonic_ns() - began_ns)
+            return True
+        ready_ns = now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
+        until_ns = max(ready_ns, began_ns + LONGEST_NS)
+        while True:
+            looked_ns = now_ns
+            # Yielding: the client, whose timer fires just now, may wake up on this processor.
+            place = spin(active.pollers, min(until_ns, now_ns + _LOOKING_NS), active.copiers, True)
+            now_ns = time.monotonic_ns()
+            mark_awake(active.writers)  # a thread that yields may have been moved
+            if place >= 0:
+                state = active.states[place]
+                ahead.came(expected, now_ns - ready_ns, now_ns - began_ns)
+                self._serve_found(state, now_ns)
+                return True
+            if bytes_in_flight(active.copiers) >= 0:
+                ahead.came(expected, now_ns - ready_ns, now_ns - began_ns)
+                return self._look_at_written(now_ns)
+            if now_ns >= until_ns or words[_CONTROL] != control_seen or now_ns - looked_ns > _LONGEST_LOOK_NS:
+                break  # the last: another program wants this processor
+        ahead.came_not(expected, now_ns, now_ns - began_ns)
+        return False
 
     def _spin(self, began_ns: int) -> bool:
         """Poll the active channels for as long as the last waits suggest; return whether there is anything to do."""
         active, words, control_seen, count = self._active, self._words, self._control_seen, self._bell.count
         until_ns = began_ns + self._budget.ns
         now_ns = began_ns
+        lost_ns = 0  # time during which another program had this CPU: it says nothing of the clients
         while now_ns < until_ns:
-            if (near := same_cpu_writers(active.pollers)) and _in_the_way(active, near, now_ns):
+            blocked = same_cpu_writers(active.pollers)
+            if not blocked and now_ns - began_ns > _WAKING_NS:
+                blocked = sleeping_writers(active.pollers)
+            if blocked and _in_the_way(active, blocked, now_ns):
                 return False
+            looked_ns = now_ns
             place = spin(active.pollers, min(until_ns, now_ns + _LOOKING_NS), active.copiers)
+            now_ns = time.monotonic_ns()
+            if now_ns - looked_ns > _LONGEST_LOOK_NS:
+                lost_ns += now_ns - looked_ns
             if place >= 0:
-                now_ns = words[_HEARTBEAT_NS] = time.monotonic_ns()
-                self._waited_ns = now_ns - began_ns
+                words[_HEARTBEAT_NS] = now_ns
+                self._waited_ns = max(1, now_ns - began_ns - lost_ns)
                 # A single client's request is served at once, without another turn of the loop.
                 if len(active.states) == 1:
                     self._serve_found(active.states[0], now_ns)
                 return True
-            now_ns = time.monotonic_ns()
             if count() > 0 or words[_CONTROL] != control_seen:
-                self._budget.waited(now_ns - began_ns)
+                self._budget.waited(now_ns - began_ns - lost_ns)
                 return True
         return False
 
@@ -426,12 +531,13 @@ class EngineLoop:
                 state = all_channels.states[place]
                 # At once, as in _spin.
                 self._serve_found(state, now_ns)
+                state.expectation.note_write(state.submitted_ns() - began_ns)
                 return True
             if words[_CONTROL] != control_seen:
                 return True
         return False
 
 
-def _in_the_way(channels: PollSet, near: list[int], now_ns: int) -> bool:
-    """Return whether a writer seen on this CPU belongs to a recently active client, which then waits for this CPU."""
-    return any(now_ns - channels.states[place].active_ns < _ABOUT_NS for place in near)
+def _in_the_way(channels: PollSet, blocked: list[int], now_ns: int) -> bool:
+    """Return whether one of these writers belongs to a recently active client, which then waits for this CPU."""
+    return any(now_ns - channels.states[place].active_ns < _ABOUT_NS for place in blocked)

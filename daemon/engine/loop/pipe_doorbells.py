@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
+import struct
+import time
 from collections.abc import Collection
 
 from shmserve.layout import number_of
@@ -17,6 +20,23 @@ _READ_BYTES = 65536
 _SPARE_RINGS = 256
 _RINGS = 2
 _MUTED_NS = 1_000_000_000
+_MS, _SECOND_NS = 1_000_000, 1_000_000_000
+_ITIMERSPEC = struct.Struct("@4l")  # interval, value: seconds and nanoseconds
+
+
+class _Timer:
+    """A timerfd: epoll itself counts milliseconds, and a request is expected to a tenth of one."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._settime = libc.timerfd_settime
+        self.descriptor: int = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.descriptor < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create failed")
+
+    def arm(self, after_ns: int) -> None:
+        """Make the descriptor readable after this time; 0: never."""
+        self._settime(self.descriptor, 0, _ITIMERSPEC.pack(0, 0, *divmod(after_ns, _SECOND_NS)), None)
 
 
 class _Pipe:
@@ -46,7 +66,9 @@ class PipeDoorbells:
         """Watch `control`, the supervisor's socket: a message ends a wait, but does not count as a ring."""
         self._poll = select.epoll()
         self._poll.register(control, select.EPOLLIN)
-        self._control = control
+        self._timer = _Timer()
+        self._poll.register(self._timer.descriptor, select.EPOLLIN)
+        self._no_pipes = control, self._timer.descriptor
         self._pipes: dict[int, _Pipe] = {}
         self._muted: list[_Pipe] = []
         self._ready: list[int] = []
@@ -101,8 +123,14 @@ class PipeDoorbells:
 
     def wait(self, timeout_ns: int) -> bool:
         """Sleep as `Doorbells.wait` does; the ring stays for `take`."""
-        if not self._ready:
-            self._look(timeout_ns / 1e9)
+        if self._ready:
+            return True
+        fine = timeout_ns % _MS
+        if fine:
+            self._timer.arm(timeout_ns)
+        self._look(timeout_ns / 1e9)
+        if fine:
+            self._timer.arm(0)  # which also makes it unreadable
         return bool(self._ready)
 
     def unmute(self, now_ns: int) -> None:
@@ -120,7 +148,9 @@ class PipeDoorbells:
             self._ready.remove(pipe_state.pipe)
 
     def _look(self, timeout_s: float) -> None:
-        self._ready = [pipe for pipe, _ in self._poll.poll(timeout_s) if pipe != self._control]
+        self._ready = [pipe for pipe, _ in self._poll.poll(timeout_s) if pipe not in self._no_pipes]
 
     def close(self) -> None:
+        if not self._poll.closed:
+            os.close(self._timer.descriptor)
         self._poll.close()

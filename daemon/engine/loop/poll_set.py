@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from shmserve.backend import core
-from shmserve.counter_poller import CounterPoller, poll_all
+from shmserve.backend import CounterPoller, CutThroughCopier, Slots, mark_asleep, poll_all
 
 from ..channel.channel_state import ChannelState
 
@@ -14,8 +13,10 @@ class PollSet:
     def __init__(self) -> None:
         self.states: list[ChannelState] = []
         self.pollers: list[CounterPoller] = []
-        #: The cut-through copiers of the channels that have one.
-        self.copiers: list[core.CutThroughCopier] = []
+        #: The cut-through copiers of the channels.
+        self.copiers: list[CutThroughCopier] = []
+        #: The ends that the engine writes, for `mark_asleep`.
+        self.writers: list[Slots] = []
 
     def __contains__(self, state: ChannelState) -> bool:
         return state in self.states
@@ -36,12 +37,16 @@ class PollSet:
     def keep(self, states: list[ChannelState]) -> None:
         """Reduce the set to `states`, a part of it."""
         if len(states) != len(self.states):
+            mark_asleep(
+                [writer for each in self.states if each not in states for writer in each.channel.replies.writers]
+            )
             self.states = states
             self._beside()
 
     def _beside(self) -> None:
         self.pollers = [state.poller for state in self.states]
-        self.copiers = [copier for each in self.states if (copier := each.channel.requests.copier) is not None]
+        self.writers = [writer for each in self.states for writer in each.channel.replies.writers]
+        self.copiers = [state.channel.requests.copier for state in self.states]
 
     def changed(self) -> list[ChannelState]:
         """Return the channels whose client has published."""

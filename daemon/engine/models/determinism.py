@@ -71,6 +71,7 @@ class Deterministic:
         self.inner = model
         self.takes_numpy = model.takes_numpy
         self.resets = model.resets
+        self.warm = getattr(model, "warm", None)
 
     def infer(self, observations: list[Any]) -> list[Any]:
         actions = []

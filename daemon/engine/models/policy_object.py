@@ -22,6 +22,8 @@ class PythonPolicy:
         infer_batch = getattr(policy, "infer_batch", None)
         self._infer_batch = infer_batch if infer_batch is None or package.grad else _in_inference_mode(infer_batch)
         self._reset = getattr(policy, "reset", None)
+        #: Called shortly before a request that is expected; None for most policies.
+        self.warm: Callable[[], object] | None = getattr(policy, "warm", None)
         self.resets = has_reset(policy)
         self.batches = self._infer_batch is not None
         self.takes_numpy = package.arrays == "numpy" or made_for_numpy(policy)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shmserve.carried_values import tensor_bytes
 from shmserve.contract import describe_tree, entry_text, flatten_with_path
-from shmserve.structure_guard import tensor_bytes
 
 
 def not_finite(action: Any) -> list[str]:

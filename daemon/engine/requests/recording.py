@@ -41,6 +41,10 @@ class RecordedServing:
         """Return False: the fast path records nothing."""
         return False
 
+    def warm(self, state: ChannelState) -> bool:
+        """Do nothing: the slow path, which records, is not warmed."""
+        return False
+
     def client_left(self, client_id: int) -> None:
         """Notify the model as `Serving.client_left` does."""
         self._serving.client_left(client_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from shmserve.errors import RequestRejected, ValueOutOfRange
@@ -12,7 +12,6 @@ from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.ring import RequestHead
-from shmserve.schema import Schema
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
 from ...packages.range_checks import RangeCheck
@@ -22,6 +21,7 @@ from ..device_failure import DeviceLost
 from ..error_text import PolicyRaised, client_message, log_message
 from ..models.model import Model, PerClient
 from ..models.range_checks import RangeChecks
+from .policy_warming import PolicyWarming
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,6 @@ class BatchItem:
         "is_new",
         "observation",
         "queued_ns",
-        "schema",
         "staged_ns",
         "staging",
         "state",
@@ -68,7 +67,6 @@ class BatchItem:
         head: RequestHead,
         observation: Any,
         staging: Staging,
-        schema: Schema,
         in_place: bool,
         queued_ns: int,
         staged_ns: int,
@@ -77,7 +75,6 @@ class BatchItem:
         self.head = head
         self.observation = observation
         self.staging = staging
-        self.schema = schema
         self.in_place = in_place
         self.queued_ns = queued_ns
         self.staged_ns = staged_ns
@@ -113,14 +110,23 @@ class Serving:
         self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
         #: Whether the log says that a reset changes nothing, because the model has no reset.
         self._told_of_reset = False
-        #: Whether requests can take the fast path (fast_path.py).
-        self._has_fast_path = False
+        warm: Callable[[], object] | None = getattr(model, "warm", None)
+        self._policy_warming = PolicyWarming(warm) if warm is not None else None
         #: Most requests in one call of the model.
         self.max_batch = max_batch if model.batches else 1
 
     def serve_fast(self, state: ChannelState) -> bool:
         """Answer this client's next request if it can take the fast path; False if nothing was done."""
         return False
+
+    def warm(self, state: ChannelState) -> bool:
+        """Touch what this client's next request will touch; return whether it came meanwhile, and was answered."""
+        self._warm_policy()
+        return False
+
+    def _warm_policy(self) -> None:
+        if self._policy_warming is not None:
+            self._policy_warming.run()
 
     def serve(self, batch: list[QueuedRequest]) -> None:
         """Answer every request of `batch`, in order; each gets one reply even if the model raises."""
@@ -184,12 +190,12 @@ class Serving:
                 raise RequestRejected("a pickled object from a client that is not trusted")
             schemas = state.schemas
             schema = schemas.known.get(head.schema)
-            if schema is None or schema.payload_bytes != head.payload_bytes or head.payload_bytes > slot.room:
+            if schema is None:
                 is_new = True
-                schema = schemas.get(head.schema, head.metadata_bytes, head.payload_bytes, slot)
-            observation = staging.observation(schema, slot, in_place=in_place, pickled=pickled, write_id=head.write_id)
-            if self._has_fast_path and not index and not pickled:
-                state.specialize(head.schema, schema, in_place=in_place)
+                schema = schemas.get(head.schema, head.metadata_bytes, slot)
+            observation = staging.observation(
+                schema, slot, head.payload_bytes, in_place=in_place, pickled=pickled, write_id=head.write_id
+            )
             if staging.cut_through_bytes:
                 self._words[_CUT_THROUGH] += 1
                 staging.cut_through_bytes = 0
@@ -215,7 +221,7 @@ class Serving:
         staged_ns = now_ns - taken_ns
         if is_new:
             state.overhead.add(staged_ns, now_ns)
-        item = BatchItem(state, head, observation, staging, schema, in_place, queued_ns, staged_ns)
+        item = BatchItem(state, head, observation, staging, in_place, queued_ns, staged_ns)
         item.clamped = clamped
         item.is_new = is_new
         return item
@@ -333,11 +339,16 @@ class Serving:
             self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, time.monotonic_ns() - began_ns)
         self._release(item)
 
-    def _reply(self, item: BatchItem, results: list[Any], index: int, infer_ns: int) -> None:
+    def _reply(
+        self, item: BatchItem, results: list[Any], index: int, infer_ns: int, limited: int | None = None
+    ) -> None:
+        """Answer with a result; `limited`: the flags of one that was checked against the package's bounds already."""
         flags = Flag.IN_PLACE if item.in_place else 0
         try:
             result = results[index]
-            if item.clamped or self._actions is not None:
+            if limited is not None:
+                flags |= limited
+            elif item.clamped or self._actions is not None:
                 result, limited = self._limited(result, clamped=item.clamped)
                 flags |= limited
             copied_ns = self._finish(
@@ -368,7 +379,7 @@ class Serving:
     def _release(self, item: BatchItem) -> None:
         item.observation = None
         if not item.in_place:
-            item.staging.give_back(item.schema)
+            item.staging.give_back()
 
     def _reject(
         self, state: ChannelState, head: RequestHead, error: BaseException, queued_ns: int, began_ns: int = 0

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 
 from shmserve.base_values import plain_tree
-from shmserve.codec import Encoder, SlotMemory
+from shmserve.codec import Encoder, SlotMemory, described
 from shmserve.contract import Entries, contract_differences, contract_of
 from shmserve.errors import ModelPackageError, ValueOutOfRange
 from shmserve.schema import Schema
-from shmserve.structure_guard import infer_schema
 
 from ...packages.package import ModelPackage
 from ..channel.staging import Staging, aligned_bytes
@@ -32,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: The first calls allocate, choose kernels and compile; later ones show the duration of a request.
 _ROUNDS = 3
+#: A slow model's third round is left out once the first two took this long: robots may be waiting.
+_SLOW_NS, _SLOW_ROUNDS = 1_000_000_000, 2
 #: Client id of the warm-up; a stateful model is reset for it before each round and before it serves.
 _CLIENT = -1
 
@@ -60,7 +61,9 @@ class WarmupResult:
 class _ArraysOf(Protocol):
     """Staging of the warm-up's observations, and readback of its actions."""
 
-    def observation(self, schema: Schema, slot: SlotMemory, *, in_place: bool, pickled: bool) -> Any:
+    def observation(
+        self, schema: Schema, slot: SlotMemory, payload_bytes: int, *, in_place: bool, pickled: bool
+    ) -> Any:
         """Return the tree in `slot` as the model takes it."""
 
     def settle(self, action: Any) -> Any:
@@ -87,15 +90,19 @@ def warm_up(
         log.warning("the model has no example observation: the first request pays for the warm-up")
         return WarmupResult(0, 0, None, {"observation": None, "action": None})
     example = plain_tree(example, "example observation")
-    schema, _ = infer_schema(example, "example observation")
+    schema, request_bytes = described(example, "example observation")
     staging = staging or HostStaging(None if model.takes_numpy else device)
-    slot = _slot_with(example, schema)
+    slot = _slot_with(example, request_bytes)
     action: Any = None
     answers: list[Leaves] = []
     infer_ns = 0
-    for number in range(_ROUNDS):
+    rounds = package.rounds or _ROUNDS
+    first_ns = time.monotonic_ns()
+    for number in range(rounds):
+        if package.rounds is None and number >= _SLOW_ROUNDS and time.monotonic_ns() - first_ns > _SLOW_NS:
+            break
         _forget(model, package)
-        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        observation = staging.observation(schema, slot, request_bytes, in_place=False, pickled=False)
         began_ns = time.monotonic_ns()
         (action,) = model.infer([observation])
         action = staging.settle(action)
@@ -108,7 +115,7 @@ def warm_up(
             answers.append(leaves_of(action))
 
     def again() -> Leaves:
-        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        observation = staging.observation(schema, slot, request_bytes, in_place=False, pickled=False)
         return leaves_of(staging.settle(model.infer([observation])[0]))
 
     if not package.stateful and not package.sampling and not isinstance(model, PerClient):
@@ -116,11 +123,11 @@ def warm_up(
     contract = contract_of(example, action)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
-        observation = staging.observation(schema, slot, in_place=False, pickled=False)
+        observation = staging.observation(schema, slot, request_bytes, in_place=False, pickled=False)
         _check_batch(model, staging, observation, contract, package.max_batch)
     _forget(model, package)
-    reply, _ = infer_schema(action, "action")
-    return WarmupResult(schema.payload_bytes, reply.payload_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
+    _, reply_bytes = described(action, "action")
+    return WarmupResult(request_bytes, reply_bytes, infer_ns / 1e6, contract, (schema, slot.payload))
 
 
 def _example(model: Model, package: ModelPackage) -> Any:
@@ -185,7 +192,7 @@ def _check_batch(
             )
 
 
-def _slot_with(example: Any, schema: Schema) -> SlotMemory:
-    slot = SlotMemory(np.zeros(1 << 16, np.uint8), aligned_bytes(schema.payload_bytes))
+def _slot_with(example: Any, payload_bytes: int) -> SlotMemory:
+    slot = SlotMemory(np.zeros(1 << 16, np.uint8), aligned_bytes(payload_bytes))
     Encoder(name="example observation").encode(example, slot)
     return slot

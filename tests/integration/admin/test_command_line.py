@@ -136,3 +136,16 @@ def test_a_status_names_the_user_of_the_daemon(echo: Daemon) -> None:
     assert (found["uid"], found["runtime_dir_uid"]) == (uid, owner)
     assert found["user"] == pwd.getpwuid(uid).pw_name
     assert f"pid {echo.pid} of uid {uid} ({found['user']}), up " in run(*where, "status").stdout
+
+
+def test_a_command_starts_without_modules_that_it_does_not_need() -> None:
+    script = (
+        "import sys; from shmserve.client.cli.main import main\n"
+        "try: main(['update-model', '/absent'])\n"
+        "except SystemExit as end: print(end.code, *sys.modules)"
+    )
+
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+
+    assert said[0] == "1" and "shmserve.client.cli.update" in said
+    assert {"asyncio", "hashlib", "numpy", "rich", "tempfile", "shmserve.package_signature"}.isdisjoint(said)

@@ -173,11 +173,18 @@ def test_a_key_that_is_near_no_other_is_refused_with_all_that_are_known(tmp_path
         ("probation_failures = 1.5", "probation_failures = 1.5 must be 0 to 1"),
         ('spin_us = "fast"', 'spin_us = "fast" must be 0 to 1000000 microseconds, or "adaptive"'),
         ("spin_us = -1", "spin_us = -1 must be 0 to 1e+06"),
+        ("engine_priority = 100", "engine_priority = 100 must be 0 to 99"),
+        ("engine_priority = true", "engine_priority = true must be integer"),
+        ("lock_memory = 1", "lock_memory = 1 must be true or false"),
         ('transport = "tcp"', 'transport = "tcp" must be "named" or "sealed"'),
         ('device = "gpu"', 'device = "gpu" must be "cpu", "cuda", or "cuda:0"'),
         ('device = "cuda:-1"', 'device = "cuda:-1" must be "cpu"'),
         ('log_level = "loud"', 'log_level = "loud" must be one of "debug", "info", "warning", "error"'),
         ("trusted_uids = [1.5]", "trusted_uids = [1.5] must be a list of integers"),
+        ('standby = "hot"', 'standby = "hot" must be "previous" or "loaded"'),
+        ('preload = ["torchvison"]', 'preload = ["torchvison"]: there is no module torchvison beside'),
+        ('preload = ["json", "json;os"]', 'preload = ["json;os"]: this is not the name of a Python module'),
+        ('preload = "json"', 'preload = "json" must be list of texts'),
         ("require_signature = true", "require_signature = true needs signature_keys"),
     ],
 )
@@ -198,6 +205,10 @@ def test_an_unknown_variable_is_reported_with_the_nearest_setting() -> None:
     found = settings(variables={"SHMSERVE_MAX_CLINETS": "3", "SHMSERVE_RUNTIME_DIR": "/r", "SHMSERVE_DEVICE": "cpu"})
 
     assert found.unknown_variables() == ["SHMSERVE_MAX_CLINETS: no such setting; did you mean 'max_clients'?"]
+
+
+def test_the_choice_of_the_backend_is_not_reported_as_an_unknown_setting() -> None:
+    assert settings(variables={"SHMSERVE_PURE": "1"}).unknown_variables() == []
 
 
 def test_an_absent_file_is_refused_if_the_operator_named_it(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from shmserve.client import ShmClient
 from shmserve.varlink_connection import VarlinkConnection
-from tests.support.daemon_process import Daemon
+from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 
 
@@ -85,6 +85,8 @@ def test_a_reply_tells_which_model_answered_and_where_the_time_went(described: D
 
 def test_status_tells_everything_of_the_service(obedient: Daemon, client: ShmClient, gate: Gate) -> None:
     client.infer({"do": "echo", "value": 1})
+    # The engine counts a request after its client has the reply.
+    wait_until("the request is counted", lambda: obedient.status()["requests"]["served"])
     status = obedient.status()
 
     assert status["service"] == "t"

@@ -1,4 +1,7 @@
-"""Every command of shmserve-admin and each way that it can end: 0 done, 1 refused or failed, 2 usage, 3 no daemon."""
+"""Every command of shmserve-admin and each way that it can end: 0 done, 1 refused or failed, 2 usage, 3 no daemon.
+
+4, of `wait-ready` alone, is in test_wait_ready.py.
+"""
 
 from __future__ import annotations
 

@@ -227,7 +227,6 @@ _WAYS = (
 )
 
 
-@pytest.mark.long
 def test_however_a_policy_sets_logging_up_the_traceback_is_in_the_daemons_log(
     start_daemon: Callable[..., Daemon],
 ) -> None:

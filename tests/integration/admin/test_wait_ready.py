@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 
 from shmserve.client.cli import update, wait_ready
+from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.store.ingest_progress import IngestProgress
+from shmserve.errors import ServiceUnavailable
 from tests.support.admin_command import admin, end_admin, served, staged, start_admin
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
+from tests.support.gain_packages import gain_package
+from tests.support.gate import Gate
 
 _NO_ARM = """
 import time
@@ -67,10 +72,10 @@ def test_the_progress_of_an_upload_is_in_the_reply_the_status_and_the_log(
 
     done = admin(daemon, "wait-ready", "--timeout", "0.5")
 
-    assert done.returncode == 1
+    assert done.returncode == 4  # not ready yet, and not failed
     assert re.search(r"service 't' is starting: copied [0-9]+ of 80 MB after 0\.[0-9] s", done.stderr), done.stderr
     shown = admin(daemon, "status").stdout
-    assert "ingesting" in shown and " of 80 MB" in shown
+    assert "package" in shown and "copied 80 of 80 MB" in shown
     daemon.wait_ready()
     assert daemon.status()["ingest"] is None
     assert f"ingesting {tmp_path}/large: 80 MB" in daemon.log
@@ -80,6 +85,67 @@ def test_the_progress_of_an_upload_is_in_the_reply_the_status_and_the_log(
     daemon.start()
 
     assert f"no --model-path: version {served(daemon)} of {daemon.state_dir}" in daemon.log
+    # The check of the version that it serves again.
+    assert f"checking {tmp_path}/large: 80 MB" in daemon.log
+
+
+def test_without_a_timeout_it_waits_while_bytes_come_and_while_the_model_loads(
+    make_daemon: Callable[..., Daemon], gate: Gate, tmp_path: Path
+) -> None:
+    package = gain_package(tmp_path, 2, loads_behind=str(gate.path))
+    for number in range(4):
+        (package / f"{number}.bin").write_bytes(b"weights")
+    daemon = make_daemon(package)
+    # One file takes less than the time without progress, and all of them take more; so does the disk.
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "ingest.before_file=sleep:1,ingest.before_sync=sleep:5"
+    seen = list[tuple[str, int]]()
+    daemon.spawn()
+
+    def report(found: dict[str, Any]) -> None:
+        seen.append((found["state"], (found["ingest"] or {}).get("bytes", 0)))
+        if [state for state, _ in seen].count("loading") == 4:
+            gate.open()
+
+    found = wait_ready.wait_until_ready(_connection(daemon), None, report, stall_s=3.0)
+
+    assert found["state"] == "ready"
+    assert len({count for state, count in seen if state == "starting"}) > 2, seen
+
+
+def test_without_a_timeout_it_ends_when_nothing_moves(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = make_daemon(_large(tmp_path))
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "ingest.in_file=sleep:600"
+    daemon.spawn()
+
+    found = wait_ready.wait_until_ready(_connection(daemon), None, stall_s=3.0)
+
+    assert (found["state"], found["settled"]) == ("starting", False)
+    daemon.stop()
+
+
+def test_without_a_timeout_it_waits_for_a_daemon_that_was_killed_but_not_for_one_after_the_other(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon = make_daemon(_large(tmp_path))
+    daemon.environment["SHMSERVE_FAILPOINTS"] = "ingest.before_sync=sleep:20"
+    killed = 0
+
+    def report(found: dict[str, Any]) -> None:
+        nonlocal killed
+        killed += 1
+        daemon.kill9()
+        daemon.spawn()
+
+    daemon.spawn()
+    with pytest.raises(ServiceUnavailable):
+        wait_ready.wait_until_ready(_connection(daemon), None, report, stall_s=30.0)
+
+    assert killed == 3
+    daemon.kill9()
+
+
+def _connection(daemon: Daemon) -> Callable[[], AdminConnection]:
+    return lambda: AdminConnection(daemon.name, daemon.runtime_dir)
 
 
 def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_nothing(
@@ -97,23 +163,31 @@ def test_a_service_that_is_stopped_while_it_takes_its_model_in_ends_and_leaves_n
 
 
 def test_the_log_says_how_far_a_large_package_is_and_nothing_of_a_small_one(caplog: pytest.LogCaptureFixture) -> None:
-    ingest = IngestProgress(report_interval_s=0.0)
-    with caplog.at_level(logging.INFO), ingest.of("models/big", "receive") as report:
-        report(0, 1_500_000_000)
-        report(400_000_000, 1_500_000_000)
-        assert ingest.to_json() == {
-            "step": "receive",
-            "source": "models/big",
-            "bytes": 400_000_000,
-            "of": 1_500_000_000,
-        }
-    with caplog.at_level(logging.INFO), ingest.of("models/small", "receive") as report:
-        report(400, 1500)
+    async def run() -> None:
+        ingest = IngestProgress(report_interval_s=0.02)
+        with ingest.of("models/big", "receive") as report:
+            report(0, 1_500_000_000)
+            report(400_000_000, 1_500_000_000)
+            assert ingest.to_json() == {
+                "step": "receive",
+                "source": "models/big",
+                "bytes": 400_000_000,
+                "of": 1_500_000_000,
+            }
+            # Nothing more is reported: the disk writes, or the source hangs.
+            while len(caplog.records) < 3:
+                await asyncio.sleep(0.01)
+        with ingest.of("models/small", "receive") as report:
+            report(400, 1500)
+            await asyncio.sleep(0.1)
+        assert ingest.to_json() is None
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(run())
 
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[:2] == ["ingesting models/big: 1.5 GB", "ingesting models/big: 0.4 of 1.5 GB (26 %)"]
-    assert len(lines) == 3 and lines[2].startswith("ingesting models/big: done after ")
-    assert ingest.to_json() is None
+    assert lines[:3] == ["ingesting models/big: 1.5 GB", *2 * ["ingesting models/big: 0.4 of 1.5 GB (26 %)"]]
+    assert set(lines[3:-1]) <= {lines[1]} and lines[-1].startswith("ingesting models/big: done after ")
 
 
 def _receiving() -> Iterator[dict[str, Any]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.backend import NATIVE
 from shmserve.client.reply_waiter import ReplyWaiter
 from shmserve.errors import InferenceFailed
 from tests.support.daemon_process import Daemon
+from tests.support.native import NATIVE
 from tests.support.trees import Mode, Pixels
 
 pytestmark = [pytest.mark.skipif(not NATIVE, reason="installed without a compiler"), pytest.mark.sealed_too]
@@ -45,14 +45,13 @@ def test_a_client_takes_the_short_way_as_soon_as_it_knows_both_structures(short:
             assert echoed["state"].flags.owndata and echoed["state"].flags.writeable
             assert reply.request_id == number + 1
 
-        # The first to know the result's structure, then once for each slot's metadata.
-        assert short[:1] == [False] and short[5:] == [True] * 15
-        pending = client.submit({"state": np.zeros(3), "step": 1})
-        assert client.infer({"state": np.zeros(3), "step": 2})["step"] == 2
-        assert not short[-1]
+        assert short == [False] + [True] * 19, "the first alone, which is new"
+        pending = client.submit({"state": np.zeros(5), "step": 1})
+        assert client.infer({"state": np.zeros(4), "step": 2}, max_age=60.0, repeatable=True)["step"] == 2
+        assert short[-1], "beside another request, with other lengths and options"
         assert pending.result()["step"] == 1
         assert client.infer({"state": np.zeros(3), "step": 1 << 70})["step"] == 1 << 70
-        assert not short[-1]
+        assert short[-1], "a structure that is new is examined and sent"
 
 
 def test_a_client_goes_back_to_the_short_way_after_a_reset(short: list[bool], echo: Daemon) -> None:
@@ -88,7 +87,7 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
 ) -> None:
     with echo.client() as client:
         pipeline = client._pipeline
-        guard, table, waiter = pipeline._guard, pipeline._table, pipeline._waiter
+        guard, table = pipeline._guard, pipeline._table
         for number in range(6):
             client.infer({"step": number})
         lock, connection = guard.lock, pipeline._connector.connection
@@ -111,14 +110,21 @@ def test_a_reply_that_another_thread_collects_at_once_is_not_waited_for(
                     table.poll()
                 lock.release()
 
-        wait = waiter._wait_at_doorbell
+        assert pipeline._fast_path.native is not None
+        native = pipeline._fast_path.native
 
-        def noted(*arguments: Any) -> None:
-            waited.append(replies.poller.last_seen)
-            wait(*arguments)
+        class Noting:
+            """The backend's half; notes each wait."""
+
+            try_send = native.try_send
+            sequence = waited_ns = 0
+
+            def wait(self, *arguments: Any) -> Any:
+                waited.append(replies.poller.last_seen)
+                return native.wait(*arguments)
 
         monkeypatch.setattr(guard, "lock", Collecting())
-        monkeypatch.setattr(waiter, "_wait_at_doorbell", noted)
+        monkeypatch.setattr(pipeline._fast_path, "native", Noting())
 
         assert client.infer({"step": 7}) == {"step": 7}
 

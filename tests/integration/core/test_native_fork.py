@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from shmserve.backend import NATIVE
+from tests.support.native import NATIVE
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler
 FORKING = """
 import os, sys, threading
 import numpy as np
-from shmserve.backend import core
+from tests.support.native import core
 
 words = np.zeros(4, np.uint64)
 pollers = [core.CounterPoller(words.view(np.uint8), 0)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from shmserve.errors import ModelPackageError
+from shmserve.protocol import Status
 from tests.support.daemon_process import POLICIES
 from tests.support.device_engine import DeviceEngine
 
@@ -82,3 +83,28 @@ def test_a_recording_that_fails_is_refused_with_the_error_and_line_of_the_policy
 ) -> None:
     with pytest.raises(ModelPackageError, match=said):
         record(line)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (4, 8), (8, 3), (3, 8, 1), (0, 8)], ids=str)
+def test_a_recording_refuses_other_sizes_of_its_structure(record: Record, shape: tuple[int, ...]) -> None:
+    engine = record("")
+    before = action(engine)
+    client = engine.clients[0]
+    sequence = client.submit({"x": np.ones(shape, np.float32)})
+    engine.run()
+
+    assert client.status(sequence) == Status.REJECTED
+    kind, said = client.reply(sequence)
+    assert kind == "ContractMismatch"
+    assert f"x: float32[3, 8] -> float32{list(shape)}" in said
+    assert action(engine) == before
+
+
+def test_a_recording_refuses_sizes_that_do_not_describe_the_payload(record: Record) -> None:
+    engine = record("")
+    client = engine.clients[0]
+    sequence = client.submit({"x": np.ones((3, 8), np.float32)}, payload_bytes=64)
+    engine.run()
+
+    assert client.status(sequence) == Status.REJECTED
+    assert client.reply(sequence)[0] == "MetadataError"

@@ -225,6 +225,20 @@ def test_a_model_that_does_not_fit_next_to_the_serving_one_is_refused(start: Sta
     assert daemon.status()["model"]["version"] != serving
 
 
+@pytest.mark.long
+def test_no_second_engine_is_kept_where_its_model_does_not_fit_beside_the_serving_one(start: Start) -> None:
+    used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
+    daemon = start("fake", fake=used, config='standby = "loaded"\n')
+
+    def standby() -> Any:
+        return daemon.status()["engine"]["standby"]
+
+    # It starts with a low priority, which takes long on a busy machine.
+    wait_until("it was tried", lambda: standby()["state"] == "failed", 120.0)
+    assert "4096 MiB free of 12288" in standby()["reason"]
+    assert daemon.status()["state"] == "ready"
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.long
 def test_a_recorded_policy_returns_the_results_of_a_plain_call(device: str, start: Start) -> None:

@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,21 @@ import pytest
 from rich.console import Console
 
 import bench
-from bench import check, plots, profile_request, ratios, readme_table, report, results, run, stages, targets
+from bench import (
+    check,
+    distances,
+    plots,
+    profile_request,
+    rates,
+    ratios,
+    readme_table,
+    report,
+    results,
+    run,
+    stages,
+    targets,
+    varying,
+)
 from bench.floors.floor import floors
 from bench.peers.all_peers import all_peers
 from bench.peers.asking import Asking
@@ -32,17 +47,19 @@ from bench.peers.in_process import InProcess
 from bench.peers.leftovers import PREFIX, sweep
 from bench.peers.peer import HOW_TO_GET, Infer
 from bench.peers.policy import Policy
-from bench.peers.shmserve_peer import POLICY
+from bench.peers.shmserve_peer import POLICY, ShmservePure
 from bench.peers.side_by_side import measure
 from bench.peers.unix_socket_pickle5 import UnixSocketPickle5
 from bench.scale.all_scales import SCALES
 from bench.scale.figure import NotMeasured
 from bench.service import Service
+from bench.states import STATES
 from bench.workloads import BUILDERS, WrongReply, workload
 from tests.support.daemon_process import is_running, wait_until
 
 pytestmark = pytest.mark.long
 
+BESIDE = UnixSocketPickle5.name
 #: These belong to another program's environment.
 FOREIGN = {"bench.peers.triton_model"}
 MODULES = [found.name for found in pkgutil.walk_packages(bench.__path__, "bench.") if found.name not in FOREIGN]
@@ -71,6 +88,7 @@ def test_a_package_that_is_missing_is_said_with_how_to_get_it(
     said = {peer.name: peer.available() for peer in all_peers()}
 
     assert said["lerobot-grpc"] == f"not installed: grpc, google.protobuf ({HOW_TO_GET})"
+    assert said["torchrl-slots"] == f"not installed: torchrl, tensordict ({HOW_TO_GET})"
     assert said["shmserve"] is None and all(
         HOW_TO_GET in str(said[name]) for name in ("openpi-websocket", "gr00t-zmq-tcp")
     )
@@ -156,7 +174,34 @@ def test_the_floors_do_the_exchange_that_they_say() -> None:
     assert all(len(sample.latency_ns) > 0 and sample.latency_ns.min() > 0 for sample in found.values())
 
 
+class Configured(InProcess):
+    """Its client answers only where a variable of this peer is set."""
+
+    name = "configured"
+    environment: Mapping[str, str] = MappingProxyType({"SHMSERVE_BENCH_TEST": "set"})
+
+    def connect(self) -> Infer:
+        if os.environ.get("SHMSERVE_BENCH_TEST") != "set":
+            raise RuntimeError("the variable is not set")
+        return super().connect()
+
+
+def test_the_variables_of_a_way_are_those_of_its_clients_alone() -> None:
+    (row,) = measure([Configured()], [], "tiny", 0.02, 1)
+
+    assert row.failed is None
+    assert "SHMSERVE_BENCH_TEST" not in os.environ
+    assert ShmservePure().environment == {"SHMSERVE_PURE": "1"}
+
+
 # Services
+
+
+def test_the_variables_of_a_service_are_those_of_its_daemon() -> None:
+    with Service(POLICY, environment={"SHMSERVE_PURE": "1"}) as service:
+        (pid,) = service.pids()
+
+        assert b"SHMSERVE_PURE=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 def test_a_service_leaves_nothing_behind() -> None:
@@ -227,7 +272,10 @@ def document() -> Iterator[results.Document]:
     plan = run.Plan(
         seconds=0.1,
         rounds=2,
-        parts=("closed_loop", "clients"),
+        parts=("closed_loop", "varying", "clients"),
+        states=("quiet", "busy"),
+        loaded_workloads=("tiny",),
+        varying_workloads=("fixed", "points"),
         peers=("in-process", "unix-socket-pickle5", "shmserve", "shmserve-in-place"),
         workloads=("tiny",),
         clients=(1, 2),
@@ -237,7 +285,7 @@ def document() -> Iterator[results.Document]:
         running = run.Run(plan, Console(file=nowhere), kept.append)
         found = running.run()
     assert running.failed == []
-    assert len(kept) == 2
+    assert len(kept) == 3
     yield results.rounded(found)
 
 
@@ -253,6 +301,28 @@ def test_a_run_measures_each_way_with_each_number_of_clients(document: results.D
         assert 0.5 <= row["clients"]["2"]["jain"] <= 1
         assert row["open_loop"]["requests"] > 0
     assert 0 <= document["closed_loop"]["tiny"]["other_cpu_share"] <= 1
+
+
+def test_a_run_measures_each_state_and_the_share_of_its_busy_programs(document: results.Document) -> None:
+    busy = document["states"]["busy"]["closed_loop"]["tiny"]
+
+    assert {row["name"] for row in busy["rows"]} == {row["name"] for row in document["closed_loop"]["tiny"]["rows"]}
+    assert document["closed_loop"]["tiny"]["loops_cpu_share"] == 0.0
+    assert 0 < busy["loops_cpu_share"] <= 1
+    assert "disturbed" not in document["states"]
+
+
+def test_a_run_finds_the_distances_of_what_it_measured(document: results.Document) -> None:
+    found = {(one.what, one.state): one.value for one in distances.distances(document)}
+
+    ways = {row["name"] for row in document["closed_loop"]["tiny"]["rows"]}
+    for state in ("quiet", "busy"):
+        assert (found["tiny, p50: pickle-5 over a Unix socket to shmserve", state] or 0) > 0
+        if distances.PY2 in ways:
+            assert (found["tiny, p50: shmserve to Py2", state] or 0) > 0
+    assert found["tiny, p50: shmserve to Py2", "disturbed"] is None
+    assert found["vga, p50: shmserve to Py2", "quiet"] is None
+    assert (found["varying points, p50: to the fixed observation", "quiet"] or 0) > 0
 
 
 def test_results_are_read_as_they_were_written(document: results.Document, tmp_path: Path) -> None:
@@ -272,7 +342,8 @@ def test_a_report_shows_every_way_and_draws_the_pictures(document: results.Docum
     page = (tmp_path / "benchmarks.md").read_text()
     for row in document["closed_loop"]["tiny"]["rows"]:
         assert f"| {row['name']} |" in page
-    assert "## Several clients" in page
+    assert "## Several clients" in page and "## Varying sizes" in page
+    assert "### Busy" in page and "### Disturbed" not in page
     assert (tmp_path / "images" / "latency-by-payload.png").read_bytes().startswith(b"\x89PNG")
     performance = (tmp_path / "performance.md").read_text()
     assert performance.startswith("before\n")
@@ -318,22 +389,36 @@ def test_a_scale_benchmark_finds_its_figures(name: str) -> None:
 # Comparing
 
 
-def made_up(*, shmserve_us: float = 50.0, jain: float = 1.0) -> results.Document:
+def made_up(*, shmserve_us: float = 50.0, busy_us: float = 60.0, jain: float = 1.0) -> results.Document:
     """Results as far as the comparisons read them."""
-    p50_us = {
-        "shmserve": shmserve_us,
-        "shmserve-in-place": 40.0,
-        "unix-socket-pickle5": 200.0,
-        "Python, 2 copies, spin": 45.0,
-        "Python, 1 copy, spin": 35.0,
-        "flask-pickle": 3000.0,
+
+    def loops(shmserve_us: float) -> dict[str, Any]:
+        p50_us = {
+            "shmserve": shmserve_us,
+            "shmserve-in-place": 40.0,
+            "unix-socket-pickle5": 200.0,
+            "Python, 2 copies, spin": 45.0,
+            "Python, 1 copy, spin": 35.0,
+            "C, 2 copies, sleep": 40.0,
+            "flask-pickle": 3000.0,
+            "iceoryx2-event": 100.0,
+        }
+        rows = [
+            {"name": name, "p50_us": us, "p99_us": 3 * us, "round_p50_us": [us, 2 * us]} for name, us in p50_us.items()
+        ]
+        return {name: {"rows": rows} for name in ratios.WORKLOADS}
+
+    varied = {
+        name: [{"name": way, "p50_us": us, "round_p50_us": [us, us]} for way, us in (("shmserve", us), (BESIDE, 180.0))]
+        for name, us in (("fixed", 50.0), ("points", 60.0), ("detections", 200.0))
     }
-    rows = [{"name": name, "p50_us": us, "round_p50_us": [us, 2 * us]} for name, us in p50_us.items()]
     figure = {"what": "", "unit": "x", "floor": None, "floor_what": ""}
     return {
         "format": results.FORMAT,
         "machine": {"cpu": "x", "cpus": 2, "kernel": "y"},
-        "closed_loop": {name: {"rows": rows} for name in ratios.WORKLOADS},
+        "closed_loop": loops(shmserve_us),
+        "states": {"busy": {"closed_loop": loops(busy_us)}},
+        "varying": {"workloads": varied},
         "scale": {"fairness": {"title": "", "figures": [{**figure, "name": "jain", "value": jain}]}},
     }
 
@@ -348,6 +433,7 @@ def test_a_check_accepts_equal_results_and_refuses_worse_ones(tmp_path: Path) ->
     assert compared(made_up(), made_up(), tmp_path) == 0
     assert compared(made_up(), made_up(shmserve_us=30.0), tmp_path) == 0
     assert compared(made_up(), made_up(shmserve_us=100.0), tmp_path) == 1
+    assert compared(made_up(), made_up(busy_us=150.0), tmp_path) == 1
     assert compared(made_up(), made_up(jain=0.9), tmp_path) == 1
 
 
@@ -364,6 +450,7 @@ def test_a_check_compares_ratios_and_not_times(tmp_path: Path) -> None:
     for found in slower["closed_loop"].values():
         for row in found["rows"]:
             row["round_p50_us"] = [3 * us for us in row["round_p50_us"]]
+            row["p99_us"] *= 3
 
     assert compared(made_up(), slower, tmp_path) == 0
 
@@ -380,26 +467,56 @@ def test_a_check_without_reference_results_names_the_command_that_makes_them(
 def test_a_target_is_met_missed_or_not_measured() -> None:
     found = {target.what: target for target in targets.targets(made_up())}
 
-    assert found["vga: shmserve, p50"].met is True
-    assert found["tiny: shmserve, p50"].met is False
-    assert found["vga: Flask + pickle, to shmserve"].reached == 60
-    assert found["vga: Flask + pickle, to shmserve"].met is True
-    assert found["vga: openpi, to shmserve"].met is None
     assert found["Jain's index of three saturating clients"].met is True
+    assert found["attach"].met is None
+
+
+def test_a_distance_is_met_missed_or_not_measured() -> None:
+    found = {(one.what, one.state): one for one in distances.distances(made_up())}
+
+    assert found["tiny, p50: shmserve to Py2", "quiet"].value == pytest.approx(50 / 45)
+    assert found["tiny, p50: shmserve to Py2", "quiet"].met is False
+    assert found["tiny, p50: shmserve to Py2", "busy"].value == pytest.approx(60 / 45)
+    assert found["tiny, p50: shmserve to Py2", "busy"].met is True
+    assert found["tiny, p50: shmserve to Py2", "disturbed"].met is None
+    assert found["vga, p50: Flask + pickle to shmserve", "quiet"].met is True
+    assert found["vga, p50: openpi to shmserve", "quiet"].value is None
+    # The better of the floors, and the best of the peers, which shmserve and the floors are not.
+    assert found["vga, p99: shmserve to the better of Py2 and C asleep", "quiet"].value == pytest.approx(50 / 40)
+    assert found["vga, p99: shmserve to the best peer", "busy"].value == pytest.approx(60 / 100)
+    assert found["varying points, p50: to the fixed observation", "quiet"].value == pytest.approx(1.2)
+    assert found["varying detections, p50: to the fixed observation", "quiet"].met is False
+    socket = "varying detections, p50: pickle-5 over a Unix socket to shmserve"
+    assert found[socket, "quiet"].value == pytest.approx(0.9) and found[socket, "quiet"].met is False
+
+
+def test_a_check_compares_only_distances_that_it_measures() -> None:
+    known = {*ratios.WAYS, distances.PY2, distances.PY1, distances.C_ASLEEP}
+    compares = {one.name for one in ratios.ratios(made_up())}
+
+    assert {"tiny, p50: shmserve to Py2", "tiny, p50: shmserve to Py2, busy"} <= compares
+    assert not any("Flask" in name or "peer" in name for name in compares)
+    assert set(check.plan(1.0).peers) <= known
+    assert tuple(check.plan(1.0).states) == tuple(STATES)
 
 
 def test_every_way_that_is_named_somewhere_exists() -> None:
     ways = {peer.name for peer in all_peers()}
 
-    assert {other for other, _, _ in targets.FACTORS} <= ways
-    assert {ratios.BESIDE, *ratios.WAYS} <= ways
+    assert {other for other, _, _ in distances.PEERS} <= ways
+    assert {*ratios.WAYS, *distances.FLOOR_OF, BESIDE} <= ways
+    assert {peer.name for peer in varying.ways()} <= ways
+    assert set(plots.OURS) == {way for way in ways if way.startswith("shmserve")}
+    assert len(ways) - len(plots.OURS) - 1 <= len(plots.OTHERS)  # Without in-process: each line has its own colour.
     assert UnixSocketPickle5().available() is None
 
 
 def test_the_documents_show_the_results_that_are_kept() -> None:
     kept = results.read(results.path_of(results.REFERENCE))
 
-    assert (report.DOCS / "benchmarks.md").read_text() == report.benchmarks(kept)
+    assert (report.DOCS / "benchmarks.md").read_text() == report.benchmarks(
+        kept, report.kept(results.STATES_RUN), rates.kept_run(), report.kept(results.SCALES_RUN)
+    )
     performance = (report.DOCS / "performance.md").read_text()
     assert performance == report.with_block(performance, kept)
     assert all((report.DOCS / "images" / name).exists() for name in plots.PICTURES)

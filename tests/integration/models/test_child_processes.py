@@ -81,7 +81,7 @@ def from_a_shell(daemon: Daemon) -> Any:
         [sys.executable, POLICIES / "parent" / "surroundings.py"],
         capture_output=True,
         text=True,
-        env={**environment(), **daemon.environment},
+        env={**environment(), **daemon.spare, **daemon.environment},
         check=True,
     )
     return json.loads(done.stdout)

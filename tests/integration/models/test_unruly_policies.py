@@ -15,7 +15,7 @@ import torch
 
 from fuzz.echo_model import EchoModel
 from shmserve.client import InferenceFailed, RequestRejected
-from shmserve.daemon.engine.main import Engine
+from shmserve.daemon.engine.engine import Engine
 from shmserve.daemon.engine.requests.serving import Serving
 from shmserve.daemon.ipc.control import ControlSocket, take_messages
 from shmserve.daemon.ipc.messages import FROM_ENGINE, Failed

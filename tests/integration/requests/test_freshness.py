@@ -192,7 +192,7 @@ def test_every_request_ends_once_however_they_are_replaced_withdrawn_and_timed_o
                     allowed.add(RequestSuperseded)
             with contextlib.suppress(SlotsExhausted):  # a timeout that is over before a slot is free
                 pending = client.submit(
-                    {"do": "echo", "value": number}, supersede=supersede, timeout=0.0002 if short else 60
+                    {"do": "echo", "value": number}, supersede=supersede, timeout=0.00003 if short else 60
                 )
                 out.append((number, pending, {RequestTimeout} if short else set()))
             if out and chance.random() < 0.2:

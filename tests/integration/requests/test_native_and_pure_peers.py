@@ -8,23 +8,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from shmserve.backend import NATIVE
 from tests.support import watchdog
 from tests.support.admin_command import COMMAND
 from tests.support.daemon_process import Daemon, environment
+from tests.support.native import NATIVE
 
 #: A client process: requests of changing sizes and structures, some of which make the channel grow; it prints the count.
 CLIENT = """
 import sys
 import numpy as np
 from shmserve.client import ShmClient
-from shmserve.backend import NATIVE
+from shmserve.backend import BACKEND
 
 runtime_dir, native, requests = sys.argv[1], sys.argv[2] == "0", int(sys.argv[3])
-assert native == NATIVE
+assert BACKEND == ("native" if native else "pure")
 generator = np.random.default_rng(1)
 sizes = [0, 1, 7, 100, 4095, 30_000, 40_000, 70_000]
 with ShmClient("t", runtime_dir=runtime_dir, timeout=60.0) as client:
+    assert repr(client).endswith(f"backend={BACKEND}>"), repr(client)
     for number in range(requests):
         size = sizes[number % len(sizes)] + (number * 300 if number % 97 == 0 else 0)
         array = generator.integers(0, 255, size, np.uint8)
@@ -82,13 +83,15 @@ def test_a_thousand_requests_of_changing_sizes_come_back_exactly(daemon: tuple[D
     assert (client.returncode, said, wrote) == (0, f"{_REQUESTS}\n", "")
 
 
-def test_the_status_and_the_log_report_an_engine_in_pure_python(daemon: tuple[Daemon, bool]) -> None:
+def test_the_status_and_the_log_report_the_engine_s_backend(daemon: tuple[Daemon, bool]) -> None:
     served, engine_native = daemon
     admin = [str(COMMAND), "--name", "t", "--runtime-dir", str(served.runtime_dir)]
 
     shown = subprocess.run([*admin, "status"], capture_output=True, text=True, timeout=60, check=True).stdout
 
-    assert ("Python (no native core): see docs/performance.md" in shown) is not engine_native
-    assert ("request path: Python (no native core)" in served.log) is not engine_native
-    assert served.status()["engine"]["native"] is engine_native
-    assert "native" not in served.status()["model"]
+    backend = "native" if engine_native else "pure"
+    (line,) = (line for line in shown.splitlines() if "backend" in line)
+    assert backend in line.split()
+    assert f", {backend} backend" in served.log
+    assert served.status()["engine"]["backend"] == backend
+    assert "backend" not in served.status()["model"]

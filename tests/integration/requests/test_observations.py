@@ -153,7 +153,7 @@ def test_a_policy_gets_tensors_that_it_owns(start_daemon: Callable[..., Daemon])
         (np.array(["2026-11-22"], "M8[D]"), r"dtype datetime64\[D\]"),
         (object(), "type builtins.object"),
         (torch.zeros(3, 3).to_sparse(), "layout torch.sparse_coo"),
-        ({1: "x"}, "key 1 is builtins.int"),
+        ({1.5: "x"}, r"key 1\.5 is builtins.float"),
     ],
     ids=["objects", "structured", "dates", "object", "sparse", "keys"],
 )

@@ -230,7 +230,8 @@ def test_an_object_that_the_engine_cannot_unpickle_is_rejected_and_the_next_requ
         (decimal.Decimal(1), r"observation\['deep'\]\[1\]: an object of type decimal.Decimal cannot be carried"),
         (Unimportable(), r"observation\['deep'\]\[1\]: an object of type .*Unimportable cannot be carried"),
         ({1, 2}, r"observation\['deep'\]\[1\]: an object of type builtins.set"),
-        ({3: 4}, r"observation\['deep'\]\[1\]: key 3 is builtins.int; the keys of a dict must be str"),
+        ({(3,): 4}, r"observation\['deep'\]\[1\]: key \(3,\) is builtins.tuple; the keys of a dict must be str or int"),
+        ({1 << 63: 4}, r"observation\['deep'\]\[1\]: the key 9223372036854775808 has more than 64 bits"),
         (
             np.array(["2026-11-22"], "M8[D]"),
             r"observation\['deep'\]\[1\]: an array of dtype datetime64\[D\] cannot be carried; use one of bool, int8",

@@ -61,6 +61,21 @@ def test_a_disk_that_fills_up_while_a_package_is_written_leaves_the_old_state(di
     store.close()
 
 
+def test_a_package_whose_large_file_is_kept_needs_no_room_for_it(disk: Path, tmp_path: Path) -> None:
+    store = Store(disk / "models", limits=PackageLimits(spare_bytes=100_000))
+    store.open()
+    weights = os.urandom(3 << 20)
+    one, two = (
+        add(store, write_package(tmp_path / name, {"policy.py": name.encode(), "weights.bin": weights}))
+        for name in ("one", "two")
+    )
+
+    assert [version.size_bytes for version in (one, two)] == [len(weights) + 3] * 2
+    with pytest.raises(StoreUnavailable, match="make room"):
+        add(store, write_package(tmp_path / "three", {"weights.bin": os.urandom(3 << 20)}))
+    store.close()
+
+
 def test_a_disk_without_a_byte_left_keeps_current_as_it_was(
     disk: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,8 +16,8 @@ import torch
 
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Encoder
+from shmserve.daemon.engine.engine import Engine
 from shmserve.daemon.engine.loop.channel_setup import TURN_NS
-from shmserve.daemon.engine.main import Engine
 from shmserve.daemon.ipc.control import ControlSocket, take_messages
 from shmserve.daemon.ipc.messages import (
     FROM_ENGINE,
@@ -239,6 +239,31 @@ def test_an_invalid_channel_is_reported_and_leaves_nothing(told: Told) -> None:
 
     assert told.run() == [Serving, Broken]
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_generation_that_is_gone_already_leaves_the_client_s_state(told: Told) -> None:
+    channels = told.engine._channels
+    assert channels is not None
+    made: list[int] = []
+    make = channels._channel_state
+
+    def counted(*arguments: Any) -> Any:
+        made.append(1)
+        return make(*arguments)
+
+    channels._channel_state = counted
+    client = told.client()
+    told.tell(Serve())
+    told.attach(client)
+    stale = client.grow(_SMALL)
+    identity = stale.channel_info.identity
+    other = ChannelInfo(replace(identity, epoch=identity.epoch + 1), None)
+    told.tell(replace(stale, channel_info=other), client.sealed.engine_ends())
+    told.attach(client)
+    told.tell(Stop())
+
+    assert told.run() == [Serving, Broken]
+    assert len(made) == 1
 
 
 def test_objects_of_departed_clients_are_neither_mapped_nor_open(told: Told) -> None:

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.supervisor.deployment import Deployment
 from shmserve.daemon.supervisor.engine_process import EngineProcess
-
-_DEPLOYMENT = Deployment(Path("/nowhere"), "none", "cpu")
 
 
 async def killed(engine: EngineProcess) -> None:
@@ -49,7 +46,7 @@ def test_processes_of_a_model_are_killed_before_the_engine_s_pid_is_reused(
         kill_group(group, number)
 
     async def run() -> tuple[int, int]:
-        engine = EngineProcess(1, _DEPLOYMENT, lambda engine, message: None)
+        engine = EngineProcess()
         await engine.start()
         waiting = asyncio.create_task(engine.wait())
         await end(engine)

@@ -136,10 +136,22 @@ def test_the_ingest_process_inherits_only_the_descriptors_passed_to_it(
     links, limits = asyncio.run(look())
 
     stderr = os.readlink("/proc/self/fd/2")
-    assert links - {stderr} == {"/dev/null", str(tmp_path / "sent"), str(tmp_path / "staging")} - {stderr}
+    assert links - {stderr} == {"/memfd:ingest-request (deleted)", str(tmp_path / "sent"), str(tmp_path / "staging")}
     assert re.search(rf"Max address space +{512 << 20} ", limits) and re.search(r"Max core file size +0 ", limits)
     assert re.search(rf"Max file size +{16 << 30} ", limits) and re.search(r"Max open files +64 ", limits)
     assert re.search(r"Max cpu time +600 ", limits)
+
+
+def test_the_ingest_process_starts_without_modules_that_it_does_not_need() -> None:
+    script = "import shmserve.daemon.store.ingest_worker, sys; print(*sys.modules)"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+
+    assert "shmserve.daemon.store.package_writer" in loaded
+    # An operator waits for its start, and these take longer than all the others.
+    assert {"asyncio", "socket", "tempfile", "numpy"}.isdisjoint(loaded)
 
 
 def _seen_of(pid: int) -> tuple[set[str], str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from shmserve.package_files import content_version
 from tests.support.admin_command import changing, engines_of, refused, rollback, served, update
-from tests.support.daemon_process import Daemon, wait_until
+from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gain_packages import gain_package
 
 _X = {"x": np.arange(3), "robot": "r"}
@@ -137,3 +138,38 @@ def test_without_standby_it_loads_again_and_one_engine_runs(
         ["check", "start", "load", "warm up", "swap"],
     )
     wait_until("the new engine is gone", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
+
+
+def test_a_reply_after_a_resize_and_a_rollback_is_not_read_with_another_structure(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """The standby makes a new state for the client, which remembers the structures of its replies."""
+    daemon = start_daemon("obedient")
+    other = tmp_path / "other"
+    shutil.copytree(POLICIES / "obedient", other)
+    (other / "another.txt").write_text("another version")
+    with daemon.client() as client:
+        assert client.infer({"do": "echo", "value": {"a": np.arange(3)}})["a"].tolist() == [0, 1, 2]
+        update(daemon, other)
+        # The channel grows while the first engine is the standby.
+        assert client.infer({"do": "echo", "value": np.full(300_000, 7)})[-1] == 7
+        rollback(daemon)
+
+        assert client.infer({"do": "echo", "value": [1, 2.5, "text"]}) == [1, 2.5, "text"]
+        assert client.infer({"do": "echo", "value": {"a": np.arange(4)}})["a"].tolist() == [0, 1, 2, 3]
+
+
+def test_the_check_before_a_rollback_without_a_warm_engine_reports_its_bytes(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    old, new = (gain_package(tmp_path, k) for k in (2, 3))
+    daemon = start_daemon(old, config="standby_s = 0\n")
+    update(daemon, new)
+    wait_until("the old engine is gone", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
+    size = sum(file.stat().st_size for file in old.iterdir())
+
+    with changing(daemon, "Rollback", {"version": None}) as replies:
+        checks = [reply["detail"] for reply in replies if reply["step"] == "check"]
+
+    assert checks[-1] == {"version": content_version(old), "bytes": size, "of": size}
+    assert served(daemon) == content_version(old)

@@ -68,7 +68,11 @@ def test_programs_get_json_whether_they_ask_before_or_after_the_command(daemon: 
     assert found["version"] == content_version(packages[1]) and found["changed"] and found["pause_ms"] > 0
 
     again = admin(daemon, "update-model", packages[1], "--json")
-    assert json.loads(again.stdout) == {"version": content_version(packages[1]), "changed": False, "pause_ms": 0.0}
+    told = json.loads(again.stdout)
+    steps = told.pop("steps")
+    assert told == {"version": content_version(packages[1]), "changed": False, "pause_ms": 0.0}
+    assert [step["step"] for step in steps] == ["receive", "check"]
+    assert steps[0]["bytes"] == sum(file.stat().st_size for file in packages[1].iterdir()) and steps[0]["seconds"] > 0
     back = admin(daemon, "rollback", "--json")
     assert json.loads(back.stdout)["version"] == content_version(packages[0])
     kept = {version["version"]: version for version in json.loads(admin(daemon, "versions", "--json").stdout)}

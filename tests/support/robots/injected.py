@@ -1,4 +1,7 @@
-"""Uses a client at each line of each of its own calls, as a signal handler or a finalizer does; says what became of both."""
+"""Uses a client at each line of each of its own calls, as a signal handler or a finalizer does; says what became of both.
+
+Or it interrupts the call at each line, as Ctrl-C does, and says whether the client is as good as before.
+"""
 
 import asyncio
 import faulthandler
@@ -34,6 +37,7 @@ class Injection:
     def __init__(self, number: int, act: Callable[[], None]) -> None:
         self.number = number
         self.lines = 0
+        self.where = ""
         self._act = act
 
     def __enter__(self) -> None:
@@ -53,6 +57,27 @@ class Injection:
                 sys.settrace(None)
                 self._act()
         return self._line
+
+
+class Interruption(Injection):
+    """In its block, `act` runs once where Python may run a signal handler: as a function begins, or a built-in one ends."""
+
+    def __enter__(self) -> None:
+        sys.setprofile(self._note)
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: object) -> None:
+        path = frame.f_code.co_filename.removeprefix(ROOT)
+        if frame.f_code.co_name == "<genexpr>":
+            return  # Python ignores what is raised as a generator ends
+        if event in ("call", "c_return") and path != frame.f_code.co_filename and any(file in path for file in FILES):
+            self.lines += 1
+            if self.lines == self.number:
+                sys.setprofile(None)
+                self.where = f"{path}:{frame.f_lineno}"
+                self._act()
 
 
 def echo(client: ShmClient, value: Any) -> Any:
@@ -105,6 +130,11 @@ def describe(client: ShmClient) -> Any:
     return client.describe()["device"]
 
 
+def expected(client: ShmClient) -> Any:
+    client.expect()
+    return echo(client, 6)
+
+
 def in_event_loop(client: ShmClient) -> Any:
     return asyncio.run(in_loop(client).infer({"do": "echo", "value": 8}))
 
@@ -121,6 +151,7 @@ WAYS: dict[str, tuple[Callable[[ShmClient], Any], Any]] = {
     "withdrawn": (withdrawn, 5),
     "reset": (lambda client: client.reset(), None),
     "describe": (describe, describe),
+    "expected": (expected, 6),
     "in an event loop": (in_event_loop, 8),
 }
 
@@ -169,6 +200,8 @@ class Neighbour:
 
 
 def nested(client: ShmClient) -> Any:
+    if what == "interrupt":
+        raise KeyboardInterrupt
     if what == "close":
         return client.close()
     if what == "submit":
@@ -180,10 +213,16 @@ def nested(client: ShmClient) -> Any:
     return echo(client, "nested")
 
 
+def all_of_it(client: ShmClient) -> Any:
+    """Use every slot at once; return the answers, and the requests that are left in the client's table."""
+    pendings = [client.submit({"do": "echo", "value": number}) for number in range(4)]
+    return [pending.result() for pending in pendings], client._pipeline._table.in_flight
+
+
 answers = {"close": "None", "submit": "'nested'", "infer": "'nested'", "reset": "None", "describe": "'cpu'"}
 #: What the call may end with instead of its answer, and what may be heard inside it.
-ALLOWED = ("ClientClosed",) if what == "close" else ()
-ALLOWED_INSIDE = (answers[what],) if what == "close" else (answers[what], "ReentrantCall", "SlotsExhausted")
+ALLOWED = {"close": ("ClientClosed",), "interrupt": ("untyped KeyboardInterrupt: ",)}.get(what, ())
+ALLOWED_INSIDE = (answers.get(what),) if what == "close" else (answers.get(what), "ReentrantCall", "SlotsExhausted")
 ends: Counter[str] = Counter()
 wrong: list[str] = []
 
@@ -194,19 +233,29 @@ def interrupted(way: str, number: int, *, attached: bool) -> bool:
     client = new_client(attached)
     neighbour = Neighbour(client) if number % 2 and attached else None
     inside: list[str] = []
-    with Injection(number, lambda: inside.append(outcome(lambda: nested(client)))):
+
+    def act() -> None:
+        if what == "interrupt":
+            inside.append("")
+            nested(client)
+        inside.append(outcome(lambda: nested(client)))
+
+    injection = (Interruption if what == "interrupt" else Injection)(number, act)
+    with injection:
         found = outcome(lambda: call(client))
-    where = f"{way}, {'attached' if attached else 'not attached'}, line {number}"
+    where = f"{way}, {'attached' if attached else 'not attached'}, line {number} {injection.where}"
     if inside:
         ends[found if what == "close" else inside[0]] += 1
         if found != ("'cpu'" if expected is describe else repr(expected)) and found not in ALLOWED:
             wrong.append(f"{where}: {found}")
-        if inside[0] not in ALLOWED_INSIDE:
+        if what != "interrupt" and inside[0] not in ALLOWED_INSIDE:
             wrong.append(f"{where}, inside: {inside[0]}")
         if what != "close" and (after := outcome(lambda: echo(client, "after"))) != "'after'":
             wrong.append(f"{where}, afterwards: {after}")
     if neighbour is not None and (ended := neighbour.end()) not in ("", *ALLOWED):
         wrong.append(f"{where}, the other thread: {ended}")
+    if what == "interrupt" and (after := outcome(lambda: all_of_it(client))) != repr(([0, 1, 2, 3], {})):
+        wrong.append(f"{where}, every slot: {after}")
     client.close()
     return bool(inside)
 

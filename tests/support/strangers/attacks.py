@@ -289,14 +289,12 @@ def churn(target: Target) -> str:
     attachment = target.attach()
     requests = attachment.channel.requests
     room = requests.segment.geometry.metadata_bytes
+    leaf = Leaf("array", "|u1", 0)
     leaves = 16
-    while True:
-        found = dump([Leaf("array", "|u1", ()) for _ in range(2 * leaves)])
-        if len(found) > room or leaves > 1000:
-            break
+    while leaves <= 1000 and len(dump([leaf] * (2 * leaves))) <= room:
         leaves *= 2
-    metadata = dump([Leaf("array", "|u1", ()) for _ in range(leaves)])
-    payload_bytes = Schema([Leaf("array", "|u1", ()) for _ in range(leaves)], b"").payload_bytes
+    metadata = dump([leaf] * leaves)
+    payload_bytes = Schema(metadata).reader.payload_bytes([])
     number = 0
     while target.goes_on() and not attachment.is_peer_closed():
         number += 1

@@ -43,6 +43,9 @@ class StubConnection:
         self.channel: Any = StubChannel()
         self.description: dict[str, Any] | ShmServeError = {"state": "ready", "model": self.model}
         self.resize_outcome: Any = StubChannel()
+        #: Requests of more bytes are refused.
+        self.most_bytes: int | None = None
+        self.resizes: list[int] = []
         self.asked = threading.Event()
         self.release = threading.Event()
         self.release.set()
@@ -65,12 +68,15 @@ class StubConnection:
         assert self.resizing
         if isinstance(self.resize_outcome, Exception):
             raise self.resize_outcome
+        self.resizes.append(capacity.request_bytes)
+        if self.most_bytes is not None and capacity.request_bytes > self.most_bytes:
+            raise ChannelRefused(ObservationTooLarge("too large"))
+        self.granted = capacity.copy()
         return self.resize_outcome
 
-    def switch_to(self, channel: Any) -> Any:
+    def switch_to(self, channel: Any) -> None:
         self.switches += 1
-        old, self.channel = self.channel, channel
-        return old
+        self.channel = channel
 
     def shutdown(self) -> None:
         self.closed = True
@@ -105,7 +111,7 @@ class User:
     def resize_arguments(self, connection: Connection) -> tuple[int, list[int]]:
         return 64, [64]
 
-    def switched(self, deferred: list[int]) -> None:
+    def switched(self, connection: Connection, deferred: list[int]) -> None:
         self.events.append(f"switched {deferred}")
 
     def resize_refused(self, refusal: ChannelRefused) -> None:
@@ -176,7 +182,7 @@ def test_a_thread_waits_for_the_one_that_asks_until_its_deadline(
     connector.control_owner = -1  # another thread's
 
     with pytest.raises(ServiceUnavailable, match="another thread"):
-        connector.describe(time.monotonic_ns() + 1_000_000)
+        connector.describe(time.monotonic_ns() + 1_000_000, user)
     assert connector.control_owner == -1
 
 
@@ -185,7 +191,7 @@ def test_a_call_within_a_call_of_the_same_thread_is_rejected(connector: Connecto
     connector.control_owner = threading.get_ident()
 
     with pytest.raises(ReentrantCall):
-        connector.describe(time.monotonic_ns() + 1_000_000)
+        connector.describe(time.monotonic_ns() + 1_000_000, user)
     with pytest.raises(ReentrantCall):
         connector.resize(_FAR_NS, user)
     assert connector.control_owner == threading.get_ident()
@@ -219,6 +225,34 @@ def test_a_daemon_that_refuses_the_capacity_of_an_earlier_one_is_asked_for_the_l
 
     assert vars(connector.capacity) == vars(SlotCapacity(4))
     assert len(opened) == 1
+
+
+def test_growing_lengths_cause_few_resizes(connector: Connector, user: User, opened: Opened) -> None:
+    connector.attach(_FAR_NS, user)
+    connection = opened[0]
+    for length in range(1000, 101_000, 1000):
+        if length > connection.granted.request_bytes:
+            connector.capacity.grow_requests(80, length)
+            connector.resize(_FAR_NS, user)
+        assert connection.granted.request_bytes >= length
+
+    assert len(connection.resizes) <= 13
+    assert connector.capacity.request_bytes <= 100_000, "a new daemon is asked for what is needed"
+
+
+def test_a_daemon_that_has_no_room_for_headroom_is_asked_for_what_is_needed(
+    connector: Connector, user: User, opened: Opened
+) -> None:
+    connector.attach(_FAR_NS, user)
+    connection = opened[0]
+    connection.most_bytes = 1200
+    for length in (1000, 1100, 1201):
+        connector.capacity.grow_requests(80, length)
+        connector.resize(_FAR_NS, user)
+
+    assert connection.resizes == [1000, 1500, 1100, 1650, 1201]
+    assert user.events[-1] == "refused"
+    assert connector.capacity.request_bytes == connection.granted.request_bytes == 1100
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -304,9 +338,42 @@ def test_a_request_without_a_reply_learns_the_state_of_the_service(
     connector.attach(_FAR_NS, user)
     opened[0].description = {"state": state, "model": model}
 
-    found = connector.reason_without_model(30_000_000_000)
+    found = connector.reason_without_model(30_000_000_000, user)
 
     assert reason in found if reason else found == ""
+
+
+def test_an_interrupt_between_two_generations_begins_anew(connector: Connector, user: User, opened: Opened) -> None:
+    connector.attach(_FAR_NS, user)
+    before, after = opened[0].channel, SimpleNamespace(close=lambda: None)
+    opened[0].resize_outcome = after
+
+    def interrupted(channel: Any) -> None:
+        raise KeyboardInterrupt
+
+    opened[0].switch_to = interrupted  # type: ignore[method-assign]
+    connector.capacity.grow_requests(100, 1 << 20)
+    with pytest.raises(KeyboardInterrupt):
+        connector.resize(_FAR_NS, user)
+
+    assert user.events == ["attached", "lost"]
+    assert connector.usable() is None and connector.control_owner == 0
+    assert before in connector.retired and after in connector.retired  # both are closed later
+
+
+def test_an_interrupt_that_closes_the_connection_begins_anew(connector: Connector, user: User, opened: Opened) -> None:
+    connector.attach(_FAR_NS, user)
+
+    def interrupted(timeout_s: float) -> Any:
+        opened[0].gone = True
+        raise KeyboardInterrupt
+
+    opened[0].describe = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        connector.describe(_FAR_NS, user)
+
+    assert user.events == ["attached", "lost"]
+    assert connector.usable() is None
 
 
 def test_closing_closes_the_current_and_the_retired_connections(

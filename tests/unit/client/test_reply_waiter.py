@@ -9,10 +9,13 @@ from typing import Any, cast
 
 import pytest
 
-from shmserve.channel import ClientChannel
+from shmserve.backend import ClientFastPath
+from shmserve.client import reply_waiter
 from shmserve.client.connection import Connection
+from shmserve.client.fast_path import FastPath
 from shmserve.client.pending import Pending
 from shmserve.client.reply_waiter import ReplyWaiter
+from shmserve.client.request_options import DEFAULT_OPTIONS, RequestOptions
 from shmserve.codec import Encoder
 from shmserve.errors import ClientClosed, SlotsExhausted
 from shmserve.protocol import Status
@@ -52,11 +55,19 @@ class Path:
         self._eligible = eligible
         self.leaders: list[int] = []
 
-    def try_send(self, pending: Pending, observation: Any) -> ClientChannel | None:
+    def try_send(
+        self, pending: Pending, observation: Any, options: RequestOptions, *, leads: bool
+    ) -> ClientFastPath | None:
+        assert leads
         if not self._eligible:
             return None
         self._ends.answer(self._ends.publish(pending, Encoder(), observation), "done")
-        return self._ends.channel
+        return cast(ClientFastPath, self)
+
+    def wait(self, *arguments: Any) -> None:
+        """Return nothing, as for a reply that the fast path leaves to the slow path."""
+
+    waited_ns = 0
 
 
 @pytest.fixture
@@ -192,9 +203,9 @@ def test_a_request_that_may_not_lead_is_not_sent(ends: ChannelEnds, waiter: Repl
         waiter.leader = -1
     if reason == "inside the client":
         with ends.guard.lock:
-            assert not waiter.lead(path, pending, 1)
+            assert not waiter.lead(path, pending, 1, DEFAULT_OPTIONS)
     else:
-        assert not waiter.lead(path, pending, 1)
+        assert not waiter.lead(path, pending, 1, DEFAULT_OPTIONS)
 
     assert waiter.leader == (-1 if reason == "another leader" else 0)
     assert pending.sequence == 0
@@ -205,8 +216,124 @@ def test_a_led_request_that_the_native_half_does_not_complete_is_completed_by_a_
 ) -> None:
     pending = new_pending()
 
-    assert waiter.lead(Path(ends, eligible=True), pending, 1)
+    assert waiter.lead(Path(ends, eligible=True), pending, 1, DEFAULT_OPTIONS)
     assert (waiter.leader, pending._completed_ns) == (0, 0)
 
     waiter.wait_for(pending, _FAR_NS, user)
     assert pending._result == "done"
+
+
+class Both:
+    """A led request and one that another thread submits meanwhile, on a real fast path."""
+
+    def __init__(self, ends: ChannelEnds, waiter: ReplyWaiter) -> None:
+        self.ends = ends
+        self.encoder = Encoder()
+        self.path = FastPath(ends.guard, ends.connector, ends.table, self.encoder)
+        first = new_pending()
+        ends.answer(ends.publish(first, self.encoder, {"n": 0}), {"n": 0})
+        ends.table.poll()
+        ends.channel.reply_bell.try_take()
+        self.path.specialize(cast(Connection, ends.connection))
+        self.led, self.submitted = new_pending(), new_pending()
+        self._waiter = waiter
+        self._thread = threading.Thread(target=waiter.lead, args=(self.path, self.led, {"n": 1}, DEFAULT_OPTIONS))
+
+    def start(self) -> None:
+        """Lead in a thread, and submit once it waits."""
+        self._thread.start()
+        while not self._waiter.leader:
+            time.sleep(0.001)
+        with self.ends.guard.lock:
+            assert self.path.try_send(self.submitted, {"n": 2}, DEFAULT_OPTIONS, leads=False) is not None
+
+    def join(self) -> None:
+        self._thread.join()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that waits until the doorbell rings."""
+    monkeypatch.setattr(reply_waiter, "LONGEST_WAIT_NS", 60_000_000_000)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("first", ["led", "submitted"])
+def test_a_request_that_is_submitted_while_a_thread_leads_gets_its_own_reply(
+    ends: ChannelEnds, user: User, waiter: ReplyWaiter, first: str
+) -> None:
+    both = Both(ends, waiter)
+    both.start()
+    numbers = {"led": (both.led, 10), "submitted": (both.submitted, 20)}
+    order = [first, *(name for name in numbers if name != first)]
+    for name in order:
+        pending, number = numbers[name]
+        ends.answer(pending.sequence, {"n": number})
+        if name == "led" or first == "submitted":
+            both.join()
+    for pending in (both.led, both.submitted):
+        waiter.wait_for(pending, _FAR_NS, user)
+
+    assert (both.led._result, both.submitted._result) == ({"n": 10}, {"n": 20})
+    assert [pending._head.sequence for pending in (both.led, both.submitted) if pending._head is not None] == [
+        both.led.sequence,
+        both.submitted.sequence,
+    ]
+    assert (ends.table.in_flight, waiter.leader, user.resizes) == ({}, 0, 0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_follower_of_a_leader_on_the_fast_path_gets_its_reply(
+    ends: ChannelEnds, user: User, waiter: ReplyWaiter
+) -> None:
+    both = Both(ends, waiter)
+    both.start()
+    follower = threading.Thread(target=waiter.wait_for, args=(both.submitted, _FAR_NS, user))
+    follower.start()
+    while not ends.lot.parked:
+        time.sleep(0.001)
+    ends.answer(both.submitted.sequence, {"n": 20})
+    follower.join()
+    ends.answer(both.led.sequence, {"n": 10})
+    both.join()
+    waiter.wait_for(both.led, _FAR_NS, user)
+
+    assert (both.led._result, both.submitted._result) == ({"n": 10}, {"n": 20})
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_reply_that_came_before_the_leader_sent_does_not_wait_for_the_leader(
+    ends: ChannelEnds, user: User, waiter: ReplyWaiter
+) -> None:
+    both = Both(ends, waiter)
+    early = new_pending()
+    with ends.guard.lock:
+        assert both.path.try_send(early, {"n": 5}, DEFAULT_OPTIONS, leads=False) is not None
+    ends.answer(early.sequence, {"n": 50})
+    ends.channel.reply_bell.try_take()
+    both.start()
+    waiter.wait_for(early, _FAR_NS, user)
+
+    assert early._result == {"n": 50}
+    assert (both.led._completed_ns, both.submitted._completed_ns) == (0, 0)
+    ends.answer(both.led.sequence, {"n": 10})
+    both.join()
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("meanwhile", ["error", "polled"])
+def test_a_led_request_that_another_thread_completes_stays_as_it_is(
+    ends: ChannelEnds, user: User, waiter: ReplyWaiter, meanwhile: str
+) -> None:
+    both = Both(ends, waiter)
+    both.start()
+    with ends.guard.lock:
+        if meanwhile == "error":
+            ends.table.fail(both.led, ClientClosed("closed by another thread"))
+        ends.answer(both.led.sequence, {"n": 10})
+        ends.table.poll()
+    both.join()
+
+    assert (both.led._error is not None, both.led._result) == (
+        (True, None) if meanwhile == "error" else (False, {"n": 10})
+    )

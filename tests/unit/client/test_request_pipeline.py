@@ -134,7 +134,7 @@ def test_a_closed_client_publishes_nothing(pipeline: RequestPipeline) -> None:
 def test_a_request_that_ends_with_an_error_while_its_thread_leads_raises_the_error(
     pipeline: RequestPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lead(path: object, pending: Pending, observation: object) -> bool:
+    def lead(path: object, pending: Pending, observation: object, options: object) -> bool:
         pipeline._table.fail(pending, ClientClosed("closed by another thread"))
         return True
 

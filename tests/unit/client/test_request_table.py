@@ -28,7 +28,14 @@ class Channel:
         self.requests = SimpleNamespace(
             words=words, counter=0, slots=slots, rotating_slots=rotating, published=lambda: words[0]
         )
-        self.replies = SimpleNamespace(words=[0], counter=0, memories=[None] * slots, try_head=self.heads.get)
+        counter = [0]
+        self.replies = SimpleNamespace(
+            words=counter,
+            counter=0,
+            poller=SimpleNamespace(load=lambda: counter[0]),
+            memories=[None] * slots,
+            try_head=self.heads.get,
+        )
 
     def answer(self, sequence: int, status: Status = Status.OK, flags: int = 0, payload_bytes: int = 0) -> None:
         names = dict.fromkeys(ReplyHead._fields, 0)

@@ -38,7 +38,7 @@ geometries = st.builds(
 
 def test_the_numbers_on_the_wire_are_these() -> None:
     assert MAGIC.to_bytes(8, "little") == b"shmserve"
-    assert WIRE_VERSION == 3
+    assert WIRE_VERSION == 4
     assert [(kind.name, int(kind)) for kind in Kind] == [("INFER", 1), ("RESET", 2)]
     assert [(status.name, int(status)) for status in Status] == [
         ("OK", 0),
@@ -58,7 +58,7 @@ def test_the_numbers_on_the_wire_are_these() -> None:
 def test_a_header_is_these_bytes() -> None:
     header = header_bytes(Geometry(slots=3, metadata_bytes=128, payload_bytes=1000), epoch=5, generation=6, channel=7)
 
-    assert header == b"shmserve" + struct.pack("=7Q", 3, 5, 6, 7, 3, 128, 1000)
+    assert header == b"shmserve" + struct.pack("=7Q", 4, 5, 6, 7, 3, 128, 1000)
 
 
 def test_the_words_of_each_side_have_separate_cache_lines() -> None:

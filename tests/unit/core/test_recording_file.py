@@ -16,7 +16,9 @@ import pytest
 from shmserve.client.recordings import Recording, RecordingError, RecordingTruncated
 from shmserve.client.recordings.comparison import Comparison
 from shmserve.client.recordings.recording import RecordingWriter, RequestFacts
-from shmserve.client.recordings.tree import from_json, to_json
+from shmserve.client.recordings.tree import from_json, leaf_as_it_is, to_json
+from shmserve.codec import Encoder, SlotMemory, read_tree
+from shmserve.schema import Schema
 
 OBSERVATION: dict[str, Any] = {
     "image": np.arange(12, dtype=np.uint8).reshape(2, 2, 3),
@@ -164,11 +166,55 @@ def test_a_hostile_file_is_refused_by_name(case: str, tmp_path: Path) -> None:
         {"$bytes": "not base64!"},
         {"$dict": [1]},
         {"$scalar": 5},
+        {"$items": {"1": 2}},
+        {"$items": [[1, 2, 3]]},
+        {"$items": [[1]]},
+        {"$items": [[1.5, 2]]},
+        {"$items": [[True, 2]]},
+        {"$items": [[[1], 2]]},
+        {"$items": [[None, 2]]},
     ],
 )
 def test_a_tree_that_was_never_taken_apart_is_refused(value: Any) -> None:
     with pytest.raises(RecordingError):
         from_json(value, {"x": np.zeros((2, 2)), "c": np.zeros((2, 3), np.float32)})
+
+
+_TREES: list[Any] = [
+    {1: "a", -(1 << 63): 2, (1 << 63) - 1: None},
+    {1: np.ones(2), "1": np.zeros(2), "[1]": np.full(2, 2.0), 2: {1: np.full(2, 3.0)}},
+    [{0: [1]}, {"0": (True,)}],
+    {"$items": 1, "$dict": {2: "$list"}, 3: {"$array": b"x"}},
+    {"a": [1], "b": [1.5], "c": [True], "d": [], "e": [-(1 << 63)], "f": [[1], [2.5]], "g": list(range(20))},
+    {"nan": [1.0, float("inf")], "big": [1 << 70], "text": ["", "$float"]},
+]
+
+
+@pytest.mark.parametrize("tree", _TREES, ids=lambda tree: str(tree)[:40])
+def test_integer_keys_and_short_lists_come_back_as_they_were(tree: Any, tmp_path: Path) -> None:
+    slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(8192, np.uint8))
+    encoded = Encoder().encode(tree, slot)
+    schema = Schema(slot.metadata[: encoded.metadata_bytes].tobytes())
+    recorded = read_tree(schema, slot.payload, encoded.payload_bytes, leaf_as_it_is)
+
+    file = tmp_path / "keys.rec"
+    with RecordingWriter(file) as writer:
+        writer.begin({"service": "arm", "model": None})
+        writer.add(facts(1), recorded, recorded)
+        writer.end({"ended": "count"})
+    with Recording(file) as recording:
+        (request,) = recording
+
+    for found in (request.observation, request.action):
+        np.testing.assert_equal(found, tree)
+        assert typed(found) == typed(tree)
+
+
+def typed(value: Any) -> Any:
+    """The types within a tree, its keys in their order included."""
+    if isinstance(value, dict):
+        return [(type(key), key, typed(item)) for key, item in value.items()]
+    return [type(value), *map(typed, value)] if isinstance(value, (list, tuple)) else type(value)
 
 
 def test_bfloat16_comes_back_with_its_own_dtype_where_that_is_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -12,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from shmserve.backend import NATIVE, core
-from shmserve.codec import Decoder, DoesNotFit, Encoder, SlotMemory
-from shmserve.counter_poller import CounterPoller, poll_all, poll_first, spin
+from shmserve.backend import CounterPoller, TreeEncoder, poll_all, poll_first, spin
+from shmserve.carried_values import carried
+from shmserve.codec import Decoder, DoesNotFit, Encoder, described
 from shmserve.daemon.ipc.stats import Stats, create_stats_memory
 from shmserve.layout import Geometry, sequence_of
+from shmserve.protocol import Kind, Status
 from shmserve.ring import ReplyHead, RequestHead, RequestWriter
-from shmserve.schema import Schema
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
-from shmserve.structure_guard import infer_schema
+from tests.support.native import NATIVE, core
+from tests.support.native_ends import NativeEnds, decoders_of, encoder_of, metadata_of, new_slots, slot_memory
 
 pytestmark = pytest.mark.pure_too
 
@@ -30,7 +32,7 @@ _TIMES = 3000
 _SPARE_BLOCKS = _TIMES // 10
 
 F8 = np.dtype("<f8")
-TREE = {
+TREE: dict[Any, Any] = {
     "state": np.arange(4.0),
     "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
     "scalar": np.float32(1),
@@ -39,14 +41,17 @@ TREE = {
     "empty": np.zeros((0, 3)),
     "nested": [1, 2.5, True, {"task": "pick", "none": None}, (), [0.5] * 9],
     "text": "x" * 300,
+    "raw": b"raw",
+    1: {-5: 1 << 70, 1 << 40: [True, False]},
 }
-#: Of another structure at the first look, at a number, at an array, at a dtype, and far inside.
-OTHERS = [
+#: Of another structure or of other sizes: at its end, at a number, at an array, at a dtype, far inside.
+OTHERS: list[Any] = [
     {**TREE, "more": 1},
     {**TREE, "nested": [1 << 70, *TREE["nested"][1:]]},
     {**TREE, "state": np.arange(5.0)},
     {**TREE, "turned": np.zeros((3, 2))},
     {**TREE, "nested": [1, 2.5, True, {"task": "place", "none": None}, (), [0.5] * 9]},
+    {**TREE, 1: {-5: 1 << 71, 1 << 40: [True, False]}},
     [1, 2],
 ]
 
@@ -84,40 +89,52 @@ def _assert_keeps_nothing(call: Callable[[], Any], *watched: Any) -> None:
     assert max(map(abs, kept)) < _SPARE_BLOCKS, dict(zip(map(repr, watched), kept, strict=True))
 
 
-def _slot(schema: Schema) -> SlotMemory:
-    return SlotMemory(np.zeros(8192, np.uint8), np.zeros(schema.payload_bytes, np.uint8))
+class Odd:
+    """A value that the walk asks `convert` about."""
 
 
 def test_writing_keeps_nothing() -> None:
-    schema, _ = infer_schema(TREE)
-    slot, encoder, leaf = _slot(schema), Encoder(), TREE["state"]
+    slot, encoder, leaf = slot_memory(1 << 17), Encoder(), TREE["state"]
 
     _assert_keeps_nothing(lambda: encoder.encode(TREE, slot), TREE, leaf, leaf.dtype, slot.payload)
 
 
 def test_a_tree_of_another_structure_or_without_room_is_not_kept() -> None:
-    schema, _ = infer_schema(TREE)
-    encoder, slot = Encoder(), _slot(schema)
-    encoder.encode(TREE, slot)
-    (known,) = encoder._cached
-    small = SlotMemory(slot.metadata, np.zeros(8, np.uint8))
-    recognise: Callable[[Any], Any]
-    if known.encode_into is None:
-        recognise = known.flatten
-    else:
-        write = known.encode_into
-        recognise = lambda tree: write(tree, slot.payload)
+    slot, encoder = slot_memory(1 << 17), TreeEncoder(carried)
+    sizes = described(TREE, "tree")[0].reader.sizes_count
+    encoder.remember(metadata_of(TREE), 1, (4, *[-1] * (sizes - 1)))
+    small, thin = slot_memory(8), slot_memory(1 << 17, 8)
     for other in OTHERS:
-        _assert_keeps_nothing(lambda other=other: recognise(other), other, TREE["state"])  # type: ignore[misc]
-    _assert_keeps_nothing(lambda: _raises(DoesNotFit, lambda: encoder.encode(TREE, small)), TREE, small.payload)
+        found = encoder.encode_into(other, slot, None, 0, False)
+        assert type(found) is bytes or other["state"] is TREE["state"]
+        encode = functools.partial(encoder.encode_into, other, slot, None, 0, False)
+        _assert_keeps_nothing(encode, other, TREE["state"])
+    for memory in (small, thin):
+        encode = functools.partial(encoder.encode_into, TREE, memory, None, 0, True)
+        assert len(encode() or ()) == 2
+        _assert_keeps_nothing(encode, TREE, memory.payload)
+    whole = Encoder()
+    whole.encode(TREE, slot)
+    _assert_keeps_nothing(lambda: _raises(DoesNotFit, lambda: whole.encode(TREE, small)), TREE, small.payload)
+
+
+def test_new_structures_keep_nothing_but_their_memory() -> None:
+    slot, encoder, number = slot_memory(1 << 17), Encoder(), [0]
+
+    def encode() -> None:
+        number[0] += 1
+        encoder.encode({f"key {number[0] % 200}": number[0]}, slot)
+
+    for _ in range(400):
+        encode()
+    _assert_keeps_nothing(encode, slot.payload, slot.metadata)
 
 
 def test_reading_keeps_nothing() -> None:
     arrays = {name: value for name, value in TREE.items() if type(value) is np.ndarray} | {"nested": [1, {"a": True}]}
     trees: tuple[Any, ...] = (TREE, arrays, np.arange(3.0), [], 7)
     for tree in trees:
-        schema, _ = infer_schema(tree)
-        slot, decoder = _slot(schema), Decoder()
+        slot, decoder = slot_memory(1 << 17), Decoder()
         encoded = Encoder().encode(tree, slot)
 
         _assert_keeps_nothing(lambda: decoder.decode(slot, *encoded), slot.payload)  # noqa: B023
@@ -144,113 +161,206 @@ def test_the_ends_of_a_channel_keep_nothing() -> None:
 
 
 @pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
-def test_plain_steps_keep_nothing() -> None:
-    schema, guard = infer_schema({"state": np.arange(4.0), "step": 1})
-    places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    encoder, decoder = core.TreeEncoder(guard.spec(), False, places, schema.payload_bytes), schema.decoder
-    assert decoder is not None
-    payload, arena = (np.zeros(schema.payload_bytes, np.uint8) for _ in range(2))
-    views = [place.view(arena) for place in schema.arrays]
-    requests, replies = (core.Slots(np.zeros(8192, np.uint8), 8, 16, 56, 2) for _ in range(2))
-    tree, sent = {"state": np.arange(4.0), "step": 7}, [0]
-    server_paths = [core.ServerFastPath(requests, replies, None, wrap) for wrap in (None, torch.from_numpy)]
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("wrap", [None, torch.from_numpy], ids=["arrays", "tensors"])
+def test_the_fast_path_keeps_nothing(in_place: bool, wrap: Any) -> None:
+    tree, other = {"state": np.arange(4.0), "step": 1, "task": "pick"}, {"new": 1}
+    ends, longer = NativeEnds(tree, in_place=in_place, wrap=wrap), {**tree, "state": np.arange(9.0), "task": "p" * 70}
+    pending: Any = SimpleNamespace(sequence=0)
     strange: Any = SimpleNamespace()
-    memories = [SlotMemory(np.zeros(8, np.uint8), payload)]
-    memories[0].written_schema = 1 << 40
-    client_path = core.ClientFastPath(
-        requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)
-    )
-    client_path.specialize(encoder, 1 << 40, 1, decoder, 1)
-    pending, in_flight = SimpleNamespace(sequence=0), dict[int, Any]()
+    options = {"flags": 6, "deadline_ns": 1 << 62, "capture_ns": 1 << 61, "max_age_ns": 1 << 60}
 
-    def ask(server_path: core.ServerFastPath) -> None:
-        sent[0] += 1
-        sequence = sequence_of(sent[0], 0)
-        assert client_path.try_send(tree, 1 << 62, in_flight, pending)
-        assert in_flight.pop(sequence) is pending and pending.sequence == sequence == client_path.sequence
-        observation = server_path.try_take(sequence_of(sent[0] - 1, 0))
-        server_path.head(RequestHead)
-        server_path.reply(
-            encoder, {**observation, "state": np.asarray(observation["state"])}, payload, 1, 1, 0, 1, 1 << 40
-        )
-        found = client_path.try_receive(ReplyHead)
-        assert found is not None and found[0]["step"] == 7
+    def ask(sent: Any) -> None:
+        assert ends.send(sent, pending=pending, leads=True, **options)
+        assert ends.in_flight[pending.sequence] is pending
+        observation = ends.take()
+        ends.head()
+        assert ends.engine.reply({**observation, "state": np.asarray(observation["state"])}, 0, 1 << 40, 1 << 40) >= 0
+        found = ends.receive()
+        assert found is not None and found[0]["task"] == sent["task"]
 
-    watched = (tree, tree["state"], payload, arena, views, views[0], encoder, decoder, requests, replies, memories)
-    for server_path in server_paths:
-        server_path.specialize(1 << 40, decoder, [payload, payload], arena, views)
-        _assert_keeps_nothing(lambda server_path=server_path: ask(server_path), *watched)  # type: ignore[misc]
-        _assert_keeps_nothing(
-            lambda server_path=server_path: server_path.specialize(1 << 40, decoder, [payload, payload], arena, views),  # type: ignore[misc]
-            *watched,
+    def ask_both() -> None:
+        ask(tree)
+        ask(longer)
+
+    def reset() -> None:
+        assert ends.send(strange, kind=Kind.RESET, pending=pending) and ends.take() is None
+        ends.in_flight.clear()
+
+    def refuse_new() -> None:
+        assert not ends.send(other, pending=pending)
+
+    def refuse_full() -> None:
+        assert not ends.send(tree, pending=pending, in_flight={sequence_of(1, slot): strange for slot in range(4)})
+
+    def leave_unknown() -> None:
+        ends.client_encoder.remember(metadata_of(other), 9, None)
+        assert ends.send(other, pending=pending) and ends.take() is None and not ends.engine.sequence
+        ends.seen = ends.client.sequence
+        ends.in_flight.clear()
+        ends.client_encoder.forget()
+        ends.client_encoder.remember(metadata_of(tree), 1, None)
+
+    def lie() -> None:
+        assert ends.send(tree, pending=pending)
+        ends.sent[pending.sequence % 4].payload[:8] = 0xFF
+        _raises(ValueError, ends.take)
+        ends.seen = ends.client.sequence
+        ends.in_flight.clear()
+
+    def receive_none() -> None:
+        assert ends.send(tree, pending=pending) and ends.take() is not None and ends.receive() is None
+        ends.replies.complete(pending.sequence, Status.FAILED, 0, 1 << 40, *range(1 << 40, (1 << 40) + 7))
+        assert ends.receive() is None
+        ends.replies.complete(pending.sequence, Status.OK, 0, 1, 100, 100, *[1 << 40] * 5)
+        assert ends.receive() is None
+        ends.in_flight.clear()
+
+    def reply_none() -> None:
+        assert ends.send(tree, pending=pending) and ends.take() is not None
+        assert ends.engine.reply(strange, 0, 1, 1) == ends.engine.reply(other, 0, 1, 1) == -1
+        _raises(TypeError, lambda: ends.engine.reply(tree, 0, 1, strange))
+        ends.in_flight.clear()
+
+    def refuse_arguments() -> None:
+        wrong: Any = ends.client.try_send
+        ends.in_flight.clear()
+        assert (
+            ends.send(tree, pending=pending)
+            and ends.engine.reply({**ends.take(), "state": tree["state"]}, 0, 1, 1) >= 0
         )
-        _assert_keeps_nothing(lambda server_path=server_path: server_path.try_take(0), *watched)  # type: ignore[misc]
-        _assert_keeps_nothing(
-            lambda server_path=server_path: server_path.reply(encoder, strange, payload, 1, 1, 0, 1, 1),  # type: ignore[misc]
-            strange,
-        )
-    _assert_keeps_nothing(lambda: core.ServerFastPath(requests, replies, None, None), requests, replies)
-    _assert_keeps_nothing(
-        lambda: _raises(TypeError, lambda: core.ServerFastPath(strange, replies, None, None)), strange
+        _raises(AttributeError, lambda: ends.send(tree, pending=object()))
+        _raises(TypeError, lambda: ends.send(tree, in_flight=[strange]))
+        _raises(TypeError, lambda: ends.send(tree, in_flight={"64": strange}))
+        _raises(TypeError, lambda: wrong(tree, pending, {}, False, 1, 0, 0, 0, strange))
+        _raises(TypeError, lambda: ends.client.try_receive(strange))
+        any_client: Any = ends.client
+        ends.poller.last_seen = ends.poller.load()
+        _raises(AttributeError, lambda: any_client.wait(64, False, 0, 0, 0, 0, 0, ReplyHead))  # its bell is None
+        _raises(AttributeError, lambda: any_client.wait(64, True, *[0] * 5, ReplyHead))
+        _raises(AttributeError, lambda: any_client.wait(64, False, 0, 1, 1, 1 << 40, 1 << 62, ReplyHead))
+        _raises(TypeError, lambda: any_client.wait(64, False, *[0] * 5))
+        ends.client.touch({})
+        _raises(TypeError, lambda: ends.client.touch(strange))
+
+    def new_arena() -> None:
+        ends.engine.reset()
+        ends.engine.use_arena(arena)
+
+    arena = np.zeros(4096, np.uint8)
+    memories = (*ends.sent, *ends.taken, *ends.answers, *ends.received)
+    watched = (
+        tree,
+        tree["state"],
+        longer,
+        other,
+        pending,
+        strange,
+        arena,
+        *memories,
+        *(each.payload for each in memories),
     )
-    _assert_keeps_nothing(lambda: client_path.specialize(encoder, 1 << 40, 1, decoder, 1), *watched)
-    _assert_keeps_nothing(lambda: client_path.try_send(strange, 0, in_flight, pending), strange, *watched)
-    _assert_keeps_nothing(lambda: client_path.try_send(tree, 0, {1: strange}, pending), strange, pending, *watched)
-    _assert_keeps_nothing(
-        lambda: _raises(AttributeError, lambda: client_path.try_send(tree, 0, in_flight, object())), *watched
+    watched += (ends.requests, ends.replies, ends.poller, ends.client_encoder, *ends.engine_decoders.values())
+    calls = (ask_both, reset, refuse_new, refuse_full, leave_unknown, lie, receive_none, reply_none, refuse_arguments)
+    for call in (*calls, *(() if in_place else (new_arena,))):
+        _assert_keeps_nothing(call, *watched)
+
+
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_the_halves_of_the_fast_path_keep_nothing_when_they_end_or_are_refused() -> None:
+    ends, strange = NativeEnds(TREE), SimpleNamespace()
+    client: tuple[Any, ...] = (
+        *(ends.requests, ends.sent, 2, ends.replies, ends.received),
+        *(ends.poller, ends.client_encoder, ends.client_decoders, None, strange),
     )
-    _assert_keeps_nothing(
-        lambda: _raises(TypeError, lambda: client_path.try_send(tree, strange, in_flight, pending)), strange
+    server: tuple[Any, ...] = (
+        *(ends.requests, ends.taken, ends.replies, ends.answers, None, None),
+        *(ends.engine_decoders, ends.engine_encoder, False),
     )
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: client_path.try_receive(strange)), strange, *watched)
-    _assert_keeps_nothing(
-        lambda: core.ClientFastPath(
-            requests, memories, 1, replies, memories, core.CounterPoller(np.zeros(64, np.uint8), 0)
-        ),
-        *watched,
-    )
-    refused: Any = (requests, memories, 1, replies, memories, strange)
-    _assert_keeps_nothing(lambda: _raises(TypeError, lambda: core.ClientFastPath(*refused)), strange, *watched)
+    watched = (strange, *client, *server)
+    for kind, parts, refused in ((core.ClientFastPath, client, 8), (core.ServerFastPath, server, 8)):
+        _assert_keeps_nothing(lambda kind=kind, parts=parts: kind(*parts), *watched)  # type: ignore[misc]
+        for place in range(refused):
+            if kind is core.ServerFastPath and place == 5:
+                continue
+            wrong = (*parts[:place], strange, *parts[place + 1 :])
+            _assert_keeps_nothing(
+                lambda kind=kind, wrong=wrong: _raises(TypeError, lambda: kind(*wrong)),  # type: ignore[misc]
+                *watched,
+            )
 
 
 @pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 def test_a_native_call_that_fails_keeps_nothing() -> None:
-    tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}]}
-    schema, guard = infer_schema(tree)
-    spec = guard.spec()
-    places = tuple((place.offset, place.size, place.stored_as) for place in schema.arrays)
-    decoder = schema.decoder
-    assert decoder is not None
-    payload, small, locked = (np.zeros(size, np.uint8) for size in (schema.payload_bytes, 8, schema.payload_bytes))
-    locked.flags.writeable = False
-    encoder = core.TreeEncoder(spec, False, places, schema.payload_bytes)
-    views = [place.view(payload) for place in schema.arrays]
-    parts: tuple[Any, ...] = (tuple(schema._layout.containers()), "qdq", None, (), False, schema.payload_bytes)
-    received = tuple((*place, each.shape) for place, each in zip(places, schema.arrays, strict=True))
+    tree = {"state": np.arange(4.0), "nested": [1, 2.5, True, {"a": np.ones((2, 3))}], "text": "text", 7: [0.5]}
+    metadata, slot = metadata_of(tree), slot_memory()
+    encoder, decoder = encoder_of(tree), decoders_of(tree)[1]
+    found = encoder.encode_into(tree, slot, None, 0, True)
+    assert type(found) is tuple
+    payload_bytes = found[2]  # type: ignore[misc]
+    payload, small, locked = slot.payload, slot_memory(8), slot_memory()
+    locked.payload.flags.writeable = False
+    views = decoder.views(payload, payload_bytes)
+    strange: Any = SimpleNamespace()
+    deep: Any = [[[np.ones(3), {"a": [Odd()]}]]]
+    large = {"image": np.zeros(300_000, np.uint8), "turned": np.zeros((100, 200)).T}
+    announced, sending = slot_memory(1 << 20), new_slots()
+    announcing = encoder_of(large)
     memory = np.zeros(2048, np.uint8)
     slots = core.Slots(memory, 8, 16, 56, 2)
     slots.publish((64, *range(1 << 40, (1 << 40) + 11)))
     slots.complete(64, *range(1 << 40, (1 << 40) + 10))
     refused = (TypeError, ValueError, IndexError, OverflowError, AttributeError)
 
-    def broken(value: Any) -> Any:
+    def raising(value: Any) -> Any:
         raise ValueError("no conversion today")
 
-    def encoder_with(convert: Any) -> core.TreeEncoder:
-        leaves = ((0, F8, (3,), None), (1, F8, (3,), convert))
-        guard = (list, None, (np.ndarray, np.ndarray), (), (), leaves, ())
-        return core.TreeEncoder(guard, False, ((0, 24, F8), (64, 24, F8)), 88)
+    def giving(given: Any) -> core.TreeEncoder:
+        return core.TreeEncoder(lambda value: given)
 
-    two = [np.ones(3), np.ones(3)]
-    strange: Any = SimpleNamespace()
+    def unwakable() -> None:
+        raise ValueError("no engine today")
+
+    def forget_and_remember() -> None:
+        encoder.forget()
+        encoder.remember(metadata, 1, (4, -1, -1, -1, -1))
+
+    def within_the_slot() -> None:
+        shifted = {**tree, "state": payload[72:104].view(F8), "text": "x" * 80}
+        assert type(encoder.encode_into(shifted, slot, None, 0, True)) is tuple
+        assert encoder.encode_into(tree, slot, None, 0, True) == found
+
+    def remember_and_forget() -> None:
+        forgetting.remember(metadata, 1, (4, -1, -1, -1, -1))
+        forgetting.forget()
+
+    forgetting = encoder_of()
+    sleeping = slot_memory(1 << 20)
+    sleeping.wake = unwakable
+    wrong: Any = core
+    too_many = core.TreeDecoder(metadata_of([np.zeros(2, np.uint8)]))
     fine = (
-        lambda: core.TreeEncoder(spec, False, places, schema.payload_bytes),
-        lambda: core.TreeDecoder(parts[0], parts[1], received, (), False, schema.payload_bytes),
-        lambda: encoder.encode_into(tree, payload),
-        lambda: encoder.encode_into(tree, small),
-        lambda: decoder.stage(payload, memory),
-        lambda: decoder.decode_in_place(payload, views),
-        lambda: decoder.unflatten(payload, views),
+        lambda: core.TreeEncoder(carried),
+        lambda: core.TreeDecoder(metadata),
+        lambda: encoder.describe(tree),
+        lambda: encoder.describe(deep) or encoder.describe({"\ud800": 1}) or encoder.describe({1.5: strange}),
+        lambda: encoder.encode_into(tree, slot, None, 0, True),
+        lambda: encoder.encode_into(tree, small, None, 0, True),
+        lambda: encoder.encode_into("\ud800", slot, None, 0, True),
+        lambda: encoder.encode_into({**tree, "more": 1}, slot, None, 0, True),
+        lambda: announcing.encode_into(large, announced, sending, 1, True),
+        remember_and_forget,
+        within_the_slot,
+        forget_and_remember,
+        lambda: giving((0, 1 << 70)).describe(deep),
+        lambda: giving((3, b"\0" * 17)).describe(deep),
+        lambda: giving((1, np.zeros(3, np.uint16))).describe(deep),
+        lambda: giving((7, strange)).describe(deep),
+        lambda: decoder.decode(payload, payload_bytes),
+        lambda: decoder.views(payload, payload_bytes),
+        lambda: decoder.decode_over(payload, payload_bytes, views, None),
+        lambda: decoder.decode_over(payload, payload_bytes, views, np.copy),
+        lambda: core.stage(payload, 100, memory, None, 0),
         lambda: slots.request(RequestHead, 64),
         lambda: slots.request(RequestHead, 128),
         lambda: slots.reply(ReplyHead, 64),
@@ -258,29 +368,34 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
         lambda: slots.take(64),
         lambda: slots.complete(64, *range(10)),
         lambda: core.Slots(memory, 8, 16, 56, 2),
-        lambda: encoder_with(lambda value: None).encode_into(two, payload),
     )
     failing = (
-        lambda: core.TreeEncoder(spec, False, places[:1], schema.payload_bytes),
-        lambda: core.TreeEncoder((*spec[:-1], ((9, spec, None),)), False, places, schema.payload_bytes),
-        lambda: core.TreeEncoder((*spec[:-1], ((0, spec, None),)), False, places, schema.payload_bytes),
-        lambda: core.TreeEncoder(
-            (*spec[:3], ((0, "constant", None), (9, 1, None)), *spec[4:]), False, places, schema.payload_bytes
-        ),
-        lambda: core.TreeEncoder((*spec[:2], (np.ndarray, 1), *spec[3:]), False, places, schema.payload_bytes),
-        lambda: core.TreeEncoder(spec, False, ((0, 1 << 40, F8), places[1]), schema.payload_bytes),
-        lambda: core.TreeEncoder(spec, True, places, schema.payload_bytes),
-        lambda: core.TreeDecoder(parts[0], "qdx", received, (), False, schema.payload_bytes),
-        lambda: core.TreeDecoder(parts[0], "qdq", received[:1], (), False, schema.payload_bytes),
-        lambda: core.TreeDecoder(parts[0], "qdq", (received[0], (*received[1][:3], (1, -1))), (), False, 1 << 20),
-        lambda: core.TreeDecoder((*parts[0], ((99,), None, list)), "qdq", received, (), False, schema.payload_bytes),
-        lambda: encoder.encode_into(tree, locked),
-        lambda: encoder.encode_into(tree, strange),
-        lambda: encoder_with(broken).encode_into(two, payload),
-        lambda: decoder.decode(small),
-        lambda: decoder.decode_in_place(payload, [*views[:1], strange]),
-        lambda: decoder.unflatten(payload, views[:1]),
-        lambda: decoder.stage(payload, locked),
+        lambda: core.TreeDecoder(metadata[:-1]),
+        lambda: core.TreeDecoder(b"\x80\x05}(\x8c\x01\xffN\x8c\x01aNu."),  # a key that is not UTF-8
+        lambda: wrong.TreeDecoder(strange),
+        lambda: wrong.TreeEncoder(strange, strange),
+        lambda: encoder.remember(metadata[:-1], 1, None),
+        lambda: encoder.remember(metadata, 1, (1,)),
+        lambda: encoder.remember(metadata, 1, (1, 2, strange, 4, 5)),
+        lambda: encoder.remember(metadata, -1, None),
+        lambda: encoder.encode_into(tree, locked, None, 0, True),
+        lambda: encoder.encode_into(tree, strange, None, 0, True),
+        lambda: encoder.encode_into(tree, slot, strange, 0, True),
+        lambda: encoder.encode_into(tree, slot, slots, 64, True),
+        lambda: announcing.encode_into(large, sleeping, sending, 1, True),
+        lambda: core.TreeEncoder(raising).describe(deep),
+        lambda: core.TreeEncoder(raising).encode_into(deep, slot, None, 0, True),
+        lambda: giving((0,)).describe(deep),
+        lambda: giving((1 << 70, strange)).describe(deep),
+        lambda: decoder.decode(small.payload, payload_bytes),
+        lambda: decoder.decode(payload, payload_bytes - 1),
+        lambda: decoder.views(payload, payload_bytes + 64),
+        lambda: decoder.decode_over(payload, payload_bytes, [*views[:1], strange], None),
+        lambda: decoder.decode_over(payload, payload_bytes, views[:1], None),
+        lambda: decoder.decode_over(payload, payload_bytes, views, raising),
+        lambda: wrong.TreeDecoder(metadata).decode_over(payload, payload_bytes, views, strange),
+        lambda: too_many.decode_over(payload, payload_bytes, views[:1], None),
+        lambda: core.stage(payload, 100, locked.payload, None, 0),
         lambda: slots.publish((64, *range(9), strange)),
         lambda: slots.complete(64, strange, *range(9)),
         lambda: slots.request(strange, 64),
@@ -292,7 +407,20 @@ def test_a_native_call_that_fails_keeps_nothing() -> None:
         lambda: core.poll_first([strange]),
         lambda: core.spin([], strange),
     )
-    watched = (tree, tree["state"], payload, small, memory, spec, views[0], strange, two[0], parts[0])
+    watched: Any = (
+        tree,
+        tree["state"],
+        payload,
+        slot.metadata,
+        small.payload,
+        memory,
+        views[0],
+        strange,
+        metadata,
+        deep,
+        large,
+    )
+    watched += (large["turned"], announced.payload, sending)
 
     for call in fine:
         _assert_keeps_nothing(call, *watched)

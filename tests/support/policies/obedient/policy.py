@@ -74,6 +74,10 @@ class Policy:
     def _sleep(self, observation: dict[str, Any]) -> Any:
         time.sleep(observation["s"])
 
+    def _echo_after(self, observation: dict[str, Any]) -> Any:
+        time.sleep(observation["s"])
+        return observation["value"]
+
     def _grow(self, observation: dict[str, Any]) -> Any:
         return torch.full((observation["items"],), observation["value"], dtype=torch.int64)
 

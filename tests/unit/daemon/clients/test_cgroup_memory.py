@@ -7,7 +7,7 @@ from typing import final
 
 import pytest
 
-from shmserve.daemon.clients.cgroup_memory import Headroom, group_without_headroom
+from shmserve.daemon.host.cgroup_memory import Headroom, group_without_headroom
 
 MIB = 1 << 20
 #: What channels may have of 64 MiB: an eighth is left to the engines.

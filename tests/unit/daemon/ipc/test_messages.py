@@ -12,6 +12,7 @@ from shmserve.daemon.ipc.control import MESSAGE_LIMIT, take_messages
 from shmserve.daemon.ipc.messages import (
     FROM_ENGINE,
     FROM_SUPERVISOR,
+    Accepted,
     Attach,
     Broken,
     Detach,
@@ -29,6 +30,8 @@ from shmserve.daemon.ipc.messages import (
     Lost,
     Pause,
     Paused,
+    Preload,
+    Preloaded,
     Ready,
     Record,
     Serve,
@@ -53,7 +56,10 @@ _LOAD = Load(
     allow_code=False,
     threads=4,
     memory_bytes=1 << 33,
+    lock_memory=True,
+    priority=10,
     spin_us="adaptive",
+    wake_ahead=True,
     request_bell="/bell",
     trusted_transport=True,
     register_bytes=0,
@@ -74,11 +80,13 @@ _READY = Ready(
     action=None,
     metadata={"nested": {"list": [1, None, "a\\u0000"]}},
     gpu={"free_bytes": 1},
-    native=True,
+    backend="native",
+    memory_locked=False,
+    priority=10,
 )
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,
-    Load(1, "p", None, "c", "cpu", True, None, None, 12, None, False, None, None),
+    Load(1, "p", None, "c", "cpu", True, None, None, False, 0, 12, False, None, False, None, None),
     Attach(ChannelInfo(Identity(1, 2, 3), None), trusted=False, uid=1000, deferred=(), suspicion=None),
     Attach(
         ChannelInfo(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, deferred=(64, 129), suspicion=Suspicion(12.5, True)
@@ -95,6 +103,7 @@ SUPERVISOR: list[SupervisorMessage] = [
     Pause(),
     Drain(),
     Stop(),
+    Preload(("torchvision", "lerobot.policies")),
 ]
 ENGINE: list[EngineMessage] = [
     Loading("0123456789abcdef"),
@@ -109,6 +118,8 @@ ENGINE: list[EngineMessage] = [
     Gpu({}),
     Draining(3),
     Drained(),
+    Preloaded(),
+    Accepted(),
 ]
 
 

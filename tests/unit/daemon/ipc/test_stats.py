@@ -17,10 +17,9 @@ from shmserve.daemon.ipc.stats import (
     Distribution,
     Stage,
     Stats,
-    bucket_of,
     create_stats_memory,
-    lower_ns,
 )
+from shmserve.histogram_buckets import bucket_of, lower_ns
 
 _MINUTE_NS = 60 * 10**9
 

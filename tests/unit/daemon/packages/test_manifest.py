@@ -172,6 +172,8 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         ("[model]\nmax_batch = true", "max_batch = True must be an integer"),
         ("[model]\nstateful = 1", "stateful = 1 must be true or false"),
         ("[model]\nmax_batch = 0", "max_batch = 0 must be 1 or more"),
+        ("[warmup]\nrounds = 0", "[warmup] rounds = 0 must be 1 to 1000"),
+        ("[warmup]\nrounds = 1001", "[warmup] rounds = 1001 must be 1 to 1000"),
         ('[model]\nformat = "onnx"', "format = 'onnx' must be one of torch-export, torchscript, python, installed"),
         ('[model]\nentry = "policy.Policy"', "must be module:class"),
         ('[model]\nentry = "../policy:Policy"', "must be module:class"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,29 @@ def test_a_planted_cache_is_removed_before_it_could_run(open_store: Open, tmp_pa
 
     assert not list(version.path.rglob("__pycache__"))
     assert content_of(version.path) == FILES
+
+
+def test_a_check_that_is_cancelled_stops_reading(open_store: Open, tmp_path: Path) -> None:
+    store = open_store()
+    version = add(store, write_package(tmp_path / "arm", {f"{number}.bin": b"weights" for number in range(8)}))
+    seen = list[int]()
+
+    async def cancel() -> None:
+        loop, go_on = asyncio.get_running_loop(), threading.Event()
+
+        def read(done: int) -> None:
+            seen.append(done)
+            loop.call_soon_threadsafe(checking.cancel)
+            loop.call_soon_threadsafe(loop.call_later, 0.05, go_on.set)
+            go_on.wait()
+
+        checking = asyncio.ensure_future(store.check(version, read))
+        with pytest.raises(asyncio.CancelledError):
+            await checking
+
+    asyncio.run(cancel())
+
+    assert len(seen) == 1
 
 
 def test_sending_a_damaged_version_again_repairs_it(open_store: Open, tmp_path: Path) -> None:

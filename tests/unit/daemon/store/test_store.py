@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from shmserve.daemon.store import ArchiveRefused, BytesIngested, StoredVersion
+from shmserve.daemon.store import ArchiveRefused, BytesIngested, Store, StoredVersion, StoreUnavailable
+from shmserve.daemon.store.directory import StoreDirectory
 from shmserve.errors import ModelPackageError
 from shmserve.package_files import content_version
 from tests.support.archives.packages import FILES, content_of, numbered, opened, write_package
@@ -192,3 +194,50 @@ def test_looking_never_waits_for_a_package_that_is_being_examined(open_store: Op
             return await adding
 
     assert asyncio.run(look()) == store.versions()[0]
+
+
+def test_closing_waits_until_the_files_of_an_old_version_are_removed(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing, go_on, remove_trees = threading.Event(), threading.Event(), StoreDirectory.remove_trees
+
+    def slowly(directory: StoreDirectory, paths: Sequence[Path]) -> None:
+        removing.set()
+        go_on.wait()
+        remove_trees(directory, paths)
+
+    monkeypatch.setattr(StoreDirectory, "remove_trees", slowly)
+    store = open_store(keep_versions=3)
+    for number in range(3):
+        add(store, numbered(tmp_path / f"m{number}", number))
+
+    async def close_meanwhile() -> None:
+        with opened(numbered(tmp_path / "m3", 3)) as descriptor:
+            await store.add(descriptor)  # does not wait for it
+        removing.wait()
+        closing = threading.Thread(target=store.close)
+        closing.start()
+        with pytest.raises(StoreUnavailable, match="used by another daemon"):
+            Store(store.directory).open()
+        go_on.set()
+        closing.join()
+
+    asyncio.run(close_meanwhile())
+
+    assert len(store.versions()) == 3 and entries(tmp_path) == expected_entries(store)
+
+
+def test_files_that_were_not_removed_before_the_store_was_closed_go_at_its_next_start(
+    open_store: Open, tmp_path: Path
+) -> None:
+    store = open_store(keep_versions=3)
+    for number in range(3):
+        add(store, numbered(tmp_path / f"m{number}", number))
+    gone = store._retire_surplus(2, None)[1]
+    store.close()
+
+    store._remove(gone)
+
+    assert [path.name for path in gone] == [name for name in entries(tmp_path) if name.startswith("removing-")]
+    store.open()
+    assert entries(tmp_path) == expected_entries(store)

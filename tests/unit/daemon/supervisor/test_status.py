@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from shmserve.daemon.supervisor.spare_engine import SpareState, SpareStatus
 from shmserve.daemon.supervisor.status import EngineStatus, ServiceState, ServiceStatus
 
-ENGINE = EngineStatus(pid=7, version="v", heartbeat_age_s=0.1, is_native=True)
+ENGINE = EngineStatus(pid=7, version="v", heartbeat_age_s=0.1, backend="native", memory_locked=None, priority=None)
 
 
 def status(state: ServiceState, engine: EngineStatus | None) -> ServiceStatus:
@@ -26,6 +27,8 @@ def status(state: ServiceState, engine: EngineStatus | None) -> ServiceStatus:
         restarts=0,
         engine=engine,
         standby_version=None,
+        spare=SpareStatus(SpareState.OFF, None, None, None, 0),
+        loaded_standby=("off", None),
         model=None,
         clients=(),
         counters={},

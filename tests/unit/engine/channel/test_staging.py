@@ -35,52 +35,56 @@ def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 class Requests:
     """Requests of one structure, one after the other, as the engine stages them."""
 
-    def __init__(self, tensors_on: torch.device | None, *, native: bool = True) -> None:
-        self._slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(4096, np.uint8))
+    def __init__(self, tensors_on: torch.device | None, *, leaf_by_leaf: bool = False) -> None:
+        """Stage for `Staging`'s device; `leaf_by_leaf`: a leaf beside the array makes the decoder incomplete."""
+        self._slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(65536, np.uint8))
         self._staging = Staging(tensors_on)
         self._encoder = Encoder()
-        self._native = native
+        self._rest: dict[str, Any] = {"half": torch.ones(2, dtype=torch.bfloat16)} if leaf_by_leaf else {}
         self._schema: Schema | None = None
 
-    def give(self, value: float) -> Any:
+    def give(self, value: float, length: int = 30) -> Any:
         """The array or tensor of the next observation."""
-        encoded = self._encoder.encode({"n": value, "x": np.full(30, value, np.float32)}, self._slot)
+        tree = {"n": value, "x": np.full(length, value, np.float32), **self._rest}
+        encoded = self._encoder.encode(tree, self._slot)
         if self._schema is None:
-            self._schema = Schema.from_metadata(self._slot.metadata[: encoded.metadata_bytes].tobytes())
-            if not self._native:
-                self._schema.decoder = None
-        return self._staging.observation(self._schema, self._slot, in_place=False, pickled=False)["x"]
+            self._schema = Schema(self._slot.metadata[: encoded.metadata_bytes].tobytes())
+            assert self._schema.decoder.is_complete == (not self._rest)
+        return self._staging.observation(
+            self._schema, self._slot, encoded.payload_bytes, in_place=False, pickled=False
+        )["x"]
 
     def give_back(self) -> int:
         """The request is answered; where the memory is that it was in, 0 if that is another's now."""
-        assert self._schema is not None
         before = self._staging.arena.payload.ctypes.data
-        self._staging.give_back(self._schema)
+        self._staging.give_back()
         return before if self._staging.arena.room else 0
 
 
-def assert_kept(requests: Requests, keep: Callable[[Any], Any]) -> None:
+def assert_kept(requests: Requests, keep: Callable[[Any], Any], lengths: tuple[int, ...]) -> None:
     kept = []
-    for turn in range(5):
-        kept.append(keep(requests.give(turn)))
+    for turn, length in enumerate(lengths):
+        kept.append(keep(requests.give(turn, length)))
         assert not requests.give_back()
-    for turn, each in enumerate(kept):
-        np.testing.assert_array_equal(state_in(each).view(np.float32), np.full(30, turn, np.float32))
+    for turn, (length, each) in enumerate(zip(lengths, kept, strict=True)):
+        np.testing.assert_array_equal(state_in(each).view(np.float32), np.full(length, turn, np.float32))
 
 
 @pytest.mark.usefixtures("counting")
-@pytest.mark.parametrize("native", [True, False])
-def test_kept_memory_is_not_written_again(native: bool) -> None:
+@pytest.mark.parametrize("lengths", [(30,) * 5, (30, 4, 200, 30, 31)], ids=["one length", "lengths"])
+@pytest.mark.parametrize("leaf_by_leaf", [False, True])
+def test_kept_memory_is_not_written_again(leaf_by_leaf: bool, lengths: tuple[int, ...]) -> None:
     for way, keep in WAYS_OF_KEEPING.items():
         with torch.inference_mode(), _named(way):
-            assert_kept(Requests(torch.device("cpu"), native=native), keep)
+            assert_kept(Requests(torch.device("cpu"), leaf_by_leaf=leaf_by_leaf), keep, lengths)
     for way, keep_array in WAYS_OF_KEEPING_ARRAYS.items():
         with _named(way):
-            assert_kept(Requests(None, native=native), keep_array)
+            assert_kept(Requests(None, leaf_by_leaf=leaf_by_leaf), keep_array, lengths)
 
 
 @pytest.mark.usefixtures("counting")
-def test_memory_that_is_not_kept_is_reused() -> None:
+@pytest.mark.parametrize("lengths", [(30,) * 4, (30, 4, 30, 29)], ids=["one length", "lengths"])
+def test_memory_that_is_not_kept_is_reused(lengths: tuple[int, ...]) -> None:
     ways: dict[str, Callable[[Any], Any]] = {**WAYS_OF_NOT_KEEPING, "copy": np.array, "list": lambda x: x.tolist()}
     for way, leave in ways.items():
         tensors = way not in ("copy", "list")
@@ -88,10 +92,34 @@ def test_memory_that_is_not_kept_is_reused() -> None:
         with _named(way):
             requests.give(0)
             where = requests.give_back()
-            for turn in range(1, 4):
-                left = leave(requests.give(turn))
+            for turn, length in enumerate(lengths):
+                left = leave(requests.give(turn, length))
                 assert requests.give_back() == where
             del left
+
+
+def test_growing_lengths_allocate_rarely() -> None:
+    requests = Requests(None)
+    arenas = set()
+    for length in range(100, 10_100, 100):
+        assert requests.give(1, length).size == length
+        arenas.add(requests.give_back())
+
+    assert 0 not in arenas
+    assert len(arenas) <= 13, "100 lengths, each half as large again as the memory before it"
+
+
+def test_an_arena_does_not_outgrow_the_slot() -> None:
+    slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(1000, np.uint8))
+    staging_of_slot = Staging(None)
+    encoder = Encoder()
+    for size in (700, 720):
+        encoded = encoder.encode(np.zeros(size, np.uint8), slot)
+        schema = Schema(slot.metadata[: encoded.metadata_bytes].tobytes())
+        staging_of_slot.observation(schema, slot, encoded.payload_bytes, in_place=False, pickled=False)
+        staging_of_slot.give_back()
+
+    assert staging_of_slot.arena.room == 1000
 
 
 def test_an_interpreter_that_does_not_tell_what_is_held_gets_new_memory_for_every_request(
@@ -100,7 +128,7 @@ def test_an_interpreter_that_does_not_tell_what_is_held_gets_new_memory_for_ever
     monkeypatch.setattr(sys, "getrefcount", lambda thing: 7)
     staging.calibrate()
     try:
-        assert_kept(Requests(None), lambda array: array)
+        assert_kept(Requests(None), lambda array: array, (30,) * 5)
     finally:
         monkeypatch.undo()
         staging.calibrate()

@@ -10,6 +10,7 @@ import torch
 
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.daemon.engine.device.arena import Arena
+from shmserve.daemon.engine.device.context import DeviceContext
 from shmserve.daemon.engine.device.pinned_pool import PinnedPool
 from shmserve.daemon.engine.device.readback import Readback, private
 from shmserve.daemon.engine.models.rows import stacked
@@ -20,11 +21,11 @@ from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_NOT_KEEPING, state_in
 ROW = {"image": np.arange(192, dtype=np.uint8).reshape(8, 8, 3), "state": np.arange(7, dtype=np.float32), "step": 5}
 
 
-def slot_with(tree: Any) -> tuple[Schema, SlotMemory]:
-    """A slot that holds `tree`, and the schema that its reader has of it."""
+def slot_with(tree: Any) -> tuple[Schema, SlotMemory, int]:
+    """A slot that holds `tree`, the schema that its reader has of it, and the bytes of its payload."""
     slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(1 << 16, np.uint8))
     encoded = Encoder().encode(tree, slot)
-    return Schema.from_metadata(slot.metadata[: encoded.metadata_bytes].tobytes()), slot
+    return Schema(slot.metadata[: encoded.metadata_bytes].tobytes()), slot, encoded.payload_bytes
 
 
 @pytest.fixture
@@ -40,8 +41,8 @@ def arena(device: FakeDevice) -> Arena:
 
 
 def place(arena: Arena, tree: Any, *, ahead: bool = False) -> Any:
-    schema, slot = slot_with(tree)
-    observation = arena.place(schema, slot.payload, ahead=ahead)
+    schema, slot, payload_bytes = slot_with(tree)
+    observation = arena.place(schema, slot.payload, payload_bytes, ahead=ahead)
     slot.payload[:] = 0xEE  # the client may write there again
     return observation
 
@@ -75,7 +76,7 @@ def test_a_batch_reaches_the_device_in_one_copy(arena: Arena, device: FakeDevice
         assert_is(observations[row], changed(row))
     (size, ahead), *more = device.copies_in
     assert not more and not ahead
-    assert size == 4 * 320  # numbers 64, image 192, state 28, and to the next line
+    assert size == 4 * 256  # image 192, state 28, and to the next line; sizes and numbers stay on the host
 
 
 def test_sent_bytes_are_not_copied_again(arena: Arena, device: FakeDevice) -> None:
@@ -270,6 +271,36 @@ def test_many_structures_do_not_look_like_a_policy_that_keeps_them(arena: Arena)
     assert arena.memory.data_ptr() == where
 
 
+def test_growing_lengths_allocate_rarely(device: FakeDevice) -> None:
+    context = DeviceContext(device, max_batch=1, register_bytes=None)
+    sizes = set()
+    for length in range(1000, 101_000, 1000):
+        context.make_room(length)
+        sizes.add(context.arenas[0].size)
+        assert context.arenas[0].size == context.arenas[1].size >= length
+
+    assert len(sizes) <= 13, "each half as large again as the memory before it"
+
+
+def test_a_device_without_memory_for_headroom_gives_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = DeviceContext(FakeDevice(), max_batch=1, register_bytes=None)
+    context.make_room(4096)
+    allocate = context.device.memory
+
+    def memory(size: int) -> torch.Tensor:
+        if size > 5000:
+            raise torch.OutOfMemoryError("no memory")
+        return allocate(size)
+
+    monkeypatch.setattr(context.device, "memory", memory)
+    context.make_room(4992)
+
+    assert [arena.size for arena in context.arenas] == [4992, 4992]
+    with pytest.raises(torch.OutOfMemoryError):
+        context.make_room(6000)
+    assert [arena.size for arena in context.arenas] == [4992, 4992]
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: FakeDevice, ahead: bool) -> None:
     place(arena, changed(1), ahead=ahead)
@@ -299,9 +330,9 @@ def test_growing_keeps_nothing_under_a_copy(arena: Arena) -> None:
 
 
 def test_large_rows_are_copied_from_where_they_are(arena: Arena, device: FakeDevice) -> None:
-    schema, slot = slot_with(changed(2))
+    schema, slot, payload_bytes = slot_with(changed(2))
     staged = place(arena, changed(1))
-    direct = arena.place(schema, slot.payload, directly=torch.from_numpy(slot.payload), ahead=False)
+    direct = arena.place(schema, slot.payload, payload_bytes, directly=torch.from_numpy(slot.payload), ahead=False)
     more = place(arena, changed(3))
     arena.send(ahead=False)
 

@@ -12,7 +12,6 @@ from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
 from shmserve.daemon.engine.device.memory import (
     DeviceMemoryShort,
     ServingMemory,
-    available_bytes,
     check_room,
     needed_bytes,
 )
@@ -20,6 +19,7 @@ from shmserve.daemon.engine.device.tuning import SIZES, least_size, measured_thr
 from shmserve.daemon.engine.device.waiting import DeviceWait
 from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.daemon.engine.models.model import PerClient
+from shmserve.daemon.host.memory import available_bytes
 from shmserve.spin import SpinBudget
 from tests.support.fake_device import FakeDevice
 

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, final
 
 import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.backend import NATIVE, core
+from shmserve.backend import bytes_in_flight, same_cpu_writers
 from shmserve.channel import ChannelInfo, ChannelNames, ClientChannel, create_channel, unlink_channel
 from shmserve.codec import Encoder
-from shmserve.counter_poller import same_cpu_writers
 from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
 from shmserve.daemon.engine.loop import loop
 from shmserve.daemon.engine.loop.doorbells import Doorbells, SharedDoorbell
 from shmserve.daemon.engine.loop.loop import EngineLoop
 from shmserve.daemon.engine.loop.pipe_doorbells import PipeDoorbells
+from shmserve.daemon.engine.loop.wake_ahead import LONGEST_NS, WakeAhead
 from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.messages import Suspicion
 from shmserve.daemon.ipc.stats import Counter, Stats, create_stats_memory
 from shmserve.doorbell import NamedDoorbell, create_doorbell, unlink_doorbell
-from shmserve.layout import COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
+from shmserve.layout import ASLEEP, COUNTER_LINE, COUNTER_OFFSET, WORD, Geometry, number_of, sequence_of
 from shmserve.protocol import Kind
 from shmserve.ring import RequestHead
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
+from tests.support.native import NATIVE
 
 pytestmark = pytest.mark.pure_too
 
@@ -128,7 +132,7 @@ class Engine:
                 uid=0,
                 rate=None,
                 tensors_on=torch.device("cpu"),
-                serial=1,
+                numbers=itertools.count(1),
                 deferred=(),
                 stats=self.stats,
             )
@@ -224,7 +228,7 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
         client.publish()
         client.ring()
         assert engine.run() == ["here"]
-        now_ns = time.monotonic_ns()
+        now_ns = engine.loop.states[0].active_ns  # however slow this machine is
 
         near = same_cpu_writers(engine.loop._active.pollers)
 
@@ -233,6 +237,117 @@ def test_the_engine_does_not_look_for_a_client_that_waits_for_its_processor() ->
 
         client.channel.requests.segment.words[COUNTER_OFFSET // WORD + 3] = here + 2
         assert not same_cpu_writers(engine.loop._active.pollers)
+    finally:
+        os.sched_setaffinity(0, allowed)
+        engine.close()
+
+
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_the_engine_does_not_look_for_a_client_that_was_rung_and_has_not_woken_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "_ABOUT_NS", 3600 * 10**9)  # however slow this machine is
+    engine = Engine("named")
+    try:
+        client = engine.client("asleep")
+        engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+        client.publish()
+        client.ring()
+        assert engine.run() == ["asleep"]
+        engine.bell.take()
+        words = client.channel.requests.segment.words
+        words[COUNTER_OFFSET // WORD + 3] = ASLEEP | 1 << 20  # a processor that this machine does not have
+        engine.loop._budget = SpinBudget(3600 * 10**6)
+
+        assert not engine.loop._spin(time.monotonic_ns())
+    finally:
+        engine.close()
+
+
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_the_engine_notes_when_it_sleeps(engine: Engine) -> None:
+    client = engine.client("robot")
+    place, notes = COUNTER_OFFSET // WORD + 3, []
+
+    def asked(who: str) -> None:
+        engine.loop.stopped = True
+
+    def wait(timeout_ns: int) -> bool:
+        notes.append(int(client.channel.replies.segment.words[place]) & ASLEEP)
+        client.publish()
+        return True
+
+    engine.model.asked = asked
+    client.publish()
+    client.ring()
+    engine.run()
+    engine.bell.take()
+    engine.loop._budget = SpinBudget(0)
+    engine.bell.wait = wait  # type: ignore[method-assign]
+    engine.loop._idle(time.monotonic_ns())
+    notes.append(int(client.channel.replies.segment.words[place]) & ASLEEP)
+
+    assert notes == [ASLEEP, 0]
+
+
+def test_a_request_that_is_found_after_a_sleep_may_take_the_fast_path(engine: Engine) -> None:
+    robot = engine.client("robot")
+    serving: Any = engine.loop._serving
+    serve_fast = serving.serve_fast
+    found: list[int] = []
+
+    def note(state: ChannelState) -> bool:
+        found.append(len(engine.model.order))
+        return bool(serve_fast(state))
+
+    serving.serve_fast = note
+    engine.loop._budget = SpinBudget(0)  # it never spins
+    engine.loop.states[0].overhead.until_ns = 1 << 62  # it would rest for others, and there are none
+
+    def asked(who: str) -> None:
+        engine.loop.stopped = len(engine.model.order) == 4
+        if not engine.loop.stopped:
+            robot.publish()
+            robot.ring()
+
+    engine.model.asked = asked
+    robot.publish()
+    robot.ring()
+    engine.run()
+
+    assert found == [1, 2, 3]  # but for the first, of a client that was not active
+
+
+def test_a_request_is_found_that_comes_as_its_client_counts_as_idle(engine: Engine) -> None:
+    robot = engine.client("robot")
+    engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+    for _ in range(3):
+        robot.publish()
+        robot.ring()
+        assert engine.run() == ["robot"]
+
+        engine.loop.states[0].active_ns -= 10 * 10**9
+        engine.loop._scanned_ns = 0
+
+
+@pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
+def test_a_client_announces_no_write_to_an_engine_that_runs_on_its_own_processor() -> None:
+    engine = Engine("named")
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    os.sched_setaffinity(0, {here})
+    try:
+        client = engine.client("large")
+        words, place = engine.loop.states[0].channel.replies.words, COUNTER_OFFSET // WORD + 3
+
+        rings = []
+        for processor in (here + 1, ASLEEP | here + 1, here + 2, ASLEEP | here + 2, 0):
+            words[place] = processor
+            client.channel.announce()
+            rings.append(engine.bell.count())
+            engine.bell.take()
+
+        assert rings == [0, 1, 1, 1, 1]  # one that sleeps may wake up on any processor
     finally:
         os.sched_setaffinity(0, allowed)
         engine.close()
@@ -249,7 +364,7 @@ def test_a_write_in_progress_is_copied_ahead_and_a_stopped_client_is_left() -> N
         words[line + 2], words[line + 1] = 0, sequence_of(1, 0)  # announced, and nothing more
 
         assert not engine.loop._look_at_written(time.monotonic_ns())
-        assert core.bytes_in_flight(engine.loop._all.copiers) == -1  # and nobody waits for it again
+        assert bytes_in_flight(engine.loop._all.copiers) == -1  # and nobody waits for it again
         words[line + 1] = sequence_of(2, 0)
 
         client.publish()
@@ -406,3 +521,141 @@ def test_one_turn_takes_a_few_tokens_of_two_billion() -> None:
         assert engine.bell.count() > 90_000
     finally:
         engine.close()
+
+
+def test_a_client_that_owes_a_rest_does_not_take_the_fast_path(engine: Engine) -> None:
+    robot, hostile = engine.client("robot"), engine.client("hostile")
+    serving: Any = engine.loop._serving
+    serve_fast = serving.serve_fast
+    asked: list[int] = []
+
+    def note(state: ChannelState) -> bool:
+        asked.append(state.number)
+        return bool(serve_fast(state))
+
+    serving.serve_fast = note
+    for state in engine.loop.states.values():
+        engine.loop._activate(state)
+    hostile_state = engine.loop.states[1]
+    hostile_state.overhead.until_ns = 1 << 62
+    for client, state in ((robot, engine.loop.states[0]), (hostile, hostile_state)):
+        client.publish()
+        engine.loop._serve_found(state, time.monotonic_ns())
+
+    assert (asked, engine.model.order) == ([0], ["robot"]), "the other one rests beside an active client"
+
+    hostile_state.overhead.until_ns = 0
+    engine.loop._end_rests(1 << 62)
+    engine.loop._serve_next()
+    hostile.publish()
+    engine.loop._serve_found(hostile_state, time.monotonic_ns())
+    assert (asked, engine.model.order) == ([0, 1], ["robot", "hostile", "hostile"])
+
+
+def test_a_client_that_owes_a_rest_takes_the_fast_path_while_it_is_alone(engine: Engine) -> None:
+    robot = engine.client("robot")
+    (state,) = engine.loop.states.values()
+    for fast in (False, True):  # the first one is of a new structure
+        state.overhead.until_ns = 1 << 62
+        robot.publish()
+        engine.loop._serve_found(state, time.monotonic_ns())
+        assert (state.fast_path is not None and state.fast_path.sequence > 0) == fast
+
+    assert engine.model.order == ["robot", "robot"]
+
+
+def run_expecting(engine: Engine, robot: Client, within_ns: int, woke: list[int], counter: Counter) -> list[str]:
+    """Serve a client that has announced a request, once the engine was awake for it, which `woke` and `counter` show.
+
+    More than once if this thread did not run when the request was due: the loop then waits for a ring.
+    """
+    words = robot.channel.requests.words
+    [state] = engine.loop.states.values()
+    rung: list[bool] = []
+
+    def stop() -> None:
+        rung.append(True)
+        engine.loop.stopped = True
+        robot.ring()
+
+    for _ in range(20):
+        rung.clear()
+        woke.clear()
+        engine.stats.words[counter] = 0
+        timer = threading.Timer(1.0, stop)
+        timer.start()  # takes longer than some of these times
+        words[(COUNTER_OFFSET + COUNTER_LINE.offset("expected_ns")) // WORD] = time.monotonic_ns() + within_ns
+        served = [*engine.run()]
+        timer.cancel()
+        timer.join()
+        if woke and not rung and engine.stats.words[counter]:
+            return served
+        state.expectation.misses = state.expectation.doubted_until_ns = 0
+    raise AssertionError("twenty times the engine was not awake when the announced request was due")
+
+
+def test_a_request_that_is_expected_is_found_without_a_ring(engine: Engine) -> None:
+    engine.loop._ahead = WakeAhead(engine.stats.words)
+    robot = engine.client("robot")
+    engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+    robot.publish()
+    robot.ring()
+    assert engine.run() == ["robot"]
+
+    warmed: list[int] = []
+
+    def warm(state: ChannelState) -> bool:
+        warmed.append(state.number)
+        robot.publish()  # it comes while the engine is awake for it
+        return False
+
+    engine.loop._serving.warm = warm  # type: ignore[method-assign]
+
+    assert run_expecting(engine, robot, 5_000_000, warmed, Counter.AHEAD_MET) == ["robot"]
+    assert warmed == [0]
+    assert engine.stats.words[Counter.AHEAD_MET] == 1
+
+
+def test_a_request_that_is_late_is_no_reason_to_spin(engine: Engine) -> None:
+    engine.loop._ahead = WakeAhead(engine.stats.words)
+    learnt: list[int] = []
+    engine.loop._budget = SimpleNamespace(ns=0, waited=learnt.append)  # type: ignore[assignment]
+    robot = engine.client("robot")
+    engine.model.asked = lambda who: setattr(engine.loop, "stopped", True)
+    robot.publish()
+    robot.ring()
+    assert engine.run() == ["robot"]
+    learnt.clear()
+
+    late: list[int] = []
+
+    def come_late(*arguments: Any) -> None:
+        came_not(*arguments)
+        late.append(1)
+        robot.publish()
+        robot.ring()
+
+    ahead: Any = engine.loop._ahead
+    came_not, ahead.came_not = ahead.came_not, come_late
+
+    # Less than the engine is awake ahead: it does not sleep.
+    assert run_expecting(engine, robot, 100_000, late, Counter.AHEAD_MISSED) == ["robot"]
+    assert engine.stats.words[Counter.AHEAD_MISSED] == 1
+    assert min(learnt) >= LONGEST_NS, "neither a time that has passed, nor the little that it was late"
+
+
+def test_the_end_of_a_fine_wait_is_no_ring() -> None:
+    control, supervisor = socket.socketpair()
+    bell = PipeDoorbells(control.fileno())
+    before = len(os.listdir("/proc/self/fd"))
+
+    assert not bell.wait(300_001)
+    assert not bell.wait(0)
+    assert bell.count() == 0
+    assert bell.take() == []
+
+    bell.close()
+    bell.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 2
+    control.close()
+    supervisor.close()

@@ -335,7 +335,7 @@ def test_the_example_that_a_program_was_exported_with_warms_it_up(tmp_path: Path
 
     assert model.example_observation()["state"].tolist() == [0.25, 0.5]  # the first row of the exported ones
     assert result.infer_ms is not None
-    assert result.reply_bytes == 16
+    assert result.reply_bytes == 80  # the size of the action, and from the next line on its bytes
 
 
 def test_an_example_in_the_package_is_preferred(tmp_path: Path) -> None:

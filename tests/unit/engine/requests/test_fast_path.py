@@ -1,10 +1,12 @@
-"""Plain requests take a short way through both sides; whatever is not plain finds the long way untouched."""
+"""The engine's fast path: which requests take it, and that it answers and counts as the slow path does."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import pytest
 import torch
 
 from fuzz.echo_model import EchoModel
-from shmserve.backend import NATIVE
 from shmserve.channel import ChannelInfo, ClientChannel
 from shmserve.codec import Decoder, Encoder
 from shmserve.daemon.engine.channel.channel_state import ChannelState
 from shmserve.daemon.engine.channel.mapped_channel import MappedChannel
+from shmserve.daemon.engine.channel.request_rate_limit import Rate
 from shmserve.daemon.engine.requests.fast_path import FastPathServing
 from shmserve.daemon.ipc.stats import Counter, Stage, Stats, create_stats_memory
+from shmserve.daemon.packages.range_checks import RangeCheck
 from shmserve.errors import RequestRejected
 from shmserve.layout import Geometry, number_of, sequence_of
 from shmserve.protocol import Flag, Kind, Status
@@ -27,8 +30,6 @@ from shmserve.ring import ReplyHead, RequestHead
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_KEEPING_ARRAYS, state_in
-
-pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
 _GEOMETRY = Geometry(slots=4, metadata_bytes=4096, payload_bytes=4096)
 
@@ -50,24 +51,41 @@ class Model(EchoModel):
 class Engine:
     """One client's channel and what serves it, without the loop; the client writes what the test says."""
 
-    def __init__(self, tensors_on: torch.device | None, in_place: bool) -> None:
+    def __init__(
+        self,
+        tensors_on: torch.device | None,
+        in_place: bool,
+        *,
+        model: Model | None = None,
+        checks: Mapping[str, Mapping[str, RangeCheck]] | None = None,
+        stateful: bool = False,
+        rate: Rate | None = None,
+        channel: int = 0,
+    ) -> None:
         self.tensors = tensors_on is not None
         self.stats = Stats(create_stats_memory())
-        self.model = Model()
+        self.model = model or Model()
         self.serving = FastPathServing(
-            self.model, self.stats, version=7, max_batch=1, in_place=in_place, stateful=False, checks={}
+            self.model,
+            self.stats,
+            version=7,
+            max_batch=1,
+            in_place=in_place,
+            stateful=stateful,
+            checks=checks or {},
         )
         self._sealed = SealedChannelFds()
-        channel_info = ChannelInfo(Identity(1, 0, 1), None)
+        channel_info = ChannelInfo(Identity(1, channel, 1), None)
         self.client = ClientChannel(channel_info, self._sealed.create(channel_info.identity, _GEOMETRY, _GEOMETRY))
         ends = [os.dup(descriptor) for descriptor in self._sealed.engine_ends()]
         self.state = ChannelState(
             MappedChannel(channel_info, ends),
             trusted=True,
             uid=0,
-            rate=None,
+            rate=rate,
             tensors_on=tensors_on,
-            serial=1,
+            in_place=in_place,
+            numbers=itertools.count(1),
             deferred=(),
             stats=self.stats,
         )
@@ -78,7 +96,8 @@ class Engine:
         """Write an observation into the next slot; the head that its request would have."""
         number = number_of(self.client.requests.published()) + 1
         sequence = sequence_of(number, number % 4)
-        encoded = self._encoder.encode({"state": np.asarray(state)}, self.client.requests.memory(sequence))
+        tree = state if isinstance(state, dict) else {"state": np.asarray(state)}
+        encoded = self._encoder.encode(tree, self.client.requests.memory(sequence))
         return RequestHead(sequence, Kind.INFER, 0, 0, 0, 0, time.monotonic_ns(), *encoded[:3], 0)._replace(**words)
 
     def publish(self, head: RequestHead) -> int:
@@ -92,6 +111,15 @@ class Engine:
 
     def serve_fast(self) -> bool:
         return self.serving.serve_fast(self.state)
+
+    def ask(self, state: Any, *, fast: bool | int = True, **words: int) -> tuple[ReplyHead, Any]:
+        """Return the reply to an observation that takes the fast path, or the slow path."""
+        sequence = self.publish(self.head(state, **words))
+        if fast:
+            assert self.serve_fast(), "the request did not take the fast path"
+        else:
+            self.serve_long()
+        return self.reply(sequence)
 
     def reply(self, sequence: int) -> tuple[ReplyHead, Any]:
         head = self.client.replies.try_head(sequence)
@@ -117,8 +145,8 @@ class Engine:
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     engine = Engine(torch.device("cpu") if request.param == "tensors" else None, request.param == "in place")
     sequence = engine.publish(engine.head([1.0, 2.0]))
-    assert not engine.serve_fast()  # nothing is known of it yet
-    engine.serve_long()
+    if not engine.serve_fast():  # there is no arena yet
+        engine.serve_long()
     assert engine.action(sequence) == [2.0, 4.0]
     yield engine
     engine.close()
@@ -143,15 +171,11 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
 @pytest.mark.parametrize(
     ("words", "status"),
     [
-        ({"kind": Kind.RESET}, Status.OK),
         ({"kind": 77}, Status.REJECTED),
-        ({"flags": Flag.SUPERSEDE}, Status.OK),
         ({"flags": Flag.PICKLED}, Status.REJECTED),
+        ({"flags": Flag.SUPERSEDE | Flag.PICKLED}, Status.REJECTED),
         ({"deadline_ns": 1}, Status.EXPIRED),
         ({"capture_ns": 1, "max_age_ns": 1}, Status.STALE),
-        ({"schema": 1234}, Status.OK),
-        ({"payload_bytes": 8}, Status.REJECTED),
-        ({"payload_bytes": 1 << 60}, Status.REJECTED),
     ],
     ids=str,
 )
@@ -166,6 +190,43 @@ def test_other_requests_take_the_slow_path(engine: Engine, words: dict[str, int]
     assert engine.stats.words[Counter.CHANNEL] == 0
     engine.serve_long()
     assert engine.reply(sequence)[0].status == status
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ({"kind": Kind.RESET}, Status.OK),
+        ({"flags": Flag.SUPERSEDE}, Status.OK),
+        ({"flags": Flag.SUPERSEDE | Flag.REPEATABLE}, Status.OK),
+        ({"deadline_ns": 1 << 62}, Status.OK),
+        ({"capture_ns": 1}, Status.OK),
+        ({"capture_ns": 1, "max_age_ns": 1 << 62}, Status.OK),
+        ({"max_age_ns": 1}, Status.OK),
+        ({"payload_bytes": 8}, Status.REJECTED),
+        ({"payload_bytes": 79}, Status.REJECTED),
+    ],
+    ids=str,
+)
+def test_every_option_takes_the_fast_path(engine: Engine, words: dict[str, int], status: Status) -> None:
+    head, result = engine.ask([3.0, 4.0], **words)
+
+    assert head.status == status
+    if status == Status.REJECTED:
+        assert result[0] == "MetadataError"
+        assert "describe" in result[1] and str(words["payload_bytes"]) in result[1]
+    elif words.get("kind") != Kind.RESET:
+        assert result["action"].tolist() == [6.0, 8.0]
+    assert engine.state.poller.last_seen == engine.client.requests.published()
+
+
+@pytest.mark.parametrize("payload_bytes", [81, 4097, 1 << 60])
+def test_a_payload_that_is_longer_than_its_sizes_say_is_refused(engine: Engine, payload_bytes: int) -> None:
+    sequence = engine.publish(engine.head([3.0, 4.0], payload_bytes=payload_bytes))
+    if not engine.serve_fast():
+        engine.serve_long()
+
+    head, result = engine.reply(sequence)
+    assert (head.status, result[0]) == (Status.REJECTED, "MetadataError")
 
 
 def test_a_withdrawn_request_one_that_was_begun_and_two_at_once_go_the_long_way(engine: Engine) -> None:
@@ -195,14 +256,40 @@ def test_a_missing_slot_is_left_to_the_removal_of_the_channel(engine: Engine, sl
     assert not engine.serve_fast()
 
 
-def test_another_structure_is_learnt_in_its_turn(engine: Engine) -> None:
-    for state in ([1.0, 2.0, 3.0], [4.0, 5.0], [1, 2]):
-        first = engine.publish(engine.head(state))
-        assert not engine.serve_fast()
+def test_other_lengths_take_the_fast_path(engine: Engine) -> None:
+    for length in (3, 1, 2, 0, 3, 2):
+        state = list(map(float, range(length)))
+        assert engine.ask(state, fast=engine.serving._in_place or length < 3)[1]["action"].tolist() == [
+            2 * number for number in state
+        ]
+        # A longer observation than those before makes the arena grow, on the slow path.
+        assert engine.ask(state)[1]["action"].tolist() == [2 * number for number in state]
+
+
+def test_another_structure_is_read_in_its_turn_and_charged(engine: Engine) -> None:
+    engine.publish(engine.head(np.zeros(100)))  # the arena has room from now on
+    if not engine.serve_fast():
         engine.serve_long()
-        second = engine.publish(engine.head(state))
-        assert engine.serve_fast()
-        assert engine.action(first) == engine.action(second) == [2 * number for number in state]
+    for state in (np.array([[1.0, 2.0]]), np.array([1, 2], np.uint8), np.array([[[1]]])):
+        charged_ns = engine.state.overhead._paid_ns
+        for _ in range(2):
+            sequence = engine.publish(engine.head(state))
+            assert engine.serve_fast()
+            assert engine.action(sequence) == (state * 2).tolist()
+        assert engine.state.overhead._paid_ns > charged_ns
+
+
+def test_a_new_structure_of_a_limited_client_or_that_cannot_be_read_takes_the_slow_path(engine: Engine) -> None:
+    head = engine.head(np.array([[1.0, 2.0]]))
+    engine.client.requests.memory(head.sequence).metadata[0] = 0
+    sequence = engine.publish(head)
+    assert not engine.serve_fast()
+    engine.serve_long()
+    assert engine.reply(sequence)[0].status == Status.REJECTED
+
+    engine.state.rate = Rate(1001, 1000)
+    engine.publish(engine.head(np.array([[1, 2]])))
+    assert not engine.serve_fast()
 
 
 def test_a_result_of_another_structure_or_without_room_is_told_all_the_same(engine: Engine) -> None:
@@ -266,20 +353,189 @@ def test_a_kept_part_of_an_observation_stays_as_it_is(engine: Engine) -> None:
         assert state_in(each).view(np.float32).tolist() == [number] * 2, way
 
 
-def test_memory_without_a_keeper_is_reused(engine: Engine) -> None:
+@pytest.mark.parametrize("lengths", [(2,) * 5, (2, 1, 0, 2, 1)], ids=["one length", "lengths"])
+def test_memory_without_a_keeper_is_reused(engine: Engine, lengths: Sequence[int]) -> None:
     arena = engine.state.staging(0).arena
-    for number in range(5):
-        engine.publish(engine.head([number, 1.0]))
-        assert engine.serve_fast()
+    for length in lengths:
+        engine.ask(np.ones(length))
 
     assert engine.state.staging(0).arena is arena
+
+
+@pytest.mark.parametrize("lengths", [(2,) * 6, (2, 1, 2, 1, 1, 2)], ids=["one length", "lengths"])
+def test_arrays_that_are_kept_on_both_paths_stay_as_they_are(engine: Engine, lengths: Sequence[int]) -> None:
+    if engine.serving._in_place:
+        pytest.skip("read in place an observation is valid while the policy runs, and no longer")
+    kept: list[Any] = []
+    engine.model.answer = lambda observation: kept.append(observation["state"]) or {"action": observation["state"] * 2}  # type: ignore[func-returns-value]
+    for number, length in enumerate(lengths):
+        # After the arena was left to the policy, the next request takes the slow path, and makes a new one.
+        sequence = engine.publish(engine.head(np.full(length, number, np.float64)))
+        if not engine.serve_fast():
+            engine.serve_long()
+        assert engine.action(sequence) == [2.0 * number] * length
+        if number % 2:
+            engine.model.answer, keeping = (lambda observation: {"action": observation["state"]}), engine.model.answer
+            engine.ask(np.zeros(2), fast=False)  # an arena for the fast path
+            engine.model.answer = keeping
+
+    assert [np.asarray(each).tolist() for each in kept] == [[number] * length for number, length in enumerate(lengths)]
+
+
+def test_a_request_that_the_model_fails_on_leaves_the_arena(engine: Engine) -> None:
+    arena = engine.state.staging(0).arena
+
+    def failing(observation: Any) -> Any:
+        state = observation["state"]
+        raise ValueError(f"no {len(state)}")
+
+    engine.model.answer = failing
+    assert engine.ask([1.0, 2.0])[0].status == Status.FAILED
+    assert engine.ask([1.0])[0].status == Status.FAILED
+
+    assert engine.state.staging(0).arena is arena
+
+
+def test_an_unreadable_text_is_refused_and_the_next_request_works(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.model.answer = lambda observation: observation["text"] * 2
+    assert engine.ask({"text": "abc"}, fast=False)[1] == "abcabc"
+    head = engine.head({"text": "xyz"})
+    memory = engine.client.requests.memory(head.sequence)
+    memory.payload[64] = 0xFF
+    sequence = engine.publish(head)
+    assert engine.serve_fast()
+
+    answer, result = engine.reply(sequence)
+    assert (answer.status, result[0]) == (Status.REJECTED, "MetadataError")
+    assert engine.ask({"text": "pqrs"})[1] == "pqrspqrs"
+    assert not caplog.records, "a client could fill the log"
+    assert engine.state.overhead.until_ns == 0
+
+
+def make_engine(**settings: Any) -> Engine:
+    engine = Engine(settings.pop("tensors_on", None), False, **settings)
+    engine.ask([0.25, 0.5], fast=False)
+    return engine
+
+
+def test_a_rate_limit_refuses_on_the_fast_path() -> None:
+    rate = Rate(1001, 3)
+    with contextlib.closing(make_engine(rate=rate)) as engine:
+        replies = [engine.ask([1.0, 2.0]) for _ in range(4)]
+
+        assert [head.status for head, _ in replies] == [Status.OK] * 2 + [Status.REJECTED] * 2
+        assert replies[2][1] == ("TooManyRequests", rate.refusal)
+        assert (engine.model.calls, engine.stats.words[Counter.REJECTED]) == (3, 2)
+        head, result = engine.ask([1.0, 2.0], payload_bytes=8)
+        assert (head.status, result[0]) == (Status.REJECTED, "TooManyRequests"), "unreadable requests count as well"
+        assert engine.ask([1.0], kind=Kind.RESET)[1][0] == "TooManyRequests"
+        assert engine.stats.words[Counter.RESETS] == 0
+
+
+class PerClientModel(Model):
+    """Answers with the client's number as well."""
+
+    def infer_for(self, observations: list[Any], client_ids: Sequence[int]) -> list[Any]:
+        return [
+            {"action": each["state"] * 2, "client": client}
+            for each, client in zip(observations, client_ids, strict=True)
+        ]
+
+    def client_left(self, client_id: int) -> None: ...
+
+
+def test_a_model_with_client_ids_gets_the_number_on_the_fast_path() -> None:
+    with contextlib.closing(make_engine(model=PerClientModel(), channel=5)) as engine:
+        _, result = engine.ask([1.0, 2.0])
+
+        assert (result["action"].tolist(), result["client"]) == ([2.0, 4.0], 5)
+        assert engine.stats.channel(5)[0] == 2
+
+
+@pytest.mark.parametrize("tensors_on", [None, torch.device("cpu")], ids=["numpy", "tensors"])
+def test_an_observation_out_of_range_is_refused_and_counted_once(tensors_on: torch.device | None) -> None:
+    checks = {"observation": {"state": RangeCheck(-1.0, 1.0)}}
+    with contextlib.closing(make_engine(tensors_on=tensors_on, checks=checks)) as engine:
+        calls = engine.model.calls
+        head, result = engine.ask([0.5, 3.0])
+
+        assert (head.status, result[0]) == (Status.REJECTED, "ValueOutOfRange")
+        assert "observation.state" in result[1]
+        words = engine.stats.words
+        assert (words[Counter.OUT_OF_RANGE], words[Counter.REJECTED], words[Counter.CLAMPED]) == (1, 1, 0)
+        assert engine.model.calls == calls
+        assert engine.ask([0.5, 1.0])[0].status == Status.OK
+
+
+@pytest.mark.parametrize("tensors_on", [None, torch.device("cpu")], ids=["numpy", "tensors"])
+@pytest.mark.parametrize("new_structure", [False, True])
+def test_numbers_are_clamped_and_counted_once(tensors_on: torch.device | None, new_structure: bool) -> None:
+    checks = {
+        "observation": {"state": RangeCheck(-1.0, 1.0, clamp=True)},
+        "action": {"action": RangeCheck(-2.0, 1.5, clamp=True)},
+    }
+    with contextlib.closing(make_engine(tensors_on=tensors_on, checks=checks)) as engine:
+        assert not engine.ask([0.5, -1.0])[0].flags & Flag.CLAMPED
+        if new_structure:  # the reply takes the slow path
+            engine.model.answer = lambda observation: {"action": observation["state"] * 2, "more": 1}
+        head, result = engine.ask([7.0, -7.0])
+
+        assert head.status == Status.OK
+        assert head.flags & Flag.CLAMPED
+        assert result["action"].tolist() == [1.5, -2.0]
+        assert engine.stats.words[Counter.CLAMPED] == 1
+        assert engine.stats.words[Counter.OUT_OF_RANGE] == 0
+
+
+def test_an_action_out_of_range_fails_and_is_counted_once() -> None:
+    with contextlib.closing(make_engine(checks={"action": {"action": RangeCheck(-1.0, 1.0)}})) as engine:
+        head, result = engine.ask([7.0, 0.0])
+
+        assert (head.status, result[0]) == (Status.FAILED, "ValueOutOfRange")
+        words = engine.stats.words
+        assert (words[Counter.OUT_OF_RANGE], words[Counter.FAILED], words[Counter.SERVED]) == (1, 1, 1)
+        assert engine.ask([0.25, 0.0])[0].status == Status.OK
+
+
+class ResettingModel(Model):
+    """Counts what is asked of it."""
+
+    resets = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset_clients: list[int] = []
+
+    def reset(self, client_id: int) -> None:
+        self.reset_clients.append(client_id)
+        if len(self.reset_clients) == 3:
+            raise ValueError("no third")
+
+
+def test_a_reset_takes_the_fast_path() -> None:
+    model = ResettingModel()
+    with contextlib.closing(make_engine(model=model, stateful=True, channel=2)) as engine:
+        for _ in range(2):
+            head, result = engine.ask([0.0], kind=Kind.RESET)
+            assert (head.status, result) == (Status.OK, None)
+            assert head.flags & Flag.STATEFUL
+        head, result = engine.ask([0.0], kind=Kind.RESET)
+
+        assert (head.status, result) == (Status.FAILED, ("ValueError", "no third"))
+        assert model.reset_clients == [2, 2, 2]
+        assert engine.stats.words[Counter.RESETS] == 2
+        assert sum(engine.stats.distribution(Stage.INFER).counts) == 1, "a reset is not an inference"
 
 
 def test_a_channel_that_is_closed_is_unmapped(engine: Engine) -> None:
     def mappings() -> int:
         return Path("/proc/self/maps").read_text().count("memfd:shmserve")
 
+    engine.ask([1.0, 2.0])
     before = mappings()
     engine.state.close()
 
     assert before - mappings() == 2
+    assert not engine.serve_fast()

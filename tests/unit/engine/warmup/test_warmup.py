@@ -14,6 +14,7 @@ import torch
 
 from shmserve.daemon.engine.models.example_files import read_recorded
 from shmserve.daemon.engine.models.validation import deviations, not_finite
+from shmserve.daemon.engine.warmup import warmup
 from shmserve.daemon.engine.warmup.warmup import warm_up
 from shmserve.errors import ModelPackageError, UnsupportedType
 from tests.support.packages.saving import CPU, loaded, package
@@ -104,6 +105,30 @@ def test_a_model_that_lets_batches_differ_from_single_requests_is_refused(tmp_pa
         refusal(tmp_path)
         == "the action's structure differs, alone -> in a batch of 4: action.actions: float32[2] -> float32[1]"
     )
+
+
+@pytest.mark.parametrize(
+    ("table", "slow", "runs"),
+    [("", False, 3), ("", True, 2), ("rounds = 1\n", False, 1), ("rounds = 5\n", False, 5), ("rounds = 5\n", True, 5)],
+    ids=["default", "slow", "one", "five", "five of a slow model"],
+)
+def test_the_warm_up_runs_as_often_as_the_package_asks_and_less_often_for_a_slow_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, slow: bool, runs: int
+) -> None:
+    model, found = loaded(package(tmp_path / "p", "model.pt2", "doubled", EXAMPLE + table, state=STATE))
+    calls = []
+    infer = model.infer
+
+    def counted(observations: Any) -> Any:
+        calls.append(observations)
+        return infer(observations)
+
+    monkeypatch.setattr(model, "infer", counted)
+    monkeypatch.setattr(warmup, "_SLOW_NS", 0 if slow else 1 << 62)
+
+    warm_up(model, CPU, found)
+
+    assert len(calls) == runs
 
 
 @pytest.mark.parametrize("file", ["example.npz", "expected.npz"])
