@@ -8,15 +8,29 @@ TORCH ?= torch==2.13.0
 
 TESTS := $(BIN)/python -m pytest --dist loadfile
 
+# Where the native core cannot be built (and was not), everything runs in pure Python. A later compiler builds it.
+CORE := $(wildcard shmserve/_core*.so)
+COMPILER := $(shell $(PYTHON) -c "import os, shutil, sysconfig as s; \
+	found = shutil.which((os.environ.get('CC') or s.get_config_var('CC')).split()[0]); \
+	print(found if found and os.path.exists(s.get_path('include') + '/Python.h') else '')")
+ifeq ($(SHMSERVE_PURE)$(CORE)$(COMPILER),)
+export SHMSERVE_PURE := 1
+$(info No C compiler or no Python headers (apt-get install gcc python3-dev): SHMSERVE_PURE=1, shmserve runs in pure Python.)
+endif
+NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
+
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu
+.PHONY: test-gpu bench-gpu libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The native core (native/python/) is built as part of the installation.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
+# It never exists: an environment that needs it is made again.
+$(VENV)/no-core:
+
+# The native core (native/core/, native/python/) is built as part of the installation.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*) $(NO_CORE)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -68,14 +82,14 @@ demo: $(VENV)/installed  ## start the daemon with the example policy and let a r
 	@$(BIN)/python examples/cartpole/demo.py
 
 # Its own environment: the peers' packages are many, and no test needs them.
-$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/python/*)
+$(BENCH_VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*) $(NO_CORE)
 	@$(PYTHON) -m venv $(BENCH_VENV)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 # make bench BENCH="--seconds 10" for the long form.
-bench: $(BENCH_VENV)/installed  ## measure beside every other way to ask a policy on this host (twenty minutes)
+bench: $(BENCH_VENV)/installed  ## measure beside every other way to ask a policy on this host (forty minutes)
 	@$(BENCH_VENV)/bin/python -m bench.run --name reference --report $(BENCH)
 
 bench-check: $(BENCH_VENV)/installed  ## compare the ratios of a short run with the stored ones
@@ -95,6 +109,8 @@ $(VENV)/fuzz: $(VENV)/installed
 	@touch $@
 
 fuzz: $(VENV)/fuzz  ## fuzz every parser of untrusted input, coverage-guided; FUZZ="--inputs 40000000" for long
+	@$(BIN)/python -m fuzz.core_fuzz
+	@$(BIN)/python -m fuzz.lib_fuzz
 	@$(BIN)/python -m fuzz.guided $(FUZZ)
 
 # With Debian's gcc; what it builds stays out of the checkout.
@@ -107,6 +123,13 @@ chaos: $(VENV)/installed  ## kill, stop, starve and storm clients, engines and t
 
 growth: $(VENV)/installed  ## 10,000 clients and a million requests; nothing may grow
 	@$(BIN)/python -m chaos.run --only attachments --attachments 10000 --only requests --requests 1000000 $(CHAOS)
+
+libshmserve:  ## build the C library (build/libshmserve/); needs a C compiler alone
+	@$(MAKE) --no-print-directory -f native/libshmserve.mk
+
+# make install-libshmserve PREFIX=$HOME/.local for one user.
+install-libshmserve:  ## install the C library, its header, and what pkg-config and CMake find it by
+	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
 clean:  ## remove what these made
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,0 +1,59 @@
+"""docs/c-client.md: its C++ programs compile, the complete one as the page says, and it moves the robot of examples/minimal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.c_library import require_compiler
+from tests.support.cpp_library import compile_object, require
+from tests.support.daemon_process import Daemon, environment
+from tests.support.folders import REPOSITORY
+from tests.support.followed_page import snippets
+
+PAGE = REPOSITORY / "docs/c-client.md"
+PROGRAMS = [snippet.text for snippet in snippets(PAGE) if snippet.language == "cpp"]
+
+
+def test_the_complete_program_is_built_and_moves_the_robot(tmp_path: Path, start_daemon: Callable[..., Daemon]) -> None:
+    require_compiler()
+    require("g++", "pkg-config")
+    prefix = tmp_path / "prefix"
+    install = ["make", "-s", "-C", str(REPOSITORY), "install-libshmserve", f"PREFIX={prefix}"]
+    variables = {**os.environ, "BUILD": str(tmp_path / "build"), "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
+    subprocess.run(install, check=True, env=variables, stdout=subprocess.DEVNULL)
+    (program,) = (program for program in PROGRAMS if "int main" in program)
+    (tmp_path / "robot.cpp").write_text(program)
+    (command,) = re.findall(r"^ {4}(c\+\+ .*)$", PAGE.read_text(), re.MULTILINE)
+    subprocess.run(command, shell=True, cwd=tmp_path, env=variables, check=True)
+    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
+
+    paths = {"SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir), "LD_LIBRARY_PATH": str(prefix / "lib")}
+    moved = subprocess.run(
+        [tmp_path / "robot"], env={**environment(), **paths}, capture_output=True, text=True, check=True
+    )
+
+    assert re.fullmatch(r"0\.(49|50)\d+\n", moved.stdout), moved.stdout + moved.stderr
+
+
+def test_the_lines_on_action_chunks_compile(tmp_path: Path) -> None:
+    (lines,) = (program for program in PROGRAMS if "ChunkOptions" in program)
+    (tmp_path / "lines.cpp").write_text(
+        "#include <shmserve_action_chunks.hpp>\n"
+        "void apply(shmserve::span<const float> action);\n"
+        "void play(shmserve::Client client, shmserve::Schema schema, const float *joints);\n"
+        f"void play(shmserve::Client client, shmserve::Schema schema, const float *joints)\n{{\n{lines}}}\n"
+    )
+
+    compile_object(tmp_path / "lines.cpp", tmp_path)
+
+
+def test_the_page_names_every_class_that_the_header_has() -> None:
+    header = (REPOSITORY / "native/include/shmserve.hpp").read_text()
+    classes = set(re.findall(r"^(?:template <class T> )?class (\w+) {", header, re.MULTILINE))
+
+    assert classes == {"Client", "Schema", "Loan", "Pending", "Reply", "Field"}
+    assert classes <= set(re.findall(r"^\| `(\w+)(?:<T>)?` \|", PAGE.read_text(), re.MULTILINE))

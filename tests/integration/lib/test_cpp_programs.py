@@ -1,0 +1,155 @@
+"""C++ programs with shmserve.hpp: its handles, what a step of action chunks does, gcc's checks, and a daemon that goes away."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import watchdog
+from tests.support.c_library import THREAD_CHECKS
+from tests.support.cpp_library import COMPILERS, STANDARDS, compile_cpp, compile_object
+from tests.support.daemon_process import Daemon, environment
+from tests.support.folders import REPOSITORY, SUPPORT
+
+pytestmark = [pytest.mark.sealed_too]
+
+PROGRAMS = SUPPORT / "cpp_programs"
+LOOP = REPOSITORY / "examples/cpp_control_loop/control_loop.cpp"
+Play = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.mark.parametrize("standard", STANDARDS)
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_the_headers_compile_without_a_warning(tmp_path: Path, compiler: str, standard: str) -> None:
+    compile_object(LOOP, tmp_path, compiler=compiler, standard=standard)
+
+
+def test_the_headers_compile_without_exceptions(tmp_path: Path) -> None:
+    compile_object(LOOP, tmp_path, "-fno-exceptions", "-fno-rtti")
+
+
+@pytest.mark.parametrize("header", sorted(path.name for path in (REPOSITORY / "native/include").glob("*.hpp")))
+def test_each_header_compiles_alone(tmp_path: Path, header: str) -> None:
+    (tmp_path / "alone.cpp").write_text(f"#include <{header}>\n#include <{header}>\n")
+
+    compile_object(tmp_path / "alone.cpp", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("standard", "checks"), [("c++17", ""), ("c++20", ""), ("c++17", "addresses")], ids=["17", "20", "addresses"]
+)
+def test_every_handle_does_what_it_says(echo: Daemon, tmp_path: Path, standard: str, checks: str) -> None:
+    program = compile_cpp(PROGRAMS / "handles.cpp", tmp_path, standard=standard, checks=checks)
+
+    ended = subprocess.run(
+        [program, echo.runtime_dir, echo.name],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=100,
+        check=False,
+    )
+
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("all hold\n", "", 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("player")
+
+
+@pytest.fixture(scope="module")
+def traps(folder: Path) -> Path:
+    library = folder / "traps.so"
+    source = SUPPORT / "c_programs/traps.c"
+    subprocess.run(["gcc", "-O1", "-Wall", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def play(folder: Path) -> Iterator[Play]:
+    """Starts the player, built with some checks; killed at the end."""
+    started = []
+
+    def play_(
+        daemon: Daemon, chunks: int, *arguments: str, checks: str = "", **variables: str
+    ) -> subprocess.Popen[str]:
+        built = folder / (checks or "plain")
+        built.mkdir(exist_ok=True)
+        program = built / "player"
+        if not program.exists():
+            compile_cpp(PROGRAMS / "player.cpp", built, checks=checks)
+        process = subprocess.Popen(
+            [str(program), str(daemon.runtime_dir), daemon.name, str(chunks), *arguments],
+            env={**environment(), **THREAD_CHECKS, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        watchdog.watch(process)
+        started.append(process)
+        return process
+
+    yield play_
+    for process in started:
+        watchdog.reap(process)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+def next_line(process: subprocess.Popen[str], *beginnings: str) -> str:
+    """Read until a line begins so; the program goes on meanwhile."""
+    assert process.stdout is not None
+    while line := process.stdout.readline():
+        if line.startswith(beginnings):
+            return line.strip()
+    raise AssertionError(f"it ended: {process.communicate()}")
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """Its last line, once it has ended with 0 and without a word on standard error."""
+    output, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (0, ""), output
+    return output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("checks", ["traps", "addresses", "threads"])
+def test_steps_go_on_through_a_restart_and_play_no_row_twice(
+    make_daemon: Callable[..., Daemon], play: Play, traps: Path, checks: str
+) -> None:
+    """With traps: no step allocates, locks, or makes another system call, also while the service is away."""
+    daemon = make_daemon("chunked").start()
+    player = play(daemon, 400, "trap", LD_PRELOAD=str(traps)) if checks == "traps" else play(daemon, 400, checks=checks)
+
+    next_line(player, "100")
+    daemon.kill9()
+    next_line(player, "away")
+    daemon.start()
+    next_line(player, "back")
+
+    assert end(player) == "done"
+
+
+def test_chunks_that_need_larger_slots_are_played_once_these_have_grown(echo: Daemon, play: Play) -> None:
+    output, errors = play(echo, 20, "large").communicate(timeout=100)
+
+    assert (output, errors) == ("attached\nfailed 0, the channel grew: 1\ndone\n", "")
+
+
+def test_a_step_that_allocates_would_be_seen(folder: Path, traps: Path) -> None:
+    source = folder / "allocates.cpp"
+    source.write_text(
+        '#include "real_time_calls.h"\n#include <vector>\n'
+        "int main(int count, char **)\n{\n    arm(1);\n    std::vector<int> items(static_cast<unsigned>(count));\n"
+        "    return items[0];\n}\n"
+    )
+    program = compile_cpp(source, folder, f"-I{SUPPORT}/c_programs", "-O0")
+
+    ended = subprocess.run([program], capture_output=True, text=True, env={"LD_PRELOAD": str(traps)}, check=False)
+
+    assert ended.stderr == "trapped: malloc\n"
