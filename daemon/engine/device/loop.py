@@ -145,7 +145,7 @@ class DeviceLoop(GuardedLoop):
         """Handle requests that arrive while the device works."""
         if not self._listens():
             return
-        self._look_at_active(time.monotonic_ns())
+        self._admit_active(time.monotonic_ns())
         # Requests are not staged beside one that may crash the engine.
         if self._waiting and self._listens() and not self._device_serving.flies_suspect:
             staged = self._device_serving.staged

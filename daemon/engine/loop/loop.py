@@ -284,6 +284,11 @@ class EngineLoop:
             self._look(state, now_ns)
         return False
 
+    def _admit_active(self, now_ns: int) -> None:
+        """Admit the requests of active clients and serve none; for callers that are serving others."""
+        for state in self._active.changed():
+            self._look(state, now_ns)
+
     def _take_rings(self, now_ns: int) -> None:
         """Use up the rings, and poll the channels that may have rung."""
         rang = self._bell.take()

@@ -263,21 +263,47 @@ class _Bell:
         pass
 
 
-def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_after_that(direct: DeviceEngine) -> None:
-    bell, broken = _Bell(), []
+def _loop(engine: DeviceEngine, broken: list[int]) -> DeviceLoop:
+    """Return a loop over the engine's channels that collects the channels it gives up in `broken`."""
+    bell = _Bell()
     bell.loop = made = DeviceLoop(
         bell,
-        direct.stats,
-        direct.serving,
+        engine.stats,
+        engine.serving,
         SpinBudget(0),
         lambda timeout_s: False,
         lambda channel_info, reason: broken.append(channel_info.identity.channel),
-        context=direct.context,
+        context=engine.context,
     )
+    for client in engine.clients:
+        made.add(client.state)
+    return made
+
+
+def test_a_request_that_arrives_while_the_device_works_loses_none_that_is_on_it(direct: DeviceEngine) -> None:
+    made = _loop(direct, [])
+    first, other, _ = direct.clients
+    model(direct).answer = Model.double
+    sent = [(first, first.submit(x(1))), (other, other.submit(x(2)))]
+    made.serve()
+
+    def answer(observations: list[Any]) -> list[Any]:
+        if len(sent) == 2:
+            sent.append((first, first.submit(x(3))))  # the only one that the loop finds meanwhile
+        return Model.double(observations)
+
+    model(direct).answer = answer
+    with torch.inference_mode():
+        made.run()
+
+    assert [float(client.reply(sequence)["y"][0]) for client, sequence in sent] == [2, 4, 6]
+
+
+def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_after_that(direct: DeviceEngine) -> None:
+    broken: list[int] = []
+    made = _loop(direct, broken)
     villain, honest, _ = direct.clients
     model(direct).answer = Model.double
-    for client in direct.clients:
-        made.add(client.state)
     sent = villain.submit(x(1)), honest.submit(x(2))
     made.serve()
 
