@@ -80,6 +80,8 @@ class ClientShutdown:
                     if not inside and not waiter.leader and not connector.control_owner:
                         self._fast_path.deoptimize()
                         connector.close()
+                        # An error that was raised keeps the frames that it passed, and they the memory of a loan.
+                        self._table.clear()
                         return True
                     blocked = inside or me in (waiter.leader, connector.control_owner)
             finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -253,3 +255,19 @@ def test_a_loan_is_not_made_for_what_would_be_pickled(robot: ShmClient) -> None:
         robot.loan({"x": np.zeros(3), "more": {1, 2, 3}})
 
     assert robot.infer({"x": 1}) == {"x": 1}
+
+
+def test_a_closed_client_keeps_no_memory_of_a_loan_that_was_in_flight(echo: Daemon) -> None:
+    def send_and_close(client: ShmClient) -> None:
+        with client.loan({"x": np.zeros(4)}) as observation, pytest.raises(ClientClosed):
+            pending = observation.send()
+            client.close()
+            pending.result()  # its error keeps this frame, and the frame the loan
+
+    gc.collect()
+    before = sorted(os.listdir("/proc/self/fd"))
+    client = echo.client().connect()
+    send_and_close(client)
+    gc.collect()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert repr(client).startswith("<ShmClient")
