@@ -22,7 +22,7 @@ enum {
     SERVICE_NAME_LIMIT = 64,
     MESSAGE_LIMIT = 65536,
     TEXT_ROOM = 16384,
-    ERROR_TYPE_ROOM = 128,
+    ERROR_TYPE_ROOM = 512, /* 100 characters and 400, of up to four bytes: daemon/engine/error_text.py */
     ERROR_TEXT_ROOM = 2048,
     REPLY_STRUCTURES = 16,  /* that a client remembers */
     FIRST_NODES_ROOM = 128, /* of each of them, until one needs more */

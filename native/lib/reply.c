@@ -129,11 +129,11 @@ static int read_tree(shmserve_client *client, Slot *slot, const uint64_t words[R
 /* A text of a reply, cut at a whole character. */
 static void copy_text(char *to, size_t room, const shmserve_view *view)
 {
-    size_t bytes = view->bytes < room ? (size_t)view->bytes : room - 1;
-    memcpy(to, view->data, bytes);
-    if (bytes < view->bytes)
-        while (bytes && (to[bytes] & 0xc0) == 0x80)
-            bytes--;
+    bool is_cut = view->bytes >= room;
+    size_t bytes = is_cut ? room - 1 : (size_t)view->bytes;
+    memcpy(to, view->data, is_cut ? room : bytes); /* with the first byte that is cut off, which tells whether it goes on */
+    while (is_cut && bytes && (to[bytes] & 0xc0) == 0x80)
+        bytes--;
     to[bytes] = '\0';
 }
 

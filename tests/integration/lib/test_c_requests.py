@@ -49,6 +49,20 @@ def test_every_status_has_a_text_that_says_what_to_do() -> None:
     assert "does not know" in c_client.functions().status_text(77).decode()
 
 
+@pytest.mark.parametrize("name", ["KeinGelenkMit" + "ä" * 87, "Long" + "é" * 200, "x" + "関" * 99])
+def test_a_failure_of_a_long_name_and_text_is_the_one_that_python_raises(
+    asked: CClient, client: ShmClient, name: str
+) -> None:
+    tree = {"do": "raise_as", "name": name, "text": "😀" * 1000}
+    with pytest.raises(InferenceFailed) as of_python:
+        client.infer(tree)
+
+    status, text = status_of(lambda: asked.infer(tree))
+
+    assert status == c_client.FAILED
+    assert text == str(of_python.value)
+
+
 def test_the_text_of_a_failure_is_the_one_that_python_raises(asked: CClient, client: ShmClient) -> None:
     tree = {"do": "raise", "text": "no such joint"}
     with pytest.raises(InferenceFailed) as of_python:

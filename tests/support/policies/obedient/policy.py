@@ -84,6 +84,9 @@ class Policy:
     def _take_memory(self, observation: dict[str, Any]) -> Any:
         return len(b"\1" * observation["bytes"])
 
+    def _raise_as(self, observation: dict[str, Any]) -> Any:
+        raise type(observation["name"], (Exception,), {})(observation["text"])
+
     def _raise(self, observation: dict[str, Any]) -> Any:
         secret = "only-in-the-log"
         if secret:
