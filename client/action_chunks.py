@@ -413,6 +413,8 @@ class ActionChunks:
         return replace(self._last, action=map_leaves(self._last.action, np.array))
 
     def _fall_back(self, now_ns: int) -> ActionStep:
+        if self._current is not None:
+            self._current.is_continuous = False
         last, age = self._last, self._age(now_ns)
         too_old = self._max_age is not None and age > self._max_age
         if last is None or self._fallback == "raise" or too_old:
@@ -425,8 +427,6 @@ class ActionChunks:
                 fault = "no chunk has an action for this step"
             raise NoFreshAction(f"{fault}; {self._reason()}") from self._error
         self._count(fallback=1)
-        if self._current is not None:
-            self._current.is_continuous = False
         step = replace(last, fresh=False, age=age, error=self._error)
         if self._fallback == "zero":
             action = map_leaves(last.action, np.zeros_like)
