@@ -10,6 +10,7 @@ from typing import Any
 
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import advice_for_directory
+from shmserve.real_time_chunking import ENTRIES
 from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
@@ -90,6 +91,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise ModelPackageError(f"{manifest}: [warmup] rounds = {settings['rounds']} must be 1 to {_MOST_ROUNDS}")
     settings |= _tolerance(manifest, warmup.get("tolerance", {}))
     settings["checks"] = read_checks(manifest, document.get("checks", {}))
+    if settings.get("real_time_chunking", False):
+        for name in ENTRIES:
+            if name in settings["checks"].get("observation", {}):
+                raise ModelPackageError(
+                    f"{manifest}: [checks.observation.{name}] would refuse every observation with nothing to continue, "
+                    "which has no such entry; check the action instead, of which these rows are"
+                )
     for key in ("weights", "example", "expected"):
         if key in settings:
             _check_file(manifest, key, settings[key])

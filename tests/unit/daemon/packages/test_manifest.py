@@ -187,6 +187,10 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         (EXPORTED + "max_batch = 2", "max_batch = 2 needs batch_dim = true"),
         (EXPORTED + "max_batch = 2\nbatch_dim = true\nstateful = true", "takes one request at a time"),
         (EXPORTED + 'entry = "policy:Policy"', "entry is for format python or installed; this is 'torch-export'"),
+        (
+            PYTHON + "real_time_chunking = true\n[checks.observation.inference_delay]\nmin = 0\nmax = 9",
+            "[checks.observation.inference_delay] would refuse every observation with nothing to continue",
+        ),
         (EXPORTED + "real_time_chunking = true", "real_time_chunking is for format python or installed"),
         (
             PYTHON + "cuda_graph = true\nreal_time_chunking = true",
