@@ -277,15 +277,16 @@ template <class T> class ServicePort {
 template <class T> class ActionChunks : public BasicActionChunks<T, detail::ServicePort<T>> {
   public:
     /* [S] argument: the options make no sense; memory: no thread. The client may not be attached yet
-     * (Client::open_later). */
-    static Result<ActionChunks> make(Client client, Schema schema, const ChunkOptions &options)
+     * (Client::open_later). `function`: for Aggregate::own. */
+    static Result<ActionChunks> make(Client client, Schema schema, const ChunkOptions &options,
+                                     RowFunction<T> function = nullptr)
     {
-        if (const char *fault = detail::fault_of(options))
+        if (const char *fault = detail::fault_of(options, function != nullptr))
             return Error{Status::argument, fault};
         detail::ServicePort<T> port(std::move(client), schema, options);
         if (!port.started())
             return Error{Status::memory, "the system starts no further thread: raise the limit (ulimit -u, TasksMax=)"};
-        return ActionChunks(std::move(port), options);
+        return ActionChunks(std::move(port), options, std::move(function));
     }
 
   private:
