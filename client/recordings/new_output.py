@@ -32,6 +32,10 @@ class NewOutput:
 
     def __enter__(self) -> NewOutput:
         """Raises RecordingError where `path` exists or another process writes to it, or OSError."""
+        if not self._target.parent.is_dir():
+            raise RecordingError(
+                f"{self._target.parent}, in which {self._target.name} is to be made, is not a directory"
+            )
         self._part.mkdir(mode=0o700, exist_ok=True)
         self._descriptor = os.open(self._part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

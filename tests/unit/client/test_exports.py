@@ -396,6 +396,11 @@ def test_force_replaces_a_dataset_and_no_other_directory(tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["home", "letters", "more", "set"]
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match=r"absent, in which a\.mcap is to be made, is not a directory"):
+        NewOutput(tmp_path / "absent" / "a.mcap", force=False).__enter__()
+
+
 def test_two_processes_do_not_write_the_same_output(tmp_path: Path) -> None:
     out = tmp_path / "a.mcap"
 
