@@ -9,8 +9,9 @@ from fuzz.target import Target
 
 #: Percentage of the inputs of a run that each target gets, by its exposure to clients and by the cost of one input.
 SHARES = {
-    "metadata": 38,
-    "slot": 9,
+    "metadata": 36,
+    "slot": 8,
+    "message": 3,
     "channel": 2,
     "segment": 15,
     "control": 12,
@@ -31,6 +32,6 @@ def split(inputs: int, names: Iterable[str]) -> dict[str, int]:
     """Return the share of `inputs` that each of these targets gets.
 
     >>> split(200_000, ["metadata", "manifest"])
-    {'metadata': 76000, 'manifest': 2000}
+    {'metadata': 72000, 'manifest': 2000}
     """
     return {name: inputs * SHARES[name] // 100 for name in names}

@@ -214,7 +214,7 @@ class Encoder:
         encoded = self.encode(example, slot)
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
-        schema = _schema_of(slot.metadata[: encoded.metadata_bytes].tobytes())
+        schema = schema_of(slot.metadata[: encoded.metadata_bytes].tobytes())
         arrays: list[Array] = []
 
         def read_leaf(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:
@@ -236,7 +236,8 @@ def unpickle_parts(parts: Any, name: str = "observation") -> Any:
 
 
 @functools.lru_cache(maxsize=SCHEMA_MEMORY)
-def _schema_of(metadata: bytes) -> Schema:
+def schema_of(metadata: bytes) -> Schema:
+    """Return the schema of these bytes, those that were used last without reading them again; raises MetadataError."""
     return Schema(metadata)
 
 
@@ -317,6 +318,13 @@ def owned_leaf(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:
     return named_dtype(place, place.view(payload).copy())
 
 
+def owned_tree(schema: Schema, payload: npt.NDArray[np.uint8], payload_bytes: int) -> Any:
+    """Return the tree of a payload, whose arrays the caller owns; raises MetadataError."""
+    if schema.decoder.is_complete:
+        return schema.decode(payload, payload_bytes)
+    return read_tree(schema, payload, payload_bytes, owned_leaf)
+
+
 class Decoder:
     """Reads trees out of slots; one for each direction of a channel, across its generations."""
 
@@ -340,10 +348,10 @@ class Decoder:
         The caller owns its arrays, unless `read_leaf` makes something else of them.
         """
         schema = self.schemas.known.get(schema_id) or self.schemas.get(schema_id, metadata_bytes, slot)
-        if read_leaf is None and schema.decoder.is_complete:
-            tree = schema.decode(slot.payload, payload_bytes)
+        if read_leaf is None:
+            tree = owned_tree(schema, slot.payload, payload_bytes)
         else:
-            tree = read_tree(schema, slot.payload, payload_bytes, read_leaf or owned_leaf)
+            tree = read_tree(schema, slot.payload, payload_bytes, read_leaf)
         if not pickled:
             return tree
         if not self._allow_pickle:
