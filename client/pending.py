@@ -23,6 +23,7 @@ from .task_waker import TaskWaker
 log = logging.getLogger(__name__)
 
 _FOREVER_NS = 1 << 62
+_SOURCES = {Flag.REMOTE: "remote", Flag.FALLBACK: "fallback"}
 
 
 class RequestOwner(Protocol):
@@ -71,6 +72,8 @@ class Reply:
     request_id: int  # requests of a client count from 1
     in_place: bool  # the model read the slot itself
     clamped: bool  # a number of the observation or the action was brought back to the range that the model declares
+    #: Who computed it: "local", or of a link to another machine "remote" or "fallback" (the package inside the link).
+    source: str = "local"
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -193,6 +196,7 @@ class Pending:
             number_of(head.sequence),
             bool(head.flags & Flag.IN_PLACE),
             bool(head.flags & Flag.CLAMPED),
+            _SOURCES.get(head.flags & (Flag.REMOTE | Flag.FALLBACK), "local"),
         )
 
     @property

@@ -273,7 +273,9 @@ class RequestControl:
         connection, last = self._connector.connection, self._table.last
         if last is not None:
             return last.version
-        return int(connection.model["version"], 16) if connection is not None and connection.model is not None else None
+        if connection is None or connection.model is None or connection.model.get("remote") is not None:
+            return None  # of a link, the remote's and the fallback's versions answer, never its own
+        return int(connection.model["version"], 16)
 
     def after_fork_in_child(self) -> None:
         """Disable this copy: the channel is the parent's."""

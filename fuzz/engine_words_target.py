@@ -54,6 +54,7 @@ _READY = Ready(
     backend="native",
     memory_locked=None,
     priority=None,
+    remote=None,
 )
 
 

@@ -37,6 +37,9 @@ class Flag:
     CLAMPED: Final = 32
     #: The client added the entries of real-time chunking, which reach only a policy that declares them.
     REAL_TIME_CHUNKING: Final = 64
+    #: (reply) Of a link: the remote model answered, or the fallback in its package. Neither: the model ran on this machine.
+    REMOTE: Final = 128
+    FALLBACK: Final = 256
 
 
 class Status(IntEnum):

@@ -69,6 +69,18 @@ def spare_text(spare: Mapping[str, Any]) -> str:
     return f"{text}: {spare['reason']}" if spare["reason"] else text
 
 
+def remote_text(remote: dict[str, Any], counts: dict[str, int]) -> str:
+    """Return one line about a link to a model on another machine: who answers, and how the remote has answered.
+
+    >>> counts = {"ok": 900, "failed": 0, "stale": 0, "late": 2, "down": 1, "busy": 0, "open": 40, "mismatch": 0}
+    >>> link = {"application": "arm", "version": "3f9c2d17a0b14e55", "source": "remote"}
+    >>> remote_text(link, {**counts, "switches": 6})
+    'arm 3f9c2d17a0b14e55, remote answers  ok 900, late 2, down 1, open 40, switches 6'
+    """
+    told = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "no request yet"
+    return f"{remote['application']} {remote['version']}, {remote['source']} answers  {told}"
+
+
 def render(status: dict[str, Any]) -> RenderableType:
     """Return the screen."""
     parts: list[RenderableType] = [_summary(status)]
@@ -127,6 +139,8 @@ def _summary(status: dict[str, Any]) -> Table:
         table.add_row("model", "none")
     else:
         table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
+        if (remote := model.get("remote")) is not None:
+            table.add_row("remote", Text(remote_text(remote, status["remote"])))
     if status["rolled_back"]:
         table.add_row("rolled back", Text(status["rolled_back"], style="red"))
     for problem in status["problems"]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .responsive_table import FirstThatFits, rows_table, without
-from .status_view import duration, micro
+from .status_view import duration, micro, remote_text
 
 _HISTORY = 40
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -86,6 +86,9 @@ class TopView:
         text.append(f"  {served}  up {duration(status['uptime_s'])}")
         if engine is not None and engine["restarts"]:
             text.append(f"  {engine['restarts']} restarts", style="yellow")
+        if model is not None and (remote := model.get("remote")) is not None:
+            style = "green" if remote["source"] == "remote" else "yellow"
+            text.append(f"\n{remote_text(remote, status['remote'])}", style=style)
         return text
 
     def _stages(self, before: Sample | None, sample: Sample) -> RenderableType:

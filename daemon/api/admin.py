@@ -25,6 +25,7 @@ from . import admin_config, admin_monitoring, admin_recording
 from .admin_config import AdminConfig
 from .admin_monitoring import AdminMonitoring, fitted, status_json
 from .admin_recording import AdminRecording
+from .link_status import link_problem
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class AdminService:
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         status = self._supervisor.snapshot()
         mismatch = [status.release_mismatch] if status.release_mismatch else []
-        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch]
+        problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch, *link_problem(status.model)]
         document = {**status_json(status), "rolled_back": self._rollout.rolled_back, "problems": problems}
         return {"status": fitted(document)}
 

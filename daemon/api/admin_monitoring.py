@@ -14,6 +14,7 @@ from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
 from ..supervisor import ClientStatus, ServiceStatus, SpareStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
+from .link_status import is_link, remote_json
 
 DESCRIPTION = """\
 
@@ -127,6 +128,7 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
         "recording": status.is_recording,
         "clients": [client_json(client) for client in status.clients],
         "requests": {name: counters[name] for name in _REQUEST_COUNTERS},
+        **({"remote": remote_json(status)} if is_link(status) else {}),
         "latency": {stage.name.lower(): _percentiles(status.latency.get(stage)) for stage in Stage},
     }
 

@@ -22,6 +22,7 @@ from shmserve.histogram_buckets import lower_ns
 
 from ..ipc.stats import Distribution
 from ..supervisor import ServiceState, ServiceStatus, SpareState
+from .link_status import REMOTE_COUNTERS, is_link, remote_json
 
 _ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
@@ -115,10 +116,29 @@ class _Service(Collector):
             counted["ahead_ns"] / 1e9,
             unit="seconds",
         )
+        if is_link(self._status):
+            yield from self._link()
         yield _counter("shmserve_engine_wakes", "Times an idle engine woke up.", counted["wakes"])
         yield CounterMetricFamily(
             "shmserve_engine_busy_seconds", "Time spent on requests.", counted["busy_ns"] / 1e9, unit="seconds"
         )
+
+    def _link(self) -> Iterator[Metric]:
+        counted = remote_json(self._status)
+        answers = CounterMetricFamily(
+            "shmserve_remote_requests", "Requests of a link by how the remote model answered.", labels=["result"]
+        )
+        for result in REMOTE_COUNTERS:
+            answers.add_metric([result], counted[result])
+        yield answers
+        yield _counter(
+            "shmserve_remote_switches",
+            "Changes between answers of the remote model and of the fallback.",
+            counted["switches"],
+        )
+        assert self._status.model is not None
+        is_open = self._status.model["remote"]["reason"] is not None
+        yield _gauge("shmserve_remote_open", "1 while the remote model is not asked.", is_open)
 
     def _clients(self) -> Iterator[Metric]:
         status = self._status

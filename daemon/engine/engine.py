@@ -37,6 +37,7 @@ from ..ipc.messages import (
     Failed,
     Gpu,
     LimitRate,
+    Link,
     Load,
     Loading,
     Lost,
@@ -60,6 +61,7 @@ from .device import cuda
 from .device.availability import DeviceMissing
 from .device.context import DeviceContext, open_context
 from .device.errors import guarded
+from .device.interface import Device
 from .device.loop import DeviceLoop, GuardedLoop
 from .device.serving import DeviceServing
 from .device.waiting import DeviceWait
@@ -74,10 +76,14 @@ from .loop.wake_ahead import WakeAhead
 from .memory_lock import lock_memory
 from .models import load_model
 from .models.determinism import deterministic, require_determinism
+from .models.model import Model
+from .models.remote import RemoteModel
 from .real_time_priority import request_priority
 from .requests.fast_path import FastPathServing
 from .requests.recording import RecordedServing
+from .requests.relaying import RelayServing
 from .requests.serving import Serving
+from .warmup.link import warm_up_link
 from .warmup.warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -112,6 +118,8 @@ class Engine:
         self._rates = Rates(None)
         self._overheads = Overheads(os.getuid())
         self._serving: Serving | None = None
+        #: The same, of a link.
+        self._relaying: RelayServing | None = None
         self._record_ring: RecordRingWriter | None = None
         self._drains = False
 
@@ -138,15 +146,19 @@ class Engine:
             if package.deterministic:
                 model = deterministic(model)
             self._tensors_on = None if model.takes_numpy else self._device
+            remote = model if isinstance(model, RemoteModel) else None
             if model.takes_numpy and self._context is not None:
-                model = guarded(model, self._context.device)
+                model = _guarded(model, self._context.device)
             stage = "warm up"
             self._control.send(Warming())
             self._failpoint("loaded")
             device_arrays = self._context if not model.takes_numpy else None
             if device_arrays is None:
                 with torch.no_grad():
-                    result, graphs = warm_up(model, self._device, package), None
+                    result = (
+                        warm_up_link(remote, self._device, package) if remote else warm_up(model, self._device, package)
+                    )
+                graphs = None
             else:
                 result, graphs = warm_up_device(model, device_arrays, package)
             metadata = _plain(model.metadata())
@@ -179,7 +191,11 @@ class Engine:
         ahead = WakeAhead(self._stats.words) if order.wake_ahead else None
         callbacks = (self._handle_messages, self._report_broken, left.append, ahead)
         if device_arrays is None:
-            serving = FastPathServing(model, self._stats, in_place=self._in_place, **settings)
+            if remote is None:
+                serving = FastPathServing(model, self._stats, in_place=self._in_place, **settings)
+            else:
+                settings["report"] = lambda state: self._control.send(Link(state))
+                serving = self._relaying = RelayServing(remote, self._stats, in_place=self._in_place, **settings)
             wiring = (bell, self._stats, serving, budget, *callbacks)
             self._loop = EngineLoop(*wiring) if self._context is None else GuardedLoop(*wiring, context=self._context)
         else:
@@ -220,6 +236,7 @@ class Engine:
             backend=BACKEND,
             memory_locked=memory_locked,
             priority=priority,
+            remote=remote.state() if remote is not None else None,
         )
         self._control.send(ready)
         return True
@@ -252,6 +269,8 @@ class Engine:
         channels = self._channels
         self._messages += self._control.receive(0.0 if self._messages or channels.busy else timeout_s)
         channels.go_on()
+        if self._relaying is not None:
+            self._relaying.report_change()
         while self._messages and not channels.busy:
             arrival = self._messages.popleft()
             self._handle(self._loop, channels, arrival)
@@ -370,6 +389,17 @@ def _configure_torch(package: ModelPackage, threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
     if package.deterministic:
         require_determinism()  # before CUDA starts
+
+
+def _guarded(model: Model, device: Device) -> Model:
+    """Wrap a model that takes numpy arrays so that it raises DeviceLost; of a link, the model that runs here."""
+    if not isinstance(model, RemoteModel):
+        return guarded(model, device)
+    if model.fallback is not None:
+        guard = guarded(model.fallback, device)
+        guard.takes_numpy = model.fallback.takes_numpy
+        model.fallback = guard
+    return model
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

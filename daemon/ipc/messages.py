@@ -202,6 +202,14 @@ class Ready:
     backend: str
     memory_locked: bool | None  # None: not requested
     priority: int | None  # real-time, 0 where it was refused; None: not requested
+    remote: dict[str, Any] | None  # of a link (format remote): its state, as the next message
+
+
+@dataclass(frozen=True)
+class Link:
+    """The state of the link to the remote model has changed."""
+
+    remote: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -257,9 +265,7 @@ class Drained:
 
 
 SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
-EngineMessage: TypeAlias = (
-    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Draining | Drained"
-)
+EngineMessage: TypeAlias = "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Link | Draining | Drained"
 Message: TypeAlias = "SupervisorMessage | EngineMessage"
 
 # Encoding
@@ -393,5 +399,5 @@ FROM_SUPERVISOR = _readers(
     Preload, Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
 )
 FROM_ENGINE = _readers(
-    Preloaded, Accepted, Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Draining, Drained
+    Preloaded, Accepted, Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Link, Draining, Drained
 )

@@ -49,6 +49,16 @@ class Counter(IntEnum):
     AHEAD_MET = 26  # requests for which an idle engine was awake when they came
     AHEAD_MISSED = 27  # times that it was awake for one that did not come
     AHEAD_NS = 28  # time that it was awake for both
+    # Of a link (format remote): how the remote model answered each request.
+    REMOTE_OK = 29
+    REMOTE_LATE = 30  # not within the budget
+    REMOTE_DOWN = 31  # no connection, or an answer that cannot be read
+    REMOTE_BUSY = 32
+    REMOTE_OPEN = 33  # not asked, because the link was open
+    REMOTE_FAILED = 34  # the remote model raised, or rejected the observation
+    REMOTE_MISMATCH = 35  # another version answered
+    REMOTE_STALE = 36  # the observation was too old when its turn came there
+    REMOTE_SWITCHES = 37  # changes between answers of the remote model and of the fallback
 
 
 class Stage(IntEnum):

@@ -40,6 +40,8 @@ FORMATS = {
     "python": Format("python_class", "policy.py", runs_code=True),
     # The operator has installed the code in the daemon's environment; the package has weights and settings.
     "installed": Format("installed_class", None, runs_code=False),
+    # Another machine runs the model; a fallback is a package of its own format, read by the same rules.
+    "remote": Format("remote", None, runs_code=False),
 }
 
 

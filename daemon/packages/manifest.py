@@ -15,6 +15,7 @@ from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
 from .range_checks import read_checks
+from .remote_link import REMOTE, read_link
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,7 +51,7 @@ _MODEL: dict[str, type] = {
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool, "rounds": int}
 _TOLERANCE = ("atol", "rtol")
 _MOST_ROUNDS = 1000
-_TABLES = ("model", "warmup", "checks", "metadata")
+_TABLES = ("model", "warmup", "checks", "metadata", REMOTE)
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays", "real_time_chunking")
@@ -78,6 +79,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     _check_types(manifest, warmup, _WARMUP, "key of [warmup]")
     settings: dict[str, Any] = {"name": directory.resolve().name, "metadata": document.get("metadata", {}), **model}
     settings["format"] = _format(manifest, model)
+    if (link := read_link(manifest, document.get(REMOTE), settings)) is not None:
+        settings["link"] = link
     # A policy class may use gradients; a saved module does not, and runs slightly faster in inference mode.
     settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
     for key in ("inputs", "outputs"):
@@ -146,7 +149,9 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
     form = FORMATS[name]
     for key in _CLASS if form.saved_module else _SAVED_MODULE:
         if key in settings:
-            formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
+            formats = [
+                other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module and other != REMOTE
+            ]
             raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
         raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} must be one of {', '.join(_STYLES)}")
@@ -177,7 +182,7 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         entry = settings.setdefault("entry", "policy:Policy")
         if not _is_class(entry):
             raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
-    elif not settings.get("entry"):
+    elif name != REMOTE and not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
 
 

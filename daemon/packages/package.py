@@ -14,6 +14,7 @@ from shmserve.package_files import content_version
 from .formats import FORMATS
 from .manifest import read_manifest
 from .range_checks import RangeCheck
+from .remote_link import RemoteLink
 
 
 def _no_directory(path: Path) -> str:
@@ -65,6 +66,7 @@ class ModelPackage:
     #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
+    link: RemoteLink | None = None  # format remote: where the model is
 
     @cached_property
     def version(self) -> str:
@@ -86,4 +88,19 @@ class ModelPackage:
                 f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is "
                 f"false; it serves packages of format {safe} (docs/model-packages.md, Packages that bring no code)"
             )
-        return cls(path=path, **settings)
+        package = cls(path=path, **settings)
+        package.read_fallback(allow_code=allow_code)
+        return package
+
+    def read_fallback(self, *, allow_code: bool = True) -> ModelPackage | None:
+        """Return the package inside this one that answers when the remote model does not; None without one."""
+        if self.link is None or self.link.fallback is None:
+            return None
+        fallback = ModelPackage.read(self.path / self.link.fallback, allow_code=allow_code)
+        if fallback.link is not None:
+            raise ModelPackageError(f"{fallback.path}: a fallback runs on this machine, so it cannot be a link itself")
+        if fallback.stateful:
+            raise ModelPackageError(
+                f"{fallback.path}: a fallback cannot be stateful: it sees only the requests that the remote did not answer"
+            )
+        return fallback

@@ -26,6 +26,7 @@ from ..ipc.messages import (
     EngineMessage,
     Failed,
     Gpu,
+    Link,
     Load,
     Loading,
     Pause,
@@ -409,6 +410,9 @@ class EnginePool:
             case Gpu():
                 if engine.ready is not None:
                     engine.ready = replace(engine.ready, gpu=message.gpu)
+            case Link():
+                if engine.ready is not None:
+                    engine.ready = replace(engine.ready, remote=message.remote)
             case _:
                 pass  # awaited with expect()
 
@@ -435,7 +439,10 @@ class EnginePool:
         """The serving engine's description of its model; None without an engine."""
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
+        found = {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
+        if found["remote"] is None:
+            del found["remote"]  # only a link has it
+        return found
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""

@@ -110,7 +110,9 @@
     X(FLAG_IN_PLACE, IN_PLACE, 8)                                                                                      \
     X(FLAG_STATEFUL, STATEFUL, 16)                                                                                     \
     X(FLAG_CLAMPED, CLAMPED, 32)                                                                                       \
-    X(FLAG_REAL_TIME_CHUNKING, REAL_TIME_CHUNKING, 64)
+    X(FLAG_REAL_TIME_CHUNKING, REAL_TIME_CHUNKING, 64)                                                                 \
+    X(FLAG_REMOTE, REMOTE, 128)                                                                                        \
+    X(FLAG_FALLBACK, FALLBACK, 256)
 
 #define STATUSES(X)                                                                                                    \
     X(STATUS_OK, OK, 0)                                                                                                \

@@ -193,6 +193,7 @@ typedef struct {
     uint32_t in_place;      /* 1: the model read the slot itself */
     uint32_t stateful;      /* 1: the policy keeps state */
     uint32_t attempts;      /* how often an engine has begun to run it */
+    uint32_t source;        /* 0: this machine's model; of a link, 1: the remote model, 2: the fallback in its package */
     uint64_t model_version; /* the first 8 bytes of the model's content address */
     uint64_t queued_ns, staged_ns, infer_ns, copied_ns; /* the duration of each step in the engine */
     const shmserve_schema *schema; /* of OK: the structure, until the reply is released. NULL for a reset */

@@ -220,6 +220,7 @@ int read_reply(shmserve_client *client, Slot *slot, const uint64_t words[REPLY_W
                          .clamped = (flags & FLAG_CLAMPED) != 0,
                          .in_place = (flags & FLAG_IN_PLACE) != 0,
                          .stateful = (flags & FLAG_STATEFUL) != 0,
+                         .source = flags & FLAG_REMOTE ? 1 : flags & FLAG_FALLBACK ? 2 : 0,
                          .attempts = words[REPLY_ATTEMPTS] > UINT32_MAX ? UINT32_MAX : (uint32_t)words[REPLY_ATTEMPTS],
                          .model_version = words[REPLY_VERSION],
                          .queued_ns = words[REPLY_QUEUED_NS],

@@ -25,6 +25,7 @@ from shmserve.daemon.ipc.messages import (
     Gpu,
     InvalidMessage,
     LimitRate,
+    Link,
     Load,
     Loading,
     Lost,
@@ -84,6 +85,7 @@ _READY = Ready(
     backend="native",
     memory_locked=False,
     priority=10,
+    remote={"source": "fallback", "reason": None},
 )
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,
@@ -117,6 +119,7 @@ ENGINE: list[EngineMessage] = [
     Broken(1, 2, 3, "reason", True, None),
     Broken(1, 2, 3, "reason", False, "detail"),
     Gpu({}),
+    Link({"source": "remote"}),
     Draining(3),
     Drained(),
     Preloaded(),

@@ -238,11 +238,15 @@ def test_a_manifest_that_is_not_text_is_refused(directory: Path) -> None:
 @pytest.mark.fault("T76")
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory: Path, name: str) -> None:
-    entry = {"installed": 'entry = "reach"', "aoti": '[warmup]\nexample = "example.npz"'}.get(name, "")
+    entry = {
+        "installed": 'entry = "reach"',
+        "aoti": '[warmup]\nexample = "example.npz"',
+        "remote": '[remote]\ntarget = "unix:///run/x.sock"\napplication = "arm"\nversion = "3f9c2d17a0b14e55"',
+    }.get(name, "")
     write(directory, f'[model]\nformat = "{name}"\n{entry}', "model.pt2", "model.pt", "policy.py")
 
     assert ModelPackage.read(directory, allow_code=True).format == name
-    if name == "installed":
+    if name in ("installed", "remote"):
         assert ModelPackage.read(directory, allow_code=False).format == name
     else:
         text = refusal(directory, allow_code=False)

@@ -1,0 +1,394 @@
+"""A model on another machine, and the package inside the link that answers when it does not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from shmserve.contract import contract_differences, contract_of
+from shmserve.errors import ModelPackageError
+from shmserve.message import NOTHING, Kind, Packer, Reply, Request, read_reply
+from shmserve.metadata import MetadataError
+from shmserve.protocol import Status
+from shmserve.shortened import shortened
+
+from ...ipc.stats import Counter
+from ...packages.package import ModelPackage
+from ...packages.remote_link import RemoteLink
+from .link_breaker import LinkBreaker
+from .model import Model, PerClient
+from .uplink import DESCRIBE, INFER, Call, GrpcUplink, Uplink, UplinkBusy, UplinkError, UplinkLate
+
+log = logging.getLogger(__name__)
+
+#: For what is asked while a model is loaded: no robot waits for it.
+_LOAD_S = 10.0
+#: A request with less time left than this is not sent: no answer could come.
+_LEAST_NS = 1_000_000
+_TYPE_CHARACTERS, _TEXT_CHARACTERS = 100, 400
+_NOT_REACHED = "it was not reached when this package was loaded"
+
+
+class RemoteUnavailable(RuntimeError):
+    """The remote model did not answer, and the package has no fallback."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the remote is told about a request, and what limits the wait for it."""
+
+    client: int = 0
+    number: int = 0
+    elapsed_ns: int = 0  # since the client sent it
+    deadline_ns: int = 0  # CLOCK_MONOTONIC; 0: none
+    capture_ns: int = 0  # CLOCK_MONOTONIC; 0: unknown
+    max_age_ns: int = 0
+
+
+class Answer(NamedTuple):
+    """How the remote answered one request."""
+
+    counter: Counter  # how it is counted; only REMOTE_OK, REMOTE_FAILED and REMOTE_STALE are answers for the robot
+    status: int = Status.OK
+    tree: Any = NOTHING
+    reason: str = ""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the robot gets it; else the fallback answers."""
+        return self.counter in (Counter.REMOTE_OK, Counter.REMOTE_FAILED, Counter.REMOTE_STALE)
+
+
+class Asked(NamedTuple):
+    """A request that is on its way."""
+
+    call: Call
+    number: int
+
+
+def load(package: ModelPackage, device: torch.device) -> RemoteModel:
+    """Load the fallback, then describe the remote; see `RemoteModel.connect` for what is refused."""
+    from . import load_model  # the loader of every format, this one among them
+
+    assert package.link is not None  # read_manifest requires it
+    inside = package.read_fallback()
+    fallback = None if inside is None else load_model(inside, device)
+    model = RemoteModel(package, GrpcUplink(package.link.target, package.link.application), inside, fallback, device)
+    model.connect()
+    return model
+
+
+class RemoteModel:
+    """Asks the remote model within the budget of a link, and otherwise the fallback."""
+
+    batches = True
+    takes_numpy = True
+    resets = False
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        uplink: Uplink,
+        fallback_package: ModelPackage | None,
+        fallback: Model | None,
+        device: torch.device,
+    ) -> None:
+        assert package.link is not None
+        if isinstance(fallback, PerClient):
+            raise ModelPackageError(
+                f"{package.path}: the fallback keeps a state for each client, which a fallback cannot"
+            )
+        self.link: RemoteLink = package.link
+        self.fallback_package = fallback_package
+        self.fallback = fallback
+        #: Of the answers of each.
+        self.remote_version = int(self.link.version, 16)
+        self.fallback_version = 0 if fallback_package is None else int(fallback_package.version, 16)
+        #: How long the fallback needs; so much before a request's deadline the remote is given up.
+        self.margin_ns = 0
+        #: The contract that the remote must keep, if it was not compared when the package was loaded.
+        self.expected: dict[str, Any] | None = None
+        self.is_verified = False
+        self.breaker = LinkBreaker(open_after=self.link.open_after, recover_after=self.link.recover_after)
+        self._package = package
+        self._uplink = uplink
+        self._device = device
+        self._packer = Packer("observation")
+        self._description: dict[str, Any] = {}
+        self._example: Any = None
+        self._reported: object = NOTHING
+        self._told: str | None = None
+
+    # At load
+
+    def connect(self) -> None:
+        """Describe the remote, and start the thread that probes an open link.
+
+        A remote that cannot be reached is no error with a fallback: robots are served by it, and the thread compares
+        the remote's contract before its first request. Raises ModelPackageError for a remote of another version, a
+        stateful one, or none at all without a fallback.
+        """
+        try:
+            self._describe(self._packer, _LOAD_S)
+            self.is_verified = True
+        except UplinkError as error:
+            if self.fallback is None:
+                raise ModelPackageError(
+                    f"the remote model {self.link.application!r} does not answer, and the package has no fallback: {error}"
+                ) from error
+            log.warning("the remote model does not answer, so the fallback serves: %s", error)
+            self.breaker.open(f"{_NOT_REACHED}: {error}")
+        threading.Thread(target=self._probe_while_open, name="shmserve-link", daemon=True).start()
+
+    def _describe(self, packer: Packer, timeout_s: float) -> None:
+        """Ask for description and example; raises UplinkError, and ModelPackageError for a remote that cannot be used."""
+        data = self._uplink.ask(DESCRIBE, packer.request(Request(Kind.DESCRIBE)), timeout_s, "describe")
+        try:
+            head, tree = read_reply(data)
+            description = json.loads(tree["description"]) if head.status == Status.OK else None
+        except (MetadataError, ValueError, KeyError, TypeError) as error:
+            raise ModelPackageError(
+                f"{self.link.target} does not speak shmserve's messages, or another version of them: {error}"
+            ) from error
+        if not isinstance(description, dict):
+            raise UplinkError(f"it is not ready: {_error_of(tree)[1]}")
+        if head.version != self.remote_version:
+            raise ModelPackageError(
+                f"the remote model {self.link.application!r} is version {head.version:016x}, and this package links to "
+                f"{self.link.version}: deploy that version, or write the other one into [remote]"
+            )
+        if description.get("stateful"):
+            raise ModelPackageError(
+                f"the remote model {self.link.application!r} is stateful: a replica would have to keep each robot's state. "
+                "Serve a stateful policy on the robot's own machine"
+            )
+        self._description, self._example = description, tree.get("example")
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        """Ask the remote alone, one after the other, as the warm-up does; raises RemoteUnavailable."""
+        found = []
+        for observation in observations:
+            answer = self.ask(observation, Terms(), timeout_ns=int(_LOAD_S * 1e9))
+            if answer.counter != Counter.REMOTE_OK:
+                kind, text = _error_of(answer.tree) if answer.is_final else ("", answer.reason)
+                raise RemoteUnavailable(f"the remote model failed on the example: {kind} {text}".replace("  ", " "))
+            found.append(answer.tree)
+        return found
+
+    def reset(self, client_id: int) -> None:
+        """Do nothing: neither side keeps a state."""
+
+    def example_observation(self) -> Any:
+        return self._example
+
+    def metadata(self) -> dict[str, Any]:
+        return {**self._description.get("metadata", {}), **self._package.metadata}
+
+    # Requests, by the engine's thread
+
+    def ask(self, observation: Any, terms: Terms, *, timeout_ns: int | None = None) -> Answer:
+        """Ask the remote and wait for its answer, no longer than the budget."""
+        prepared = self._prepared(observation, terms, timeout_ns)
+        if isinstance(prepared, Answer):
+            return prepared
+        data, timeout_s = prepared
+        try:
+            return self._read(self._uplink.ask(INFER, data, timeout_s, _tag(terms)), terms.number)
+        except UplinkError as error:
+            return self._missed(error)
+
+    def begin(self, observation: Any, terms: Terms, done: queue.SimpleQueue[Any], key: Any) -> Asked | Answer:
+        """Send a request; `key` is put on `done` when `settle` does not wait. An Answer if it was not sent."""
+        prepared = self._prepared(observation, terms, None)
+        if isinstance(prepared, Answer):
+            return prepared
+        data, timeout_s = prepared
+        try:
+            return Asked(self._uplink.begin(INFER, data, timeout_s, _tag(terms), done, key), terms.number)
+        except UplinkError as error:
+            return self._missed(error)
+
+    def settle(self, asked: Asked) -> Answer:
+        """Return the answer of a request that was sent."""
+        try:
+            return self._read(asked.call.result(), asked.number)
+        except UplinkError as error:
+            return self._missed(error)
+
+    def answer_locally(self, observations: list[Any]) -> list[Any]:
+        """Return the fallback's actions; raises RemoteUnavailable without one, and what its own code raises."""
+        if self.fallback is None or self.fallback_package is None:
+            raise RemoteUnavailable(
+                f"the remote model {self.link.application!r} gave no answer within {self.link.budget_s:g} s"
+                f"{f' ({self.breaker.reason})' if self.breaker.is_open else ''}, and the package has no fallback"
+            )
+        given = observations if self.fallback.takes_numpy else [self._tensors(each) for each in observations]
+        together = self.fallback_package.max_batch if self.fallback.batches else 1
+        found: list[Any] = []
+        for first in range(0, len(given), together):
+            found += self.fallback.infer(given[first : first + together])
+        return found if self._device.type == "cpu" else [_on_host(action) for action in found]
+
+    def _prepared(self, observation: Any, terms: Terms, timeout_ns: int | None) -> tuple[bytes, float] | Answer:
+        if timeout_ns is None:
+            if self.breaker.is_open:
+                return Answer(Counter.REMOTE_OPEN, reason=self.breaker.reason or "")
+            timeout_ns = int(self.link.budget_s * 1e9) - terms.elapsed_ns
+        now_ns = time.monotonic_ns()
+        if terms.deadline_ns:
+            timeout_ns = min(timeout_ns, terms.deadline_ns - now_ns - self.margin_ns)
+        if timeout_ns < _LEAST_NS:
+            return Answer(Counter.REMOTE_LATE, reason="its budget was over before it was sent")
+        head = Request(
+            Kind.INFER,
+            version=self.remote_version,
+            number=terms.number,
+            client=terms.client,
+            budget_ns=timeout_ns,
+            age_ns=max(1, now_ns - terms.capture_ns) if terms.capture_ns else 0,
+            max_age_ns=terms.max_age_ns,
+        )
+        return self._packer.request(head, observation), timeout_ns / 1e9
+
+    def _read(self, data: bytes, number: int) -> Answer:
+        try:
+            head, tree = read_reply(data)
+        except MetadataError as error:
+            return self._unusable(Counter.REMOTE_DOWN, f"it answers what cannot be read: {error}")
+        if head.number != number:
+            return self._unusable(Counter.REMOTE_DOWN, f"it answers request {head.number} instead of {number}")
+        if head.version != self.remote_version:
+            return self._unusable(Counter.REMOTE_MISMATCH, self._other_version(head))
+        if head.status == Status.EXPIRED:
+            self.breaker.missed("its answers are late")
+            return Answer(Counter.REMOTE_LATE, reason="no answer in time")
+        if head.status == Status.OK and tree is not NOTHING:
+            self.breaker.answered()
+            return Answer(Counter.REMOTE_OK, Status.OK, tree)
+        if head.status == Status.STALE:
+            self.breaker.answered()
+            return Answer(Counter.REMOTE_STALE, Status.STALE, None)
+        if head.status in (Status.FAILED, Status.REJECTED):
+            self.breaker.answered()
+            return Answer(Counter.REMOTE_FAILED, head.status, _error_of(tree))
+        return self._unusable(Counter.REMOTE_DOWN, f"it answers status {head.status}")
+
+    def _missed(self, error: UplinkError) -> Answer:
+        if isinstance(error, UplinkLate):
+            self.breaker.missed("its answers are late")
+            return Answer(Counter.REMOTE_LATE, reason=str(error))
+        if isinstance(error, UplinkBusy):
+            self.breaker.missed("it is busy")
+            return Answer(Counter.REMOTE_BUSY, reason=str(error))
+        return self._unusable(Counter.REMOTE_DOWN, str(error))
+
+    def _unusable(self, counter: Counter, reason: str) -> Answer:
+        self.breaker.open(reason)
+        return Answer(counter, reason=reason)
+
+    def _other_version(self, head: Reply) -> str:
+        return f"version {head.version:016x} answers, and this package links to {self.link.version}"
+
+    def _tensors(self, tree: Any) -> Any:
+        kind = type(tree)
+        if kind is dict:
+            return {key: self._tensors(value) for key, value in tree.items()}
+        if kind in (list, tuple):
+            return kind(self._tensors(value) for value in tree)
+        if kind is np.ndarray:
+            return torch.from_numpy(tree if tree.flags.writeable else tree.copy()).to(self._device)
+        return tree
+
+    # The open link, by its thread
+
+    def _probe_while_open(self) -> None:
+        packer = Packer("observation")
+        while True:
+            self.breaker.opened.wait()
+            time.sleep(self.link.probe_s)
+            try:
+                reason = self._probe(packer) if self.is_verified else self._verify(packer)
+            except Exception as error:  # noqa: BLE001  whatever it is, the next probe is made
+                reason = f"a probe failed: {type(error).__name__}: {error}"
+            if reason is not None:
+                self.breaker.open(reason)
+            if self.breaker.probed(reason is None):
+                log.info("the remote model answers again; its requests are sent to it")
+
+    def _probe(self, packer: Packer) -> str | None:
+        """Ask whether the remote is there; return why it cannot be used, or None."""
+        request = packer.request(Request(Kind.PROBE, version=self.remote_version))
+        try:
+            head, tree = read_reply(self._uplink.ask(DESCRIBE, request, self.link.budget_s, "probe"))
+        except (UplinkError, MetadataError) as error:
+            return str(error)
+        if head.version != self.remote_version:
+            return self._other_version(head)
+        return None if head.status == Status.OK else _error_of(tree)[1]
+
+    def _verify(self, packer: Packer) -> str | None:
+        """Do what `connect` could not, before the first request; return why the remote cannot be used, or None."""
+        try:
+            self._describe(packer, _LOAD_S)
+            request = packer.request(Request(Kind.INFER, version=self.remote_version), self._example)
+            head, action = read_reply(self._uplink.ask(INFER, request, _LOAD_S, "verify"))
+        except (UplinkError, ModelPackageError, MetadataError) as error:
+            return f"{_NOT_REACHED}: {error}"
+        if head.status != Status.OK:
+            return f"it fails on its own example: {_error_of(action)[1]}"
+        if differences := contract_differences(self.expected, contract_of(self._example, action)):
+            return f"its contract is not the fallback's (fallback -> remote): {'; '.join(differences)}"
+        self.is_verified = True
+        return None
+
+    # What is reported
+
+    def change(self) -> dict[str, Any] | None:
+        """Return the link's state for the status if it is another one than this returned last; log a change."""
+        reason = self.breaker.reason
+        if reason == self._reported:
+            return None
+        if reason is not None and (self._told is None or self._told.partition(":")[0] != reason.partition(":")[0]):
+            log.warning("the remote model is not asked: %s", reason)
+        self._reported = self._told = reason
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """Return the link as `shmserve-admin status --json` shows it."""
+        reason, link = self.breaker.reason, self.link
+        return {
+            "target": link.target,
+            "application": link.application,
+            "version": link.version,
+            "budget_s": link.budget_s,
+            "fallback_version": None if self.fallback is None else f"{self.fallback_version:016x}",
+            "source": "remote" if reason is None else "none" if self.fallback is None else "fallback",
+            "reason": None if reason is None else shortened(reason, _TEXT_CHARACTERS),
+        }
+
+
+def _tag(terms: Terms) -> str:
+    return f"{terms.client}/{terms.number}"
+
+
+def _error_of(tree: Any) -> tuple[str, str]:
+    kind, text = tree if isinstance(tree, tuple) else ("RemoteError", "the remote says nothing more")
+    return kind[:_TYPE_CHARACTERS], shortened(text, _TEXT_CHARACTERS)
+
+
+def _on_host(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.cpu()
+    if type(tree) is dict:
+        return {key: _on_host(value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_on_host(value) for value in tree)
+    return tree
