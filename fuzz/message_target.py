@@ -43,7 +43,7 @@ def seeds() -> list[bytes]:
     found += [packer.reply(Reply(Status.FAILED), ("ValueError", "no")), packer.reply(Reply(Status.EXPIRED))]
     for tree in TREES:
         try:
-            found.append(packer.request(Request(Kind.INFER, 1, 7, 64, 2, 80_000_000, 5_000_000, 9), tree))
+            found.append(packer.request(Request(Kind.INFER, 0, 7, 64, 2, 80_000_000, 5_000_000, 9), tree))
             found.append(packer.reply(Reply(Status.OK, 0, 7, 64, 1000, 2000), tree))
         except (RequestRejected, MessageError):
             continue

@@ -99,7 +99,7 @@ class Request(NamedTuple):
     """Head of a request, without what the message itself determines."""
 
     kind: int
-    flags: int = 0  # 1: the observation has the entries of real-time chunking
+    flags: int = 0  # none yet
     version: int = 0  # the first 8 bytes of the content address that must answer; 0: any
     number: int = 0  # the sender's; the reply names it
     client: int = 0  # of the sender's service
@@ -119,8 +119,6 @@ class Reply(NamedTuple):
     infer_ns: int = 0
 
 
-#: Bits of a request's flags.
-REAL_TIME_CHUNKING: Final = 1
 #: In place of a tree: the message has none. (None is a tree.)
 NOTHING: Final = object()
 
@@ -179,7 +177,7 @@ def read_request(data: bytes) -> tuple[Request, Any]:
         raise MessageError(f"a request of unknown kind {request.kind}")
     if (request.kind == Kind.INFER) != (tree is not NOTHING):
         raise MessageError(f"a request of kind {request.kind} {'without' if tree is NOTHING else 'with'} a tree")
-    if request.flags & ~REAL_TIME_CHUNKING:
+    if request.flags:
         raise MessageError(f"a request with unknown flags {request.flags:#x}")
     return request, tree
 

@@ -26,6 +26,7 @@ from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .export import export
 from .monitor import clients, metrics, top
 from .record import record
+from .remote import remote
 from .replay import replay
 from .settings import config, reload
 from .signing import generate_key, sign
@@ -64,7 +65,21 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, completion, config, export, generate_key, metrics, record, reload, replay, sign, top):
+for command in (
+    bench,
+    clients,
+    completion,
+    config,
+    export,
+    generate_key,
+    metrics,
+    record,
+    reload,
+    remote,
+    replay,
+    sign,
+    top,
+):
     main.add_command(command)
 
 

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from shmserve.contract import contract_differences, contract_of
@@ -23,6 +22,7 @@ from shmserve.shortened import shortened
 from ...ipc.stats import Counter
 from ...packages.package import ModelPackage
 from ...packages.remote_link import RemoteLink
+from .host_arrays import on_host, tensors_of
 from .link_breaker import LinkBreaker
 from .model import Model, PerClient
 from .uplink import DESCRIBE, INFER, Call, GrpcUplink, Uplink, UplinkBusy, UplinkError, UplinkLate
@@ -230,12 +230,12 @@ class RemoteModel:
                 f"the remote model {self.link.application!r} gave no answer within {self.link.budget_s:g} s"
                 f"{f' ({self.breaker.reason})' if self.breaker.is_open else ''}, and the package has no fallback"
             )
-        given = observations if self.fallback.takes_numpy else [self._tensors(each) for each in observations]
+        given = observations if self.fallback.takes_numpy else [tensors_of(each, self._device) for each in observations]
         together = self.fallback_package.max_batch if self.fallback.batches else 1
         found: list[Any] = []
         for first in range(0, len(given), together):
             found += self.fallback.infer(given[first : first + together])
-        return found if self._device.type == "cpu" else [_on_host(action) for action in found]
+        return found if self._device.type == "cpu" else [on_host(action) for action in found]
 
     def _prepared(self, observation: Any, terms: Terms, timeout_ns: int | None) -> tuple[bytes, float] | Answer:
         if timeout_ns is None:
@@ -296,16 +296,6 @@ class RemoteModel:
 
     def _other_version(self, head: Reply) -> str:
         return f"version {head.version:016x} answers, and this package links to {self.link.version}"
-
-    def _tensors(self, tree: Any) -> Any:
-        kind = type(tree)
-        if kind is dict:
-            return {key: self._tensors(value) for key, value in tree.items()}
-        if kind in (list, tuple):
-            return kind(self._tensors(value) for value in tree)
-        if kind is np.ndarray:
-            return torch.from_numpy(tree if tree.flags.writeable else tree.copy()).to(self._device)
-        return tree
 
     # The open link, by its thread
 
@@ -382,13 +372,3 @@ def _tag(terms: Terms) -> str:
 def _error_of(tree: Any) -> tuple[str, str]:
     kind, text = tree if isinstance(tree, tuple) else ("RemoteError", "the remote says nothing more")
     return kind[:_TYPE_CHARACTERS], shortened(text, _TEXT_CHARACTERS)
-
-
-def _on_host(tree: Any) -> Any:
-    if isinstance(tree, torch.Tensor):
-        return tree.cpu()
-    if type(tree) is dict:
-        return {key: _on_host(value) for key, value in tree.items()}
-    if type(tree) in (list, tuple):
-        return type(tree)(_on_host(value) for value in tree)
-    return tree

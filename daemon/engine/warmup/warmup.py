@@ -23,6 +23,7 @@ from shmserve.schema import Schema
 from ...packages.package import ModelPackage
 from ..channel.staging import Staging, aligned_bytes
 from ..models.example_files import read_recorded
+from ..models.host_arrays import on_host
 from ..models.model import Model, PerClient
 from ..models.range_checks import RangeChecks
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
@@ -72,10 +73,10 @@ class _ArraysOf(Protocol):
 
 
 class HostStaging(Staging):
-    """Staging for a model that takes its arrays on the host."""
+    """Staging for a model that takes its arrays on the host, or gets copies of them by ordinary means."""
 
     def settle(self, action: Any) -> Any:
-        return action
+        return on_host(action)
 
 
 def warm_up(

@@ -62,6 +62,8 @@ CASES: dict[str, Case] = {
     "export": Case(
         ["{recording}"], ["{recording}", "--mcap", "{tmp}/a.mcap"], ["{text}", "--mcap", "{tmp}/b.mcap"], asks=False
     ),
+    # What it does needs Ray: tests/ray.
+    "remote": Case(["deploy"], None, ["deploy", "{absent}"], asks=False),
     "update-model": Case([], ["{other}"], ["{absent}"]),
     "versions": Case(_NONSENSE, []),
     "rollback": Case(["one", "two"], [], ["ffff"]),

@@ -245,7 +245,7 @@ def test_several_robots_are_asked_for_at_once_and_a_late_one_delays_no_other(ser
 
 
 def test_the_metrics_count_the_answers(service: Service) -> None:
-    command = [SHMSERVED.with_name("shmserve-admin"), "--name", service.daemon.name]
+    command: list[Any] = [SHMSERVED.with_name("shmserve-admin"), "--name", service.daemon.name]
     command += ["--runtime-dir", service.daemon.runtime_dir]
 
     text = subprocess.run([*command, "metrics"], capture_output=True, text=True, timeout=60, check=True).stdout

@@ -32,7 +32,7 @@ from tests.support.trees import assert_same, trees
 
 pytestmark = pytest.mark.pure_too
 
-_ASK = Request(Kind.INFER, 1, (1 << 64) - 1, 0xC5, 3, 80_000_000, 4_000_000, 9)
+_ASK = Request(Kind.INFER, 0, (1 << 64) - 1, 0xC5, 3, 80_000_000, 4_000_000, 9)
 _TREE = {"state": np.arange(3, dtype=np.float32), "task": "pick", "step": 7}
 
 
