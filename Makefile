@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
+RAY_VENV := .venv-ray
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
@@ -20,7 +21,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu test-ray libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -64,7 +65,7 @@ run-tests: $(VENV)/installed
 UPDATES ?= 1000
 test-all: $(VENV)/installed  ## run every test in its long form, the second passes and the coverage (two hours)
 	@$(MAKE) --no-print-directory lint
-	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(TESTS) --numprocesses 2 -m "long or not long"
+	@SHMSERVE_TEST_UPDATES=$(UPDATES) $(TESTS) --numprocesses 2 -m "not ray"
 	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) --numprocesses 2 -m "sealed_too"
 	@SHMSERVE_PURE=1 $(TESTS) --numprocesses 2 -m "pure_too"
 	@$(MAKE) --no-print-directory coverage
@@ -99,6 +100,18 @@ bench-check: $(BENCH_VENV)/installed  ## compare the ratios of a short run with 
 test-gpu:  ## run the tests that need a GPU, and those around them; installs nothing
 	@$(PYTHON) tests/gpu/on_gpu.py test $(TEST)
 
+# Its own environment: Ray has 1 GB of packages. Without a network, because Ray listens on every address that it finds; in
+# a namespace of processes, so that nothing of it is left; with its token in a home of its own.
+$(RAY_VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*) $(NO_CORE)
+	@$(PYTHON) -m venv $(RAY_VENV)
+	@$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check $(TORCH)
+	@$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
+	@touch $@
+
+test-ray: $(RAY_VENV)/installed  ## run the tests with a real Ray cluster on this machine (five minutes)
+	@HOME=$$(mktemp -d) unshare $(if $(filter 0,$(shell id -u)),,--map-root-user) --net --pid --fork --kill-child --mount-proc \
+		sh -c 'ip link set lo up && exec $(RAY_VENV)/bin/python -m pytest -m ray -p no:cacheprovider tests/ray $(TEST)'
+
 # make bench-gpu BENCH="--seconds 10" for the long form.
 bench-gpu:  ## measure on a GPU; see docs/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
@@ -132,4 +145,4 @@ install-libshmserve:  ## install the C library, its header, and what pkg-config 
 	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
 clean:  ## remove what these made
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(BENCH_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

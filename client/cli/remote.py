@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,9 @@ def remote(
 
 def _scale() -> Any:
     """Import what deploys, which needs Ray and the daemon's side: the client's side stays free of both."""
+    # A cluster takes only who has its token. Ray itself looks for one when it starts a cluster, not when it joins one.
+    if "RAY_AUTH_MODE" not in os.environ and (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_MODE"] = "token"
     try:
         return importlib.import_module("shmserve.scale.deploy")
     except ImportError as error:

@@ -31,7 +31,9 @@ def doubled(observation: Any) -> Any:
 class StandInUplink:
     """Serves one version of one model; a test changes the attributes while it runs."""
 
-    def __init__(self, path: Path, version: str, model: Callable[[Any], Any] = doubled) -> None:
+    def __init__(self, path: Path, version: str, model: Callable[[Any], Any] = doubled, *, port: int = 0) -> None:
+        """Listen on `path`, and on this port of 127.0.0.1 unless it is 0."""
+        self._port = port
         self.target = f"unix://{path}"
         self.version = int(version, 16)
         self.model = model
@@ -57,6 +59,8 @@ class StandInUplink:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("shmserve.Model", handlers),))
         server.add_insecure_port(self.target)
+        if self._port:
+            server.add_insecure_port(f"127.0.0.1:{self._port}")
         server.start()
         self._server = server
         return self

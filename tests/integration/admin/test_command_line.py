@@ -80,7 +80,7 @@ def completions(words: str, **variables: str) -> list[str]:
 
 
 def test_a_shell_completes_commands_options_and_names_of_services(echo: Daemon) -> None:
-    assert completions("shmserve-admin re") == ["record", "reload", "replay"]
+    assert completions("shmserve-admin re") == ["record", "reload", "remote", "replay"]
     assert "--buffer-mib" in completions("shmserve-admin record --b")
     assert completions("shmserve-admin --name ", SHMSERVE_RUNTIME_DIR=str(echo.runtime_dir)) == [echo.name]
 
