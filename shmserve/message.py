@@ -40,7 +40,7 @@ from .layout import CACHE_LINE, MAX_METADATA_BYTES, Words, aligned
 from .metadata import MetadataError
 from .protocol import Status
 
-#: Moves with every change of the head, of the codec or of a meaning; there is no negotiation.
+#: Moves with every change of the head, of the codec or of a meaning; peers do not negotiate.
 MESSAGE_VERSION: Final = 1
 #: Of a whole message. gRPC has a limit of 4 MiB unless both sides set another one: both set this.
 MAX_MESSAGE_BYTES: Final = 64 << 20

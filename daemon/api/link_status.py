@@ -1,4 +1,4 @@
-"""What the status and the metrics show of a link to a model on another machine."""
+"""Status and metrics of a link to a model on another machine."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _LONGEST_S = 10.0
 _MOST_IN_A_ROW = 100
 _VERSION = re.compile(r"[0-9a-f]{16}")
 _PAGE = "docs/remote.md, The proxy on the robot"
-#: Requests of different robots that are on their way at once, each in a call of its own.
+#: Requests of different robots that are on their way at once, each in a separate call.
 _MAX_BATCH = 16
 
 

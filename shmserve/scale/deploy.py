@@ -50,7 +50,7 @@ def connect(address: str) -> None:
 
 
 def application_name(package: ModelPackage) -> str:
-    """Return NAME-VERSION8: each version is an application of its own, so that an update replaces no replica."""
+    """Return NAME-VERSION8: each version is a separate application, so that an update replaces no replica."""
     return f"{_NAME.sub('-', package.name).strip('-') or 'model'}-{package.version[:_VERSION_DIGITS]}"
 
 
@@ -73,7 +73,7 @@ def deploy(
     report(f"{name}: {replicas} replicas are started")
     try:
         running = application(path, replicas=replicas, device=device, ray_actor_options=options)
-        # A prefix of its own, because Serve's proxy knows only applications that have one.
+        # A separate prefix, because Serve's proxy knows only applications that have one.
         serve.run(running, name=name, route_prefix=f"/{name}")
     except RuntimeError as error:
         serve.delete(name)

@@ -41,7 +41,7 @@ class ModelDeployment:
         from .replica import Replica  # torch, on the cluster alone
 
         self._replica = Replica(Path(path), device, version=version)
-        # The model has a thread of its own, so that probes are answered while it runs.
+        # The model has a separate thread, so that probes are answered while it runs.
         self._thread = ThreadPoolExecutor(1, "shmserve-model")
         self._batched.set_max_batch_size(self._replica.max_batch)
 

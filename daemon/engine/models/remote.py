@@ -43,7 +43,7 @@ class RemoteUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Terms:
-    """What the remote is told about a request, and what limits the wait for it."""
+    """Facts of a request for the remote, and the limits of the wait for it."""
 
     client: int = 0
     number: int = 0
@@ -112,7 +112,7 @@ class RemoteModel:
         #: Of the answers of each.
         self.remote_version = int(self.link.version, 16)
         self.fallback_version = 0 if fallback_package is None else int(fallback_package.version, 16)
-        #: How long the fallback needs; so much before a request's deadline the remote is given up.
+        #: Duration of the fallback; that long before a request's deadline the engine gives the remote up.
         self.margin_ns = 0
         #: The contract that the remote must keep, if it was not compared when the package was loaded.
         self.expected: dict[str, Any] | None = None
@@ -132,7 +132,7 @@ class RemoteModel:
     def connect(self) -> None:
         """Describe the remote, and start the thread that probes an open link.
 
-        A remote that cannot be reached is no error with a fallback: robots are served by it, and the thread compares
+        With a fallback, a remote that cannot be reached is not an error: the fallback serves the robots, and the thread compares
         the remote's contract before its first request. Raises ModelPackageError for a remote of another version, a
         stateful one, or none at all without a fallback.
         """
@@ -339,7 +339,7 @@ class RemoteModel:
         self.is_verified = True
         return None
 
-    # What is reported
+    # Reports
 
     def change(self) -> dict[str, Any] | None:
         """Return the link's state for the status if it is another one than this returned last; log a change."""

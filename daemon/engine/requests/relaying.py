@@ -1,4 +1,4 @@
-"""Serving of a link: each request goes to the remote model in a call of its own, and to the fallback if that does not answer."""
+"""Serving of a link: each request goes to the remote model in a separate call, and to the fallback if that does not answer."""
 
 from __future__ import annotations
 
