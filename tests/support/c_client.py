@@ -90,6 +90,7 @@ class CReply(ctypes.Structure):
         ("in_place", _u32),
         ("stateful", _u32),
         ("attempts", _u32),
+        ("source", _u32),
         ("model_version", _u64),
         ("queued_ns", _u64),
         ("staged_ns", _u64),

@@ -124,7 +124,9 @@ class Policy:
 """
 
 
-def link_package(folder: Path, uplink_target: str, version: str, *, local: str | None = LOCAL, **keys: Any) -> Path:
+def link_package(
+    folder: Path, uplink_target: str, version: str, *, local: str | None = LOCAL, checks: str = "", **keys: Any
+) -> Path:
     """Write a link to `version` with a policy inside that answers with the negative state; `keys` of [remote]."""
     folder.mkdir(parents=True)
     table: dict[str, Any] = {"target": uplink_target, "application": "double", "version": version, **keys}
@@ -133,5 +135,7 @@ def link_package(folder: Path, uplink_target: str, version: str, *, local: str |
         (folder / "local").mkdir()
         (folder / "local" / "policy.py").write_text(local)
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
-    (folder / "model.toml").write_text("\n".join(['[model]\nname = "link"\nformat = "remote"', "[remote]", *lines]))
+    (folder / "model.toml").write_text(
+        "\n".join(['[model]\nname = "link"\nformat = "remote"', "[remote]", *lines, checks])
+    )
     return folder

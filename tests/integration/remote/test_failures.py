@@ -14,6 +14,8 @@ import pytest
 from shmserve.client import Reply, ShmClient
 from shmserve.errors import InferenceFailed, ObservationStale, RequestRejected
 from shmserve.message import REPLY_HEAD
+from tests.support.c_client import CClient
+from tests.support.c_library import library
 from tests.support.daemon_process import SHMSERVED, Daemon, wait_until
 from tests.support.stand_in_uplink import StandInUplink, link_package
 
@@ -54,7 +56,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("remote")
     with StandInUplink(folder / "uplink.sock", VERSION) as uplink:
         keys: dict[str, Any] = {"budget_s": BUDGET_S, "probe_s": 0.05, "open_after": 2, "recover_after": 2}
-        package = link_package(folder / "link", uplink.target, VERSION, **keys)
+        checks = "[checks.action.action]\nmin = -1e6\nmax = 1e6\non_violation = 'clamp'"
+        package = link_package(folder / "link", uplink.target, VERSION, checks=checks, **keys)
         with Daemon(package) as daemon, daemon.client() as client:
             yield Service(uplink, daemon, client)
 
@@ -88,6 +91,15 @@ def test_the_remote_is_told_what_it_needs_to_drop_a_request(service: Service) ->
     assert reply.request_id == told.number and told.version == int(VERSION, 16)
     assert 0 < told.budget_ns <= BUDGET_S * 1e9
     assert told.age_ns >= 0.5e9 and told.max_age_ns == 20e9
+
+
+def test_an_action_of_either_model_is_checked_on_the_robot(service: Service) -> None:
+    remote = service.ask(state=7e5)
+    service.uplink.refuses = grpc.StatusCode.UNAVAILABLE
+    local = service.ask(state=2e6)
+
+    assert (remote.source, remote.clamped, remote.action["action"][0]) == ("remote", True, 1e6)
+    assert (local.source, local.clamped, local.action["action"][0]) == ("fallback", True, -1e6)
 
 
 def test_a_late_answer_is_the_fallbacks_and_is_never_delivered(service: Service) -> None:
@@ -242,6 +254,19 @@ def test_several_robots_are_asked_for_at_once_and_a_late_one_delays_no_other(ser
 
     assert results in ([2.0, 4.0, 6.0, 8.0], [-1.0, 4.0, 6.0, 8.0])
     assert len(service.uplink.requests) == number + 4
+
+
+def test_a_c_client_is_told_which_model_answered(service: Service) -> None:
+    library()
+    with CClient.of(service.daemon) as robot:
+        sources = []
+        for refuses in (None, grpc.StatusCode.UNAVAILABLE):
+            service.uplink.refuses = refuses
+            sequence = robot.submit({"state": np.ones(3, np.float32)})
+            sources.append(robot.head(sequence).source)
+            robot.release(sequence)
+
+    assert sources == [1, 2]
 
 
 def test_the_metrics_count_the_answers(service: Service) -> None:
