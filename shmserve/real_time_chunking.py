@@ -18,6 +18,20 @@ LEFT_OVER: Final = "prev_chunk_left_over"
 ENTRIES: Final = (INFERENCE_DELAY, LEFT_OVER)
 
 
+def delivered(observation: Any, *, is_declared: bool) -> Any:
+    """Return an observation with these entries as the policy gets it: without them if it does not declare them, or no row is left.
+
+    >>> delivered({"state": 1, "inference_delay": 3, "prev_chunk_left_over": [0.5]}, is_declared=True)
+    {'state': 1, 'inference_delay': 3, 'prev_chunk_left_over': [0.5]}
+    """
+    if is_declared and type(observation) is dict:
+        # A program in C++ declares one structure, with no rows where nothing is to be continued.
+        rows = getattr(observation.get(LEFT_OVER), "shape", ())
+        if tuple(rows[:1]) != (0,):
+            return observation
+    return without_entries(observation)
+
+
 def without_entries(observation: Any) -> Any:
     """Return an observation without the entries of real-time chunking: a copy, or itself if it is not a dict.
 

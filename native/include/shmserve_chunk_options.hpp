@@ -26,8 +26,6 @@ enum class Fallback {
     raise        /* Status::no_fresh_action; nothing is thrown */
 };
 
-enum class Source { chunk, overrun, hold, repeat_last, zero };
-
 /* How the rows of the previous and of the next chunk for one step combine when the next one takes over. */
 enum class Aggregate {
     latest,           /* the next one's */
@@ -50,7 +48,10 @@ struct ChunkOptions {
     std::optional<std::uint32_t> prefetch;
     std::uint32_t overrun_steps = 0; /* further rows to execute while the next chunk is late */
     Aggregate aggregate = Aggregate::latest;
-    std::uint32_t chunk_rows = 0;            /* rows of a chunk that are kept, where an aggregate needs more than steps */
+    std::uint32_t chunk_rows = 0; /* rows of a chunk that are kept, where more than steps + overrun_steps are needed */
+    /* The structure has the entries `inference_delay`, an integer, and `prev_chunk_left_over`, an array of T with the
+     * shape {any_count, width}, which ActionChunks fills for a policy that declares real-time chunking. */
+    bool real_time_chunking = false;
     const char *actions = "actions";         /* the path of the chunk in the model's result: an array, the rows first */
 };
 
@@ -78,8 +79,9 @@ inline const char *fault_of(const ChunkOptions &options, bool has_function = fal
         return "Fallback::repeat_last needs max_age_ns, and no other fallback takes it";
     if ((options.aggregate == Aggregate::own) != has_function)
         return "Aggregate::own needs a function, and no other aggregate takes one";
-    if (options.aggregate != Aggregate::latest && options.chunk_rows <= options.steps)
-        return "an aggregate needs chunk_rows, the rows of a chunk: those after `steps` are what two chunks have in common";
+    if ((options.aggregate != Aggregate::latest || options.real_time_chunking) && options.chunk_rows <= options.steps)
+        return "an aggregate or real_time_chunking needs chunk_rows, the rows of a chunk, more than steps: those after "
+               "`steps` are what two chunks have in common";
     return nullptr;
 }
 
@@ -107,6 +109,8 @@ class ChunkDelay {
     }
     void begin_connection() noexcept { is_known_ = false; }
     std::int64_t rows() const noexcept { return rows_; }
+    /* 0 until a chunk has arrived that counts. */
+    std::int64_t measured_rows() const noexcept { return count_ == 0 ? 0 : rows_; }
 
   private:
     std::array<std::int64_t, 32> recent_{};

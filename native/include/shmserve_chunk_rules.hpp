@@ -9,6 +9,7 @@
 #define SHMSERVE_CHUNK_RULES_HPP
 
 #include <shmserve_chunk_options.hpp>
+#include <shmserve_chunk_step.hpp>
 #include <shmserve_result.hpp>
 #include <shmserve_span.hpp>
 
@@ -23,40 +24,6 @@
 #include <vector>
 
 namespace shmserve {
-
-/* The action of one control step, and its provenance. */
-template <class T> struct ActionStep {
-    span<const T> action; /* `width` values, until the next step */
-    bool fresh;           /* the policy's action for this very step; false: an overrun row or the fallback */
-    Source source;
-    std::uint64_t version; /* of the model that computed it; 0 for Source::zero */
-    std::uint64_t chunk;   /* chunks count from 1 */
-    std::int64_t index;    /* the row in the chunk; -1 for Source::zero */
-    std::int64_t age_ns;   /* since the observation behind it was captured */
-    Status error;          /* of the latest request; ok if it succeeded */
-};
-
-/* Counts of steps and chunks. */
-struct ChunkStats {
-    std::uint64_t fresh = 0;       /* steps with the policy's action for them */
-    std::uint64_t overrun = 0;     /* steps with a row beyond `steps`, while the next chunk was late */
-    std::uint64_t fallback = 0;    /* steps with the fallback's action */
-    std::uint64_t raised = 0;      /* steps without one */
-    std::uint64_t skipped = 0;     /* rows whose time had passed */
-    std::uint64_t chunks = 0;      /* chunks that arrived */
-    std::uint64_t late_chunks = 0; /* of these, those that arrived after the time of their last row */
-    std::uint64_t version_changes = 0;
-    std::uint64_t errors = 0; /* requests that failed */
-};
-
-/* The reply to the request in flight, as a Port gives it; valid until Port::release. */
-template <class T> struct ChunkReply {
-    Status status = Status::ok;
-    const char *text = "";   /* of a failure */
-    const T *rows = nullptr; /* `count` rows of `width` values */
-    std::uint64_t count = 0;
-    std::uint64_t version = 0;
-};
 
 namespace detail {
 
@@ -187,7 +154,8 @@ template <class T, class Port> class BasicActionChunks {
             return {};
         }
         std::uint64_t useful_ns = executable_ * options_.period_ns;
-        Result<void> sent = port_.submit(observe, terms.sizes, capture_ns, useful_ns);
+        Result<void> sent =
+            port_.submit(observe, terms.sizes, capture_ns, useful_ns, row < 0 ? Continuation<T>{} : rest(row, capture_ns));
         if (sent) {
             in_flight_ = true;
             capture_ns_ = capture_ns;
@@ -200,6 +168,20 @@ template <class T, class Port> class BasicActionChunks {
         else
             return sent; /* a fault of this very observation: the caller's to correct */
         return {};
+    }
+
+    /* The rest of the current chunk; `row` is the one for now. */
+    Continuation<T> rest(std::int64_t row, std::uint64_t capture_ns) noexcept
+    {
+        std::int64_t since = options_.period_ns == 0
+                                 ? 0
+                                 : detail::row_due(static_cast<std::int64_t>(port_.now_ns() - capture_ns),
+                                                   static_cast<std::int64_t>(options_.period_ns));
+        std::int64_t start = std::max<std::int64_t>(0, row - since);
+        /* The next chunk takes over after `steps` rows, or when it arrives; no row is executed beyond `count`. */
+        std::int64_t until = std::max(static_cast<std::int64_t>(options_.steps) - start, delay_.measured_rows());
+        return {row_of(current_, start), static_cast<std::uint64_t>(current_.total - start),
+                std::min(until, current_.count - start)};
     }
 
     /* Announce that the next step requests a chunk. */

@@ -21,6 +21,7 @@ import pytest
 
 from shmserve.client import action_chunks
 from shmserve.client.action_chunks import ActionChunks
+from shmserve.client.chunk_continuation import Continuation
 from shmserve.errors import (
     ClientEvicted,
     ContractMismatch,
@@ -90,6 +91,14 @@ class _Policy(Policy):
         self.connection = (0, 0, 0)
         self.connect_count = self.expects = 0
         self.is_away = False
+        self.left_over = self.delays = 0
+
+    def _submit_continued(self, observation: Any, **_: Any) -> Request:
+        request = self.submit(observation)
+        rows = len(observation["prev_chunk_left_over"])
+        self.left_over += rows
+        self.delays += observation["inference_delay"] * rows
+        return request
 
     def submit(self, observation: Any, **_: Any) -> Request:
         latency_ns, reply, version, count, submit = self.next
@@ -158,6 +167,9 @@ class _World:
             clock=self.clock,
         )
         self.chunks._connected = connected
+        # C++ knows from the structure of its observation what the policy takes.
+        monkeypatch.setattr(Continuation, "applies_to", lambda self, chunk: True)
+        monkeypatch.setattr(Continuation, "knows", lambda self, version: True)
 
     def step(self, now_ns: int, capture_ns: int) -> str:
         self.clock.ns = max(self.clock.ns, now_ns)
@@ -184,7 +196,8 @@ class _World:
         stats, policy = self.chunks.stats(), self.policy
         counts = [getattr(stats, name) for name in stats.__dataclass_fields__]
         cancels = sum(request.cancelled for request in policy.requests)
-        counts += [len(policy.requests), policy.expects, cancels, policy.resets, policy.connect_count, self.clock.ns]
+        counts += [len(policy.requests), policy.expects, cancels, policy.resets, policy.connect_count]
+        counts += [policy.left_over, policy.delays, self.clock.ns]
         counts.append(self.chunks.lead)
         return " ".join(map(str, counts))
 

@@ -18,7 +18,7 @@ from typing import Any
 from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
-from shmserve.real_time_chunking import without_entries
+from shmserve.real_time_chunking import delivered
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 from shmserve.shortened import shortened
@@ -208,8 +208,8 @@ class DeviceServing(Serving):
                 item.observation = staging.observation(schema, slot, head.payload_bytes, in_place=False, pickled=True)
             else:
                 item.observation = self._placed(item, schema, slot.payload)
-            if not self._real_time_chunking and head.flags & Flag.REAL_TIME_CHUNKING:
-                item.observation = without_entries(item.observation)
+            if head.flags & Flag.REAL_TIME_CHUNKING:
+                item.observation = delivered(item.observation, is_declared=self._real_time_chunking)
         except (MetadataError, RequestRejected) as error:
             self._reject(state, head, error, item.queued_ns, began_ns)
             return False

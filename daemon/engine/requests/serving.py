@@ -11,7 +11,7 @@ from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
-from shmserve.real_time_chunking import without_entries
+from shmserve.real_time_chunking import delivered
 from shmserve.ring import RequestHead
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
@@ -209,8 +209,8 @@ class Serving:
             log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
             self._reject(state, head, error, queued_ns, taken_ns)
             return None
-        if not self._real_time_chunking and head.flags & Flag.REAL_TIME_CHUNKING:
-            observation = without_entries(observation)
+        if head.flags & Flag.REAL_TIME_CHUNKING:
+            observation = delivered(observation, is_declared=self._real_time_chunking)
         clamped = False
         if self._observations is not None:
             try:

@@ -25,6 +25,7 @@ struct World {
     std::uint64_t connect_ns = 0;
     int connect = 0, unreachable = 0;
     bool connected = true;
+    std::uint64_t left_over = 0, delays = 0;
     std::uint64_t requests = 0, expects = 0, cancels = 0, resets = 0, connects = 0;
 };
 
@@ -37,10 +38,13 @@ class ScriptedPort {
     const char *text() const { return "scripted"; }
 
     template <class Observe>
-    shmserve::Result<void> submit(Observe &observe, shmserve::span<const std::uint64_t>, std::uint64_t, std::uint64_t)
+    shmserve::Result<void> submit(Observe &observe, shmserve::span<const std::uint64_t>, std::uint64_t, std::uint64_t,
+                                  const shmserve::Continuation<float> &rest)
     {
         if (world_->submit != 0)
             return shmserve::Error{static_cast<Status>(world_->submit), "scripted"};
+        world_->left_over += rest.count;
+        world_->delays += static_cast<std::uint64_t>(rest.delay) * rest.count;
         observe(*this);
         ready_ns_ = world_->now_ns + world_->latency_ns;
         reply_.status = static_cast<Status>(world_->reply);
@@ -190,7 +194,8 @@ int main()
             const shmserve::ChunkStats &counts = chunks->stats();
             for (std::uint64_t count : {counts.fresh, counts.overrun, counts.fallback, counts.raised, counts.skipped,
                                         counts.chunks, counts.late_chunks, counts.version_changes, counts.errors,
-                                        world.requests, world.expects, world.cancels, world.resets, world.connects})
+                                        world.requests, world.expects, world.cancels, world.resets, world.connects,
+                                        world.left_over, world.delays})
                 std::printf("%" PRIu64 " ", count);
             std::printf("%" PRIu64 " %" PRIu32 "\n", world.now_ns, chunks->lead());
         }

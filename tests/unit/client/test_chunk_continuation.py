@@ -23,12 +23,14 @@ class Continuing(Policy):
         self.flagged: list[bool] = []
         self.described = 0
         self.unready = False
+        self.updated = ""  # a version that serves by now, though the last reply was another's
 
     def describe(self, *, timeout: float | None = None) -> dict[str, Any]:
         self.described += 1
         if self.unready:
             raise ServiceUnavailable("no model ready")
-        return {"version": self.version, "real_time_chunking": self.declares.get(self.version, False)}
+        version = self.updated or self.version
+        return {"version": version, "real_time_chunking": self.declares.get(version, False)}
 
     def submit(self, observation: Any, **options: Any) -> Request:
         self.flagged.append(False)
@@ -109,6 +111,28 @@ def test_the_delay_is_the_first_row_that_is_executed_of_the_reply(
     }
 
 
+@pytest.mark.parametrize(
+    ("latencies_ms", "settings", "told"),
+    [
+        # Each chunk arrives for its last executable row, number 5, and the next one is five rows away.
+        ([0.0, *[100.0] * 20], {"steps": 4, "overrun_steps": 2, "prefetch": 1}, 1),
+        # The first reply was slow; that says nothing about the second.
+        ([90.0, *[35.0] * 20], {"steps": 8, "overrun_steps": 8, "prefetch": 3}, 3),
+    ],
+    ids=["no row beyond the executable ones", "the first reply does not count"],
+)
+def test_the_delay_counts_rows_that_can_be_executed(
+    latencies_ms: list[float], settings: dict[str, Any], told: int
+) -> None:
+    policy = Continuing(Clock(), latencies_ms=latencies_ms, rows=20)
+    chunks = make(policy, fallback="hold", max_wait=0.0, **settings)
+    chunks._continuation.note(policy.describe())
+    pace(chunks, policy, 60)
+
+    found = [entry[0] for entry in entries(policy) if entry is not None]
+    assert found[0] == told and set(found[1:]) == {told}
+
+
 def test_rows_since_the_capture_of_the_observation_belong_to_the_rest() -> None:
     policy = Continuing(Clock(), rows=12)
     chunks = make(policy, prefetch=3, max_wait=10.0)
@@ -185,6 +209,16 @@ def test_a_new_model_gets_no_rows_of_the_old_one(declares: bool) -> None:
     assert policy.flagged[before + 1 :] == [declares] * len(policy.flagged[before + 1 :])
     for found in entries(policy)[before + 1 :]:
         assert found is None or all(policy.requests[int(row[0])].version == "b" for row in found[1])
+
+
+def test_rows_of_a_model_that_was_replaced_meanwhile_are_not_sent() -> None:
+    policy = Continuing(Clock(), rows=10)
+    policy.declares["b"] = True
+    policy.updated = "b"
+    run(make(policy, prefetch=3, max_wait=10.0), policy, 30)
+
+    # Replies are still from a; requests will be answered by b.
+    assert len(policy.flagged) > 3 and not any(policy.flagged)
 
 
 def test_a_plan_with_a_gap_is_not_continued() -> None:

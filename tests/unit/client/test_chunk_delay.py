@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from shmserve.client.action_chunks import ActionStep
 from shmserve.client.chunk_delay import PERCENT, WINDOW, ChunkDelay
-from shmserve.errors import InferenceFailed
+from shmserve.errors import InferenceFailed, ServiceRestarted
 from tests.support.chunk_policy import MS, Clock, Policy, make, pace, rows_of
 
 
@@ -101,6 +102,29 @@ def test_a_failed_request_teaches_nothing() -> None:
     assert chunks.lead == 2
     policy.failure = InferenceFailed("made to fail")
     pace(chunks, policy, 30)
+
+    assert chunks.lead == 2
+
+
+def test_the_first_reply_of_a_restarted_service_teaches_nothing() -> None:
+    policy = Policy(Clock(), latencies_ms=[0.0, *[35.0] * 3, 0.0, 110.0, 35.0])
+    chunks = make(policy, fallback="hold")
+    while len(policy.requests) < 4:
+        policy.clock.ns += 20 * MS
+        chunks.step({})
+    assert chunks.lead == 2
+    policy.failure = ServiceRestarted("made to fail")
+    while len(policy.requests) < 5:
+        policy.clock.ns += 20 * MS
+        chunks.step({})
+    policy.failure = None
+    until = time.monotonic() + 60
+    while chunks.stats().chunks < 5:
+        assert time.monotonic() < until
+        # A reconnection takes a thread, and a time that the clock of this test does not know.
+        time.sleep(0.0 if chunks._connecting is None else 0.001)
+        policy.clock.ns += 20 * MS if chunks._connecting is None else 0
+        chunks.step({})
 
     assert chunks.lead == 2
 

@@ -508,6 +508,8 @@ def test_entries_of_real_time_chunking_reach_a_policy_that_declares_them(
             head, result = engine.ask(observation, fast=fast and rows != 4, flags=flags)
 
             assert (head.status, result["action"]) == (Status.OK, 3 if arrives else 1)
+        nothing = {"state": np.zeros(2), "inference_delay": 0, "prev_chunk_left_over": np.zeros((0, 2))}
+        assert engine.ask(nothing, fast=fast, flags=flags)[1]["action"] == (1 if flags else 3)
 
 
 def test_a_flag_of_real_time_chunking_without_the_entries_changes_nothing() -> None:
