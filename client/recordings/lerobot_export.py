@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,11 @@ INFO = "meta/info.json"
 class _Row:
     """What one request gives to the dataset."""
 
+    number: int
+    task: str | None
     values: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     names: dict[str, list[str] | None] = field(default_factory=dict)
     images: set[str] = field(default_factory=set)
-    task: str | None = None
 
     def features(self) -> dict[str, dict[str, Any]]:
         """The features as LeRobotDataset.create takes them."""
@@ -53,50 +54,55 @@ class _Row:
 def export_lerobot(source: ExportSource, out: Path, fps: float | None, task: str | None) -> dict[str, Any]:
     """Write the recording to the new directory `out`; return counts. Raises RecordingError or OSError."""
     create = _dataset_class().create
-    rate = _rate(source, fps)
-    with ExitStack() as stack:
-        return _export(source, out, rate, task, create, stack)
-
-
-def _export(
-    source: ExportSource, out: Path, rate: int, task: str | None, create: Callable[..., Any], stack: ExitStack
-) -> dict[str, Any]:
-    dataset: Any = None
-    features: dict[str, dict[str, Any]] = {}
-    first = 0
-    counts: dict[str, Any] = {"episodes": 0, "frames": 0, "skipped": 0, "fps": rate}
-    for episode in _episodes(source, counts):
-        for request in episode:
-            row = _row(request)
-            text = task if task is not None else row.task
-            if text is None:
-                raise RecordingError(
-                    f"request {request.facts.number}: its observation has no text {', '.join(_TASKS)}, and a dataset "
-                    "needs one: give it with --task"
-                )
-            if dataset is None:
-                features, first = row.features(), request.facts.number
-                repo_id = f"shmserve/{re.sub(r'[^A-Za-z0-9._-]', '-', out.name)}"
-                dataset = create(repo_id=repo_id, fps=rate, features=features, root=out, use_videos=False)
-                stack.callback(_let_go, dataset)
-            elif (given := row.features()) != features:
-                raise RecordingError(
-                    f"request {request.facts.number}: {_difference(features, given)} in request {first}"
-                )
-            dataset.add_frame({**row.values, "task": text})
-            counts["frames"] += 1
-        dataset.save_episode()
-        counts["episodes"] += 1
-    if dataset is None:
-        raise RecordingError("no request of the recording has an action: nothing to export")
-    dataset.finalize()
+    counts: dict[str, Any] = {"episodes": 0, "frames": 0, "skipped": 0, "fps": _rate(source, fps)}
+    with contextlib.closing(_Writer(create, out, counts["fps"])) as writer:
+        for episode in _episodes(source, counts):
+            rows = (_row(request, task) for request in episode)
+            beginning = list(islice(rows, 2))
+            if len(beginning) < 2:
+                # LeRobot cannot put the statistics of an episode of one frame beside those of others.
+                counts["skipped"] += len(beginning)
+                continue
+            for row in chain(beginning, rows):
+                writer.add(row)
+                counts["frames"] += 1
+            writer.dataset.save_episode()
+            counts["episodes"] += 1
+        if writer.dataset is None:
+            raise RecordingError("no episode of the recording has two answered requests: nothing to export")
+        writer.dataset.finalize()
     return counts
 
 
-def _let_go(dataset: Any) -> None:
-    """Close the files of a dataset that failed here, where pyarrow still can: at Python's end it aborts the process."""
-    with contextlib.suppress(Exception):
-        dataset.finalize()
+class _Writer:
+    """A dataset that is being written; its first frame makes it."""
+
+    def __init__(self, create: Callable[..., Any], out: Path, fps: int) -> None:
+        self.dataset: Any = None
+        self._create = create
+        self._out = out
+        self._fps = fps
+        self._features: dict[str, dict[str, Any]] = {}
+        self._first = 0
+
+    def add(self, row: _Row) -> None:
+        """Add one frame; raises RecordingError for one with other features than the first."""
+        given = row.features()
+        if self.dataset is None:
+            self._features, self._first = given, row.number
+            repo_id = f"shmserve/{re.sub(r'[^A-Za-z0-9._-]', '-', self._out.name)}"
+            self.dataset = self._create(
+                repo_id=repo_id, fps=self._fps, features=given, root=self._out, use_videos=False
+            )
+        elif given != self._features:
+            raise RecordingError(f"request {row.number}: {_difference(self._features, given)} in request {self._first}")
+        self.dataset.add_frame({**row.values, "task": row.task})
+
+    def close(self) -> None:
+        """Close the files of a dataset that failed while pyarrow still can: at Python's end it aborts the process."""
+        with contextlib.suppress(Exception):
+            if self.dataset is not None:
+                self.dataset.finalize()
 
 
 def _dataset_class() -> Any:
@@ -163,8 +169,9 @@ class _Episodes:
                 self._counts["skipped"] += 1
 
 
-def _row(request: SplitRequest) -> _Row:
-    row = _Row()
+def _row(request: SplitRequest, task: str | None) -> _Row:
+    """Return a request's frame of the dataset; `task` takes the place of the observation's own."""
+    row = _Row(request.facts.number, task)
     for frame in request.frames:
         name = "observation.images." + _without_signs(frame.name.removeprefix("observation.").removeprefix("images."))
         if frame.encoding in ("16UC1", "32FC1"):
@@ -176,13 +183,18 @@ def _row(request: SplitRequest) -> _Row:
     for path, value in flatten_with_path(request.observation):
         name = path.replace('"', "")
         if isinstance(value, str):
-            if name.rpartition(".")[2] in _TASKS:
+            if row.task is None and name.rpartition(".")[2] in _TASKS:
                 row.task = value
         elif _is_number(value):
             single[name] = float(value)
         elif (array := _numbers(value)) is not None:
             row.values[_feature("observation.", name)] = array
     _gather(row, _STATE, "observation.", single)
+    if row.task is None:
+        raise RecordingError(
+            f"request {row.number}: its observation has no text {', '.join(_TASKS)}, and a dataset needs one: "
+            "give it with --task"
+        )
     _add_action(row, request.action)
     return row
 

@@ -41,13 +41,14 @@ def test_a_dataset_read_by_lerobot_has_the_same_pictures_and_numbers(
     seen = [observation(dice, number) for number in range(6)]
     requests: list[Any] = [({}, given, {"actions": np.full((5, 6), n, np.float32)}) for n, given in enumerate(seen)]
     requests.insert(4, ({"kind": "reset"}, None, None))
+    requests += [({"kind": "reset"}, None, None), ({}, seen[0], {"actions": np.zeros((5, 6), np.float32)})]
     out = tmp_path / "set"
 
     with (
         ExportSource(write_recording(tmp_path / "a.rec", requests), FrameFinder({}), client=None) as source,
         NewOutput(out, force=False, replaces=INFO) as new,
     ):
-        export_lerobot(source, new.path, None, None)
+        assert export_lerobot(source, new.path, None, None)["skipped"] == 1, "an episode of one frame"
         new.commit()
 
     found = lerobot_dataset.LeRobotDataset("shmserve/set", root=out)

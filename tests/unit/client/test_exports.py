@@ -232,7 +232,7 @@ class StandIn:
         self.open.append(frame)
 
     def save_episode(self) -> None:
-        assert self.open
+        assert len(self.open) > 1, "LeRobot computes no statistics of one frame that fit those of several"
         self.episodes.append(self.open)
         self.open = []
 
@@ -263,15 +263,15 @@ def dataset(
 
 @pytest.mark.usefixtures("lerobot")
 def test_a_dataset_has_the_pictures_the_state_and_the_first_action_of_each_chunk(tmp_path: Path) -> None:
-    seen = [observation() for _ in range(3)]
-    requests = [({}, seen[0], action(0)), (FAILED, seen[1], None), RESET, ({}, seen[2], action(2)), RESET, RESET]
+    seen = [observation() for _ in range(5)]
+    answered: list[Any] = [({}, given, action(number)) for number, given in enumerate(seen)]
+    requests = [*answered[:2], (FAILED, seen[1], None), RESET, RESET, *answered[2:4], RESET, answered[4], RESET]
     made, counts = dataset(write_recording(tmp_path / "a.rec", requests), tmp_path / "set", fps=10)
 
-    assert counts == {"episodes": 2, "frames": 2, "skipped": 1, "fps": 10}
-    assert [len(episode) for episode in made.episodes] == [1, 1]
-    for frame, given, number in zip(
-        [made.episodes[0][0], made.episodes[1][0]], (seen[0], seen[2]), (0, 2), strict=True
-    ):
+    assert counts == {"episodes": 2, "frames": 4, "skipped": 2, "fps": 10}, "the failed one, and one alone"
+    assert [len(episode) for episode in made.episodes] == [2, 2]
+    for number, frame in enumerate([*made.episodes[0], *made.episodes[1]]):
+        given = seen[number]
         np.testing.assert_array_equal(frame["observation.images.front"], given["images"]["front"])
         np.testing.assert_array_equal(frame["observation.depth"], given["images"]["depth"])
         np.testing.assert_array_equal(frame["observation.state"], given["state"])
@@ -285,9 +285,11 @@ def test_a_dataset_has_the_pictures_the_state_and_the_first_action_of_each_chunk
 def test_a_robot_of_lerobot_gives_joints_one_by_one(tmp_path: Path) -> None:
     seen = {"pan.pos": 1.0, "lift.pos": -2.5, "front": np.zeros((8, 8, 3), np.uint8)}
     given = {"pan.pos": 0.5, "lift.pos": 1.5}
-    made, _ = dataset(write_recording(tmp_path / "a.rec", [({}, seen, given)]), tmp_path / "set", fps=30, task="lift")
+    made, _ = dataset(
+        write_recording(tmp_path / "a.rec", [({}, seen, given)] * 2), tmp_path / "set", fps=30, task="lift"
+    )
 
-    (frame,) = made.episodes[0]
+    frame, _ = made.episodes[0]
     assert made.features["observation.state"] == {"dtype": "float32", "shape": (2,), "names": ["pan.pos", "lift.pos"]}
     assert made.features["action"]["names"] == ["pan.pos", "lift.pos"]
     assert (frame["observation.state"].tolist(), frame["action"].tolist()) == ([1.0, -2.5], [0.5, 1.5])
@@ -297,12 +299,12 @@ def test_a_robot_of_lerobot_gives_joints_one_by_one(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("lerobot")
 def test_a_dataset_keeps_clients_apart_and_lerobots_own_names(tmp_path: Path) -> None:
     requests = [({"lease": n, "at_s": n / 20}, {"observation.state": floats(n)}, floats(n)) for n in (1, 2)]
-    requests += [({"lease": 1, "at_s": 0.3}, {"observation.state": floats(3)}, floats(3))]
+    requests += [({"lease": n, "at_s": 0.25 + n / 20}, {"observation.state": floats(n + 2)}, floats(n)) for n in (1, 2)]
     made, counts = dataset(write_recording(tmp_path / "a.rec", requests), tmp_path / "set", task="go")
 
     states = [[frame["observation.state"].tolist() for frame in episode] for episode in made.episodes]
-    assert states == [[[1], [3]], [[2]]]
-    assert counts["fps"] == 4, "the one gap of client 1 is 0.25 s"
+    assert states == [[[1], [3]], [[2], [4]]]
+    assert counts["fps"] == 4, "the gap of each client is 0.25 s"
 
 
 @pytest.mark.usefixtures("lerobot")
@@ -311,8 +313,9 @@ def test_a_dataset_keeps_clients_apart_and_lerobots_own_names(tmp_path: Path) ->
     [
         ([({}, {"a": 1}, 1)], None, "x", "a whole number of frames per second, .* 0.00 Hz: give --fps"),
         ([({}, {"a": 1}, 1)], 2.5, "x", "not --fps 2.5"),
-        ([({}, {"a": 1}, 1)], 10, None, "request 1: its observation has no text task, prompt"),
-        ([(FAILED, {"a": 1}, None), RESET], 10, "x", "no request of the recording has an action"),
+        ([({}, {"a": 1}, 1)] * 2, 10, None, "request 1: its observation has no text task, prompt"),
+        ([(FAILED, {"a": 1}, None), RESET], 10, "x", "no episode of the recording has two answered requests"),
+        ([({}, {"a": 1}, 1), RESET, ({}, {"a": 1}, 1)], 10, "x", "no episode of the recording has two answered"),
         (
             [({}, {"a": np.ones(2)}, 1), ({}, {"a": np.ones(3)}, 1)],
             10,
@@ -321,7 +324,7 @@ def test_a_dataset_keeps_clients_apart_and_lerobots_own_names(tmp_path: Path) ->
         ),
         ([({}, {"a": 1}, 1), ({}, {}, 1)], 10, "x", r"request 2: observation.state is absent, and float32\[1\] in"),
     ],
-    ids=["rate", "fps", "task", "actions", "shape", "absent"],
+    ids=["rate", "fps", "task", "actions", "alone", "shape", "absent"],
 )
 def test_what_a_dataset_cannot_hold_is_refused(
     requests: Any, fps: float | None, task: str | None, said: str, tmp_path: Path
