@@ -18,7 +18,7 @@ FOLDER = Path(__file__).resolve().parent
 #: The day of the version, not of the run: the pages change when the help does.
 _DATE = "2026-11-22"
 _EXIT_STATUS = {
-    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet; 130 after Ctrl-C, 141 if stdout was closed early.",
+    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet, 5 cut off; 130 after Ctrl-C, 141 if stdout was closed early.",
     "shmserved": "0 stopped on request, 1 the service failed, 2 usage, 78 a mistake in the configuration.",
 }
 

@@ -18,6 +18,8 @@ USAGE = 2  # click's own
 NO_DAEMON = 3
 #: Of `wait-ready`: the service has not failed, it was still starting when the wait ended.
 NOT_READY_YET = 4
+#: Of `export`: done, of a recording that was cut off.
+CUT_OFF = 5
 #: The shell's convention for a program that a signal ended.
 INTERRUPTED = 128 + signal.SIGINT
 READER_GONE = 128 + signal.SIGPIPE

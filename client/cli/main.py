@@ -23,6 +23,7 @@ from .bench import bench
 from .click_types import Number
 from .completion import complete_services, completion
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
+from .export import export
 from .monitor import clients, metrics, top
 from .record import record
 from .replay import replay
@@ -50,7 +51,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
     --name, --runtime-dir and --json may also stand after the command.
 
-    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet; 130 after Ctrl-C, 141 if stdout was closed early.
+    Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet, 5 cut off; 130 after Ctrl-C, 141 if stdout was closed early.
 
     \b
     shmserve-admin status
@@ -63,7 +64,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, completion, config, generate_key, metrics, record, reload, replay, sign, top):
+for command in (bench, clients, completion, config, export, generate_key, metrics, record, reload, replay, sign, top):
     main.add_command(command)
 
 

@@ -30,6 +30,8 @@ _BLOCK = 512
 _FIRST, _LAST = "recording.json", "end.json"
 #: Of a JSON member; the model's contract is the longest part.
 _JSON_BYTES = 1 << 20
+#: Of a safetensors header, as its own library limits it.
+_HEADER_BYTES = 100_000_000
 _END_OF_TAR = bytes(2 * _BLOCK)
 
 
@@ -151,9 +153,23 @@ class Recording:
         return len(self._requests)
 
     def __iter__(self) -> Iterator[RecordedRequest]:
+        for number in range(1, len(self) + 1):
+            yield self.request(number)
+
+    def request(self, number: int) -> RecordedRequest:
+        """Read one request, by its number from 1."""
+        offset, size = self._requests[number - 1]
+        self._file.seek(offset)
+        return self._request(number, self._file.read(size))
+
+    def facts(self) -> Iterator[RequestFacts]:
+        """The facts of each request; its arrays are not read."""
         for number, (offset, size) in enumerate(self._requests, 1):
             self._file.seek(offset)
-            yield self._request(number, self._file.read(size))
+            header_bytes = int.from_bytes(self._file.read(8), "little")
+            if header_bytes > min(size - 8, _HEADER_BYTES):
+                raise self._wrong(f"request {number} is not a safetensors file")
+            yield self._facts(number, self._metadata(number, self._file.read(header_bytes)))
 
     def _index(self, partial: bool) -> None:
         """Find every member; the file's end must be where the recording ends."""
@@ -217,15 +233,27 @@ class Recording:
             tensors = load(blob)
         except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise self._wrong(f"{name} is not a safetensors file: {error}") from error
-        header = self._parsed(name, blob[8 : 8 + int.from_bytes(blob[:8], "little")])  # which load() has checked
-        metadata = header.get("__metadata__", {})
+        # load() has checked the length.
+        metadata = self._metadata(number, blob[8 : 8 + int.from_bytes(blob[:8], "little")])
+        facts = self._facts(number, metadata)
         try:
-            facts = RequestFacts(**self._parsed(name, metadata["request"]))
             trees = [json.loads(metadata[key]) for key in ("observation", "action")]
-            _check(facts, number)
             return RecordedRequest(facts, *(from_json(tree, tensors) for tree in trees))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise self._wrong(f"{name}: {error}") from error
+
+    def _metadata(self, number: int, header: bytes) -> dict[str, Any]:
+        found = self._parsed(f"request {number}", header).get("__metadata__")
+        return found if isinstance(found, dict) else {}
+
+    def _facts(self, number: int, metadata: dict[str, Any]) -> RequestFacts:
+        name = f"request {number}"
+        try:
+            facts = RequestFacts(**self._parsed(name, metadata["request"]))
+            _check(facts, number)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._wrong(f"{name}: {error}") from error
+        return facts
 
     def _wrong(self, what: str) -> RecordingError:
         return RecordingError(f"{self.path} is not a whole recording of shmserve: {what}")
@@ -249,7 +277,8 @@ class Recording:
         self.close()
 
 
-_NUMBERS = ("at_s", "queued_us", "staged_us", "infer_us", "copied_us")
+#: Thirty years, so that a time is one that other formats have, too.
+_MOST = {"at_s": 1e9, "queued_us": 1e15, "staged_us": 1e15, "infer_us": 1e15, "copied_us": 1e15}
 
 
 def _check(facts: RequestFacts, number: int) -> None:
@@ -257,9 +286,11 @@ def _check(facts: RequestFacts, number: int) -> None:
     counts = (facts.number, facts.client, facts.lease, facts.sequence)
     if facts.number != number or any(type(count) is not int or count < 0 for count in counts):
         raise ValueError(f"its numbers are {counts}")
-    for key in _NUMBERS:
+    for key, most in _MOST.items():
         value = getattr(facts, key)
-        if not (isinstance(value, (int, float)) or (value is None and key != "at_s")) or isinstance(value, bool):
+        if value is None and key != "at_s":
+            continue
+        if type(value) not in (int, float) or not abs(value) <= most:  # NaN is not
             raise ValueError(f"{key} is {value!r:.40}")
     for word in (facts.kind, facts.status):
         if not isinstance(word, str):

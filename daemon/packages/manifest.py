@@ -88,6 +88,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not 1 <= settings.get("rounds", 1) <= _MOST_ROUNDS:
         raise ModelPackageError(f"{manifest}: [warmup] rounds = {settings['rounds']} must be 1 to {_MOST_ROUNDS}")
     settings |= _tolerance(manifest, warmup.get("tolerance", {}))
+    if FORMATS[settings["format"]].compiled:
+        _check_compiled(manifest, settings)
     settings["checks"] = read_checks(manifest, document.get("checks", {}))
     for key in ("weights", "example", "expected"):
         if key in settings:
@@ -122,7 +124,7 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
         return "python"
     found = recognised(manifest.parent)
     if found is None:
-        files = ", ".join(form.file for form in FORMATS.values() if form.file)
+        files = ", ".join(dict.fromkeys(form.file for form in FORMATS.values() if form.file))
         what = "a model.toml that names no format" if manifest.is_file() else f"no {MANIFEST}"
         advice = advice_for_directory(manifest.parent)
         raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; {advice}")
@@ -168,6 +170,25 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
             raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
     elif not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
+
+
+def _check_compiled(manifest: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelPackageError for what code that AOTInductor compiled cannot do, or does not say by itself."""
+    what = f"{manifest}: format {settings['format']!r} (code that AOTInductor compiled)"
+    if settings.get("max_batch", 1) > 1:
+        raise ModelPackageError(
+            f"{what} takes one request at a time, because it is compiled for the shapes of its example: max_batch = 1"
+        )
+    if settings.get("stateful", False):
+        raise ModelPackageError(
+            f"{what} cannot be stateful, because nothing restores its buffers: take the state as an argument and "
+            "return it, or save the program with torch.export.save"
+        )
+    if "example" not in settings:
+        raise ModelPackageError(
+            f"{what} does not say which dtypes and shapes it takes: write an observation with numpy.savez and name it, "
+            '[warmup] example = "example.npz"'
+        )
 
 
 def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from torch.utils import _pytree as pytree
 
 from shmserve.errors import ContractMismatch, ModelPackageError
 
-from ...packages.formats import FORMATS
+from ...packages.formats import FORMATS, is_compiled
 from ...packages.package import ModelPackage
 from .actions import ActionNames
 from .arguments import Arguments, ConstantField, Field, Length, NumberField, TensorField
+from .pytree_paths import argument_of, key_of
 from .saved_module import SavedModule
 
 #: Structures of arguments that passed the program's own guards.
@@ -46,24 +46,15 @@ def _read(file: Path) -> ExportedProgram:
     try:
         return torch.export.load(file)
     except Exception as error:  # torch's readers may raise anything; the log has their own messages
-        if _is_compiled(file):
+        if is_compiled(file):
             raise ModelPackageError(
-                f"{file} is compiled for one machine by AOTInductor: save the program itself, "
-                "torch.export.save(program, 'model.pt2'), or call torch._inductor.aoti_load_package in a policy.py"
+                f'{file} holds code that AOTInductor compiled, not a program: write format = "aoti" under [model], or '
+                "save the program itself, torch.export.save(program, 'model.pt2')"
             ) from error
         raise ModelPackageError(
             f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {error}; a program must be "
             "exported with the same or an earlier version of torch, and use no operator that is not torch's own"
         ) from error
-
-
-def _is_compiled(file: Path) -> bool:
-    """Return whether torch._inductor.aoti_compile_and_package made this archive."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return any("aotinductor" in name.split("/") for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
 
 
 def _tensors(program: ExportedProgram) -> list[torch.Tensor]:
@@ -85,22 +76,9 @@ def _fields(program: ExportedProgram, package: ModelPackage) -> list[Field]:
     names = _argument_names(program, package, structure, list(zip(paths, wanted, strict=True)))
     fields = []
     for path, want in zip(paths, wanted, strict=True):
-        name = names[_argument(path)]
-        fields.append(Field(name, tuple(_key(step) for step in path[2:]), want))
+        name = names[argument_of(path)]
+        fields.append(Field(name, tuple(key_of(step) for step in path[2:]), want))
     return fields
-
-
-def _argument(path: Any) -> tuple[bool, Any]:
-    """Return the argument that a leaf belongs to: (whether it is a keyword argument, its place or its name)."""
-    return bool(_key(path[0])), _key(path[1])
-
-
-def _key(step: Any) -> str | int:
-    """Return the key or index of an observation that matches a step of a pytree path."""
-    key = getattr(step, "idx", getattr(step, "key", getattr(step, "name", None)))
-    if not isinstance(key, (str, int)):
-        raise ModelPackageError(f"the program has an argument with the key {key!r}; an observation's keys are strings")
-    return key
 
 
 def _argument_names(
@@ -114,7 +92,7 @@ def _argument_names(
     given = [
         argument
         for argument in arguments
-        if not all(isinstance(want, ConstantField) for path, want in leaves if _argument(path) == argument)
+        if not all(isinstance(want, ConstantField) for path, want in leaves if argument_of(path) == argument)
     ]
     known = program.module_call_graph[0].signature.forward_arg_names or []
     own = [*known[: len(positional)], *(f"argument_{place}" for place in range(len(known), len(positional))), *keywords]

@@ -1,6 +1,6 @@
 """Every command of shmserve-admin and each way that it can end: 0 done, 1 refused or failed, 2 usage, 3 no daemon.
 
-4, of `wait-ready` alone, is in test_wait_ready.py.
+4, of `wait-ready` alone, is in test_wait_ready.py; 5, of `export` alone, in tests/integration/recording/test_export.py.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ CASES: dict[str, Case] = {
         ["--out", "f", "--seconds", "nan"], ["--out", "{tmp}/a.rec", "--seconds", "0.1"], ["--out", "{text}"]
     ),
     "replay": Case(["{recording}", "--device", "cpu"], ["{recording}"], ["{text}"], asks=False),
+    "export": Case(
+        ["{recording}"], ["{recording}", "--mcap", "{tmp}/a.mcap"], ["{text}", "--mcap", "{tmp}/b.mcap"], asks=False
+    ),
     "update-model": Case([], ["{other}"], ["{absent}"]),
     "versions": Case(_NONSENSE, []),
     "rollback": Case(["one", "two"], [], ["ffff"]),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import signal
-import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +25,7 @@ from shmserve.varlink import VarlinkError
 from tests.support.admin_command import admin, admin_json, end_admin, start_admin, update
 from tests.support.daemon_process import POLICIES, Daemon, is_running, wait_until
 from tests.support.gain_packages import gain_package
-
-
-@contextlib.contextmanager
-def recording(daemon: Daemon, file: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Record during the block; its end is the recorder's, as by Ctrl-C if it has not ended before."""
-    process = start_admin(daemon, "record", "--out", file, "--json", *arguments)
-    wait_until("it records", lambda: daemon.status()["recording"] or process.poll() is not None)
-    # The engine hears of it after the supervisor.
-    wait_until("the engine has the record ring", lambda: has_record_ring(daemon) or process.poll() is not None)
-    yield process
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-    done = end_admin(process)
-    assert done.returncode == 0, done.stderr
-    wait_until("nobody records", lambda: not daemon.status()["recording"])
-
-
-def has_record_ring(daemon: Daemon) -> bool:
-    return "shmserve-record-ring" in Path(f"/proc/{daemon.engine_pid}/maps").read_text()
+from tests.support.recordings import has_record_ring, recording
 
 
 def requests_of(file: Path) -> list[RecordedRequest]:

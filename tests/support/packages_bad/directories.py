@@ -122,9 +122,7 @@ _MANIFESTS = [
     Bad("a table that is none", _manifest("model = 3\n"), "must be a table"),
     Bad("an unknown table", _manifest("[modle]\n"), "did you mean 'model'?"),
     Bad("an unknown key", _manifest("[model]\nentyr = 'policy:Policy'\n"), "did you mean 'entry'?"),
-    Bad(
-        "an unknown format", _manifest("[model]\nformat = 'onnx'\n"), "must be one of torch-export, torchscript, python"
-    ),
+    Bad("an unknown format", _manifest("[model]\nformat = 'onnx'\n"), "must be one of torch-export, aoti, torchscript"),
     Bad("no class", _manifest("[model]\nentry = 'policy'\n"), "must be module:class"),
     Bad("a path for a class", _manifest("[model]\nentry = '../x:Policy'\n"), "must be module:class"),
     Bad("a number in quotes", _manifest("[model]\nmax_batch = '4'\n"), "must be an integer"),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
-import torch
 
 from shmserve.client.cli.update import open_package
-from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.packages.package import ModelPackage
 from shmserve.errors import ModelPackageError
 
@@ -80,12 +77,3 @@ def test_a_directory_that_is_not_a_package_is_named(said: str, tmp_path: Path) -
 
     with pytest.raises(ModelPackageError, match=f"holds no model.toml and none of model.pt2, .*{said}"):
         ModelPackage.read(tmp_path)
-
-
-def test_a_package_of_aotinductor_is_told_from_an_exported_program(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
-        archive.writestr("model/archive_format", "pt2")
-        archive.writestr("model/data/aotinductor/model/c7x.wrapper.so", b"ELF")
-
-    with pytest.raises(ModelPackageError, match=r"AOTInductor: save the program itself, torch\.export\.save"):
-        load_model(ModelPackage.read(tmp_path), torch.device("cpu"))

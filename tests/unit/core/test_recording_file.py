@@ -131,6 +131,12 @@ HOSTILE: dict[str, Callable[[Path], bytes]] = {
     "facts of another kind": lambda whole: _replaced(
         whole, _REQUEST, _safetensors(request={**_FACTS, "infer_us": "fast"}, observation=None, action=None)
     ),
+    "facts of another age": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request={**_FACTS, "at_s": 1e300}, observation=None, action=None)
+    ),
+    "facts without a number": lambda whole: _replaced(
+        whole, _REQUEST, _safetensors(request={**_FACTS, "infer_us": float("nan")}, observation=None, action=None)
+    ),
     "facts with one too many": lambda whole: _replaced(
         whole, _REQUEST, _safetensors(request={**_FACTS, "run": "rm"}, observation=None, action=None)
     ),

@@ -174,7 +174,10 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         ("[model]\nmax_batch = 0", "max_batch = 0 must be 1 or more"),
         ("[warmup]\nrounds = 0", "[warmup] rounds = 0 must be 1 to 1000"),
         ("[warmup]\nrounds = 1001", "[warmup] rounds = 1001 must be 1 to 1000"),
-        ('[model]\nformat = "onnx"', "format = 'onnx' must be one of torch-export, torchscript, python, installed"),
+        (
+            '[model]\nformat = "onnx"',
+            "format = 'onnx' must be one of torch-export, aoti, torchscript, python, installed",
+        ),
         ('[model]\nentry = "policy.Policy"', "must be module:class"),
         ('[model]\nentry = "../policy:Policy"', "must be module:class"),
         ('[model]\nformat = "installed"', "needs entry"),
@@ -186,8 +189,8 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         (EXPORTED + "max_batch = 2\nbatch_dim = true\nstateful = true", "takes one request at a time"),
         (EXPORTED + 'entry = "policy:Policy"', "entry is for format python or installed; this is 'torch-export'"),
         (EXPORTED + 'weights = "weights.safetensors"', "weights is for format python or installed"),
-        (PYTHON + 'inputs = ["x"]', "inputs is for format torch-export or torchscript; this is 'python'"),
-        (PYTHON + "batch_dim = true", "batch_dim is for format torch-export or torchscript"),
+        (PYTHON + 'inputs = ["x"]', "inputs is for format torch-export or aoti or torchscript; this is 'python'"),
+        (PYTHON + "batch_dim = true", "batch_dim is for format torch-export or aoti or torchscript"),
         (PYTHON + 'weights = "absent.safetensors"', "weights = 'absent.safetensors': the package holds no such file"),
         (PYTHON + 'weights = "../weights"', "must be the name of a file in the package"),
         (PYTHON + '[warmup]\nexample = "/etc/hostname"', "must be the name of a file in the package"),
@@ -224,7 +227,7 @@ def test_a_manifest_that_is_not_text_is_refused(directory: Path) -> None:
 @pytest.mark.fault("T76")
 @pytest.mark.parametrize("name", sorted(FORMATS))
 def test_without_allow_code_only_a_format_that_brings_no_code_is_read(directory: Path, name: str) -> None:
-    entry = 'entry = "reach"' if name == "installed" else ""
+    entry = {"installed": 'entry = "reach"', "aoti": '[warmup]\nexample = "example.npz"'}.get(name, "")
     write(directory, f'[model]\nformat = "{name}"\n{entry}', "model.pt2", "model.pt", "policy.py")
 
     assert ModelPackage.read(directory, allow_code=True).format == name
