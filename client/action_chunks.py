@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from shmserve.errors import (
     ClientClosed,
     InvalidArgument,
+    InvalidChunk,
     NoFreshAction,
     RequestRejected,
     RequestTimeout,
@@ -27,8 +28,11 @@ from shmserve.errors import (
 
 from .arguments import capture_seconds, seconds, whole
 from .background_connect import BackgroundConnect
+from .chunk_aggregate import Aggregate, aggregate_chunks, checked_aggregate
+from .chunk_client import ChunkClient, ChunkRequest, PendingChunk
+from .chunk_continuation import Continuation
+from .chunk_delay import ChunkDelay
 from .chunk_rows import Chunk, find_rows, map_leaves, row_due
-from .pending import Reply
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -73,27 +77,6 @@ class ChunkStats:
     errors: int = 0  # requests that failed
 
 
-class PendingChunk(Protocol):
-    """The part of `Pending` that ActionChunks needs."""
-
-    deadline_ns: int
-
-    def done(self) -> bool: ...
-    def result(self, timeout: float | None = None) -> Any: ...
-    def cancel(self) -> bool: ...
-    @property
-    def reply(self) -> Reply | None: ...
-
-
-class ChunkClient(Protocol):
-    """The part of `ShmClient` that ActionChunks needs; `submit` takes the options of a request by keyword."""
-
-    def connect(self, *, timeout: float | None = None) -> Any: ...
-    @property
-    def submit(self) -> Callable[..., PendingChunk]: ...
-    def reset(self, *, timeout: float | None = None) -> None: ...
-
-
 class ActionChunks:
     """Takes one action a step from chunks, and requests the next chunk in time. For one thread.
 
@@ -105,15 +88,21 @@ class ActionChunks:
     until its observation is `max_age` seconds old and raises from then on, "zero" gives zeros (velocity control:
     stop), "raise" raises NoFreshAction. Before the first chunk all four raise.
     `prefetch`: request the next chunk this many steps before the current one ends; 0 requests it at the end, and
-    waits.
+    waits. None learns it: as many steps as 95 % of the recent chunks took from their observation to their arrival,
+    `steps` - 1 at most (`lead`).
     `overrun_steps`: further rows to execute while the next chunk is late (`source` "overrun", not `fresh`).
     `actions`: the place of the chunk in the model's result: a key, or a function. All its arrays have the rows first.
+    `aggregate`: how the rows of the previous and of the next chunk for one step combine when the next one takes over:
+    "latest" takes the next one's, "weighted_average" 0.3 of the previous and 0.7 of the next (of floats; other arrays
+    as "latest"), a function gets both rows (arrays of one shape and dtype, an array of the chunk at a time) and returns
+    one like them. The previous chunk must have more rows than `steps`, and be of the same model.
     `clock`: monotonic nanoseconds; for a simulator its clock.
 
     One request is in flight at a time. Its failure is not raised: the fallback decides, the next step requests again,
     and `ActionStep.error` is the failure. A result of another model version ends the current chunk at once. Give it a
     client that other threads do not use, or their calls delay a step. The connection to a daemon that went away is
-    restored in the background.
+    restored in the background. A policy that declares `real_time_chunking` gets `inference_delay` and
+    `prev_chunk_left_over` with each observation, if a chunk of this policy is being executed.
 
     >>> with ShmClient("arm") as client, ActionChunks(  # doctest: +SKIP
     ...     client, steps=8, period=0.02, max_wait=0.5, prefetch=4, fallback="hold"
@@ -130,14 +119,16 @@ class ActionChunks:
         max_wait: float,
         fallback: Fallback,
         max_age: float | None = None,
-        prefetch: int = 0,
+        prefetch: int | None = None,
         overrun_steps: int = 0,
         actions: str | Callable[[Any], Any] = "actions",
+        aggregate: Aggregate = "latest",
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        steps, prefetch = whole("steps", steps, 1), whole("prefetch", prefetch, 0)
+        steps = whole("steps", steps, 1)
+        prefetch = None if prefetch is None else whole("prefetch", prefetch, 0)
         overrun_steps = whole("overrun_steps", overrun_steps, 0)
-        if prefetch >= steps:
+        if prefetch is not None and prefetch >= steps:
             raise InvalidArgument(f"steps = {steps}, prefetch = {prefetch}: prefetch must be less than steps")
         period = None if period is None else seconds("period", period, 1e-6, 3600.0)
         max_wait = seconds("max_wait", max_wait)
@@ -159,9 +150,14 @@ class ActionChunks:
         self._max_age = max_age
         self._prefetch = prefetch
         self._actions = actions
+        self._aggregate = checked_aggregate(aggregate)
         self._clock = clock
+        self._delay = ChunkDelay()
+        self._continuation = Continuation()
+        # A client of its own kind may have no such method: then no policy gets the entries of real-time chunking.
+        self._submit_continued = getattr(client, "_submit_continued", None)
         self._tick = 0
-        self._in_flight: _Request | None = None
+        self._in_flight: ChunkRequest | None = None
         self._abandoned: PendingChunk | None = None  # in flight when `reset` was called; its result is discarded
         self._connecting: BackgroundConnect | None = None
         self._connected = False
@@ -221,6 +217,11 @@ class ActionChunks:
         """Return the counts since the constructor."""
         return self._stats
 
+    @property
+    def lead(self) -> int:
+        """The next chunk is requested this many steps before the current one ends: `prefetch`, or what was learned."""
+        return min(self._delay.rows, self._steps - 1) if self._prefetch is None else self._prefetch
+
     def close(self) -> None:
         """Cancel the request in flight; the client stays open. May be called twice."""
         if self._connecting is not None:
@@ -245,15 +246,19 @@ class ActionChunks:
         """Request the next chunk if it is due and no request is in flight."""
         if self._in_flight is not None or self._abandoned is not None or self._connecting is not None:
             return
-        if self._next is not None or (found is not None and found[1] < self._steps - self._prefetch):
+        if self._next is not None or (found is not None and found[1] < self._steps - self.lead):
             return
         if not self._connected:
             self._connecting = BackgroundConnect(self._client, _RECONNECT_S if self._error is not None else 0.0)
             return
         if callable(observation):
             observation = observation()
+        submit = self._client.submit
+        if found is not None and self._submit_continued is not None and self._continuation.applies_to(found[0]):
+            observation = self._continued(observation, *found, capture_ns)
+            submit = self._submit_continued
         try:
-            pending = self._client.submit(
+            pending = submit(
                 observation,
                 timeout=self._useful_s,
                 capture_time=None if self._useful_s is None else capture_ns / 1e9,
@@ -264,14 +269,24 @@ class ActionChunks:
         except ShmServeError as error:
             self._fail(error)
             return
-        self._in_flight = _Request(pending, capture_ns, self._tick)
+        self._in_flight = ChunkRequest(pending, capture_ns, self._tick)
+
+    def _continued(self, observation: Any, chunk: Chunk, index: int, capture_ns: int) -> dict[str, Any]:
+        """Add the rest of the current chunk: from the row for the time of the observation on, `index` being that for now."""
+        since = 0 if self._period_ns is None else row_due(self._clock() - capture_ns, self._period_ns)
+        start = max(0, index - since)
+        # The next chunk takes over after `steps` rows, or when it arrives; no row is executed beyond `count`.
+        delay = min(max(self._steps - start, self._delay.measured_rows), chunk.count - start)
+        return self._continuation.added(observation, chunk, start, delay)
 
     def _expect_next(self, found: tuple[Chunk, int]) -> None:
         """Tell the client, if it takes that, that the next step requests a chunk."""
         if self._in_flight is not None or self._next is not None or not self._connected or self._period_ns is None:
             return
+        if self._connecting is not None:
+            return
         # A simulator's clock says nothing of the time until the next step.
-        if found[1] + 1 != self._steps - self._prefetch or self._useful_s is None or self._period_ns > _FURTHEST_NS:
+        if found[1] + 1 != self._steps - self.lead or self._useful_s is None or self._period_ns > _FURTHEST_NS:
             return
         expect = getattr(self._client, "expect", None)
         if expect is not None:
@@ -299,7 +314,10 @@ class ActionChunks:
         """Process every request and connection attempt that has ended, without waiting."""
         if self._connecting is not None and self._connecting.ended:
             connecting, self._connecting = self._connecting, None
+            if not self._connected:
+                self._delay.begin_connection()
             self._connected = connecting.error is None
+            self._continuation.note(connecting.model)
             if connecting.error is not None:
                 self._fail(connecting.error)
         elif self._connecting is not None and self._connecting.unreachable is not None:
@@ -322,7 +340,11 @@ class ActionChunks:
             self._current = None  # the plan of another model is not continued
             self._count(version_changes=1)
         executable = min(count, self._executable)
-        self._next = Chunk(rows, executable, version, self._stats.chunks, request.capture_ns, request.tick)
+        self._next = Chunk(rows, count, executable, version, self._stats.chunks, request.capture_ns, request.tick)
+        self._delay.add(self._row_now(self._next, self._clock()), version)
+        if self._submit_continued is not None and not self._continuation.knows(version):
+            # Of a new model it must be known what it takes. Its description is asked for beside the steps.
+            self._connecting = BackgroundConnect(self._client)
 
     def _fail(self, error: ShmServeError) -> None:
         self._error = error
@@ -345,6 +367,13 @@ class ActionChunks:
             chunk, self._next = self._next, None
             row = self._row_now(chunk, now_ns)
             if row < chunk.count:
+                try:
+                    if current is not None and current.is_continuous:
+                        current.is_continuous = False  # an own function may raise: then this step has no action
+                        aggregate_chunks(self._aggregate, current, index, chunk, row)
+                except InvalidChunk as error:
+                    self._fail(error)
+                    return (current, index) if current is not None and index < current.count else None
                 self._current = chunk
                 return chunk, row
             self._count(late_chunks=1)
@@ -384,6 +413,8 @@ class ActionChunks:
         return replace(self._last, action=map_leaves(self._last.action, np.array))
 
     def _fall_back(self, now_ns: int) -> ActionStep:
+        if self._current is not None:
+            self._current.is_continuous = False
         last, age = self._last, self._age(now_ns)
         too_old = self._max_age is not None and age > self._max_age
         if last is None or self._fallback == "raise" or too_old:
@@ -416,10 +447,3 @@ class ActionChunks:
     def _count(self, **more: int) -> None:
         stats = self._stats
         self._stats = replace(stats, **{name: getattr(stats, name) + value for name, value in more.items() if value})
-
-
-@dataclass
-class _Request:
-    pending: PendingChunk
-    capture_ns: int
-    tick: int  # the step that sent it

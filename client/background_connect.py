@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from shmserve.errors import ServiceUnavailable, ShmServeError
@@ -23,6 +24,15 @@ class Connects(Protocol):
     def connect(self, *, timeout: float | None = None) -> Any: ...
 
 
+def _describe(client: Connects, timeout: float) -> dict[str, Any] | None:
+    """Return the description of the model; None if the client has no `describe`, or the service no model yet."""
+    describe: Callable[..., dict[str, Any]] | None = getattr(client, "describe", None)
+    try:
+        return None if describe is None else describe(timeout=timeout)
+    except ShmServeError:  # the next request ends with it, too
+        return None
+
+
 class BackgroundConnect:
     """Connects in a thread, because that lasts as long as the daemon is away. Begins with the constructor."""
 
@@ -36,6 +46,8 @@ class BackgroundConnect:
         self.ended = False
         #: The error that ended the attempts; None once the client is connected.
         self.error: ShmServeError | None = None
+        #: The description of the model (`ShmClient.describe`), once the client is connected; None if there is none.
+        self.model: dict[str, Any] | None = None
         #: The error of the latest attempt.
         self.unreachable: ServiceUnavailable | None = None
         try:
@@ -72,6 +84,7 @@ class BackgroundConnect:
     def _attempt(self) -> None:
         if not self._stopped:
             self._client.connect(timeout=_ATTEMPT_S)
+            self.model = _describe(self._client, _ATTEMPT_S)
 
     def _note_outage(self, error: ServiceUnavailable) -> None:
         self.unreachable = error

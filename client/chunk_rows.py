@@ -16,12 +16,15 @@ class Chunk:
     """One result of the model, as far as it may be executed."""
 
     rows: Any
-    count: int  # rows that may be executed
+    total: int  # all of its rows
+    count: int  # of these, the ones that may be executed
     version: str
     number: int
     capture_ns: int
     tick: int  # the step whose observation it answers
     used: int = -1  # the last row that was executed
+    #: Whether each step since its first row had an action of it; what it planned after a gap did not happen.
+    is_continuous: bool = True
 
 
 def row_due(elapsed_ns: int, period_ns: int) -> int:
@@ -45,7 +48,7 @@ def find_rows(result: Any, actions: str | Callable[[Any], Any], steps: int) -> t
             f"the model's result has no {actions!r} but {found}: pass the key of its chunk, or a function, as actions="
         )
     counts = set()
-    for leaf in _leaves(chunk):
+    for leaf in leaves_of(chunk):
         if not isinstance(leaf, np.ndarray) or not leaf.ndim:
             raise InvalidChunk(
                 f"a chunk consists of arrays with the rows first, not of {type(leaf).__name__} ({leaf!r:.40})"
@@ -68,9 +71,19 @@ def map_leaves(tree: Any, function: Callable[[Any], Any]) -> Any:
     return function(tree)
 
 
-def _leaves(tree: Any) -> list[Any]:
+def leaves_of(tree: Any) -> list[Any]:
+    """Return the leaves of a tree, in the order in which `map_leaves` visits them."""
     if isinstance(tree, dict):
         tree = list(tree.values())
     if isinstance(tree, (list, tuple)):
-        return [leaf for inner in tree for leaf in _leaves(inner)]
+        return [leaf for inner in tree for leaf in leaves_of(inner)]
     return [tree]
+
+
+def structure_of(tree: Any) -> Any:
+    """Return the containers of a chunk, with dtype and shape of a row for each array; equal for chunks of one structure."""
+    if isinstance(tree, dict):
+        return [(key, structure_of(inner)) for key, inner in tree.items()]
+    if isinstance(tree, (list, tuple)):
+        return [structure_of(inner) for inner in tree]
+    return tree.dtype, tree.shape[1:]

@@ -127,6 +127,14 @@ class ShmClient(ClientBase):
             observation, request_options(capture_time, max_age, supersede, repeatable), timeout_ns
         )
 
+    def _submit_continued(
+        self, observation: Any, *, timeout: float | None, capture_time: float | None, max_age: float | None
+    ) -> Pending:
+        """As `submit`, for an observation to which the entries of `shmserve.real_time_chunking` were added."""
+        options = request_options(capture_time, max_age, False, False)
+        options = options._replace(flags=options.flags | Flag.REAL_TIME_CHUNKING)
+        return self._pipeline.submit(observation, options, self._duration_ns(timeout))
+
     def loan(
         self,
         example: dict[str, Any],

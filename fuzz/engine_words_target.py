@@ -45,6 +45,7 @@ _READY = Ready(
     in_place=False,
     max_batch=1,
     stateful=False,
+    real_time_chunking=False,
     contract={"observation": []},
     observation=[],
     action=None,

@@ -35,6 +35,8 @@ class Flag:
     STATEFUL: Final = 16
     #: (reply) A number of the observation or the action was outside its declared range and was clamped to it.
     CLAMPED: Final = 32
+    #: The client added the entries of real-time chunking, which reach only a policy that declares them.
+    REAL_TIME_CHUNKING: Final = 64
 
 
 class Status(IntEnum):

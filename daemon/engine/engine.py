@@ -165,6 +165,7 @@ class Engine:
             "version": int(package.version, 16),
             "max_batch": package.max_batch,
             "stateful": package.stateful,
+            "real_time_chunking": package.real_time_chunking,
             "checks": package.checks,
         }
         bell: Doorbells = (
@@ -210,6 +211,7 @@ class Engine:
             in_place=self._in_place,
             max_batch=serving.max_batch,
             stateful=package.stateful,
+            real_time_chunking=package.real_time_chunking,
             contract=result.contract,
             observation=result.observation,
             action=result.action,

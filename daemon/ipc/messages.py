@@ -193,6 +193,7 @@ class Ready:
     in_place: bool
     max_batch: int
     stateful: bool
+    real_time_chunking: bool  # the policy takes the entries of shmserve.real_time_chunking
     contract: dict[str, Any]
     observation: Any  # a side of the contract, as the next one
     action: Any

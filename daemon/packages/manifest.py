@@ -10,6 +10,7 @@ from typing import Any
 
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import advice_for_directory
+from shmserve.real_time_chunking import ENTRIES
 from shmserve.text_file import text_of
 
 from .formats import FORMATS, recognised
@@ -39,6 +40,7 @@ _MODEL: dict[str, type] = {
     "weights": str,
     "read_in_place": bool,
     "stateful": bool,
+    "real_time_chunking": bool,
     "deterministic": bool,
     "grad": bool,
     "sampling": bool,
@@ -51,7 +53,7 @@ _MOST_ROUNDS = 1000
 _TABLES = ("model", "warmup", "checks", "metadata")
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
-_CLASS = ("entry", "weights", "style", "arguments", "arrays")
+_CLASS = ("entry", "weights", "style", "arguments", "arrays", "real_time_chunking")
 #: Ways to construct and call a policy class (engine/models/policy_styles.py).
 _STYLES = ("shmserve", "openpi", "gr00t")
 #: Kinds of arrays that a policy of style shmserve can get.
@@ -91,6 +93,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if FORMATS[settings["format"]].compiled:
         _check_compiled(manifest, settings)
     settings["checks"] = read_checks(manifest, document.get("checks", {}))
+    if settings.get("real_time_chunking", False):
+        for name in ENTRIES:
+            if name in settings["checks"].get("observation", {}):
+                raise ModelPackageError(
+                    f"{manifest}: [checks.observation.{name}] would refuse every observation with nothing to continue, "
+                    "which has no such entry; check the action instead, of which these rows are"
+                )
     for key in ("weights", "example", "expected"):
         if key in settings:
             _check_file(manifest, key, settings[key])
@@ -198,6 +207,11 @@ def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
     if settings.get("style", _STYLES[0]) != _STYLES[0]:
         raise ModelPackageError(
             f"{manifest}: cuda_graph = true, but style = {settings['style']!r}: policies of this style take the host's arrays"
+        )
+    if settings.get("real_time_chunking", False):
+        raise ModelPackageError(
+            f"{manifest}: cuda_graph = true, but real_time_chunking = true: a graph is recorded for observations of one "
+            "structure and size, and the rows left over of a chunk are others in each request"
         )
     if settings.get("max_batch", 1) > _GRAPH_BATCH:
         raise ModelPackageError(

@@ -49,6 +49,7 @@ class ModelPackage:
     max_batch: int = 1
     weights: str | None = None  # a safetensors file, checked before the class is made
     read_in_place: bool = False  # the policy neither keeps nor changes observations: on the CPU it may read the slot
+    real_time_chunking: bool = False  # takes the entries of shmserve.real_time_chunking
     stateful: bool = False  # running a request twice differs from running it once
     deterministic: bool = False
     sampling: bool = False  # actions are random samples: the same observation gives another action each time

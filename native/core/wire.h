@@ -109,7 +109,8 @@
     X(FLAG_REPEATABLE, REPEATABLE, 4)                                                                                  \
     X(FLAG_IN_PLACE, IN_PLACE, 8)                                                                                      \
     X(FLAG_STATEFUL, STATEFUL, 16)                                                                                     \
-    X(FLAG_CLAMPED, CLAMPED, 32)
+    X(FLAG_CLAMPED, CLAMPED, 32)                                                                                       \
+    X(FLAG_REAL_TIME_CHUNKING, REAL_TIME_CHUNKING, 64)
 
 #define STATUSES(X)                                                                                                    \
     X(STATUS_OK, OK, 0)                                                                                                \

@@ -146,7 +146,11 @@ template <class T> class ServicePort {
         : client_(std::move(client)), schema_(schema), actions_(options.actions), width_(options.width),
           connector_(std::make_unique<Connector>(client_.raw()))
     {
+        if (options.real_time_chunking)
+            find_left_over();
     }
+
+    bool takes_left_over() const noexcept { return !sizes_.empty(); }
 
     bool started() const noexcept { return connector_->started(); }
     std::uint64_t now_ns() const noexcept { return shmserve::now_ns(); }
@@ -155,8 +159,14 @@ template <class T> class ServicePort {
 
     template <class Observe>
     Result<void> submit(Observe &observe, span<const std::uint64_t> sizes, std::uint64_t capture_ns,
-                        std::uint64_t useful_ns) noexcept
+                        std::uint64_t useful_ns, const Continuation<T> &rest) noexcept
     {
+        if (takes_left_over()) {
+            span<const std::uint64_t> given = sizes.size() == sizes_.size() ? sizes : declared_sizes_;
+            std::copy(given.begin(), given.end(), sizes_.begin());
+            sizes_[left_over_] = rest.count;
+            sizes = sizes_;
+        }
         auto loan = sizes.empty() ? client_.loan(schema_) : client_.loan(schema_, sizes);
         if (!loan)
             return loan.error();
@@ -165,6 +175,14 @@ template <class T> class ServicePort {
         else if (Result<void> filled = observe(*loan); !filled)
             return filled;
         shmserve_terms terms{};
+        if (takes_left_over()) {
+            Result<void> filled = loan->set("inference_delay", rest.delay);
+            if (filled)
+                filled = loan->copy("prev_chunk_left_over", rest.rows, static_cast<std::size_t>(rest.count) * width_);
+            if (!filled)
+                return filled;
+            terms.real_time_chunking = 1;
+        }
         if (useful_ns != 0) {
             terms.capture_ns = capture_ns;
             terms.max_age_ns = useful_ns;
@@ -238,6 +256,21 @@ template <class T> class ServicePort {
     static constexpr std::uint64_t lease_ns = 50'000'000; /* a look at the connection each time that long */
     static constexpr std::uint64_t poll_ns = 1'000'000;
 
+    /* Note the declared sizes, and where among them the number of rows left over is. */
+    void find_left_over()
+    {
+        int delay = shmserve_find(schema_.get(), "inference_delay");
+        int rows = shmserve_find(schema_.get(), "prev_chunk_left_over");
+        if (delay < 0 || rows < 0 || schema_.entries()[static_cast<std::size_t>(rows)].dims != 2)
+            return;
+        for (const shmserve_entry &entry : schema_.entries()) {
+            if (&entry == &schema_.entries()[static_cast<std::size_t>(rows)])
+                left_over_ = sizes_.size();
+            sizes_.insert(sizes_.end(), entry.shape, entry.shape + entry.dims);
+        }
+        declared_sizes_ = sizes_;
+    }
+
     void read(ChunkReply<T> &reply) noexcept
     {
         auto items = (*found_)->span_of(actions_);
@@ -266,6 +299,8 @@ template <class T> class ServicePort {
     std::optional<Pending> pending_;
     std::optional<Result<Reply>> found_; /* how the request in flight has ended */
     std::uint64_t looked_ns_ = 0;
+    std::vector<std::uint64_t> sizes_, declared_sizes_; /* of the observation, if it has the entries of real-time chunking; else empty */
+    std::size_t left_over_ = 0;
     /* Last, so that its thread has ended before the client is closed. */
     std::unique_ptr<Connector> connector_;
 };
@@ -277,15 +312,19 @@ template <class T> class ServicePort {
 template <class T> class ActionChunks : public BasicActionChunks<T, detail::ServicePort<T>> {
   public:
     /* [S] argument: the options make no sense; memory: no thread. The client may not be attached yet
-     * (Client::open_later). */
-    static Result<ActionChunks> make(Client client, Schema schema, const ChunkOptions &options)
+     * (Client::open_later). `function`: for Aggregate::own. */
+    static Result<ActionChunks> make(Client client, Schema schema, const ChunkOptions &options,
+                                     RowFunction<T> function = nullptr)
     {
-        if (const char *fault = detail::fault_of(options))
+        if (const char *fault = detail::fault_of(options, function != nullptr))
             return Error{Status::argument, fault};
         detail::ServicePort<T> port(std::move(client), schema, options);
+        if (options.real_time_chunking && !port.takes_left_over())
+            return Error{Status::argument, "real_time_chunking needs the entries inference_delay and prev_chunk_left_over "
+                                           "in the structure"};
         if (!port.started())
             return Error{Status::memory, "the system starts no further thread: raise the limit (ulimit -u, TasksMax=)"};
-        return ActionChunks(std::move(port), options);
+        return ActionChunks(std::move(port), options, std::move(function));
     }
 
   private:

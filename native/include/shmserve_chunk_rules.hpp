@@ -8,100 +8,24 @@
 #ifndef SHMSERVE_CHUNK_RULES_HPP
 #define SHMSERVE_CHUNK_RULES_HPP
 
+#include <shmserve_chunk_options.hpp>
+#include <shmserve_chunk_step.hpp>
 #include <shmserve_result.hpp>
 #include <shmserve_span.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 namespace shmserve {
 
-/* What a step gives where the policy has no action for it. Before the first chunk all four give
- * Status::no_fresh_action. */
-enum class Fallback {
-    hold,        /* the last action, for ever: position control stands still */
-    repeat_last, /* the last action until its observation is max_age_ns old, then as raise */
-    zero,        /* zeros: velocity control stops */
-    raise        /* Status::no_fresh_action; nothing is thrown */
-};
-
-enum class Source { chunk, overrun, hold, repeat_last, zero };
-
-struct ChunkOptions {
-    std::uint32_t steps = 0;                 /* rows of a chunk to execute before the next chunk takes over */
-    std::uint64_t period_ns = 0;             /* between two steps, by which rows are aligned; 0 counts steps instead */
-    std::uint32_t width = 0;                 /* values of one row: all of its dimensions, multiplied */
-    std::optional<Fallback> fallback;        /* must be chosen */
-    std::optional<std::uint64_t> max_age_ns; /* for Fallback::repeat_last, and no other */
-    std::uint64_t max_wait_ns = 0;           /* how long a step waits for a chunk where it has no action */
-    std::uint32_t prefetch = 0;              /* request the next chunk this many steps before the current one ends */
-    std::uint32_t overrun_steps = 0;         /* further rows to execute while the next chunk is late */
-    const char *actions = "actions";         /* the path of the chunk in the model's result: an array, the rows first */
-};
-
-/* Of one step; zeros are the defaults. */
-struct StepOptions {
-    std::uint64_t capture_ns = 0;             /* when the observation was captured; 0: now */
-    std::optional<std::uint64_t> max_wait_ns; /* instead of that of ChunkOptions */
-    span<const std::uint64_t> sizes;          /* of the observation; empty: the declared ones */
-};
-
-/* The action of one control step, and its provenance. */
-template <class T> struct ActionStep {
-    span<const T> action; /* `width` values, until the next step */
-    bool fresh;           /* the policy's action for this very step; false: an overrun row or the fallback */
-    Source source;
-    std::uint64_t version; /* of the model that computed it; 0 for Source::zero */
-    std::uint64_t chunk;   /* chunks count from 1 */
-    std::int64_t index;    /* the row in the chunk; -1 for Source::zero */
-    std::int64_t age_ns;   /* since the observation behind it was captured */
-    Status error;          /* of the latest request; ok if it succeeded */
-};
-
-/* Counts of steps and chunks. */
-struct ChunkStats {
-    std::uint64_t fresh = 0;       /* steps with the policy's action for them */
-    std::uint64_t overrun = 0;     /* steps with a row beyond `steps`, while the next chunk was late */
-    std::uint64_t fallback = 0;    /* steps with the fallback's action */
-    std::uint64_t raised = 0;      /* steps without one */
-    std::uint64_t skipped = 0;     /* rows whose time had passed */
-    std::uint64_t chunks = 0;      /* chunks that arrived */
-    std::uint64_t late_chunks = 0; /* of these, those that arrived after the time of their last row */
-    std::uint64_t version_changes = 0;
-    std::uint64_t errors = 0; /* requests that failed */
-};
-
-/* The reply to the request in flight, as a Port gives it; valid until Port::release. */
-template <class T> struct ChunkReply {
-    Status status = Status::ok;
-    const char *text = "";   /* of a failure */
-    const T *rows = nullptr; /* `count` rows of `width` values */
-    std::uint64_t count = 0;
-    std::uint64_t version = 0;
-};
-
 namespace detail {
-
-/* Null, or why the options make no sense. */
-inline const char *fault_of(const ChunkOptions &options) noexcept
-{
-    if (options.steps < 1 || options.width < 1)
-        return "steps and width must be 1 or more";
-    if (options.prefetch >= options.steps)
-        return "prefetch must be less than steps";
-    if (options.period_ns != 0 && (options.period_ns < 1000 || options.period_ns > 3'600'000'000'000))
-        return "period_ns must be 1,000 ns to one hour, or 0 to count steps";
-    if (!options.fallback)
-        return "fallback must be chosen: hold, repeat_last, zero or raise";
-    if ((*options.fallback == Fallback::repeat_last) != options.max_age_ns.has_value())
-        return "Fallback::repeat_last needs max_age_ns, and no other fallback takes it";
-    return nullptr;
-}
 
 /* Whether the service is away, so that another attempt needs a connection first. */
 inline bool is_away(Status status) noexcept
@@ -124,12 +48,13 @@ constexpr std::uint64_t furthest_ns = 10'000'000'000; /* the furthest ahead that
 template <class T, class Port> class BasicActionChunks {
   public:
     /* [S] `options` were checked by detail::fault_of. */
-    BasicActionChunks(Port port, const ChunkOptions &options)
+    BasicActionChunks(Port port, const ChunkOptions &options, RowFunction<T> function = nullptr)
         : port_(std::move(port)), options_(options), executable_(options.steps + options.overrun_steps),
-          last_(options.width), zeros_(options.width)
+          kept_(std::max<std::uint64_t>(executable_, options.chunk_rows)), function_(std::move(function)),
+          last_(options.width), zeros_(options.width), row_(options.width)
     {
         for (Chunk *chunk : {&current_, &next_})
-            chunk->rows.resize(static_cast<std::size_t>(executable_) * options.width);
+            chunk->rows.resize(static_cast<std::size_t>(kept_) * options.width);
         connected_ = port_.is_connected();
     }
     BasicActionChunks(BasicActionChunks &&) = default;
@@ -192,13 +117,21 @@ template <class T, class Port> class BasicActionChunks {
 
     /* [R] Counts since the constructor. */
     const ChunkStats &stats() const noexcept { return stats_; }
+    /* [R] The next chunk is requested this many steps before the current one ends: `prefetch`, or what was learned. */
+    std::uint32_t lead() const noexcept
+    {
+        return options_.prefetch.value_or(
+            static_cast<std::uint32_t>(std::min<std::int64_t>(delay_.rows(), options_.steps - 1)));
+    }
     Port &port() noexcept { return port_; }
 
   private:
     struct Chunk {
         std::vector<T> rows;
         bool exists = false;
-        std::int64_t count = 0; /* rows that may be executed */
+        bool is_continuous = true; /* each step since its first row had an action of it */
+        std::int64_t total = 0;    /* rows that are kept */
+        std::int64_t count = 0;    /* of these, the ones that may be executed */
         std::uint64_t version = 0, number = 0, capture_ns = 0;
         std::int64_t tick = 0;  /* the step whose observation it answers */
         std::int64_t used = -1; /* the last row that was executed */
@@ -213,7 +146,7 @@ template <class T, class Port> class BasicActionChunks {
     {
         if (in_flight_ || connecting_ || next_.exists)
             return {};
-        if (row >= 0 && row < static_cast<std::int64_t>(options_.steps) - options_.prefetch)
+        if (row >= 0 && row < static_cast<std::int64_t>(options_.steps) - lead())
             return {};
         if (!connected_) {
             connecting_ = true;
@@ -221,7 +154,8 @@ template <class T, class Port> class BasicActionChunks {
             return {};
         }
         std::uint64_t useful_ns = executable_ * options_.period_ns;
-        Result<void> sent = port_.submit(observe, terms.sizes, capture_ns, useful_ns);
+        Result<void> sent =
+            port_.submit(observe, terms.sizes, capture_ns, useful_ns, row < 0 ? Continuation<T>{} : rest(row, capture_ns));
         if (sent) {
             in_flight_ = true;
             capture_ns_ = capture_ns;
@@ -236,13 +170,27 @@ template <class T, class Port> class BasicActionChunks {
         return {};
     }
 
+    /* The rest of the current chunk; `row` is the one for now. */
+    Continuation<T> rest(std::int64_t row, std::uint64_t capture_ns) noexcept
+    {
+        std::int64_t since = options_.period_ns == 0
+                                 ? 0
+                                 : detail::row_due(static_cast<std::int64_t>(port_.now_ns() - capture_ns),
+                                                   static_cast<std::int64_t>(options_.period_ns));
+        std::int64_t start = std::max<std::int64_t>(0, row - since);
+        /* The next chunk takes over after `steps` rows, or when it arrives; no row is executed beyond `count`. */
+        std::int64_t until = std::max(static_cast<std::int64_t>(options_.steps) - start, delay_.measured_rows());
+        return {row_of(current_, start), static_cast<std::uint64_t>(current_.total - start),
+                std::min(until, current_.count - start)};
+    }
+
     /* Announce that the next step requests a chunk. */
     void expect_next(std::int64_t row) noexcept
     {
         if (in_flight_ || next_.exists || !connected_ || options_.period_ns == 0 ||
             options_.period_ns > detail::furthest_ns)
             return;
-        if (row + 1 == static_cast<std::int64_t>(options_.steps) - options_.prefetch)
+        if (row + 1 == static_cast<std::int64_t>(options_.steps) - lead())
             port_.expect(options_.period_ns);
     }
 
@@ -265,6 +213,8 @@ template <class T, class Port> class BasicActionChunks {
                 return;
             }
             connecting_ = false;
+            if (!connected_)
+                delay_.begin_connection();
             connected_ = ended == Status::ok;
             if (!connected_) {
                 fail(ended, port_.text());
@@ -304,13 +254,16 @@ template <class T, class Port> class BasicActionChunks {
             stats_.version_changes++;
         }
         next_.exists = true;
-        next_.count = static_cast<std::int64_t>(reply.count < executable_ ? reply.count : executable_);
+        next_.is_continuous = true;
+        next_.total = static_cast<std::int64_t>(std::min(reply.count, kept_));
+        next_.count = static_cast<std::int64_t>(std::min(reply.count, executable_));
         next_.version = reply.version;
         next_.number = stats_.chunks;
         next_.capture_ns = capture_ns_;
         next_.tick = asked_tick_;
         next_.used = -1;
-        std::copy_n(reply.rows, static_cast<std::size_t>(next_.count) * options_.width, next_.rows.begin());
+        std::copy_n(reply.rows, static_cast<std::size_t>(next_.total) * options_.width, next_.rows.begin());
+        delay_.add(row_now(next_, port_.now_ns()), reply.version);
     }
 
     Error note(Status status, const char *text) noexcept
@@ -339,18 +292,48 @@ template <class T, class Port> class BasicActionChunks {
         if (next_.exists) {
             next_.exists = false;
             std::int64_t row = row_now(next_, now_ns);
-            if (row < next_.count) {
+            if (row >= next_.count) {
+                stats_.late_chunks++;
+                fail(Status::timeout,
+                     "the chunk arrived past the time of its executable rows: request it earlier (prefetch), "
+                     "execute more rows (steps, overrun_steps), or count steps (period_ns = 0)");
+            }
+            else if (current_.exists && std::exchange(current_.is_continuous, false) && !combine(index, row))
+                fail(Status::mismatch, "the aggregate gave numbers that are not finite");
+            else {
                 std::swap(current_, next_);
                 current_.exists = true;
                 next_.exists = false;
                 return row;
             }
-            stats_.late_chunks++;
-            fail(Status::timeout,
-                 "the chunk arrived past the time of its executable rows: request it earlier (prefetch), "
-                 "execute more rows (steps, overrun_steps), or count steps (period_ns = 0)");
         }
         return current_.exists && index < current_.count ? index : -1;
+    }
+
+    /* Combine, into next_, the rows of both chunks from now on: row `index` of current_ is for the time of row `row`. */
+    bool combine(std::int64_t index, std::int64_t row) noexcept
+    {
+        if (options_.aggregate == Aggregate::latest)
+            return true;
+        for (; index < current_.total && row < next_.total; index++, row++) {
+            const T *previous = row_of(current_, index);
+            T *next = row_of(next_, row);
+            if (options_.aggregate == Aggregate::own) {
+                function_({previous, options_.width}, {next, options_.width}, row_);
+                if constexpr (std::is_floating_point_v<T>)
+                    if (!std::all_of(row_.begin(), row_.end(), [](T value) { return std::isfinite(value); }))
+                        return false;
+                std::copy(row_.begin(), row_.end(), next);
+            }
+            else
+                std::transform(previous, previous + options_.width, next, next, detail::weighted<T>);
+        }
+        return true;
+    }
+
+    T *row_of(Chunk &chunk, std::int64_t index) const noexcept
+    {
+        return chunk.rows.data() + static_cast<std::size_t>(index) * options_.width;
     }
 
     std::int64_t row_now(const Chunk &chunk, std::uint64_t now_ns) const noexcept
@@ -374,14 +357,14 @@ template <class T, class Port> class BasicActionChunks {
         last_number_ = current_.number;
         last_index_ = index;
         has_last_ = true;
-        std::copy_n(current_.rows.data() + static_cast<std::size_t>(index) * options_.width, options_.width,
-                    last_.begin());
+        std::copy_n(row_of(current_, index), options_.width, last_.begin());
         return {last_,    fresh, fresh ? Source::chunk : Source::overrun, last_version_, last_number_, index,
                 age_ns(), error_};
     }
 
     Result<ActionStep<T>> fall_back() noexcept
     {
+        current_.is_continuous = false;
         std::int64_t age = age_ns();
         bool too_old = options_.max_age_ns && age > 0 && static_cast<std::uint64_t>(age) > *options_.max_age_ns;
         if (!has_last_ || *options_.fallback == Fallback::raise || too_old) {
@@ -415,8 +398,10 @@ template <class T, class Port> class BasicActionChunks {
 
     Port port_;
     ChunkOptions options_;
-    std::uint64_t executable_;
-    std::vector<T> last_, zeros_;
+    std::uint64_t executable_, kept_; /* rows of a chunk */
+    RowFunction<T> function_;
+    std::vector<T> last_, zeros_, row_;
+    detail::ChunkDelay delay_;
     Chunk current_, next_;
     std::int64_t tick_ = 0, asked_tick_ = 0, last_index_ = -1;
     std::uint64_t capture_ns_ = 0, last_capture_ns_ = 0, last_version_ = 0, last_number_ = 0;

@@ -245,7 +245,9 @@ EXPORTED int shmserve_publish(shmserve_client *client, shmserve_sequence sequenc
     if ((status = check_terms(client, terms, now_ns)) != SHMSERVE_OK)
         return status;
     publish(client, slot, KIND_INFER,
-            (terms->supersede ? FLAG_SUPERSEDE : 0) | (terms->repeatable ? FLAG_REPEATABLE : 0), terms, now_ns);
+            (terms->supersede ? FLAG_SUPERSEDE : 0) | (terms->repeatable ? FLAG_REPEATABLE : 0) |
+                (terms->real_time_chunking ? FLAG_REAL_TIME_CHUNKING : 0),
+            terms, now_ns);
     return SHMSERVE_OK;
 }
 

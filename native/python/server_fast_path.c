@@ -130,8 +130,8 @@ static PyObject *decoder_of(ServerFastPath *self)
 /* Whether a request of this kind and these options may run now. */
 static int may_run(const uint64_t *words, uint64_t now_ns)
 {
-    /* Nothing of the client waits, so there is nothing that a request could supersede. */
-    const uint64_t ignored = FLAG_SUPERSEDE | FLAG_REPEATABLE;
+    /* Nothing of the client waits, so there is nothing that a request could supersede. The caller heeds the last. */
+    const uint64_t ignored = FLAG_SUPERSEDE | FLAG_REPEATABLE | FLAG_REAL_TIME_CHUNKING;
     if ((words[REQUEST_KIND] != KIND_INFER && words[REQUEST_KIND] != KIND_RESET) || (words[REQUEST_FLAGS] & ~ignored) ||
         words[REQUEST_CANCELLED] == words[REQUEST_SEQUENCE] || (words[REQUEST_DEADLINE_NS] && words[REQUEST_DEADLINE_NS] < now_ns))
         return 0;

@@ -21,8 +21,8 @@ from .tree_encoder import TreeEncoder
 _Head = TypeVar("_Head", bound=tuple[int, ...])
 
 _INFER, _RESET, _OK = int(Kind.INFER), int(Kind.RESET), int(Status.OK)
-#: Nothing of the client waits, so there is nothing that a request could supersede.
-_REFUSED_FLAGS = ~(Flag.SUPERSEDE | Flag.REPEATABLE)
+#: Nothing of the client waits, so there is nothing that a request could supersede. The caller heeds the last.
+_REFUSED_FLAGS = ~(Flag.SUPERSEDE | Flag.REPEATABLE | Flag.REAL_TIME_CHUNKING)
 _KIND, _FLAGS, _DEADLINE = (REQUEST.names.index(name) for name in ("kind", "flags", "deadline_ns"))
 _CAPTURE, _MAX_AGE, _SUBMITTED = (REQUEST.names.index(name) for name in ("capture_ns", "max_age_ns", "submitted_ns"))
 _SCHEMA, _PAYLOAD_BYTES = REQUEST.names.index("schema"), REQUEST.names.index("payload_bytes")

@@ -38,7 +38,7 @@ def printed(output: str) -> list[str]:
 
 @pytest.mark.long
 def test_every_snippet_that_is_run_answers_as_the_page_says(reader: tuple[Path, list[str]]) -> None:
-    _, (brighten, exported, scripted, checked, smooth) = reader
+    _, (brighten, exported, scripted, checked, smooth, steady) = reader
 
     assert printed(brighten) == ["[2. 2. 2. 2. 2. 2.]"]
     # The same network as an exported program, as a Python package and as TorchScript.
@@ -47,6 +47,8 @@ def test_every_snippet_that_is_run_answers_as_the_page_says(reader: tuple[Path, 
     assert printed(scripted) == printed(checked) == [first]
     # Each robot's own state; the one that was reset begins anew.
     assert printed(smooth) == ["[0. 0.] [0. 0.]", "[0.5 0.5] [0.5 0.5]", "[3. 3.] [1.75 1.75]"]
+    # Planned from its observation, which is always the same, each chunk would begin with a jump.
+    assert "largest jump: 0.1\n" in steady
 
 
 @pytest.mark.long

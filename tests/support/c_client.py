@@ -65,6 +65,8 @@ class CTerms(ctypes.Structure):
         ("max_age_ns", _u64),
         ("supersede", _u32),
         ("repeatable", _u32),
+        ("real_time_chunking", _u32),
+        ("reserved", _u32),
     ]
 
 

@@ -1,6 +1,7 @@
 """Scripts of replies, delays and failures that ActionChunks runs, in Python here and in C++ in cpp_programs/scripted_chunks.cpp.
 
-    new NOW_NS STEPS PREFETCH OVERRUN PERIOD_NS MAX_WAIT_NS FALLBACK MAX_AGE_NS CONNECTED   (-1: no max_age; period 0: counts)
+    new NOW_NS STEPS PREFETCH OVERRUN PERIOD_NS MAX_WAIT_NS FALLBACK MAX_AGE_NS CONNECTED AGGREGATE
+                                                  -1: prefetch is learned, no max_age; period 0: counts; aggregate: or `own`
     next LATENCY_NS REPLY VERSION ROWS SUBMIT     of requests from now on: the status of their reply, and of sending them
     connect LATENCY_NS STATUS UNREACHABLE         of attempts to connect: how they end, and the status until then
     step NOW_NS CAPTURE_NS                        0: captured now
@@ -20,6 +21,7 @@ import pytest
 
 from shmserve.client import action_chunks
 from shmserve.client.action_chunks import ActionChunks
+from shmserve.client.chunk_continuation import Continuation
 from shmserve.errors import (
     ClientEvicted,
     ContractMismatch,
@@ -57,6 +59,12 @@ NO_FRESH_ACTION = -100
 _STATUSES = {error: status for status, error in ERRORS.items()} | {InvalidChunk: -7, NoFreshAction: NO_FRESH_ACTION}
 
 
+def own(previous: Any, following: Any) -> Any:
+    """As `own` in scripted_chunks.cpp."""
+    fails = int(following[0]) % 7 == 6
+    return np.full_like(following, np.nan) if fails else (previous * 3 + following) / 4
+
+
 def status_of(error: ShmServeError | None) -> int:
     return 0 if error is None else _STATUSES[type(error)]
 
@@ -83,6 +91,14 @@ class _Policy(Policy):
         self.connection = (0, 0, 0)
         self.connect_count = self.expects = 0
         self.is_away = False
+        self.left_over = self.delays = 0
+
+    def _submit_continued(self, observation: Any, **_: Any) -> Request:
+        request = self.submit(observation)
+        rows = len(observation["prev_chunk_left_over"])
+        self.left_over += rows
+        self.delays += observation["inference_delay"] * rows
+        return request
 
     def submit(self, observation: Any, **_: Any) -> Request:
         latency_ns, reply, version, count, submit = self.next
@@ -107,6 +123,8 @@ class _Policy(Policy):
 class _Connect:
     """In place of BackgroundConnect, whose thread knows no scripted clock."""
 
+    model = None
+
     def __init__(self, client: _Policy, delay_s: float) -> None:
         latency_ns, status, unreachable = client.connection
         client.connect_count += 1
@@ -129,7 +147,7 @@ class _Connect:
 class _World:
     def __init__(self, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         now_ns, steps, prefetch, overrun, period_ns, max_wait_ns = map(int, words[:6])
-        fallback, max_age_ns, connected = words[6], int(words[7]), words[8] == "1"
+        fallback, max_age_ns, connected, aggregate = words[6], int(words[7]), words[8] == "1", words[9]
         self.clock = Clock()
         self.clock.ns = now_ns
         time = SimpleNamespace(monotonic_ns=self.clock, sleep=lambda _: None)
@@ -143,11 +161,15 @@ class _World:
             max_wait=max_wait_ns / 1e9,
             fallback=fallback,  # type: ignore[arg-type]
             max_age=None if max_age_ns < 0 else max_age_ns / 1e9,
-            prefetch=prefetch,
+            prefetch=None if prefetch < 0 else prefetch,
             overrun_steps=overrun,
+            aggregate=own if aggregate == "own" else aggregate,  # type: ignore[arg-type]
             clock=self.clock,
         )
         self.chunks._connected = connected
+        # C++ knows from the structure of its observation what the policy takes.
+        monkeypatch.setattr(Continuation, "applies_to", lambda self, chunk: True)
+        monkeypatch.setattr(Continuation, "knows", lambda self, version: True)
 
     def step(self, now_ns: int, capture_ns: int) -> str:
         self.clock.ns = max(self.clock.ns, now_ns)
@@ -174,7 +196,9 @@ class _World:
         stats, policy = self.chunks.stats(), self.policy
         counts = [getattr(stats, name) for name in stats.__dataclass_fields__]
         cancels = sum(request.cancelled for request in policy.requests)
-        counts += [len(policy.requests), policy.expects, cancels, policy.resets, policy.connect_count, self.clock.ns]
+        counts += [len(policy.requests), policy.expects, cancels, policy.resets, policy.connect_count]
+        counts += [policy.left_over, policy.delays, self.clock.ns]
+        counts.append(self.chunks.lead)
         return " ".join(map(str, counts))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
+from shmserve.real_time_chunking import delivered
 from shmserve.ring import RequestHead
 from shmserve.schema import Schema
 from shmserve.shortened import shortened
@@ -76,10 +77,18 @@ class DeviceServing(Serving):
         max_batch: int,
         stateful: bool,
         checks: Mapping[str, Mapping[str, RangeCheck]],
+        real_time_chunking: bool = False,
         graphs: Graphs | None = None,
     ) -> None:
         super().__init__(
-            model, stats, version=version, max_batch=max_batch, in_place=False, stateful=stateful, checks=checks
+            model,
+            stats,
+            version=version,
+            max_batch=max_batch,
+            in_place=False,
+            stateful=stateful,
+            checks=checks,
+            real_time_chunking=real_time_chunking,
         )
         self._device = context.device
         self._context = context
@@ -199,6 +208,8 @@ class DeviceServing(Serving):
                 item.observation = staging.observation(schema, slot, head.payload_bytes, in_place=False, pickled=True)
             else:
                 item.observation = self._placed(item, schema, slot.payload)
+            if head.flags & Flag.REAL_TIME_CHUNKING:
+                item.observation = delivered(item.observation, is_declared=self._real_time_chunking)
         except (MetadataError, RequestRejected) as error:
             self._reject(state, head, error, item.queued_ns, began_ns)
             return False

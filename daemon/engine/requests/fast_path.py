@@ -10,6 +10,7 @@ from shmserve.backend import ServerFastPath
 from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
+from shmserve.real_time_chunking import LEFT_OVER, delivered
 from shmserve.ring import RequestHead
 
 from ...ipc.stats import ChannelWord, Counter
@@ -88,6 +89,12 @@ class FastPathServing(Serving):
         if path.kind == _RESET:
             self._reset(state, path.head(RequestHead), path.queued_ns)
             return
+        if (
+            type(observation) is dict
+            and LEFT_OVER in observation
+            and path.head(RequestHead).flags & Flag.REAL_TIME_CHUNKING
+        ):
+            observation = delivered(observation, is_declared=self._real_time_chunking)
         clamped = False
         if self._observations is not None:
             try:

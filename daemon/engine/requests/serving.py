@@ -11,6 +11,7 @@ from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
+from shmserve.real_time_chunking import delivered
 from shmserve.ring import RequestHead
 
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
@@ -96,6 +97,7 @@ class Serving:
         in_place: bool,
         stateful: bool,
         checks: Mapping[str, Mapping[str, RangeCheck]],
+        real_time_chunking: bool = False,
     ) -> None:
         self._model = model
         # Decided once, so that models without client ids pay nothing for it.
@@ -105,6 +107,7 @@ class Serving:
         self._version = version
         self._in_place = in_place
         self._stateful = stateful
+        self._real_time_chunking = real_time_chunking
         #: The value ranges that the package declares; None, and nothing is checked, if it declares none.
         self._observations = RangeChecks("observation", checks["observation"]) if "observation" in checks else None
         self._actions = RangeChecks("action", checks["action"]) if "action" in checks else None
@@ -206,6 +209,8 @@ class Serving:
             log.warning("request of client %d cannot be read\n%s", state.number, log_message(error))
             self._reject(state, head, error, queued_ns, taken_ns)
             return None
+        if head.flags & Flag.REAL_TIME_CHUNKING:
+            observation = delivered(observation, is_declared=self._real_time_chunking)
         clamped = False
         if self._observations is not None:
             try:

@@ -17,6 +17,7 @@ from shmserve.base_values import plain_tree
 from shmserve.codec import Encoder, SlotMemory, described
 from shmserve.contract import Entries, contract_differences, contract_of
 from shmserve.errors import ModelPackageError, ValueOutOfRange
+from shmserve.real_time_chunking import without_entries
 from shmserve.schema import Schema
 
 from ...packages.package import ModelPackage
@@ -120,7 +121,8 @@ def warm_up(
 
     if not package.stateful and not package.sampling and not isinstance(model, PerClient):
         _warn_of_state(answers, again, package)
-    contract = contract_of(example, action)
+    # An observation without an earlier chunk lacks these entries, and none is refused for their sizes.
+    contract = contract_of(without_entries(example) if package.real_time_chunking else example, action)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
         observation = staging.observation(schema, slot, request_bytes, in_place=False, pickled=False)

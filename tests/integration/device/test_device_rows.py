@@ -137,3 +137,26 @@ def test_of_a_staged_batch_all_may_leave(engine: DeviceEngine) -> None:
     assert_answered(engine.clients[0], first, 1)
     for row, (client, sequence) in enumerate(later):
         assert_answered(client, sequence, 3 + row)
+
+
+class Counting(EchoModel):
+    """Answers with the number of entries of each observation."""
+
+    batches = True
+
+    def infer(self, observations: list[Any]) -> list[Any]:
+        return [{"count": len(observation)} for observation in observations]
+
+
+def test_entries_of_real_time_chunking_do_not_reach_a_policy_that_does_not_declare_them() -> None:
+    engine = DeviceEngine(Counting())
+    added = {**observation(1), "inference_delay": 2, "prev_chunk_left_over": np.zeros((2, 3), np.float32)}
+    sent = [
+        engine.clients[0].submit(added, flags=Flag.REAL_TIME_CHUNKING),
+        engine.clients[1].submit(added),  # the caller's own
+        engine.clients[2].submit(observation(1)),
+    ]
+    engine.run()
+
+    assert [client.reply(sequence)["count"] for client, sequence in zip(engine.clients, sent, strict=True)] == [1, 3, 1]
+    engine.close()

@@ -38,10 +38,11 @@ def new(
     max_wait_ms: int = 0,
     max_age_ms: int = -1,
     connected: bool = True,
+    aggregate: str = "latest",
 ) -> str:
     age_ns = max_age_ms * MS if max_age_ms >= 0 else -1
     numbers = f"{BEGIN_NS} {steps} {prefetch} {overrun} {period_ms * MS} {max_wait_ms * MS}"
-    return f"new {numbers} {fallback} {age_ns} {connected:d}"
+    return f"new {numbers} {fallback} {age_ns} {connected:d} {aggregate}"
 
 
 def then(latency_ms: int = 0, *, reply: int = 0, version: int = 1, rows: int = 8, submit: int = 0) -> str:
@@ -134,6 +135,46 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
         ["chunk 0 0", "chunk 0 1", "reset 0", "status -100"],
     ),
     (
+        "overlapping rows are averaged",
+        [new(prefetch=1, aggregate="weighted_average"), then(), *steps(0, 6)],
+        ["chunk 0 0", "chunk 0 1", "chunk 0 2", "chunk 0 3", "chunk 0.7 1.9", "chunk 0.7 2.9"],
+    ),
+    (
+        "overlapping rows are an own function's",
+        [new(prefetch=1, aggregate="own"), then(), *steps(0, 6)],
+        ["chunk 0 0", "chunk 0 1", "chunk 0 2", "chunk 0 3", "chunk 0.25 3.25", "chunk 0.25 4.25"],
+    ),
+    (
+        "rows of another model are not averaged",
+        [new(prefetch=3, aggregate="weighted_average"), then(), *steps(0, 1), then(version=2), *steps(1, 2)],
+        ["chunk 0 0", "chunk 0 1", "chunk 1 1"],
+    ),
+    (
+        "rows of a plan with a gap are not averaged",
+        [
+            *[new(aggregate="weighted_average"), then(), *steps(0, 4), then(reply=7), *steps(4, 1)],
+            *[then(), *steps(5, 1)],
+        ],
+        ["chunk 0 0", "chunk 0 1", "chunk 0 2", "chunk 0 3", "hold 0 3", "chunk 2 0"],
+    ),
+    (
+        "the lead is learned",
+        [new(prefetch=-1), then(30), *steps(0, 12)],
+        [
+            *[
+                "status -100",
+                "status -100",
+                "chunk 0 2",
+                "chunk 0 3",
+                "chunk 1 2",
+                "chunk 1 3",
+                "chunk 2 2",
+                "chunk 2 3",
+            ],
+            *["chunk 3 2", "chunk 3 3", "chunk 4 2", "chunk 4 3"],
+        ],
+    ),
+    (
         "a loop that is too fast gets no row twice",
         [new(), then(), *steps(0, 6, period_ms=5)],
         ["chunk 0 0", "chunk 0 1", "chunk 0 2", "chunk 0 3", "chunk 1 0", "chunk 1 1"],
@@ -181,12 +222,13 @@ def random_script(seed: int) -> list[str]:
         new(
             fallback,
             steps=count,
-            prefetch=chance.randint(0, count - 1),
+            prefetch=chance.choice([-1, chance.randint(0, count - 1)]),
             overrun=chance.randint(0, 3),
             period_ms=chance.choice([0, 1, 20]),
             max_wait_ms=chance.choice([0, 0, 3, 45]),
             max_age_ms=chance.randint(0, 200) if fallback == "repeat_last" else -1,
             connected=chance.random() < 0.9,
+            aggregate=chance.choice(["latest", "weighted_average", "own"]),
         ),
         then(rows=20),
     ]

@@ -25,6 +25,7 @@ struct World {
     std::uint64_t connect_ns = 0;
     int connect = 0, unreachable = 0;
     bool connected = true;
+    std::uint64_t left_over = 0, delays = 0;
     std::uint64_t requests = 0, expects = 0, cancels = 0, resets = 0, connects = 0;
 };
 
@@ -37,10 +38,13 @@ class ScriptedPort {
     const char *text() const { return "scripted"; }
 
     template <class Observe>
-    shmserve::Result<void> submit(Observe &observe, shmserve::span<const std::uint64_t>, std::uint64_t, std::uint64_t)
+    shmserve::Result<void> submit(Observe &observe, shmserve::span<const std::uint64_t>, std::uint64_t, std::uint64_t,
+                                  const shmserve::Continuation<float> &rest)
     {
         if (world_->submit != 0)
             return shmserve::Error{static_cast<Status>(world_->submit), "scripted"};
+        world_->left_over += rest.count;
+        world_->delays += static_cast<std::uint64_t>(rest.delay) * rest.count;
         observe(*this);
         ready_ns_ = world_->now_ns + world_->latency_ns;
         reply_.status = static_cast<Status>(world_->reply);
@@ -105,16 +109,36 @@ class ScriptedPort {
 
 using Chunks = shmserve::BasicActionChunks<float, ScriptedPort>;
 
+/* The most rows of a chunk in a script. */
+constexpr std::uint32_t most_rows = 20;
+
+/* As `own` in chunk_script.py. */
+void own(shmserve::span<const float> previous, shmserve::span<const float> next, shmserve::span<float> row)
+{
+    bool fails = static_cast<int>(next[0]) % 7 == 6;
+    for (std::size_t index = 0; index < row.size(); index++)
+        row[index] = fails ? NAN : (previous[index] * 3 + next[index]) / 4;
+}
+
 const char *const sources[] = {"chunk", "overrun", "hold", "repeat_last", "zero"};
 
 void begin(std::istringstream &words, World &world, std::unique_ptr<Chunks> &chunks)
 {
     shmserve::ChunkOptions options;
-    std::string fallback;
-    std::int64_t max_age_ns;
+    std::string fallback, aggregate;
+    std::int64_t prefetch, max_age_ns;
     world = World{};
-    words >> world.now_ns >> options.steps >> options.prefetch >> options.overrun_steps >> options.period_ns >>
-        options.max_wait_ns >> fallback >> max_age_ns >> world.connected;
+    words >> world.now_ns >> options.steps >> prefetch >> options.overrun_steps >> options.period_ns >>
+        options.max_wait_ns >> fallback >> max_age_ns >> world.connected >> aggregate;
+    if (prefetch >= 0)
+        options.prefetch = static_cast<std::uint32_t>(prefetch);
+    options.aggregate = aggregate == "latest"             ? shmserve::Aggregate::latest
+                        : aggregate == "weighted_average" ? shmserve::Aggregate::weighted_average
+                                                          : shmserve::Aggregate::own;
+    shmserve::RowFunction<float> function;
+    if (options.aggregate == shmserve::Aggregate::own)
+        function = own;
+    options.chunk_rows = most_rows;
     options.width = 2;
     options.fallback = fallback == "hold"          ? shmserve::Fallback::hold
                        : fallback == "repeat_last" ? shmserve::Fallback::repeat_last
@@ -122,8 +146,8 @@ void begin(std::istringstream &words, World &world, std::unique_ptr<Chunks> &chu
                                                    : shmserve::Fallback::raise;
     if (max_age_ns >= 0)
         options.max_age_ns = static_cast<std::uint64_t>(max_age_ns);
-    const char *fault = shmserve::detail::fault_of(options);
-    chunks = fault == nullptr ? std::make_unique<Chunks>(ScriptedPort(world), options) : nullptr;
+    const char *fault = shmserve::detail::fault_of(options, function != nullptr);
+    chunks = fault == nullptr ? std::make_unique<Chunks>(ScriptedPort(world), options, function) : nullptr;
     std::printf("%s\n", fault == nullptr ? "new" : "refused");
 }
 
@@ -170,9 +194,10 @@ int main()
             const shmserve::ChunkStats &counts = chunks->stats();
             for (std::uint64_t count : {counts.fresh, counts.overrun, counts.fallback, counts.raised, counts.skipped,
                                         counts.chunks, counts.late_chunks, counts.version_changes, counts.errors,
-                                        world.requests, world.expects, world.cancels, world.resets, world.connects})
+                                        world.requests, world.expects, world.cancels, world.resets, world.connects,
+                                        world.left_over, world.delays})
                 std::printf("%" PRIu64 " ", count);
-            std::printf("%" PRIu64 "\n", world.now_ns);
+            std::printf("%" PRIu64 " %" PRIu32 "\n", world.now_ns, chunks->lead());
         }
         else
             return 2;

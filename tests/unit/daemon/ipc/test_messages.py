@@ -75,6 +75,7 @@ _READY = Ready(
     in_place=False,
     max_batch=8,
     stateful=True,
+    real_time_chunking=False,
     contract={"observation": [["x", "<f4", [3]]], "action": None},
     observation=[["x", "<f4", [3]]],
     action=None,

@@ -142,13 +142,15 @@ def test_every_key_of_a_saved_module_is_read(directory: Path) -> None:
 def test_every_key_of_a_class_is_read(directory: Path) -> None:
     write(
         directory,
-        '[model]\nformat = "python"\nentry = "a:B"\nmax_batch = 4\nstateful = true\nweights = "weights.safetensors"',
+        '[model]\nformat = "python"\nentry = "a:B"\nmax_batch = 4\nstateful = true\nweights = "weights.safetensors"'
+        "\nreal_time_chunking = true",
     )
 
     package = ModelPackage.read(directory)
 
     assert (package.entry, package.max_batch, package.stateful) == ("a:B", 4, True)
     assert package.weights == "weights.safetensors"
+    assert package.real_time_chunking
 
 
 PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-export"\n'
@@ -188,6 +190,15 @@ PYTHON, EXPORTED = '[model]\nformat = "python"\n', '[model]\nformat = "torch-exp
         (EXPORTED + "max_batch = 2", "max_batch = 2 needs batch_dim = true"),
         (EXPORTED + "max_batch = 2\nbatch_dim = true\nstateful = true", "takes one request at a time"),
         (EXPORTED + 'entry = "policy:Policy"', "entry is for format python or installed; this is 'torch-export'"),
+        (
+            PYTHON + "real_time_chunking = true\n[checks.observation.inference_delay]\nmin = 0\nmax = 9",
+            "[checks.observation.inference_delay] would refuse every observation with nothing to continue",
+        ),
+        (EXPORTED + "real_time_chunking = true", "real_time_chunking is for format python or installed"),
+        (
+            PYTHON + "cuda_graph = true\nreal_time_chunking = true",
+            "rows left over of a chunk are others in each request",
+        ),
         (EXPORTED + 'weights = "weights.safetensors"', "weights is for format python or installed"),
         (PYTHON + 'inputs = ["x"]', "inputs is for format torch-export or aoti or torchscript; this is 'python'"),
         (PYTHON + "batch_dim = true", "batch_dim is for format torch-export or aoti or torchscript"),

@@ -61,6 +61,7 @@ class Engine:
         stateful: bool = False,
         rate: Rate | None = None,
         channel: int = 0,
+        real_time_chunking: bool = False,
     ) -> None:
         self.tensors = tensors_on is not None
         self.stats = Stats(create_stats_memory())
@@ -73,6 +74,7 @@ class Engine:
             in_place=in_place,
             stateful=stateful,
             checks=checks or {},
+            real_time_chunking=real_time_chunking,
         )
         self._sealed = SealedChannelFds()
         channel_info = ChannelInfo(Identity(1, channel, 1), None)
@@ -487,6 +489,37 @@ def test_numbers_are_clamped_and_counted_once(tensors_on: torch.device | None, n
         assert result["action"].tolist() == [1.5, -2.0]
         assert engine.stats.words[Counter.CLAMPED] == 1
         assert engine.stats.words[Counter.OUT_OF_RANGE] == 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(
+    ("declares", "flags", "arrives"),
+    [(True, Flag.REAL_TIME_CHUNKING, True), (False, Flag.REAL_TIME_CHUNKING, False), (False, 0, True)],
+)
+def test_entries_of_real_time_chunking_reach_a_policy_that_declares_them(
+    fast: bool, declares: bool, flags: int, arrives: bool
+) -> None:
+    engine = Engine(None, False, real_time_chunking=declares)
+    with contextlib.closing(engine):
+        engine.model.answer = lambda observation: {"action": len(observation)}
+        for rows in (4, 2, 3):
+            observation = {"state": np.zeros(2), "inference_delay": 2, "prev_chunk_left_over": np.zeros((rows, 2))}
+            # The structure is new in the first request, and then it is not, whatever the number of rows.
+            head, result = engine.ask(observation, fast=fast and rows != 4, flags=flags)
+
+            assert (head.status, result["action"]) == (Status.OK, 3 if arrives else 1)
+        nothing = {"state": np.zeros(2), "inference_delay": 0, "prev_chunk_left_over": np.zeros((0, 2))}
+        assert engine.ask(nothing, fast=fast, flags=flags)[1]["action"] == (1 if flags else 3)
+
+
+def test_a_flag_of_real_time_chunking_without_the_entries_changes_nothing() -> None:
+    with contextlib.closing(make_engine()) as engine:
+        for tree in ([0.25, 0.5], {"state": np.zeros(2), "prev_chunk_left_over": 1}):
+            assert engine.ask(tree, fast=False, flags=Flag.REAL_TIME_CHUNKING)[0].status == Status.OK
+        engine.model.answer = lambda observation: {"action": len(observation)}
+        sequence = engine.publish(engine.head([0.5], flags=Flag.REAL_TIME_CHUNKING))
+        engine.serve_long()
+        assert engine.reply(sequence)[1] == {"action": 1}
 
 
 def test_an_action_out_of_range_fails_and_is_counted_once() -> None:
