@@ -73,7 +73,8 @@ class LerobotCheckpoint:
     def rename_map(self) -> dict[str, str]:
         """The robot's names and the policy's, as the preprocessor renames them."""
         step = step_of(self.preprocessor, "rename_observations_processor")
-        return dict(_table(_table(step).get("config")).get("rename_map") or {})
+        renames = _table(_table(_table(step).get("config")).get("rename_map"))
+        return {robot: policy for robot, policy in renames.items() if isinstance(policy, str)}
 
     def setting(self, name: str) -> Any:
         return self.config.get(name)
@@ -123,9 +124,21 @@ def read_checkpoint(path: Path) -> LerobotCheckpoint:
         adapter=adapter,
         rate_hz=_rate_hz(path / TRAINING),
     )
+    for name, feature in checkpoint.inputs.items():
+        if feature.kind == "VISUAL" and len(feature.shape) != 3:
+            raise ModelPackageError(
+                f"{path / CONFIG}: {name} has shape {list(feature.shape)}; a frame has channels, height and width"
+            )
     if not checkpoint.inputs:
         raise ModelPackageError(f"{path / CONFIG}: input_features lists nothing that a robot could send")
-    _check_statistics(checkpoint)
+    try:
+        _check_statistics(checkpoint)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelPackageError):
+            raise
+        raise ModelPackageError(
+            f"{path}: {PREPROCESSOR} or {POSTPROCESSOR} describes its normalisation in another way than LeRobot ({error})"
+        ) from error
     return checkpoint
 
 
@@ -165,9 +178,14 @@ def _require_processors(path: Path) -> None:
 def _steps(file: Path) -> tuple[Mapping[str, Any], ...]:
     steps = _read_json(file).get("steps")
     if not isinstance(steps, list) or not all(
-        isinstance(step, dict) and isinstance(step.get("registry_name", step.get("class")), str) for step in steps
+        isinstance(step, dict)
+        and isinstance(step.get("registry_name", step.get("class")), str)
+        and isinstance(step.get("config", {}), dict)
+        for step in steps
     ):
-        raise ModelPackageError(f"{file} is not a processor of LeRobot: steps must be a list of steps with a name")
+        raise ModelPackageError(
+            f"{file} is not a processor of LeRobot: steps must be a list of steps with a name and a config"
+        )
     for step in steps:
         state = step.get("state_file")
         if state is not None and not (
@@ -224,9 +242,9 @@ def _check_statistics(checkpoint: LerobotCheckpoint) -> None:
                     continue  # a policy is asked with observations, and answers with actions
                 if not of_action and chosen is not None and name not in chosen:
                     continue
-                normalised.add(name)
                 mode = str(modes.get(kind, "IDENTITY"))
                 if mode != "IDENTITY":
+                    normalised.add(name)
                     key = ACTION if of_action else name
                     _check_feature(checkpoint, f"{checkpoint.path / file}: {name}", mode, known.get(key, {}), feature)
     _check_covered(checkpoint, normalised)

@@ -222,7 +222,7 @@ def _joints(manifest: Path, table: Mapping[str, Any], checkpoint: LerobotCheckpo
 def _check_renames(manifest: Path, table: Mapping[str, Any], checkpoint: LerobotCheckpoint) -> None:
     renames = table.get("rename_map", {})
     for robot, policy in renames.items():
-        if policy not in checkpoint.inputs:
+        if not isinstance(policy, str) or policy not in checkpoint.inputs:
             raise ModelPackageError(
                 f"{manifest}: [lerobot] rename_map: {robot!r} = {policy!r:.200}: the checkpoint's inputs are "
                 f"{', '.join(checkpoint.inputs)}"

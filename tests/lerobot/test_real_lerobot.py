@@ -20,10 +20,13 @@ import pytest
 pytest.importorskip("lerobot", reason="LeRobot is not installed here: make test-lerobot")
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from shmserve.client import ContractMismatch
+from shmserve.errors import ModelPackageError
 from tests.support.daemon_process import Daemon
 from tests.support.lerobot_reference import FRONT, STATE, Lerobot, observations, save
+from tests.support.packages.saving import loaded
 from tests.support.tiny_vlm import save_tiny_vlm
 
 # Other people's libraries warn about themselves.
@@ -135,6 +138,25 @@ def test_a_language_model_that_is_not_in_the_cache_is_named_with_its_remedy(tmp_
 
     assert f"HF_HOME is {tmp_path / 'hub'}" in log
     assert "hf download HuggingFaceTB/SmolVLM2-500M-Video-Instruct" in log
+
+
+def test_a_checkpoint_of_a_newer_lerobot_is_refused_naming_its_setting(tmp_path: Path) -> None:
+    path = save(tmp_path / "act", "act")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "brand_new": 3}))
+
+    with pytest.raises(ModelPackageError, match=r"config\.json does not fit LeRobot 0\.\d+\.\d+: .*brand_new"):
+        loaded(path)
+
+
+def test_weights_that_lerobot_would_replace_by_random_numbers_are_missed(tmp_path: Path) -> None:
+    path = save(tmp_path / "act", "act")
+    weights = load_file(path / "model.safetensors")
+    del weights["model.action_head.weight"]
+    save_file(weights, path / "model.safetensors")
+
+    with pytest.raises(ModelPackageError, match=r"model\.safetensors lacks weights .*\(model\.action_head\.weight\)"):
+        loaded(path)
 
 
 def test_no_weights_of_a_backbone_are_downloaded(tmp_path: Path) -> None:

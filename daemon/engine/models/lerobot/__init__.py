@@ -23,4 +23,11 @@ def load(package: ModelPackage, device: torch.device) -> PythonPolicy:
     observations = Observations(options, device, renamed=pipeline.renames)
     if options.mode == "chunk":
         return PythonPolicy(ChunkPolicy(pipeline, observations, options), package)
-    return PerClientPolicy(ActionPolicy(pipeline, observations, options), package)
+    try:
+        policy = ActionPolicy(pipeline, observations, options)
+    except TypeError as error:  # of copy.deepcopy
+        raise ModelPackageError(
+            f"the {options.checkpoint.type} policy cannot be copied for each client ({error}), so it cannot be served by action: "
+            "try mode = 'chunk' under [lerobot] in model.toml"
+        ) from error
+    return PerClientPolicy(policy, package)

@@ -13,14 +13,14 @@ import torch
 
 from shmserve.errors import ModelPackageError
 
-from ....packages.lerobot_checkpoint import CONFIG, WEIGHTS, LerobotCheckpoint, step_of
+from ....packages.lerobot_checkpoint import ADAPTER, CONFIG, WEIGHTS, LerobotCheckpoint, step_of
 from ....packages.lerobot_options import LerobotOptions
 from .hub import missing_files
 from .pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
-_INSTALL = "pip install 'shmserve[lerobot]' (LeRobot 0.6 needs Python 3.12 or newer)"
+_INSTALL = "pip install 'shmserve[lerobot]'"
 #: Missing weights that an error names.
 _NAMED = 5
 
@@ -98,7 +98,7 @@ class _Lerobot:
                 else "if it is a plugin's, install the plugin and set plugins = true under [lerobot] in model.toml"
             )
             raise ModelPackageError(
-                f"{checkpoint.path / CONFIG}: LeRobot {self.version} knows no policy {checkpoint.type!r}: {hint}"
+                f"{CONFIG}: LeRobot {self.version} knows no policy {checkpoint.type!r}: {hint}"
             ) from error
 
 
@@ -114,7 +114,7 @@ def _explained(checkpoint: LerobotCheckpoint, api: _Lerobot) -> Iterator[None]:
             raise ModelPackageError(text) from error
         if type(error).__module__.partition(".")[0] == "draccus":
             raise ModelPackageError(
-                f"{checkpoint.path / CONFIG} does not fit LeRobot {api.version}: {error}; install the version that saved it"
+                f"{CONFIG} does not fit LeRobot {api.version}: {error}; install the version that saved it"
             ) from error
         raise
 
@@ -128,14 +128,12 @@ def _policy(package: Path, options: LerobotOptions, policy_class: Any, config: A
     try:
         from peft import PeftConfig, PeftModel
     except ModuleNotFoundError as error:
-        raise ModelPackageError(
-            f"{checkpoint.path} is a PEFT adapter: pip install 'lerobot[peft]' ({error})"
-        ) from error
+        raise ModelPackageError(f"the checkpoint is a PEFT adapter: pip install 'lerobot[peft]' ({error})") from error
     adapter = PeftConfig.from_pretrained(str(checkpoint.path))
     base = str(package / options.base) if options.base is not None else adapter.base_model_name_or_path
     if not base:
         raise ModelPackageError(
-            f"{checkpoint.path}: adapter_config.json names no base_model_name_or_path: put the checkpoint that the adapter "
+            f"{ADAPTER} names no base_model_name_or_path: put the checkpoint that the adapter "
             "changes into the package, and name its directory: base under [lerobot] in model.toml"
         )
     adapter.base_model_name_or_path = base
@@ -162,7 +160,7 @@ def _check_weights(policy_class: Any, policy: Any, file: Path) -> None:
     if missing:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise ModelPackageError(
-            f"{file} lacks weights of the policy that {CONFIG} describes ({', '.join(missing[:_NAMED])}{more}): it would act "
+            f"{file.name} lacks weights of the policy that {CONFIG} describes ({', '.join(missing[:_NAMED])}{more}): it would act "
             "on random numbers; save both with policy.save_pretrained"
         )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,18 @@ def test_an_observation_that_does_not_fit_is_refused_naming_the_entry(tmp_path: 
     assert all(part in str(caught.value) for part in says.split(".*"))
 
 
+def test_a_state_of_the_environment_is_an_array_under_its_own_name(tmp_path: Path) -> None:
+    config = config_of()
+    config["input_features"]["observation.environment_state"] = {"type": "ENV", "shape": [2]}
+    model, _ = loaded(write_checkpoint(tmp_path, config, manifest=FLAT))
+    example = model.example_observation()
+
+    (action,) = model.infer([{**flat(), "observation.environment_state": torch.zeros(2)}])
+
+    assert example["observation.environment_state"].shape == (2,) and "front" in example
+    torch.testing.assert_close(action["actions"], rows(0.0))
+
+
 def test_a_joint_that_the_robot_lacks_is_named(tmp_path: Path) -> None:
     model, _ = loaded(write_checkpoint(tmp_path, manifest=FLAT))
     seen = flat()
@@ -257,6 +271,23 @@ def test_a_policy_of_an_unknown_type_shares_its_parameters_alone(tmp_path: Path)
     assert [each[0].item() for each in first] == pytest.approx([2.0, 52.0])
     policies = [pipeline.policy for pipeline in vars(model)["_policy"]._of_clients.values()]
     assert policies[0].gain is policies[1].gain and policies[0]._queue is not policies[1]._queue
+
+
+def test_a_policy_that_cannot_be_copied_is_not_served_by_action(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, manifest=MANIFEST + 'mode = "action"')
+    modeling = importlib.import_module("lerobot.policies.modeling")
+    reset = modeling.ACTPolicy.reset
+
+    def with_lock(policy: Any) -> None:
+        reset(policy)
+        policy.lock = threading.Lock()
+
+    monkeypatch.setattr(modeling.ACTPolicy, "reset", with_lock)
+
+    with pytest.raises(ModelPackageError, match=r"the act policy cannot be copied .*lock.* try mode = 'chunk'"):
+        loaded(tmp_path)
 
 
 def test_latest_observations_are_collected_for_each_client(tmp_path: Path) -> None:
