@@ -15,6 +15,7 @@ from shmserve.client import ContractMismatch
 from tests.support.daemon_process import Daemon
 from tests.support.example_program import output_of
 from tests.support.folders import REPOSITORY, SUPPORT
+from tests.support.followed_page import snippets
 from tests.support.lerobot_checkpoint import JOINTS, config_of, write_checkpoint
 
 EXAMPLE = REPOSITORY / "examples" / "lerobot_policy"
@@ -66,6 +67,16 @@ def test_the_examples_robot_drives_the_arm(daemon: Daemon) -> None:
     where = ast.literal_eval(output.splitlines()[1].removeprefix("at "))
     # Each row moves on by 2 from where the arm was when its chunk was asked for.
     assert where.keys() == set(JOINTS) and min(where.values()) > 10
+
+
+@pytest.mark.long
+def test_the_robot_on_the_page_asks_for_a_chunk(tmp_path: Path) -> None:
+    (robot,) = [each for each in snippets(REPOSITORY / "docs" / "lerobot.md") if each.file == "lerobot_robot.py"]
+    (tmp_path / "lerobot_robot.py").write_text(robot.text)
+    daemon = Daemon(write_checkpoint(tmp_path / "so101", config_of(size=(480, 640))), name="default")
+    daemon.environment["PYTHONPATH"] = str(SUPPORT / "stand_ins")
+    with daemon:
+        assert output_of(sys.executable, tmp_path / "lerobot_robot.py", daemon=daemon).strip() == "(5, 6)"
 
 
 def test_the_examples_package_is_the_one_that_its_readme_copies() -> None:
