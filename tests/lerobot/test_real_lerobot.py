@@ -219,3 +219,12 @@ def test_an_adapter_of_peft_is_served_over_its_base(tmp_path: Path) -> None:
 
     assert_same(actions, own.chunk(seen))
     assert np.abs(actions - plain.chunk(seen)).max() > 1e-3  # the adapter does something
+
+    manifest = tmp_path / "package" / "model.toml"
+    manifest.write_text(manifest.read_text() + 'mode = "action"\n')
+    model: Any = loaded(tmp_path / "package")[0]
+    tensors = {name: torch.from_numpy(value) for name, value in seen.items()}
+    by_client = [model.infer_for([tensors], [client])[0]["action"] for client in (1, 2)]
+    for action in by_client:
+        assert_same(action, own.action(seen))
+        own.reset()

@@ -139,7 +139,8 @@ def _policy(package: Path, options: LerobotOptions, policy_class: Any, config: A
     adapter.base_model_name_or_path = base
     policy = policy_class.from_pretrained(base, config=config)
     _check_weights(policy_class, policy, Path(base) / WEIGHTS)
-    return PeftModel.from_pretrained(policy, str(checkpoint.path), config=adapter)
+    PeftModel.from_pretrained(policy, str(checkpoint.path), config=adapter)  # puts its layers into this policy
+    return policy
 
 
 def _check_weights(policy_class: Any, policy: Any, file: Path) -> None:

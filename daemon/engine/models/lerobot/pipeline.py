@@ -78,8 +78,7 @@ class Pipeline:
 
     @property
     def _shares_network(self) -> bool:
-        of_peft = type(self.policy).__module__.partition(".")[0] == "peft"  # its state lies in the policy inside it
-        return self._kind in _STATE_OUTSIDE_NETWORK and not of_peft
+        return self._kind in _STATE_OUTSIDE_NETWORK
 
     def _shared(self) -> list[Any]:
         """Return the parts that copies share: the network or its parameters, and tokenizers, which are large and keep nothing."""
