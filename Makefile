@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
+LEROBOT_VENV := .venv-lerobot
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
@@ -20,7 +21,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu test-lerobot libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -103,6 +104,18 @@ test-gpu:  ## run the tests that need a GPU, and those around them; installs not
 bench-gpu:  ## measure on a GPU; see docs/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
+# With a Python that LeRobot accepts; its torch is older than the one of the other tests. Afterwards without the package
+# `tests` that draccus brings, before which the folder of this checkout would lose.
+$(LEROBOT_VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*)
+	@python=$$($(PYTHON) tests/lerobot/find_python.py) && $$python -m venv $(LEROBOT_VENV)
+	@$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[lerobot-test]'
+	@rm -rf $(LEROBOT_VENV)/lib/python3.*/site-packages/tests
+	@touch $@
+
+# make test-lerobot TEST="-k smolvla" for a part.
+test-lerobot: $(LEROBOT_VENV)/installed  ## compare served LeRobot checkpoints with LeRobot itself; installs LeRobot (5 GB)
+	@$(LEROBOT_VENV)/bin/python -m pytest -m "long or not long" tests/lerobot $(TEST)
+
 # In the same environment: atheris runs the code that the tests run.
 $(VENV)/fuzz: $(VENV)/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
@@ -132,4 +145,4 @@ install-libshmserve:  ## install the C library, its header, and what pkg-config 
 	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
 clean:  ## remove what these made
-	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -13,7 +13,8 @@ from shmserve.package_advice import advice_for_directory
 from shmserve.real_time_chunking import ENTRIES
 from shmserve.text_file import text_of
 
-from .formats import FORMATS, recognised
+from .formats import FORMATS, IDENTIFYING, recognised
+from .lerobot_options import lerobot_settings
 from .range_checks import read_checks
 
 if sys.version_info >= (3, 11):
@@ -50,7 +51,7 @@ _MODEL: dict[str, type] = {
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool, "rounds": int}
 _TOLERANCE = ("atol", "rtol")
 _MOST_ROUNDS = 1000
-_TABLES = ("model", "warmup", "checks", "metadata")
+_TABLES = ("model", "warmup", "checks", "metadata", "lerobot")
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays", "real_time_chunking")
@@ -78,12 +79,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     _check_types(manifest, warmup, _WARMUP, "key of [warmup]")
     settings: dict[str, Any] = {"name": directory.resolve().name, "metadata": document.get("metadata", {}), **model}
     settings["format"] = _format(manifest, model)
-    # A policy class may use gradients; a saved module does not, and runs slightly faster in inference mode.
-    settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
+    # A policy class may use gradients; others do not, and run slightly faster in inference mode.
+    settings.setdefault("grad", FORMATS[settings["format"]].policy_class)
     for key in ("inputs", "outputs"):
         if key in settings:
             settings[key] = _names(manifest, key, settings[key])
     _check_format(manifest, settings)
+    if settings["format"] == "lerobot":
+        settings |= lerobot_settings(manifest, document.get("lerobot", {}), model)
+    elif "lerobot" in document:
+        raise ModelPackageError(f"{manifest}: [lerobot] is for format 'lerobot'; this is {settings['format']!r}")
     for key in ("example", "expected", "allow_nonfinite", "rounds"):
         if key in warmup:
             settings[key] = warmup[key]
@@ -133,10 +138,9 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
         return "python"
     found = recognised(manifest.parent)
     if found is None:
-        files = ", ".join(dict.fromkeys(form.file for form in FORMATS.values() if form.file))
         what = "a model.toml that names no format" if manifest.is_file() else f"no {MANIFEST}"
         advice = advice_for_directory(manifest.parent)
-        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; {advice}")
+        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {IDENTIFYING}; {advice}")
     return found
 
 
@@ -144,10 +148,11 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
     """Raise ModelPackageError for a key that the format does not support."""
     name = settings["format"]
     form = FORMATS[name]
-    for key in _CLASS if form.saved_module else _SAVED_MODULE:
-        if key in settings:
-            formats = [other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module]
-            raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
+    for keys, kind in ((_CLASS, "policy_class"), (_SAVED_MODULE, "saved_module")):
+        for key in () if getattr(form, kind) else keys:
+            if key in settings:
+                formats = [other for other, facts in FORMATS.items() if getattr(facts, kind)]
+                raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
         raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} must be one of {', '.join(_STYLES)}")
     if settings.get("release", 0) < 0:
@@ -177,6 +182,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         entry = settings.setdefault("entry", "policy:Policy")
         if not _is_class(entry):
             raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
+    elif name == "lerobot":
+        _check_lerobot(manifest, settings)
     elif not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
 
@@ -198,6 +205,16 @@ def _check_compiled(manifest: Path, settings: dict[str, Any]) -> None:
             f"{what} does not say which dtypes and shapes it takes: write an observation with numpy.savez and name it, "
             '[warmup] example = "example.npz"'
         )
+
+
+def _check_lerobot(manifest: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelPackageError for keys that LeRobot's policies, written for one observation at a time, do not support."""
+    for key, default in (("max_batch", 1), ("cuda_graph", False), ("read_in_place", False)):
+        if settings.get(key, default) != default:
+            raise ModelPackageError(
+                f"{manifest}: {key} = {_shown(settings[key])} is not for format 'lerobot': LeRobot's policies and processors "
+                "run one observation at a time in Python; remove the key"
+            )
 
 
 def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from shmserve.package_advice import PACKAGE, advice_for_file, advice_for_url, is
 from shmserve.package_files import content_version
 
 from .formats import FORMATS
+from .lerobot_options import LerobotOptions
 from .manifest import read_manifest
 from .range_checks import RangeCheck
 
@@ -65,6 +66,7 @@ class ModelPackage:
     #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
+    lerobot: LerobotOptions | None = None  # of format lerobot alone
 
     @cached_property
     def version(self) -> str:
@@ -80,10 +82,20 @@ class ModelPackage:
         if not path.is_dir():
             raise ModelPackageError(f"model path {path} {_no_directory(path)}")
         settings = read_manifest(path)
-        if FORMATS[settings["format"]].runs_code and not allow_code:
-            safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)
-            raise ModelPackageError(
-                f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is "
-                f"false; it serves packages of format {safe} (docs/model-packages.md, Packages that bring no code)"
-            )
+        if not allow_code:
+            _refuse_code(path, settings)
         return cls(path=path, **settings)
+
+
+def _refuse_code(path: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelPackageError for a package that can run code."""
+    lerobot: LerobotOptions | None = settings.get("lerobot")
+    reason = lerobot.runs_code if lerobot is not None else None
+    if reason is None and not FORMATS[settings["format"]].runs_code:
+        return
+    safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)
+    raise ModelPackageError(
+        f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is false"
+        f"{f' ({reason})' if reason else ''}; it serves packages of format {safe} (docs/model-packages.md, Packages without "
+        "code)"
+    )
