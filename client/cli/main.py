@@ -23,6 +23,7 @@ from .bench import bench
 from .click_types import Number
 from .completion import complete_services, completion
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
+from .infer import infer
 from .monitor import clients, metrics, top
 from .record import record
 from .replay import replay
@@ -63,7 +64,7 @@ def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bo
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
-for command in (bench, clients, completion, config, generate_key, metrics, record, reload, replay, sign, top):
+for command in (bench, clients, completion, config, generate_key, infer, metrics, record, reload, replay, sign, top):
     main.add_command(command)
 
 

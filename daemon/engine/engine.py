@@ -17,6 +17,7 @@ import torch
 
 from shmserve.backend import BACKEND
 from shmserve.channel import ChannelInfo, EngineChannel
+from shmserve.contract import Entries
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
 from shmserve.record_ring import RecordRingBroken, RecordRingWriter
@@ -35,6 +36,7 @@ from ..ipc.messages import (
     Draining,
     EndRecording,
     Failed,
+    FirstObservation,
     Gpu,
     LimitRate,
     Load,
@@ -85,6 +87,8 @@ log = logging.getLogger(__name__)
 _ERROR_TEXT = 2000
 #: Stack frames logged for a model that cannot be loaded: more than for a request, because libraries load one another.
 _LOAD_FRAMES = 64
+#: Size limit for the structure of the first observation, whose keys a client chose.
+_FIRST_BYTES = 8 << 10
 #: Size limit for a model's contract and metadata, which share messages of 64 KiB with the clients.
 _READY_BYTES = 32 << 10
 
@@ -185,6 +189,8 @@ class Engine:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
             self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
+        if result.observation is None:
+            serving.on_first = self._report_first
         self._serving = serving
         self._channels = Channels(
             self._loop,
@@ -354,6 +360,10 @@ class Engine:
             log.warning("the device does not report its memory: %s", error)
             return
         self._control.send(Gpu(report))
+
+    def _report_first(self, entries: Entries) -> None:
+        if len(json.dumps(entries)) <= _FIRST_BYTES:
+            self._control.send(FirstObservation(entries))
 
     def _report_broken(
         self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None

@@ -244,6 +244,13 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class FirstObservation:
+    """A model without an example has answered its first request: the entries of that observation, without their values."""
+
+    entries: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Draining:
     """The engine answers what was published before Drain."""
 
@@ -257,7 +264,8 @@ class Drained:
 
 SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
 EngineMessage: TypeAlias = (
-    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Draining | Drained"
+    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | FirstObservation | Draining "
+    "| Drained"
 )
 Message: TypeAlias = "SupervisorMessage | EngineMessage"
 
@@ -392,5 +400,17 @@ FROM_SUPERVISOR = _readers(
     Preload, Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
 )
 FROM_ENGINE = _readers(
-    Preloaded, Accepted, Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Draining, Drained
+    Preloaded,
+    Accepted,
+    Loading,
+    Warming,
+    Ready,
+    Failed,
+    Serving,
+    Paused,
+    Broken,
+    Gpu,
+    FirstObservation,
+    Draining,
+    Drained,
 )

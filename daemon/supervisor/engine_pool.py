@@ -25,6 +25,7 @@ from ..ipc.messages import (
     Draining,
     EngineMessage,
     Failed,
+    FirstObservation,
     Gpu,
     Load,
     Loading,
@@ -409,6 +410,8 @@ class EnginePool:
             case Gpu():
                 if engine.ready is not None:
                     engine.ready = replace(engine.ready, gpu=message.gpu)
+            case FirstObservation():
+                engine.first_observation = message.entries
             case _:
                 pass  # awaited with expect()
 
@@ -432,10 +435,18 @@ class EnginePool:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """The serving engine's description of its model; None without an engine."""
+        """The serving engine's description of its model; None without an engine.
+
+        `observation` of a model without an example is that of its first request. Its contract does not contain that:
+        it promises nothing, and refuses nobody.
+        """
         if self.serving is None or self.serving.ready is None:
             return None
-        return {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
+        model = {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
+        first = self.serving.first_observation
+        if model["observation"] is not None or first is None:
+            return {**model, "observation_source": None if model["observation"] is None else "example"}
+        return {**model, "observation": first, "observation_source": "first request"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""
