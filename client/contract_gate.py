@@ -102,7 +102,10 @@ class ContractGate:
         self._table.accepted.add(int(model["version"], 16))
 
     def settle(self, pending: Pending, unchecked: ModelUnchecked, user: ConnectionUser) -> None:
-        """Give `pending` the result that is withheld, or the reason why not; asks the daemon, not under the lock."""
+        """Give `pending` the result that is withheld, or the reason why not; asks the daemon, not under the lock.
+
+        Raises what says nothing of the model, such as ReentrantCall; then the result stays withheld.
+        """
         now_ns = time.monotonic_ns()
         until_ns = max(now_ns + _LEAST_NS, min(pending.deadline_ns, now_ns + _LONGEST_NS))
         refusal = self._refusal_of(unchecked.version, until_ns, user)
@@ -130,8 +133,8 @@ class ContractGate:
                 f"discarded: {error}",
                 service=self._guard.name,
             )
-        except ShmServeError as error:
-            return error
+        except ContractMismatch as refusal:
+            return refusal
         return None
 
     def _served_no_more(self, version: int) -> ContractMismatch:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmserve.client import ActionChunks, ContractMismatch, NoFreshAction, ShmClient
+from shmserve.client import ActionChunks, AsyncShmClient, ContractMismatch, NoFreshAction, ShmClient
 from shmserve.client.pending import Pending
 from tests.support.admin_command import admin, refused, rollback, update
 from tests.support.client_parts import in_loop
@@ -77,8 +77,16 @@ def test_a_robot_that_means_something_else_is_refused_as_it_connects(robot: ShmC
         other.check(seen())
     with pytest.raises(ContractMismatch):
         other.__enter__()
+    with pytest.raises(ContractMismatch, match="rate_hz: 50 -> 30"):
+        asyncio.run(_entered(daemon, {"rate_hz": 30}))
 
     assert robot.infer(seen())["runs"] == runs + 1
+    asyncio.run(_entered(daemon, ROBOT))
+
+
+async def _entered(daemon: Daemon, robot: dict[str, Any]) -> None:
+    async with AsyncShmClient(daemon.name, runtime_dir=daemon.runtime_dir, timeout=60.0, robot=robot) as client:
+        assert (await client.infer(seen()))["points"] == 5
 
 
 def test_every_length_of_a_free_dimension_is_served_and_no_other_shape(robot: ShmClient) -> None:
