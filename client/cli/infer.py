@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .click_types import Number
+from .example import fetch_example
 from .exit_status import fail, with_exit_status
 from .observation import ObservationSource, observation_options
 from .target import Target, print_json, show
@@ -31,7 +32,7 @@ _STAGES = ("queued", "staged", "infer", "copied", "round_trip")
 def infer(target: Target, /, repeat: int, out: Path | None, timeout: float, as_json: bool, **observation: Any) -> None:
     """Try the model: send an observation, and print the action.
 
-    Without --example the observation is zeros, shaped as the model's own example, or else as the first request that it has served;
+    Without --example the observation is the model's own example, or else zeros, shaped as the first request that it has served;
     --shape, --image and --set give single entries, by their names in the contract. The action is printed with the time of
     each stage and the model's version; with --repeat that of the last request, and percentiles of the times. Entries of
     --out have the names that `[warmup] expected` of a package needs.
@@ -43,14 +44,15 @@ def infer(target: Target, /, repeat: int, out: Path | None, timeout: float, as_j
     """
     from ..shm_client import ShmClient
 
+    source = ObservationSource.of(observation)
     with target.connection() as connection:
         state = connection.call("Status")["status"]["state"]
+        example = fetch_example(connection) if state in ("ready", "updating") and source.example is None else None
     if state not in ("ready", "updating"):
         fail(f"service {target.name!r} is {state}: shmserve-admin wait-ready")
-    source = ObservationSource.of(observation)
     with ShmClient(target.name, runtime_dir=target.runtime_dir, timeout=timeout, max_retries=0) as client:
         model = client.describe()
-        tree, origin = source.make(model)
+        tree, origin = source.make(model, example)
         replies = []
         for _ in range(repeat):
             reply = client.request(tree)

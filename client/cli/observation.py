@@ -40,9 +40,10 @@ class ObservationSource:
     def from_json(cls, fields: Mapping[str, Any]) -> ObservationSource:
         return cls(fields["example"], *(tuple(fields[name]) for name in ("shapes", "images", "values")))
 
-    def make(self, model: Mapping[str, Any]) -> tuple[Any, str]:
+    def make(self, model: Mapping[str, Any], example: Any = None) -> tuple[Any, str]:
         """Return the observation for a model, and a phrase that says where it comes from.
 
+        `example`: the model's own, if it is known; it is used, and changed, where no file is given.
         Raises ObservationInvalid, NpzUnreadable, ImageUnreadable, NotKnown.
         """
         from .synthetic_observation import synthetic_observation
@@ -51,6 +52,8 @@ class ObservationSource:
         parts = [f"{len(given)} {word}" for given, word in self._given() if given]
         if self.example is not None:
             tree, begins = read_example(Path(self.example), entries), self.example
+        elif example is not None:
+            tree, begins = example, "the model's example"
         elif entries is None and parts:
             tree, begins = {}, ""
         else:

@@ -35,8 +35,10 @@ from ..ipc.messages import (
     Drained,
     Draining,
     EndRecording,
+    ExampleGiven,
     Failed,
     FirstObservation,
+    GiveExample,
     Gpu,
     LimitRate,
     Load,
@@ -80,6 +82,7 @@ from .real_time_priority import request_priority
 from .requests.fast_path import FastPathServing
 from .requests.recording import RecordedServing
 from .requests.serving import Serving
+from .warmup.example import Example, write_example
 from .warmup.warmup import warm_up
 
 log = logging.getLogger(__name__)
@@ -118,6 +121,7 @@ class Engine:
         self._serving: Serving | None = None
         self._record_ring: RecordRingWriter | None = None
         self._drains = False
+        self._example: Example | None = None
 
     def load(self) -> bool:
         """Load and warm up the model; return False, after reporting to the supervisor, if it cannot serve."""
@@ -189,6 +193,7 @@ class Engine:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
             self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
+        self._example = result.example
         if result.observation is None:
             serving.on_first = self._report_first
         self._serving = serving
@@ -301,6 +306,8 @@ class Engine:
                 self._record(loop, arrival.fds, channel)
             case EndRecording():
                 self._end_recording(loop)
+            case GiveExample():
+                self._control.send(ExampleGiven(*write_example(self._example, arrival.fds)))
             case Drain():
                 self._drains = True
                 self._control.send(Draining(loop.drain()))

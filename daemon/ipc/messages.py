@@ -146,6 +146,11 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class GiveExample:
+    """Write the warm-up's observation to the memory whose descriptor comes with it; answered by ExampleGiven."""
+
+
+@dataclass(frozen=True)
 class Drain:
     """Answer what was published, then end; answered by Draining, and Drained at the end."""
 
@@ -251,6 +256,14 @@ class FirstObservation:
 
 
 @dataclass(frozen=True)
+class ExampleGiven:
+    """The observation is written, its metadata and then its payload; 0 bytes: the model has none, or memory is short."""
+
+    metadata_bytes: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
 class Draining:
     """The engine answers what was published before Drain."""
 
@@ -262,9 +275,9 @@ class Drained:
     """All of it is answered; the engine ends."""
 
 
-SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
+SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | GiveExample | Serve | Pause | Drain | Stop"
 EngineMessage: TypeAlias = (
-    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | FirstObservation | Draining "
+    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | FirstObservation | ExampleGiven | Draining "
     "| Drained"
 )
 Message: TypeAlias = "SupervisorMessage | EngineMessage"
@@ -397,7 +410,20 @@ def _readers(*kinds: type[Any]) -> dict[str, _Reader]:
 
 #: Every message, by its event and its direction.
 FROM_SUPERVISOR = _readers(
-    Preload, Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
+    Preload,
+    Load,
+    Attach,
+    Suspect,
+    LimitRate,
+    Detach,
+    Lost,
+    Record,
+    EndRecording,
+    GiveExample,
+    Serve,
+    Pause,
+    Drain,
+    Stop,
 )
 FROM_ENGINE = _readers(
     Preloaded,
@@ -411,6 +437,7 @@ FROM_ENGINE = _readers(
     Broken,
     Gpu,
     FirstObservation,
+    ExampleGiven,
     Draining,
     Drained,
 )

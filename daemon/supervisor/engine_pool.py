@@ -43,6 +43,7 @@ from .deployment import Deployment, EngineStartError
 from .engine_channels import EngineChannels
 from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .example_copy import ExampleCopy
 from .spare_engine import SpareEngine
 from .standby import Standby
 
@@ -99,6 +100,7 @@ class EnginePool:
         self.channels = EngineChannels(config, leases)
         self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
+        self._example_copy = ExampleCopy()
         #: Report of an engine of another release than this daemon: the package was upgraded, and no engine can start.
         self.release_mismatch: str | None = None
 
@@ -426,6 +428,10 @@ class EnginePool:
         """Report the end of the recording to the engines."""
         self.channels.end_recording()
         self._ring()
+
+    async def copy_example(self, memory: int) -> tuple[int, int]:
+        """As `ExampleCopy.copy`, from the serving engine."""
+        return await self._example_copy.copy(self.serving, memory, self._ring)
 
     # Status
 

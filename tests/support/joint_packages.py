@@ -16,7 +16,7 @@ class Policy:
 
     def example_observation(self):
         return {
-            "state": np.zeros(3, np.float32),
+            "state": np.array([0.5, 1.0, 2.0], np.float32),
             "points": np.zeros((5, 3), np.float32),
             "camera": np.zeros((4, 6, 3), np.uint8),
         }

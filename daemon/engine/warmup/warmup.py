@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from shmserve.base_values import plain_tree
@@ -27,6 +26,7 @@ from ..models.range_checks import RangeChecks
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
 from ..models.validation import deviations, not_finite
 from .declared_contract import declared_contract
+from .example import Example
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class WarmupResult:
     #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example. With `meaning`, if stated.
     contract: dict[str, Any]
     #: The example as in a slot: its schema and its payload.
-    example: tuple[Schema, npt.NDArray[np.uint8]] | None = None
+    example: Example | None = None
 
     @property
     def observation(self) -> Entries | None:

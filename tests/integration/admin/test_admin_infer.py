@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shmserve.client.cli.connection import AdminConnection
 from shmserve.npz_file import read_npz
+from shmserve.varlink import VarlinkError
 from tests.support.admin_command import admin, admin_json
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.joint_packages import STATED, joint_package
@@ -28,7 +31,7 @@ def test_the_action_its_timing_and_the_version_are_printed(daemon: Daemon) -> No
     assert (done.returncode, done.stderr) == (0, "")
     version = daemon.status()["model"]["version"]
     lines = done.stdout.splitlines()
-    assert lines[0] == f"joints version {version} on cpu, asked with zeros in the shape of the model's example, 1 --set"
+    assert lines[0] == f"joints version {version} on cpu, asked with the model's example, 1 --set"
     assert lines[2].split("  ")[:3] == [
         "actions",
         "float32[16, 3]",
@@ -42,6 +45,25 @@ def test_the_action_its_timing_and_the_version_are_printed(daemon: Daemon) -> No
         "round trip",
     ]
     assert ["time", "last", "p50", "p99", "max"] in [line.split() for line in lines]
+
+
+def test_without_an_observation_the_model_s_own_example_is_sent(daemon: Daemon) -> None:
+    found = admin_json(daemon, "infer")
+
+    assert found["action"]["actions"]["values"] == [[0.5, 1.0, 2.0]] * 16
+    assert found["observation"]["source"] == "the model's example"
+
+
+def test_an_example_is_written_to_memory_alone(daemon: Daemon) -> None:
+    read, write = os.pipe()
+    try:
+        with AdminConnection(daemon.name, daemon.runtime_dir) as connection:
+            for descriptor in (-1, write):
+                with pytest.raises(VarlinkError, match="InvalidParameter"):
+                    connection.call("Example", fd=descriptor)
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_json_has_the_values_and_out_the_whole_action(daemon: Daemon, tmp_path: Path) -> None:
