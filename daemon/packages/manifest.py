@@ -8,6 +8,7 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shmserve.contract_meaning import FREE, InvalidMeaning, Meaning, read_meaning
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import advice_for_directory
 from shmserve.real_time_chunking import ENTRIES
@@ -51,7 +52,7 @@ _MODEL: dict[str, type] = {
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool, "rounds": int}
 _TOLERANCE = ("atol", "rtol")
 _MOST_ROUNDS = 1000
-_TABLES = ("model", "warmup", "checks", "metadata", "lerobot")
+_TABLES = ("model", "warmup", "contract", "checks", "metadata", "lerobot")
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays", "real_time_chunking")
@@ -105,6 +106,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                     f"{manifest}: [checks.observation.{name}] would refuse every observation with nothing to continue, "
                     "which has no such entry; check the action instead, of which these rows are"
                 )
+    settings["contract"] = _contract(manifest, document.get("contract", {}), settings)
     for key in ("weights", "example", "expected"):
         if key in settings:
             _check_file(manifest, key, settings[key])
@@ -235,6 +237,20 @@ def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
             f"{manifest}: cuda_graph = true with max_batch = {settings['max_batch']}: a graph is recorded for every number "
             f"of requests up to it, {_GRAPH_BATCH} at most"
         )
+
+
+def _contract(manifest: Path, table: dict[str, Any], settings: dict[str, Any]) -> Meaning:
+    try:
+        meaning = read_meaning(table)
+    except InvalidMeaning as error:
+        raise ModelPackageError(f"{manifest}: {error}") from error
+    for name, entry in meaning.get("observation", {}).items():
+        if settings.get("cuda_graph", False) and FREE in entry.get("shape", ()):
+            raise ModelPackageError(
+                f"{manifest}: contract.observation.{name or repr(name)} has a free dimension, but cuda_graph = true: a graph "
+                "is recorded for one size"
+            )
+    return meaning
 
 
 def _is_class(entry: str) -> bool:

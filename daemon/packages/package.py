@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shmserve.contract_meaning import Meaning
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import PACKAGE, advice_for_file, advice_for_url, is_url, looks_like_tar
 from shmserve.package_files import content_version
@@ -65,6 +66,8 @@ class ModelPackage:
     allow_nonfinite: bool = False  # the model returns NaN and infinity on purpose
     #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
+    #: Meaning of the numbers, for the clients to compare: units, names, frames, rate (shmserve.contract_meaning).
+    contract: Meaning = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
     lerobot: LerobotOptions | None = None  # of format lerobot alone
 

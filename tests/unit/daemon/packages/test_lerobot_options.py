@@ -106,7 +106,7 @@ def test_a_mistake_in_the_table_is_named_with_its_remedy(tmp_path: Path, lines: 
         ("cuda_graph = true", "is not for format 'lerobot'|a recorded policy"),
         ("read_in_place = true", "read_in_place = True is not for format 'lerobot'"),
         ('entry = "policy:Policy"', "entry is for format python or installed; this is 'lerobot'"),
-        ('outputs = ["actions"]', "outputs is for format torch-export or torchscript; this is 'lerobot'"),
+        ('outputs = ["actions"]', "outputs is for format torch-export or aoti or torchscript; this is 'lerobot'"),
     ],
 )
 def test_a_key_of_another_format_is_refused(tmp_path: Path, lines: str, says: str) -> None:
