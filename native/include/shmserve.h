@@ -261,8 +261,9 @@ int shmserve_recover(shmserve_client *client, uint64_t timeout_ns);
  * copy. */
 void shmserve_close(shmserve_client *client);
 
-/* [R] The text of the latest status of this client that was not OK; "" if there is none. NULL: of this thread's latest
- * `shmserve_open` that gave no client. Valid until the next call. */
+/* [R] The text of the latest status of this client that was not OK; "" if there is none. Valid until its next call.
+ * NULL: of this thread's latest `shmserve_open` that failed, also after its client was closed. Valid until the next one
+ * that fails. */
 const char *shmserve_last_error(const shmserve_client *client);
 
 /* [R] OK while the daemon holds the channel, else RESTARTED or EVICTED. One system call, no wait. */
@@ -333,9 +334,10 @@ int shmserve_give_back(shmserve_client *client, shmserve_sequence sequence);
 /* [R] Say that a request follows within this time (0: at once): wakes a sleeping engine, and touches the slot. */
 int shmserve_expect(shmserve_client *client, uint64_t within_ns);
 
-/* [R] Withdraw a request that no engine has taken; takes 0.1 ms. OK: it does not run, and `shmserve_wait` gives
- * CANCELLED, once, or ENDED after its slot was needed. RUNNING: an engine has it, and nothing has changed. ENDED: it is
- * answered. */
+/* [R] Withdraw a request that no engine has taken. Sleeps once, for 0.1 ms, in which an engine that takes it just then
+ * says so; `shmserve_abandon` does not sleep. OK: it does not run (unless the engine was interrupted for all of that
+ * time), and `shmserve_wait` gives CANCELLED, once, or ENDED after its slot was needed. RUNNING: an engine has it, and
+ * nothing has changed. ENDED: it is answered. */
 int shmserve_cancel(shmserve_client *client, shmserve_sequence sequence);
 
 /* [R] The caller waits for this request no longer: it is withdrawn if it has not begun, and its reply is discarded. */
@@ -347,7 +349,8 @@ int shmserve_reset(shmserve_client *client, uint64_t deadline_ns);
 
 /* --- The reply ---------------------------------------------------------------------------- */
 
-/* [R] Wait for the reply until `until_ns`; 0: look, and do not wait. Returns its status.
+/* [R] Wait for the reply until `until_ns`; 0: look, and do not wait. Returns its status. A program that only looks
+ * notices the daemon's end as well: a look without a reply asks for it, if the last time was 50 ms ago.
  *
  * OK: the reply is read in its slot, until `shmserve_release`. Other statuses of an engine end the request; `*reply`
  * has what is known of it, until the next call. TIMEOUT leaves the request in flight. RESIZE_REQUIRED: the reply waits

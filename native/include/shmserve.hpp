@@ -328,7 +328,7 @@ class Client {
         auto made = make(options, timeout_ns);
         if (!made || made->connection_->opened == SHMSERVE_OK)
             return made;
-        return remember(made->connection_->opened, shmserve_last_error(made->raw()));
+        return not_opened(made->connection_->opened);
     }
     /* [S] A client that attaches later (`recover`, or ActionChunks): for a robot that may start before its daemon. */
     static Result<Client> open_later(const Options &options) { return make(options, 0); }
@@ -395,18 +395,16 @@ class Client {
   private:
     explicit Client(detail::Shared connection) noexcept : connection_(std::move(connection)) {}
 
-    static Error remember(int status, const char *text) noexcept
+    static Error not_opened(int status) noexcept
     {
-        static thread_local char kept[1024];
-        (void)std::snprintf(kept, sizeof kept, "%s", text);
-        return {static_cast<Status>(status), kept};
+        return {static_cast<Status>(status), shmserve_last_error(nullptr)};
     }
     static Result<Client> make(const Options &options, std::uint64_t timeout_ns)
     {
         auto connection = std::make_shared<detail::Connection>();
         connection->opened = shmserve_open(&connection->client, &options, timeout_ns);
         if (connection->client == nullptr)
-            return remember(connection->opened, shmserve_last_error(nullptr));
+            return not_opened(connection->opened);
         return Client(std::move(connection));
     }
     Result<void> ended(int status) const noexcept { return connection_->ended(status); }

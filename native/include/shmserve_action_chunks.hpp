@@ -181,11 +181,6 @@ template <class T> class ServicePort {
     {
         if (!found_)
             found_.emplace(pending_->wait(0));
-        if (found_->status() == Status::timeout && now_ns() - looked_ns_ > lease_ns) {
-            looked_ns_ = now_ns();
-            if (!client_.alive()) /* a reply that came before the end of the daemon is still there */
-                found_.emplace(pending_->wait(0));
-        }
         reply.status = found_->status();
         if (reply.status == Status::ok)
             read(reply);
@@ -235,7 +230,6 @@ template <class T> class ServicePort {
     shmserve_stats stats() const noexcept { return client_.stats(); }
 
   private:
-    static constexpr std::uint64_t lease_ns = 50'000'000; /* a look at the connection each time that long */
     static constexpr std::uint64_t poll_ns = 1'000'000;
 
     void read(ChunkReply<T> &reply) noexcept
@@ -265,7 +259,6 @@ template <class T> class ServicePort {
     std::uint32_t width_;
     std::optional<Pending> pending_;
     std::optional<Result<Reply>> found_; /* how the request in flight has ended */
-    std::uint64_t looked_ns_ = 0;
     /* Last, so that its thread has ended before the client is closed. */
     std::unique_ptr<Connector> connector_;
 };
