@@ -1,4 +1,5 @@
-/* Rules of action chunks: which row of which chunk a control step executes, and what it does without one.
+/** @file
+ * Rules of action chunks: which row of which chunk a control step executes, and what it does without one.
  *
  * They are those of client/action_chunks.py, which a test compares step by step. Time and the service are behind a
  * Port; the one of a real service is in shmserve_action_chunks.hpp. After the constructor nothing here allocates, locks
@@ -21,73 +22,73 @@
 
 namespace shmserve {
 
-/* What a step gives where the policy has no action for it. Before the first chunk all four give
+/** What a step gives where the policy has no action for it. Before the first chunk all four give
  * Status::no_fresh_action. */
 enum class Fallback {
-    hold,        /* the last action, for ever: position control stands still */
-    repeat_last, /* the last action until its observation is max_age_ns old, then as raise */
-    zero,        /* zeros: velocity control stops */
-    raise        /* Status::no_fresh_action; nothing is thrown */
+    hold,        /**< the last action, for ever: position control stands still */
+    repeat_last, /**< the last action until its observation is max_age_ns old, then as raise */
+    zero,        /**< zeros: velocity control stops */
+    raise        /**< Status::no_fresh_action; nothing is thrown */
 };
 
 enum class Source { chunk, overrun, hold, repeat_last, zero };
 
 struct ChunkOptions {
-    std::uint32_t steps = 0;                 /* rows of a chunk to execute before the next chunk takes over */
-    std::uint64_t period_ns = 0;             /* between two steps, by which rows are aligned; 0 counts steps instead */
-    std::uint32_t width = 0;                 /* values of one row: all of its dimensions, multiplied */
-    std::optional<Fallback> fallback;        /* must be chosen */
-    std::optional<std::uint64_t> max_age_ns; /* for Fallback::repeat_last, and no other */
-    std::uint64_t max_wait_ns = 0;           /* how long a step waits for a chunk where it has no action */
-    std::uint32_t prefetch = 0;              /* request the next chunk this many steps before the current one ends */
-    std::uint32_t overrun_steps = 0;         /* further rows to execute while the next chunk is late */
-    const char *actions = "actions";         /* the path of the chunk in the model's result: an array, the rows first */
+    std::uint32_t steps = 0;          /**< rows of a chunk to execute before the next chunk takes over */
+    std::uint64_t period_ns = 0;      /**< between two steps, by which rows are aligned; 0 counts steps instead */
+    std::uint32_t width = 0;          /**< values of one row: all of its dimensions, multiplied */
+    std::optional<Fallback> fallback; /**< must be chosen */
+    std::optional<std::uint64_t> max_age_ns; /**< for Fallback::repeat_last, and no other */
+    std::uint64_t max_wait_ns = 0;           /**< how long a step waits for a chunk where it has no action */
+    std::uint32_t prefetch = 0;              /**< request the next chunk this many steps before the current one ends */
+    std::uint32_t overrun_steps = 0;         /**< further rows to execute while the next chunk is late */
+    const char *actions = "actions"; /**< the path of the chunk in the model's result: an array, the rows first */
 };
 
-/* Of one step; zeros are the defaults. */
+/** Of one step; zeros are the defaults. */
 struct StepOptions {
-    std::uint64_t capture_ns = 0;             /* when the observation was captured; 0: now */
-    std::optional<std::uint64_t> max_wait_ns; /* instead of that of ChunkOptions */
-    span<const std::uint64_t> sizes;          /* of the observation; empty: the declared ones */
+    std::uint64_t capture_ns = 0;             /**< when the observation was captured; 0: now */
+    std::optional<std::uint64_t> max_wait_ns; /**< instead of that of ChunkOptions */
+    span<const std::uint64_t> sizes;          /**< of the observation; empty: the declared ones */
 };
 
-/* The action of one control step, and its provenance. */
+/** The action of one control step, and its provenance. */
 template <class T> struct ActionStep {
-    span<const T> action; /* `width` values, until the next step */
-    bool fresh;           /* the policy's action for this very step; false: an overrun row or the fallback */
+    span<const T> action; /**< `width` values, until the next step */
+    bool fresh;           /**< the policy's action for this very step; false: an overrun row or the fallback */
     Source source;
-    std::uint64_t version; /* of the model that computed it; 0 for Source::zero */
-    std::uint64_t chunk;   /* chunks count from 1 */
-    std::int64_t index;    /* the row in the chunk; -1 for Source::zero */
-    std::int64_t age_ns;   /* since the observation behind it was captured */
-    Status error;          /* of the latest request; ok if it succeeded */
+    std::uint64_t version; /**< of the model that computed it; 0 for Source::zero */
+    std::uint64_t chunk;   /**< chunks count from 1 */
+    std::int64_t index;    /**< the row in the chunk; -1 for Source::zero */
+    std::int64_t age_ns;   /**< since the observation behind it was captured */
+    Status error;          /**< of the latest request; ok if it succeeded */
 };
 
-/* Counts of steps and chunks. */
+/** Counts of steps and chunks. */
 struct ChunkStats {
-    std::uint64_t fresh = 0;       /* steps with the policy's action for them */
-    std::uint64_t overrun = 0;     /* steps with a row beyond `steps`, while the next chunk was late */
-    std::uint64_t fallback = 0;    /* steps with the fallback's action */
-    std::uint64_t raised = 0;      /* steps without one */
-    std::uint64_t skipped = 0;     /* rows whose time had passed */
-    std::uint64_t chunks = 0;      /* chunks that arrived */
-    std::uint64_t late_chunks = 0; /* of these, those that arrived after the time of their last row */
+    std::uint64_t fresh = 0;       /**< steps with the policy's action for them */
+    std::uint64_t overrun = 0;     /**< steps with a row beyond `steps`, while the next chunk was late */
+    std::uint64_t fallback = 0;    /**< steps with the fallback's action */
+    std::uint64_t raised = 0;      /**< steps without one */
+    std::uint64_t skipped = 0;     /**< rows whose time had passed */
+    std::uint64_t chunks = 0;      /**< chunks that arrived */
+    std::uint64_t late_chunks = 0; /**< of these, those that arrived after the time of their last row */
     std::uint64_t version_changes = 0;
-    std::uint64_t errors = 0; /* requests that failed */
+    std::uint64_t errors = 0; /**< requests that failed */
 };
 
-/* The reply to the request in flight, as a Port gives it; valid until Port::release. */
+/** The reply to the request in flight, as a Port gives it; valid until Port::release. */
 template <class T> struct ChunkReply {
     Status status = Status::ok;
-    const char *text = "";   /* of a failure */
-    const T *rows = nullptr; /* `count` rows of `width` values */
+    const char *text = "";   /**< of a failure */
+    const T *rows = nullptr; /**< `count` rows of `width` values */
     std::uint64_t count = 0;
     std::uint64_t version = 0;
 };
 
 namespace detail {
 
-/* Null, or why the options make no sense. */
+/** Null, or why the options make no sense. */
 inline const char *fault_of(const ChunkOptions &options) noexcept
 {
     if (options.steps < 1 || options.width < 1)
@@ -103,27 +104,27 @@ inline const char *fault_of(const ChunkOptions &options) noexcept
     return nullptr;
 }
 
-/* Whether the service is away, so that another attempt needs a connection first. */
+/** Whether the service is away, so that another attempt needs a connection first. */
 inline bool is_away(Status status) noexcept
 {
     return status == Status::restarted || status == Status::unavailable || status == Status::evicted ||
            status == Status::stopping;
 }
 
-/* The row meant for that long after its observation: the nearest, so that jitter is harmless. */
+/** The row meant for that long after its observation: the nearest, so that jitter is harmless. */
 inline std::int64_t row_due(std::int64_t elapsed_ns, std::int64_t period_ns) noexcept
 {
     return elapsed_ns <= 0 ? 0 : (2 * elapsed_ns + period_ns) / (2 * period_ns);
 }
 
-constexpr std::uint64_t reconnect_ns = 20'000'000;    /* the pause before the first attempt after a failure */
-constexpr std::uint64_t furthest_ns = 10'000'000'000; /* the furthest ahead that a request is announced */
+constexpr std::uint64_t reconnect_ns = 20'000'000;    /**< the pause before the first attempt after a failure */
+constexpr std::uint64_t furthest_ns = 10'000'000'000; /**< the furthest ahead that a request is announced */
 
 } // namespace detail
 
 template <class T, class Port> class BasicActionChunks {
   public:
-    /* [S] `options` were checked by detail::fault_of. */
+    /** [S] `options` were checked by detail::fault_of. */
     BasicActionChunks(Port port, const ChunkOptions &options)
         : port_(std::move(port)), options_(options), executable_(options.steps + options.overrun_steps),
           last_(options.width), zeros_(options.width)
@@ -134,7 +135,7 @@ template <class T, class Port> class BasicActionChunks {
     }
     BasicActionChunks(BasicActionChunks &&) = default;
 
-    /* [R] The action for now. `observe(loan)` fills the request, and is called only when one is sent; it does not
+    /** [R] The action for now. `observe(loan)` fills the request, and is called only when one is sent; it does not
      * throw, and returns nothing, or a Result<void> whose error the step returns, as it returns an observation that
      * cannot be sent (mismatch, argument, too_large, forked). Any other failure is left to the fallback: the next step
      * requests again.
@@ -165,7 +166,7 @@ template <class T, class Port> class BasicActionChunks {
         }
     }
 
-    /* [R] Forget every chunk and the last action, without a word to the policy and without waiting. */
+    /** [R] Forget every chunk and the last action, without a word to the policy and without waiting. */
     void forget() noexcept
     {
         current_.exists = next_.exists = has_last_ = false;
@@ -177,7 +178,7 @@ template <class T, class Port> class BasicActionChunks {
         }
     }
 
-    /* [R] Begin a new episode: forget, and reset the policy, which this waits for until the deadline. The chunks are
+    /** [R] Begin a new episode: forget, and reset the policy, which this waits for until the deadline. The chunks are
      * forgotten even if that fails; unavailable: the client is connecting, so the policy was not told. */
     Result<void> reset(std::uint64_t deadline_ns) noexcept
     {
@@ -190,7 +191,7 @@ template <class T, class Port> class BasicActionChunks {
         return ended;
     }
 
-    /* [R] Counts since the constructor. */
+    /** [R] Counts since the constructor. */
     const ChunkStats &stats() const noexcept { return stats_; }
     Port &port() noexcept { return port_; }
 
@@ -206,7 +207,7 @@ template <class T, class Port> class BasicActionChunks {
 
     /* --- Requests --- */
 
-    /* Request the next chunk if it is due and no request is in flight. */
+    /** Request the next chunk if it is due and no request is in flight. */
     template <class Observe>
     Result<void> request_next(std::int64_t row, Observe &observe, const StepOptions &terms,
                               std::uint64_t capture_ns) noexcept
@@ -236,7 +237,7 @@ template <class T, class Port> class BasicActionChunks {
         return {};
     }
 
-    /* Announce that the next step requests a chunk. */
+    /** Announce that the next step requests a chunk. */
     void expect_next(std::int64_t row) noexcept
     {
         if (in_flight_ || next_.exists || !connected_ || options_.period_ns == 0 ||
@@ -246,7 +247,7 @@ template <class T, class Port> class BasicActionChunks {
             port_.expect(options_.period_ns);
     }
 
-    /* Wait until the request in flight or the connection attempt ends; false: not by `until_ns`. */
+    /** Wait until the request in flight or the connection attempt ends; false: not by `until_ns`. */
     bool wait_for_progress(std::uint64_t until_ns) noexcept
     {
         if (connecting_)
@@ -254,7 +255,7 @@ template <class T, class Port> class BasicActionChunks {
         return in_flight_ && port_.wait(until_ns);
     }
 
-    /* Process the connection attempt and the request, if they have ended. */
+    /** Process the connection attempt and the request, if they have ended. */
     void poll() noexcept
     {
         if (connecting_) {
@@ -330,7 +331,7 @@ template <class T, class Port> class BasicActionChunks {
 
     /* --- Actions --- */
 
-    /* The row of current_ for now, or -1. */
+    /** The row of current_ for now, or -1. */
     std::int64_t select_row(std::uint64_t now_ns) noexcept
     {
         std::int64_t index = current_.exists ? row_now(current_, now_ns) : static_cast<std::int64_t>(executable_);
@@ -420,7 +421,7 @@ template <class T, class Port> class BasicActionChunks {
     Chunk current_, next_;
     std::int64_t tick_ = 0, asked_tick_ = 0, last_index_ = -1;
     std::uint64_t capture_ns_ = 0, last_capture_ns_ = 0, last_version_ = 0, last_number_ = 0;
-    bool in_flight_ = false, is_discarded_ = false; /* in flight when reset was called: its reply is discarded */
+    bool in_flight_ = false, is_discarded_ = false; /**< in flight when reset was called: its reply is discarded */
     bool connected_ = false, connecting_ = false, has_last_ = false;
     Status error_ = Status::ok;
     char error_text_[512] = "", step_text_[640] = "";

@@ -32,10 +32,13 @@ def compile_cpp(source: Path, *flags: str, compiler: str = "g++", standard: str 
     require(compiler)
     if checks:
         # gcc needs twice as long with -O1.
-        linked = ["-O0", *CHECKS[checks], str(checked_archive(checks)), "-lrt", "-ldl", "-lm"]
+        compiled = ["-O0", *CHECKS[checks]]
+        linked = [str(checked_archive(checks)), "-lrt", "-ldl", "-lm"]
     else:
-        linked = ["-O1", f"-L{library().parent}", "-lshmserve", f"-Wl,-rpath,{library().parent}"]
-    command = [compiler, f"-std={standard}", *STRICT, f"-I{INCLUDE}", str(source), *linked, "-pthread", *flags]
+        compiled = ["-O1"]
+        linked = [f"-L{library().parent}", "-lshmserve", f"-Wl,-rpath,{library().parent}"]
+    sources = [f"-I{INCLUDE}", *flags, str(source)]
+    command = [compiler, f"-std={standard}", *STRICT, *compiled, *sources, *linked, "-pthread"]
     return built(source, command)
 
 
