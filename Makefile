@@ -76,8 +76,9 @@ coverage: $(VENV)/installed  ## print which part of shmserve the tests of make t
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-man: $(VENV)/installed  ## write the man pages from the commands' own help
+man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/c-reference.md from the headers
 	@$(BIN)/python man/generate.py
+	@$(BIN)/python man/c_reference.py
 
 demo: $(VENV)/installed  ## start the daemon with the example policy and let a robot balance a pole through it
 	@$(BIN)/python examples/cartpole/demo.py
