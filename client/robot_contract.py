@@ -65,7 +65,7 @@ class RobotContract:
 def _entry_differences(
     side: str, name: str, entries: Mapping[str, Any], stated: Mapping[str, Any], known: Mapping[str, Any]
 ) -> list[Difference]:
-    """Return the differences of a robot's entry from the example's; `known`: what the model itself states of it."""
+    """Return the differences of a robot's entry from the example's; `known`: the model's statement of it."""
     entry = entries.get(name)
     if entry is None:  # robots send more than one policy takes, but act on what they get
         instead = ", ".join(entry_field(side, other) for other in entries) or "nothing"

@@ -267,7 +267,7 @@ def _unit(where: str, value: Any) -> str:
 def _names(where: str, value: Any) -> list[str]:
     names = [_label(where, name) for name in _list(where, value)]
     if twice := next((name for index, name in enumerate(names) if name in names[:index]), None):
-        raise InvalidMeaning(f"{where} has {twice!r} twice: each number has a name of its own")
+        raise InvalidMeaning(f"{where} has {twice!r} twice: each number needs another name")
     return names
 
 

@@ -30,7 +30,7 @@ def read_npz(file: Path) -> dict[str, Any]:
 
 def write_npz(file: Path, values: dict[str, Any]) -> None:
     """Write arrays, numbers and texts by name, as `read_npz` reads them."""
-    # Not numpy.savez, which has names of its own that no array may have, and changes that of the file.
+    # Not numpy.savez, which reserves names that no array may have, and changes that of the file.
     with zipfile.ZipFile(file, "w") as archive:
         for name, value in values.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:

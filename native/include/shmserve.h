@@ -68,7 +68,7 @@ enum shmserve_status {
     SHMSERVE_RESTARTED = -3,   /**< the daemon went away; the request may have run: shmserve_recover */
     SHMSERVE_UNAVAILABLE = -4, /**< no daemon serves this name, or it refuses this client for now */
     SHMSERVE_FOREIGN = -5,   /**< another user's daemon or directory, which the caller did not name; nothing was sent */
-    SHMSERVE_PROTOCOL = -6,  /**< the other side speaks another wire version, or is no shmserve */
+    SHMSERVE_PROTOCOL = -6,  /**< the other side speaks another wire version, or is not shmserve */
     SHMSERVE_MISMATCH = -7,  /**< not what the model was declared to take; the text names each difference */
     SHMSERVE_TOO_LARGE = -8, /**< more bytes than the service allows a channel */
     SHMSERVE_ARGUMENT = -9,  /**< an argument has no meaning */

@@ -158,7 +158,7 @@ class Reply {
     }
     /** [R] Versions, durations, shapes. */
     const shmserve_reply &info() const noexcept { return *reply_; }
-    /** [R] Give the slot back early; nothing of this reply may be read any more. */
+    /** [R] Give the slot back early; do not read this reply afterwards. */
     void release() noexcept
     {
         if (std::exchange(reply_, nullptr) != nullptr)
@@ -205,7 +205,7 @@ class Pending {
     }
     /** [R] Withdraw it if no engine has taken it: ok, running or ended. */
     Result<void> cancel() noexcept { return connection_->ended(shmserve_cancel(connection_->client, sequence_)); }
-    /** [R] Nobody waits any longer. */
+    /** [R] Discard the reply: no caller waits for it. */
     void abandon() noexcept
     {
         if (sequence_ != 0)
@@ -265,7 +265,7 @@ class Loan {
     /** [R] Write one int (std::int64_t), float (double), bool (std::int64_t), numpy scalar, or array of one item. */
     template <class T> Result<void> set(const char *path, T value) noexcept { return copy(path, &value, 1); }
 
-    /** [R] Send it; its memory must not be written to any more. */
+    /** [R] Send it; do not write to its memory afterwards. */
     Result<Pending> publish(const shmserve_terms &terms = {}) noexcept
     {
         int status = shmserve_publish(connection_->client, sequence_, &terms);
@@ -376,7 +376,7 @@ class Client {
     Result<void> expect(std::uint64_t within_ns) noexcept { return ended(shmserve_expect(raw(), within_ns)); }
     /** [R] A new episode begins; returns once the policy knows, or at the deadline (0: none). */
     Result<void> reset(std::uint64_t deadline_ns) noexcept { return ended(shmserve_reset(raw(), deadline_ns)); }
-    /** [S] What the daemon says of itself and its model, as JSON. */
+    /** [S] The daemon's description of itself and its model, as JSON. */
     Result<std::string> describe(std::uint64_t timeout_ns)
     {
         std::string json(65536, '\0');

@@ -18,7 +18,7 @@
 
 namespace shmserve {
 
-/** Items that lie one after another in memory of somebody else. In C++20 a std::span is made of it. */
+/** Items that lie one after another in memory of another owner. In C++20 a std::span is made of it. */
 template <class T> class span {
   public:
     using element_type = T;

@@ -20,7 +20,7 @@ Example = tuple[Schema, npt.NDArray[np.uint8]]
 def write_example(example: Example | None, fds: Sequence[int]) -> tuple[int, int]:
     """Write metadata and payload to the memory behind the one descriptor, and close it; return the bytes of each.
 
-    0 bytes: there is no example, or it could not be written.
+    0 bytes: the model has no example, or it could not be written.
     """
     try:
         if example is None or not fds:

@@ -150,7 +150,7 @@ def _check_weights(policy_class: Any, policy: Any, file: Path) -> None:
 
     for method in ("from_pretrained", "_load_as_safetensor"):
         if getattr(policy_class, method).__func__ is not getattr(PreTrainedPolicy, method).__func__:
-            return  # it has names of its own for the weights
+            return  # it names the weights differently
     if not file.is_file():
         return  # of the hub
     with safe_open(file, framework="pt") as weights:

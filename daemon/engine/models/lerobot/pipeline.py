@@ -1,4 +1,4 @@
-"""One LeRobot policy between its preprocessor and its postprocessor, and further ones with a state of their own."""
+"""One LeRobot policy between its preprocessor and its postprocessor, and further ones, each with its state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-#: Policies that keep all their state in attributes of their own, so that several can share one network object. Of others the
+#: Policies that keep all their state in their attributes, so that several can share one network object. Of others the
 #: modules are copied, and the parameters shared.
 _STATE_OUTSIDE_NETWORK = ("act", "diffusion", "vqbet", "tdmpc", "smolvla", "pi0", "pi05")
 #: Tables of nn.Module that copies share.
@@ -60,7 +60,7 @@ class Pipeline:
             part.reset()
 
     def another(self) -> Pipeline:
-        """Return a pipeline with the same weights and a state of its own, at the beginning of an episode."""
+        """Return a pipeline with the same weights and a separate state, at the beginning of an episode."""
         if self._memo is None:
             self._memo = {id(shared): shared for shared in self._shared()}
         memo = dict(self._memo)
