@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
 RAY_VENV := .venv-ray
+LEROBOT_VENV := .venv-lerobot
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
@@ -21,7 +22,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu test-ray libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu test-lerobot test-ray libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -76,8 +77,9 @@ coverage: $(VENV)/installed  ## print which part of shmserve the tests of make t
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-man: $(VENV)/installed  ## write the man pages from the commands' own help
+man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/c-reference.md from the headers
 	@$(BIN)/python man/generate.py
+	@$(BIN)/python man/c_reference.py
 
 demo: $(VENV)/installed  ## start the daemon with the example policy and let a robot balance a pole through it
 	@$(BIN)/python examples/cartpole/demo.py
@@ -116,6 +118,18 @@ test-ray: $(RAY_VENV)/installed  ## run the tests with a real Ray cluster on thi
 bench-gpu:  ## measure on a GPU; see docs/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
+# With a Python that LeRobot accepts; its torch is older than the one of the other tests. Afterwards without the package
+# `tests` that draccus brings, before which the folder of this checkout would lose.
+$(LEROBOT_VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*)
+	@python=$$($(PYTHON) tests/lerobot/find_python.py) && $$python -m venv $(LEROBOT_VENV)
+	@$(LEROBOT_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[lerobot-test]'
+	@rm -rf $(LEROBOT_VENV)/lib/python3.*/site-packages/tests
+	@touch $@
+
+# make test-lerobot TEST="-k smolvla" for a part.
+test-lerobot: $(LEROBOT_VENV)/installed  ## compare served LeRobot checkpoints with LeRobot itself; installs LeRobot (5 GB)
+	@$(LEROBOT_VENV)/bin/python -m pytest -m "long or not long" tests/lerobot $(TEST)
+
 # In the same environment: atheris runs the code that the tests run.
 $(VENV)/fuzz: $(VENV)/installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
@@ -145,4 +159,4 @@ install-libshmserve:  ## install the C library, its header, and what pkg-config 
 	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
 clean:  ## remove what these made
-	rm -rf $(VENV) $(BENCH_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

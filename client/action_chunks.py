@@ -154,7 +154,7 @@ class ActionChunks:
         self._clock = clock
         self._delay = ChunkDelay()
         self._continuation = Continuation()
-        # A client of its own kind may have no such method: then no policy gets the entries of real-time chunking.
+        # A client that is not shmserve's may have no such method: then no policy gets the entries of real-time chunking.
         self._submit_continued = getattr(client, "_submit_continued", None)
         self._tick = 0
         self._in_flight: ChunkRequest | None = None

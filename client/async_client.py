@@ -8,16 +8,16 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar, final
 
-from shmserve.errors import ServiceRestarted, ServiceStopping, ServiceUnavailable
+from shmserve.errors import ContractMismatch, ServiceRestarted, ServiceStopping, ServiceUnavailable
 from shmserve.protocol import Flag, Kind
 
 from .client_base import ClientBase
-from .contract_check import check_observation
 from .pending import Pending, Reply
 from .reply_thread import no_thread_error
 from .request_options import NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
 from .request_pipeline import request_options
 from .retry_loop import RetryStep, connect_steps, resend_steps, run_async
+from .robot_contract import ModelUnchecked
 from .task_waker import TaskWaker
 
 #: A pause between two attempts ends this soon after the client was closed.
@@ -99,12 +99,15 @@ class AsyncShmClient(ClientBase):
 
     async def connect(self, *, timeout: float | None = None) -> AsyncShmClient:
         """As `ShmClient.connect`."""
-        await self._connect(self._deadline_ns(timeout))
+        deadline_ns = self._deadline_ns(timeout)
+        await self._connect(deadline_ns)
+        if self._robot is not None:
+            await _in_thread(lambda: self._pipeline.connect(deadline_ns))
         return self
 
     async def check(self, example: Any) -> None:
         """As `ShmClient.check`."""
-        check_observation(self._pipeline.name, await self.describe(), example)
+        self._check(await self.describe(), example)
 
     async def describe(self, *, timeout: float | None = None) -> dict[str, Any]:
         """As `ShmClient.describe`."""
@@ -117,7 +120,11 @@ class AsyncShmClient(ClientBase):
         self._pipeline.close()
 
     async def __aenter__(self) -> AsyncShmClient:
-        return await self.connect()
+        try:
+            return await self.connect()
+        except ContractMismatch:
+            await self.close()
+            raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -161,6 +168,8 @@ class AsyncShmClient(ClientBase):
             if not pending._completed_ns:
                 control.abandon(pending)
                 await _in_thread(lambda: control.expire(pending))
+            if type(pending._error) is ModelUnchecked:
+                await _in_thread(lambda: control.settle(pending))
             pending.result(0)
         except BaseException:
             control.abandon(pending)

@@ -77,4 +77,4 @@ def _row(function: RowFunction, old: Any, new: Any) -> Any:
 
 
 def _is_float(dtype: Any) -> bool:
-    return "float" in dtype.name  # bfloat16 has no kind of its own in numpy
+    return "float" in dtype.name  # numpy has no kind for bfloat16

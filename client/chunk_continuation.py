@@ -1,4 +1,4 @@
-"""Continuation of a chunk: what a policy with real-time chunking gets about the chunk that the robot executes meanwhile."""
+"""Continuation of a chunk: the entries about the chunk that the robot executes, for a policy with real-time chunking."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Chunk:
     capture_ns: int
     tick: int  # the step whose observation it answers
     used: int = -1  # the last row that was executed
-    #: Whether each step since its first row had an action of it; what it planned after a gap did not happen.
+    #: Whether each step since its first row had an action of it; its rows after a gap were not executed.
     is_continuous: bool = True
 
 

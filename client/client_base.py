@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from shmserve.errors import InvalidArgument, ServiceUnavailable
@@ -11,10 +12,12 @@ from shmserve.spin import SpinBudget, SpinSetting
 
 from . import rate_thread
 from .arguments import place_of, rate_hz, seconds, whole
+from .contract_check import check_observation
 from .model_watch import OnModelChange
 from .rehearsal import Rehearsal
 from .request_pipeline import RequestPipeline
 from .retry_policy import RetryPolicy
+from .robot_contract import RobotContract
 
 #: The furthest ahead that a request may be expected.
 _FURTHEST_S = 10.0
@@ -34,6 +37,7 @@ class ClientBase:
         slots: int = 4,
         spin_us: SpinSetting = "adaptive",
         check_contract: bool = True,
+        robot: Mapping[str, Any] | None = None,
         rate: float | None = None,
     ) -> None:
         self._timeout_ns = int(seconds("timeout", timeout) * 1e9)
@@ -42,6 +46,7 @@ class ClientBase:
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
         self._rehearsal: Rehearsal | None = None
+        self._robot = None if robot is None else RobotContract(robot)
         period_ns = 0 if rate is None else max(1, round(1e9 / rate_hz(rate)))
         self._pipeline = RequestPipeline(
             name,
@@ -50,6 +55,7 @@ class ClientBase:
             budget,
             RetryPolicy.of(max_retries, retry_delay),
             check_contract=check_contract,
+            robot=self._robot,
             period_ns=period_ns,
         )
         if rate is not None:
@@ -109,6 +115,11 @@ class ClientBase:
 
     def _deadline_ns(self, timeout: float | None) -> int:
         return time.monotonic_ns() + self._duration_ns(timeout)
+
+    def _check(self, model: dict[str, Any], example: Any) -> None:
+        if self._robot is not None:
+            self._robot.check(self._pipeline.name, model)
+        check_observation(self._pipeline.name, model, example)
 
     def _model_of(self, description: dict[str, Any]) -> dict[str, Any]:
         model = description["model"]

@@ -148,6 +148,18 @@ class Connector:
 
         return self._run_exclusively(deadline_ns, describe)
 
+    def refresh_model_info(self, deadline_ns: int, user: ConnectionUser) -> dict[str, Any] | None:
+        """Fetch the model's description again and return it; the next request is compared with it."""
+
+        def refresh() -> dict[str, Any] | None:
+            connection = self.usable()
+            if connection is None:
+                raise ServiceUnavailable(f"the daemon of {self._guard.name!r} went away", service=self._guard.name)
+            self._ask(connection, user, lambda: connection.refresh_model_info(_remaining_s(deadline_ns)))
+            return connection.model
+
+        return self._run_exclusively(deadline_ns, refresh)
+
     def reason_without_model(self, limit_ns: int, user: ConnectionUser) -> str:
         """Return why no reply comes, if the service has no model ready, else "".
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from shmserve.base_values import plain_tree
-from shmserve.contract import Entries, Entry, contract_differences, describe_tree, name_within
+from shmserve.contract import Entries, Entry, contract_differences, describe_tree, is_within, lengths_of, name_within
+from shmserve.contract_meaning import FREE
 from shmserve.errors import ContractMismatch
 from shmserve.metadata import int64
 
@@ -34,11 +35,12 @@ def check_structure(service: str, attached: _Attached, observation: Any) -> tupl
 
 
 def declared_sizes(model: Mapping[str, Any], declared: Entries, observation: Any) -> tuple[int, ...]:
-    """Return for each size of an observation, in the order of its leaves, its own length if the contract declares one, or -1.
+    """Return for each size of an observation, in the order of its leaves, its own length if the contract fixes it, or -1.
 
-    >>> declared = {"points": {"dtype": "float32", "shape": [5, 3]}, "names": {"type": "list[str]", "length": 2}}
+    >>> import numpy as np
+    >>> declared = {"points": {"dtype": "float32", "shape": [-1, 3]}, "names": {"type": "list[str]", "length": 2}}
     >>> declared_sizes({}, declared, {"points": np.zeros((5, 3)), "names": ["a", "bc"], "extra": [1.0], "step": 7})
-    (5, 3, -1, -1, -1)
+    (-1, 3, -1, -1, -1)
     """
     sizes: list[int] = []
 
@@ -49,8 +51,13 @@ def declared_sizes(model: Mapping[str, Any], declared: Entries, observation: Any
                 walk(entry, None if name is None else name_within(name, key))
             return
         lengths = [len(value)] if kind in (list, str, bytes) else list(getattr(value, "shape", ()))
-        is_declared = name in declared and kind not in (str, bytes)
-        sizes.extend(lengths if is_declared else [-1] * len(lengths))
+        if name in declared and kind not in (str, bytes):
+            # As many: the observation has passed the comparison.
+            fixed = lengths_of(declared[name])
+            lengths = [FREE if length == FREE else given for length, given in zip(fixed, lengths, strict=True)]
+        else:
+            lengths = [FREE] * len(lengths)
+        sizes.extend(lengths)
 
     observation = plain_tree(observation, "observation")
     if (model.get("metadata") or {}).get("style") == "gr00t" and _is_call(observation):
@@ -90,7 +97,7 @@ def check_observation(service: str, model: dict[str, Any], observation: Any) -> 
             return
         observation = observation["data"]["observation"]
     given = {
-        name: declared[name] if _is_number_for(declared[name], entry) else entry
+        name: declared[name] if is_within(entry, declared[name]) or _is_number_for(declared[name], entry) else entry
         for name, entry in describe_tree(observation).items()
         if name in declared
     }

@@ -18,6 +18,7 @@ from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
 from .arguments import seconds
+from .robot_contract import ModelUnchecked
 from .task_waker import TaskWaker
 
 log = logging.getLogger(__name__)
@@ -175,6 +176,8 @@ class Pending:
             self.add_done_callback(lambda pending: waker.wake())
             while not self._completed_ns:
                 await waker.wait(_FOREVER_NS)
+        if type(self._error) is ModelUnchecked:  # the daemon is to be asked, which must not hold the loop
+            await asyncio.get_running_loop().run_in_executor(None, self._wait, None)
         return self.result()
 
     @property

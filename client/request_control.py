@@ -14,6 +14,7 @@ from shmserve.fence import fence
 from .client_guard import ClientGuard, ParkingLot
 from .connection_events import ConnectionEvents
 from .connector import Connector
+from .contract_gate import ContractGate
 from .error_mapping import cancelled_error
 from .fast_path import FastPath
 from .fork_guard import note_owned
@@ -22,6 +23,7 @@ from .pending import Pending
 from .reply_thread import ReplyThread
 from .reply_waiter import LONGEST_WAIT_NS, ReplyWaiter
 from .request_table import RequestTable
+from .robot_contract import ModelUnchecked
 
 #: A daemon is asked for this time, at most, why a request came to nothing.
 _LONGEST_REASON_NS = 50_000_000
@@ -117,6 +119,7 @@ class RequestControl:
         events: ConnectionEvents,
         shutdown: ClientShutdown,
         parking_lot: ParkingLot,
+        gate: ContractGate,
     ) -> None:
         #: Notified of every reply's model version; called without the lock.
         self.model_watch: ModelWatch | None = None
@@ -129,6 +132,7 @@ class RequestControl:
         self._events = events
         self._shutdown = shutdown
         self._parking_lot = parking_lot
+        self._gate = gate
         note_owned(self)
 
     def wait(self, pending: Pending, until_ns: int) -> None:
@@ -149,8 +153,14 @@ class RequestControl:
                         request_id=pending.request_id,
                     )
                 self.expire(pending)
+        self.settle(pending)
         if self.model_watch is not None and pending._head is not None:
             self.model_watch.observe(pending._head.version)
+
+    def settle(self, pending: Pending) -> None:
+        """Give or refuse a result that is withheld until the contract of its model is compared; may ask the daemon."""
+        if type(pending._error) is ModelUnchecked:
+            self._gate.settle(pending, pending._error, self._events)
 
     def expire(self, pending: Pending) -> None:
         """Complete a request whose deadline has passed; asks the daemon, for a moment, whether it serves at all."""

@@ -6,6 +6,7 @@
       Retrier           connects, and decides about another attempt (retry_loop.py)
       ConnectionEvents  what a new, lost or resized connection means for the requests
       ReplyWaiter       the leader at the doorbell and its followers
+      ContractGate      the model's contract against observations and the robot's statement
       FastPath          a request shaped like an earlier one, in two native calls
       RequestTable      requests in flight, the slots in use, and the decoding of replies
       Connector         the connection, its capacity, and who talks to the daemon
@@ -16,7 +17,6 @@ They share one lock, the guard's, which no part holds while it waits. A Pending 
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from .client_guard import ClientGuard, ParkingLot
 from .connection import Connection
 from .connection_events import ConnectionEvents
 from .connector import Connector
-from .contract_check import check_structure
+from .contract_gate import ContractGate, forget_old_model
 from .error_mapping import exhausted_error, observation_error
 from .fast_path import FastPath
 from .loans import RequestLoan
@@ -55,9 +55,7 @@ from .request_options import BACK_PRESSURED, DEFAULT_OPTIONS, NOT_CONNECTED, RES
 from .request_table import RequestTable
 from .retry_loop import Retrier, RetryStep, resend_steps, run
 from .retry_policy import RetryPolicy
-
-#: A daemon whose model is still being loaded is asked for its contract no more often.
-_REFRESH_NS = 100_000_000
+from .robot_contract import RobotContract
 
 
 def request_options(
@@ -88,12 +86,11 @@ class RequestPipeline:
         retry: RetryPolicy,
         *,
         check_contract: bool = True,
+        robot: RobotContract | None = None,
         period_ns: int = 0,
     ) -> None:
         self.name = name
         self._encoder = Encoder()
-        self._check_contract = check_contract
-        self._checked: Connection | None = None  # the one whose model the encoder compares observations with
         self._guard = ClientGuard(name)
         self._parking_lot = ParkingLot()
         capacity = SlotCapacity(slots)
@@ -101,11 +98,16 @@ class RequestPipeline:
         self._connector = Connector(self._guard, place, capacity, self._parking_lot)
         guard, connector, table, lot = self._guard, self._connector, self._table, self._parking_lot
         self._fast_path = FastPath(guard, connector, table, self._encoder)
+        self._gate = ContractGate(
+            guard, connector, table, self._fast_path, self._encoder, lot, check_contract=check_contract, robot=robot
+        )
         self._waiter = ReplyWaiter(guard, connector, table, lot, budget)
         self._events = ConnectionEvents(guard, connector, table, self._fast_path, self._encoder, lot, period_ns)
         self._shutdown = ClientShutdown(guard, connector, table, self._fast_path, self._waiter, lot)
         #: The owner of every Pending.
-        self.control = RequestControl(guard, connector, table, self._waiter, self._events, self._shutdown, lot)
+        self.control = RequestControl(
+            guard, connector, table, self._waiter, self._events, self._shutdown, lot, self._gate
+        )
         self.retrier = Retrier(retry, guard, connector, table, self._events, lot)
 
     # A request from beginning to end
@@ -143,6 +145,8 @@ class RequestPipeline:
                 self._waiter.wait_for(pending, pending.deadline_ns, self._events)
                 if not pending._completed_ns:
                     self.control.expire(pending)
+            if pending._error is not None:
+                self.control.settle(pending)
             if (watch := self.control.model_watch) is not None and pending._head is not None:
                 watch.observe(pending._head.version)
             if pending._error is not None:
@@ -235,15 +239,8 @@ class RequestPipeline:
             self._guard.check_usable()
         if connection is None or connection.closed:
             return NOT_CONNECTED
-        if connection is not self._checked and self._check_contract and kind == Kind.INFER:
-            # Once there is a model, the first observation of each structure is compared with its contract.
-            self._encoder.examine = None  # it may know an earlier connection's model
-            if connection.model is not None:
-                self._encoder.forget()
-                self._encoder.examine = functools.partial(check_structure, self.name, connection)
-                self._checked = connection
-            elif time.monotonic_ns() - connection.asked_ns > _REFRESH_NS:
-                return NOT_CONNECTED
+        if kind == Kind.INFER and (status := self._gate.admit(connection)):
+            return status
         if connection.resizing:
             if self._connector.control_owner == threading.get_ident():
                 raise self._guard.reentrant_error()
@@ -301,8 +298,7 @@ class RequestPipeline:
         if isinstance(error, DoesNotFit):
             self._connector.capacity.grow_requests(error.metadata_bytes, error.payload_bytes)
             return RESIZE_REQUIRED
-        if isinstance(error, ContractMismatch) and time.monotonic_ns() - connection.asked_ns > _REFRESH_NS:
-            connection.forget_model()  # it may have been updated since: fetch it again
+        if isinstance(error, ContractMismatch) and forget_old_model(connection):
             return NOT_CONNECTED
         return 0
 
@@ -325,7 +321,7 @@ class RequestPipeline:
     def _specialize(self) -> None:
         with self._guard.lock:
             connection = self._connector.connection
-            if connection is not None and (connection is self._checked or not self._check_contract):
+            if connection is not None and self._gate.is_admitted(connection):
                 self._fast_path.specialize(connection)
 
     def expect(self, within_ns: int, rehearse: Callable[[], None]) -> None:
@@ -432,6 +428,14 @@ class RequestPipeline:
         self._parking_lot.unpark_all()
 
     # The connection
+
+    def connect(self, deadline_ns: int) -> None:
+        """Attach; compare a robot's statement, if the service has a model. Raises ServiceUnavailable, ContractMismatch."""
+        status = NOT_CONNECTED
+        while status == NOT_CONNECTED:
+            self.retrier.connect(deadline_ns)
+            with self._guard.lock:
+                status = self._status_of(self._connector.connection, Kind.INFER)
 
     def describe(self, deadline_ns: int) -> dict[str, Any]:
         """Return the daemon's description of itself and its model."""

@@ -24,6 +24,7 @@ from .error_mapping import READ_ERRORS, reply_error
 from .loans import ReplyLoan, RequestLoan
 from .pending import Pending
 from .request_options import BACK_PRESSURED, RESIZE_REQUIRED
+from .robot_contract import ModelUnchecked
 
 #: Plain numbers: looking a member up for each request costs 0.1 us, and comparing with one as much again.
 _OK, _RESIZE_REQUIRED, _PICKLED = int(Status.OK), int(Status.RESIZE_REQUIRED), int(Flag.PICKLED)
@@ -110,6 +111,8 @@ class RequestTable:
         self.request_loan: weakref.ref[RequestLoan] | None = None
         #: The engine's count of replies at the last poll: while it stands, there are no more.
         self.polled_count = 0
+        #: Model versions whose results callers may get; None: those of any. Others become ModelUnchecked.
+        self.accepted: set[int] | None = None
         #: The head of the latest reply.
         self.last: ReplyHead | None = None
         #: Replies that arrived after their request was abandoned.
@@ -129,6 +132,8 @@ class RequestTable:
         self._holder = holder
         self.in_flight, self.deferred, self.replies_on_loan = {}, [], {}
         self.polled_count = 0
+        if self.accepted is not None:
+            self.accepted.clear()  # by their name they may be other models at another daemon
         self._last_before, self._declared_stateful = self.last, stateful
 
     def switch(self, deferred: list[int]) -> None:
@@ -288,6 +293,8 @@ class RequestTable:
                 result, error = self._decode(self._service, self._holder.decoder, memory, pending, head)
                 if type(result) is ReplyLoan and result.in_slot:
                     self.replies_on_loan[sequence] = weakref.ref(result)
+                if error is None and self.accepted is not None and head.version not in self.accepted:
+                    result, error = None, ModelUnchecked(result, head.version)
                 now_ns = time.monotonic_ns()
                 if not pending._completed_ns:  # or the client was closed, while the reply was decoded
                     pending._result, pending._error, pending._head = result, error, head
@@ -298,6 +305,8 @@ class RequestTable:
 
     def complete(self, pending: Pending, reply: tuple[Any, ReplyHead, int]) -> None:
         """Complete a request in flight with a reply that was decoded: its result, its head and the time."""
+        if self.accepted is not None and (version := reply[1].version) not in self.accepted:
+            pending._error, reply = ModelUnchecked(reply[0], version), (None, reply[1], reply[2])
         pending._result, pending._head, pending._completed_ns = reply
         self.last = pending._head
         del self.in_flight[pending.sequence]  # last, as in `poll`
@@ -308,6 +317,12 @@ class RequestTable:
         if not pending._completed_ns:
             pending._error = error
             pending._completed_ns = now_ns
+
+    def settle(self, pending: Pending, unchecked: ModelUnchecked, refusal: ShmServeError | None) -> None:
+        """Give a request the result that was withheld, or the refusal; once only."""
+        if pending._error is unchecked:
+            pending._result = None if refusal is not None else unchecked.result
+            pending._error = refusal
 
     def fail_all(self, error: Callable[[], ShmServeError]) -> None:
         """Complete every request in flight with a new error."""

@@ -17,7 +17,6 @@ due wakes up shortly before, and polls for it. Pure logic: it reads no clock. Al
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import deque
 
 #: Longest time for which a client polls for one reply: 2 % of a processor at 50 Hz. It is less for a short service.
@@ -47,7 +46,6 @@ class ServiceTime:
         self.sleep_ns = 0
         self.poll_ns = 0
         self._latest: deque[int] = deque(maxlen=_RECENT)
-        self._sorted: list[int] = []
         self._first_ns = 0  # when the earliest reply of the plan comes
         self._lead_ns = _FIRST_LEAD_NS
         self._misses = 0
@@ -61,18 +59,16 @@ class ServiceTime:
         """
         if self.sleep_ns:
             self._judge(service_ns, polled_ns)
-        latest, ordered = self._latest, self._sorted
-        if len(latest) == _RECENT:
-            del ordered[bisect_left(ordered, latest[0])]
+        latest = self._latest
         latest.append(service_ns)
-        insort(ordered, service_ns)
         self.sleep_ns = self.poll_ns = 0
         if self._doubted:
             self._doubted -= 1
             return
         if len(latest) < _RECENT:
             return
-        first_ns, last_ns = ordered[1], ordered[-2]
+        # Not kept in order from one reply to the next: a signal handler that raises between two steps would leave it wrong.
+        _, first_ns, *_, last_ns, _ = sorted(latest)
         spread_ns = last_ns - first_ns + _TAIL_NS
         lead_ns = min(self._lead_ns, min(LONGEST_NS, first_ns // _PART) - spread_ns)
         if lead_ns >= _LEAST_LEAD_NS and LEAST_NS <= first_ns <= MOST_NS:

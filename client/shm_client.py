@@ -5,11 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any, final
 
-from shmserve.errors import RequestRejected
+from shmserve.errors import ContractMismatch, RequestRejected
 from shmserve.protocol import Flag, Kind
 
 from .client_base import ClientBase
-from .contract_check import check_observation
 from .loans import ReplyLoan, RequestLoan
 from .pending import Pending, Reply
 from .request_options import DEFAULT_OPTIONS, RequestOptions
@@ -37,6 +36,9 @@ class ShmClient(ClientBase):
       them, and up to 250 a second a thread of the client runs the code of a request once, 1 ms before, so that the
       caches have it. None: the engine learns the rate from a regular loop; see `expect`, too.
     * `check_contract`: whether the first observation of each structure is compared with the model's contract.
+    * `robot`: what this robot's numbers mean, with the keys of `[contract]` in model.toml: units, names and their order,
+      frames, rate_hz, action_horizon. Where the model states another value, `connect` and every request end with
+      ContractMismatch, and no action is given, also after an update.
 
     Every request takes the same options:
 
@@ -63,7 +65,7 @@ class ShmClient(ClientBase):
         An observation is a tree of dict, list, tuple, str, bytes, int, float, bool, None, numpy arrays
         and tensors; instances of their subclasses are carried by value. The options are those of the class.
 
-        Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge,
+        Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge, ContractMismatch,
         ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, SlotsExhausted, ClientClosed.
         """
         if capture_time is None and max_age is None and not supersede and not repeatable:
@@ -160,17 +162,20 @@ class ShmClient(ClientBase):
         self._pipeline.request(None, RequestOptions(Kind.RESET, Flag.REPEATABLE), self._duration_ns(timeout))
 
     def connect(self, *, timeout: float | None = None) -> ShmClient:
-        """Attach now rather than with the first request; returns itself."""
-        self._pipeline.retrier.connect(self._deadline_ns(timeout))
+        """Attach now rather than with the first request; returns itself.
+
+        Raises ServiceUnavailable, and ContractMismatch if the model states other fields than `robot`.
+        """
+        self._pipeline.connect(self._deadline_ns(timeout))
         return self
 
     def check(self, example: Any) -> None:
-        """Compare an observation with the model's contract, before anything moves.
+        """Compare an observation with the model's contract, before anything moves, and the robot's statement (`robot`).
 
         Raises ContractMismatch listing the differences entry by entry; returns if there are none, or if
         the model has no example observation and so declares nothing.
         """
-        check_observation(self._pipeline.name, self.describe(), example)
+        self._check(self.describe(), example)
 
     def describe(self, *, timeout: float | None = None) -> dict[str, Any]:
         """Ask the daemon for its model: name, version, device, observation and action, and its own metadata."""
@@ -185,7 +190,11 @@ class ShmClient(ClientBase):
         self._pipeline.close()
 
     def __enter__(self) -> ShmClient:
-        return self.connect()
+        try:
+            return self.connect()
+        except ContractMismatch:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -156,7 +156,7 @@ def _spin(value: str | None) -> int | str | None:
 @click.option(
     "--model-path",
     type=click.Path(readable=False),
-    help="The model package to serve: a directory with policy.py, model.pt2 or model.pt. Without it, the last one served.",
+    help="The model package to serve: a directory with policy.py, model.pt2 or model.pt, or a LeRobot checkpoint. Without it, the last one served.",
 )
 @click.option("--name", default="default", show_default=True, help="Name of the service; clients ask for it.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:0 ...  [default: cpu]")

@@ -50,6 +50,13 @@ read_in_place = true
 [warmup]
 example = "example.npz"
 tolerance = {atol = 1e-5, rtol = 0}
+[contract]
+rate_hz = 50
+action_horizon = 16
+[contract.observation]
+points = [-1, 3]
+state = {units = ["deg", "m"], names = ["pan", "slide"]}
+"camera.front" = {frame_size = [480, 640], colour_order = "rgb"}
 [metadata]
 action_dim = 7
 """

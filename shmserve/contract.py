@@ -6,7 +6,8 @@
 'task': {'type': 'str'}}
 
 A contract is `{"observation": ..., "action": ...}` of two such tables. It describes the observation and the action of
-the model's warm-up, and it passes through JSON unchanged.
+the model's warm-up, and it passes through JSON unchanged. Its `meaning` is the statement of the package
+(contract_meaning.py), which also declares dimensions as free: -1 in a shape, or as a length.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .contract_meaning import FREE, SIDES, entry_field, meaning_differences, withdrawn
+
 Entry = dict[str, Any]
 Entries = dict[str, Entry]
 
-SIDES = ("observation", "action")
 #: A key that needs no quotes: nothing in it that a name of several keys is made of.
 _BARE = re.compile(r'[^."\[\]\s]+')
 _SCALARS = (bool, int, float, str)
@@ -90,11 +92,33 @@ def contract_of(observation: Any, action: Any) -> dict[str, Entries | None]:
     return {"observation": describe_tree(observation), "action": describe_tree(action)}
 
 
+def lengths_of(entry: Mapping[str, Any]) -> list[int]:
+    """Return the lengths of an array's dimensions, or of a list; empty for other entries."""
+    return [entry["length"]] if "length" in entry else list(entry.get("shape", ()))
+
+
+def is_within(entry: Mapping[str, Any], declared: Mapping[str, Any]) -> bool:
+    """Return whether every value that `entry` describes is one that `declared` describes.
+
+    >>> points = {"dtype": "float32", "shape": [-1, 3]}
+    >>> is_within({"dtype": "float32", "shape": [500, 3]}, points), is_within(points, {"dtype": "float32", "shape": [500, 3]})
+    (True, False)
+    """
+    if any(entry.get(key) != declared.get(key) for key in ("dtype", "type")):
+        return False
+    lengths, wanted = lengths_of(entry), lengths_of(declared)
+    return len(lengths) == len(wanted) and all(
+        want in (FREE, length) for length, want in zip(lengths, wanted, strict=True)
+    )
+
+
 def contract_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> list[str]:
     """List the differences of `new` from `old`, an entry a line; empty if every user of `old` can use `new`.
 
     A side that `old` does not know (its model had no example to warm up with) promised nothing, so nothing can
-    differ. A side that only `new` does not know is a difference, because its promise may no longer hold.
+    differ. A side that only `new` does not know is a difference, because its promise may no longer hold; so is a
+    field of its meaning that only `new` does not state. A user of `old` sends what `old` takes, so `new` must take that;
+    and what `new` gives must be what `old` gave.
 
     >>> seven = {"action": {"actions": {"dtype": "float32", "shape": [16, 7]}, "value": {"type": "float"}}}
     >>> eight = {"action": {"actions": {"dtype": "float32", "shape": [16, 8]}, "gripper": {"type": "bool"}}}
@@ -111,14 +135,21 @@ def contract_differences(old: Mapping[str, Any] | None, new: Mapping[str, Any] |
             differences.append(f"{side}: {_names(before)} -> not known (the model has no example to warm up with)")
             continue
         for name in [*before, *(name for name in after if name not in before)]:
-            was, now = (entry_text(table[name]) if name in table else "absent" for table in (before, after))
-            if was != now:
-                differences.append(f"{_within(side, name)}: {was} -> {now}")
+            was, now = before.get(name), after.get(name)
+            if (
+                was is None
+                or now is None
+                or not (is_within(was, now) if side == "observation" else is_within(now, was))
+            ):
+                differences.append(f"{entry_field(side, name)}: {_shown(was)} -> {_shown(now)}")
+    meanings = [(contract or {}).get("meaning") for contract in (old, new)]
+    for field, stated, instead in (*meaning_differences(*meanings), *withdrawn(*meanings)):
+        differences.append(f"{field}: {stated!r} -> {'not stated' if instead is None else repr(instead)}")
     return differences
 
 
-def _within(side: str, name: str) -> str:
-    return side + ("." if name and not name.startswith("[") else "") + name
+def _shown(entry: Mapping[str, Any] | None) -> str:
+    return "absent" if entry is None else entry_text(entry)
 
 
 def _names(entries: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 #: Definition of a package, for errors.
-PACKAGE = "a directory with policy.py, model.pt2 or model.pt, and where something is to be set a model.toml"
+PACKAGE = "a directory with policy.py, model.pt2 or model.pt, or a LeRobot checkpoint, and where something is to be set a model.toml"
 _PAGE = "page model-packages of the documentation"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/{1,2}[^/]")  # pathlib makes one slash of two
@@ -79,7 +79,10 @@ def _kind_of(directory: Path, names: Iterable[str]) -> str:
     config = _json(directory / "config.json")
     weights = [name for name in names if name.endswith((".safetensors", ".bin", ".safetensors.index.json"))]
     if "type" in config and weights:
-        return "it is a LeRobot checkpoint: examples/lerobot_policy of the repository serves it"
+        return (
+            "it may be a LeRobot checkpoint, but its config.json lists no input_features: save it with "
+            "policy.save_pretrained, and the processors beside it"
+        )
     if ("architectures" in config or "model_type" in config) and weights:
         return "it is a model for transformers: write a policy.py beside it that calls from_pretrained(path)"
     for name in names:
@@ -92,7 +95,7 @@ def _kind_of(directory: Path, names: Iterable[str]) -> str:
     return f"a package is {PACKAGE}"
 
 
-_OWN = ("model.toml", "policy.py", "model.pt2", "model.pt")
+_OWN = ("model.toml", "policy.py", "model.pt2", "model.pt", "policy_preprocessor.json")
 
 
 def _json(file: Path) -> dict[str, object]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from .click_types import Number
 from .exit_status import fail, with_exit_status
+from .observation import ObservationSource, observation_options
 from .target import Target, print_json, show
 
 
@@ -20,9 +20,7 @@ from .target import Target, print_json, show
     help="Requests a second of each; without, the next as soon as one is answered.",
 )
 @click.option("--seconds", type=Number(0, 86_400, min_open=True), default=5.0, show_default=True, help="How long.")
-@click.option(
-    "--example", type=click.Path(path_type=Path, readable=False), help="The observation: .npz of named arrays."
-)
+@observation_options
 @click.option(
     "--timeout", type=Number(0, 86_400), default=10.0, show_default=True, help="Seconds that a request may take."
 )
@@ -31,21 +29,24 @@ from .target import Target, print_json, show
 @with_exit_status
 def bench(
     target: Target,
+    /,
     clients: int,
     rate: float | None,
     seconds: float,
-    example: Path | None,
     timeout: float,
     as_json: bool,
+    **observation: Any,
 ) -> None:
     """Ask the running service as robots would, and measure.
 
-    Without --example the observation is zeros, shaped as the model's own example. With --rate, latency counts from
+    Without --example the observation is zeros, shaped as the model's own example, or else as the first request that it has served;
+    --shape, --image and --set give single entries. With --rate, latency counts from
     when a request was due: a service that hangs makes all of them late, not one. The service answers these requests
     like any others, and its other clients wait for them.
 
     \b
     shmserve-admin bench --clients 4 --rate 50 --seconds 10
+    shmserve-admin bench --shape observation.image:480x640x3:uint8 --set task=fold
     """
     from .load import Load, LoadFailed
 
@@ -54,7 +55,8 @@ def bench(
     if state not in ("ready", "updating"):
         fail(f"service {target.name!r} is {state}: shmserve-admin wait-ready")
     try:
-        result = Load(target.name, target.runtime_dir, clients, seconds, rate, example, timeout_s=timeout).run()
+        source = ObservationSource.of(observation)
+        result = Load(target.name, target.runtime_dir, clients, seconds, rate, source, timeout_s=timeout).run()
     except LoadFailed:
         _expect_daemon(target)
         raise

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from shmserve.errors import ShmServeError
 
 from .load_process import COLUMNS
+from .observation import ObservationSource
 from .target import progress_bar
 
 #: Between the readiness of all clients and their common begin.
@@ -42,7 +42,7 @@ class Load:
     seconds: float
     #: Requests a second of each client; None: the next one as soon as the last is answered.
     rate_hz: float | None
-    example: Path | None
+    observation: ObservationSource
     warmup: int = 20
     timeout_s: float = 10.0
 
@@ -51,7 +51,7 @@ class Load:
         order = {
             "name": self.name,
             "runtime_dir": self.runtime_dir,
-            "example": str(self.example.absolute()) if self.example else None,
+            "observation": self.observation.to_json(),
             "warmup": self.warmup,
             "timeout_s": self.timeout_s,
             "seconds": self.seconds,

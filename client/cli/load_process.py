@@ -10,7 +10,6 @@ import io
 import json
 import sys
 import time
-import zipfile
 from typing import Any
 
 import numpy as np
@@ -18,30 +17,10 @@ import numpy as np
 from shmserve.client import ShmClient
 from shmserve.errors import ShmServeError
 
-from .synthetic_observation import NotKnown, synthetic_observation
+from .observation import ObservationSource, observation_errors
 
 #: Columns of the measurements. `latency` counts from when the request was due, `round_trip` from when it was sent.
 COLUMNS = ("latency", "round_trip", "queued", "staged", "infer", "copied")
-
-
-class ExampleUnreadable(ShmServeError):
-    """The file with the observation is missing or damaged; the message says which."""
-
-
-def read_example(path: str) -> dict[str, Any]:
-    """Return the arrays of an .npz by their names; text as str. Raises ExampleUnreadable."""
-    try:
-        with open(path, "rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ExampleUnreadable(f"{path} is not an .npz of named arrays: numpy.savez makes one")
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as archive:
-                found = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise ExampleUnreadable(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ExampleUnreadable(f"{path} cannot be read: {error}") from error
-    return {name: array.tolist() if array.dtype.kind in "US" else array for name, array in found.items()}
 
 
 def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate_hz: float | None) -> dict[str, Any]:
@@ -89,9 +68,7 @@ def main() -> int:
     order = json.loads(sys.stdin.readline())
     try:
         with ShmClient(order["name"], runtime_dir=order["runtime_dir"], timeout=order["timeout_s"]) as client:
-            observation = read_example(order["example"]) if order["example"] else None
-            if observation is None:
-                observation = synthetic_observation((client.describe().get("contract") or {}).get("observation"))
+            observation, _ = ObservationSource.from_json(order["observation"]).make(client.describe())
             for _ in range(order["warmup"]):
                 client.infer(observation)
             print("ready", flush=True)
@@ -99,7 +76,7 @@ def main() -> int:
             time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
             found = ask(client, observation, begin_ns, order["seconds"], order["rate_hz"])
     except (ShmServeError, OSError, ValueError) as error:
-        own = isinstance(error, (ExampleUnreadable, NotKnown))
+        own = isinstance(error, observation_errors())
         print(json.dumps({"error": str(error) if own else f"{type(error).__name__}: {error}"}), flush=True)
         return 1
     rows = np.array(found.pop("rows"), np.float64).reshape(-1, len(COLUMNS))

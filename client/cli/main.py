@@ -24,6 +24,7 @@ from .click_types import Number
 from .completion import complete_services, completion
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .export import export
+from .infer import infer
 from .monitor import clients, metrics, top
 from .record import record
 from .remote import remote
@@ -72,6 +73,7 @@ for command in (
     config,
     export,
     generate_key,
+    infer,
     metrics,
     record,
     reload,
@@ -152,7 +154,7 @@ def wait_ready(target: Target, timeout: float | None) -> None:
 @click.argument("path", type=click.Path(readable=False))
 @click.option("--device", help="Move to another device, for example cuda:1.")
 @click.option("--in-place", is_flag=True, help="Stop the old model first, for one that does not fit twice.")
-@click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes or shapes than now.")
+@click.option("--allow-contract-change", is_flag=True, help="Accept other names, dtypes, shapes or units than now.")
 @click.option("--allow-downgrade", is_flag=True, help="Accept an older release than what was served (signed packages).")
 @click.option("--note", default="", help="A remark that `versions` shows.")
 @json_option

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shmserve.contract_meaning import summary
+
 from .responsive_table import FirstThatFits, rows_table, without
 from .wait_ready import STEP_VERBS, amount
 
@@ -18,6 +20,8 @@ from .wait_ready import STEP_VERBS, amount
 _QUIET_S = 5.0
 #: The backend of the engine (shmserve/backend.py), as the screen names it.
 _BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
+#: Fields of a contract that the screen shows.
+_CONTRACT_LINES = 12
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
 
 
@@ -141,6 +145,8 @@ def _summary(status: dict[str, Any]) -> Table:
         table.add_row("model", Text(f"{model['name']}  version {model['version']}  on {model['device']}"))
         if (remote := model.get("remote")) is not None:
             table.add_row("remote", Text(remote_text(remote, status["remote"])))
+        if stated := stated_text(model):
+            table.add_row("contract", Text(stated))
     if status["rolled_back"]:
         table.add_row("rolled back", Text(status["rolled_back"], style="red"))
     for problem in status["problems"]:
@@ -185,6 +191,18 @@ def _summary(status: dict[str, Any]) -> Table:
     table.add_row("requests", counts)
     table.add_row("logs", Text(status["logs"]))
     return table
+
+
+def stated_text(model: Mapping[str, Any]) -> str:
+    """Return what the model states of its numbers, a field a line; "" if it states nothing.
+
+    >>> print(stated_text({"contract": {"meaning": {"rate_hz": 50, "action": {"arm": {"names": ["pan", "lift"]}}}}}))
+    rate_hz 50
+    action.arm.names pan, lift
+    """
+    lines = [" ".join(field) for field in summary((model.get("contract") or {}).get("meaning") or {})]
+    hidden = len(lines) - _CONTRACT_LINES
+    return "\n".join([*lines[:_CONTRACT_LINES], f"and {hidden} more: --json"] if hidden > 1 else lines)
 
 
 def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:

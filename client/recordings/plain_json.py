@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-#: A longer array is written as its bytes: no program plots so many numbers, and as digits they are five times as long.
+#: A longer array is written as its bytes: no program plots that many numbers, and as digits they are five times as long.
 MOST_NUMBERS = 1024
 Schema = dict[str, Any]
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import AsyncGenerator
 from typing import Any
 
 from shmserve import __version__
-from shmserve.varlink import Reply
+from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError
 
 from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
@@ -24,6 +25,10 @@ method Clients() -> (clients: []object)
 # How many requests took how long in each stage, over this run of the daemon. Bucket i counts those from
 # bounds_us[i] to bounds_us[i + 1]; it only grows, so the difference of two answers is what happened between.
 method Latencies() -> (bounds_us: []float, stages: object)
+
+# Write the observation of the model's warm-up to the memory (memfd_create) whose file descriptor comes with the call: the
+# metadata of its structure and then its payload, as in a slot. 0 bytes: the model has none, or its engine is busy.
+method Example() -> (version: ?string, metadata_bytes: int, payload_bytes: int)
 
 # OpenMetrics text, in pieces: must be called with 'more'.
 method Metrics() -> (text: string)
@@ -64,7 +69,7 @@ class AdminMonitoring:
         self._supervisor = supervisor
 
     def methods(self) -> dict[str, Method]:
-        return {"Clients": self.clients, "Latencies": self.latencies, "Metrics": self.metrics}
+        return {"Clients": self.clients, "Latencies": self.latencies, "Example": self.example, "Metrics": self.metrics}
 
     async def clients(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
@@ -78,6 +83,17 @@ class AdminMonitoring:
         latency = self._supervisor.snapshot().latency
         stages = {stage.name.lower(): list(distribution.counts) for stage, distribution in latency.items()}
         return {"bounds_us": BUCKET_BOUNDS_US, "stages": stages}
+
+    async def example(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        try:
+            (memory,) = fds
+            fcntl.fcntl(memory, fcntl.F_GET_SEALS)  # only memory has seals: a write to a pipe could block the engine
+        except (ValueError, OSError) as error:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "the memory's file descriptor"}) from error
+        model = self._supervisor.model
+        metadata_bytes, payload_bytes = await self._supervisor.engines.copy_example(memory)
+        version = model["version"] if model is not None else None
+        return {"version": version, "metadata_bytes": metadata_bytes, "payload_bytes": payload_bytes}
 
     async def metrics(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]

@@ -17,6 +17,7 @@ import torch
 
 from shmserve.backend import BACKEND
 from shmserve.channel import ChannelInfo, EngineChannel
+from shmserve.contract import Entries
 from shmserve.doorbell import NamedDoorbell
 from shmserve.errors import ModelPackageError
 from shmserve.record_ring import RecordRingBroken, RecordRingWriter
@@ -34,7 +35,10 @@ from ..ipc.messages import (
     Drained,
     Draining,
     EndRecording,
+    ExampleGiven,
     Failed,
+    FirstObservation,
+    GiveExample,
     Gpu,
     LimitRate,
     Link,
@@ -83,6 +87,7 @@ from .requests.fast_path import FastPathServing
 from .requests.recording import RecordedServing
 from .requests.relaying import RelayServing
 from .requests.serving import Serving
+from .warmup.example import Example, write_example
 from .warmup.link import warm_up_link
 from .warmup.warmup import warm_up
 
@@ -91,6 +96,8 @@ log = logging.getLogger(__name__)
 _ERROR_TEXT = 2000
 #: Stack frames logged for a model that cannot be loaded: more than for a request, because libraries load one another.
 _LOAD_FRAMES = 64
+#: Size limit for the structure of the first observation, whose keys a client chose.
+_FIRST_BYTES = 8 << 10
 #: Size limit for a model's contract and metadata, which share messages of 64 KiB with the clients.
 _READY_BYTES = 32 << 10
 
@@ -122,6 +129,7 @@ class Engine:
         self._relaying: RelayServing | None = None
         self._record_ring: RecordRingWriter | None = None
         self._drains = False
+        self._example: Example | None = None
 
     def load(self) -> bool:
         """Load and warm up the model; return False, after reporting to the supervisor, if it cannot serve."""
@@ -202,6 +210,9 @@ class Engine:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
             self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
+        self._example = result.example
+        if result.observation is None:
+            serving.on_first = self._report_first
         self._serving = serving
         self._channels = Channels(
             self._loop,
@@ -316,6 +327,8 @@ class Engine:
                 self._record(loop, arrival.fds, channel)
             case EndRecording():
                 self._end_recording(loop)
+            case GiveExample():
+                self._control.send(ExampleGiven(*write_example(self._example, arrival.fds)))
             case Drain():
                 self._drains = True
                 self._control.send(Draining(loop.drain()))
@@ -375,6 +388,10 @@ class Engine:
             log.warning("the device does not report its memory: %s", error)
             return
         self._control.send(Gpu(report))
+
+    def _report_first(self, entries: Entries) -> None:
+        if len(json.dumps(entries)) <= _FIRST_BYTES:
+            self._control.send(FirstObservation(entries))
 
     def _report_broken(
         self, channel_info: ChannelInfo, reason: str, *, blame: bool = True, detail: str | None = None

@@ -146,6 +146,11 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class GiveExample:
+    """Write the warm-up's observation to the memory whose descriptor comes with it; answered by ExampleGiven."""
+
+
+@dataclass(frozen=True)
 class Drain:
     """Answer what was published, then end; answered by Draining, and Drained at the end."""
 
@@ -253,6 +258,21 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class FirstObservation:
+    """A model without an example has answered its first request: the entries of that observation, without their values."""
+
+    entries: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExampleGiven:
+    """The observation is written, its metadata and then its payload; 0 bytes: the model has none, or memory is short."""
+
+    metadata_bytes: int
+    payload_bytes: int
+
+
+@dataclass(frozen=True)
 class Draining:
     """The engine answers what was published before Drain."""
 
@@ -264,8 +284,11 @@ class Drained:
     """All of it is answered; the engine ends."""
 
 
-SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | Serve | Pause | Drain | Stop"
-EngineMessage: TypeAlias = "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Link | Draining | Drained"
+SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | GiveExample | Serve | Pause | Drain | Stop"
+EngineMessage: TypeAlias = (
+    "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Link | FirstObservation | ExampleGiven | Draining "
+    "| Drained"
+)
 Message: TypeAlias = "SupervisorMessage | EngineMessage"
 
 # Encoding
@@ -396,8 +419,35 @@ def _readers(*kinds: type[Any]) -> dict[str, _Reader]:
 
 #: Every message, by its event and its direction.
 FROM_SUPERVISOR = _readers(
-    Preload, Load, Attach, Suspect, LimitRate, Detach, Lost, Record, EndRecording, Serve, Pause, Drain, Stop
+    Preload,
+    Load,
+    Attach,
+    Suspect,
+    LimitRate,
+    Detach,
+    Lost,
+    Record,
+    EndRecording,
+    GiveExample,
+    Serve,
+    Pause,
+    Drain,
+    Stop,
 )
 FROM_ENGINE = _readers(
-    Preloaded, Accepted, Loading, Warming, Ready, Failed, Serving, Paused, Broken, Gpu, Link, Draining, Drained
+    Preloaded,
+    Accepted,
+    Loading,
+    Warming,
+    Ready,
+    Failed,
+    Serving,
+    Paused,
+    Broken,
+    Gpu,
+    Link,
+    FirstObservation,
+    ExampleGiven,
+    Draining,
+    Drained,
 )

@@ -1,4 +1,4 @@
-"""Model formats by name: the file that identifies each, and whether its files can run code.
+"""Model formats by name: the files that identify each, and whether its files can run code.
 
 A new format needs one line here and one module in `engine/models/`.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from shmserve.errors import ModelPackageError
 
+from .lerobot_checkpoint import FILES, is_checkpoint
+
 
 @dataclass(frozen=True)
 class Format:
@@ -19,12 +21,15 @@ class Format:
 
     module: str  # in engine/models/, imported only when a package of this format is loaded
     file: str | None  # identifies the format if the manifest does not name it
-    #: Whether loading or running a package can do more than arithmetic, so that allow_code = false rejects it.
+    #: Whether loading or running a package can do more than arithmetic, so that allow_code = false rejects it. Of a
+    #: LeRobot checkpoint this depends on its content (LerobotOptions.runs_code).
     runs_code: bool
     #: Whether it is a saved module: torch knows its arguments, and the manifest may name them (inputs, outputs, batch_dim).
     saved_module: bool = False
     #: Whether the file, a zip, holds code that AOTInductor compiled: what tells it from a program in a file of the same name.
     compiled: bool = False
+    #: Whether it is a policy class, which the manifest may choose and construct (entry, weights, style, arguments, arrays).
+    policy_class: bool = False
 
 
 #: In the order in which a directory without a manifest is searched.
@@ -37,12 +42,15 @@ FORMATS = {
     # A program for torch's interpreter, whose operators read and write files; torch's own advice is to treat it as
     # "locally executable code from an unknown source" (SECURITY.md).
     "torchscript": Format("torchscript", "model.pt", runs_code=True, saved_module=True),
-    "python": Format("python_class", "policy.py", runs_code=True),
+    "python": Format("python_class", "policy.py", runs_code=True, policy_class=True),
     # The operator has installed the code in the daemon's environment; the package has weights and settings.
-    "installed": Format("installed_class", None, runs_code=False),
+    "installed": Format("installed_class", None, runs_code=False, policy_class=True),
+    "lerobot": Format("lerobot", None, runs_code=False),
     # Another machine runs the model; a fallback is a package of its own format, read by the same rules.
     "remote": Format("remote", None, runs_code=False),
 }
+#: Files by which a directory without a manifest is recognised, as an error names them.
+IDENTIFYING = f"{', '.join(dict.fromkeys(form.file for form in FORMATS.values() if form.file))}, or {FILES}"
 
 
 #: The last record of a zip without a comment, and the longest list of members that is read to recognise one.
@@ -57,6 +65,8 @@ def recognised(directory: Path) -> str | None:
         for name, form in FORMATS.items()
         if form.file and (directory / form.file).is_file() and (not form.compiled or is_compiled(directory / form.file))
     }
+    if is_checkpoint(directory):
+        found["a LeRobot checkpoint"] = "lerobot"
     if len(found) > 1:
         raise ModelPackageError(
             f"{directory} holds {' and '.join(found)}, which are models of different formats: "

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shmserve.contract_meaning import FREE, InvalidMeaning, Meaning, read_meaning
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import advice_for_directory
 from shmserve.real_time_chunking import ENTRIES
 from shmserve.text_file import text_of
 
-from .formats import FORMATS, recognised
+from .formats import FORMATS, IDENTIFYING, recognised
+from .lerobot_options import lerobot_settings
 from .range_checks import read_checks
 from .remote_link import REMOTE, read_link
 
@@ -51,7 +53,7 @@ _MODEL: dict[str, type] = {
 _WARMUP: dict[str, type] = {"example": str, "expected": str, "tolerance": dict, "allow_nonfinite": bool, "rounds": int}
 _TOLERANCE = ("atol", "rtol")
 _MOST_ROUNDS = 1000
-_TABLES = ("model", "warmup", "checks", "metadata", REMOTE)
+_TABLES = ("model", "warmup", "contract", "checks", "metadata", "lerobot", REMOTE)
 #: Keys only for saved modules, and keys only for policy classes.
 _SAVED_MODULE = ("inputs", "outputs", "batch_dim")
 _CLASS = ("entry", "weights", "style", "arguments", "arrays", "real_time_chunking")
@@ -81,12 +83,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     settings["format"] = _format(manifest, model)
     if (link := read_link(manifest, document.get(REMOTE), settings)) is not None:
         settings["link"] = link
-    # A policy class may use gradients; a saved module does not, and runs slightly faster in inference mode.
-    settings.setdefault("grad", not FORMATS[settings["format"]].saved_module)
+    # A policy class may use gradients; others do not, and run slightly faster in inference mode.
+    settings.setdefault("grad", FORMATS[settings["format"]].policy_class)
     for key in ("inputs", "outputs"):
         if key in settings:
             settings[key] = _names(manifest, key, settings[key])
     _check_format(manifest, settings)
+    if settings["format"] == "lerobot":
+        settings |= lerobot_settings(manifest, document.get("lerobot", {}), model)
+    elif "lerobot" in document:
+        raise ModelPackageError(f"{manifest}: [lerobot] is for format 'lerobot'; this is {settings['format']!r}")
     for key in ("example", "expected", "allow_nonfinite", "rounds"):
         if key in warmup:
             settings[key] = warmup[key]
@@ -103,6 +109,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                     f"{manifest}: [checks.observation.{name}] would refuse every observation with nothing to continue, "
                     "which has no such entry; check the action instead, of which these rows are"
                 )
+    settings["contract"] = _contract(manifest, document.get("contract", {}), settings)
     for key in ("weights", "example", "expected"):
         if key in settings:
             _check_file(manifest, key, settings[key])
@@ -136,10 +143,9 @@ def _format(manifest: Path, model: dict[str, Any]) -> str:
         return "python"
     found = recognised(manifest.parent)
     if found is None:
-        files = ", ".join(dict.fromkeys(form.file for form in FORMATS.values() if form.file))
         what = "a model.toml that names no format" if manifest.is_file() else f"no {MANIFEST}"
         advice = advice_for_directory(manifest.parent)
-        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {files}; {advice}")
+        raise ModelPackageError(f"{manifest.parent} holds {what} and none of {IDENTIFYING}; {advice}")
     return found
 
 
@@ -147,12 +153,11 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
     """Raise ModelPackageError for a key that the format does not support."""
     name = settings["format"]
     form = FORMATS[name]
-    for key in _CLASS if form.saved_module else _SAVED_MODULE:
-        if key in settings:
-            formats = [
-                other for other, facts in FORMATS.items() if facts.saved_module != form.saved_module and other != REMOTE
-            ]
-            raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
+    for keys, kind in ((_CLASS, "policy_class"), (_SAVED_MODULE, "saved_module")):
+        for key in () if getattr(form, kind) else keys:
+            if key in settings:
+                formats = [other for other, facts in FORMATS.items() if getattr(facts, kind)]
+                raise ModelPackageError(f"{manifest}: {key} is for format {' or '.join(formats)}; this is {name!r}")
     if settings.get("style", _STYLES[0]) not in _STYLES:
         raise ModelPackageError(f"{manifest}: style = {_shown(settings['style'])} must be one of {', '.join(_STYLES)}")
     if settings.get("release", 0) < 0:
@@ -182,6 +187,8 @@ def _check_format(manifest: Path, settings: dict[str, Any]) -> None:
         entry = settings.setdefault("entry", "policy:Policy")
         if not _is_class(entry):
             raise ModelPackageError(f"{manifest}: entry = {_shown(entry)} must be module:class, as in policy:Policy")
+    elif name == "lerobot":
+        _check_lerobot(manifest, settings)
     elif name != REMOTE and not settings.get("entry"):
         raise ModelPackageError(f"{manifest}: format {name!r} needs entry, the name of an installed policy")
 
@@ -205,6 +212,16 @@ def _check_compiled(manifest: Path, settings: dict[str, Any]) -> None:
         )
 
 
+def _check_lerobot(manifest: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelPackageError for keys that LeRobot's policies, written for one observation at a time, do not support."""
+    for key, default in (("max_batch", 1), ("cuda_graph", False), ("read_in_place", False)):
+        if settings.get(key, default) != default:
+            raise ModelPackageError(
+                f"{manifest}: {key} = {_shown(settings[key])} is not for format 'lerobot': LeRobot's policies and processors "
+                "run one observation at a time in Python; remove the key"
+            )
+
+
 def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
     """Raise ModelPackageError for keys that cuda_graph = true excludes: a recorded policy runs no Python and keeps no state."""
     if settings.get("stateful", False):
@@ -223,6 +240,20 @@ def _check_graph(manifest: Path, settings: dict[str, Any]) -> None:
             f"{manifest}: cuda_graph = true with max_batch = {settings['max_batch']}: a graph is recorded for every number "
             f"of requests up to it, {_GRAPH_BATCH} at most"
         )
+
+
+def _contract(manifest: Path, table: dict[str, Any], settings: dict[str, Any]) -> Meaning:
+    try:
+        meaning = read_meaning(table)
+    except InvalidMeaning as error:
+        raise ModelPackageError(f"{manifest}: {error}") from error
+    for name, entry in meaning.get("observation", {}).items():
+        if settings.get("cuda_graph", False) and FREE in entry.get("shape", ()):
+            raise ModelPackageError(
+                f"{manifest}: contract.observation.{name or repr(name)} has a free dimension, but cuda_graph = true: a graph "
+                "is recorded for one size"
+            )
+    return meaning
 
 
 def _is_class(entry: str) -> bool:

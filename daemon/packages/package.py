@@ -7,11 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from shmserve.contract_meaning import Meaning
 from shmserve.errors import ModelPackageError
 from shmserve.package_advice import PACKAGE, advice_for_file, advice_for_url, is_url, looks_like_tar
 from shmserve.package_files import content_version
 
 from .formats import FORMATS
+from .lerobot_options import LerobotOptions
 from .manifest import read_manifest
 from .range_checks import RangeCheck
 from .remote_link import RemoteLink
@@ -65,7 +67,10 @@ class ModelPackage:
     allow_nonfinite: bool = False  # the model returns NaN and infinity on purpose
     #: Range checks by side (observation, action) and entry.
     checks: dict[str, dict[str, RangeCheck]] = field(default_factory=dict)
+    #: Meaning of the numbers, for the clients to compare: units, names, frames, rate (shmserve.contract_meaning).
+    contract: Meaning = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)  # for the model's clients
+    lerobot: LerobotOptions | None = None  # of format lerobot alone
     link: RemoteLink | None = None  # format remote: where the model is
 
     @cached_property
@@ -82,12 +87,8 @@ class ModelPackage:
         if not path.is_dir():
             raise ModelPackageError(f"model path {path} {_no_directory(path)}")
         settings = read_manifest(path)
-        if FORMATS[settings["format"]].runs_code and not allow_code:
-            safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)
-            raise ModelPackageError(
-                f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is "
-                f"false; it serves packages of format {safe} (docs/model-packages.md, Packages that bring no code)"
-            )
+        if not allow_code:
+            _refuse_code(path, settings)
         package = cls(path=path, **settings)
         package.read_fallback(allow_code=allow_code)
         return package
@@ -104,3 +105,17 @@ class ModelPackage:
                 f"{fallback.path}: a fallback cannot be stateful: it sees only the requests that the remote did not answer"
             )
         return fallback
+
+
+def _refuse_code(path: Path, settings: dict[str, Any]) -> None:
+    """Raise ModelPackageError for a package that can run code."""
+    lerobot: LerobotOptions | None = settings.get("lerobot")
+    reason = lerobot.runs_code if lerobot is not None else None
+    if reason is None and not FORMATS[settings["format"]].runs_code:
+        return
+    safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)
+    raise ModelPackageError(
+        f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is false"
+        f"{f' ({reason})' if reason else ''}; it serves packages of format {safe} (docs/model-packages.md, Packages without "
+        "code)"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shmserve.contract import SIDES
+from shmserve.contract_meaning import SIDES
 from shmserve.errors import ModelPackageError
 
 Limit = float | tuple[float, ...] | None

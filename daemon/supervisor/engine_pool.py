@@ -25,6 +25,7 @@ from ..ipc.messages import (
     Draining,
     EngineMessage,
     Failed,
+    FirstObservation,
     Gpu,
     Link,
     Load,
@@ -43,6 +44,7 @@ from .deployment import Deployment, EngineStartError
 from .engine_channels import EngineChannels
 from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .example_copy import ExampleCopy
 from .spare_engine import SpareEngine
 from .standby import Standby
 
@@ -99,6 +101,7 @@ class EnginePool:
         self.channels = EngineChannels(config, leases)
         self.counters = EngineCounters(self._watchers.keys())
         self.serving: EngineProcess | None = None
+        self._example_copy = ExampleCopy()
         #: Report of an engine of another release than this daemon: the package was upgraded, and no engine can start.
         self.release_mismatch: str | None = None
 
@@ -413,6 +416,8 @@ class EnginePool:
             case Link():
                 if engine.ready is not None:
                     engine.ready = replace(engine.ready, remote=message.remote)
+            case FirstObservation():
+                engine.first_observation = message.entries
             case _:
                 pass  # awaited with expect()
 
@@ -428,6 +433,10 @@ class EnginePool:
         self.channels.end_recording()
         self._ring()
 
+    async def copy_example(self, memory: int) -> tuple[int, int]:
+        """As `ExampleCopy.copy`, from the serving engine."""
+        return await self._example_copy.copy(self.serving, memory, self._ring)
+
     # Status
 
     def versions(self) -> set[str]:
@@ -436,13 +445,20 @@ class EnginePool:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """The serving engine's description of its model; None without an engine."""
+        """The serving engine's description of its model; None without an engine.
+
+        `observation` of a model without an example is that of its first request. Its contract does not contain that:
+        it promises nothing, and refuses nobody.
+        """
         if self.serving is None or self.serving.ready is None:
             return None
-        found = {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
-        if found["remote"] is None:
-            del found["remote"]  # only a link has it
-        return found
+        model = {key: value for key, value in vars(self.serving.ready).items() if key not in _OF_THE_ENGINE}
+        if model["remote"] is None:
+            del model["remote"]  # only a link has it
+        first = self.serving.first_observation
+        if model["observation"] is not None or first is None:
+            return {**model, "observation_source": None if model["observation"] is None else "example"}
+        return {**model, "observation": first, "observation_source": "first request"}
 
     def channel_counts(self, channel: int) -> tuple[int, int, int]:
         """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""

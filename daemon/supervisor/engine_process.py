@@ -73,6 +73,8 @@ class EngineProcess:
         self.served_from_s: float | None = None
         #: None until it is warm.
         self.ready: Ready | None = None
+        #: Entries of the first observation that a model without an example has answered.
+        self.first_observation: dict[str, Any] | None = None
         self._awaited: dict[type, asyncio.Future[Any]] = {}
 
     def assign(

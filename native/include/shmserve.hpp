@@ -1,4 +1,6 @@
-/* C++17 over libshmserve (shmserve.h): a client, loans and replies that are given back by leaving a block, typed spans.
+/** @file
+ * C++17 over libshmserve (shmserve.h): a client, loans and replies that are given back by leaving a block, typed
+ * spans.
  *
  *     shmserve::Options options;
  *     options.service = "arm";
@@ -41,10 +43,10 @@ namespace shmserve {
 
 namespace detail {
 
-/* The client, as long as a handle of it lives. */
+/** The client, as long as a handle of it lives. */
 struct Connection {
     shmserve_client *client = nullptr;
-    int opened = SHMSERVE_OK; /* how shmserve_open ended */
+    int opened = SHMSERVE_OK; /**< how shmserve_open ended */
     char text[768] = "";
 
     Connection() = default;
@@ -64,15 +66,16 @@ using Shared = std::shared_ptr<Connection>;
 
 } // namespace detail
 
-/* A typed entry by its path, which is looked up once and checked at each use. `path` must outlive it. `count`: items
+/** A typed entry by its path, which is looked up once and checked at each use. `path` must outlive it. `count`: items
  * that it must have. Works on loans and replies alike. */
 template <class T> class Field {
   public:
     explicit constexpr Field(const char *path, std::uint64_t count = any_count) noexcept : path_(path), count_(count) {}
 
+    /** [R] As it was given. */
     const char *path() const noexcept { return path_; }
 
-    /* [R] The items of this entry among the places of a structure. */
+    /** [R] The items of this entry among the places of a structure. */
     template <class Item, class Place>
     Result<span<Item>> in(detail::Connection &connection, const shmserve_schema *schema, const Place *places) noexcept
     {
@@ -103,7 +106,7 @@ template <class T> class Field {
     int index_ = -1;
 };
 
-/* A reply that is read in its slot, which leaving the block releases. */
+/** A reply that is read in its slot, which leaving the block releases. */
 class Reply {
   public:
     Reply(detail::Shared connection, const shmserve_reply *reply) noexcept
@@ -125,7 +128,7 @@ class Reply {
     }
     ~Reply() { release(); }
 
-    /* [R] The items of one entry, in the slot itself. A reply's bools are read as std::uint8_t. */
+    /** [R] The items of one entry, in the slot itself. A reply's bools are read as std::uint8_t. */
     template <class T> Result<shmserve::span<const T>> span_of(Field<T> &field) const noexcept
     {
         static_assert(!std::is_same_v<T, bool>, "the engine's bytes may be other than 0 and 1: read std::uint8_t");
@@ -137,7 +140,7 @@ class Reply {
         Field<T> field(path, count);
         return span_of(field);
     }
-    /* [R] One int, float, bool, numpy scalar, or array of one item. */
+    /** [R] One int, float, bool, numpy scalar, or array of one item. */
     template <class T> Result<T> get(const char *path) const noexcept
     {
         auto items = span<T>(path, 1);
@@ -145,7 +148,7 @@ class Reply {
             return items.error();
         return T((*items)[0]);
     }
-    /* [R] A str, which is not checked to be UTF-8. */
+    /** [R] A str, which is not checked to be UTF-8. */
     Result<std::string_view> text(const char *path) const noexcept
     {
         auto items = span<char>(path);
@@ -153,9 +156,9 @@ class Reply {
             return items.error();
         return std::string_view(items->data(), items->size());
     }
-    /* [R] Versions, durations, shapes. */
+    /** [R] Versions, durations, shapes. */
     const shmserve_reply &info() const noexcept { return *reply_; }
-    /* [R] Give the slot back early; nothing of this reply may be read any more. */
+    /** [R] Give the slot back early; do not read this reply afterwards. */
     void release() noexcept
     {
         if (std::exchange(reply_, nullptr) != nullptr)
@@ -168,7 +171,7 @@ class Reply {
     shmserve_sequence sequence_;
 };
 
-/* A request in flight; leaving the block abandons it. */
+/** A request in flight; leaving the block abandons it. */
 class Pending {
   public:
     Pending(detail::Shared connection, shmserve_sequence sequence) noexcept
@@ -188,7 +191,7 @@ class Pending {
     }
     ~Pending() { abandon(); }
 
-    /* [R] Wait for the reply until then; 0: look. After timeout, resize_required and exhausted it is still in flight.
+    /** [R] Wait for the reply until then; 0: look. After timeout, resize_required and exhausted it is still in flight.
      */
     Result<Reply> wait(std::uint64_t until_ns) noexcept
     {
@@ -200,14 +203,15 @@ class Pending {
             return connection_->last(status);
         return Reply(connection_, reply);
     }
-    /* [R] Withdraw it if no engine has taken it: ok, running or ended. */
+    /** [R] Withdraw it if no engine has taken it: ok, running or ended. */
     Result<void> cancel() noexcept { return connection_->ended(shmserve_cancel(connection_->client, sequence_)); }
-    /* [R] Nobody waits any longer. */
+    /** [R] Discard the reply: no caller waits for it. */
     void abandon() noexcept
     {
         if (sequence_ != 0)
             (void)shmserve_abandon(connection_->client, std::exchange(sequence_, 0));
     }
+    /** [R] Its name in the calls of shmserve.h. */
     shmserve_sequence sequence() const noexcept { return sequence_; }
 
   private:
@@ -215,7 +219,7 @@ class Pending {
     shmserve_sequence sequence_;
 };
 
-/* A request that is filled; leaving the block gives it back, unless it was published. */
+/** A request that is filled; leaving the block gives it back, unless it was published. */
 class Loan {
   public:
     Loan(detail::Shared connection, const shmserve_request *request) noexcept
@@ -237,7 +241,7 @@ class Loan {
     }
     ~Loan() { give_back(); }
 
-    /* [R] The items of one entry, in the slot itself; their contents are arbitrary. */
+    /** [R] The items of one entry, in the slot itself; their contents are arbitrary. */
     template <class T> Result<shmserve::span<T>> span_of(Field<T> &field) noexcept
     {
         return field.template in<T>(*connection_, request_->schema, request_->places);
@@ -247,7 +251,7 @@ class Loan {
         Field<T> field(path, count);
         return span_of(field);
     }
-    /* [R] Copy all items of one entry. */
+    /** [R] Copy all items of one entry. */
     template <class T> Result<void> copy(const char *path, const T *items, std::size_t count) noexcept
     {
         auto into = span<T>(path, count);
@@ -258,10 +262,10 @@ class Loan {
         return {};
     }
     Result<void> copy(const char *path, std::string_view text) noexcept { return copy(path, text.data(), text.size()); }
-    /* [R] Write one int (std::int64_t), float (double), bool (std::int64_t), numpy scalar, or array of one item. */
+    /** [R] Write one int (std::int64_t), float (double), bool (std::int64_t), numpy scalar, or array of one item. */
     template <class T> Result<void> set(const char *path, T value) noexcept { return copy(path, &value, 1); }
 
-    /* [R] Send it; its memory must not be written to any more. */
+    /** [R] Send it; do not write to its memory afterwards. */
     Result<Pending> publish(const shmserve_terms &terms = {}) noexcept
     {
         int status = shmserve_publish(connection_->client, sequence_, &terms);
@@ -270,7 +274,7 @@ class Loan {
         request_ = nullptr;
         return Pending(connection_, sequence_);
     }
-    /* [R] Send it, and wait until the deadline, which the engine knows as well; then it is abandoned. */
+    /** [R] Send it, and wait until the deadline, which the engine knows as well; then it is abandoned. */
     Result<Reply> ask(std::uint64_t deadline_ns, shmserve_terms terms = {}) noexcept
     {
         terms.deadline_ns = deadline_ns;
@@ -279,7 +283,7 @@ class Loan {
             return pending.error();
         return pending->wait(deadline_ns);
     }
-    /* [R] Do not send it. */
+    /** [R] Do not send it. */
     void give_back() noexcept
     {
         if (std::exchange(request_, nullptr) != nullptr)
@@ -292,52 +296,54 @@ class Loan {
     shmserve_sequence sequence_;
 };
 
-/* The structure of an observation, which its client keeps. */
+/** The structure of an observation, which its client keeps. */
 class Schema {
   public:
     explicit Schema(const shmserve_schema *schema) noexcept : schema_(schema) {}
 
+    /** [R] For the calls of shmserve.h. */
     const shmserve_schema *get() const noexcept { return schema_; }
+    /** [R] The entries, in the order of their declaration. */
     span<const shmserve_entry> entries() const noexcept
     {
         const shmserve_entry *first;
         std::size_t count = shmserve_entries(schema_, &first);
         return {first, count};
     }
-    /* How many sizes a request of it has. */
+    /** How many sizes a request of it has. */
     std::size_t sizes() const noexcept { return shmserve_sizes(schema_); }
 
   private:
     const shmserve_schema *schema_;
 };
 
-/* shmserve_options with its defaults. Its texts are copied by Client::open. */
+/** shmserve_options with its defaults. Its texts are copied by Client::open. */
 struct Options : shmserve_options {
     Options() noexcept { shmserve_default_options(this, sizeof(shmserve_options)); }
 };
 
-/* A connection to one service. */
+/** A connection to one service. */
 class Client {
   public:
     Client(Client &&) noexcept = default;
     Client &operator=(Client &&) noexcept = default;
 
-    /* [S] Attach to the service within this time. */
+    /** [S] Attach to the service within this time. */
     static Result<Client> open(const Options &options, std::uint64_t timeout_ns)
     {
         auto made = make(options, timeout_ns);
         if (!made || made->connection_->opened == SHMSERVE_OK)
             return made;
-        return remember(made->connection_->opened, shmserve_last_error(made->raw()));
+        return not_opened(made->connection_->opened);
     }
-    /* [S] A client that attaches later (`recover`, or ActionChunks): for a robot that may start before its daemon. */
+    /** [S] A client that attaches later (`recover`, or ActionChunks): for a robot that may start before its daemon. */
     static Result<Client> open_later(const Options &options) { return make(options, 0); }
 
-    /* [S] Make the client usable again after restarted, stopping, evicted and resize_required, as shmserve_recover. */
+    /** [S] Make the client usable again after restarted, stopping, evicted and resize_required, as shmserve_recover. */
     Result<void> recover(std::uint64_t timeout_ns) noexcept { return ended(shmserve_recover(raw(), timeout_ns)); }
-    /* [R] ok while the daemon holds the channel. */
+    /** [R] ok while the daemon holds the channel. */
     Result<void> alive() noexcept { return ended(shmserve_alive(raw())); }
-    /* [S] The structure of an observation; texts are copied. */
+    /** [S] The structure of an observation; texts are copied. */
     Result<Schema> declare(span<const shmserve_entry> entries) noexcept
     {
         const shmserve_schema *schema;
@@ -348,16 +354,16 @@ class Client {
     {
         return declare(span<const shmserve_entry>(entries.begin(), entries.size()));
     }
-    /* [S] What the model was declared to take. */
+    /** [S] What the model was declared to take. */
     Result<Schema> declare_as_model() noexcept
     {
         const shmserve_schema *schema;
         int status = shmserve_declare_as_model(raw(), &schema);
         return made(status, schema);
     }
-    /* [R] The next free slot, laid out for the declared sizes. */
+    /** [R] The next free slot, laid out for the declared sizes. */
     Result<Loan> loan(Schema schema) noexcept { return lend(schema, nullptr); }
-    /* [R] The same for other sizes, in the order of the entries: mismatch if they are not `schema.sizes()`. */
+    /** [R] The same for other sizes, in the order of the entries: mismatch if they are not `schema.sizes()`. */
     Result<Loan> loan(Schema schema, span<const std::uint64_t> sizes) noexcept
     {
         if (sizes.size() != schema.sizes())
@@ -366,11 +372,11 @@ class Client {
                                          static_cast<unsigned long long>(schema.sizes()));
         return lend(schema, sizes.data());
     }
-    /* [R] A request follows within this time: wakes a sleeping engine. */
+    /** [R] A request follows within this time: wakes a sleeping engine. */
     Result<void> expect(std::uint64_t within_ns) noexcept { return ended(shmserve_expect(raw(), within_ns)); }
-    /* [R] A new episode begins; returns once the policy knows, or at the deadline (0: none). */
+    /** [R] A new episode begins; returns once the policy knows, or at the deadline (0: none). */
     Result<void> reset(std::uint64_t deadline_ns) noexcept { return ended(shmserve_reset(raw(), deadline_ns)); }
-    /* [S] What the daemon says of itself and its model, as JSON. */
+    /** [S] The daemon's description of itself and its model, as JSON. */
     Result<std::string> describe(std::uint64_t timeout_ns)
     {
         std::string json(65536, '\0');
@@ -381,32 +387,27 @@ class Client {
         json.resize(std::strlen(json.c_str()));
         return json;
     }
-    /* [R] Counts since it was opened. */
+    /** [R] Counts since it was opened. */
     shmserve_stats stats() const noexcept
     {
         shmserve_stats counts;
         shmserve_get_stats(raw(), &counts, sizeof counts);
         return counts;
     }
-    /* [R] The C client, for every other call of shmserve.h. */
+    /** [R] The C client, for every other call of shmserve.h. */
     shmserve_client *raw() const noexcept { return connection_->client; }
     const detail::Shared &connection() const noexcept { return connection_; }
 
   private:
     explicit Client(detail::Shared connection) noexcept : connection_(std::move(connection)) {}
 
-    static Error remember(int status, const char *text) noexcept
-    {
-        static thread_local char kept[1024];
-        (void)std::snprintf(kept, sizeof kept, "%s", text);
-        return {static_cast<Status>(status), kept};
-    }
+    static Error not_opened(int status) noexcept { return {static_cast<Status>(status), shmserve_last_error(nullptr)}; }
     static Result<Client> make(const Options &options, std::uint64_t timeout_ns)
     {
         auto connection = std::make_shared<detail::Connection>();
         connection->opened = shmserve_open(&connection->client, &options, timeout_ns);
         if (connection->client == nullptr)
-            return remember(connection->opened, shmserve_last_error(nullptr));
+            return not_opened(connection->opened);
         return Client(std::move(connection));
     }
     Result<void> ended(int status) const noexcept { return connection_->ended(status); }

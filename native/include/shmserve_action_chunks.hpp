@@ -1,4 +1,5 @@
-/* ActionChunks: one action for each control step from the action chunks of a service, with a fallback.
+/** @file
+ * ActionChunks: one action for each control step from the action chunks of a service, with a fallback.
  *
  *     shmserve::ChunkOptions options;
  *     options.steps = 30;
@@ -42,10 +43,10 @@ inline void pause_ns(std::uint64_t ns) noexcept
     (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, nullptr);
 }
 
-/* Thread that makes a client usable again. From `begin` until it has ended, the client is this thread's alone. */
+/** Thread that makes a client usable again. From `begin` until it has ended, the client is this thread's alone. */
 class Connector {
   public:
-    /* [S] Starts the thread, with ordinary priority and without signals. */
+    /** [S] Starts the thread, with ordinary priority and without signals. */
     explicit Connector(shmserve_client *client) noexcept : client_(client)
     {
         (void)sem_init(&wanted_, 0, 0);
@@ -65,7 +66,7 @@ class Connector {
     }
     Connector(const Connector &) = delete;
     Connector &operator=(const Connector &) = delete;
-    /* [S] An attempt in progress ends by its timeout. */
+    /** [S] An attempt in progress ends by its timeout. */
     ~Connector()
     {
         stopped_.store(true);
@@ -77,7 +78,7 @@ class Connector {
 
     bool started() const noexcept { return started_; }
 
-    /* [R] Begin, after a pause; one wake-up. */
+    /** [R] Begin, after a pause; one wake-up. */
     void begin(std::uint64_t delay_ns) noexcept
     {
         delay_ns_ = delay_ns;
@@ -86,7 +87,7 @@ class Connector {
         (void)sem_post(&wanted_);
     }
 
-    /* [R] Whether it goes on; how the attempts have ended, or how the latest failed. */
+    /** [R] Whether it goes on; how the attempts have ended, or how the latest failed. */
     bool is_busy(Status &status) const noexcept
     {
         /* ORDER: busy before the client and the status are used; pairs with the store in `connect`. */
@@ -139,7 +140,7 @@ class Connector {
     std::atomic<int> status_{SHMSERVE_OK};
 };
 
-/* A real service, for BasicActionChunks. */
+/** A real service, for BasicActionChunks. */
 template <class T> class ServicePort {
   public:
     ServicePort(Client client, Schema schema, const ChunkOptions &options)
@@ -199,11 +200,6 @@ template <class T> class ServicePort {
     {
         if (!found_)
             found_.emplace(pending_->wait(0));
-        if (found_->status() == Status::timeout && now_ns() - looked_ns_ > lease_ns) {
-            looked_ns_ = now_ns();
-            if (!client_.alive()) /* a reply that came before the end of the daemon is still there */
-                found_.emplace(pending_->wait(0));
-        }
         reply.status = found_->status();
         if (reply.status == Status::ok)
             read(reply);
@@ -249,14 +245,13 @@ template <class T> class ServicePort {
 
     void expect(std::uint64_t within_ns) noexcept { (void)client_.expect(within_ns); }
     Result<void> reset(std::uint64_t deadline_ns) noexcept { return client_.reset(deadline_ns); }
-    /* Of the client; not while it is connecting. */
+    /** Of the client; not while it is connecting. */
     shmserve_stats stats() const noexcept { return client_.stats(); }
 
   private:
-    static constexpr std::uint64_t lease_ns = 50'000'000; /* a look at the connection each time that long */
     static constexpr std::uint64_t poll_ns = 1'000'000;
 
-    /* Note the declared sizes, and where among them the number of rows left over is. */
+    /** Note the declared sizes, and where among them the number of rows left over is. */
     void find_left_over()
     {
         int delay = shmserve_find(schema_.get(), "inference_delay");
@@ -297,21 +292,21 @@ template <class T> class ServicePort {
     Field<T> actions_;
     std::uint32_t width_;
     std::optional<Pending> pending_;
-    std::optional<Result<Reply>> found_; /* how the request in flight has ended */
-    std::uint64_t looked_ns_ = 0;
-    std::vector<std::uint64_t> sizes_, declared_sizes_; /* of the observation, if it has the entries of real-time chunking; else empty */
+    std::optional<Result<Reply>> found_; /**< how the request in flight has ended */
+    std::vector<std::uint64_t> sizes_,
+        declared_sizes_; /**< of the observation, if it has the entries of real-time chunking; else empty */
     std::size_t left_over_ = 0;
-    /* Last, so that its thread has ended before the client is closed. */
+    /** Last, so that its thread has ended before the client is closed. */
     std::unique_ptr<Connector> connector_;
 };
 
 } // namespace detail
 
-/* Takes one action a step from chunks of T, and requests the next chunk in time; see ChunkOptions and
+/** Takes one action a step from chunks of T, and requests the next chunk in time; see ChunkOptions and
  * BasicActionChunks. For one thread. The client and its schema are its own from then on. */
 template <class T> class ActionChunks : public BasicActionChunks<T, detail::ServicePort<T>> {
   public:
-    /* [S] argument: the options make no sense; memory: no thread. The client may not be attached yet
+    /** [S] argument: the options make no sense; memory: no thread. The client may not be attached yet
      * (Client::open_later). `function`: for Aggregate::own. */
     static Result<ActionChunks> make(Client client, Schema schema, const ChunkOptions &options,
                                      RowFunction<T> function = nullptr)
@@ -320,8 +315,9 @@ template <class T> class ActionChunks : public BasicActionChunks<T, detail::Serv
             return Error{Status::argument, fault};
         detail::ServicePort<T> port(std::move(client), schema, options);
         if (options.real_time_chunking && !port.takes_left_over())
-            return Error{Status::argument, "real_time_chunking needs the entries inference_delay and prev_chunk_left_over "
-                                           "in the structure"};
+            return Error{Status::argument,
+                         "real_time_chunking needs the entries inference_delay and prev_chunk_left_over "
+                         "in the structure"};
         if (!port.started())
             return Error{Status::memory, "the system starts no further thread: raise the limit (ulimit -u, TasksMax=)"};
         return ActionChunks(std::move(port), options, std::move(function));

@@ -1,4 +1,5 @@
-/* Rules of action chunks: which row of which chunk a control step executes, and what it does without one.
+/** @file
+ * Rules of action chunks: which row of which chunk a control step executes, and what it does without one.
  *
  * They are those of client/action_chunks.py, which a test compares step by step. Time and the service are behind a
  * Port; the one of a real service is in shmserve_action_chunks.hpp. After the constructor nothing here allocates, locks
@@ -27,27 +28,27 @@ namespace shmserve {
 
 namespace detail {
 
-/* Whether the service is away, so that another attempt needs a connection first. */
+/** Whether the service is away, so that another attempt needs a connection first. */
 inline bool is_away(Status status) noexcept
 {
     return status == Status::restarted || status == Status::unavailable || status == Status::evicted ||
            status == Status::stopping;
 }
 
-/* The row meant for that long after its observation: the nearest, so that jitter is harmless. */
+/** The row meant for that long after its observation: the nearest, so that jitter is harmless. */
 inline std::int64_t row_due(std::int64_t elapsed_ns, std::int64_t period_ns) noexcept
 {
     return elapsed_ns <= 0 ? 0 : (2 * elapsed_ns + period_ns) / (2 * period_ns);
 }
 
-constexpr std::uint64_t reconnect_ns = 20'000'000;    /* the pause before the first attempt after a failure */
-constexpr std::uint64_t furthest_ns = 10'000'000'000; /* the furthest ahead that a request is announced */
+constexpr std::uint64_t reconnect_ns = 20'000'000;    /**< the pause before the first attempt after a failure */
+constexpr std::uint64_t furthest_ns = 10'000'000'000; /**< the furthest ahead that a request is announced */
 
 } // namespace detail
 
 template <class T, class Port> class BasicActionChunks {
   public:
-    /* [S] `options` were checked by detail::fault_of. */
+    /** [S] `options` were checked by detail::fault_of. */
     BasicActionChunks(Port port, const ChunkOptions &options, RowFunction<T> function = nullptr)
         : port_(std::move(port)), options_(options), executable_(options.steps + options.overrun_steps),
           kept_(std::max<std::uint64_t>(executable_, options.chunk_rows)), function_(std::move(function)),
@@ -59,7 +60,7 @@ template <class T, class Port> class BasicActionChunks {
     }
     BasicActionChunks(BasicActionChunks &&) = default;
 
-    /* [R] The action for now. `observe(loan)` fills the request, and is called only when one is sent; it does not
+    /** [R] The action for now. `observe(loan)` fills the request, and is called only when one is sent; it does not
      * throw, and returns nothing, or a Result<void> whose error the step returns, as it returns an observation that
      * cannot be sent (mismatch, argument, too_large, forked). Any other failure is left to the fallback: the next step
      * requests again.
@@ -90,7 +91,7 @@ template <class T, class Port> class BasicActionChunks {
         }
     }
 
-    /* [R] Forget every chunk and the last action, without a word to the policy and without waiting. */
+    /** [R] Forget every chunk and the last action, without a word to the policy and without waiting. */
     void forget() noexcept
     {
         current_.exists = next_.exists = has_last_ = false;
@@ -102,7 +103,7 @@ template <class T, class Port> class BasicActionChunks {
         }
     }
 
-    /* [R] Begin a new episode: forget, and reset the policy, which this waits for until the deadline. The chunks are
+    /** [R] Begin a new episode: forget, and reset the policy, which this waits for until the deadline. The chunks are
      * forgotten even if that fails; unavailable: the client is connecting, so the policy was not told. */
     Result<void> reset(std::uint64_t deadline_ns) noexcept
     {
@@ -115,9 +116,9 @@ template <class T, class Port> class BasicActionChunks {
         return ended;
     }
 
-    /* [R] Counts since the constructor. */
+    /** [R] Counts since the constructor. */
     const ChunkStats &stats() const noexcept { return stats_; }
-    /* [R] The next chunk is requested this many steps before the current one ends: `prefetch`, or what was learned. */
+    /** [R] The next chunk is requested this many steps before the current one ends: `prefetch`, or what was learned. */
     std::uint32_t lead() const noexcept
     {
         return options_.prefetch.value_or(
@@ -129,9 +130,9 @@ template <class T, class Port> class BasicActionChunks {
     struct Chunk {
         std::vector<T> rows;
         bool exists = false;
-        bool is_continuous = true; /* each step since its first row had an action of it */
-        std::int64_t total = 0;    /* rows that are kept */
-        std::int64_t count = 0;    /* of these, the ones that may be executed */
+        bool is_continuous = true; /**< each step since its first row had an action of it */
+        std::int64_t total = 0;    /**< rows that are kept */
+        std::int64_t count = 0;    /**< of these, the ones that may be executed */
         std::uint64_t version = 0, number = 0, capture_ns = 0;
         std::int64_t tick = 0;  /* the step whose observation it answers */
         std::int64_t used = -1; /* the last row that was executed */
@@ -139,7 +140,7 @@ template <class T, class Port> class BasicActionChunks {
 
     /* --- Requests --- */
 
-    /* Request the next chunk if it is due and no request is in flight. */
+    /** Request the next chunk if it is due and no request is in flight. */
     template <class Observe>
     Result<void> request_next(std::int64_t row, Observe &observe, const StepOptions &terms,
                               std::uint64_t capture_ns) noexcept
@@ -154,8 +155,8 @@ template <class T, class Port> class BasicActionChunks {
             return {};
         }
         std::uint64_t useful_ns = executable_ * options_.period_ns;
-        Result<void> sent =
-            port_.submit(observe, terms.sizes, capture_ns, useful_ns, row < 0 ? Continuation<T>{} : rest(row, capture_ns));
+        Result<void> sent = port_.submit(observe, terms.sizes, capture_ns, useful_ns,
+                                         row < 0 ? Continuation<T>{} : rest(row, capture_ns));
         if (sent) {
             in_flight_ = true;
             capture_ns_ = capture_ns;
@@ -170,7 +171,7 @@ template <class T, class Port> class BasicActionChunks {
         return {};
     }
 
-    /* The rest of the current chunk; `row` is the one for now. */
+    /** The rest of the current chunk; `row` is the one for now. */
     Continuation<T> rest(std::int64_t row, std::uint64_t capture_ns) noexcept
     {
         std::int64_t since = options_.period_ns == 0
@@ -178,13 +179,13 @@ template <class T, class Port> class BasicActionChunks {
                                  : detail::row_due(static_cast<std::int64_t>(port_.now_ns() - capture_ns),
                                                    static_cast<std::int64_t>(options_.period_ns));
         std::int64_t start = std::max<std::int64_t>(0, row - since);
-        /* The next chunk takes over after `steps` rows, or when it arrives; no row is executed beyond `count`. */
+        /** The next chunk takes over after `steps` rows, or when it arrives; no row is executed beyond `count`. */
         std::int64_t until = std::max(static_cast<std::int64_t>(options_.steps) - start, delay_.measured_rows());
         return {row_of(current_, start), static_cast<std::uint64_t>(current_.total - start),
                 std::min(until, current_.count - start)};
     }
 
-    /* Announce that the next step requests a chunk. */
+    /** Announce that the next step requests a chunk. */
     void expect_next(std::int64_t row) noexcept
     {
         if (in_flight_ || next_.exists || !connected_ || options_.period_ns == 0 ||
@@ -194,7 +195,7 @@ template <class T, class Port> class BasicActionChunks {
             port_.expect(options_.period_ns);
     }
 
-    /* Wait until the request in flight or the connection attempt ends; false: not by `until_ns`. */
+    /** Wait until the request in flight or the connection attempt ends; false: not by `until_ns`. */
     bool wait_for_progress(std::uint64_t until_ns) noexcept
     {
         if (connecting_)
@@ -202,7 +203,7 @@ template <class T, class Port> class BasicActionChunks {
         return in_flight_ && port_.wait(until_ns);
     }
 
-    /* Process the connection attempt and the request, if they have ended. */
+    /** Process the connection attempt and the request, if they have ended. */
     void poll() noexcept
     {
         if (connecting_) {
@@ -283,7 +284,7 @@ template <class T, class Port> class BasicActionChunks {
 
     /* --- Actions --- */
 
-    /* The row of current_ for now, or -1. */
+    /** The row of current_ for now, or -1. */
     std::int64_t select_row(std::uint64_t now_ns) noexcept
     {
         std::int64_t index = current_.exists ? row_now(current_, now_ns) : static_cast<std::int64_t>(executable_);
@@ -310,7 +311,8 @@ template <class T, class Port> class BasicActionChunks {
         return current_.exists && index < current_.count ? index : -1;
     }
 
-    /* Combine, into next_, the rows of both chunks from now on: row `index` of current_ is for the time of row `row`. */
+    /** Combine, into next_, the rows of both chunks from now on: row `index` of current_ is for the time of row `row`.
+     */
     bool combine(std::int64_t index, std::int64_t row) noexcept
     {
         if (options_.aggregate == Aggregate::latest)
@@ -405,7 +407,7 @@ template <class T, class Port> class BasicActionChunks {
     Chunk current_, next_;
     std::int64_t tick_ = 0, asked_tick_ = 0, last_index_ = -1;
     std::uint64_t capture_ns_ = 0, last_capture_ns_ = 0, last_version_ = 0, last_number_ = 0;
-    bool in_flight_ = false, is_discarded_ = false; /* in flight when reset was called: its reply is discarded */
+    bool in_flight_ = false, is_discarded_ = false; /**< in flight when reset was called: its reply is discarded */
     bool connected_ = false, connecting_ = false, has_last_ = false;
     Status error_ = Status::ok;
     char error_text_[512] = "", step_text_[640] = "";

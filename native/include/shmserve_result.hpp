@@ -1,4 +1,5 @@
-/* Status, Error and Result: how a call of shmserve.hpp ended. */
+/** @file
+ * Status, Error and Result: how a call of shmserve.hpp ended. */
 
 #ifndef SHMSERVE_RESULT_HPP
 #define SHMSERVE_RESULT_HPP
@@ -13,7 +14,7 @@
 
 namespace shmserve {
 
-/* How a call ended: `enum shmserve_status`, and what only C++ has. */
+/** How a call ended: `enum shmserve_status`, and what only C++ has. */
 enum class Status : int {
     ok = SHMSERVE_OK,
     resize_required = SHMSERVE_RESIZE_REQUIRED,
@@ -39,10 +40,10 @@ enum class Status : int {
     ended = SHMSERVE_ENDED,
     running = SHMSERVE_RUNNING,
     forked = SHMSERVE_FORKED,
-    no_fresh_action = -100 /* ActionChunks: the policy has no action for this step, and the fallback gives none */
+    no_fresh_action = -100 /**< ActionChunks: the policy has no action for this step, and the fallback gives none */
 };
 
-/* [R] What a status means and what to do; never null. */
+/** [R] What a status means and what to do; never null. */
 inline const char *text_of(Status status) noexcept
 {
     return status == Status::no_fresh_action
@@ -50,16 +51,16 @@ inline const char *text_of(Status status) noexcept
                : shmserve_status_text(static_cast<int>(status));
 }
 
-/* [R] Now, CLOCK_MONOTONIC. */
+/** [R] Now, CLOCK_MONOTONIC. */
 inline std::uint64_t now_ns() noexcept { return shmserve_now_ns(); }
 
-/* Why a call failed. `text` is valid until the next call of the same client, and never null. */
+/** Why a call failed. `text` is valid until the next call of the same client, and never null. */
 struct Error {
     Status status;
     const char *text;
 };
 
-/* A value or an Error, as std::expected of C++23. */
+/** A value or an Error, as std::expected of C++23. */
 template <class T> class [[nodiscard]] Result {
   public:
     Result(T &&value) noexcept : held_(std::in_place_index<0>, std::move(value)) {}
@@ -67,16 +68,17 @@ template <class T> class [[nodiscard]] Result {
 
     bool has_value() const noexcept { return held_.index() == 0; }
     explicit operator bool() const noexcept { return has_value(); }
-    /* Only where has_value(). */
-    T &operator*() & noexcept { return *std::get_if<0>(&held_); }
-    const T &operator*() const & noexcept { return *std::get_if<0>(&held_); }
-    T &&operator*() && noexcept { return std::move(*std::get_if<0>(&held_)); }
+    /** Only where has_value(). */
+    T &operator*() &noexcept { return *std::get_if<0>(&held_); }
+    const T &operator*() const &noexcept { return *std::get_if<0>(&held_); }
+    T &&operator*() &&noexcept { return std::move(*std::get_if<0>(&held_)); }
     T *operator->() noexcept { return std::get_if<0>(&held_); }
     const T *operator->() const noexcept { return std::get_if<0>(&held_); }
-    /* Only where !has_value(). */
+    /** Only where !has_value(). */
     const Error &error() const noexcept { return *std::get_if<1>(&held_); }
     Status status() const noexcept { return has_value() ? Status::ok : error().status; }
-    /* [S] The value, or std::runtime_error with the text; without exceptions the program prints the text and aborts. */
+    /** [S] The value, or std::runtime_error with the text; without exceptions the program prints the text and aborts.
+     */
     T value() &&
     {
         if (!has_value())
@@ -98,7 +100,7 @@ template <class T> class [[nodiscard]] Result {
     std::variant<T, Error> held_;
 };
 
-/* Success, or an Error. */
+/** Success, or an Error. */
 template <> class [[nodiscard]] Result<void> {
   public:
     Result() noexcept : error_{Status::ok, ""} {}

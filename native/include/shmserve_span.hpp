@@ -1,4 +1,5 @@
-/* span: typed memory of a request or a reply, and which C++ type an entry is. */
+/** @file
+ * span: typed memory of a request or a reply, and which C++ type an entry is. */
 
 #ifndef SHMSERVE_SPAN_HPP
 #define SHMSERVE_SPAN_HPP
@@ -17,7 +18,7 @@
 
 namespace shmserve {
 
-/* Items that lie one after another in memory of somebody else. In C++20 a std::span is made of it. */
+/** Items that lie one after another in memory of another owner. In C++20 a std::span is made of it. */
 template <class T> class span {
   public:
     using element_type = T;
@@ -27,7 +28,7 @@ template <class T> class span {
     constexpr span() noexcept = default;
     constexpr span(T *items, std::size_t count) noexcept : items_(items), count_(count) {}
     template <std::size_t count> constexpr span(T (&items)[count]) noexcept : items_(items), count_(count) {}
-    /* Of a vector, an array, a std::span, or a span whose items may be written. */
+    /** Of a vector, an array, a std::span, or a span whose items may be written. */
     template <class Items, class = std::enable_if_t<std::is_convertible_v<
                                std::remove_pointer_t<decltype(std::declval<Items &>().data())> (*)[], T (*)[]>>>
     constexpr span(Items &&items) noexcept : items_(items.data()), count_(items.size())
@@ -46,10 +47,10 @@ template <class T> class span {
     std::size_t count_ = 0;
 };
 
-/* A number of items that is not fixed. */
+/** A number of items that is not fixed. */
 constexpr std::uint64_t any_count = SHMSERVE_ANY_SIZE;
 
-/* Items that C++17 has no type for. */
+/** Items that C++17 has no type for. */
 struct float16 {
     std::uint16_t bits;
 };
@@ -84,7 +85,7 @@ SHMSERVE_DTYPE_(std::complex<double>, SHMSERVE_C128);
 template <class T, class = void> constexpr int dtype_number = -1;
 template <class T> constexpr int dtype_number<T, std::void_t<decltype(dtype_of<T>::value)>> = dtype_of<T>::value;
 
-/* Whether a span of T may stand for an entry. */
+/** Whether a span of T may stand for an entry. */
 template <class T> bool fits(const shmserve_entry &entry) noexcept
 {
     constexpr bool is_octet = std::is_same_v<T, std::uint8_t> || std::is_same_v<T, std::byte>;

@@ -153,7 +153,10 @@ EXPORTED int shmserve_open(shmserve_client **client, const shmserve_options *opt
         return status;
     }
     *client = made;
-    return attach(made, after(timeout_ns));
+    status = attach(made, after(timeout_ns));
+    if (status != SHMSERVE_OK)
+        (void)fail(NULL, status, "%s", made->text); /* it is still there once the client was closed */
+    return status;
 }
 
 EXPORTED void shmserve_close(shmserve_client *client)

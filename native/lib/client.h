@@ -178,7 +178,8 @@ struct shmserve_client {
     uint64_t uses, structures_read;
     /* wait.c */
     SpinBudget budget;
-    int64_t waited_ns; /* how long the last wait was: negative if it ended while it spun, and left its token */
+    uint64_t looked_ns; /* when the connection was looked at */
+    int64_t waited_ns;  /* how long the last wait was: negative if it ended while it spun, and left its token */
     shmserve_stats stats;
     char text[TEXT_ROOM];
 };

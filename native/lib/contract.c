@@ -271,7 +271,7 @@ static const char *number_kind(const char *type, bool is_array, uint32_t dims)
     return NULL;
 }
 
-/* The size that a contract declares; SHMSERVE_ANY_SIZE: it does not. */
+/* The size that a contract declares; SHMSERVE_ANY_SIZE: any, which it declares as -1. */
 static uint64_t declared_size(const JsonValue *value)
 {
     uint64_t size;
@@ -346,6 +346,15 @@ static void add_given(Text *text, const Given *given, const uint64_t *sizes)
         text_add(text, given->dims ? "]" : "[]");
 }
 
+/* A size that a contract declares: -1 is any, as in Python's texts. */
+static void add_declared_size(Text *text, uint64_t size)
+{
+    if (size == SHMSERVE_ANY_SIZE)
+        text_add(text, "-1");
+    else
+        add_size(text, size);
+}
+
 static void add_declared(Text *text, const Json *json, const JsonValue *declared)
 {
     const JsonValue *dtype = json_member(json, declared, "dtype"), *shape = json_member(json, declared, "shape");
@@ -354,12 +363,12 @@ static void add_declared(Text *text, const Json *json, const JsonValue *declared
     text_add(text, "%s", type);
     if (length != NULL) {
         text_add(text, " of ");
-        add_size(text, declared_size(length));
+        add_declared_size(text, declared_size(length));
     }
     uint32_t dims = json_is(shape, JSON_ARRAY) ? shape->count : 0;
     for (uint32_t dimension = 0; dimension < dims; dimension++) {
         text_add(text, dimension ? ", " : "[");
-        add_size(text, declared_size(shape + 1 + dimension));
+        add_declared_size(text, declared_size(shape + 1 + dimension));
     }
     if (dtype != NULL)
         text_add(text, dims ? "]" : "[]");

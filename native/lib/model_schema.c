@@ -213,6 +213,8 @@ static bool set_type(Model *model, shmserve_entry *entry, const char *type, uint
             entry->kind = types[index].kind;
             entry->dtype = types[index].dtype;
             entry->shape[0] = entry->kind == SHMSERVE_LIST ? length : 0;
+            if (strcmp(type, "list[str]") == 0 && length == SHMSERVE_ANY_SIZE)
+                return false; /* each text is an entry of the structure */
             size_t bytes = strlen(path);
             for (uint64_t item = 0; strcmp(type, "list[str]") == 0 && item < length; item++) {
                 (void)sprintf(path + bytes, "%s%llu", bytes ? "/" : "", (unsigned long long)item);
@@ -231,8 +233,10 @@ static int add_value(Model *model, size_t index, char *path)
     const Json *json = model->json;
     const JsonValue *value = model->values[index], *dtype = json_member(json, value, "dtype");
     const char *type = json_text(json, dtype != NULL ? dtype : json_member(json, value, "type"));
+    const JsonValue *stated = json_member(json, value, "length");
     uint64_t length = 0;
-    (void)json_word(json_member(json, value, "length"), &length);
+    if (stated != NULL && !json_word(stated, &length))
+        length = SHMSERVE_ANY_SIZE;
     write_path(model, &model->names[index], index ? &model->names[index - 1] : NULL, path);
     shmserve_entry *entry = model->is_out_of_memory ? NULL : add_entry(model, path);
     if (entry == NULL)
@@ -244,9 +248,10 @@ static int add_value(Model *model, size_t index, char *path)
         return SHMSERVE_OK;
     return fail(
         model->client, SHMSERVE_MISMATCH,
-        "the model of '%s' takes an entry '%.200s' of type %.100s, which a C program cannot send: let its policy take "
+        "the model of '%s' takes an entry '%.200s' of type %.100s%s, which a C program cannot send: let its policy take "
         "arrays, numbers and texts",
-        model->client->service, path, type != NULL ? type : "none");
+        model->client->service, path, type != NULL ? type : "none",
+        length == SHMSERVE_ANY_SIZE ? " of any length" : "");
 }
 
 static int declare_all(Model *model, const JsonValue *table, const shmserve_schema **schema)

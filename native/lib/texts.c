@@ -13,8 +13,8 @@ _Static_assert((int)SHMSERVE_OK == STATUS_OK && (int)SHMSERVE_RESIZE_REQUIRED ==
                    (int)SHMSERVE_ENGINE_LOST == STATUS_ENGINE_LOST && (int)SHMSERVE_STOPPING == STATUS_STOPPING,
                "the header numbers the statuses as the wire does");
 
-/* Of the latest shmserve_open of this thread that gave no client. */
-static _Thread_local char no_client_text[512];
+/* Of the latest shmserve_open of this thread that failed. */
+static _Thread_local char no_client_text[2048];
 
 static void write_text(char *to, size_t room, const char *format, va_list arguments)
 {

@@ -102,9 +102,13 @@ static int await_head(shmserve_client *client, const Slot *slot, uint64_t until_
         uint64_t seen = load_acquire(&replies->line->counter);
         if (ring_copy_reply(head, slot->wire, words))
             return SHMSERVE_OK;
-        uint64_t now_ns = until_ns ? monotonic_ns() : 0;
-        if (began_ns && is_peer_closed(client->lease))
-            return ring_copy_reply(head, slot->wire, words) ? SHMSERVE_OK : note_lost(client);
+        uint64_t now_ns = monotonic_ns();
+        /* After each sleep; and where a program only looks, one look in each LONGEST_WAIT_NS. */
+        if (began_ns || (now_ns >= until_ns && now_ns - client->looked_ns >= LONGEST_WAIT_NS)) {
+            client->looked_ns = now_ns;
+            if (is_peer_closed(client->lease))
+                return ring_copy_reply(head, slot->wire, words) ? SHMSERVE_OK : note_lost(client);
+        }
         began_ns = began_ns ? began_ns : now_ns;
         if (now_ns >= until_ns)
             return timed_out(client, slot->sequence, now_ns - began_ns);

@@ -12,6 +12,7 @@
 #define NO_IMPORT_ARRAY
 #endif
 #include <numpy/arrayobject.h>
+#include "numpy_abi.h"
 
 #include "core/clock.h"
 #include "core/processor.h"

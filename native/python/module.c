@@ -48,7 +48,8 @@ static const char *const names[NAMES] = {
 static int module_exec(PyObject *module)
 {
     CoreState *state = state_of(module);
-    import_array1(-1);
+    if (import_numpy() < 0)
+        return -1;
     for (int name = 0; name < NAMES; name++)
         if ((state->names[name] = PyUnicode_InternFromString(names[name])) == NULL)
             return -1;

@@ -519,10 +519,10 @@ static int still_fits(const Walk *walk, size_t index)
            (uint64_t)PyArray_SIZE(array) * dtype_bytes(dtype) == walk->places[index].size;
 }
 
-/* Whether the array has bytes between these. */
-static int lies_within(PyArrayObject *array, const char *begin, const char *end)
+/* Whether the array, whose items have so many bytes, has bytes between these. */
+static int lies_within(PyArrayObject *array, uint64_t item_bytes, const char *begin, const char *end)
 {
-    const char *first = PyArray_BYTES(array), *last = first + PyArray_ITEMSIZE(array);
+    const char *first = PyArray_BYTES(array), *last = first + item_bytes;
     for (int index = 0; index < PyArray_NDIM(array); index++) {
         npy_intp span = PyArray_STRIDE(array, index) * (PyArray_DIM(array, index) - 1);
         if (PyArray_DIM(array, index) == 0)
@@ -542,7 +542,8 @@ static int separate(Walk *walk, const char *payload, uint64_t payload_bytes)
         if (source->bytes != NULL)
             continue;
         PyArrayObject *array = (PyArrayObject *)source->owner;
-        if (!lies_within(array, payload, payload + payload_bytes) ||
+        uint64_t item_bytes = dtype_bytes(walk->leaves[index].dtype);
+        if (!lies_within(array, item_bytes, payload, payload + payload_bytes) ||
             (PyArray_IS_C_CONTIGUOUS(array) && PyArray_BYTES(array) == payload + walk->places[index].offset))
             continue;
         PyObject *copy = PyArray_NewCopy(array, NPY_CORDER);
@@ -560,7 +561,7 @@ static int copy_strided(const Place *place, PyArrayObject *array, char *payload)
     PyObject *to = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(PyArray_DESCR(array)),
                                         PyArray_NDIM(array), PyArray_DIMS(array), NULL, payload + place->offset,
                                         NPY_ARRAY_WRITEABLE, NULL);
-    int failed = to == NULL ? -1 : PyArray_CopyInto((PyArrayObject *)to, array);
+    int failed = to == NULL ? -1 : PyArray_CopyObject((PyArrayObject *)to, (PyObject *)array);
     Py_XDECREF(to);
     return failed;
 }

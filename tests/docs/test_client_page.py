@@ -19,6 +19,10 @@ SNIPPETS = snippets(PAGE)
 #: What each program prints; a program not named here prints nothing.
 PRINTED = {
     "ask": r"\(16, 6\) True\nTrue True",
+    "units": (
+        r"10 differences, the first: observation\.state\.units\[0\] \(shoulder_pan\): deg -> rad\n"
+        r"\[ 0\.1 +-0\.5 +0\.8 +0\. +0\.2 +30\. *\]"
+    ),
     "deadlines": (
         r"no reply from 'arm' to request \d+ within 0\.\d+ s \(a late one is discarded\)\n"
         r"the next has its own answer: 2\nthrown away: 1"
@@ -66,9 +70,13 @@ def test_every_block_of_the_page_is_run() -> None:
     assert PAGE.read_text().count("```") == 2 * len(SNIPPETS)
 
 
+def _error_table() -> str:
+    """The first table of the section; the second has the attributes."""
+    return PAGE.read_text().partition("\n## Errors\n")[2].partition("\nThe facts of an error")[0]
+
+
 def test_the_table_of_errors_is_the_tree() -> None:
-    table = PAGE.read_text().partition("\n## Errors\n")[2].partition("\nThe facts of an error")[0]
-    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", _error_table(), re.MULTILINE)
     shown = {name: set(re.findall(r"\w+", also)) for name, also in rows}
 
     types = [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, ShmServeError)]

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support.c_library import require_compiler
-from tests.support.cpp_library import compile_object, require
+from tests.support.c_library import installed
+from tests.support.cpp_library import check_cpp, require
 from tests.support.daemon_process import Daemon, environment
 from tests.support.folders import REPOSITORY
 from tests.support.followed_page import snippets
@@ -19,12 +19,9 @@ PROGRAMS = [snippet.text for snippet in snippets(PAGE) if snippet.language == "c
 
 
 def test_the_complete_program_is_built_and_moves_the_robot(tmp_path: Path, start_daemon: Callable[..., Daemon]) -> None:
-    require_compiler()
     require("g++", "pkg-config")
-    prefix = tmp_path / "prefix"
-    install = ["make", "-s", "-C", str(REPOSITORY), "install-libshmserve", f"PREFIX={prefix}"]
-    variables = {**os.environ, "BUILD": str(tmp_path / "build"), "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
-    subprocess.run(install, check=True, env=variables, stdout=subprocess.DEVNULL)
+    prefix = installed()
+    variables = {**os.environ, "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
     (program,) = (program for program in PROGRAMS if "int main" in program)
     (tmp_path / "robot.cpp").write_text(program)
     (command,) = re.findall(r"^ {4}(c\+\+ .*)$", PAGE.read_text(), re.MULTILINE)
@@ -48,7 +45,7 @@ def test_the_lines_on_action_chunks_compile(tmp_path: Path) -> None:
         f"void play(shmserve::Client client, shmserve::Schema schema, const float *joints)\n{{\n{lines}}}\n"
     )
 
-    compile_object(tmp_path / "lines.cpp", tmp_path)
+    check_cpp(tmp_path / "lines.cpp")
 
 
 def test_the_page_names_every_class_that_the_header_has() -> None:

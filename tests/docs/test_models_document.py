@@ -14,7 +14,7 @@ import pytest
 
 from shmserve.daemon.engine.models.installed_class import GROUP
 from shmserve.daemon.engine.warmup.warmup import warm_up
-from shmserve.daemon.packages import manifest
+from shmserve.daemon.packages import lerobot_options, manifest
 from shmserve.daemon.packages.formats import FORMATS
 from tests.support.folders import REPOSITORY
 from tests.support.followed_page import empty_folder, follow, snippets
@@ -85,6 +85,12 @@ def test_every_key_of_the_manifest_is_in_a_table_on_the_page(keys: dict[str, Any
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
     assert set(keys) <= named
+
+
+def test_every_option_of_a_lerobot_package_is_in_a_table_on_its_page() -> None:
+    rows = [line for line in (PAGE.parent / "lerobot.md").read_text("utf-8").splitlines() if line.startswith("| `")]
+
+    assert set(lerobot_options._KEYS) == {name for row in rows for name in re.findall(r"^\| `(\w+)` \|", row)}
 
 
 def test_every_format_is_on_the_page() -> None:

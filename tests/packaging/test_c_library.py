@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.c_library import INCLUDE, STRICT, require_compiler
+from tests.support.c_library import INCLUDE, STRICT, installed, require_compiler
 from tests.support.daemon_process import Daemon, environment
 from tests.support.folders import REPOSITORY
 
@@ -19,14 +19,8 @@ EXAMPLE = REPOSITORY / "examples/c_minimal"
 
 
 @pytest.fixture(scope="session")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `make install-libshmserve PREFIX=...` has put it."""
-    require_compiler()
-    prefix = tmp_path_factory.mktemp("prefix")
-    command = ["make", "-s", "-C", str(REPOSITORY), "install-libshmserve", f"PREFIX={prefix}"]
-    variables = {**os.environ, "BUILD": str(tmp_path_factory.mktemp("build"))}
-    subprocess.run(command, check=True, env=variables, stdout=subprocess.DEVNULL)
-    return prefix
+def prefix() -> Path:
+    return installed()
 
 
 def declared() -> set[str]:

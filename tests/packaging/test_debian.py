@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -55,17 +56,48 @@ def test_the_programs_run_with_the_python_that_is_named(tmp_path: Path, python: 
         assert (result.returncode, result.stdout) == (0, "/usr/lib/shmserve/bin/shmserve-admin a b c\n")
 
 
-def test_the_programs_choose_pure_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("setting", "chosen"), [("", ""), ("SHMSERVE_PURE=1\n", "1")], ids=["native", "pure"])
+def test_pure_python_is_chosen_in_the_settings_of_the_package(tmp_path: Path, setting: str, chosen: str) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "SHMSERVE_PURE=$SHMSERVE_PURE"\n')
     python.chmod(0o755)
-    (tmp_path / "default").write_text(f"SHMSERVE_PYTHON={python}\n")
+    (tmp_path / "default").write_text(f"SHMSERVE_PYTHON={python}\n{setting}")
     launcher = tmp_path / "shmserved"
     launcher.write_text((ROOT / "debian/launcher").read_text().replace("/etc/default/shmserve", f"{tmp_path}/default"))
 
     result = subprocess.run(["sh", launcher], capture_output=True, text=True, timeout=60, env={}, check=True)
 
-    assert result.stdout == "SHMSERVE_PURE=1\n"
+    assert result.stdout == f"SHMSERVE_PURE={chosen}\n"
+
+
+def _check_core(library: Path) -> None:
+    """The core is one, for Debian's Python, and a Python of that version runs it with the numpy of this environment."""
+    (core,) = library.rglob("*.so")
+    suffix = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    assert core == library / f"shmserve/_core{suffix}"
+    if suffix != sysconfig.get_config_var("EXT_SUFFIX"):
+        return
+    code = """
+import numpy
+from shmserve.backend import BACKEND, TreeEncoder
+from shmserve import ring
+print(BACKEND, ring.__file__)
+"""
+    said = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**environment(), "PYTHONPATH": str(library), "PYTHONDONTWRITEBYTECODE": "1", "SHMSERVE_PURE": "0"},
+        cwd=library,
+        check=False,
+    )
+    assert (said.stdout, said.stderr) == (f"native {library}/shmserve/ring.py\n", "")
 
 
 def _check_c_packages(folder: Path) -> None:
@@ -96,7 +128,7 @@ def _check_c_packages(folder: Path) -> None:
 @pytest.mark.long
 def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_path: Path) -> None:
     if lacking := missing():
-        pytest.skip(f"dpkg-buildpackage cannot run: {lacking} (apt-get build-dep .)")
+        pytest.skip(f"dpkg-buildpackage cannot run: {lacking} (apt-get build-dep ./)")
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -116,7 +148,8 @@ def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_pat
     )
     assert built.returncode == 0, built.stdout + built.stderr
 
-    subprocess.run(["dpkg", "-x", tmp_path / f"shmserve_{__version__}_all.deb", root], timeout=60, check=True)
+    (package,) = tmp_path.glob(f"shmserve_{__version__}_*.deb")
+    subprocess.run(["dpkg", "-x", package, root], timeout=60, check=True)
 
     for place in (
         "usr/bin/shmserved",
@@ -138,7 +171,7 @@ def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_pat
     assert not [path for path in root.rglob("*torch*") if path.is_dir()]
     _check_c_packages(tmp_path)
     library = root / "usr/lib/shmserve"
-    assert not [*library.rglob("*.so")]
+    _check_core(library)
     for program in ("shmserved", "shmserve-admin"):
         said = subprocess.run(
             [sys.executable, library / "bin" / program, "--version"],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.built_programs import built
 from tests.support.folders import REPOSITORY, SUPPORT
 
 BUILD = REPOSITORY / "build/libshmserve"
@@ -30,13 +31,13 @@ def require_compiler() -> None:
             pytest.skip(f"no {program} here (apt-get install gcc make binutils)")
 
 
-def _make(folder: Path, *arguments: str) -> None:
-    """Build into a folder; one process at a time, as several workers may come here."""
+def _make(folder: Path, *arguments: str, makefile: str = "native/libshmserve.mk") -> None:
+    """Build with the objects in a folder; one process at a time, as several workers may come here."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["make", "--silent", "-f", str(REPOSITORY / "native/libshmserve.mk"), f"BUILD={folder}", *arguments]
+    command = ["make", "--silent", "--jobs=2", f"--directory={REPOSITORY}", f"--file={makefile}", f"BUILD={folder}"]
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        subprocess.run(command, check=True, env={"PATH": os.environ["PATH"]}, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, *arguments], check=True, env={"PATH": os.environ["PATH"]}, stdout=subprocess.DEVNULL)
 
 
 @functools.cache
@@ -56,16 +57,28 @@ def checked_archive(checks: str) -> Path:
     return folder / "libshmserve.a"
 
 
-def compile_program(source: Path, folder: Path, *flags: str, checks: str = "") -> Path:
+@functools.cache
+def installed() -> Path:
+    """Return the prefix that `make install-libshmserve PREFIX=...` has put the library in."""
+    require_compiler()
+    prefix = BUILD.with_name("libshmserve-installed")
+    _make(BUILD, "install-libshmserve", f"PREFIX={prefix}", makefile="Makefile")
+    return prefix
+
+
+def compile_program(source: Path, *flags: str, checks: str = "") -> Path:
     """Compile a C program, with some of CHECKS or the shared library, which it finds where it was built. A warning is an error."""
-    program = folder / source.stem
     if checks:
         linked = [*CHECKS[checks], str(checked_archive(checks)), "-lrt", "-ldl"]
     else:
         linked = [f"-L{library().parent}", "-lshmserve", f"-Wl,-rpath,{library().parent}"]
-    command = ["gcc", *STRICT, *flags, f"-I{INCLUDE}", str(source), "-o", str(program), *linked, "-lm", "-pthread"]
-    subprocess.run(command, check=True, env={"PATH": os.environ["PATH"]})
-    return program
+    return built(source, ["gcc", *STRICT, *flags, f"-I{INCLUDE}", str(source), *linked, "-lm", "-pthread"])
+
+
+def compile_traps() -> Path:
+    """Compile the library that a program is preloaded with, and that traps allocations, locks and system calls."""
+    source = SUPPORT / "c_programs/traps.c"
+    return built(source, ["gcc", "-O1", "-Wall", "-shared", "-fPIC", str(source), "-ldl"], ".so")
 
 
 #: Environment of a program that is compiled with the checks of threads.

@@ -265,6 +265,8 @@ class DeviceServing(Serving):
         self._flying, self._flown = items, arena
         self._filling ^= 1
         self._launched_ns = time.monotonic_ns()
+        if self.on_first is not None:
+            self._note_first([item.observation for item in items])
         try:
             self._results_of = self._begun(items, graphs=self._graphs)
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
@@ -378,6 +380,8 @@ class DeviceServing(Serving):
             try:
                 action, flags = self._limited(actions[index], clamped=item.clamped)
                 self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
+                if self.on_first is not None:
+                    self._report_first()
             except RequestRejected as error:  # out of range, or the codec does not support the model's result
                 self._fail(state, head, error, item.queued_ns, item.staged_ns, infer_ns)
             if state.deferred_replies and head.sequence in state.deferred_replies:

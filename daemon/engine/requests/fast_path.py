@@ -48,7 +48,7 @@ class FastPathServing(Serving):
 
     def serve_fast(self, state: ChannelState) -> bool:
         path = state.fast_path
-        if path is None:
+        if path is None or self.on_first is not None:
             return False
         words = self._words
         words[_CHANNEL] = state.number + 1

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from shmserve.contract import Entries, describe_tree
 from shmserve.errors import RequestRejected, ValueOutOfRange
 from shmserve.layout import slot_of
 from shmserve.metadata import MetadataError
@@ -115,6 +116,9 @@ class Serving:
         self._told_of_reset = False
         warm: Callable[[], object] | None = getattr(model, "warm", None)
         self._policy_warming = PolicyWarming(warm) if warm is not None else None
+        #: Called once, with the entries of the first observation that the model answered; None: not wanted, or called.
+        self.on_first: Callable[[Entries], None] | None = None
+        self._first: Entries | None = None
         #: Most requests in one call of the model.
         self.max_batch = max_batch if model.batches else 1
 
@@ -302,6 +306,8 @@ class Serving:
             else:
                 self._note_in_hand([item.state for item in items])
                 observations = [item.observation for item in items]
+            if self.on_first is not None:
+                self._note_first(observations)
             if self._per_client is None:
                 results = self._model.infer(observations)
             else:
@@ -361,10 +367,26 @@ class Serving:
             )
             if item.is_new:
                 item.state.overhead.add(copied_ns, time.monotonic_ns())
+            if self.on_first is not None:
+                self._report_first()
         except RequestRejected as error:  # a value exceeds its range, or the codec cannot encode the model's result
             self._fail(item.state, item.head, error, item.queued_ns, item.staged_ns, infer_ns)
         result = results[index] = None  # a result may be the observation itself, which must not seem kept
         self._release(item)
+
+    def _note_first(self, observations: list[Any]) -> None:
+        """Describe the observation of a single request before the model, which may change it, gets it."""
+        try:
+            self._first = describe_tree(observations[0]) if len(observations) == 1 else None
+        except Exception as error:  # noqa: BLE001  reading its entries may run its own code
+            self._first = None
+            forget_traceback(error)
+
+    def _report_first(self) -> None:
+        """Report the first observation that was answered, if it was described."""
+        if self.on_first is not None and self._first is not None:
+            report, self.on_first = self.on_first, None
+            report(self._first)
 
     def _limited(self, action: Any, *, clamped: bool) -> tuple[Any, int]:
         """Return the action within the package's bounds, and the flags of its reply."""

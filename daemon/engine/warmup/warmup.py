@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from shmserve.base_values import plain_tree
@@ -28,6 +27,8 @@ from ..models.model import Model, PerClient
 from ..models.range_checks import RangeChecks
 from ..models.repeatability import Leaves, leaves_of, unlike, warning
 from ..models.validation import deviations, not_finite
+from .declared_contract import declared_contract
+from .example import Example
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +47,18 @@ class WarmupResult:
     request_bytes: int  # payload of the example; 0 without one
     reply_bytes: int
     infer_ms: float | None
-    #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example.
-    contract: dict[str, Entries | None]
+    #: `{"observation": ..., "action": ...}`, see shmserve.contract; each None without an example. With `meaning`, if stated.
+    contract: dict[str, Any]
     #: The example as in a slot: its schema and its payload.
-    example: tuple[Schema, npt.NDArray[np.uint8]] | None = None
+    example: Example | None = None
 
     @property
     def observation(self) -> Entries | None:
-        return self.contract["observation"]
+        return self.contract["observation"]  # type: ignore[no-any-return]
 
     @property
     def action(self) -> Entries | None:
-        return self.contract["action"]
+        return self.contract["action"]  # type: ignore[no-any-return]
 
 
 class _ArraysOf(Protocol):
@@ -90,7 +91,7 @@ def warm_up(
     example = _example(model, package)
     if example is None:
         log.warning("the model has no example observation: the first request pays for the warm-up")
-        return WarmupResult(0, 0, None, {"observation": None, "action": None})
+        return WarmupResult(0, 0, None, declared_contract({"observation": None, "action": None}, package.contract))
     example = plain_tree(example, "example observation")
     schema, request_bytes = described(example, "example observation")
     staging = staging or HostStaging(None if model.takes_numpy else device)
@@ -123,7 +124,8 @@ def warm_up(
     if not package.stateful and not package.sampling and not isinstance(model, PerClient):
         _warn_of_state(answers, again, package)
     # An observation without an earlier chunk lacks these entries, and none is refused for their sizes.
-    contract = contract_of(without_entries(example) if package.real_time_chunking else example, action)
+    shown = without_entries(example) if package.real_time_chunking else example
+    contract = declared_contract(contract_of(shown, action), package.contract)
     if model.batches and package.max_batch > 1:
         _forget(model, package)
         observation = staging.observation(schema, slot, request_bytes, in_place=False, pickled=False)
@@ -182,9 +184,7 @@ def _check_numbers(example: Any, action: Any, package: ModelPackage) -> None:
             raise ModelPackageError(f"the example does not pass [checks] of model.toml: {error}") from error
 
 
-def _check_batch(
-    model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Entries | None], count: int
-) -> None:
+def _check_batch(model: Model, staging: _ArraysOf, observation: Any, contract: dict[str, Any], count: int) -> None:
     """Raise ModelPackageError unless the largest batch runs and each of its actions has a single request's structure."""
     for given in staging.settle(list(model.infer([observation] * count))):
         action = plain_tree(given, "action")

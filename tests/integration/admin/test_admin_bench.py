@@ -99,8 +99,8 @@ def test_without_an_example_the_observation_is_made_up_from_the_contract(start_d
     assert [line.split()[0] for line in lines[2:]] == ["latency", "queued", "staged", "infer", "copied", "client"]
 
 
-def test_a_model_without_an_example_needs_one(echo: Daemon) -> None:
-    result = bench(echo, "--seconds", 0.5)
+def test_a_model_without_an_example_needs_one_before_its_first_request(start_daemon: Callable[..., Daemon]) -> None:
+    result = bench(start_daemon("echo"), "--seconds", 0.5)
 
     assert result.returncode == 1
     assert "--example FILE.npz" in result.stderr

@@ -55,6 +55,7 @@ CASES: dict[str, Case] = {
     "bench": Case(
         ["--clients", "0"], ["--seconds", "0.2", "--example", "{example}"], ["--seconds", "1", "--example", "{text}"]
     ),
+    "infer": Case(["--shape", "image"], ["--example", "{example}"], ["--example", "{text}"]),
     "record": Case(
         ["--out", "f", "--seconds", "nan"], ["--out", "{tmp}/a.rec", "--seconds", "0.1"], ["--out", "{text}"]
     ),
@@ -379,6 +380,7 @@ def test_every_command_prints_json_for_programs(start_daemon: Callable[..., Daem
         "versions": [],
         "wait-ready": [],
         "bench": ["--seconds", 0.1, "--example", tmp_path / "example.npz"],
+        "infer": ["--example", tmp_path / "example.npz"],
         "record": ["--out", tmp_path / "a.rec", "--seconds", 0.1],
     }
 

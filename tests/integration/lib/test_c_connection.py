@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import select
 import shutil
 import signal
@@ -19,9 +20,11 @@ from shmserve.directories import service_directory
 from shmserve.layout import COUNTER_OFFSET, WORD, sequence_of
 from tests.support import c_client
 from tests.support.c_client import CClient, CError, mapping_of
-from tests.support.c_library import library
+from tests.support.c_library import compile_program, library
 from tests.support.c_trees import entries_of
 from tests.support.daemon_process import Daemon, wait_until
+from tests.support.example_program import output_of
+from tests.support.folders import SUPPORT
 from tests.support.gate import Gate
 from tests.support.stranger_process import UID, Stranger, needs_root
 
@@ -91,6 +94,12 @@ def test_a_service_is_looked_for_where_python_looks(
     with pytest.raises(ServiceUnavailable) as raised:
         ShmClient("nobody-serves-this", runtime_dir=flag, max_retries=0).connect()
     assert error.text == words_of_python(raised.value)
+
+
+def test_the_text_of_a_failed_open_outlives_its_client(bare: Path) -> None:
+    error = refusal_of("nobody-serves-this", bare)
+
+    assert c_client.functions().last_error(None).decode() == error.text != ""
 
 
 def test_a_path_that_no_socket_can_have_is_refused(bare: Path) -> None:
@@ -210,6 +219,32 @@ def test_a_reply_that_came_before_the_daemon_s_end_is_still_read(
         wait_until("it is noticed", lambda: client.calls.alive(client.handle) == c_client.RESTARTED)
 
         assert client.result(first) == 5
+
+
+def test_a_program_that_only_looks_notices_the_daemon_s_end(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
+    daemon = start_daemon("obedient")
+    with CClient.of(daemon) as client:
+        client.infer({"do": "echo", "value": 6})
+        sequence = client.submit(gate.observation)
+        gate.wait_entered()
+
+        def look() -> int:
+            return int(client.calls.wait(client.handle, sequence, 0, None))
+
+        assert look() == c_client.TIMEOUT
+        daemon.kill9()
+        wait_until("a look notices it", lambda: look() != c_client.TIMEOUT)
+
+        assert look() == c_client.RESTARTED and "went away" in client.last_error
+
+
+def test_looks_ask_for_the_daemon_s_end_now_and_then(obedient: Daemon, gate: Gate) -> None:
+    program = compile_program(SUPPORT / "c_programs/looker.c")
+
+    said = output_of(program, obedient.runtime_dir, obedient.name, gate.path, 200_000)
+
+    polls, most = (int(number) for number in re.findall(r"\d+", said))
+    assert 1 <= polls <= most < 200_000
 
 
 def test_descriptors_for_a_loop_of_events(start_daemon: Callable[..., Daemon]) -> None:

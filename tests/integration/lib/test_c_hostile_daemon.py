@@ -16,8 +16,8 @@ from tests.support.lying_daemon import lying
 
 
 @pytest.fixture(scope="session")
-def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_program(SUPPORT / "c_programs/victim.c", tmp_path_factory.mktemp("victim"), checks="addresses")
+def victim() -> Path:
+    return compile_program(SUPPORT / "c_programs/victim.c", checks="addresses")
 
 
 @pytest.mark.parametrize("lies", [0.0, 0.4], ids=["lies in memory", "lies everywhere"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import watchdog
-from tests.support.c_library import THREAD_CHECKS, compile_program
+from tests.support.c_library import THREAD_CHECKS, compile_program, compile_traps
 from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.folders import REPOSITORY, SUPPORT
 
@@ -23,25 +23,18 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("programs")
+def asker() -> Path:
+    return compile_program(PROGRAMS / "asker.c")
 
 
 @pytest.fixture(scope="session")
-def asker(folder: Path) -> Path:
-    return compile_program(PROGRAMS / "asker.c", folder)
+def sanitized_asker() -> Path:
+    return compile_program(PROGRAMS / "asker.c", checks="addresses")
 
 
 @pytest.fixture(scope="session")
-def sanitized_asker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_program(PROGRAMS / "asker.c", tmp_path_factory.mktemp("sanitized"), checks="addresses")
-
-
-@pytest.fixture(scope="session")
-def traps(folder: Path) -> Path:
-    library = folder / "traps.so"
-    subprocess.run(["gcc", "-O1", "-Wall", "-shared", "-fPIC", PROGRAMS / "traps.c", "-o", library, "-ldl"], check=True)
-    return library
+def traps() -> Path:
+    return compile_traps()
 
 
 @pytest.fixture
@@ -93,15 +86,15 @@ def test_another_system_call_is_seen(echo: Daemon, asker: Path, start: Start) ->
 
 
 @pytest.mark.parametrize("armed", ["malloc", "pthread_mutex_lock"])
-def test_the_traps_are_seen(folder: Path, traps: Path, armed: str) -> None:
-    source = folder / f"armed_{armed}.c"
+def test_the_traps_are_seen(tmp_path: Path, traps: Path, armed: str) -> None:
+    source = tmp_path / f"armed_{armed}.c"
     call = "return malloc(99) == NULL;" if armed == "malloc" else "return pthread_mutex_lock(&mutex);"
     source.write_text(
         "#include <pthread.h>\n#include <stdlib.h>\nextern void shmserve_test_arm(int);\n"
         "extern void *volatile kept;\nvoid *volatile kept;\n"
         f"pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;\nint main(void) {{ shmserve_test_arm(1); {call} }}\n"
     )
-    program = folder / f"armed_{armed}"
+    program = tmp_path / f"armed_{armed}"
     subprocess.run(["gcc", "-fno-builtin", source, "-o", program, traps], check=True)
 
     ended = subprocess.run([program], check=False, capture_output=True, text=True, env={"LD_PRELOAD": str(traps)})
@@ -125,10 +118,8 @@ def test_requests_under_gcc_s_checks_of_addresses_and_undefined_behaviour(
 @pytest.mark.parametrize(
     "requests", [pytest.param(3000, id="short"), pytest.param(100_000, id="long", marks=pytest.mark.long)]
 )
-def test_clients_in_two_threads_under_gcc_s_checks_of_threads(
-    echo: Daemon, tmp_path: Path, start: Start, requests: int
-) -> None:
-    program = compile_program(PROGRAMS / "threads.c", tmp_path, checks="threads")
+def test_clients_in_two_threads_under_gcc_s_checks_of_threads(echo: Daemon, start: Start, requests: int) -> None:
+    program = compile_program(PROGRAMS / "threads.c", checks="threads")
 
     lines = lines_of(start(program, echo, requests, **THREAD_CHECKS))
 
@@ -230,9 +221,9 @@ def test_a_killed_client_leaves_nothing_behind(start_daemon: Callable[..., Daemo
     assert lines_of(start(asker, daemon, 1000, 1000)) == ["attached", "1000", "done"]
 
 
-def test_the_minimal_example_does_what_its_page_says(start_daemon: Callable[..., Daemon], folder: Path) -> None:
+def test_the_minimal_example_does_what_its_page_says(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
-    program = compile_program(REPOSITORY / "examples/c_minimal/robot.c", folder)
+    program = compile_program(REPOSITORY / "examples/c_minimal/robot.c")
 
     said = subprocess.run(
         [program],

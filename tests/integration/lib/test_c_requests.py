@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.support.c_library import library
 from tests.support.c_trees import Entry, entries_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
+from tests.support.joint_packages import STATED, joint_package
 from tests.support.trees import assert_same
 
 pytestmark = [pytest.mark.sealed_too]
@@ -369,6 +371,22 @@ def test_the_structure_of_the_model_is_declared_from_its_contract(described: Dae
         ("state", c_trees.ARRAY, [6]),
         ("image", c_trees.ARRAY, [480, 640, 3]),
     ]
+
+
+def test_a_free_dimension_takes_every_length(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    daemon = make_daemon(joint_package(tmp_path, "joints", STATED)).start()
+    seen = {"state": np.ones(3, np.float32), "camera": np.zeros((4, 6, 3), np.uint8)}
+    with CClient.of(daemon) as client:
+        entries = client.entries(client.declare_as_model())
+        shapes = {entry.path.decode(): list(entry.shape[: entry.dims]) for entry in entries}
+
+        for points in (3, 900, 5):
+            assert client.infer({**seen, "points": np.zeros((points, 3), np.float32)})["points"] == points
+        status, text = status_of(lambda: client.infer({**seen, "points": np.zeros((5, 4), np.float32)}))
+
+    assert shapes == {"state": [3], "points": [2**64 - 1, 3], "camera": [4, 6, 3]}
+    assert status == c_client.MISMATCH
+    assert "\n  observation.points: float32[-1, 3] -> float32[5, 4]\n" in text
 
 
 def test_a_model_that_declares_nothing_has_no_structure_to_declare(asked: CClient) -> None:

@@ -18,8 +18,8 @@ Run = Callable[[list[str]], list[str]]
 
 
 @pytest.fixture(scope="module")
-def run_in_cpp(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    program = compile_cpp(SUPPORT / "cpp_programs/scripted_chunks.cpp", tmp_path_factory.mktemp("rules"))
+def run_in_cpp() -> Run:
+    program = compile_cpp(SUPPORT / "cpp_programs/scripted_chunks.cpp")
 
     def run(script: list[str]) -> list[str]:
         ended = subprocess.run([program], input="\n".join(script), capture_output=True, text=True, check=True)

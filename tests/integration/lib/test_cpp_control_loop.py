@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support import watchdog
-from tests.support.c_library import require_compiler
+from tests.support.c_library import installed
 from tests.support.cpp_library import require
 from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.folders import REPOSITORY
@@ -25,14 +25,8 @@ SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `make install-libshmserve PREFIX=...` has put the library."""
-    require_compiler()
-    prefix = tmp_path_factory.mktemp("prefix")
-    command = ["make", "-s", "-C", str(REPOSITORY), "install-libshmserve", f"PREFIX={prefix}"]
-    variables = {**os.environ, "BUILD": str(tmp_path_factory.mktemp("build"))}
-    subprocess.run(command, check=True, env=variables, stdout=subprocess.DEVNULL)
-    return prefix
+def prefix() -> Path:
+    return installed()
 
 
 def build_with_make(prefix: Path, folder: Path) -> Path:

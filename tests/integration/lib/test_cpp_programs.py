@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import watchdog
-from tests.support.c_library import THREAD_CHECKS
-from tests.support.cpp_library import COMPILERS, STANDARDS, compile_cpp, compile_object
+from tests.support.c_library import THREAD_CHECKS, compile_traps
+from tests.support.cpp_library import COMPILERS, STANDARDS, check_cpp, compile_cpp
 from tests.support.daemon_process import Daemon, environment
 from tests.support.folders import REPOSITORY, SUPPORT
 
@@ -23,26 +23,26 @@ Play = Callable[..., subprocess.Popen[str]]
 
 @pytest.mark.parametrize("standard", STANDARDS)
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_the_headers_compile_without_a_warning(tmp_path: Path, compiler: str, standard: str) -> None:
-    compile_object(LOOP, tmp_path, compiler=compiler, standard=standard)
+def test_the_headers_compile_without_a_warning(compiler: str, standard: str) -> None:
+    check_cpp(LOOP, compiler=compiler, standard=standard)
 
 
-def test_the_headers_compile_without_exceptions(tmp_path: Path) -> None:
-    compile_object(LOOP, tmp_path, "-fno-exceptions", "-fno-rtti")
+def test_the_headers_compile_without_exceptions() -> None:
+    check_cpp(LOOP, "-fno-exceptions", "-fno-rtti")
 
 
 @pytest.mark.parametrize("header", sorted(path.name for path in (REPOSITORY / "native/include").glob("*.hpp")))
 def test_each_header_compiles_alone(tmp_path: Path, header: str) -> None:
     (tmp_path / "alone.cpp").write_text(f"#include <{header}>\n#include <{header}>\n")
 
-    compile_object(tmp_path / "alone.cpp", tmp_path)
+    check_cpp(tmp_path / "alone.cpp")
 
 
 @pytest.mark.parametrize(
     ("standard", "checks"), [("c++17", ""), ("c++20", ""), ("c++17", "addresses")], ids=["17", "20", "addresses"]
 )
-def test_every_handle_does_what_it_says(echo: Daemon, tmp_path: Path, standard: str, checks: str) -> None:
-    program = compile_cpp(PROGRAMS / "handles.cpp", tmp_path, standard=standard, checks=checks)
+def test_every_handle_does_what_it_says(echo: Daemon, standard: str, checks: str) -> None:
+    program = compile_cpp(PROGRAMS / "handles.cpp", standard=standard, checks=checks)
 
     ended = subprocess.run(
         [program, echo.runtime_dir, echo.name],
@@ -57,31 +57,19 @@ def test_every_handle_does_what_it_says(echo: Daemon, tmp_path: Path, standard: 
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("player")
-
-
-@pytest.fixture(scope="module")
-def traps(folder: Path) -> Path:
-    library = folder / "traps.so"
-    source = SUPPORT / "c_programs/traps.c"
-    subprocess.run(["gcc", "-O1", "-Wall", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    return library
+def traps() -> Path:
+    return compile_traps()
 
 
 @pytest.fixture
-def play(folder: Path) -> Iterator[Play]:
+def play() -> Iterator[Play]:
     """Starts the player, built with some checks; killed at the end."""
     started = []
 
     def play_(
         daemon: Daemon, chunks: int, *arguments: str, checks: str = "", **variables: str
     ) -> subprocess.Popen[str]:
-        built = folder / (checks or "plain")
-        built.mkdir(exist_ok=True)
-        program = built / "player"
-        if not program.exists():
-            compile_cpp(PROGRAMS / "player.cpp", built, checks=checks)
+        program = compile_cpp(PROGRAMS / "player.cpp", checks=checks)
         process = subprocess.Popen(
             [str(program), str(daemon.runtime_dir), daemon.name, str(chunks), *arguments],
             env={**environment(), **THREAD_CHECKS, **variables},
@@ -141,14 +129,14 @@ def test_chunks_that_need_larger_slots_are_played_once_these_have_grown(echo: Da
     assert (output, errors) == ("attached\nfailed 0, the channel grew: 1\ndone\n", "")
 
 
-def test_a_step_that_allocates_would_be_seen(folder: Path, traps: Path) -> None:
-    source = folder / "allocates.cpp"
+def test_a_step_that_allocates_would_be_seen(tmp_path: Path, traps: Path) -> None:
+    source = tmp_path / "allocates.cpp"
     source.write_text(
         '#include "real_time_calls.h"\n#include <vector>\n'
         "int main(int count, char **)\n{\n    arm(1);\n    std::vector<int> items(static_cast<unsigned>(count));\n"
         "    return items[0];\n}\n"
     )
-    program = compile_cpp(source, folder, f"-I{SUPPORT}/c_programs", "-O0")
+    program = compile_cpp(source, f"-I{SUPPORT}/c_programs", "-O0")
 
     ended = subprocess.run([program], capture_output=True, text=True, env={"LD_PRELOAD": str(traps)}, check=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,8 @@ NOTHING = (-1.0, -1.0, -1.0)
 
 
 @pytest.mark.parametrize("checks", ["", pytest.param("addresses", marks=pytest.mark.long)])
-def test_a_policy_is_told_what_is_executed(start_daemon: Callable[..., Daemon], tmp_path: Path, checks: str) -> None:
-    program = compile_cpp(SUPPORT / "cpp_programs/continuing.cpp", tmp_path, checks=checks)
+def test_a_policy_is_told_what_is_executed(start_daemon: Callable[..., Daemon], checks: str) -> None:
+    program = compile_cpp(SUPPORT / "cpp_programs/continuing.cpp", checks=checks)
     daemon = start_daemon("continued")
     ended = subprocess.run(
         [program, daemon.runtime_dir, daemon.name, "20"],

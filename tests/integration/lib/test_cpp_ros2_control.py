@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import watchdog
+from tests.support.c_library import compile_traps
 from tests.support.cpp_library import compile_cpp
 from tests.support.daemon_process import Daemon, environment
 from tests.support.folders import REPOSITORY, SUPPORT
@@ -21,22 +22,18 @@ HOME = (0.5, -0.5, 0.25)
 
 
 @pytest.fixture(scope="module")
-def manager(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def manager() -> Path:
     includes = [f"-I{EXAMPLE}/include", f"-I{SUPPORT}/stand_ins/ros2_control"]
     return compile_cpp(
         SUPPORT / "cpp_programs/controller_manager.cpp",
-        tmp_path_factory.mktemp("manager"),
         *includes,
         str(EXAMPLE / "src/policy_controller.cpp"),
     )
 
 
 @pytest.fixture(scope="module")
-def traps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("traps") / "traps.so"
-    source = SUPPORT / "c_programs/traps.c"
-    subprocess.run(["gcc", "-O1", "-Wall", "-shared", "-fPIC", source, "-o", library, "-ldl"], check=True)
-    return library
+def traps() -> Path:
+    return compile_traps()
 
 
 def distance(line: str) -> float:

@@ -24,6 +24,7 @@ from shmserve.daemon.ipc.messages import (
     Attach,
     Broken,
     Detach,
+    FirstObservation,
     Pause,
     Paused,
     Serve,
@@ -114,9 +115,9 @@ class Told:
         self.tell(client.grow(geometry), client.sealed.engine_ends())
 
     def run(self) -> list[type]:
-        """Until it stops; the kinds of messages that it sent."""
+        """Until it stops; the kinds of messages that it sent, without the structure of the first observation."""
         self.engine.run()
-        return [type(message) for message in self.said()]
+        return [type(message) for message in self.said() if not isinstance(message, FirstObservation)]
 
     def said(self) -> list[Any]:
         self._socket.setblocking(False)

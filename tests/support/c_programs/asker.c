@@ -87,7 +87,7 @@ int main(int count, char **arguments)
                                              {.path = "text", .kind = SHMSERVE_STR},
                                              {.path = "bytes", .kind = SHMSERVE_BYTES}};
     static char printed[1 << 16];
-    shmserve_client *client;
+    shmserve_client *client = NULL;
     shmserve_options options;
     const shmserve_schema *schema;
     if (count < 5)

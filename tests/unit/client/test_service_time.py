@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,3 +147,28 @@ def test_a_client_wakes_up_earlier_if_timers_end_late_and_later_if_it_was_awake_
     for _ in range(40):
         service.note(5 * _MS, 200 * _US)
     assert planned_ns < service.sleep_ns < 5 * _MS
+
+
+def test_a_handler_that_raises_at_any_line_leaves_it_usable() -> None:
+    service = regular()
+
+    for line in (line for line in range(12) for _ in range(10)):
+        lines = iter(range(100))
+
+        def interrupt(
+            frame: FrameType, event: str, argument: object, lines: Iterator[int] = lines, at: int = line
+        ) -> Any:
+            if event == "line" and next(lines) == at:
+                raise KeyboardInterrupt
+            return interrupt if frame.f_code is ServiceTime.note.__code__ else None
+
+        sys.settrace(interrupt)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                service.note(7 * _MS)
+        finally:
+            sys.settrace(None)
+
+    for _ in range(9):
+        service.note(9 * _MS)
+    assert 9 * _MS - 250 * _US <= service.sleep_ns < 9 * _MS

@@ -55,7 +55,8 @@ def test_a_url_is_called_one(url: str) -> None:
 
 
 _DIRECTORIES: dict[str, dict[str, bytes | dict[str, object]]] = {
-    "it is a LeRobot checkpoint: examples/lerobot_policy": {"config.json": {"type": "act"}, "model.safetensors": b""},
+    "it may be a LeRobot checkpoint, but its config.json": {"config.json": {"type": "act"}, "model.safetensors": b""},
+    "the package is in its directory 'pretrained_model'": {"pretrained_model/policy_preprocessor.json": b""},
     "it is a model for transformers.*from_pretrained": {
         "config.json": {"architectures": ["LlamaForCausalLM"], "model_type": "llama"},
         "model-00001-of-00002.safetensors": b"",

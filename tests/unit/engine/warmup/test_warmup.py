@@ -90,6 +90,41 @@ def test_nan_in_the_action_is_refused_unless_it_is_meant(tmp_path: Path) -> None
     assert warmed(tmp_path / "meant").action == {"action": {"dtype": "float32", "shape": [2]}}
 
 
+def test_free_dimensions_and_the_meaning_become_a_part_of_the_contract(tmp_path: Path) -> None:
+    stated = "[contract]\nrate_hz = 50\n[contract.observation]\nstate = [-1]\n"
+
+    result = warmed(recorded(tmp_path, stated, STATE, action=np.array([2.0, 4.0], np.float32)))
+
+    assert result.observation == {"state": {"dtype": "float32", "shape": [-1], "example_shape": [2]}}
+    assert result.contract["meaning"] == {"rate_hz": 50, "observation": {"state": {"shape": [-1]}}}
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ("observation.states]\nunits = 'm'", "states observation.states, and the example's observation has state"),
+        ("observation]\nstate = [-1, 2]", "states observation.state as [-1, 2], and the example's is float32[2]"),
+        ("observation]\nstate = [3]", "states observation.state as [3], and the example's is float32[2]"),
+        ("observation.state]\nnames = ['a']", "with 1 names, and the example's is float32[2]: one for each number"),
+        (
+            "action.action]\nunits = ['m', 'm', 'm']",
+            "states action.action with 3 units, and the example's is float32[2]",
+        ),
+        ("observation.state]\nframe_size = [2, 2]", "states observation.state as a frame 2 x 2, and the example's is"),
+        ("observation.state]\ncolour_order = 'rgb'", "as a frame rgb, and the example's is float32[2]"),
+        (
+            "]\naction_horizon = 16",
+            "states action_horizon = 16, and no entry of the action has as many rows (action: float",
+        ),
+    ],
+)
+def test_a_statement_that_the_example_contradicts_is_refused(tmp_path: Path, stated: str, words: str) -> None:
+    table = f"[contract.{stated}".replace("[contract.]", "[contract]")
+    directory = recorded(tmp_path, table + "\n", STATE, action=np.array([2.0, 4.0], np.float32))
+
+    assert words in refusal(directory)
+
+
 def test_a_model_that_lets_batches_differ_from_single_requests_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.py").write_text(
         "class Policy:\n"

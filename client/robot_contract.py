@@ -1,0 +1,95 @@
+"""The robot's own side of a contract, and its comparison with a model's, before anything moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shmserve.contract import entry_text, is_within, lengths_of
+from shmserve.contract_meaning import (
+    FREE,
+    Difference,
+    InvalidMeaning,
+    can_hold_frame,
+    entry_field,
+    meaning_differences,
+    read_meaning,
+)
+from shmserve.errors import ContractMismatch, InvalidArgument, ShmServeError
+
+
+class ModelUnchecked(ShmServeError):
+    """The result of a model whose contract has not been compared; callers get the result or a refusal in its place."""
+
+    def __init__(self, result: Any, version: int) -> None:
+        super().__init__("the contract of the model that answered has not been compared yet")
+        self.result = result
+        self.version = version
+
+
+class RobotContract:
+    """A robot's statement, with the keys of `[contract]` in model.toml."""
+
+    def __init__(self, statement: Any) -> None:
+        """Raise InvalidArgument for an invalid statement."""
+        try:
+            self._meaning = read_meaning(statement, where="robot")
+        except InvalidMeaning as error:
+            raise InvalidArgument(f"{error} (the keys of robot= are those of [contract] in model.toml)") from error
+
+    def check(self, service: str, model: Mapping[str, Any]) -> None:
+        """Raise ContractMismatch listing every field that robot and model state differently."""
+        contract = model.get("contract") or {}
+        found = meaning_differences(contract.get("meaning"), self._meaning)
+        for side in ("observation", "action"):
+            if contract.get(side) is not None:
+                for name, stated in self._meaning.get(side, {}).items():
+                    known = ((contract.get("meaning") or {}).get(side) or {}).get(name) or {}
+                    found += _entry_differences(side, name, contract[side], stated, known)
+        if not found:
+            return
+        differences = [f"{field}: {_shown(ours)} -> {_shown(theirs)}" for field, ours, theirs in found]
+        listed = "\n  ".join(differences)
+        raise ContractMismatch(
+            f"{model.get('name')!r} (version {model.get('version')}), served by {service!r}, and this robot mean different "
+            f"things by their numbers (model -> robot=):\n  {listed}\n"
+            "No action is given to the robot. Convert the numbers in the robot's program and correct robot=, or serve a "
+            "model whose model.toml states the same under [contract]",
+            differences=differences,
+            model=model.get("name"),
+            model_version=model.get("version"),
+            service=service,
+        )
+
+
+def _entry_differences(
+    side: str, name: str, entries: Mapping[str, Any], stated: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[Difference]:
+    """Return the differences of a robot's entry from the example's; `known`: the model's statement of it."""
+    entry = entries.get(name)
+    if entry is None:  # robots send more than one policy takes, but act on what they get
+        instead = ", ".join(entry_field(side, other) for other in entries) or "nothing"
+        return [Difference(entry_field(side, name), instead, stated)] if side == "action" else []
+    lengths, found = lengths_of(entry), []
+    if "shape" in stated:
+        key = "length" if "length" in entry else "shape"
+        given = {**entry, key: stated["shape"][0] if key == "length" else stated["shape"]}
+        if len(lengths) != len(stated["shape"]) or not (
+            is_within(given, entry) if side == "observation" else is_within(entry, given)
+        ):
+            found.append(Difference(entry_field(side, name, "shape"), entry_text(entry), stated["shape"]))
+    for key in ("names", "units"):
+        values = stated.get(key)
+        if isinstance(values, list) and not isinstance(known.get(key), list):
+            count = lengths[-1] if lengths else 1
+            if count not in (FREE, len(values)):
+                found.append(Difference(entry_field(side, name, key), entry_text(entry), values))
+    frame = {key: value for key, value in stated.items() if key in ("frame_size", "colour_order") and key not in known}
+    if frame and not can_hold_frame(lengths, frame):
+        field = entry_field(side, name, next(iter(frame)))
+        found.append(Difference(field, entry_text(entry), ", ".join(str(value) for value in frame.values())))
+    return found
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)

@@ -1,0 +1,98 @@
+"""A robot's own statement against a model's contract: each difference by its field, all at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shmserve.client import ShmClient
+from shmserve.client.robot_contract import RobotContract
+from shmserve.contract_meaning import read_meaning
+from shmserve.errors import ContractMismatch, InvalidArgument
+
+_OBSERVATION = {
+    "state": {"dtype": "float32", "shape": [3]},
+    "points": {"dtype": "float32", "shape": [-1, 3]},
+    "ranges": {"type": "list[float]", "length": 8},
+    "camera": {"dtype": "uint8", "shape": [480, 640, 3]},
+    "step": {"type": "int"},
+}
+_ACTION = {"actions": {"dtype": "float32", "shape": [16, 3]}}
+
+
+def model(meaning: dict[str, Any] | None = None, **sides: Any) -> dict[str, Any]:
+    """The daemon's description of a model."""
+    contract: dict[str, Any] = {"observation": _OBSERVATION, "action": _ACTION, **sides}
+    if meaning is not None:
+        contract["meaning"] = read_meaning(meaning)
+    return {"name": "arm", "version": "abc0", "contract": contract}
+
+
+def differences(statement: dict[str, Any], described: dict[str, Any]) -> list[str]:
+    """The fields in which they differ."""
+    try:
+        RobotContract(statement).check("left", described)
+    except ContractMismatch as error:
+        assert all(f"\n  {line}\n" in f"{error}\n" for line in error.differences)
+        return [*error.differences]
+    return []
+
+
+def test_the_refusal_lists_every_field_with_both_sides_and_the_remedy() -> None:
+    stated = {"rate_hz": 50, "observation": {"state": {"units": "deg", "names": ["pan", "lift", "grip"]}}}
+    robot = {"rate_hz": 30, "observation": {"state": {"units": "rad", "names": ["pan", "lift", "grip"]}}}
+
+    with pytest.raises(ContractMismatch) as caught:
+        RobotContract(robot).check("left", model(stated))
+
+    error = caught.value
+    assert error.differences == ("rate_hz: 50 -> 30", "observation.state.units: deg -> rad")
+    assert (error.service, error.model, error.model_version) == ("left", "arm", "abc0")
+    assert "'arm' (version abc0), served by 'left'" in str(error)
+    assert "(model -> robot=)" in str(error) and "[contract]" in str(error)
+
+
+def test_what_one_side_alone_states_is_no_difference() -> None:
+    assert differences({"rate_hz": 30, "observation": {"state": {"units": "rad"}}}, model()) == []
+    assert differences({}, model({"rate_hz": 50, "observation": {"state": {"units": "rad"}}})) == []
+    assert differences({"rate_hz": 30}, {"name": "arm", "version": "0", "contract": None}) == []
+    assert differences({"action": {"other": {"units": "m"}}}, model(action=None)) == []
+    assert differences({"observation": {"lidar": {"units": "m"}}}, model()) == [], (
+        "robots send more than one policy takes"
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "stated", "found"),
+    [
+        ("points", [500, 3], []),
+        ("points", [-1, 3], []),
+        ("points", [-1, 4], ["observation.points.shape: float32[-1, 3] -> [-1, 4]"]),
+        ("points", [-1, 3, 1], ["observation.points.shape: float32[-1, 3] -> [-1, 3, 1]"]),
+        ("state", [-1], ["observation.state.shape: float32[3] -> [-1]"]),
+        ("ranges", [8], []),
+        ("ranges", [-1], ["observation.ranges.shape: list[float] of 8 -> [-1]"]),
+        ("step", [1], ["observation.step.shape: int -> [1]"]),
+        ("state", {"names": ["pan", "lift"]}, ["observation.state.names: float32[3] -> ['pan', 'lift']"]),
+        ("state", {"units": ["m", "m"]}, ["observation.state.units: float32[3] -> ['m', 'm']"]),
+        ("camera", {"frame_size": [480, 640], "colour_order": "bgr"}, []),
+        ("camera", {"frame_size": [640, 480]}, ["observation.camera.frame_size: uint8[480, 640, 3] -> [640, 480]"]),
+        ("camera", {"colour_order": "rgba"}, ["observation.camera.colour_order: uint8[480, 640, 3] -> rgba"]),
+    ],
+)
+def test_a_robot_s_statement_is_compared_with_the_example_as_well(entry: str, stated: Any, found: list[str]) -> None:
+    assert differences({"observation": {entry: stated}}, model()) == found
+
+
+def test_an_action_that_the_model_does_not_give_is_a_difference() -> None:
+    assert differences({"action": {"joints": {"units": "m"}}}, model()) == [
+        "action.joints: action.actions -> {'units': 'm'}"
+    ]
+    assert differences({"action": {"actions": [-1, 3]}}, model()) == []
+    assert differences({"action": {"actions": [8, 3]}}, model()) == ["action.actions.shape: float32[16, 3] -> [8, 3]"]
+
+
+def test_an_invalid_statement_is_an_invalid_argument() -> None:
+    with pytest.raises(InvalidArgument, match=r"robot\.observation\.state\.units = '' must be a text .*\[contract\]"):
+        ShmClient("arm", robot={"observation": {"state": {"units": ""}}})
