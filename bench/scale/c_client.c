@@ -2,9 +2,9 @@
  *
  *     c_client RUNTIME_DIR HEIGHT WIDTH SECONDS PERIOD_NS
  *
- * It writes the observation into the loan, as a camera driver does, and reads the reply in its slot. With a period it
- * asks at a constant rate. It prints the CPU time of the client, 0, the number of missed beats, and each latency (ns, 8
- * bytes each), as bench/floors/floor.c; status 3: a reply that is another request's.
+ * It asks with shmserve_infer, which copies the observation and the action as the client in Python does. With a period
+ * it asks at a constant rate. It prints the CPU time of the client, 0, the number of missed beats, and each latency
+ * (ns, 8 bytes each), as bench/floors/floor.c; status 3: a reply that is another request's.
  */
 
 #include <shmserve.h>
@@ -63,8 +63,6 @@ int main(int count, char **arguments)
     struct timespec used;
     uint64_t end_ns = shmserve_now_ns() + (uint64_t)(atof(arguments[4]) * 1e9), beat_ns = shmserve_now_ns() + 1000000;
     for (int64_t number = 0; shmserve_now_ns() < end_ns && done < room; number++) {
-        const shmserve_request *request;
-        const shmserve_reply *reply;
         state[0] = (uint64_t)number;
         if (period_ns) {
             for (beat_ns += period_ns; beat_ns < shmserve_now_ns(); beat_ns += period_ns)
@@ -72,24 +70,18 @@ int main(int count, char **arguments)
             sleep_until(beat_ns);
         }
         uint64_t began_ns = shmserve_now_ns();
-        if (shmserve_loan(client, schema, NULL, &request) != SHMSERVE_OK)
-            die(client, "no loan");
-        memcpy(request->places[0].data, image, image_bytes);
-        memcpy(request->places[1].data, state, sizeof state);
-        memcpy(request->places[2].data, instruction, sizeof instruction - 1);
-        shmserve_sequence sequence = request->sequence;
-        if (shmserve_publish(client, sequence, NULL) != SHMSERVE_OK)
-            die(client, "not published");
-        int status = shmserve_wait(client, sequence, began_ns + 60000000000u, &reply);
+        int64_t check = 0;
+        const void *values[] = {image, state, instruction};
+        shmserve_output output = {.path = "check", .kind = SHMSERVE_INT, .into = &check, .room = sizeof check};
+        shmserve_terms terms = {.deadline_ns = began_ns + 60000000000u};
+        int status = shmserve_infer(client, schema, NULL, values, &terms, &output, 1);
         if (status == SHMSERVE_RESIZE_REQUIRED && !number) {
             if (shmserve_recover(client, 60000000000u) != SHMSERVE_OK)
                 die(client, "not recovered");
-            status = shmserve_wait(client, sequence, began_ns + 60000000000u, &reply);
+            status = shmserve_infer(client, schema, NULL, values, &terms, &output, 1);
         }
         if (status != SHMSERVE_OK)
             die(client, "no reply");
-        int64_t check = *(const int64_t *)reply->views[shmserve_find(reply->schema, "check")].data;
-        (void)shmserve_release(client, sequence);
         uint64_t ended_ns = shmserve_now_ns();
         if (!number)
             base = check;
