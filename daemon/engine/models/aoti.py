@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import platform
@@ -10,7 +11,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,40 +106,46 @@ def _load(file: Path, name: str, made_for: dict[str, str], device: torch.device)
     # The compiled code then checks each call: dtype, shape and strides. Without it a wrong array would be read as if it
     # were a right one, beyond its end. The code reads this once, at its first call.
     os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
-    try:
-        # As torch._inductor.aoti_load_package does, which also imports torch's compiler and runs the C++ compiler to
-        # examine the CPU: ten seconds, and an error on a robot without one.
-        index = (device.index or 0) if device.type != "cpu" else -1
-        loader = torch._C._aoti.AOTIModelPackageLoader(str(file), name, True, 1, index)
-    except Exception as error:  # torch raises RuntimeError for all, and it may change
-        capability = made_for.get("AOTI_COMPUTE_CAPABILITY")
-        raise ModelPackageError(
-            f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {_first_line(error)}; compile it "
-            f"with this version of torch, on a machine like this one{f' (it is for capability {capability})' if capability else ''}"
-        ) from error
-    _remove_unpacked(at_exit=device.type != "cpu")
+    is_loaded = False
+    with _unpacking_into() as unpacked:
+        try:
+            # As torch._inductor.aoti_load_package does, which also imports torch's compiler and runs the C++ compiler to
+            # examine the CPU: ten seconds, and an error on a robot without one.
+            index = (device.index or 0) if device.type != "cpu" else -1
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(file), name, True, 1, index)
+            is_loaded = True
+        except Exception as error:  # torch raises RuntimeError for all, and it may change
+            capability = made_for.get("AOTI_COMPUTE_CAPABILITY")
+            raise ModelPackageError(
+                f"{file} cannot be loaded by torch {torch.__version__}: {type(error).__name__}: {_first_line(error)}; compile "
+                f"it with this version of torch, on a machine like this one"
+                f"{f' (it is for capability {capability})' if capability else ''}"
+            ) from error
+        finally:
+            # The loaded code stays mapped. Code for a GPU reads its kernels at the first call.
+            if is_loaded and device.type != "cpu":
+                atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
+            else:
+                shutil.rmtree(unpacked, ignore_errors=True)
     return loader
+
+
+@contextlib.contextmanager
+def _unpacking_into() -> Iterator[str]:
+    """Make torch unpack into a directory of the caller: it removes its own in a destructor, which an engine does not run."""
+    folder, before = tempfile.mkdtemp(prefix="shmserve-aoti-"), os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = folder
+    try:
+        yield folder
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def _remove_unpacked(*, at_exit: bool) -> None:
-    """Remove the directory to which torch unpacked the archive, which an engine would leave: it ends without destructors.
-
-    The loaded code stays mapped. Code for a GPU reads its kernels at the first call, so they are removed at the exit.
-    """
-    temporary = Path(tempfile.gettempdir())
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        _, slash, name = line.partition("/")
-        path = Path(slash + name)
-        if _FOLDER in str(path) and path.is_relative_to(temporary):
-            unpacked = temporary / path.relative_to(temporary).parts[0]
-            if at_exit:
-                atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
-                return
-            shutil.rmtree(unpacked, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------- arguments

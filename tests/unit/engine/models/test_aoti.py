@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -130,10 +131,19 @@ def test_several_models_in_one_archive_are_refused_with_their_names(tmp_path: Pa
     assert "holds 2 compiled models, act, look: package one alone" in refused(archive(tmp_path, models=("look", "act")))
 
 
-def test_a_library_that_cannot_be_loaded_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_a_library_that_cannot_be_loaded_is_refused_with_the_reason_and_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+
     text = refused(archive(tmp_path))
 
     assert "cannot be loaded by torch" in text and "compile it with this version of torch" in text
+    assert list(temporary.iterdir()) == []
+    assert os.environ["TMPDIR"] == str(temporary)
 
 
 # Code that was compiled
