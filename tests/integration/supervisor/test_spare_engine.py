@@ -99,6 +99,36 @@ def test_one_that_does_not_respond_is_not_used(make_daemon: Start, tmp_path: Pat
     wait_until("it is gone", lambda: not is_running(pid))
 
 
+def test_one_that_is_stopped_while_it_imports_is_not_waited_for(make_daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "long_to_import.py").write_text("import time; time.sleep(600)")
+    daemon = make_daemon(gain_package(tmp_path, 2), spare=True, config='preload = ["long_to_import"]\n')
+    daemon.environment = {"PYTHONPATH": str(tmp_path)}
+    daemon.start()
+    pid = daemon.wait_spare("starting")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with daemon.client() as client:
+        client.infer(X)
+
+        assert kill_engine(daemon, client) != pid
+
+    assert f"the spare engine {pid} is not used: it was stopped (SIGSTOP)" in daemon.log
+    wait_until("it is gone", lambda: not is_running(pid))
+
+
+def test_a_model_is_loaded_again_if_the_spare_engine_is_stopped_as_it_loads(make_daemon: Start, tmp_path: Path) -> None:
+    daemon = make_daemon(gain_package(tmp_path, 2), spare=True).start()
+    pid = daemon.wait_spare()["pid"]
+    package = gain_package(tmp_path, 3)
+    stop = f"import os\nif os.getpid() == {pid}:\n    os.kill({pid}, {signal.SIGSTOP.value})\n"
+    (package / "policy.py").write_text(stop + (package / "policy.py").read_text())
+
+    update(daemon, package)
+
+    with daemon.client() as client:
+        assert client.infer(X)["y"][2] == 6
+    assert f"the spare engine {pid} is not used: it was stopped (SIGSTOP)" in daemon.log
+
+
 @pytest.mark.parametrize("transport", ["named", "sealed"])
 def test_no_request_is_lost_if_the_spare_engine_dies_as_it_takes_over(
     make_daemon: Start, tmp_path: Path, transport: str
