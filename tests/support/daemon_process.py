@@ -291,11 +291,18 @@ class Daemon:
     def wait_spare(self, state: str = "ready") -> dict[str, Any]:
         """The status of the spare engine, once it is in this state."""
 
+        seen: dict[str, Any] = {}
+
         def reached() -> dict[str, Any] | None:
-            engine = self.status()["engine"]
+            status = self.status()
+            seen.update(state=status["state"], engine=status["engine"])
+            engine = status["engine"]
             return engine["spare"] if engine is not None and engine["spare"]["state"] == state else None
 
-        spare: dict[str, Any] = wait_until(f"the spare engine is {state}", reached, _START_LIMIT_S)
+        try:
+            spare: dict[str, Any] = wait_until(f"the spare engine is {state}", reached, _START_LIMIT_S)
+        except AssertionError as late:
+            raise AssertionError(f"{late}; the service's last status: {seen}") from None
         if spare["pid"] is not None:
             self._engines.add(spare["pid"])
         return spare
