@@ -108,7 +108,8 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             _INFO,
             [AdminService(supervisor, rollout, store, settings).interface()],
             refusal=access_policy.admin_refusal,
-            limits=ConnectionLimits(connections=32, accept_fds=1),
+            is_reserved=access_policy.may_operate,
+            limits=ConnectionLimits(connections=32, connections_per_uid=16, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:

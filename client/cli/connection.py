@@ -55,7 +55,8 @@ class AdminConnection:
             ) from error
         except PermissionError as error:
             raise PermissionError(
-                f"{self.path} may not be opened by uid {os.getuid()}: run as the daemon's user or as root"
+                f"{self.path} may not be opened by uid {os.getuid()}: run as the daemon's user or as root. To look only, it is "
+                "enough to be a member of the service's group, where that serves its group (usermod -aG shmserve USER)"
             ) from error
         return self
 

@@ -100,7 +100,7 @@ class Config:
     #: Users and groups whose processes may be clients; None for both: every user who may open the socket.
     allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
-    #: Users who may operate the service; None: every user who may open the operators' socket.
+    #: Users who may operate the service, beside root and its own; members of the group may look.
     admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
     max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, reloadable=True))
