@@ -262,6 +262,8 @@ def drain(target: Target) -> None:
     """
     with target.connection() as connection:
         connection.call("Drain")
+    if target.as_json:
+        print_json({"draining": True})
 
 
 @main.command("install-service")
@@ -308,6 +310,10 @@ def install_service(
     from .service_installation import Installation
 
     installation = Installation(target.name, user, model_path, device, jetson, real_time, not no_start, root.absolute())
+    if dry_run and target.as_json:
+        files = {str(path): content for path, content in installation.files().items()}
+        print_json({"files": files, "commands": installation.commands()})
+        return
     if dry_run:
         for path, content in installation.files().items():
             print(f"==> {path} <==\n{content}")
@@ -316,9 +322,13 @@ def install_service(
             print(" ".join(command))
         return
     try:
-        print("\n".join(installation.install()))
+        steps = installation.install()
     except PermissionError as error:
         fail(f"{error.filename} may not be written by uid {os.getuid()}: run it with sudo, or with --user")
+    if target.as_json:
+        print_json({"steps": steps})
+        return
+    print("\n".join(steps))
     if user:
         print("So that it runs without a login, and logind leaves its shared memory: loginctl enable-linger")
     else:

@@ -14,7 +14,7 @@ from shmserve.spin import SpinSetting
 from shmserve.toml_value import toml_value
 
 MIB = 1 << 20
-_LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 _DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
@@ -180,9 +180,9 @@ class Config:
             raise ConfigError(f'wake_ahead = {toml_value(self.wake_ahead)} must be "auto" or "off"', "wake_ahead")
         if self.standby not in ("previous", "loaded"):
             raise ConfigError(f'standby = {toml_value(self.standby)} must be "previous" or "loaded"', "standby")
-        if self.log_level not in _LOG_LEVELS:
+        if self.log_level not in LOG_LEVELS:
             raise ConfigError(
-                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, _LOG_LEVELS))}",
+                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, LOG_LEVELS))}",
                 "log_level",
             )
         for module in self.preload:
