@@ -20,6 +20,8 @@ _SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET = "shmserved@.service", "shmserved@.sock
 #: Where a distribution's package has shmserve, and its units that start these programs (debian/).
 _PACKAGED = Path("/usr/lib/shmserve")
 _PACKAGED_PROGRAMS = Path("/usr/bin")
+#: Explanations of the log messages. A package has its own in /usr/lib; systemd reads none in /etc.
+_CATALOG = Path("/usr/local/lib/systemd/catalog/shmserve.catalog")
 #: Where the unit's sandbox shows an empty folder, or none.
 _HOMES = ("/home", "/root", "/run/user")
 _HIDDEN = (*_HOMES, "/tmp", "/var/tmp")
@@ -67,6 +69,7 @@ class Installation:
         if not _packaged():
             files[Path("/etc/sysusers.d/shmserve.conf")] = (_UNITS / "shmserve.sysusers.conf").read_text()
             files[Path("/etc/tmpfiles.d/shmserve.conf")] = (_UNITS / "shmserve.tmpfiles.conf").read_text()
+            files[_CATALOG] = (_UNITS / "shmserve.catalog").read_text()
         drop_ins = Path(f"/etc/systemd/system/shmserved@{self.name}.service.d")
         if self.jetson:
             files[drop_ins / "jetson.conf"] = (_UNITS / "jetson.conf").read_text()
@@ -82,8 +85,12 @@ class Installation:
     def commands(self) -> list[list[str]]:
         """Return the commands that make systemd load and start the service."""
         units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
+        has_catalog = not self.user and not _packaged()
         if self.root != Path("/"):
-            return [["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units]]
+            return [
+                *([["journalctl", f"--root={self.root}", "--update-catalog"]] if has_catalog else []),
+                ["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units],
+            ]
         manager = ["systemctl", "--user"] if self.user else ["systemctl"]
         # Report a mistake in an existing file here, not only in the journal.
         check = [str(_program("shmserved")), "--check-config", "--config", str(self.configuration_path())]
@@ -94,7 +101,12 @@ class Installation:
         ]
         if self.user:
             return enable
-        return [["systemd-sysusers", "shmserve.conf"], ["systemd-tmpfiles", "--create", "shmserve.conf"], *enable]
+        return [
+            ["systemd-sysusers", "shmserve.conf"],
+            ["systemd-tmpfiles", "--create", "shmserve.conf"],
+            *([["journalctl", "--update-catalog"]] if has_catalog else []),
+            *enable,
+        ]
 
     def install(self) -> list[str]:
         """Write the files and run the commands; return a line for each step.
