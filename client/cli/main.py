@@ -25,6 +25,7 @@ from .completion import complete_services, completion
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .export import export
 from .infer import infer
+from .list_services import list_services
 from .monitor import clients, metrics, top
 from .record import record
 from .remote import remote
@@ -74,6 +75,7 @@ for command in (
     export,
     generate_key,
     infer,
+    list_services,
     metrics,
     record,
     reload,
