@@ -160,9 +160,10 @@ class _Shmserved(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            if "unexpected extra argument" in error.message:
-                error.message += ": shmserved takes options only. Give the package as --model-path DIR"
-            raise
+            if "unexpected extra argument" not in error.message:
+                raise
+            remedy = "shmserved takes options only. Give the package as --model-path DIR"
+            raise click.UsageError(f"{error.message}: {remedy}", ctx) from error
 
 
 @click.command(cls=_Shmserved, context_settings={"help_option_names": ["-h", "--help"]})

@@ -57,6 +57,8 @@ class HostService:
     since_s: float | None = None
     #: The installed unit: `system`, `user` or None.
     unit: str | None = None
+    #: Whether `pid` names a process here, and not one of a container's own numbers.
+    is_of_this_proc: bool = False
 
     def to_json(self) -> dict[str, Any]:
         model = None if self.model is None else dict(zip(("name", "version"), self.model, strict=True))
@@ -109,7 +111,7 @@ def find_service(place: ServicePlace, unit: str | None) -> HostService:
     except OSError as error:
         return replace(service, note=f"{error.strerror}: its user or root sees more")
     if lock is not None:
-        return _asked(replace(service, state="running", pid=lock, since_s=_began_s(lock)), place)
+        return _asked(replace(service, state="running", pid=lock, since_s=_began_s(lock), is_of_this_proc=True), place)
     if listens and unit is not None:
         return replace(service, state="waiting", note="systemd listens, and starts it for the next client")
     if listens or _accepts(place.directory / ADMIN_SOCKET):

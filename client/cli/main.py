@@ -22,6 +22,7 @@ from shmserve.varlink import VarlinkError
 from .bench import bench
 from .click_types import Number
 from .completion import complete_services, completion
+from .doctor.command import doctor
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .export import export
 from .infer import infer
@@ -72,6 +73,7 @@ for command in (
     clients,
     completion,
     config,
+    doctor,
     export,
     generate_key,
     infer,

@@ -82,6 +82,16 @@ class Installation:
             files[drop_ins / "shown.conf"] = shown
         return {**files, **self._configuration()}
 
+    def installed_units(self) -> dict[Path, str]:
+        """Return the units of this kind of service as this version has them, a package's where that brought them."""
+        if self.user and not _packaged():
+            return self._units(_user_home() / "systemd/user", _UNITS / "user")
+        if not _packaged():
+            return self._units(Path("/etc/systemd/system"), _UNITS)
+        source, target = (_UNITS / "user", "user") if self.user else (_UNITS, "system")
+        names = (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET)
+        return {Path("/usr/lib/systemd", target, name): (source / name).read_text() for name in names}
+
     def commands(self) -> list[list[str]]:
         """Return the commands that make systemd load and start the service."""
         units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
@@ -169,6 +179,11 @@ class Installation:
             lines = (source / unit).read_text().splitlines()
             files[target / unit] = "\n".join(_with_programs(line, programs) for line in lines) + "\n"
         return files
+
+
+def known_drop_ins() -> dict[str, str]:
+    """Return the texts of the drop-ins that this version has, by their file names."""
+    return {name: (_UNITS / name).read_text() for name in ("cpu-only.conf", "jetson.conf", "realtime.conf")}
 
 
 def _with_programs(line: str, programs: dict[str, str]) -> str:
