@@ -53,7 +53,8 @@ from .target import Target, print_json, show
 def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bool) -> None:
     """Look after a running shmserve service.
 
-    --name, --runtime-dir and --json may also stand after the command.
+    --name, --runtime-dir and --json may also stand after the command. Members of the service's group may look (status, top, clients, metrics,
+    versions, config, wait-ready); to change something run it as the daemon's user or as root.
 
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet, 5 cut off; 130 after Ctrl-C, 141 if stdout was closed early.
 

@@ -83,7 +83,9 @@ def _limits(process: Path, engine: dict[str, Any], needs: Needs) -> Iterator[Fin
 
 
 def _control_groups(process: Path) -> list[limit_checks.ControlGroup]:
-    """Return the control groups of the process, from its own upwards, as far as they are visible (version 2)."""
+    """Return the control groups of the process (version 2), from its own upwards; none where they are not visible."""
+    if not (_CGROUPS / "cgroup.controllers").exists():
+        return []
     lines = [line.split(":", 2) for line in _text(process / "cgroup").splitlines()]
     own = next((parts[2] for parts in lines if parts[0] == "0" and len(parts) == 3), "/")
     folder = _CGROUPS / own.lstrip("/")

@@ -104,11 +104,15 @@ class ControlGroup:
     pids_max: str = ""
 
 
+def _no_limit(groups: Sequence[ControlGroup]) -> str:
+    return "none of a control group" if groups else "not visible: no control groups of version 2 here"
+
+
 def check_memory_limit(groups: Sequence[ControlGroup]) -> Finding:
     """Judge the memory limits of the group and those above it."""
     limited = [(int(group.memory_max), group) for group in groups if group.memory_max.strip().isdigit()]
     if not limited:
-        return ok("memory limit", "none of a control group")
+        return ok("memory limit", _no_limit(groups))
     limit, group = min(limited, key=lambda each: each[0])
     current = int(group.memory_current) if group.memory_current.strip().isdigit() else 0
     found = f"{limit / MIB:,.0f} MiB by {group.path}, {current / MIB:,.0f} MiB in use"
@@ -128,7 +132,7 @@ def check_processor_limit(groups: Sequence[ControlGroup]) -> Finding:
         if quota.isdigit() and period.isdigit() and int(period):
             shares.append((int(quota) / int(period), group))
     if not shares:
-        return ok("processor limit", "none of a control group")
+        return ok("processor limit", _no_limit(groups))
     share, group = min(shares, key=lambda each: each[0])
     stopped = re.search(r"^nr_throttled (\d+)$", group.cpu_stat, re.MULTILINE)
     times = f", stopped {int(stopped[1]):,} times" if stopped else ""

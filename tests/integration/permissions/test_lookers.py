@@ -53,6 +53,7 @@ def test_a_member_of_the_group_looks_at_everything_but_the_programs_of_other_use
     assert set(re.findall(r'program="(.*?)"', looked[4][1])) == {""}
 
 
+@pytest.mark.fault("T70")
 def test_every_command_that_changes_something_is_refused_with_the_remedy(daemon: Daemon) -> None:
     assert daemon.package is not None
     package = shutil.copytree(daemon.package, daemon.folder / "readable")

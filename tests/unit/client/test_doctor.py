@@ -165,7 +165,7 @@ def test_limits_of_control_groups_are_the_least_on_the_way_up() -> None:
         "/b", memory_max=f"{256 * MIB}\n", cpu_stat="nr_periods 10\nnr_throttled 1234\n", pids_max="100\n"
     )
 
-    found(check_memory_limit([]), "ok")
+    found(check_memory_limit([]), "ok", "not visible")
     found(check_memory_limit([free]), "ok", "none of a control group")
     found(check_memory_limit([roomy, free]), "ok", "8,192 MiB by /docker")
     found(check_memory_limit([full, roomy]), "warning", "/docker/a", "may not fit", "MemoryMax=")
