@@ -34,6 +34,8 @@ from .connection import AdminConnection
 
 #: For a daemon's answer: it answers at once, unless it was stopped (SIGSTOP) or hangs.
 _ANSWER_S = 3.0
+#: Entries of one runtime directory that are looked at: another user may have made any number.
+_MOST_NAMES = 1000
 _SYSTEM_UNITS = (Path("/etc/systemd/system"), Path("/run/systemd/system"))
 _UNIT_LINK = re.compile(r"shmserved@(.+)\.(?:service|socket)")
 _LISTENS = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
@@ -183,7 +185,7 @@ def _names_in(directory: Path) -> list[str]:
         names = os.listdir(directory)
     except OSError:
         return []
-    return sorted(name for name in names if _is_name(name) and _is_service(directory / name))
+    return sorted(name for name in names[:_MOST_NAMES] if _is_name(name) and _is_service(directory / name))
 
 
 def _is_service(directory: Path) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -78,9 +79,21 @@ def test_a_user_outside_the_group_cannot_connect(daemon: Daemon) -> None:
     assert "may not be opened by uid" in errors and "usermod -aG shmserve USER" in errors
 
 
-def test_lookers_take_no_connection_of_the_operators(daemon: Daemon) -> None:
-    with Stranger("crowds", daemon.admin_socket, UID, json.dumps([GROUP]), 40) as stranger:
-        answered = int(stranger.says())
+def test_a_member_of_the_group_asks_with_zeros_in_the_shape_of_the_example(daemon: Daemon) -> None:
+    [(status, output, errors)] = said(daemon, [["infer", "--json"]])
 
-        assert 0 < answered <= 16
+    assert (status, errors) == (0, "")
+    assert "zeros" in json.loads(output)["observation"]["source"], output
+
+
+def test_lookers_take_no_connection_of_the_operators(daemon: Daemon) -> None:
+    with ExitStack() as crowd:
+        users = [
+            crowd.enter_context(Stranger("crowds", daemon.admin_socket, UID + number, json.dumps([GROUP]), 20))
+            for number in range(3)
+        ]
+        answered = [int(user.says()) for user in users]
+
+        assert max(answered) <= 16
+        assert sum(answered) == 32, "all that lookers may have"
         assert daemon.status()["state"] == "ready"
