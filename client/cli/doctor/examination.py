@@ -93,7 +93,7 @@ def _control_groups(process: Path) -> list[limit_checks.ControlGroup]:
         folder = _CGROUPS
     groups = []
     while folder.is_relative_to(_CGROUPS):
-        files = ("memory.max", "memory.current", "cpu.max", "cpu.stat", "pids.max")
+        files = ("memory.max", "memory.current", "memory.stat", "cpu.max", "cpu.stat", "pids.max")
         texts = {name.replace(".", "_"): _text(folder / name) for name in files}
         groups.append(limit_checks.ControlGroup(f"/{folder.relative_to(_CGROUPS)}".replace("/.", "/"), **texts))
         folder = folder.parent
@@ -205,6 +205,8 @@ def _installation(
 
     yield installation_checks.check_core(BACKEND, engine.get("backend"))
     yield from installation_checks.check_units(service.name, _unit_files(service), needs)
+    if service.unit == "system":
+        yield installation_checks.check_user(_uid_of(installation_checks.SERVICE_USER))
     sockets = [
         place
         for file in (CLIENT_SOCKET, ADMIN_SOCKET)
@@ -219,6 +221,15 @@ def _installation(
     )
     if lingering is not None:
         yield lingering
+
+
+def _uid_of(name: str) -> int | None:
+    import pwd  # only here
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 def _unit_files(service: HostService) -> installation_checks.UnitFiles:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 from .finding import Finding, Needs, ok, problem, warning
 
+#: User of the machine's services, and the first uid that is a person's: logind removes shared memory of persons at logout.
+SERVICE_USER = "shmserve"
+_FIRST_PERSON = 1000
+
 
 def check_core(backend: str, engine_backend: str | None) -> Finding:
     """Judge the code that carries requests: of this installation, and of the engine if one runs."""
@@ -75,6 +79,21 @@ def _drop_ins(files: UnitFiles, needs: Needs, write: str) -> Finding:
 
 def _directives(unit: str) -> set[str]:
     return {line.strip() for line in unit.splitlines() if line.strip() and not line.startswith("#")}
+
+
+def check_user(uid: int | None) -> Finding:
+    """Judge the user of the machine's services; None: there is no such user."""
+    if uid is None:
+        return problem(
+            "user", f"there is no user {SERVICE_USER}, as whom the unit runs", "sudo systemd-sysusers shmserve.conf"
+        )
+    if uid >= _FIRST_PERSON:
+        return warning(
+            "user",
+            f"{SERVICE_USER} has uid {uid} as persons have, and its shared memory goes when a login of it ends",
+            "use a system user (systemd-sysusers), or RemoveIPC=no in logind.conf",
+        )
+    return ok("user", f"{SERVICE_USER} has uid {uid}")
 
 
 @dataclass(frozen=True)

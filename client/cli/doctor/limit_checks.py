@@ -99,6 +99,7 @@ class ControlGroup:
     path: str
     memory_max: str = ""
     memory_current: str = ""
+    memory_stat: str = ""
     cpu_max: str = ""
     cpu_stat: str = ""
     pids_max: str = ""
@@ -115,6 +116,9 @@ def check_memory_limit(groups: Sequence[ControlGroup]) -> Finding:
         return ok("memory limit", _no_limit(groups))
     limit, group = min(limited, key=lambda each: each[0])
     current = int(group.memory_current) if group.memory_current.strip().isdigit() else 0
+    # Pages of files count as used, and the kernel takes them back when they are needed.
+    files = re.findall(r"^(?:in)?active_file (\d+)$", group.memory_stat, re.MULTILINE)
+    current = max(0, current - sum(map(int, files)))
     found = f"{limit / MIB:,.0f} MiB by {group.path}, {current / MIB:,.0f} MiB in use"
     remedy = "raise MemoryMax= of the unit (systemctl edit), or docker update --memory; docs/systemd.md has what it must hold"
     if limit < _LEAST_MEMORY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from shmserve.client.cli.doctor.installation_checks import (
     check_lingering,
     check_sockets,
     check_units,
+    check_user,
     programs_of,
 )
 from shmserve.client.cli.doctor.limit_checks import (
@@ -169,6 +171,8 @@ def test_limits_of_control_groups_are_the_least_on_the_way_up() -> None:
     found(check_memory_limit([free]), "ok", "none of a control group")
     found(check_memory_limit([roomy, free]), "ok", "8,192 MiB by /docker")
     found(check_memory_limit([full, roomy]), "warning", "/docker/a", "may not fit", "MemoryMax=")
+    cached = replace(full, memory_stat=f"anon 5\ninactive_file {2 << 30}\nactive_file {1 << 30}\nfile 7\n")
+    found(check_memory_limit([cached]), "ok", "1,024 MiB in use")
     found(check_memory_limit([tiny]), "warning", "hardly fit")
     found(check_processor_limit([free]), "ok")
     found(check_processor_limit([full, roomy]), "warning", "1.5 processors by /docker/a", "CPUQuota=")
@@ -276,6 +280,12 @@ def test_sockets_are_judged_by_whether_this_user_may_attach() -> None:
     found(check_sockets(directory, [client, admin], is_foreign=False), "ok", "(shmserve:shmserve 0750)", "admin.sock")
     found(check_sockets(directory, [closed], is_foreign=False), "warning", "usermod -aG shmserve USER")
     found(check_sockets(directory, [client], is_foreign=True), "problem", "clients refuse it")
+
+
+def test_the_user_of_the_machine_s_services_is_a_system_user() -> None:
+    found(check_user(997), "ok", "997")
+    found(check_user(1001), "warning", "1001", "RemoveIPC=no")
+    found(check_user(None), "problem", "systemd-sysusers shmserve.conf")
 
 
 def test_lingering_is_for_the_services_of_users() -> None:
