@@ -33,7 +33,7 @@ from shmserve.standard_streams import open_standard_streams
 from shmserve.toml_value import toml_value
 
 from .api import AdminService, ClientService
-from .config.config import Config, ConfigError
+from .config.config import LOG_LEVELS, Config, ConfigError
 from .config.sources import Settings
 from .host import descriptors
 from .host.logging import configure_logging
@@ -108,7 +108,8 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
             _INFO,
             [AdminService(supervisor, rollout, store, settings).interface()],
             refusal=access_policy.admin_refusal,
-            limits=ConnectionLimits(connections=32, accept_fds=1),
+            is_reserved=access_policy.may_operate,
+            limits=ConnectionLimits(connections=32, connections_per_uid=16, accept_fds=1),
         )
         servers = [asyncio.create_task(server.serve()) for server in (clients, admin)]
         try:
@@ -152,7 +153,20 @@ def _spin(value: str | None) -> int | str | None:
         raise click.BadParameter(f"{value!r} is neither a number of microseconds nor 'adaptive'") from None
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+class _Shmserved(click.Command):
+    """The command, with the remedy for the argument that other servers take and this one does not."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message:
+                raise
+            remedy = "shmserved takes options only. Give the package as --model-path DIR"
+            raise click.UsageError(f"{error.message}: {remedy}", ctx) from error
+
+
+@click.command(cls=_Shmserved, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--model-path",
     type=click.Path(readable=False),
@@ -176,6 +190,11 @@ def _spin(value: str | None) -> int | str | None:
 )
 @click.option(
     "--engine-priority", type=int, help="Real-time priority of the engine (SCHED_FIFO), 0: normal.  [default: 0]"
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(LOG_LEVELS, case_sensitive=False),
+    help="Least severity of the log's lines.  [default: info]",
 )
 @click.option(
     "--config", "config_path", type=click.Path(readable=False), help="Configuration file (TOML); flags win over it."

@@ -64,6 +64,32 @@ def service_place(name: str, flag: str | os.PathLike[str] | None = None) -> Serv
     return ServicePlace(_user_runtime() / name)
 
 
+def runtime_directories(flag: str | os.PathLike[str] | None = None) -> list[ServicePlace]:
+    """Where this host's daemons put their services: each runtime directory as the `directory` of a place.
+
+    With a flag that one alone; else SHMSERVE_RUNTIME_DIR, the system's, this user's and other users' usual ones.
+    """
+    chosen = _chosen(flag, "SHMSERVE_RUNTIME_DIR", None)
+    found = {chosen: ServicePlace(chosen, named=True)} if chosen is not None else {}
+    if flag is not None:
+        return list(found.values())
+    found.setdefault(_SYSTEM_RUNTIME, ServicePlace(_SYSTEM_RUNTIME, system=True))
+    others = [Path("/run/user") / name / "shmserve" for name in _numbers_in(Path("/run/user"), "")]
+    temporary = _private_temporary().parent
+    others += [temporary / f"shmserve-{name}" for name in _numbers_in(temporary, "shmserve-")]
+    for directory in (_user_runtime(), *others):
+        found.setdefault(directory, ServicePlace(directory))
+    return list(found.values())
+
+
+def _numbers_in(directory: Path, prefix: str) -> list[str]:
+    try:
+        names = [name.removeprefix(prefix) for name in os.listdir(directory) if name.startswith(prefix)]
+    except OSError:
+        return []
+    return sorted(name for name in names if name.isascii() and name.isdigit())
+
+
 def service_directory(name: str, flag: str | os.PathLike[str] | None = None) -> Path:
     """The directory of `service_place`."""
     return service_place(name, flag).directory

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, final
 
-from shmserve.directories import ADMIN_SOCKET, service_place
+from shmserve.directories import ADMIN_SOCKET, ServicePlace, service_place
 from shmserve.errors import ForeignService, ServiceUnavailable
 from shmserve.service_owner import connect_to_service, user_name
 from shmserve.varlink_connection import VarlinkConnection
@@ -37,9 +37,12 @@ class AdminConnection:
     Raises ServiceUnavailable without a daemon, ForeignService for another user's that the caller did not name.
     """
 
-    def __init__(self, name: str, runtime_dir: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, name: str, runtime_dir: str | os.PathLike[str] | None, *, place: ServicePlace | None = None
+    ) -> None:
+        """`place`: where the service was found, in place of where its name leads."""
         self.name = name
-        self._place = service_place(name, runtime_dir)
+        self._place = place or service_place(name, runtime_dir)
         self.path: Path = self._place.directory / ADMIN_SOCKET
         self._connection: VarlinkConnection | None = None
 
@@ -55,7 +58,8 @@ class AdminConnection:
             ) from error
         except PermissionError as error:
             raise PermissionError(
-                f"{self.path} may not be opened by uid {os.getuid()}: run as the daemon's user or as root"
+                f"{self.path} may not be opened by uid {os.getuid()}: run as the daemon's user or as root. To look only, it is "
+                "enough to be a member of the service's group, where that serves its group (usermod -aG shmserve USER)"
             ) from error
         return self
 

@@ -48,8 +48,7 @@ def with_exit_status(command: Callable[P, R]) -> Callable[P, R]:
             fail(str(error), NO_DAEMON)
         except VarlinkError as error:
             if error.error == PERMISSION_DENIED:
-                setting = error.parameters.get("setting")
-                fail(f"the daemon takes no admin commands from uid {os.geteuid()}: {setting} must name this user")
+                fail(_denied(error.parameters.get("setting"), error.parameters.get("method")))
             fail(str(error.parameters.get("message", error)))
         except OSError as error:
             fail(_words(error))
@@ -67,6 +66,16 @@ def _end_unread() -> NoReturn:
     # Discard the buffer: Python would report an error for it as it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(READER_GONE)
+
+
+def _denied(setting: object, method: object) -> str:
+    """Return the text of a refused connection, or of a refused call of a user who may look."""
+    if method is None:
+        return f"the daemon takes no admin commands from uid {os.geteuid()}: {setting} must name this user"
+    return (
+        f"uid {os.geteuid()} may look at this service and not operate it ({str(method).rpartition('.')[2]}): run as the "
+        f"daemon's user or as root (sudo), or have the setting {setting} name this user"
+    )
 
 
 def _words(error: OSError) -> str:

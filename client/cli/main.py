@@ -22,9 +22,11 @@ from shmserve.varlink import VarlinkError
 from .bench import bench
 from .click_types import Number
 from .completion import complete_services, completion
+from .doctor.command import doctor
 from .exit_status import NOT_READY_YET, REFUSED, fail, with_exit_status
 from .export import export
 from .infer import infer
+from .list_services import list_services
 from .monitor import clients, metrics, top
 from .record import record
 from .remote import remote
@@ -51,7 +53,8 @@ from .target import Target, print_json, show
 def main(context: click.Context, name: str, runtime_dir: str | None, as_json: bool) -> None:
     """Look after a running shmserve service.
 
-    --name, --runtime-dir and --json may also stand after the command.
+    --name, --runtime-dir and --json may also stand after the command. Members of the service's group may look (status, top, clients, metrics,
+    versions, config, wait-ready); to change something run it as the daemon's user or as root.
 
     Exit status: 0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet, 5 cut off; 130 after Ctrl-C, 141 if stdout was closed early.
 
@@ -71,9 +74,11 @@ for command in (
     clients,
     completion,
     config,
+    doctor,
     export,
     generate_key,
     infer,
+    list_services,
     metrics,
     record,
     reload,
@@ -262,6 +267,8 @@ def drain(target: Target) -> None:
     """
     with target.connection() as connection:
         connection.call("Drain")
+    if target.as_json:
+        print_json({"draining": True})
 
 
 @main.command("install-service")
@@ -308,6 +315,10 @@ def install_service(
     from .service_installation import Installation
 
     installation = Installation(target.name, user, model_path, device, jetson, real_time, not no_start, root.absolute())
+    if dry_run and target.as_json:
+        files = {str(path): content for path, content in installation.files().items()}
+        print_json({"files": files, "commands": installation.commands()})
+        return
     if dry_run:
         for path, content in installation.files().items():
             print(f"==> {path} <==\n{content}")
@@ -316,9 +327,13 @@ def install_service(
             print(" ".join(command))
         return
     try:
-        print("\n".join(installation.install()))
+        steps = installation.install()
     except PermissionError as error:
         fail(f"{error.filename} may not be written by uid {os.getuid()}: run it with sudo, or with --user")
+    if target.as_json:
+        print_json({"steps": steps})
+        return
+    print("\n".join(steps))
     if user:
         print("So that it runs without a login, and logind leaves its shared memory: loginctl enable-linger")
     else:

@@ -20,6 +20,8 @@ _SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET = "shmserved@.service", "shmserved@.sock
 #: Where a distribution's package has shmserve, and its units that start these programs (debian/).
 _PACKAGED = Path("/usr/lib/shmserve")
 _PACKAGED_PROGRAMS = Path("/usr/bin")
+#: Explanations of the log messages. A package has its own in /usr/lib; systemd reads none in /etc.
+_CATALOG = Path("/usr/local/lib/systemd/catalog/shmserve.catalog")
 #: Where the unit's sandbox shows an empty folder, or none.
 _HOMES = ("/home", "/root", "/run/user")
 _HIDDEN = (*_HOMES, "/tmp", "/var/tmp")
@@ -67,6 +69,7 @@ class Installation:
         if not _packaged():
             files[Path("/etc/sysusers.d/shmserve.conf")] = (_UNITS / "shmserve.sysusers.conf").read_text()
             files[Path("/etc/tmpfiles.d/shmserve.conf")] = (_UNITS / "shmserve.tmpfiles.conf").read_text()
+            files[_CATALOG] = (_UNITS / "shmserve.catalog").read_text()
         drop_ins = Path(f"/etc/systemd/system/shmserved@{self.name}.service.d")
         if self.jetson:
             files[drop_ins / "jetson.conf"] = (_UNITS / "jetson.conf").read_text()
@@ -79,11 +82,25 @@ class Installation:
             files[drop_ins / "shown.conf"] = shown
         return {**files, **self._configuration()}
 
+    def installed_units(self) -> dict[Path, str]:
+        """Return the units of this kind of service as this version has them, a package's where that brought them."""
+        if self.user and not _packaged():
+            return self._units(_user_home() / "systemd/user", _UNITS / "user")
+        if not _packaged():
+            return self._units(Path("/etc/systemd/system"), _UNITS)
+        source, target = (_UNITS / "user", "user") if self.user else (_UNITS, "system")
+        names = (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET)
+        return {Path("/usr/lib/systemd", target, name): (source / name).read_text() for name in names}
+
     def commands(self) -> list[list[str]]:
         """Return the commands that make systemd load and start the service."""
         units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
+        has_catalog = not self.user and not _packaged()
         if self.root != Path("/"):
-            return [["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units]]
+            return [
+                *([["journalctl", f"--root={self.root}", "--update-catalog"]] if has_catalog else []),
+                ["systemctl", f"--root={self.root}", *(["--global"] if self.user else []), "enable", *units],
+            ]
         manager = ["systemctl", "--user"] if self.user else ["systemctl"]
         # Report a mistake in an existing file here, not only in the journal.
         check = [str(_program("shmserved")), "--check-config", "--config", str(self.configuration_path())]
@@ -94,7 +111,12 @@ class Installation:
         ]
         if self.user:
             return enable
-        return [["systemd-sysusers", "shmserve.conf"], ["systemd-tmpfiles", "--create", "shmserve.conf"], *enable]
+        return [
+            ["systemd-sysusers", "shmserve.conf"],
+            ["systemd-tmpfiles", "--create", "shmserve.conf"],
+            *([["journalctl", "--update-catalog"]] if has_catalog else []),
+            *enable,
+        ]
 
     def install(self) -> list[str]:
         """Write the files and run the commands; return a line for each step.
@@ -157,6 +179,11 @@ class Installation:
             lines = (source / unit).read_text().splitlines()
             files[target / unit] = "\n".join(_with_programs(line, programs) for line in lines) + "\n"
         return files
+
+
+def known_drop_ins() -> dict[str, str]:
+    """Return the texts of the drop-ins that this version has, by their file names."""
+    return {name: (_UNITS / name).read_text() for name in ("cpu-only.conf", "jetson.conf", "realtime.conf")}
 
 
 def _with_programs(line: str, programs: dict[str, str]) -> str:

@@ -21,6 +21,7 @@ from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
 from ..supervisor import EngineStartError, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
+from ..varlink.peer import Peer
 from . import admin_config, admin_monitoring, admin_recording
 from .admin_config import AdminConfig
 from .admin_monitoring import AdminMonitoring, fitted, status_json
@@ -36,8 +37,13 @@ _PROBLEMS_SHOWN = 10
 
 NAME = "io.shmserve.Admin"
 
+#: Methods that change nothing, for members of the service's group. `Example` is not one: each call fills memory that counts
+#: against the service's limit for as long as the caller keeps it.
+LOOKING = frozenset({"Status", "WaitReady", "Versions", "Config", "Clients", "Latencies", "Metrics"})
+
 DESCRIPTION = """\
-# Operations on the service.
+# Operations on the service. Members of its group may call Status, WaitReady, Versions, Config, Clients, Latencies and
+# Metrics, and see no pid and no program of other users' clients; every other call gets PermissionDenied.
 interface io.shmserve.Admin
 
 # Everything about the service at this moment.
@@ -89,7 +95,11 @@ class AdminService:
         }
         methods |= self._config.methods() | self._monitoring.methods() | self._recording.methods()
         parts = (DESCRIPTION, admin_config.DESCRIPTION, admin_monitoring.DESCRIPTION, admin_recording.DESCRIPTION)
-        return Interface(NAME, "".join(parts), methods)
+        return Interface(NAME, "".join(parts), methods, self._refusal)
+
+    def _refusal(self, peer: Peer, method: str) -> str | None:
+        """Return the setting that denies this peer the method, or None."""
+        return None if method in LOOKING or self._supervisor.access_policy.may_operate(peer) else "admin_uids"
 
     async def update_model(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
@@ -125,7 +135,7 @@ class AdminService:
         return {"versions": versions(self._supervisor.snapshot(), self._rollout, self._store)}
 
     async def status(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        status = self._supervisor.snapshot()
+        status = self._monitoring.snapshot_for(connection.peer)
         mismatch = [status.release_mismatch] if status.release_mismatch else []
         problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch, *link_problem(status.model)]
         document = {**status_json(status), "rolled_back": self._rollout.rolled_back, "problems": problems}

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from shmserve import __version__
@@ -15,6 +16,7 @@ from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
 from ..supervisor import ClientStatus, ServiceStatus, SpareStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
+from ..varlink.peer import Peer
 from .link_status import is_link, remote_json
 
 DESCRIPTION = """\
@@ -71,10 +73,15 @@ class AdminMonitoring:
     def methods(self) -> dict[str, Method]:
         return {"Clients": self.clients, "Latencies": self.latencies, "Example": self.example, "Metrics": self.metrics}
 
+    def snapshot_for(self, peer: Peer) -> ServiceStatus:
+        """Return the status as this peer may see it."""
+        status = self._supervisor.snapshot()
+        return status if self._supervisor.access_policy.may_operate(peer) else without_others(status, peer.uid)
+
     async def clients(
         self, connection: Connection, parameters: dict[str, Any], fds: list[int]
     ) -> AsyncGenerator[Answer, None]:
-        clients = [client_json(client) for client in self._supervisor.snapshot().clients]
+        clients = [client_json(client) for client in self.snapshot_for(connection.peer).clients]
         for first in range(0, max(1, len(clients)), _CLIENTS_A_REPLY):
             page = clients[first : first + _CLIENTS_A_REPLY]
             yield Reply({"clients": page}, continues=first + _CLIENTS_A_REPLY < len(clients))
@@ -100,10 +107,16 @@ class AdminMonitoring:
     ) -> AsyncGenerator[Answer, None]:
         from .metrics import openmetrics  # on demand: the import takes a tenth of a second
 
-        text = openmetrics(self._supervisor.snapshot())
+        text = openmetrics(self.snapshot_for(connection.peer))
         for first in range(0, len(text), _TEXT_A_REPLY):
             piece = text[first : first + _TEXT_A_REPLY]
             yield Reply({"text": piece}, continues=first + _TEXT_A_REPLY < len(text))
+
+
+def without_others(status: ServiceStatus, uid: int) -> ServiceStatus:
+    """Return the status without the pid and the program of other users' clients: /proc may be closed to this user as well."""
+    clients = tuple(each if each.uid == uid else replace(each, pid=0, program="") for each in status.clients)
+    return replace(status, clients=clients)
 
 
 def status_json(status: ServiceStatus) -> dict[str, Any]:

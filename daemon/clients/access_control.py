@@ -2,6 +2,9 @@
 
 The rules are those of a message bus's policy: user and group ids that the settings allow. File modes are only as open as
 the policy needs; where the policy looks at credentials, the file lets every user connect and the refusal is an answer.
+
+The operators' socket has two kinds of peers. Operators (root, the daemon's own user, `admin_uids`) may call every method.
+Members of the service's group may look: they may call the methods that change nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +33,16 @@ class AccessPolicy:
         return "allow_uids" if uids is not None else "allow_gids"
 
     def admin_refusal(self, peer: Peer) -> str | None:
-        """Return the setting that denies this peer the operators' socket, or None."""
-        uids = self._config.admin_uids
-        return None if uids is None or peer.uid in uids or _is_own(peer) else "admin_uids"
+        """Return the setting that denies this peer the operators' socket, or None for one that may at least look."""
+        return None if self.may_operate(peer) or self._may_look(peer) else "admin_uids"
+
+    def may_operate(self, peer: Peer) -> bool:
+        """Return whether this peer may change the service, and so run code as the daemon's user."""
+        return _is_own(peer) or peer.uid in (self._config.admin_uids or ())
+
+    def _may_look(self, peer: Peer) -> bool:
+        # The group of the process, which systemd also gives to the sockets.
+        return self._config.serves_group and os.getgid() in peer.all_groups
 
     # File modes
 
@@ -46,7 +56,9 @@ class AccessPolicy:
 
     @property
     def admin_socket_mode(self) -> int:
-        return 0o600 if set(self._config.admin_uids or ()) <= {0, os.getuid()} else 0o666
+        if not set(self._config.admin_uids or ()) <= {0, os.getuid()}:
+            return 0o666
+        return 0o660 if self._config.serves_group else 0o600
 
     @property
     def directory_mode(self) -> int:

@@ -14,7 +14,7 @@ from shmserve.spin import SpinSetting
 from shmserve.toml_value import toml_value
 
 MIB = 1 << 20
-_LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 _DEVICE = re.compile(r"cpu(:0)?|cuda(:\d{1,3})?", re.ASCII)
@@ -100,7 +100,7 @@ class Config:
     #: Users and groups whose processes may be clients; None for both: every user who may open the socket.
     allow_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     allow_gids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
-    #: Users who may operate the service; None: every user who may open the operators' socket.
+    #: Users who may operate the service, beside root and its own; members of the group may look.
     admin_uids: tuple[int, ...] | None = field(default=None, metadata=_of(UIDS, reloadable=True))
     max_clients: int = field(default=64, metadata=_of(INTEGER, 1, 256))
     max_slots: int = field(default=16, metadata=_of(INTEGER, 1, 64, reloadable=True))
@@ -180,9 +180,9 @@ class Config:
             raise ConfigError(f'wake_ahead = {toml_value(self.wake_ahead)} must be "auto" or "off"', "wake_ahead")
         if self.standby not in ("previous", "loaded"):
             raise ConfigError(f'standby = {toml_value(self.standby)} must be "previous" or "loaded"', "standby")
-        if self.log_level not in _LOG_LEVELS:
+        if self.log_level not in LOG_LEVELS:
             raise ConfigError(
-                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, _LOG_LEVELS))}",
+                f"log_level = {toml_value(self.log_level)} must be one of {', '.join(map(toml_value, LOG_LEVELS))}",
                 "log_level",
             )
         for module in self.preload:

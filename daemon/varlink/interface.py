@@ -17,6 +17,7 @@ from shmserve.varlink import (
     METHOD_NOT_FOUND,
     METHOD_NOT_IMPLEMENTED,
     NAME_LIMIT,
+    PERMISSION_DENIED,
     Call,
     Reply,
     VarlinkError,
@@ -65,6 +66,10 @@ Reply without it is the last. If it ends without one, an empty reply is the last
 """
 
 
+def _refuse_nobody(peer: Peer, method: str) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Interface:
     """`description` is the interface's .varlink text (https://varlink.org/Interface-Definition)."""
@@ -72,6 +77,8 @@ class Interface:
     name: str
     description: str
     methods: Mapping[str, Method] = field(default_factory=dict)
+    #: Returns the setting that denies a peer this method of the interface, or None. It is asked for each call.
+    refusal: Callable[[Peer, str], str | None] = _refuse_nobody
 
     def __post_init__(self) -> None:
         if re.findall(r"^interface\s+(\S+)", self.description, re.MULTILINE) != [self.name]:
@@ -114,6 +121,7 @@ class InterfaceTable:
     ) -> AsyncGenerator[tuple[bytes, tuple[int, ...]], None]:
         """Each reply's bytes and descriptors, now the caller's to close. The last is the last that the peer gets."""
         try:
+            self._check_permission(call, connection.peer, log)
             async with aclosing(self._answers(call, connection, fds)) as answers:
                 async for reply in answers:
                     yield _encoded(reply)
@@ -146,6 +154,13 @@ class InterfaceTable:
                 if not reply.continues:
                     return
         yield Reply()
+
+    def _check_permission(self, call: Call, peer: Peer, log: ProvokedLog) -> None:
+        interface = self._interface(call.interface)
+        setting = interface.refusal(peer, call.name) if call.name in interface.methods else None
+        if setting is not None:
+            log.warning("refusing %s to %s, which may only look: %s does not name this user", call.name, peer, setting)
+            raise VarlinkError(PERMISSION_DENIED, {"setting": setting, "method": call.method})
 
     def _find(self, call: Call) -> Method:
         interface = self._interface(call.interface)
@@ -205,8 +220,8 @@ error MethodNotImplemented (method: string)
 # A parameter is missing, of the wrong type, or has a value that is not allowed.
 error InvalidParameter (parameter: string)
 
-# The service does not serve this user; `setting` is the one that would have to name it.
-error PermissionDenied (setting: string)
+# The service does not serve this user, or with `method` not this call; `setting` is the one that would have to name the user.
+error PermissionDenied (setting: string, method: ?string)
 
 # The method answers with several replies and must be called with 'more'.
 error ExpectedMore ()

@@ -33,16 +33,19 @@ class VarlinkServer:
         interfaces: Iterable[Interface],
         *,
         refusal: Callable[[Peer], str | None],
+        is_reserved: Callable[[Peer], bool] = lambda peer: False,
         limits: ConnectionLimits | None = None,
         log: logging.Logger | None = None,
     ) -> None:
         """Take over `listener`, whose path stays the caller's to unlink.
 
-        `refusal` names the setting that keeps a peer out, or None for one that is served.
+        `refusal` names the setting that keeps a peer out, or None for one that is served. Peers for whom `is_reserved`
+        have as many connections to themselves as the others have together.
         """
         self._listener = listener
         self._table = InterfaceTable(info, interfaces)
         self._refusal = refusal
+        self._is_reserved = is_reserved
         self._limits = limits or ConnectionLimits()
         self._log = ProvokedLog(log or logging.getLogger(__name__))
         self._connections: dict[int, ServerConnection] = {}
@@ -128,7 +131,10 @@ class VarlinkServer:
         peer = Peer.of(sock)
         refusal = self._refusal_of(peer)
         # Rejected connections do not count against the limit: they have a separate quota.
-        alike = [held for held in self._connections.values() if (held.refusal is None) == (refusal is None)]
+        quota = (refusal is None, self._is_reserved(peer))
+        alike = [
+            held for held in self._connections.values() if (held.refusal is None, self._is_reserved(held.peer)) == quota
+        ]
         of_uid = sum(held.peer.uid == peer.uid for held in alike)
         limits = self._limits
         for count, limit in (

@@ -355,13 +355,13 @@ def test_sockets_and_directory_are_the_users_alone(echo: Daemon) -> None:
     assert modes == {echo.name: 0o700, "client.sock": 0o600, "admin.sock": 0o600, "lock": 0o600}
 
 
-def test_a_groups_sockets_are_the_groups_but_for_the_admins(start_daemon: Callable[..., Daemon]) -> None:
+def test_a_groups_sockets_are_the_groups(start_daemon: Callable[..., Daemon]) -> None:
     daemon = start_daemon("echo", config="group_clients = true\n", arguments=("--transport", "named"))
     with daemon.client() as client:
         client.infer({"x": 1})
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in daemon.service_dir.iterdir()}
         shared = sorted(stat.S_IMODE(os.stat(f"/dev/shm/{name}").st_mode) for name in daemon.names_in_shm())
 
-    assert modes["client.sock"] == 0o660 and modes["admin.sock"] == 0o600
+    assert modes["client.sock"] == modes["admin.sock"] == 0o660
     # Both doorbells and the requests are written by clients, the replies only read.
     assert shared == [0o640, 0o660, 0o660, 0o660]

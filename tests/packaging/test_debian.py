@@ -156,6 +156,7 @@ def test_a_package_is_built_with_the_units_in_place_and_its_programs_run(tmp_pat
         "usr/bin/shmserve-admin",
         "usr/lib/sysusers.d/shmserve.conf",
         "usr/lib/tmpfiles.d/shmserve.conf",
+        "usr/lib/systemd/catalog/shmserve.catalog",
         "usr/share/man/man1/shmserve-admin-update-model.1.gz",
         "usr/share/doc/shmserve/README.Debian",
         "etc/default/shmserve",

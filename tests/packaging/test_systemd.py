@@ -17,6 +17,7 @@ import pytest
 
 from shmserve.client import ShmClient
 from shmserve.daemon.config.sources import Settings
+from shmserve.daemon.host.logging import SERVING
 from shmserve.daemon.host.socket_activation import ActivationError, listen_fds
 from tests.support import watchdog
 from tests.support.daemon_process import SHMSERVED, Daemon, environment
@@ -174,6 +175,37 @@ def test_the_service_and_both_sockets_are_enabled(tmp_path: Path) -> None:
         "sockets.target.wants/shmserved@arm.socket",
         "sockets.target.wants/shmserved-admin@arm.socket",
     }
+
+
+def test_the_catalog_explains_every_message_id_of_the_code_and_the_page_lists_them() -> None:
+    source = (REPOSITORY / "daemon/host/logging.py").read_text()
+    ids = set(re.findall(r'^[A-Z_]+ = "([0-9a-f]{32})"$', source, re.MULTILINE))
+    catalog = (UNITS / "shmserve.catalog").read_text()
+    entries = re.split(r"^-- ", catalog, flags=re.MULTILINE)[1:]
+
+    assert len(ids) >= 4 and SERVING in ids
+    assert {entry.partition("\n")[0] for entry in entries} == ids
+    assert len(entries) == len(ids)
+    page = (REPOSITORY / "docs/operating.md").read_text()
+    assert set(re.findall(r"^\| `([0-9a-f]{32})` \|", page, re.MULTILINE)) == ids
+    for entry in entries:
+        head, _, text = entry.partition("\n\n")
+        assert re.search(r"^Subject: \S.*\nDefined-By: shmserve\nDocumentation: ", head, re.MULTILINE)
+        assert len(text.strip()) > 200, "what it means, and what to do"
+        for page_name in re.findall(r"man:(\S+)\(1\)", head):
+            assert (REPOSITORY / f"man/{page_name}.1").exists(), page_name
+
+
+@needs_systemd
+def test_an_installed_catalog_is_in_the_database_of_journalctl(tmp_path: Path) -> None:
+    installed(tmp_path)
+
+    listed = subprocess.run(
+        ["journalctl", f"--root={tmp_path}", "--list-catalog"], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert (listed.stdout.count("shmserve: "), listed.stderr) == (4, "")
+    assert f"{SERVING} shmserve: A model began to serve" in listed.stdout
 
 
 def test_real_time_is_a_drop_in_of_this_service(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import final
 
 import pytest
@@ -20,9 +21,9 @@ _END_LIMIT_S = 80.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root: run the tests as root")
 
 
-def become(uid: int = UID) -> None:
-    """Give up root for good, with every group. What is to be imported was imported before: the new user may not."""
-    os.setgroups([])
+def become(uid: int = UID, groups: Sequence[int] = ()) -> None:
+    """Give up root for good, with every group but these. What is to be imported was imported before: the new user may not."""
+    os.setgroups(groups)
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
 

@@ -60,6 +60,26 @@ def test_every_command_shows_examples_that_it_takes(name: str) -> None:
         parsed(COMMANDS[words[0]], words[0], words[1:])
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["shmserve-admin", "udpate-model"], "No such command 'udpate-model'. Did you mean 'update-model'?"),
+        (["shmserve-admin", "--nmae", "arm", "status"], "No such option '--nmae'. Did you mean '--name'?"),
+        (["shmserve-admin", "status", "--jsno"], "No such option '--jsno'. Did you mean '--json'?"),
+        (["shmserved", "--devise", "cpu"], "No such option '--devise'. Did you mean '--device'?"),
+        (["shmserved", "--model_path", "m"], "No such option '--model_path'. Did you mean '--model-path'?"),
+        (["shmserved", "--log-level", "loud"], "'loud' is not one of 'debug', 'info', 'warning', 'error'."),
+        (["shmserved", "my_policy"], "shmserved takes options only. Give the package as --model-path DIR"),
+    ],
+)
+def test_a_near_miss_gets_a_hint(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        COMMANDS[words[0]](words[1:], prog_name=words[0])
+
+    assert raised.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
 def test_the_man_pages_match_the_help_output() -> None:
     checked = subprocess.run(
         [sys.executable, REPOSITORY / "man/generate.py", "--check"],

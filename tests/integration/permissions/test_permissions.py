@@ -158,7 +158,7 @@ def test_without_the_setting_other_users_cannot_connect(echo: Daemon) -> None:
         (
             "group_clients = true",
             "named",
-            {"r": 0o755, "t": 0o750, "client.sock": 0o660, "admin.sock": 0o600, "shared": {0o640, 0o660}},
+            {"r": 0o755, "t": 0o750, "client.sock": 0o660, "admin.sock": 0o660, "shared": {0o640, 0o660}},
         ),
         (
             f"allow_uids = [{UID}]\nadmin_uids = [{UID}]",
