@@ -19,7 +19,7 @@ from ..ipc.release import RELEASE_MISMATCH
 from ..rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor import EngineStartError, ServiceStatus, Supervisor
+from ..supervisor import ActivityMonitor, EngineStartError, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
 from . import admin_config, admin_monitoring, admin_recording
 from .admin_config import AdminConfig
@@ -70,8 +70,16 @@ error Refused (reason: string, message: string)
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, rollout: Rollout, store: Store, settings: Settings) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        rollout: Rollout,
+        store: Store,
+        settings: Settings,
+        activity: ActivityMonitor,
+    ) -> None:
         self._supervisor = supervisor
+        self._activity = activity
         self._config = AdminConfig(NAME, settings, supervisor.config, supervisor.reloaded)
         self._monitoring = AdminMonitoring(supervisor)
         self._recording = AdminRecording(NAME, supervisor)
@@ -128,7 +136,11 @@ class AdminService:
         status = self._supervisor.snapshot()
         mismatch = [status.release_mismatch] if status.release_mismatch else []
         problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch, *link_problem(status.model)]
-        document = {**status_json(status), "rolled_back": self._rollout.rolled_back, "problems": problems}
+        document = {
+            **status_json(status, self._activity.until(status)),
+            "rolled_back": self._rollout.rolled_back,
+            "problems": problems,
+        }
         return {"status": fitted(document)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
