@@ -34,8 +34,7 @@ def watch_rates(target: Target, interval_s: float) -> None:
 
     def draw(connection: AdminConnection) -> RenderableType:
         latencies = connection.call("Latencies")
-        status = connection.call("Status")["status"]
-        return view.render(Sample(time.monotonic(), status, latencies["bounds_us"], latencies["stages"]))
+        return view.render(Sample(time.monotonic(), connection.status(), latencies["bounds_us"], latencies["stages"]))
 
     _watch(target, interval_s, draw)
 
