@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +38,45 @@ class FirstThatFits:
             if Measurement.get(console, roomy, make(_TEXT_WIDTH)).maximum <= options.max_width:
                 break
         return make(None)
+
+
+class RowsThatFit:
+    """A table between two other parts of a screen, with as many rows as the terminal has lines for."""
+
+    def __init__(
+        self,
+        above: RenderableType,
+        rows: int,
+        table: Callable[[int], RenderableType],
+        below: RenderableType,
+        *,
+        fills_screen: bool,
+    ) -> None:
+        """`table` makes it with that many of the `rows`; with fewer it has a line more, which says how many are missing.
+
+        With `fills_screen` the parts stay on the screen; else they scroll, and have all rows.
+        """
+        self._fills_screen = fills_screen
+        self._above = above
+        self._rows = rows
+        self._table = table
+        self._below = below
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = self._rows
+        if self._fills_screen:
+
+            def lines(part: RenderableType) -> int:
+                return len(console.render_lines(part, options.reset_height(), pad=False))
+
+            missing = lines(self._above) + lines(self._table(shown)) + lines(self._below) - console.height
+            if missing > 0:
+                shown = max(0, shown - missing)
+                if lines(self._table(shown)) + missing > lines(self._table(self._rows)):
+                    shown = max(0, shown - 1)  # for the line that says how many are missing
+        yield self._above
+        yield self._table(shown)
+        yield self._below
 
 
 def without(columns: Collection[str], *left_out: str) -> list[list[str]]:

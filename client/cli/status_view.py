@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from shmserve.contract_meaning import summary
+from shmserve.shortened import shortened
 
 from .gpu import gpu_line
 from .quantities import TimeUnit, clock, duration, memory, percent, time_unit
-from .responsive_table import FirstThatFits, rows_table, without
+from .responsive_table import FirstThatFits, RowsThatFit, rows_table, without
 from .wait_ready import STEP_VERBS, amount
 
 #: Between two requests an engine's heartbeat is never this old.
@@ -24,6 +25,8 @@ _QUIET_S = 5.0
 _BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
 #: An engine that works on requests for more than this share of the time has little room for more.
 BUSY = 0.9
+#: Characters of a refused update's reason that the screen shows; `versions` has all of it.
+_REFUSAL_TEXT = 400
 #: Fields of a contract that the screen shows.
 _CONTRACT_LINES = 12
 #: Styles of the states; the colours are the terminal's own, so that they suit a dark and a light background.
@@ -52,7 +55,7 @@ def spare_text(spare: Mapping[str, Any]) -> str:
     """Return the state of the spare engine in words.
 
     >>> spare_text({"state": "ready", "memory_bytes": 156_237_824, "reason": None, "uses": 2})
-    'ready, 149 MiB, used 2 times'
+    'ready, 149 MiB, used for 2 engines'
     >>> spare_text({"state": "no memory", "memory_bytes": None, "reason": "the machine has less", "uses": 0})
     'no memory: the machine has less'
     """
@@ -60,7 +63,7 @@ def spare_text(spare: Mapping[str, Any]) -> str:
     if spare["memory_bytes"] is not None:
         text += f", {memory(spare['memory_bytes'])}"
     if spare["uses"]:
-        text += f", used {spare['uses']} times"
+        text += f", used for {spare['uses']} engine{'s' if spare['uses'] > 1 else ''}"
     return f"{text}: {spare['reason']}" if spare["reason"] else text
 
 
@@ -76,17 +79,21 @@ def remote_text(remote: dict[str, Any], counts: dict[str, int]) -> str:
     return f"{remote['application']} {remote['version']}, {remote['source']} answers  {told}"
 
 
-def render(status: dict[str, Any]) -> RenderableType:
-    """Return the screen."""
-    parts: list[RenderableType] = [_summary(status)]
-    if status["clients"]:
-        parts += ["", heading("clients"), clients_table(status["clients"])]
-        hidden = status["clients_total"] - len(status["clients"])
-        if hidden:
-            parts.append(Text(f"and {hidden} more: shmserve-admin clients", style="dim"))
-    if latency := _latency(status):
-        parts += ["", *latency]
-    return Group(*parts)
+def render(status: dict[str, Any], *, fills_screen: bool = False) -> RenderableType:
+    """Return the screen; with `fills_screen` with as many clients as there is room for."""
+    latency = _latency(status)
+    above = Group(_summary(status), *(["", *latency] if latency else []))
+    if not status["clients"]:
+        return above
+
+    def clients(shown: int) -> RenderableType:
+        hidden = status["clients_total"] - shown
+        more = [Text(f"and {hidden} more clients: shmserve-admin clients", style="dim")] if hidden else []
+        if not shown:
+            return Group(*more)
+        return Group("", heading("clients"), clients_table(status["clients"][:shown]), *more)
+
+    return RowsThatFit(above, len(status["clients"]), clients, Group(), fills_screen=fills_screen)
 
 
 def advice(status: Mapping[str, Any]) -> str | None:
@@ -183,6 +190,9 @@ def troubles(status: Mapping[str, Any]) -> list[tuple[str, Text]]:
         found.append(("do", Text(to_do, style="yellow")))
     if status["rolled_back"]:
         found.append(("rolled back", Text(status["rolled_back"], style="red")))
+    if refused := status["refused"]:
+        reason = shortened(refused["message"], _REFUSAL_TEXT)
+        found.append(("not updated", Text(f"{duration(refused['ago_s'])} ago: {reason}", style="yellow")))
     found += [("problem", Text(problem, style="red")) for problem in status["problems"]]
     return found + [("gpu warning", Text(each, "yellow")) for each in (model.get("gpu") or {}).get("warnings", ())]
 
@@ -278,10 +288,10 @@ def _style(uid: int) -> str:
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     """Return a table with a line for each client."""
     rows = [_client_cells(client) for client in clients]
-    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last, s ago", "attached, h:min:s")
+    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last (s ago)", "attached (h:min:s)")
     return FirstThatFits(
         partial(_table, names, rows)
-        for names in without(columns, "attached, h:min:s", "slots", "pid", "uid", "last, s ago", "program")
+        for names in without(columns, "attached (h:min:s)", "slots", "pid", "uid", "last (s ago)", "program")
     )
 
 
@@ -294,8 +304,8 @@ def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
         "slots": str(client["slots"]),
         "served": f"{client['served']:,}",
         "errors": Text(f"{client['errors']:,}", style="red" if client["errors"] else ""),
-        "last, s ago": "-" if client["last_s"] is None else f"{client['last_s']:,.1f}",
-        "attached, h:min:s": clock(client["attached_s"]),
+        "last (s ago)": "-" if client["last_s"] is None else f"{client['last_s']:,.1f}",
+        "attached (h:min:s)": clock(client["attached_s"]),
     }
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .gpu import gpu_line
 from .quantities import duration, memory, percent, time_unit
-from .responsive_table import FirstThatFits, rows_table, without
+from .responsive_table import FirstThatFits, RowsThatFit, rows_table, without
 from .status_view import BUSY, ENDINGS, STATE_STYLES, heading, latency_text, over_text, period_us, remote_text, troubles
 from .wait_ready import STEP_VERBS, amount
 
@@ -107,7 +107,9 @@ def sparkline(values: Sequence[float]) -> str:
 class TopView:
     """Draws the latest sample against the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fills_screen: bool) -> None:
+        """With `fills_screen` a screen has as many clients as there is room for."""
+        self._fills_screen = fills_screen
         self._before: Sample | None = None
         self._rates: dict[Any, deque[float]] = {}
         self._latencies: dict[str, deque[float]] = {}
@@ -121,7 +123,7 @@ class TopView:
         if before is None:
             return Group(*head, Text("sampling...", style="dim"))
         change = Change.between(before, sample)
-        return Group(
+        above = Group(
             *head,
             _totals(change),
             _engine(sample.status, change),
@@ -129,12 +131,11 @@ class TopView:
             "",
             *self._stages(change, period_us(sample.status["model"])),
             "",
-            *self._clients(before, sample, change.seconds),
-            Text(
-                f"of the last {change.seconds:.1f} s; a history has {_HISTORY} samples at most, from 0 to `highest`; q quits",
-                style="dim",
-            ),
         )
+        span = f"of the last {change.seconds:.1f} s; histories: {_HISTORY} samples, 0 to highest; q quits"
+        rows = self._clients(before, sample, change.seconds)
+        table = partial(_clients_table, rows, sample.status["clients_total"])
+        return RowsThatFit(above, len(rows), table, Text(span, style="dim"), fills_screen=self._fills_screen)
 
     def _stages(self, change: Change, limit_us: float | None) -> list[RenderableType]:
         names = ("p50", "p90", "p99")
@@ -160,12 +161,13 @@ class TopView:
         columns = ("stage", "requests", *names, "p50 history", "highest")
         shown: list[RenderableType] = [
             heading(f"time in the service, {unit.name}"),
-            _fitting(rows, columns, "p50 history", "highest", "requests", "p90"),
+            _fitting(rows, columns, "p50 history", "requests", "p90"),
         ]
         is_over = limit_us is not None and any(us is not None and us > limit_us for us in found.get("total", ()))
         return [*shown, over_text(limit_us)] if is_over and limit_us is not None else shown
 
-    def _clients(self, before: Sample, sample: Sample, seconds: float) -> list[RenderableType]:
+    def _clients(self, before: Sample, sample: Sample, seconds: float) -> list[dict[str, str | Text]]:
+        """Return a row for each client, the busiest first."""
         then = {(client["id"], client["pid"]): client for client in before.status["clients"]}
         rates: dict[Any, deque[float]] = {}
         rows = []
@@ -179,7 +181,7 @@ class TopView:
             history.append(served)
             rows.append((served, client, errors, history))
         self._rates = rates
-        cells: list[dict[str, str | Text]] = [
+        return [
             {
                 "client": str(client["id"]),
                 "program": Text(client["program"]),
@@ -192,14 +194,16 @@ class TopView:
             }
             for served, client, errors, history in sorted(rows, key=lambda row: -row[0])
         ]
-        hidden = sample.status["clients_total"] - len(sample.status["clients"])
-        if hidden:
-            cells.append({"program": f"and {hidden} more"})
-        columns = ("client", "program", "uid", "requests/s", "errors/s", "total", "rate history", "highest")
-        if not cells:
-            return [Text("no clients", style="dim")]
-        table = _fitting(cells, columns, "rate history", "highest", "uid", "total", "errors/s", "program")
-        return [heading("clients"), table]
+
+
+def _clients_table(rows: Sequence[Mapping[str, str | Text]], total: int, shown: int) -> RenderableType:
+    """Return a table with the first rows, and how many clients are missing."""
+    if not rows:
+        return Text("no clients", style="dim")
+    columns = ("client", "program", "uid", "requests/s", "errors/s", "total", "rate history", "highest")
+    table = _fitting(rows[:shown], columns, "rate history", "uid", "total", "errors/s", "program")
+    more = [Text(f"and {total - shown} more: shmserve-admin clients", style="dim")] if total > shown else []
+    return Group(heading("clients"), table, *more)
 
 
 def _head(sample: Sample) -> list[RenderableType]:
@@ -253,12 +257,15 @@ def _gpu(status: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _fitting(
-    rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, *rest: str
+    rows: Sequence[Mapping[str, str | Text]], columns: Sequence[str], history: str, first: str, *rest: str
 ) -> FirstThatFits:
-    """Return tables with all columns; narrower ones shorten the `history`, drop it, then drop the `rest` one by one."""
+    """Return tables with all columns; narrower ones shorten the `history`, drop `first`, the history, then the `rest`."""
     make = partial(_table, rows, history)
     shorter = [partial(make, columns, bars) for bars in (_HISTORY, _HISTORY // 2, _HISTORY // 4)]
-    return FirstThatFits([*shorter, *(partial(make, names, 0) for names in without(columns, history, *rest)[2:])])
+    _, without_first, _, *fewer = without(columns, first, history, "highest", *rest)
+    return FirstThatFits(
+        [*shorter, partial(make, without_first, _HISTORY // 4), *(partial(make, names, 0) for names in fewer)]
+    )
 
 
 def _table(
@@ -271,7 +278,10 @@ def _table(
     """Return a table with these columns of the rows, and the latest `bars` of the `history`."""
     table = rows_table(names, ("stage", "client", "program", "uid", history), text_width)
     for row in rows:
-        cells = (row.get(name, "") for name in names)
-        shown = (cell[-bars:] if name == history else cell for name, cell in zip(names, cells, strict=True))
+        cells = (row[name] for name in names)
+        # Of equal width from the first sample on, so that no column moves.
+        shown = (
+            str(cell)[-bars:].rjust(bars) if name == history else cell for name, cell in zip(names, cells, strict=True)
+        )
         table.add_row(*shown, style="bold" if row.get("stage") == "total" else "")
     return table

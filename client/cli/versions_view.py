@@ -17,12 +17,12 @@ from .responsive_table import FirstThatFits, bare_table, without
 def render(versions: list[dict[str, Any]]) -> RenderableType:
     """Return a line for each version, the latest first."""
     rows = [_cells(version) for version in versions]
-    columns = ["version", "", "sent", "release", "size, MB", "served", "device", "source", "note"]
+    columns = ["version", "", "sent", "release", "size (MB)", "served", "device", "source", "note"]
     if not any(version["release"] for version in versions):
         columns.remove("release")
     return FirstThatFits(
         partial(_table, names, rows)
-        for names in without(columns, "size, MB", "device", "release", "sent", "served", "source")
+        for names in without(columns, "size (MB)", "device", "release", "sent", "served", "source")
     )
 
 
@@ -36,7 +36,7 @@ def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
         "": _role(version),
         "sent": time.strftime("%Y-%m-%d %H:%M", time.localtime(version["added_s"])),
         "release": str(version["release"] or "-"),
-        "size, MB": f"{version['size_bytes'] / 1e6:,.3f}" if version["size_bytes"] is not None else "-",
+        "size (MB)": f"{version['size_bytes'] / 1e6:,.3f}" if version["size_bytes"] is not None else "-",
         "served": f"{version['served']:,}",
         "device": version["device"] or "-",
         "source": Text(version["source"]),
@@ -47,7 +47,7 @@ def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
 def _table(names: Sequence[str], rows: Sequence[dict[str, str | Text]], text_width: int | None) -> Table:
     table = bare_table()
     for name in names:
-        number, text = name in ("release", "size, MB", "served"), name in ("source", "note")
+        number, text = name in ("release", "size (MB)", "served"), name in ("source", "note")
         table.add_column(
             name,
             justify="right" if number else "left",

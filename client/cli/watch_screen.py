@@ -25,12 +25,12 @@ def watch_status(target: Target, *, as_json: bool) -> None:
     if as_json:
         _watch_printed(target, 1.0, lambda connection: print_json(connection.status()))
     else:
-        _watch(target, 1.0, lambda connection: render(connection.status()))
+        _watch(target, 1.0, lambda connection: render(connection.status(), fills_screen=sys.stdout.isatty()))
 
 
 def watch_rates(target: Target, interval_s: float) -> None:
     """Run `shmserve-admin top`."""
-    view = TopView()
+    view = TopView(fills_screen=sys.stdout.isatty())
 
     def draw(connection: AdminConnection) -> RenderableType:
         latencies = connection.call("Latencies")

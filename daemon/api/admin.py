@@ -85,6 +85,8 @@ class AdminService:
         self._recording = AdminRecording(NAME, supervisor)
         self._rollout = rollout
         self._store = store
+        #: When (time.monotonic()) and why the last update or rollback was refused; None if it was not.
+        self._refusal: tuple[float, str] | None = None
 
     def interface(self) -> Interface:
         methods: dict[str, Method] = {
@@ -115,7 +117,7 @@ class AdminService:
         name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
         log.info("update requested by %s", connection.peer)
         async with aclosing(
-            _step_replies(lambda report: self._rollout.update(fds[0], name, uid, options, report))
+            self._step_replies(lambda report: self._rollout.update(fds[0], name, uid, options, report))
         ) as replies:
             async for reply in replies:
                 yield reply
@@ -125,7 +127,7 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         version = optional(parameters, "version", str)
         log.info("rollback requested by %s", connection.peer)
-        async with aclosing(_step_replies(lambda report: self._rollout.rollback(version, report))) as replies:
+        async with aclosing(self._step_replies(lambda report: self._rollout.rollback(version, report))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -139,9 +141,46 @@ class AdminService:
         document = {
             **status_json(status, self._activity.until(status)),
             "rolled_back": self._rollout.rolled_back,
+            "refused": self._refused_json(),
             "problems": problems,
         }
         return {"status": fitted(document)}
+
+    async def _step_replies(
+        self, change: Callable[[ReportStep], Awaitable[dict[str, Any]]]
+    ) -> AsyncGenerator[Answer, None]:
+        """Yield the steps of an update or a rollback as replies; closing this generator cancels it."""
+        start_s = time.monotonic()
+        steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: the end
+
+        def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
+            elapsed_s = round(time.monotonic() - start_s, 4)
+            fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
+            return Reply(fields, continues=result is None)
+
+        task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
+        task.add_done_callback(lambda ended: steps.put_nowait(None))
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+            result = task.result()
+            self._refusal = None
+            yield reply("done", {}, result)
+        except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
+            log.warning("the model is not replaced: %s", error)
+            message = shortened(str(error), MESSAGE_TEXT)
+            self._refusal = time.monotonic(), message
+            raise VarlinkError(f"{NAME}.Refused", {"reason": _reason(error), "message": message}) from error
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    def _refused_json(self) -> dict[str, Any] | None:
+        """Return why the last update or rollback was refused, and how long ago."""
+        if self._refusal is None:
+            return None
+        at_s, message = self._refusal
+        return {"message": message, "ago_s": round(time.monotonic() - at_s, 1)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
@@ -166,32 +205,6 @@ class AdminService:
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._supervisor.stop()
         return {}
-
-
-async def _step_replies(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
-    """Yield the steps of an update or a rollback as replies; closing this generator cancels it."""
-    start_s = time.monotonic()
-    steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: the end
-
-    def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
-        elapsed_s = round(time.monotonic() - start_s, 4)
-        fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
-        return Reply(fields, continues=result is None)
-
-    task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
-    task.add_done_callback(lambda ended: steps.put_nowait(None))
-    try:
-        while (step := await steps.get()) is not None:
-            yield step
-        yield reply("done", {}, task.result())
-    except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
-        log.warning("the model is not replaced: %s", error)
-        raise VarlinkError(
-            f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
-        ) from error
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
 
 
 def _reason(error: Exception) -> str:

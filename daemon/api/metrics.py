@@ -24,7 +24,8 @@ from ..ipc.stats import Distribution
 from ..supervisor import ServiceState, ServiceStatus, SpareState
 from .link_status import REMOTE_COUNTERS, is_link, remote_json
 
-_ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
+#: How a request ends.
+ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
 _BUCKETS_A_LINE = 8
 
@@ -92,7 +93,7 @@ class _Service(Collector):
     def _requests(self) -> Iterator[Metric]:
         counted = self._status.counters
         requests = CounterMetricFamily("shmserve_requests", "Requests by how they ended.", labels=["result"])
-        for ending in _ENDINGS:
+        for ending in ENDINGS:
             requests.add_metric([ending], counted[ending])
         yield requests
         yield _counter("shmserve_resets", "Episodes that clients began.", counted["resets"])
