@@ -56,6 +56,7 @@ class _Service(Collector):
 
     def _state(self) -> Iterator[Metric]:
         status = self._status
+        yield _gauge("shmserve_up", "1 while a daemon answers.", 1)
         daemon = {"release": __version__, "transport": status.transport}
         yield InfoMetricFamily("shmserve", "The daemon.", daemon)
         state = StateSetMetricFamily("shmserve_state", "State of the service; one of them is 1.")
