@@ -65,7 +65,9 @@ def metrics(target: Target, textfile: Path | None) -> None:
     except ServiceUnavailable:
         if textfile is not None:
             # Not the last figures of a daemon that is gone, as if it were ready.
-            write_whole(textfile, f'# HELP {_UP}\n# TYPE shmserve_up gauge\nshmserve_up{{service="{target.name}"}} 0.0\n')
+            write_whole(
+                textfile, f'# HELP {_UP}\n# TYPE shmserve_up gauge\nshmserve_up{{service="{target.name}"}} 0.0\n'
+            )
         raise
     if textfile is None:
         print(text, end="")

@@ -88,12 +88,17 @@ def render(status: dict[str, Any], *, fills_screen: bool = False) -> RenderableT
 
     def clients(shown: int) -> RenderableType:
         hidden = status["clients_total"] - shown
-        more = [Text(f"and {hidden} more clients: shmserve-admin clients", style="dim")] if hidden else []
+        more = [more_clients(hidden)] if hidden else []
         if not shown:
             return Group(*more)
         return Group("", heading("clients"), clients_table(status["clients"][:shown]), *more)
 
     return RowsThatFit(above, len(status["clients"]), clients, Group(), fills_screen=fills_screen)
+
+
+def more_clients(hidden: int) -> Text:
+    """Return where the clients are that have no row."""
+    return Text(f"and {hidden} more clients: shmserve-admin clients", style="dim")
 
 
 def advice(status: Mapping[str, Any]) -> str | None:

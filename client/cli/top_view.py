@@ -15,7 +15,18 @@ from rich.text import Text
 from .gpu import gpu_line
 from .quantities import duration, memory, percent, time_unit
 from .responsive_table import FirstThatFits, RowsThatFit, rows_table, without
-from .status_view import BUSY, ENDINGS, STATE_STYLES, heading, latency_text, over_text, period_us, remote_text, troubles
+from .status_view import (
+    BUSY,
+    ENDINGS,
+    STATE_STYLES,
+    heading,
+    latency_text,
+    more_clients,
+    over_text,
+    period_us,
+    remote_text,
+    troubles,
+)
 from .wait_ready import STEP_VERBS, amount
 
 _HISTORY = 40
@@ -202,8 +213,7 @@ def _clients_table(rows: Sequence[Mapping[str, str | Text]], total: int, shown: 
         return Text("no clients", style="dim")
     columns = ("client", "program", "uid", "requests/s", "errors/s", "total", "rate history", "highest")
     table = _fitting(rows[:shown], columns, "rate history", "uid", "total", "errors/s", "program")
-    more = [Text(f"and {total - shown} more: shmserve-admin clients", style="dim")] if total > shown else []
-    return Group(heading("clients"), table, *more)
+    return Group(heading("clients"), table, *([more_clients(total - shown)] if total > shown else []))
 
 
 def _head(sample: Sample) -> list[RenderableType]:
