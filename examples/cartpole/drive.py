@@ -47,7 +47,10 @@ class Drive:
         return int(self.missed_after.sum())
 
     def missed_by_answers(self, period_ms: float) -> int:
-        """Return how many beats were missed because an answer took longer than a period; the robot's own work took the others."""
+        """Return how many beats were missed because an answer took longer than a period.
+
+        The others were missed because the answer and the robot's own work took longer together.
+        """
         return int(self.missed_after[self.round_trip_ms > period_ms].sum())
 
     @property

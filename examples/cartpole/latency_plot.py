@@ -37,8 +37,8 @@ def plot_latency(drive: Drive, period_ms: float, path: Path) -> None:
     late = drive.missed_by_answers(period_ms)
     figure.suptitle(
         f"CartPole from camera frames: {len(drive.round_trip_ms)} requests of three 600 x 400 RGB frames\n"
-        f"{drive.missed} beats missed: {late} after a late answer, {drive.missed - late} because the robot's own work "
-        "(camera, physics) took longer than a period"
+        f"{drive.missed} beats missed: {late} after an answer later than a period, {drive.missed - late} because the answer and the "
+        "robot's own work (camera, physics) took longer together"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -49,7 +49,7 @@ def _draw_over_time(axes: Axes, drive: Drive, period_ms: float) -> None:
     axes.plot(drive.asked_s, drive.model_ms, ".", markersize=1, color="0.6", label="the model's part of it")
     axes.axhline(period_ms, color="tab:red", label=f"control period, {period_ms:g} ms")
     late = drive.round_trip_ms > period_ms
-    for marker, why, chosen in (("x", "after a late answer", late), ("|", "by the robot's own work", ~late)):
+    for marker, why, chosen in (("x", "after a late answer", late), ("|", "by answer and own work together", ~late)):
         beats = drive.asked_s[(drive.missed_after > 0) & chosen]
         if len(beats):
             # At the top, whatever the scale: (data, axes) coordinates.

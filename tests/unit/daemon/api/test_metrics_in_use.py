@@ -12,7 +12,7 @@ from shmserve.daemon.api.metrics import openmetrics
 from shmserve.daemon.host.process_usage import ProcessUsage
 from shmserve.daemon.ipc.stats import BUCKET_BOUNDS_US, Counter, Distribution, Stage
 from shmserve.daemon.supervisor import ClientStatus, ServiceState
-from tests.support.monitoring_files import RULES, dashboard, metrics_in, queries, rule_lines
+from tests.support.monitoring_files import FOLDER, RULES, dashboard, metrics_in, queries, rule_lines
 from tests.unit.daemon.supervisor.test_status import ENGINE, status
 
 #: Of node_exporter itself.
@@ -101,6 +101,16 @@ def test_the_state_panel_knows_every_state() -> None:
             f'{number} * shmserve_state{{service=~"$service", instance=~"$instance", shmserve_state="{name}"}}'
             in (panel["targets"][0]["expr"])
         )
+
+
+def test_the_page_lists_the_alerts_and_names_only_metrics_that_exist() -> None:
+    page = (FOLDER.parent / "monitoring.md").read_text()
+    metrics = known(full_text())
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics}
+
+    assert re.findall(r"^\| `(Shmserve\w+)` \|", page, re.MULTILINE) == re.findall(r"- alert: (\w+)", RULES.read_text())
+    named = set(re.findall(r"`(shmserve_\w+)`", page)) - {"shmserve_state"}
+    assert named - families == set() and len(named) > 15
 
 
 def test_every_alert_has_a_severity_and_says_what_happened_and_what_to_do() -> None:
