@@ -73,10 +73,10 @@ def remote_text(remote: dict[str, Any], counts: dict[str, int]) -> str:
     >>> counts = {"ok": 900, "failed": 0, "stale": 0, "late": 2, "down": 1, "busy": 0, "open": 40, "mismatch": 0}
     >>> link = {"application": "arm", "version": "3f9c2d17a0b14e55", "source": "remote"}
     >>> remote_text(link, {**counts, "switches": 6})
-    'arm 3f9c2d17a0b14e55, remote answers  ok 900, late 2, down 1, open 40, switches 6'
+    'arm 3f9c2d17a0b14e55, remote answers; since the start: ok 900, late 2, down 1, open 40, switches 6'
     """
     told = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "no request yet"
-    return f"{remote['application']} {remote['version']}, {remote['source']} answers  {told}"
+    return f"{remote['application']} {remote['version']}, {remote['source']} answers; since the start: {told}"
 
 
 def render(status: dict[str, Any], *, fills_screen: bool = False) -> RenderableType:
@@ -256,7 +256,7 @@ def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:
     """Return for how many requests the engine was awake ahead of them, and its cost; "" if it expected none.
 
     >>> _ahead({"wake_ahead": {"met": 2990, "missed": 10, "awake_s": 0.6}}, 60.0)
-    '2,990 requests met, 10 missed, 1.0 % of a processor'
+    '2,990 requests met, 10 missed, 1.0 % of a processor since the start'
     >>> _ahead({"wake_ahead": {"met": 0, "missed": 0, "awake_s": 0.0}}, 60.0)
     ''
     """
@@ -264,7 +264,7 @@ def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:
     if not found or not found["met"] + found["missed"]:
         return ""
     share = 100 * found["awake_s"] / uptime_s if uptime_s else 0.0
-    return f"{found['met']:,} requests met, {found['missed']:,} missed, {share:.1f} % of a processor"
+    return f"{found['met']:,} requests met, {found['missed']:,} missed, {share:.1f} % of a processor since the start"
 
 
 def _real_time(engine: Mapping[str, Any]) -> Text | None:
