@@ -37,8 +37,8 @@ def plot_latency(drive: Drive, period_ms: float, path: Path) -> None:
     late = drive.missed_by_answers(period_ms)
     figure.suptitle(
         f"CartPole from camera frames: {len(drive.round_trip_ms)} requests of three 600 x 400 RGB frames\n"
-        f"{drive.missed} beats missed: {late} after an answer later than a period, {drive.missed - late} because the answer and the "
-        "robot's own work (camera, physics) took longer together"
+        f"{drive.missed} beats missed: {late} after a late answer, {drive.missed - late} by answer and own work "
+        "(camera, physics) together"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
