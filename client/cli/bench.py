@@ -117,6 +117,6 @@ def _show(result: dict[str, Any]) -> None:
         show(Text(result["shortfall"], style="yellow"))
     for name, count in result["errors"].items():
         show(Text(f"{count:,} x {name}", style="red"))
-    print(use_text(result["use"]))
+    show(Text(use_text(result["use"])))
     rows = {"latency": result["latency_us"], **result["stages_us"]}
     show(times_table(rows, ("mean", "p50", "p90", "p99", "p99.9", "max"), "latency"))
