@@ -106,6 +106,7 @@ def _sections(
     if document.get("stages"):
         yield "## Where the time goes"
         yield f"![{PICTURES['stages.png']}](images/stages.png)"
+        yield "The stages are measured in a separate part of the run, so their sums differ from the medians of the tables above."
         yield shares_table(document["stages"]["workloads"])
         yield "[performance.md](performance.md) has the microseconds, and measures each step of a request."
     if document.get("scale"):
@@ -212,6 +213,7 @@ def _closed_loop(document: Document) -> Iterator[str]:
     yield multiples(document["closed_loop"], "client thread", "client_thread_cpu_us", (C_ASLEEP,))
     if DISTRIBUTION_OF in document["closed_loop"]:
         yield f"![{PICTURES['distribution.png']}](images/distribution.png)"
+        yield "The vertical axis is stretched towards 100 %, as in a plot of percentiles; each line ends with the slowest request of its way."
 
 
 def multiples(loops: dict[str, Any], what: str, key: str, floors: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, listen_fds
 from .packages.package import ModelPackage
 from .rollout import Rollout, choose_startup_version, open_store
-from .supervisor import EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
+from .supervisor import ActivityMonitor, EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
 from .varlink.connection import ConnectionLimits
 from .varlink.interface import ServiceInfo
 from .varlink.server import VarlinkServer, listen_unix
@@ -78,9 +78,10 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     rollout = Rollout(supervisor, store)
     watchdog = EngineWatchdog(supervisor)
     readiness = ReadinessNotifier(supervisor, notifier, watchdog)
+    activity = ActivityMonitor(supervisor.snapshot)
     loop = asyncio.get_running_loop()
     descriptors.raise_limit()
-    background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run())]
+    background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run(), activity.run())]
     for task in background:
         task.add_done_callback(_log_failure)
     try:
@@ -106,7 +107,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         admin = VarlinkServer(
             listener(ADMIN_SOCKET, access_policy.admin_socket_mode),
             _INFO,
-            [AdminService(supervisor, rollout, store, settings).interface()],
+            [AdminService(supervisor, rollout, store, settings, activity).interface()],
             refusal=access_policy.admin_refusal,
             is_reserved=access_policy.may_operate,
             limits=ConnectionLimits(connections=32, connections_per_uid=16, accept_fds=1),

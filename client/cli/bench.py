@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from shmserve.errors import ShmServeError
 
 from .click_types import Number
 from .exit_status import fail, with_exit_status
 from .observation import ObservationSource, observation_options
 from .target import Target, print_json, show
+
+if TYPE_CHECKING:
+    from .load_limit import Look
 
 
 @click.command()
@@ -50,13 +58,13 @@ def bench(
     """
     from .load import Load, LoadFailed
 
-    with target.connection() as connection:  # a missing daemon and a failed load have different exit statuses
-        state = connection.call("Status")["status"]["state"]
+    state = _status(target)["state"]  # a missing daemon and a failed load have different exit statuses
     if state not in ("ready", "updating"):
         fail(f"service {target.name!r} is {state}: shmserve-admin wait-ready")
     try:
         source = ObservationSource.of(observation)
-        result = Load(target.name, target.runtime_dir, clients, seconds, rate, source, timeout_s=timeout).run()
+        load = Load(target.name, target.runtime_dir, clients, seconds, rate, source, timeout_s=timeout)
+        result = load.run(lambda: _look(target))
     except LoadFailed:
         _expect_daemon(target)
         raise
@@ -70,32 +78,45 @@ def bench(
         fail("no request was answered")
 
 
+def _status(target: Target) -> dict[str, Any]:
+    with target.connection() as connection:
+        status: dict[str, Any] = connection.call("Status")["status"]
+    return status
+
+
+def _look(target: Target) -> Look:
+    """Return what the engine and the machine have done so far; nothing of an engine whose daemon has gone meanwhile."""
+    from .load_limit import Look
+
+    try:
+        status = _status(target)
+    except (ShmServeError, OSError):
+        status = {"engine": None}
+    return Look.of(time.monotonic(), status, Path("/proc/stat").read_text(), os.sysconf("SC_CLK_TCK"))
+
+
 def _expect_daemon(target: Target) -> None:
     """Report a daemon that has gone meanwhile as every other command does."""
     target.connection().open().close()
 
 
 def _show(result: dict[str, Any]) -> None:
+    from rich.text import Text
 
-    from .responsive_table import bare_table
-    from .status_view import micro
+    from .load_limit import use_text
+    from .times_table import times_table
 
     mode = f"{result['rate_hz']:g} a second each" if result["rate_hz"] else "one after the other"
     print(
         f"{result['clients']} {'client' if result['clients'] == 1 else 'clients'}, {mode}, {result['seconds']:.1f} s: "
-        f"{result['requests']} requests, {result['per_second']:.0f} a second"
+        f"{result['requests']:,} requests, {result['per_second']:,.0f} a second"
     )
     if result["clients"] > 1:
-        print(f"of one client: {result['fewest_by_a_client']} to {result['most_by_a_client']}")
+        print(f"of one client: {result['fewest_by_a_client']:,} to {result['most_by_a_client']:,}")
+    if result["shortfall"] is not None:
+        show(Text(result["shortfall"], style="yellow"))
     for name, count in result["errors"].items():
-        print(f"{count} x {name}")
-    table = bare_table()
-    table.add_column("")
-    names = ("mean", "p50", "p90", "p99", "p99.9", "max")
-    for name in names:
-        table.add_column(name, justify="right")
-    for title, summary in (("latency", result["latency_us"]), *result["stages_us"].items()):
-        if summary is not None:
-            style = "bold" if title == "latency" else ""
-            table.add_row(title, *(micro(summary[name]) for name in names), style=style)
-    show(table)
+        show(Text(f"{count:,} x {name}", style="red"))
+    show(Text(use_text(result["use"])))
+    rows = {"latency": result["latency_us"], **result["stages_us"]}
+    show(times_table(rows, ("mean", "p50", "p90", "p99", "p99.9", "max"), "latency"))

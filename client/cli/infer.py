@@ -172,7 +172,7 @@ def _show(result: Mapping[str, Any], action: Any) -> None:
     from shmserve.contract import entry_text, flatten_with_path
 
     from .responsive_table import bare_table
-    from .status_view import micro
+    from .times_table import times_table
 
     model = result["model"]
     print(
@@ -186,12 +186,4 @@ def _show(result: Mapping[str, Any], action: Any) -> None:
     show(entries)
     if result["clamped"]:
         print("numbers outside the range that the model declares were clamped")
-    times = bare_table()
-    columns = [*result["timing_us"]["round_trip"]]
-    times.add_column("time")
-    for title in columns:
-        times.add_column(title, justify="right")
-    for stage, summary in result["timing_us"].items():
-        style = "bold" if stage == "round_trip" else ""
-        times.add_row(stage.replace("_", " "), *(micro(summary[title]) for title in columns), style=style)
-    show(times)
+    show(times_table(result["timing_us"], [*result["timing_us"]["round_trip"]], "round_trip"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from shmserve.errors import ShmServeError
 
+from .load_limit import Look, Use, shortfall
 from .load_process import COLUMNS
 from .observation import ObservationSource
 from .target import progress_bar
@@ -46,8 +48,11 @@ class Load:
     warmup: int = 20
     timeout_s: float = 10.0
 
-    def run(self) -> dict[str, Any]:
-        """Run the load; return the result as `bench --json` prints it. Raises LoadFailed."""
+    def run(self, look: Callable[[], Look]) -> dict[str, Any]:
+        """Run the load; return the result as `bench --json` prints it. Raises LoadFailed.
+
+        `look` is called when the clients begin and when they have ended.
+        """
         order = {
             "name": self.name,
             "runtime_dir": self.runtime_dir,
@@ -66,14 +71,17 @@ class Load:
             begin_ns = time.monotonic_ns() + _HEAD_START_NS
             for process in processes:
                 _write(process, str(begin_ns))
-            self._show_progress(begin_ns, processes)
+            time.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / 1e9))
+            before = look()
+            self._wait(begin_ns, processes)
+            after = look()
             measured = [_measured(process) for process in processes]
-        return self._result(measured)
+        client_cpus = max(found["cpu_s"] / found["took_s"] for found, _ in measured)
+        result = self._result(measured) | {"use": Use.between(before, after, client_cpus).to_json()}
+        return result | {"shortfall": shortfall(result)}
 
-    def _show_progress(self, begin_ns: int, processes: list[subprocess.Popen[bytes]]) -> None:
-        """Show a progress bar on a terminal until the time is over or a client has ended."""
-        if not sys.stderr.isatty():
-            return
+    def _wait(self, begin_ns: int, processes: list[subprocess.Popen[bytes]]) -> None:
+        """Return when the time is over or a client has ended; show a progress bar on a terminal."""
         with progress_bar("asking", round(self.seconds, 1)) as progress:
             while (elapsed_s := (time.monotonic_ns() - begin_ns) / 1e9) < self.seconds:
                 progress(round(max(0.0, elapsed_s), 1))
@@ -108,6 +116,7 @@ class Load:
             "fewest_by_a_client": min(len(rows) for _, rows in measured),
             "most_by_a_client": max(len(rows) for _, rows in measured),
             "latency_us": _summary(columns["latency"]),
+            "round_trip_us": _summary(columns["round_trip"]),
             "stages_us": {name: _summary(values) for name, values in stages.items()},
         }
 

@@ -34,6 +34,7 @@ def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate
     rows: list[tuple[float, ...]] = []
     errors: dict[str, int] = {}
     due_ns = begin_ns
+    began_cpu_s = time.process_time()
     while (now_ns := time.monotonic_ns()) < end_ns:
         if now_ns < due_ns:
             if due_ns >= end_ns:
@@ -61,7 +62,7 @@ def ask(client: ShmClient, observation: Any, begin_ns: int, seconds: float, rate
             )
         due_ns += period_ns
     took_s = (time.monotonic_ns() - begin_ns) / 1e9
-    return {"rows": rows, "errors": errors, "took_s": took_s}
+    return {"rows": rows, "errors": errors, "took_s": took_s, "cpu_s": time.process_time() - began_cpu_s}
 
 
 def main() -> int:

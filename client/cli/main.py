@@ -285,6 +285,9 @@ def drain(target: Target) -> None:
     is_flag=True,
     help="Lock its memory and run it before other programs: see realtime.conf for the risk.",
 )
+@click.option(
+    "--metrics", is_flag=True, help="Write its metrics twice a minute, for node_exporter: see docs/monitoring.md."
+)
 @click.option("--no-start", is_flag=True, help="Enable it for the next boot without starting it now.")
 @click.option(
     "--root",
@@ -302,6 +305,7 @@ def install_service(
     device: str | None,
     jetson: bool,
     real_time: bool,
+    metrics: bool,
     no_start: bool,
     root: Path,
     dry_run: bool,
@@ -314,7 +318,9 @@ def install_service(
     """
     from .service_installation import Installation
 
-    installation = Installation(target.name, user, model_path, device, jetson, real_time, not no_start, root.absolute())
+    installation = Installation(
+        target.name, user, model_path, device, jetson, real_time, not no_start, metrics, root.absolute()
+    )
     if dry_run and target.as_json:
         files = {str(path): content for path, content in installation.files().items()}
         print_json({"files": files, "commands": installation.commands()})

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from shmserve.errors import ServiceUnavailable
 
 from .click_types import Number
 from .exit_status import with_exit_status
 from .target import Target, print_json, show
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+
+#: Name and text of the metric, as the daemon has them (daemon/api/metrics.py).
+_UP = "shmserve_up 1 while a daemon answers."
 
 
 @click.command()
@@ -41,17 +52,27 @@ def clients(target: Target) -> None:
 @click.pass_obj
 @with_exit_status
 def metrics(target: Target, textfile: Path | None) -> None:
-    """Print the metrics as OpenMetrics text, for Prometheus.
+    """Print the metrics as OpenMetrics text, or write them to a file for node_exporter.
+
+    The file is in Prometheus' own format. Without a daemon it says so: shmserve_up is 0 then.
 
     \b
     shmserve-admin metrics --textfile /var/lib/node_exporter/textfile/shmserve.prom
     """
-    with target.connection() as connection:
-        text = "".join(reply["text"] for reply in connection.call_more("Metrics", {}, timeout_s=10.0))
+    try:
+        with target.connection() as connection:
+            text = "".join(reply["text"] for reply in connection.call_more("Metrics", {}, timeout_s=10.0))
+    except ServiceUnavailable:
+        if textfile is not None:
+            # Not the last figures of a daemon that is gone, as if it were ready.
+            write_whole(
+                textfile, f'# HELP {_UP}\n# TYPE shmserve_up gauge\nshmserve_up{{service="{target.name}"}} 0.0\n'
+            )
+        raise
     if textfile is None:
         print(text, end="")
     else:
-        write_whole(textfile, without_end(text))
+        write_whole(textfile, older_format(text))
 
 
 @click.command()
@@ -69,13 +90,25 @@ def top(target: Target, interval: float) -> None:
     watch_rates(target, interval)
 
 
-def without_end(text: str) -> str:
-    """Return the text without OpenMetrics' last line: node_exporter reads the older format, where it is only a comment.
+def older_format(text: str) -> str:
+    """Return OpenMetrics text in Prometheus' own older format: node_exporter reads no other, and refuses its types.
 
-    >>> without_end("a 1\\n# EOF\\n")
-    'a 1\\n'
+    >>> print(older_format("# HELP arm A fact.\\n# TYPE arm info\\narm_info{a=\\"b\\"} 1\\n# EOF\\n"), end="")
+    # HELP arm_info A fact.
+    # TYPE arm_info gauge
+    arm_info{a="b"} 1.0
     """
-    return text.removesuffix("# EOF\n")
+    from prometheus_client import CollectorRegistry, generate_latest  # only here: the import takes a tenth of a second
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families
+    from prometheus_client.registry import Collector
+
+    class Parsed(Collector):
+        def collect(self) -> Iterator[Metric]:
+            yield from text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Parsed())
+    return generate_latest(registry).decode()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -106,7 +106,7 @@ def _show(recording: Recording, result: dict[str, Any]) -> None:
     from rich.text import Text
 
     from .responsive_table import bare_table
-    from .status_view import micro
+    from .times_table import times_table
 
     model = recording.about.get("model") or {}
     print(
@@ -131,11 +131,4 @@ def _show(recording: Recording, result: dict[str, Any]) -> None:
             Text(first.strip()),
         )
     show(table)
-    times = bare_table()
-    times.add_column("time")
-    for column in ("p50", "p90", "p99", "max"):
-        times.add_column(column, justify="right")
-    for name, summary in result["latency_us"].items():
-        if summary is not None:
-            times.add_row(name.replace("_", " "), *(micro(summary[column]) for column in ("p50", "p90", "p99", "max")))
-    show(times)
+    show(times_table(result["latency_us"], ("p50", "p90", "p99", "max")))

@@ -17,6 +17,7 @@ from shmserve.toml_value import toml_value
 #: The files of the repository's systemd/, which a wheel carries with it.
 _UNITS = Path(__file__).parent / "units"
 _SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET = "shmserved@.service", "shmserved@.socket", "shmserved-admin@.socket"
+_METRICS, _METRICS_TIMER = "shmserve-metrics@.service", "shmserve-metrics@.timer"
 #: Where a distribution's package has shmserve, and its units that start these programs (debian/).
 _PACKAGED = Path("/usr/lib/shmserve")
 _PACKAGED_PROGRAMS = Path("/usr/bin")
@@ -43,6 +44,8 @@ class Installation:
     jetson: bool = False
     real_time: bool = False
     start: bool = True
+    #: Write the service's metrics twice a minute, for node_exporter.
+    metrics: bool = False
     #: Write below this directory, for an image or a package; nothing is started then.
     root: Path = Path("/")
 
@@ -62,6 +65,11 @@ class Installation:
             raise InstallationRefused(
                 "--real-time is for the machine's service: systemd does not let one user's service raise its own limits. "
                 "Install it without --user"
+            )
+        if self.user and self.metrics:
+            raise InstallationRefused(
+                "--metrics is for the machine's service: node_exporter reads a folder of root's. For a service of one user run "
+                "`shmserve-admin metrics --textfile` from a timer of that user"
             )
         if self.user:
             return {**self._units(_user_home() / "systemd/user", _UNITS / "user"), **self._configuration()}
@@ -94,7 +102,8 @@ class Installation:
 
     def commands(self) -> list[list[str]]:
         """Return the commands that make systemd load and start the service."""
-        units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE)]
+        metrics = [_METRICS_TIMER] if self.metrics else []
+        units = [unit.replace("@", f"@{self.name}") for unit in (_CLIENT_SOCKET, _ADMIN_SOCKET, _SERVICE, *metrics)]
         has_catalog = not self.user and not _packaged()
         if self.root != Path("/"):
             return [
@@ -175,7 +184,8 @@ class Installation:
             return {}
         programs = {f"/usr/bin/{name}": _quoted(_program(name)) for name in ("shmserved", "shmserve-admin")}
         files = {}
-        for unit in (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET):
+        metrics = [_METRICS, _METRICS_TIMER] if self.metrics else []
+        for unit in (_SERVICE, _CLIENT_SOCKET, _ADMIN_SOCKET, *metrics):
             lines = (source / unit).read_text().splitlines()
             files[target / unit] = "\n".join(_with_programs(line, programs) for line in lines) + "\n"
         return files

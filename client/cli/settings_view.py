@@ -19,7 +19,7 @@ def render(settings: list[dict[str, Any]]) -> RenderableType:
     """Return a line for each setting; a narrow terminal keeps the value and drops the origin."""
     rows = [_cells(setting) for setting in settings]
     return FirstThatFits(
-        partial(_table, names, rows) for names in without(("setting", "value", "from", ""), "from", "")
+        partial(_table, names, rows) for names in without(("setting", "value", "from", "change"), "from", "change")
     )
 
 
@@ -33,7 +33,7 @@ def _cells(setting: dict[str, Any]) -> dict[str, Text]:
         "setting": Text(setting["key"]),
         "value": Text(words(setting["value"]), style=chosen),
         "from": Text(setting["origin"]),
-        "": note,
+        "change": note,
     }
 
 

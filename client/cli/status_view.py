@@ -12,64 +12,58 @@ from rich.table import Table
 from rich.text import Text
 
 from shmserve.contract_meaning import summary
+from shmserve.shortened import shortened
 
-from .responsive_table import FirstThatFits, rows_table, without
+from .gpu import gpu_line
+from .quantities import TimeUnit, clock, duration, memory, percent, time_unit
+from .responsive_table import FirstThatFits, RowsThatFit, rows_table, without
 from .wait_ready import STEP_VERBS, amount
 
 #: Between two requests an engine's heartbeat is never this old.
 _QUIET_S = 5.0
 #: The backend of the engine (shmserve/backend.py), as the screen names it.
 _BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
+#: An engine that works on requests for more than this share of the time has little room for more.
+BUSY = 0.9
+#: Characters of a refused update's reason that the screen shows; `versions` has all of it.
+_REFUSAL_TEXT = 400
 #: Fields of a contract that the screen shows.
 _CONTRACT_LINES = 12
-_STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as people read them.
-
-    >>> duration(0.0042), duration(12.34), duration(3700), duration(None)
-    ('4.2 ms', '12.3 s', '1 h 1 min', '-')
-    """
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days"
-
-
-def micro(value: float | None) -> str:
-    """Return microseconds as people read them.
-
-    >>> micro(12.34), micro(2500), micro(3_411_810), micro(None)
-    ('12.3 us', '2.50 ms', '3.41 s', '-')
-    """
-    if value is None:
-        return "-"
-    if value < 1000:
-        return f"{value:.1f} us"
-    return f"{value / 1000:.2f} ms" if value < 1e6 else f"{value / 1e6:.2f} s"
+#: Styles of the states; the colours are the terminal's own, so that they suit a dark and a light background.
+STATE_STYLES = {
+    "starting": "bold yellow",
+    "loading": "bold yellow",
+    "warming": "bold yellow",
+    "ready": "bold green",
+    "updating": "bold cyan",
+    "draining": "bold magenta",
+    "failed": "bold red",
+}
+#: Endings of a request other than with an answer, red where the service is to blame.
+ENDINGS = {
+    "failed": "red",
+    "rejected": "yellow",
+    "expired": "yellow",
+    "stale": "yellow",
+    "cancelled": "yellow",
+    "superseded": "yellow",
+    "lost": "red",
+}
 
 
 def spare_text(spare: Mapping[str, Any]) -> str:
     """Return the state of the spare engine in words.
 
     >>> spare_text({"state": "ready", "memory_bytes": 156_237_824, "reason": None, "uses": 2})
-    'ready, 149 MiB, used 2 times'
+    'ready, 149 MiB, used for 2 engines'
     >>> spare_text({"state": "no memory", "memory_bytes": None, "reason": "the machine has less", "uses": 0})
     'no memory: the machine has less'
     """
     text: str = spare["state"]
     if spare["memory_bytes"] is not None:
-        text += f", {spare['memory_bytes'] >> 20} MiB"
+        text += f", {memory(spare['memory_bytes'])}"
     if spare["uses"]:
-        text += f", used {spare['uses']} times"
+        text += f", used for {spare['uses']} engine{'s' if spare['uses'] > 1 else ''}"
     return f"{text}: {spare['reason']}" if spare["reason"] else text
 
 
@@ -79,27 +73,35 @@ def remote_text(remote: dict[str, Any], counts: dict[str, int]) -> str:
     >>> counts = {"ok": 900, "failed": 0, "stale": 0, "late": 2, "down": 1, "busy": 0, "open": 40, "mismatch": 0}
     >>> link = {"application": "arm", "version": "3f9c2d17a0b14e55", "source": "remote"}
     >>> remote_text(link, {**counts, "switches": 6})
-    'arm 3f9c2d17a0b14e55, remote answers  ok 900, late 2, down 1, open 40, switches 6'
+    'arm 3f9c2d17a0b14e55, remote answers; since the start: ok 900, late 2, down 1, open 40, switches 6'
     """
     told = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "no request yet"
-    return f"{remote['application']} {remote['version']}, {remote['source']} answers  {told}"
+    return f"{remote['application']} {remote['version']}, {remote['source']} answers; since the start: {told}"
 
 
-def render(status: dict[str, Any]) -> RenderableType:
-    """Return the screen."""
-    parts: list[RenderableType] = [_summary(status)]
-    if status["clients"]:
-        parts.append(clients_table(status["clients"]))
-        hidden = status["clients_total"] - len(status["clients"])
-        if hidden:
-            parts.append(Text(f"and {hidden} more: shmserve-admin clients", style="dim"))
-    latency = _latency(status["latency"])
-    if latency is not None:
-        parts.append(latency)
-    return Group(*parts)
+def render(status: dict[str, Any], *, fills_screen: bool = False) -> RenderableType:
+    """Return the screen; with `fills_screen` with as many clients as there is room for."""
+    latency = _latency(status)
+    above = Group(_summary(status), *(["", *latency] if latency else []))
+    if not status["clients"]:
+        return above
+
+    def clients(shown: int) -> RenderableType:
+        hidden = status["clients_total"] - shown
+        more = [more_clients(hidden)] if hidden else []
+        if not shown:
+            return Group(*more)
+        return Group("", heading("clients"), clients_table(status["clients"][:shown]), *more)
+
+    return RowsThatFit(above, len(status["clients"]), clients, Group(), fills_screen=fills_screen)
 
 
-def advice(status: dict[str, Any]) -> str | None:
+def more_clients(hidden: int) -> Text:
+    """Return where the clients are that have no row."""
+    return Text(f"and {hidden} more clients: shmserve-admin clients", style="dim")
+
+
+def advice(status: Mapping[str, Any]) -> str | None:
     """Return one sentence for the operator of a service that is not well, or None.
 
     >>> advice({"state": "ready", "engine": None, "logs": "tail /log"}) is None
@@ -129,12 +131,10 @@ def _summary(status: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")  # a path must not be cut
-    state = Text(status["state"], style=_STYLES.get(status["state"], "bold yellow"))
-    if status["error"]:
-        state.append(f"  {status['error']}", style="red")
+    state = Text(status["state"], style=STATE_STYLES[status["state"]])
     table.add_row("service", Text(f"{status['service']}  ", style="bold") + state)
-    if (to_do := advice(status)) is not None:
-        table.add_row("do", Text(to_do, style="yellow"))
+    for label, trouble in troubles(status):
+        table.add_row(label, trouble)
     if ingest := status.get("ingest"):
         verb = STEP_VERBS[ingest["step"]]
         table.add_row("package", Text(f"{ingest['source']}: {verb} {amount(ingest['bytes'], ingest['of'])}"))
@@ -147,10 +147,6 @@ def _summary(status: dict[str, Any]) -> Table:
             table.add_row("remote", Text(remote_text(remote, status["remote"])))
         if stated := stated_text(model):
             table.add_row("contract", Text(stated))
-    if status["rolled_back"]:
-        table.add_row("rolled back", Text(status["rolled_back"], style="red"))
-    for problem in status["problems"]:
-        table.add_row("problem", Text(problem, style="red"))
     engine = status["engine"]
     if engine is not None:
         beat = engine["heartbeat_age_s"]
@@ -160,6 +156,9 @@ def _summary(status: dict[str, Any]) -> Table:
             Text(f"pid {engine['pid']}, heartbeat {duration(beat)} ago")
             + Text(f", {restarts} restarts", style="yellow" if restarts else "dim"),
         )
+        table.add_row("engine use", engine_use(engine, status["recent"]))
+        if gpu := gpu_line(status):
+            table.add_row("gpu", Text(gpu))
         if backend := engine.get("backend"):
             table.add_row("backend", Text(_BACKENDS.get(backend, backend)))
         if ahead := _ahead(engine, status["uptime_s"]):
@@ -180,17 +179,65 @@ def _summary(status: dict[str, Any]) -> Table:
         table.add_row("runtime dir", Text(f"{status['runtime_dir']} of ") + owner)
     if status["recording"]:
         table.add_row("recording", Text("requests and replies are being recorded", style="yellow"))
-    requests = status["requests"]
-    counts = Text(f"{requests['served']} served")
-    for name in ("failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost"):
-        if requests[name]:
-            counts.append(f", {requests[name]} {name}", style="red" if name in ("failed", "lost") else "yellow")
-    for name in ("out_of_range", "clamped"):
-        if requests[name]:
-            counts.append(f" ({requests[name]} {name.replace('_', ' ')})", style="yellow")
-    table.add_row("requests", counts)
+    recent = status["recent"]
+    rate = Text(f"{recent['served_per_s']:,.1f} served a second in the last {recent['window_s']:.0f} s")
+    table.add_row("requests", rate + endings(recent["requests"]))
+    table.add_row("", Text(f"{status['requests']['served']:,} served since the start") + endings(status["requests"]))
     table.add_row("logs", Text(status["logs"]))
     return table
+
+
+def troubles(status: Mapping[str, Any]) -> list[tuple[str, Text]]:
+    """Return what is wrong with the service and what to do, each with its label."""
+    model = status["model"] or {}
+    found = [("error", Text(status["error"], style="red"))] if status["error"] else []
+    if (to_do := advice(status)) is not None:
+        found.append(("do", Text(to_do, style="yellow")))
+    if status["rolled_back"]:
+        found.append(("rolled back", Text(status["rolled_back"], style="red")))
+    if refused := status["refused"]:
+        reason = shortened(refused["message"], _REFUSAL_TEXT)
+        found.append(("not updated", Text(f"{duration(refused['ago_s'])} ago: {reason}", style="yellow")))
+    found += [("problem", Text(problem, style="red")) for problem in status["problems"]]
+    return found + [("gpu warning", Text(each, "yellow")) for each in (model.get("gpu") or {}).get("warnings", ())]
+
+
+def endings(requests: Mapping[str, int]) -> Text:
+    """Return how many requests ended other than with an answer, each with its reason; empty without any.
+
+    >>> endings({**dict.fromkeys(ENDINGS, 0), "failed": 1200, "expired": 3, "out_of_range": 0, "clamped": 1}).plain
+    ', 1,200 failed, 3 expired (1 clamped)'
+    """
+    counts = Text()
+    for name, style in ENDINGS.items():
+        if requests[name]:
+            counts.append(f", {requests[name]:,} {name}", style=style)
+    for name in ("out_of_range", "clamped"):
+        if requests[name]:
+            counts.append(f" ({requests[name]:,} {name.replace('_', ' ')})", style="yellow")
+    return counts
+
+
+def engine_use(engine: Mapping[str, Any], recent: Mapping[str, Any]) -> Text:
+    """Return the engine's use of processors and memory, and the share of the time in which it worked on requests.
+
+    >>> engine = {"resident_bytes": 431_554_560}
+    >>> engine_use(engine, {"engine_cpus": 1.02, "engine_busy_share": 0.63, "window_s": 60.0}).plain
+    '1.02 processors, 412 MiB resident, busy with requests 63 % of the last 60 s'
+    >>> engine_use(engine, {"engine_cpus": None, "engine_busy_share": 0.0, "window_s": 3.0}).plain
+    '412 MiB resident, busy with requests 0 % of the last 3 s'
+    """
+    words = []
+    if recent["engine_cpus"] is not None:
+        words.append(f"{recent['engine_cpus']:.2f} processors")
+    if engine["resident_bytes"] is not None:
+        words.append(f"{memory(engine['resident_bytes'])} resident")
+    busy = recent["engine_busy_share"]
+    text = Text(", ".join(words) + ", " if words else "")
+    text.append(
+        f"busy with requests {percent(busy)} of the last {recent['window_s']:.0f} s", "yellow" if busy > BUSY else ""
+    )
+    return text
 
 
 def stated_text(model: Mapping[str, Any]) -> str:
@@ -209,7 +256,7 @@ def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:
     """Return for how many requests the engine was awake ahead of them, and its cost; "" if it expected none.
 
     >>> _ahead({"wake_ahead": {"met": 2990, "missed": 10, "awake_s": 0.6}}, 60.0)
-    '2,990 requests met, 10 missed, 1.0 % of a processor'
+    '2,990 requests met, 10 missed, 1.0 % of a processor since the start'
     >>> _ahead({"wake_ahead": {"met": 0, "missed": 0, "awake_s": 0.0}}, 60.0)
     ''
     """
@@ -217,7 +264,7 @@ def _ahead(engine: Mapping[str, Any], uptime_s: float) -> str:
     if not found or not found["met"] + found["missed"]:
         return ""
     share = 100 * found["awake_s"] / uptime_s if uptime_s else 0.0
-    return f"{found['met']:,} requests met, {found['missed']:,} missed, {share:.1f} % of a processor"
+    return f"{found['met']:,} requests met, {found['missed']:,} missed, {share:.1f} % of a processor since the start"
 
 
 def _real_time(engine: Mapping[str, Any]) -> Text | None:
@@ -246,10 +293,10 @@ def _style(uid: int) -> str:
 def clients_table(clients: list[dict[str, Any]]) -> RenderableType:
     """Return a table with a line for each client."""
     rows = [_client_cells(client) for client in clients]
-    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last", "attached")
+    columns = ("id", "program", "pid", "uid", "slots", "served", "errors", "last (s ago)", "attached (h:min:s)")
     return FirstThatFits(
-        partial(_table, "clients", names, rows)
-        for names in without(columns, "attached", "slots", "pid", "uid", "last", "program")
+        partial(_table, names, rows)
+        for names in without(columns, "attached (h:min:s)", "slots", "pid", "uid", "last (s ago)", "program")
     )
 
 
@@ -260,30 +307,69 @@ def _client_cells(client: dict[str, Any]) -> dict[str, str | Text]:
         "pid": str(client["pid"]),
         "uid": f"{client['uid']}{' trusted' if client['trusted'] else ''}",
         "slots": str(client["slots"]),
-        "served": str(client["served"]),
-        "errors": str(client["errors"]),
-        "last": f"{duration(client['last_s'])}{' ago' if client['last_s'] is not None else ''}",
-        "attached": duration(client["attached_s"]),
+        "served": f"{client['served']:,}",
+        "errors": Text(f"{client['errors']:,}", style="red" if client["errors"] else ""),
+        "last (s ago)": "-" if client["last_s"] is None else f"{client['last_s']:,.1f}",
+        "attached (h:min:s)": clock(client["attached_s"]),
     }
 
 
-def _table(title: str, names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
+def _table(names: Sequence[str], rows: Sequence[Mapping[str, str | Text]], text_width: int | None) -> Table:
     """Return a table with these columns of the rows, numbers aligned right."""
-    table = rows_table(title, names, ("id", "program", "pid", "uid", "stage"), text_width)
+    table = rows_table(names, ("id", "program", "pid", "uid", "stage"), text_width)
     for row in rows:
         table.add_row(*(row[name] for name in names), style="bold" if row.get("stage") == "total" else "")
     return table
 
 
-def _latency(latency: dict[str, dict[str, Any] | None]) -> RenderableType | None:
+def _latency(status: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the latencies of the last minute, or without requests in it those since the start."""
+    recent, latency = status["recent"], status["recent"]["latency"]
+    when = f"last {recent['window_s']:.0f} s"
     if not latency.get("total"):
-        return None
+        latency, when = status["latency"], f"since the start, none in the {when}"
+    if not latency.get("total"):
+        return []
     keys = {"p50": "p50_us", "p90": "p90_us", "p99": "p99_us", "p99.9": "p999_us"}
+    found = {stage: percentiles for stage, percentiles in latency.items() if percentiles}
+    unit = time_unit(percentiles[key] for percentiles in found.values() for key in keys.values())
+    limit_us = period_us(status["model"])
     rows: list[dict[str, str | Text]] = [
-        {"stage": stage, **{name: micro(found[key]) for name, key in keys.items()}}
-        for stage, found in latency.items()
-        if found
+        {
+            "stage": stage,
+            **{name: latency_text(percentiles[key], unit, limit_us) for name, key in keys.items()},
+        }
+        for stage, percentiles in found.items()
     ]
-    return FirstThatFits(
-        partial(_table, "time in the service", names, rows) for names in without(("stage", *keys), "p99.9", "p90")
+    title = f"time in the service, {unit.name}: {found['total']['count']:,} requests, {when}"
+    table = FirstThatFits(partial(_table, names, rows) for names in without(("stage", *keys), "p99.9", "p90"))
+    over = limit_us is not None and any(found["total"][key] > limit_us for key in keys.values())
+    shown: list[RenderableType] = [heading(title), table]
+    return [*shown, over_text(limit_us)] if over and limit_us is not None else shown
+
+
+def period_us(model: Mapping[str, Any] | None) -> float | None:
+    """Return the period of the rate for which the model was made, if it states one.
+
+    >>> period_us({"contract": {"meaning": {"rate_hz": 50}}}), period_us({}), period_us(None)
+    (20000.0, None, None)
+    """
+    meaning = ((model or {}).get("contract") or {}).get("meaning") or {}
+    return 1e6 / meaning["rate_hz"] if meaning.get("rate_hz") else None
+
+
+def heading(title: str) -> Text:
+    """Return the line above a table; as a title of the table it would be folded to the table's width."""
+    return Text(title, style="bold")
+
+
+def latency_text(us: float | None, unit: TimeUnit, limit_us: float | None) -> Text:
+    """Return a duration of a table, red if it is longer than the limit."""
+    return Text(unit.of(us), style="red" if us is not None and limit_us is not None and us > limit_us else "")
+
+
+def over_text(limit_us: float) -> Text:
+    """Return the meaning of the red durations."""
+    return Text(
+        f"red: longer than {limit_us / 1000:g} ms, the period of the model's rate_hz = {1e6 / limit_us:g}", "red"
     )

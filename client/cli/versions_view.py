@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from rich.console import RenderableType
-from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -18,12 +17,12 @@ from .responsive_table import FirstThatFits, bare_table, without
 def render(versions: list[dict[str, Any]]) -> RenderableType:
     """Return a line for each version, the latest first."""
     rows = [_cells(version) for version in versions]
-    columns = ["version", "", "sent", "release", "size", "served", "device", "source", "note"]
+    columns = ["version", "", "sent", "release", "size (MB)", "served", "device", "source", "note"]
     if not any(version["release"] for version in versions):
         columns.remove("release")
     return FirstThatFits(
         partial(_table, names, rows)
-        for names in without(columns, "size", "device", "release", "sent", "served", "source")
+        for names in without(columns, "size (MB)", "device", "release", "sent", "served", "source")
     )
 
 
@@ -37,8 +36,8 @@ def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
         "": _role(version),
         "sent": time.strftime("%Y-%m-%d %H:%M", time.localtime(version["added_s"])),
         "release": str(version["release"] or "-"),
-        "size": decimal(version["size_bytes"]) if version["size_bytes"] is not None else "-",
-        "served": str(version["served"]),
+        "size (MB)": f"{version['size_bytes'] / 1e6:,.3f}" if version["size_bytes"] is not None else "-",
+        "served": f"{version['served']:,}",
         "device": version["device"] or "-",
         "source": Text(version["source"]),
         "note": note,
@@ -48,7 +47,7 @@ def _cells(version: dict[str, Any]) -> dict[str, str | Text]:
 def _table(names: Sequence[str], rows: Sequence[dict[str, str | Text]], text_width: int | None) -> Table:
     table = bare_table()
     for name in names:
-        number, text = name in ("release", "size", "served"), name in ("source", "note")
+        number, text = name in ("release", "size (MB)", "served"), name in ("source", "note")
         table.add_column(
             name,
             justify="right" if number else "left",

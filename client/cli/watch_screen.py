@@ -25,17 +25,16 @@ def watch_status(target: Target, *, as_json: bool) -> None:
     if as_json:
         _watch_printed(target, 1.0, lambda connection: print_json(connection.status()))
     else:
-        _watch(target, 1.0, lambda connection: render(connection.status()))
+        _watch(target, 1.0, lambda connection: render(connection.status(), fills_screen=sys.stdout.isatty()))
 
 
 def watch_rates(target: Target, interval_s: float) -> None:
     """Run `shmserve-admin top`."""
-    view = TopView()
+    view = TopView(fills_screen=sys.stdout.isatty())
 
     def draw(connection: AdminConnection) -> RenderableType:
         latencies = connection.call("Latencies")
-        status = connection.call("Status")["status"]
-        return view.render(Sample(time.monotonic(), status, latencies["bounds_us"], latencies["stages"]))
+        return view.render(Sample(time.monotonic(), connection.status(), latencies["bounds_us"], latencies["stages"]))
 
     _watch(target, interval_s, draw)
 

@@ -19,7 +19,7 @@ from ..ipc.release import RELEASE_MISMATCH
 from ..rollout import DEVICE_MEMORY_SHORT, DEVICE_MISSING, ReportStep, Rollout, RolloutRefused, UpdateOptions
 from ..store.errors import DowngradeRefused, StoreUnavailable, VersionUnknown
 from ..store.store import Store
-from ..supervisor import EngineStartError, ServiceStatus, Supervisor
+from ..supervisor import ActivityMonitor, EngineStartError, ServiceStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Interface, Method
 from ..varlink.peer import Peer
 from . import admin_config, admin_monitoring, admin_recording
@@ -76,13 +76,23 @@ error Refused (reason: string, message: string)
 class AdminService:
     """The methods, for one supervisor."""
 
-    def __init__(self, supervisor: Supervisor, rollout: Rollout, store: Store, settings: Settings) -> None:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        rollout: Rollout,
+        store: Store,
+        settings: Settings,
+        activity: ActivityMonitor,
+    ) -> None:
         self._supervisor = supervisor
+        self._activity = activity
         self._config = AdminConfig(NAME, settings, supervisor.config, supervisor.reloaded)
         self._monitoring = AdminMonitoring(supervisor)
         self._recording = AdminRecording(NAME, supervisor)
         self._rollout = rollout
         self._store = store
+        #: When (time.monotonic()) and why the last update or rollback was refused; None if it was not.
+        self._last_refusal: tuple[float, str] | None = None
 
     def interface(self) -> Interface:
         methods: dict[str, Method] = {
@@ -117,7 +127,7 @@ class AdminService:
         name = shortened(optional(parameters, "name", str) or "package", NOTE_LIMIT)
         log.info("update requested by %s", connection.peer)
         async with aclosing(
-            _step_replies(lambda report: self._rollout.update(fds[0], name, uid, options, report))
+            self._step_replies(lambda report: self._rollout.update(fds[0], name, uid, options, report))
         ) as replies:
             async for reply in replies:
                 yield reply
@@ -127,7 +137,7 @@ class AdminService:
     ) -> AsyncGenerator[Answer, None]:
         version = optional(parameters, "version", str)
         log.info("rollback requested by %s", connection.peer)
-        async with aclosing(_step_replies(lambda report: self._rollout.rollback(version, report))) as replies:
+        async with aclosing(self._step_replies(lambda report: self._rollout.rollback(version, report))) as replies:
             async for reply in replies:
                 yield reply
 
@@ -138,8 +148,49 @@ class AdminService:
         status = self._monitoring.snapshot_for(connection.peer)
         mismatch = [status.release_mismatch] if status.release_mismatch else []
         problems = [*self._store.problems[-_PROBLEMS_SHOWN:], *mismatch, *link_problem(status.model)]
-        document = {**status_json(status), "rolled_back": self._rollout.rolled_back, "problems": problems}
+        document = {
+            **status_json(status, self._activity.until(status)),
+            "rolled_back": self._rollout.rolled_back,
+            "refused": self._refused_json(),
+            "problems": problems,
+        }
         return {"status": fitted(document)}
+
+    async def _step_replies(
+        self, change: Callable[[ReportStep], Awaitable[dict[str, Any]]]
+    ) -> AsyncGenerator[Answer, None]:
+        """Yield the steps of an update or a rollback as replies; closing this generator cancels it."""
+        start_s = time.monotonic()
+        steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: the end
+
+        def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
+            elapsed_s = round(time.monotonic() - start_s, 4)
+            fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
+            return Reply(fields, continues=result is None)
+
+        task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
+        task.add_done_callback(lambda ended: steps.put_nowait(None))
+        try:
+            while (step := await steps.get()) is not None:
+                yield step
+            result = task.result()
+            self._last_refusal = None
+            yield reply("done", {}, result)
+        except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
+            log.warning("the model is not replaced: %s", error)
+            message = shortened(str(error), MESSAGE_TEXT)
+            self._last_refusal = time.monotonic(), message
+            raise VarlinkError(f"{NAME}.Refused", {"reason": _reason(error), "message": message}) from error
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    def _refused_json(self) -> dict[str, Any] | None:
+        """Return why the last update or rollback was refused, and how long ago."""
+        if self._last_refusal is None:
+            return None
+        at_s, message = self._last_refusal
+        return {"message": message, "ago_s": round(time.monotonic() - at_s, 1)}
 
     async def wait_ready(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         timeout_s = optional(parameters, "timeout_s", float)
@@ -164,32 +215,6 @@ class AdminService:
     async def drain(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._supervisor.stop()
         return {}
-
-
-async def _step_replies(change: Callable[[ReportStep], Awaitable[dict[str, Any]]]) -> AsyncGenerator[Answer, None]:
-    """Yield the steps of an update or a rollback as replies; closing this generator cancels it."""
-    start_s = time.monotonic()
-    steps: asyncio.Queue[Reply | None] = asyncio.Queue()  # None: the end
-
-    def reply(step: str, detail: dict[str, Any], result: dict[str, Any] | None = None) -> Reply:
-        elapsed_s = round(time.monotonic() - start_s, 4)
-        fields = {"step": step, "elapsed_s": elapsed_s, "detail": detail, "result": result}
-        return Reply(fields, continues=result is None)
-
-    task = asyncio.ensure_future(change(lambda step, detail: steps.put_nowait(reply(step, detail))))
-    task.add_done_callback(lambda ended: steps.put_nowait(None))
-    try:
-        while (step := await steps.get()) is not None:
-            yield step
-        yield reply("done", {}, task.result())
-    except (RolloutRefused, ConfigError, ModelPackageError, StoreUnavailable, EngineStartError) as error:
-        log.warning("the model is not replaced: %s", error)
-        raise VarlinkError(
-            f"{NAME}.Refused", {"reason": _reason(error), "message": shortened(str(error), MESSAGE_TEXT)}
-        ) from error
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
 
 
 def _reason(error: Exception) -> str:

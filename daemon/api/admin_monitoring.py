@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError
 
 from ..host.logging import how_to_read
 from ..ipc.stats import BUCKET_BOUNDS_US, Distribution, Stage
-from ..supervisor import ClientStatus, ServiceStatus, SpareStatus, Supervisor
+from ..supervisor import ClientStatus, RecentActivity, ServiceStatus, SpareStatus, Supervisor
 from ..varlink.interface import Answer, Connection, Method
 from ..varlink.peer import Peer
 from .link_status import is_link, remote_json
@@ -119,7 +119,7 @@ def without_others(status: ServiceStatus, uid: int) -> ServiceStatus:
     return replace(status, clients=clients)
 
 
-def status_json(status: ServiceStatus) -> dict[str, Any]:
+def status_json(status: ServiceStatus, recent: RecentActivity) -> dict[str, Any]:
     """Return the status as `shmserve-admin status --json` prints it."""
     engine, counters = status.engine, status.counters
     return {
@@ -140,6 +140,9 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
             "restarts": status.restarts,
             "heartbeat_age_s": engine.heartbeat_age_s,
             "busy_s": round(counters["busy_ns"] / 1e9, 3),
+            # Since its start, all threads; null if it has just ended.
+            "cpu_s": engine.usage and engine.usage.cpu_s,
+            "resident_bytes": engine.usage and engine.usage.resident_bytes,
             "backend": engine.backend,
             # Requests for which the engine woke up ahead, those that did not come, and how long it was awake for both.
             "wake_ahead": {
@@ -158,7 +161,26 @@ def status_json(status: ServiceStatus) -> dict[str, Any]:
         "clients": [client_json(client) for client in status.clients],
         "requests": {name: counters[name] for name in _REQUEST_COUNTERS},
         **({"remote": remote_json(status)} if is_link(status) else {}),
-        "latency": {stage.name.lower(): _percentiles(status.latency.get(stage)) for stage in Stage},
+        # Over this run of the daemon.
+        "latency": _latency_json(status.latency),
+        "recent": _recent_json(recent),
+    }
+
+
+def _latency_json(latency: Mapping[Stage, Distribution]) -> dict[str, dict[str, float | int | None] | None]:
+    return {stage.name.lower(): _percentiles(latency.get(stage)) for stage in Stage}
+
+
+def _recent_json(recent: RecentActivity) -> dict[str, Any]:
+    """Return the activity of the last `window_s` seconds; shares and processors are averages."""
+    seconds, counters = max(recent.window_s, 1e-9), recent.counters
+    return {
+        "window_s": round(recent.window_s, 1),
+        "served_per_s": round(counters["served"] / seconds, 2),
+        "engine_busy_share": round(counters["busy_ns"] / 1e9 / seconds, 4),
+        "engine_cpus": None if recent.engine_cpus is None else round(recent.engine_cpus, 3),
+        "requests": {name: counters[name] for name in _REQUEST_COUNTERS},
+        "latency": _latency_json(recent.latency),
     }
 
 

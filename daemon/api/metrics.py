@@ -24,7 +24,8 @@ from ..ipc.stats import Distribution
 from ..supervisor import ServiceState, ServiceStatus, SpareState
 from .link_status import REMOTE_COUNTERS, is_link, remote_json
 
-_ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
+#: How a request ends.
+ENDINGS = ("served", "failed", "rejected", "expired", "stale", "cancelled", "superseded", "lost")
 #: One bucket for each doubling, of the eight that the engine counts in: 1 us to 17 minutes in 30 lines.
 _BUCKETS_A_LINE = 8
 
@@ -45,14 +46,18 @@ class _Service(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._state()
-        yield from self._requests()
-        yield from self._clients()
-        yield self._stages()
+        families = (*self._state(), *self._requests(), *self._clients(), self._stages())
+        for family in families:
+            # Every sample names its service: the files of several services stand side by side in one collector.
+            family.samples = [
+                sample._replace(labels={"service": self._status.name, **sample.labels}) for sample in family.samples
+            ]
+            yield family
 
     def _state(self) -> Iterator[Metric]:
         status = self._status
-        daemon = {"service": status.name, "release": __version__, "transport": status.transport}
+        yield _gauge("shmserve_up", "1 while a daemon answers.", 1)
+        daemon = {"release": __version__, "transport": status.transport}
         yield InfoMetricFamily("shmserve", "The daemon.", daemon)
         state = StateSetMetricFamily("shmserve_state", "State of the service; one of them is 1.")
         state.add_metric([], {each.value: each is status.state for each in ServiceState})
@@ -66,6 +71,18 @@ class _Service(Collector):
         if status.engine is not None and status.engine.heartbeat_age_s is not None:
             age_s = status.engine.heartbeat_age_s
             yield _gauge("shmserve_engine_heartbeat_age_seconds", "Since the engine's loop went round.", age_s)
+        if status.engine is not None and (usage := status.engine.usage) is not None:
+            yield CounterMetricFamily(
+                "shmserve_engine_cpu_seconds",
+                "Processor time of the serving engine, all threads.",
+                usage.cpu_s,
+                unit="seconds",
+            )
+            yield _gauge(
+                "shmserve_engine_resident_memory_bytes",
+                "Resident memory of the serving engine, with the shared memory that it has used.",
+                usage.resident_bytes,
+            )
         yield _counter("shmserve_engine_restarts", "Engines that died and were replaced.", status.restarts)
         spare = status.spare
         yield _gauge("shmserve_spare_engine_ready", "1 while a spare engine is ready.", spare.state is SpareState.READY)
@@ -77,7 +94,7 @@ class _Service(Collector):
     def _requests(self) -> Iterator[Metric]:
         counted = self._status.counters
         requests = CounterMetricFamily("shmserve_requests", "Requests by how they ended.", labels=["result"])
-        for ending in _ENDINGS:
+        for ending in ENDINGS:
             requests.add_metric([ending], counted[ending])
         yield requests
         yield _counter("shmserve_resets", "Episodes that clients began.", counted["resets"])

@@ -118,6 +118,9 @@ class Distribution:
     def __add__(self, other: Distribution) -> Distribution:
         return Distribution(tuple(a + b for a, b in zip(self.counts, other.counts, strict=True)))
 
+    def __sub__(self, earlier: Distribution) -> Distribution:
+        return Distribution(tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)))
+
 
 def create_stats_memory() -> int:
     """A memfd for one engine's stats, sealed so that neither side can pull it from under the other."""

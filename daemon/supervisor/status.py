@@ -12,6 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..host.process_usage import ProcessUsage
 from ..ipc.stats import Distribution, Stage
 from .spare_engine import SpareStatus
 
@@ -59,6 +60,8 @@ class EngineStatus:
     memory_locked: bool | None
     #: Its real-time priority, 0 if it was refused; None if engine_priority is 0.
     priority: int | None
+    #: None if it has just ended.
+    usage: ProcessUsage | None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from shmserve.doorbell import create_doorbell, unlink_doorbell
 from ..clients import CLEAR_S, AccessPolicy, IntegrityCheck, Lease, Leases, NameRegistry
 from ..config.config import Config
 from ..host.logging import ENGINE_DIED, SERVING
+from ..host.process_usage import process_usage
 from ..host.service_lock import ServiceLock
 from ..ipc.release import RELEASE_MISMATCH
 from ..ipc.stats import Counter, Stage
@@ -438,6 +439,7 @@ class Supervisor:
             backend=ready.backend if ready is not None else None,
             memory_locked=ready.memory_locked if ready is not None else None,
             priority=ready.priority if ready is not None else None,
+            usage=process_usage(engine.pid),
         )
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:

@@ -28,17 +28,30 @@ STEPS_PER_DRAWING = 10
 class Drive:
     """What one drive showed. Times are of every request but the first, which is apart.
 
-    `model_ms` is the part of `round_trip_ms` that the model itself took; `versions` are those that answered, in turn.
+    `model_ms` is the part of `round_trip_ms` that the model itself took; `missed_after` are the beats that were missed after
+    each request; `versions` are those that answered, in turn, and `switched_s` is when each but the first began to.
     """
 
     seeds: range
     returns: list[float]
-    missed: int
     first_ms: float
     asked_s: npt.NDArray[np.float64]
     round_trip_ms: npt.NDArray[np.float64]
     model_ms: npt.NDArray[np.float64]
+    missed_after: npt.NDArray[np.int64]
     versions: list[str]
+    switched_s: list[float]
+
+    @property
+    def missed(self) -> int:
+        return int(self.missed_after.sum())
+
+    def missed_by_answers(self, period_ms: float) -> int:
+        """Return how many beats were missed because an answer took longer than a period.
+
+        The others were missed because the answer and the robot's own work took longer together.
+        """
+        return int(self.missed_after[self.round_trip_ms > period_ms].sum())
 
     @property
     def mean_return(self) -> float:
@@ -53,6 +66,7 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
     asked_ns: list[int] = []
     answered_ns: list[int] = []
     replies: list[Reply] = []
+    missed_after: list[int] = []
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -88,7 +102,10 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
                 client.reset()
                 total, over = 0.0, False
                 while not over:
+                    missed = pace.missed
                     pace.wait()
+                    if replies:
+                        missed_after.append(pace.missed - missed)
                     frames = camera.look()
                     asked_ns.append(time.monotonic_ns())
                     reply = client.request({"frames": frames}, timeout=ANSWER_TIMEOUT_S)
@@ -105,13 +122,16 @@ def drive(client: ShmClient, seeds: range, rate_hz: float, console: Console) -> 
     finally:
         camera.close()
     asked, answered = np.array(asked_ns), np.array(answered_ns)
+    versions = [reply.model_version for reply in replies]
+    switches = [number for number in range(1, len(versions)) if versions[number] != versions[number - 1]]
     return Drive(
         seeds=seeds,
         returns=returns,
-        missed=pace.missed,
         first_ms=first_ms,
         asked_s=(asked - asked[0]) / 1e9,
         round_trip_ms=(answered - asked) / 1e6,
         model_ms=np.array([reply.timing.infer_us for reply in replies]) / 1e3,
-        versions=[version for version, _ in groupby(reply.model_version for reply in replies)],
+        missed_after=np.array([*missed_after, 0]),  # the last beat has no successor
+        versions=[version for version, _ in groupby(versions)],
+        switched_s=[(asked_ns[number] - asked_ns[0]) / 1e9 for number in switches],
     )

@@ -38,5 +38,8 @@ def results_table(drive: Drive, required_mean: float, period_ms: float) -> Group
     answers.add_row("first request", f"{drive.first_ms:.2f}", "before the clock")
     beats = len(drive.round_trip_ms) + drive.missed
     answers.add_row("beats missed", str(drive.missed), f"of {beats}")
+    late = drive.missed_by_answers(period_ms)
+    answers.add_row("  after a late answer", str(late), "")
+    answers.add_row("  by answer and own work together", str(drive.missed - late), "camera, physics")
     versions = ", then ".join(drive.versions)
     return Group(returns, answers, f"answered by model version {versions}")

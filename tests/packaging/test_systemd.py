@@ -215,6 +215,34 @@ def test_real_time_is_a_drop_in_of_this_service(tmp_path: Path) -> None:
     assert not (installed(tmp_path / "other") / "shmserved@arm.service.d/realtime.conf").exists()
 
 
+@needs_systemd
+def test_the_metrics_are_written_by_a_timer_of_this_service(tmp_path: Path) -> None:
+    units = installed(tmp_path, "--metrics")
+
+    lines = (units / "shmserve-metrics@.service").read_text().splitlines()
+    (command,) = (line for line in lines if line.startswith("ExecStart="))
+    assert command.startswith(f"ExecStart={ADMIN} --name %i metrics --textfile /")
+    (folder,) = (line.partition("=")[2] for line in lines if line.startswith("ReadWritePaths="))
+    assert command.endswith(f" {folder}/shmserve-%i.prom")
+    assert (units / "timers.target.wants/shmserve-metrics@arm.timer").is_symlink()
+    verify = subprocess.run(
+        ["systemd-analyze", "verify", units / "shmserve-metrics@.service", units / "shmserve-metrics@.timer"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (verify.returncode, verify.stdout, verify.stderr) == (0, "", "")
+    assert not (installed(tmp_path / "other") / "shmserve-metrics@.timer").exists()
+
+
+def test_metrics_of_one_user_s_service_are_refused(tmp_path: Path) -> None:
+    result = admin("install-service", "--user", "--metrics", "--dry-run", "--model-path", tmp_path)
+
+    assert result.returncode == 1
+    assert "--metrics is for the machine's service" in result.stderr
+
+
 def test_real_time_for_one_user_s_service_is_refused(tmp_path: Path) -> None:
     result = admin("install-service", "--user", "--real-time", "--dry-run", "--model-path", tmp_path)
 

@@ -96,7 +96,8 @@ def test_without_an_example_the_observation_is_made_up_from_the_contract(start_d
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].startswith("1 client, one after the other, 0.5 s: ")
-    assert [line.split()[0] for line in lines[2:]] == ["latency", "queued", "staged", "infer", "copied", "client"]
+    assert lines[1].startswith("engine busy ")
+    assert [line.split()[0] for line in lines[3:]] == ["latency", "queued", "staged", "infer", "copied", "client"]
 
 
 def test_a_model_without_an_example_needs_one_before_its_first_request(start_daemon: Callable[..., Daemon]) -> None:

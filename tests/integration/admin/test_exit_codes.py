@@ -207,7 +207,9 @@ def test_without_a_daemon_every_command_that_asks_one_exits_with_3(
 
     assert status == 3
     assert f"no daemon serves {service!r}" in said and f"shmserved --model-path DIR --name {service}" in said
-    assert not list(tmp_path.glob("*.rec")) and not list(tmp_path.glob("*.prom"))
+    assert not list(tmp_path.glob("*.rec"))
+    # The metrics of a service without a daemon say so, and are nothing else.
+    assert all("\nshmserve_up{" in file.read_text() for file in tmp_path.glob("*.prom"))
 
 
 #: Requests of a load's client before it begins to measure.

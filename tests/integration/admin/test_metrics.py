@@ -36,9 +36,9 @@ def admin(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 def samples(text: str) -> Samples:
-    """Every sample by its name and labels, as the reference parser of OpenMetrics reads it."""
+    """Every sample by its name and its labels but the service, as the reference parser of OpenMetrics reads it."""
     return {
-        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        (sample.name, tuple(sorted(pair for pair in sample.labels.items() if pair[0] != "service"))): sample.value
         for family in text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
         for sample in family.samples
     }
@@ -132,8 +132,10 @@ def test_the_daemon_replaces_the_text_file_atomically_and_readable_for_the_colle
     assert target.stat().st_ino != before, "another file under the same name"
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     assert os.listdir(tmp_path) == ["shmserve.prom"]
-    families = {family.name for family in older_families(target.read_text())}  # node_exporter's format
-    assert {"shmserve_requests_total", "shmserve_stage_seconds"} <= families
+    families = {family.name: family for family in older_families(target.read_text())}  # node_exporter's format
+    assert families["shmserve_requests"].type == "counter" and families["shmserve_stage_seconds"].type == "histogram"
+    (up,) = families["shmserve_up"].samples
+    assert (up.labels, up.value) == ({"service": obedient.name}, 1)
 
 
 def test_a_text_file_that_cannot_be_written_is_an_error_and_leaves_nothing(obedient: Daemon, tmp_path: Path) -> None:
@@ -149,3 +151,17 @@ def test_without_a_daemon_there_are_no_metrics(tmp_path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert (result.returncode, result.stdout) == (3, "")
+
+
+def test_without_a_daemon_the_text_file_says_so_and_has_no_older_figures(tmp_path: Path) -> None:
+    target = tmp_path / "shmserve.prom"
+    target.write_text("shmserve_requests_total 7\n")
+    command: list[str | Path] = [SHMSERVED.with_name("shmserve-admin"), "--runtime-dir", tmp_path, "--name", "arm"]
+
+    result = subprocess.run([*command, "metrics", "--textfile", target], timeout=60, capture_output=True, check=False)
+
+    assert result.returncode == 3
+    (family,) = older_families(target.read_text())
+    assert [(sample.name, sample.labels, sample.value) for sample in family.samples] == [
+        ("shmserve_up", {"service": "arm"}, 0)
+    ]

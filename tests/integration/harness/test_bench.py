@@ -506,9 +506,15 @@ def test_every_way_that_is_named_somewhere_exists() -> None:
     assert {other for other, _, _ in distances.PEERS} <= ways
     assert {*ratios.WAYS, *distances.FLOOR_OF, BESIDE} <= ways
     assert {peer.name for peer in varying.ways()} <= ways
-    assert set(plots.OURS) == {way for way in ways if way.startswith("shmserve")}
-    assert len(ways) - len(plots.OURS) - 1 <= len(plots.OTHERS)  # Without in-process: each line has its own colour.
     assert UnixSocketPickle5().available() is None
+
+
+def test_every_line_of_a_picture_is_a_way_that_differs_from_the_others_without_colour() -> None:
+    rows = results.read(results.path_of(results.REFERENCE))["closed_loop"][plots.DISTRIBUTION_OF]["rows"]
+
+    assert set(plots.LINES) <= {row["name"] for row in rows}
+    assert len({(line.dashes, line.marker) for line in plots.LINES.values()}) == len(plots.LINES)
+    assert len({hatch or colour for colour, hatch in plots.STAGE_STYLES.values()}) == len(plots.STAGE_NAMES)
 
 
 def test_the_documents_show_the_results_that_are_kept() -> None:

@@ -66,7 +66,7 @@ def test_the_mode_of_the_admin_socket_lets_in_whom_the_policy_serves(settings: d
 def test_the_methods_for_lookers_are_methods_and_the_description_names_them() -> None:
     nothing: Any = None  # no method is called
     supervisor: Any = _Supervisor()
-    interface = AdminService(supervisor, nothing, nothing, nothing).interface()
+    interface = AdminService(supervisor, nothing, nothing, nothing, nothing).interface()
 
     assert interface.methods.keys() >= LOOKING
     introduction = interface.description.partition("interface ")[0].replace("\n# ", " ")

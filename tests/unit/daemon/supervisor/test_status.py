@@ -9,7 +9,9 @@ import pytest
 from shmserve.daemon.supervisor.spare_engine import SpareState, SpareStatus
 from shmserve.daemon.supervisor.status import EngineStatus, ServiceState, ServiceStatus
 
-ENGINE = EngineStatus(pid=7, version="v", heartbeat_age_s=0.1, backend="native", memory_locked=None, priority=None)
+ENGINE = EngineStatus(
+    pid=7, version="v", heartbeat_age_s=0.1, backend="native", memory_locked=None, priority=None, usage=None
+)
 
 
 def status(state: ServiceState, engine: EngineStatus | None) -> ServiceStatus:
