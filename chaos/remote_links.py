@@ -7,19 +7,19 @@ relay that is cut or silenced, and each version is a link package of its own. Th
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from chaos.processor_watch import Pauses
+from chaos.remote_account import Happened, account
+from chaos.remote_robot import Call
 from shmserve.client.cli.connection import AdminConnection
 from shmserve.daemon.packages.package import ModelPackage
 from tests.support.admin_command import update
@@ -28,11 +28,10 @@ from tests.support.folders import REPOSITORY
 from tests.support.relay import Relay
 from tests.support.stand_in_uplink import link_package
 
-_PERIOD_S = 0.02
 _BUDGET_S = 0.08
-#: A call may take this much longer than its budget.
-_SLACK_S = 0.01
 _POLICY = """
+import time
+
 import numpy as np
 
 class Policy:
@@ -40,11 +39,15 @@ class Policy:
         pass
 
     def infer(self, observation):
-        return {"action": np.asarray(observation["state"]) * GAIN}
+        began_s = time.monotonic()
+        action = np.asarray(observation["state"]) * GAIN
+        return {"action": action, "ran": np.array([began_s, time.monotonic()])}
 
     def example_observation(self):
         return {"state": np.zeros(7, np.float32)}
 """
+#: An action that names its time differs from run to run.
+_MANIFEST = '[model]\nname = "arm"\narrays = "numpy"\nsampling = true\n'
 
 
 class Version:
@@ -55,12 +58,13 @@ class Version:
         self._package = folder / f"package{gain}"
         self._package.mkdir()
         (self._package / "policy.py").write_text(_POLICY.replace("GAIN", str(gain)))
-        (self._package / "model.toml").write_text('[model]\nname = "arm"\narrays = "numpy"\n')
+        (self._package / "model.toml").write_text(_MANIFEST)
         self.version = ModelPackage.read(self._package).version
         self.relay = Relay(folder / f"uplink{gain}.sock", port)
         local = _POLICY.replace("GAIN", "-1")
         keys: dict[str, Any] = {"budget_s": _BUDGET_S, "probe_s": 0.2}
         self.link = link_package(folder / f"link{gain}", self.relay.target, self.version, local=local, **keys)
+        (self.link / "local" / "model.toml").write_text(_MANIFEST)
         self._port = port
         self._replica: subprocess.Popen[bytes] | None = None
 
@@ -86,44 +90,23 @@ class Version:
         self.kill()
 
 
-class Robot:
-    """Asks at 50 Hz in a thread, and keeps what it got."""
+class Beside:
+    """A process of this account, which ends with its standard input and leaves a file of JSON."""
 
-    def __init__(self, daemon: Daemon, gains: dict[str, int]) -> None:
-        #: (seconds taken, source, when it began)
-        self.calls: list[tuple[float, str, float]] = []
-        self.wrong: list[str] = []
-        self._gains = gains
-        self._client = daemon.client()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+    def __init__(self, module: str, out: Path, *arguments: str) -> None:
+        self._out = out
+        command = [sys.executable, "-m", module, *arguments, str(out)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=REPOSITORY)
 
-    def _run(self) -> None:
-        due_s = time.monotonic()
-        number = 0
-        while not self._ended.is_set():
-            number += 1
-            state = np.full(7, number % 1000, np.float32)
-            began_s = time.monotonic()
-            try:
-                reply = self._client.request({"state": state}, timeout=5)
-            except Exception as error:  # noqa: BLE001  whatever it is belongs into the account
-                self.wrong.append(f"{type(error).__name__}: {error}")
-                continue
-            self.calls.append((time.monotonic() - began_s, reply.source, began_s))
-            gain = self._gains.get(reply.model_version, -1) if reply.source == "remote" else -1
-            if not np.array_equal(reply.action["action"], state * gain):
-                self.wrong.append(
-                    f"{reply.source} {reply.model_version}: not {gain} times the state of request {number}"
-                )
-            due_s = max(due_s + _PERIOD_S, time.monotonic())
-            self._ended.wait(due_s - time.monotonic())
+    def end(self) -> Any:
+        """End it, and return what it has found."""
+        self.close()
+        return json.loads(self._out.read_text())
 
-    def end(self) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._client.close()
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def run(minutes: float, losses: int, kills: int, switches: int, seed: int) -> int:
@@ -137,19 +120,25 @@ def run(minutes: float, losses: int, kills: int, switches: int, seed: int) -> in
             version.start()
             version.relay.up()
         daemon = cleanup.enter_context(Daemon(versions[0].link))
-        robot = Robot(daemon, {version.version: version.gain for version in versions})
-        cleanup.callback(robot.end)
+        gains = json.dumps({version.version: version.gain for version in versions})
+        arguments = (daemon.name, str(daemon.runtime_dir), gains)
+        robot = Beside("chaos.remote_robot", folder / "robot.json", *arguments)
+        cleanup.callback(robot.close)
+        watch = Beside("chaos.processor_watch", folder / "watch.json", str(daemon.pid))
+        cleanup.callback(watch.close)
         events = ["loss"] * losses + ["kill"] * kills + ["switch"] * switches
         chance.shuffle(events)
-        happened = [(time.monotonic(), "start")]
+        happened: list[Happened] = []
         current, pause_s = 0, 60 * minutes / (len(events) + 1)
         began_s = time.monotonic()
         for number, event in enumerate(events):
             time.sleep(max(0.0, began_s + (number + 1) * pause_s - time.monotonic()))
             version = versions[current]
-            happened.append((time.monotonic(), event))
+            event_s, said = time.monotonic(), event
             if event == "loss":
-                version.relay.silence() if chance.random() < 0.5 else version.relay.down()
+                silent = chance.random() < 0.5
+                said = "silent link" if silent else "cut link"
+                version.relay.silence() if silent else version.relay.down()
                 time.sleep(min(1.0, pause_s / 2))
                 version.relay.up()
             elif event == "kill":
@@ -157,25 +146,18 @@ def run(minutes: float, losses: int, kills: int, switches: int, seed: int) -> in
                 version.start()
             else:
                 current += 1
-                update(daemon, versions[current].link)
+                said = f"switch (pause {update(daemon, versions[current].link)['pause_ms']:.0f} ms)"
+            happened.append(Happened(said, event_s, time.monotonic()))
         time.sleep(max(0.0, began_s + 60 * minutes - time.monotonic()))
-        robot.end()
+        found = robot.end()
+        pauses = Pauses(watch.end())
         with AdminConnection(daemon.name, daemon.runtime_dir) as connection:
             counted = connection.status()["remote"]
-    times = np.array([taken for taken, _, _ in robot.calls])
-    over = times[times > _BUDGET_S + _SLACK_S]
     print(f"{losses} lost links, {kills} killed replicas, {switches} changes of the version in {60 * minutes:.0f} s")
-    print(f"calls: {len(times)}, answered by {dict(Counter(source for _, source, _ in robot.calls))}")
     print(f"the daemon's counts: {counted}")
-    print(f"wrong or failed: {len(robot.wrong)}", *sorted(set(robot.wrong))[:5], sep="\n  ")
-    print(
-        f"longer than budget + {1000 * _SLACK_S:.0f} ms ({1000 * (_BUDGET_S + _SLACK_S):.0f} ms): {len(over)}; "
-        f"p50 {1000 * np.median(times):.1f}, p99 {1000 * np.percentile(times, 99):.1f}, longest {1000 * times.max():.1f} ms"
-    )
-    for taken, source, at_s in sorted(robot.calls, reverse=True)[: min(len(over), 5)]:
-        before_s, event = max(each for each in happened if each[0] <= at_s + taken)
-        print(f"  {1000 * taken:.0f} ms, answered by {source}, begun {at_s - before_s:+.1f} s after: {event}")
-    return int(bool(robot.wrong))
+    calls = [Call(**each) for each in found["calls"]]
+    print(*account(calls, found["wrong"], happened, pauses, budget_s=_BUDGET_S), sep="\n")
+    return int(bool(found["wrong"]))
 
 
 def main() -> int:
