@@ -1,14 +1,15 @@
 """Robot of `chaos.remote_links`: it asks a link at 50 Hz and writes down where the time of each call went.
 
-    python -m chaos.remote_robot NAME RUNTIME_DIR GAINS OUT
+    python -m chaos.remote_robot NAME RUNTIME_DIR GAINS PRIORITY OUT
 
-GAINS is JSON: the version of each remote model, and its gain. It asks until its standard input ends, then writes OUT. A process of
+GAINS is JSON: the version of each remote model, and its gain. PRIORITY is real-time (SCHED_FIFO), unless it is 0. It asks until its standard input ends, then writes OUT. A process of
 its own, because the threads of another program would compete with it for the interpreter.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -109,7 +110,9 @@ def _without_processor(schedule: Any) -> float:
 
 def main() -> None:
     """Ask until standard input ends."""
-    name, runtime_dir, gains, out = sys.argv[1:]
+    name, runtime_dir, gains, priority, out = sys.argv[1:]
+    if int(priority):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(int(priority)))
     with ShmClient(name, runtime_dir=runtime_dir) as client:
         robot = Robot(client, json.loads(gains))
         thread = threading.Thread(target=robot.run)

@@ -22,6 +22,7 @@ from shmserve.shortened import shortened
 from ...ipc.stats import Counter
 from ...packages.package import ModelPackage
 from ...packages.remote_link import RemoteLink
+from ..real_time_priority import SERVICE_THREADS
 from .host_arrays import on_host, tensors_of
 from .link_breaker import LinkBreaker
 from .model import Model, PerClient
@@ -152,7 +153,7 @@ class RemoteModel:
                 ) from error
             log.warning("the remote model does not answer, so the fallback serves: %s", error)
             self.breaker.open(f"{_NOT_REACHED}: {error}")
-        threading.Thread(target=self._probe_while_open, name="shmserve-link", daemon=True).start()
+        threading.Thread(target=self._probe_while_open, name=f"{SERVICE_THREADS}link", daemon=True).start()
 
     def _describe(self, packer: Packer, timeout_s: float) -> None:
         """Ask for description and example; raises UplinkError, and ModelPackageError for a remote that cannot be used."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 from shmserve.errors import ModelPackageError
 from shmserve.message import MAX_MESSAGE_BYTES
 
+from ..real_time_priority import SERVICE_THREADS
+
 #: The gRPC service and its methods. Describe also takes probes.
 SERVICE = "shmserve.Model"
 INFER, DESCRIBE = f"/{SERVICE}/Infer", f"/{SERVICE}/Describe"
@@ -125,7 +127,7 @@ class Senders:
         self._uplink = uplink
         self._sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
         for number in range(threads):
-            threading.Thread(target=self._run, name=f"shmserve-send-{number}", daemon=True).start()
+            threading.Thread(target=self._run, name=f"{SERVICE_THREADS}send-{number}", daemon=True).start()
 
     def send(self, request: Sent) -> None:
         """Have a request sent, without waiting; its key is put on `done`, with the reply's bytes or the error."""
