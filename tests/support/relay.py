@@ -65,7 +65,9 @@ class Relay:
     def _serve(self, near: socket.socket) -> None:
         """Pass on both directions of one connection until one ends."""
         with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port)) as far:
-            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as a proxy does: else pieces wait 40 ms for each other
+            far.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # as a proxy does: else pieces wait 40 ms for each other
             self._open |= {near, far}
             back = threading.Thread(target=self._pass_on, args=(far, near), daemon=True)
             back.start()
