@@ -13,8 +13,9 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 _SLEEP_S = 0.005
 #: The threads are read every so many sleeps: it costs about a millisecond.
@@ -22,19 +23,33 @@ _SLEEPS = 4
 _LEAST_S = 0.001
 
 
-@dataclass
-class Pauses:
-    """Spans without a processor, as (begin, end, seconds, name); times by CLOCK_MONOTONIC."""
+class Pause(NamedTuple):
+    """A span in which a thread was ready to run and had no processor for `lost_s`; times by CLOCK_MONOTONIC."""
 
-    found: list[tuple[float, float, float, str]] = field(default_factory=list)
+    began_s: float
+    ended_s: float
+    lost_s: float
+    name: str
+    thread: int
+
+
+class Pauses:
+    """What a watch has found."""
+
+    def __init__(self, found: Iterable[Sequence[Any]] = ()) -> None:
+        self.found = [Pause(*each) for each in found]
 
     def within(self, begin_s: float, end_s: float) -> dict[str, float]:
-        """Return the seconds of each name in the spans that touch begin_s to end_s, never longer than that."""
-        summed: dict[str, float] = {}
-        for began_s, ended_s, lost_s, name in self.found:
-            if began_s < end_s and ended_s > begin_s:
-                summed[name] = min(end_s - begin_s, summed.get(name, 0.0) + lost_s)
-        return summed
+        """Return for each name the longest time that one of its threads lost between begin_s and end_s."""
+        by_thread: dict[tuple[str, int], float] = {}
+        for pause in self.found:
+            if pause.began_s < end_s and pause.ended_s > begin_s:
+                key = pause.name, pause.thread
+                by_thread[key] = by_thread.get(key, 0.0) + pause.lost_s
+        longest: dict[str, float] = {}
+        for (name, _), lost_s in by_thread.items():
+            longest[name] = max(longest.get(name, 0.0), min(end_s - begin_s, lost_s))
+        return longest
 
 
 class Watch:
@@ -52,7 +67,7 @@ class Watch:
         time.sleep(_SLEEP_S)
         now_s = time.monotonic()
         if now_s - due_s > _LEAST_S:
-            self.pauses.found.append((due_s, now_s, now_s - due_s, "a program that only sleeps"))
+            self.pauses.found.append(Pause(due_s, now_s, now_s - due_s, "a program that only sleeps", 0))
 
     def sample(self) -> None:
         """Note the threads that were ready and had no processor since the last sample."""
@@ -69,7 +84,8 @@ class Watch:
             if lost_s > _LEAST_S:
                 own = task.name == task.parent.parent.name
                 kind = "serving thread" if own else "other threads"
-                self.pauses.found.append((began_s, now_s, lost_s, f"engine {task.parent.parent.name}, {kind}"))
+                name = f"engine {task.parent.parent.name}, {kind}"
+                self.pauses.found.append(Pause(began_s, now_s, lost_s, name, int(task.name)))
         self._before, self._sampled_s = found, now_s
 
 
