@@ -22,7 +22,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -119,6 +119,9 @@ test-ray: $(RAY_VENV)/installed  ## run the tests with a real Ray cluster on thi
 # make chaos-ray CHAOS="--minutes 2 --losses 4 --kills 2 --switches 1" for a short one.
 chaos-ray: $(RAY_VENV)/installed  ## let a robot ask through lost links, killed replicas and updates with a real Ray (twelve minutes)
 	@$(IN_RAY_VENV) -m chaos.remote_links --ray $(CHAOS)
+
+bench-ray: $(RAY_VENV)/installed  ## measure what a link adds, also with a real Ray on this machine (two minutes)
+	@$(IN_RAY_VENV) -m bench.scale.remote_latency --ray $(BENCH)
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
 bench-gpu:  ## measure on a GPU; see docs/gpu.md

@@ -1,9 +1,15 @@
-"""A proxy on the robot that is not there: forwards a Unix socket to a port, and can be cut like a network cable."""
+"""A proxy on the robot that is not there: forwards a Unix socket to a port, and can be cut like a network cable.
+
+    python -m tests.support.relay PATH PORT
+
+relays until its standard input ends; it prints a line when it listens.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -92,3 +98,9 @@ class Relay:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.down()
+
+
+if __name__ == "__main__":
+    with Relay(Path(sys.argv[1]), int(sys.argv[2])):
+        print("listens", flush=True)
+        sys.stdin.read()
