@@ -10,6 +10,7 @@ daemon's engines): the time in which the thread was ready to run and had no proc
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -73,8 +74,11 @@ class Watch:
         """Note the threads that were ready and had no processor since the last sample."""
         began_s, now_s = self._sampled_s, time.monotonic()
         found: dict[Path, float] = {}
+        normal = os.getpriority(os.PRIO_PROCESS, 0)
         for child in self._children.read_text().split():
             try:
+                if os.getpriority(os.PRIO_PROCESS, int(child)) > normal:
+                    continue  # an engine that still loads: it is in the background, and serves nobody
                 for task in Path(f"/proc/{child}/task").iterdir():
                     found[task] = int((task / "schedstat").read_text().split()[1]) / 1e9
             except (FileNotFoundError, ProcessLookupError):
