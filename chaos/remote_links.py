@@ -28,7 +28,7 @@ from tests.support.admin_command import update
 from tests.support.daemon_process import Daemon
 from tests.support.folders import REPOSITORY
 from tests.support.ray_service import GRPC_PORT, Cluster, replica_pids, running_cluster
-from tests.support.relay import Relay
+from tests.support.relay import Relay, free_port
 from tests.support.stand_in_uplink import link_package
 
 BUDGET_S = 0.08
@@ -77,7 +77,7 @@ class BareVersion:
 
     def __init__(self, folder: Path, gain: int) -> None:
         self.gain = gain
-        self._port = 21000 + gain
+        self._port = free_port()
         self._package = _package(folder / f"package{gain}", gain)
         self.version = ModelPackage.read(self._package).version
         self.relay = Relay(folder / f"uplink{gain}.sock", self._port)

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 _PIECE = 1 << 16
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class Relay:
     """Listens on `path` while it is up; `silence` keeps connections open and passes nothing on."""
 

@@ -21,6 +21,7 @@ from shmserve.message import Kind, Packer, Request, read_reply
 from shmserve.protocol import Status
 from tests.support.daemon_process import wait_until
 from tests.support.folders import REPOSITORY
+from tests.support.relay import free_port
 from tests.support.stand_in_uplink import StandInUplink
 
 HAPROXY = shutil.which("haproxy") or "/usr/sbin/haproxy"
@@ -83,13 +84,6 @@ _KNOWN = {
     "listen": "bind :9443",
     "serve": "127.0.0.1:9000",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _accepts(port: int) -> bool:
