@@ -22,7 +22,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu test-lerobot test-ray libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -110,9 +110,18 @@ $(RAY_VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*) $(NO_CORE)
 	@$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,ray]'
 	@touch $@
 
+IN_RAY_VENV = HOME=$$(mktemp -d) unshare $(if $(filter 0,$(shell id -u)),,--map-root-user) --net --pid --fork --kill-child --mount-proc \
+	sh -c 'ip link set lo up && exec $(RAY_VENV)/bin/python "$$@"' -
+
 test-ray: $(RAY_VENV)/installed  ## run the tests with a real Ray cluster on this machine (five minutes)
-	@HOME=$$(mktemp -d) unshare $(if $(filter 0,$(shell id -u)),,--map-root-user) --net --pid --fork --kill-child --mount-proc \
-		sh -c 'ip link set lo up && exec $(RAY_VENV)/bin/python -m pytest -m ray -p no:cacheprovider tests/ray $(TEST)'
+	@$(IN_RAY_VENV) -m pytest -m ray -p no:cacheprovider -o faulthandler_timeout=600 tests/ray $(TEST)
+
+# make chaos-ray CHAOS="--minutes 2 --losses 4 --kills 2 --switches 1" for a short one.
+chaos-ray: $(RAY_VENV)/installed  ## let a robot ask through lost links, killed replicas and updates with a real Ray (twelve minutes)
+	@$(IN_RAY_VENV) -m chaos.remote_links --ray $(CHAOS)
+
+bench-ray: $(RAY_VENV)/installed  ## measure what a link adds, also with a real Ray on this machine (two minutes)
+	@$(IN_RAY_VENV) -m bench.scale.remote_latency --ray $(BENCH)
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
 bench-gpu:  ## measure on a GPU; see docs/gpu.md

@@ -18,13 +18,13 @@ LEFT_OVER: Final = "prev_chunk_left_over"
 ENTRIES: Final = (INFERENCE_DELAY, LEFT_OVER)
 
 
-def delivered(observation: Any, *, is_declared: bool) -> Any:
-    """Return an observation with these entries as the policy gets it: without them if it does not declare them, or no row is left.
+def delivered(observation: Any, *, is_wanted: bool) -> Any:
+    """Return an observation with these entries as the policy gets it: without them if it does not want them, or no row is left.
 
-    >>> delivered({"state": 1, "inference_delay": 3, "prev_chunk_left_over": [0.5]}, is_declared=True)
+    >>> delivered({"state": 1, "inference_delay": 3, "prev_chunk_left_over": [0.5]}, is_wanted=True)
     {'state': 1, 'inference_delay': 3, 'prev_chunk_left_over': [0.5]}
     """
-    if is_declared and type(observation) is dict:
+    if is_wanted and type(observation) is dict:
         # A program in C++ declares one structure, with no rows where nothing is to be continued.
         rows = getattr(observation.get(LEFT_OVER), "shape", ())
         if tuple(rows[:1]) != (0,):

@@ -19,6 +19,7 @@ from .backend import CounterPoller, CutThroughCopier, Slots
 from .codec import SlotMemory
 from .fence import IN_ORDER, fence
 from .layout import ASLEEP, COUNTER_LINE, COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
+from .protocol import Status
 from .segment import Segment
 
 
@@ -216,6 +217,11 @@ class ReplyWriter(_Ring):
     def head(self, sequence: int) -> ReplyHead:
         """Return the last head written in the slot of `sequence`."""
         return ReplyHead._make(REPLY.packed.unpack_from(self._memory, self._head_words[slot_of(sequence)] * WORD))
+
+    def latest_version(self) -> int:
+        """Return the version of the model that made the latest result in these slots, by any engine; 0 if there is none."""
+        heads = (self.head(slot) for slot in range(len(self.memories)))
+        return max(((head.sequence, head.version) for head in heads if head.status == Status.OK), default=(0, 0))[1]
 
     def attempts(self, sequence: int) -> int:
         """Return how often an engine has begun to run `sequence`."""

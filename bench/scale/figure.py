@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,15 +45,24 @@ def amount(value: float, unit: str) -> str:
     return f"{value:,.{digits}f} {unit}".rstrip()
 
 
-def main(title: str, measure: Callable[[float], list[Figure]], arguments: Sequence[str] | None = None) -> None:
-    """Run one benchmark alone and print its figures."""
+def main(
+    title: str,
+    measure: Callable[..., list[Figure]],
+    arguments: Sequence[str] | None = None,
+    *,
+    flags: Mapping[str, str] | None = None,
+) -> None:
+    """Run one benchmark alone and print its figures; `measure` gets the seconds, and each of its `flags` by name."""
     parser = argparse.ArgumentParser(description=title)
     parser.add_argument("--seconds", type=float, default=2.0, help="measured for each way; default 2")
-    options = parser.parse_args(arguments)
+    for flag, text in (flags or {}).items():
+        parser.add_argument(f"--{flag}", action="store_true", help=text)
+    options = vars(parser.parse_args(arguments))
+    seconds = options.pop("seconds")
     terminate_by_exception()
     sweep()
     bystanders = Bystanders()
-    found = {"title": title, "figures": [asdict(figure) for figure in measure(options.seconds)]}
+    found = {"title": title, "figures": [asdict(figure) for figure in measure(seconds, **options)]}
     console = Console(width=140, highlight=False)
     console.print(figures_table(found))
     machine, shares = facts(), bystanders.shares()

@@ -1,7 +1,8 @@
-"""Latency that a link adds: `python -m bench.scale.remote_latency`.
+"""Latency that a link adds: `python -m bench.scale.remote_latency`, or `make bench-ray` with a real Ray cluster.
 
 The same package behind a local daemon, and behind a daemon with a link to a replica that a bare gRPC server on this machine
-holds, asked in turn. The floor is a gRPC call that returns the bytes of the observation. A network and Ray's proxy come on top.
+holds, asked in turn. The floor is a gRPC call that returns the bytes of the observation. With `--ray` a second link leads to Ray Serve's proxy
+through a relay; its floor is the same request, sent to that proxy by gRPC alone. A network comes on top.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ from typing import Any
 import grpc
 import numpy as np
 
+from shmserve.client import ShmClient
+from shmserve.daemon.engine.models.uplink import INFER
 from shmserve.daemon.packages.package import ModelPackage
 from shmserve.message import MAX_MESSAGE_BYTES, Kind, Packer, Request
 from tests.support.daemon_process import Daemon
 from tests.support.folders import REPOSITORY
+from tests.support.ray_service import GRPC_PORT, Cluster, running_cluster
 from tests.support.stand_in_uplink import link_package
 
 from .figure import Figure, main
 
 TITLE = "A model on another machine: what the way there adds"
 _ROUNDS = 8
+_BUDGET_S = 2.0
+#: What is shown beside which floor.
+_SHOWN = (
+    ("link", "link", "echo", "gRPC echo alone"),
+    ("ray", "link to Ray Serve", "proxy", "Ray Serve's proxy by gRPC alone"),
+)
 _POLICY = """
 import numpy as np
 
@@ -50,66 +60,105 @@ _OBSERVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measure(seconds: float) -> list[Figure]:
-    """Measure both observations through the three ways, in turn."""
+def measure(seconds: float, *, ray: bool = False) -> list[Figure]:
+    """Measure both observations through all ways, in turn; `ray`: also through a real cluster."""
     figures = []
-    for name, (example, observation) in _OBSERVATIONS.items():
-        with ExitStack() as cleanup:
-            figures += _measured(cleanup, name, example, observation, seconds)
+    with ExitStack() as cleanup:
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="shmserve-link-")))
+        cluster = cleanup.enter_context(running_cluster(folder)) if ray else None
+        for name, (example, observation) in _OBSERVATIONS.items():
+            with ExitStack() as of_one:
+                ways = _Ways(of_one, folder / name, example, observation)
+                if cluster is not None:
+                    ways.add_ray(cluster)
+                figures += ways.measured(name, seconds)
     return figures
 
 
-def _measured(cleanup: ExitStack, name: str, example: str, observation: Any, seconds: float) -> list[Figure]:
-    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="shmserve-link-")))
-    policy = _POLICY.replace("EXAMPLE", example)
-    package = folder / "package"
-    package.mkdir()
-    (package / "policy.py").write_text(policy)
-    (package / "model.toml").write_text('[model]\nname = "zeros"\narrays = "numpy"\n')
-    target = f"unix://{folder}/uplink.sock"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.replica_server", str(package), target],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=REPOSITORY,
-    )
-    cleanup.callback(server.wait)
-    assert server.stdin is not None and server.stdout is not None
-    cleanup.callback(server.stdin.close)
-    server.stdout.readline()
-    link = link_package(folder / "link", target, ModelPackage.read(package).version, local=policy, budget_s=2.0)
-    local = cleanup.enter_context(cleanup.enter_context(Daemon(package)).client())
-    linked = cleanup.enter_context(cleanup.enter_context(Daemon(link, name="u")).client())
-    limits = [
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ]
-    channel = cleanup.enter_context(grpc.insecure_channel(target, options=limits))
-    echo = channel.unary_unary("/shmserve.Model/Echo")
-    data = Packer("observation").request(Request(Kind.INFER), observation)
-    ways: dict[str, Callable[[], object]] = {
-        "local": lambda: local.infer(observation),
-        "link": lambda: linked.infer(observation),
-        "echo": lambda: echo(data),
-    }
-    taken: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(_ROUNDS):
-        for way, call in ways.items():
-            until_s = time.monotonic() + seconds / _ROUNDS
-            while (began_s := time.monotonic()) < until_s:
-                call()
-                taken[way].append(1e6 * (time.monotonic() - began_s))
-    if linked.request(observation).source != "remote":
-        raise RuntimeError("the link is open: the figures are the fallback's")
-    p50 = {way: float(np.median(times)) for way, times in taken.items()}
-    p99 = {way: float(np.percentile(times, 99)) for way, times in taken.items()}
-    what = f"{name}, {len(data):,} bytes"
-    return [
-        Figure(f"{name}_local_p50_us", f"{what}: local daemon, p50", p50["local"], "us"),
-        Figure(f"{name}_link_p50_us", f"{what}: link, p50", p50["link"], "us", p50["echo"], "gRPC echo alone"),
-        Figure(f"{name}_link_p99_us", f"{what}: link, p99", p99["link"], "us", p99["echo"], "gRPC echo alone"),
-    ]
+class _Ways:
+    """The ways to ask one package with one observation; their processes end with `cleanup`."""
+
+    def __init__(self, cleanup: ExitStack, folder: Path, example: str, observation: Any) -> None:
+        self._cleanup, self._folder, self._observation = cleanup, folder, observation
+        self._policy = _POLICY.replace("EXAMPLE", example)
+        self._package = folder / f"zeros-{folder.name}"
+        self._package.mkdir(parents=True)
+        (self._package / "policy.py").write_text(self._policy)
+        (self._package / "model.toml").write_text(f'[model]\nname = "{self._package.name}"\narrays = "numpy"\n')
+        self._version = ModelPackage.read(self._package).version
+        self._links: list[ShmClient] = []
+        target = f"unix://{folder}/uplink.sock"
+        self._start("tests.support.replica_server", str(self._package), target)
+        keys: dict[str, Any] = {"local": self._policy, "budget_s": _BUDGET_S}
+        link = link_package(folder / "link", target, self._version, **keys)
+        self._message = Packer("observation").request(Request(Kind.INFER, version=int(self._version, 16)), observation)
+        self._calls: dict[str, Callable[[], object]] = {
+            "local": self._client(self._package, "t"),
+            "link": self._client(link, "u"),
+            "echo": self._bare(target, "/shmserve.Model/Echo"),
+        }
+
+    def add_ray(self, cluster: Cluster) -> None:
+        """Deploy the package on the cluster, and ask it by a link and by gRPC alone."""
+        socket = self._folder / "ray.sock"
+        self._start("tests.support.relay", str(socket), str(GRPC_PORT))
+        hold = self._folder / "hold"
+        hold.mkdir()
+        (hold / "policy.py").write_text(self._policy)
+        link = cluster.deploy(self._package, f"unix://{socket}", fallback=hold, budget_s=_BUDGET_S)
+        self._calls["ray"] = self._client(link, "v")
+        application = ("application", f"{self._package.name}-{self._version[:8]}")
+        self._calls["proxy"] = self._bare(f"127.0.0.1:{GRPC_PORT}", INFER, application)
+
+    def measured(self, name: str, seconds: float) -> list[Figure]:
+        """Ask in turn, so that what else the machine does meets all ways alike."""
+        taken: dict[str, list[float]] = {way: [] for way in self._calls}
+        for _ in range(_ROUNDS):
+            for way, call in self._calls.items():
+                until_s = time.monotonic() + seconds / _ROUNDS
+                while (began_s := time.monotonic()) < until_s:
+                    call()
+                    taken[way].append(1e6 * (time.monotonic() - began_s))
+        if any(link.request(self._observation).source == "fallback" for link in self._links):
+            raise RuntimeError("a link is open: the figures are the fallback's")
+        p50 = {way: float(np.median(times)) for way, times in taken.items()}
+        p99 = {way: float(np.percentile(times, 99)) for way, times in taken.items()}
+        what = f"{name}, {len(self._message):,} bytes"
+        figures = [Figure(f"{name}_local_p50_us", f"{what}: local daemon, p50", p50["local"], "us")]
+        for way, said, floor, floor_said in _SHOWN:
+            if way in taken:
+                for at, of in (("p50", p50), ("p99", p99)):
+                    told = f"{what}: {said}, {at}"
+                    figures.append(Figure(f"{name}_{way}_{at}_us", told, of[way], "us", of[floor], floor_said))
+        return figures
+
+    def _start(self, module: str, *arguments: str) -> None:
+        """Start a process that prints a line when it is ready, and ends with its standard input."""
+        command = [sys.executable, "-m", module, *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY)
+        assert process.stdin is not None and process.stdout is not None
+        self._cleanup.callback(process.wait)
+        self._cleanup.callback(process.stdin.close)
+        process.stdout.readline()
+
+    def _client(self, package: Path, name: str) -> Callable[[], object]:
+        daemon = self._cleanup.enter_context(Daemon(package, name=name))
+        client = self._cleanup.enter_context(daemon.client())
+        self._links.append(client)
+        return lambda: client.infer(self._observation)
+
+    def _bare(self, target: str, method: str, *metadata: tuple[str, str]) -> Callable[[], object]:
+        limits = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ]
+        call = self._cleanup.enter_context(grpc.insecure_channel(target, options=limits)).unary_unary(method)
+        return lambda: call(self._message, metadata=metadata)
 
 
 if __name__ == "__main__":
-    main(TITLE, measure)
+    main(
+        TITLE,
+        measure,
+        flags={"ray": "also by a real Ray cluster, which this starts; in the environment of `make bench-ray`"},
+    )

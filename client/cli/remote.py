@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import click
 
 from shmserve.directories import ADMIN_SOCKET, service_place
-from shmserve.errors import ShmServeError
+from shmserve.errors import ServiceUnavailable, ShmServeError
 
 from .click_types import Number
 from .connection import AdminConnection
 from .exit_status import fail, with_exit_status
 from .target import Target, print_json
 
+_REACH_S = 5.0
 _PATH = click.Path(path_type=Path, readable=False)
 
 
@@ -82,11 +84,14 @@ def remote(
         assert what is not None
         _check_unused(what, target.runtime_dir)
     scale = _scale()
+    _check_reachable(cluster)
     scale.connect(cluster)
     if action == "status":
         found = scale.applications()
         if as_json:
             print_json(found)
+        elif not found:
+            print("the cluster runs no application of shmserve")
         for each in () if as_json else found:
             running = ", ".join(f"{count} {state.lower()}" for state, count in each["replicas"].items())
             print(f"{each['application']}  {each['status'].lower()}  {running}  {each['message']}".rstrip())
@@ -131,6 +136,19 @@ def _scale() -> Any:
         fail(f"remote needs Ray ({error}): pip install 'shmserve[ray]' on the machine that deploys")
 
 
+def _check_reachable(cluster: str) -> None:
+    """Raise ServiceUnavailable for a HOST:PORT that accepts no connection: Ray itself would try for minutes."""
+    host, _, port = cluster.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return  # "auto", and forms that Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise ServiceUnavailable(
+            f"no Ray cluster at {cluster}: {error}. Start one there (ray start --head), or give --cluster the address that it printed"
+        ) from error
+
+
 def _check_unused(application: str, runtime_dir: str | None) -> None:
     for name, remote in _links(runtime_dir):
         if remote["application"] == application:
@@ -140,11 +158,11 @@ def _check_unused(application: str, runtime_dir: str | None) -> None:
 def _links(runtime_dir: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the services of this machine that serve a link, and the link."""
     for place in {service_place("default", runtime_dir).directory.parent, Path("/run/shmserve")}:
-        for socket in sorted(place.glob(f"*/{ADMIN_SOCKET}")):
+        for admin in sorted(place.glob(f"*/{ADMIN_SOCKET}")):
             try:
-                with AdminConnection(socket.parent.name, str(place)) as connection:
+                with AdminConnection(admin.parent.name, str(place)) as connection:
                     model = connection.status()["model"]
             except (OSError, ShmServeError):
                 continue
             if model is not None and model.get("remote") is not None:
-                yield socket.parent.name, model["remote"]
+                yield admin.parent.name, model["remote"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import logging
@@ -224,6 +225,9 @@ class Engine:
             self._report_gpu,
             turn_ns=self._channel_turn_ns,
         )
+        # The model's objects too stay for good (see main.py): no request may wait for a look at all of them.
+        gc.collect()
+        gc.freeze()
         # Now that nothing is left to load: loading is long, and a lock before it would keep pages that no request needs.
         memory_locked = lock_memory() if order.lock_memory else None
         priority = (order.priority if request_priority(order.priority) else 0) if order.priority else None

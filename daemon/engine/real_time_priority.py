@@ -15,13 +15,16 @@ import threading
 
 from ..host.capabilities import SYS_NICE, has_capability
 
+#: Names of the service's own Python threads begin so. The serving thread waits for them, and for the interpreter that they hold.
+SERVICE_THREADS = "shmserve-"
+
 log = logging.getLogger(__name__)
 
 
 def request_priority(priority: int) -> bool:
     """Give this thread and those of libraries real-time priority; return False, after a warning with the remedy, if that fails.
 
-    Called in the main thread, which serves. An operation of torch or numpy ends with the last of its threads, so they
+    Called in the main thread, which serves. The service's own threads get it as well. An operation of torch or numpy ends with the last of its threads, so they
     need the same priority. The policy's own Python threads keep theirs, because one that computes for long would delay the requests.
     Threads and processes that are started later have normal priority (reset on fork).
     """
@@ -34,7 +37,7 @@ def request_priority(priority: int) -> bool:
             refusal(priority, resource.getrlimit(resource.RLIMIT_RTPRIO)[0], has_capability(SYS_NICE), error),
         )
         return False
-    of_python = {thread.native_id for thread in threading.enumerate()}
+    of_python = {thread.native_id for thread in threading.enumerate() if not thread.name.startswith(SERVICE_THREADS)}
     for thread in map(int, os.listdir("/proc/self/task")):
         if thread not in of_python:
             with contextlib.suppress(OSError):  # it has ended

@@ -176,7 +176,8 @@ typedef struct {
     uint32_t supersede;   /**< 1: this client's requests that have not begun end with SUPERSEDED */
     uint32_t repeatable;  /**< 1: may run again if an engine dies under it, even with state */
     /** 1: the observation has the entries of real-time chunking (inference_delay, prev_chunk_left_over). The engine
-     * removes them where no row is left over, or for a policy that does not declare them. */
+     * removes them where no row is left over, for a policy that does not declare them, or if another version
+     * made the latest result. */
     uint32_t real_time_chunking;
     uint32_t reserved;
 } shmserve_terms;

@@ -43,6 +43,10 @@ def connect(address: str) -> None:
     try:
         ray.init(address=address, namespace="serve", log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == "auto":
+            raise ServiceUnavailable(
+                "no Ray cluster runs on this machine: start one (ray start --head), or name another one with --cluster HOST:PORT"
+            ) from error
         raise ServiceUnavailable(
             f"no Ray cluster at {address!r}: {str(error).splitlines()[0]}. Start one (ray start --head), and use its token "
             "(ray get-auth-token on the head node)"

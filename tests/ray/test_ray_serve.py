@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +13,13 @@ import numpy as np
 import pytest
 
 from tests.support.daemon_process import SHMSERVED, Daemon, wait_until
-from tests.support.folders import REPOSITORY
+from tests.support.ray_service import GRPC_PORT, Cluster, running_cluster
 from tests.support.relay import Relay
 from tests.support.stand_in_uplink import LOCAL
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
 
-_GRPC_PORT, _HTTP_PORT = 19000, 18000
-_START_S = 120.0
 _POLICY = """
 import os
 import time
@@ -55,64 +49,28 @@ _LOCAL = LOCAL.replace("* -1}", '* -1, "rows": 0, "pid": 0}')
 OBSERVATION = {"state": np.ones(3, np.float32)}
 
 
-class Cluster:
-    """The cluster, and the commands of an operator against it."""
-
-    def __init__(self, address: str, folder: Path) -> None:
-        self.address = address
-        self.folder = folder
-        hold = folder / "hold"
-        hold.mkdir()
-        (hold / "policy.py").write_text(_LOCAL)
-
-    def admin(self, *words: str) -> str:
-        command = [str(SHMSERVED.with_name("shmserve-admin")), "remote", *words, "--cluster", self.address]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=_START_S, check=False)
-        assert ran.returncode == 0, ran.stderr[-3000:]
-        return ran.stdout
-
-    def deployed(self, gain: int, target: str) -> Path:
-        """Deploy the policy with this gain on two replicas; return its link package."""
-        package, link = self.folder / f"arm{gain}", self.folder / f"link{gain}"
-        package.mkdir()
-        (package / "policy.py").write_text(_POLICY.format(gain=gain))
-        (package / "model.toml").write_text('[model]\nname = "arm"\nmax_batch = 8\nsampling = true\n')
-        words = ["--replicas", "2", "--cpus", "0.5", "--port", str(_GRPC_PORT), "--http-port", str(_HTTP_PORT)]
-        words += ["--target", target, "--budget", "3", "--fallback", str(self.folder / "hold"), "--out", str(link)]
-        print(self.admin("deploy", str(package), *words))
-        return link
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets have long names below it
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.ray_cluster", temporary],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=REPOSITORY,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    late = threading.Timer(_START_S, process.kill)
-    late.start()
-    address = process.stdout.readline().strip()
-    late.cancel()
-    try:
-        assert address, "Ray did not start"
-        yield Cluster(address, tmp_path_factory.mktemp("cluster"))
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder = tmp_path_factory.mktemp("cluster")
+    hold = folder / "hold"
+    hold.mkdir()
+    (hold / "policy.py").write_text(_LOCAL)
+    with running_cluster(folder) as running:
+        yield running
+
+
+def deployed(cluster: Cluster, gain: int, target: str) -> Path:
+    """Deploy the policy with this gain; return its link package."""
+    package = cluster.folder / f"arm{gain}"
+    package.mkdir()
+    (package / "policy.py").write_text(_POLICY.format(gain=gain))
+    (package / "model.toml").write_text('[model]\nname = "arm"\nmax_batch = 8\nsampling = true\n')
+    return cluster.deploy(package, target, fallback=cluster.folder / "hold", budget_s=3)
 
 
 def test_a_package_is_deployed_linked_updated_and_retired(cluster: Cluster, tmp_path: Path) -> None:
-    with Relay(tmp_path / "uplink.sock", _GRPC_PORT) as relay:
-        first = cluster.deployed(2, relay.target)
+    with Relay(tmp_path / "uplink.sock", GRPC_PORT) as relay:
+        first = deployed(cluster, 2, relay.target)
         with Daemon(first) as daemon, daemon.client() as robot:
             reply = robot.request(OBSERVATION, timeout=20)
             assert reply.source == "remote" and reply.action["action"][0] == 2
@@ -121,7 +79,7 @@ def test_a_package_is_deployed_linked_updated_and_retired(cluster: Cluster, tmp_
             _survives_a_killed_replica(daemon, int(reply.action["pid"]))
             _survives_a_cut_link(daemon, relay)
 
-            second = cluster.deployed(5, relay.target)
+            second = deployed(cluster, 5, relay.target)
             sources = _asked_during(daemon, second)
             assert sources <= {("remote", 2), ("remote", 5), ("fallback", -1)}
             after = robot.request(OBSERVATION, timeout=20)

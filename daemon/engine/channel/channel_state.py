@@ -64,6 +64,7 @@ class ChannelState:
         #: The rate limit of its user; None without one.
         self.rate = rate
         self.schemas = Schemas()
+        self._earlier_version = 0  # as `latest_version`, of the generations before
         # No number of a structure may come twice: replies of different engines may share a slot, and this engine may make
         # another state for the same client, which remembers the structures that it has read.
         self.encoder = Encoder(numbers=numbers, allow_pickle=trusted, tensors_as_arrays=True, name="action")
@@ -235,6 +236,10 @@ class ChannelState:
             self._staging.append(Staging(self._tensors_on, copier, self.fast_path if first else None))
         return self._staging[row]
 
+    def latest_version(self) -> int:
+        """Return the version of the model that made this client's latest result, in this engine or another; 0: none is known."""
+        return self.channel.replies.latest_version() or self._earlier_version
+
     def answer(
         self,
         sequence: int,
@@ -293,6 +298,7 @@ class ChannelState:
         An engine that no longer serves only delivers. `let_go` closes the earlier generation.
         """
         old = self._mapped
+        self._earlier_version = self.latest_version()
         self._unregister()
         self._forget_fast()
         self._mapped = mapped

@@ -209,7 +209,7 @@ class DeviceServing(Serving):
             else:
                 item.observation = self._placed(item, schema, slot.payload)
             if head.flags & Flag.REAL_TIME_CHUNKING:
-                item.observation = delivered(item.observation, is_declared=self._real_time_chunking)
+                item.observation = delivered(item.observation, is_wanted=self._continues(state))
         except (MetadataError, RequestRejected) as error:
             self._reject(state, head, error, item.queued_ns, began_ns)
             return False

@@ -22,10 +22,11 @@ from shmserve.shortened import shortened
 from ...ipc.stats import Counter
 from ...packages.package import ModelPackage
 from ...packages.remote_link import RemoteLink
+from ..real_time_priority import SERVICE_THREADS
 from .host_arrays import on_host, tensors_of
 from .link_breaker import LinkBreaker
 from .model import Model, PerClient
-from .uplink import DESCRIBE, INFER, Call, GrpcUplink, Uplink, UplinkBusy, UplinkError, UplinkLate
+from .uplink import DESCRIBE, INFER, GrpcUplink, Senders, Sent, Uplink, UplinkBusy, UplinkError, UplinkLate
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _LOAD_S = 10.0
 #: A request with less time left than this is not sent: no answer could come.
 _LEAST_NS = 1_000_000
 _TYPE_CHARACTERS, _TEXT_CHARACTERS = 100, 400
+#: Threads beyond one for each request of a batch, for calls that gRPC has not ended at their deadline.
+_MORE_SENDERS = 4
 _NOT_REACHED = "it was not reached when this package was loaded"
 
 
@@ -67,11 +70,14 @@ class Answer(NamedTuple):
         return self.counter in (Counter.REMOTE_OK, Counter.REMOTE_FAILED, Counter.REMOTE_STALE)
 
 
+Done = queue.SimpleQueue[tuple[int, bytes | UplinkError]]
+
+
 class Asked(NamedTuple):
     """A request that is on its way."""
 
-    call: Call
     number: int
+    until_ns: int  # CLOCK_MONOTONIC
 
 
 def load(package: ModelPackage, device: torch.device) -> RemoteModel:
@@ -121,6 +127,7 @@ class RemoteModel:
         self._package = package
         self._uplink = uplink
         self._device = device
+        self._senders = Senders(uplink, package.max_batch + _MORE_SENDERS)
         self._packer = Packer("observation")
         self._description: dict[str, Any] = {}
         self._example: Any = None
@@ -146,7 +153,7 @@ class RemoteModel:
                 ) from error
             log.warning("the remote model does not answer, so the fallback serves: %s", error)
             self.breaker.open(f"{_NOT_REACHED}: {error}")
-        threading.Thread(target=self._probe_while_open, name="shmserve-link", daemon=True).start()
+        threading.Thread(target=self._probe_while_open, name=f"{SERVICE_THREADS}link", daemon=True).start()
 
     def _describe(self, packer: Packer, timeout_s: float) -> None:
         """Ask for description and example; raises UplinkError, and ModelPackageError for a remote that cannot be used."""
@@ -196,32 +203,22 @@ class RemoteModel:
 
     def ask(self, observation: Any, terms: Terms, *, timeout_ns: int | None = None) -> Answer:
         """Ask the remote and wait for its answer, no longer than the budget."""
+        batch = Batch(self)
+        answer = batch.begin(0, observation, terms, timeout_ns)
+        return answer if answer is not None else batch.next()[1]
+
+    def begin(self, key: int, observation: Any, terms: Terms, timeout_ns: int | None, done: Done) -> Asked | Answer:
+        """Send a request; `key` and what was found are put on `done`. An Answer if it was not sent."""
         prepared = self._prepared(observation, terms, timeout_ns)
         if isinstance(prepared, Answer):
             return prepared
-        data, timeout_s = prepared
-        try:
-            return self._read(self._uplink.ask(INFER, data, timeout_s, _tag(terms)), terms.number)
-        except UplinkError as error:
-            return self._missed(error)
+        data, until_ns = prepared
+        self._senders.send(Sent(data, until_ns, _tag(terms), done, key))
+        return Asked(terms.number, until_ns)
 
-    def begin(self, observation: Any, terms: Terms, done: queue.SimpleQueue[Any], key: Any) -> Asked | Answer:
-        """Send a request; `key` is put on `done` when `settle` does not wait. An Answer if it was not sent."""
-        prepared = self._prepared(observation, terms, None)
-        if isinstance(prepared, Answer):
-            return prepared
-        data, timeout_s = prepared
-        try:
-            return Asked(self._uplink.begin(INFER, data, timeout_s, _tag(terms), done, key), terms.number)
-        except UplinkError as error:
-            return self._missed(error)
-
-    def settle(self, asked: Asked) -> Answer:
+    def settle(self, asked: Asked, found: bytes | UplinkError) -> Answer:
         """Return the answer of a request that was sent."""
-        try:
-            return self._read(asked.call.result(), asked.number)
-        except UplinkError as error:
-            return self._missed(error)
+        return self._missed(found) if isinstance(found, UplinkError) else self._read(found, asked.number)
 
     def answer_locally(self, observations: list[Any]) -> list[Any]:
         """Return the fallback's actions; raises RemoteUnavailable without one, and what its own code raises."""
@@ -237,7 +234,7 @@ class RemoteModel:
             found += self.fallback.infer(given[first : first + together])
         return found if self._device.type == "cpu" else [on_host(action) for action in found]
 
-    def _prepared(self, observation: Any, terms: Terms, timeout_ns: int | None) -> tuple[bytes, float] | Answer:
+    def _prepared(self, observation: Any, terms: Terms, timeout_ns: int | None) -> tuple[bytes, int] | Answer:
         if timeout_ns is None:
             if self.breaker.is_open:
                 return Answer(Counter.REMOTE_OPEN, reason=self.breaker.reason or "")
@@ -256,7 +253,7 @@ class RemoteModel:
             age_ns=max(1, now_ns - terms.capture_ns) if terms.capture_ns else 0,
             max_age_ns=terms.max_age_ns,
         )
-        return self._packer.request(head, observation), timeout_ns / 1e9
+        return self._packer.request(head, observation), now_ns + timeout_ns
 
     def _read(self, data: bytes, number: int) -> Answer:
         try:
@@ -363,6 +360,40 @@ class RemoteModel:
             "source": "remote" if reason is None else "none" if self.fallback is None else "fallback",
             "reason": None if reason is None else shortened(reason, _TEXT_CHARACTERS),
         }
+
+
+class Batch:
+    """Requests that are sent together; each is answered when its own answer is there, or at its own deadline."""
+
+    def __init__(self, model: RemoteModel) -> None:
+        self._model = model
+        self._done: Done = queue.SimpleQueue()  # of this batch alone: a later answer finds nobody
+        self._asked: dict[int, Asked] = {}
+
+    def begin(self, key: int, observation: Any, terms: Terms, timeout_ns: int | None = None) -> Answer | None:
+        """Send a request; return its answer if it was not sent."""
+        asked = self._model.begin(key, observation, terms, timeout_ns, self._done)
+        if isinstance(asked, Answer):
+            return asked
+        self._asked[key] = asked
+        return None
+
+    def next(self) -> tuple[int, Answer]:
+        """Return the next of the requests that were sent, and its answer; waits no longer than until the first deadline."""
+        while True:
+            first = min(self._asked, key=lambda key: self._asked[key].until_ns)
+            left_ns = self._asked[first].until_ns - time.monotonic_ns()
+            try:
+                key, found = self._done.get(timeout=max(0, left_ns) / 1e9)
+            except queue.Empty:
+                key, found = first, UplinkLate("no answer in time")
+            asked = self._asked.pop(key, None)
+            if asked is not None:  # else it was given up before
+                return key, self._model.settle(asked, found)
+
+    def __len__(self) -> int:
+        """Return how many have no answer yet."""
+        return len(self._asked)
 
 
 def _tag(terms: Terms) -> str:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import queue
-from typing import Any, Protocol
+import threading
+import time
+from typing import Any, NamedTuple, Protocol
 
 from shmserve.errors import ModelPackageError
 from shmserve.message import MAX_MESSAGE_BYTES
+
+from ..real_time_priority import SERVICE_THREADS
 
 #: The gRPC service and its methods. Describe also takes probes.
 SERVICE = "shmserve.Model"
@@ -30,23 +34,11 @@ class UplinkBusy(UplinkError):
     """The remote has no room for this request."""
 
 
-class Call(Protocol):
-    """A request that is on its way."""
-
-    def result(self) -> bytes:
-        """Return the reply's bytes, waiting for them; raises UplinkError."""
-
-
 class Uplink(Protocol):
     """The way to one application; called by several threads."""
 
     def ask(self, method: str, data: bytes, timeout_s: float, tag: str) -> bytes:
         """Send a message and return the reply's bytes; raises UplinkError. `tag` names the request in the remote's log."""
-
-    def begin(
-        self, method: str, data: bytes, timeout_s: float, tag: str, done: queue.SimpleQueue[Any], key: Any
-    ) -> Call:
-        """Send a message; `key` is put on `done` once it is answered, or its time is over."""
 
     def close(self) -> None:
         """End the calls that are on their way."""
@@ -94,13 +86,6 @@ class GrpcUplink:
             raise self._error(error) from None
         return found
 
-    def begin(
-        self, method: str, data: bytes, timeout_s: float, tag: str, done: queue.SimpleQueue[Any], key: Any
-    ) -> Call:
-        future = self._methods[method].future(data, timeout=timeout_s, metadata=self._metadata(tag))
-        future.add_done_callback(lambda _: done.put(key))
-        return _FutureCall(self, future)
-
     def close(self) -> None:
         self._channel.close()
 
@@ -120,18 +105,46 @@ class GrpcUplink:
         return UplinkDown(f"{self._target}: {code.name}: {details}")
 
 
-class _FutureCall:
-    """A call of `GrpcUplink.begin`."""
+class Sent(NamedTuple):
+    """A request for a sender; `key` names it among those of the same `done`."""
 
-    def __init__(self, uplink: GrpcUplink, future: Any) -> None:
+    data: bytes
+    until_ns: int
+    tag: str
+    done: queue.SimpleQueue[tuple[int, bytes | UplinkError]]
+    key: int
+
+
+class Senders:
+    """Threads that wait for gRPC, so that the serving thread does not.
+
+    gRPC ends a call at its deadline by several threads, one after the other, and on a busy machine each waits for a processor.
+    The serving thread waits for `done` instead, until the request's own deadline, and needs none of them to give up.
+    """
+
+    def __init__(self, uplink: Uplink, threads: int) -> None:
+        """Start the threads now: starting one waits until it runs."""
         self._uplink = uplink
-        self._future = future
+        self._sent: queue.SimpleQueue[Sent] = queue.SimpleQueue()
+        for number in range(threads):
+            threading.Thread(target=self._run, name=f"{SERVICE_THREADS}send-{number}", daemon=True).start()
 
-    def result(self) -> bytes:
+    def send(self, request: Sent) -> None:
+        """Have a request sent, without waiting; its key is put on `done`, with the reply's bytes or the error."""
+        self._sent.put(request)
+
+    def _run(self) -> None:
+        while True:
+            request = self._sent.get()
+            request.done.put((request.key, self._found(request)))
+
+    def _found(self, request: Sent) -> bytes | UplinkError:
+        left_ns = request.until_ns - time.monotonic_ns()
+        if left_ns <= 0:
+            return UplinkLate("its time was over before it was sent")
         try:
-            found: bytes = self._future.result()
-        except self._uplink._grpc.RpcError as error:
-            raise self._uplink._error(error) from None
-        except self._uplink._grpc.FutureCancelledError:
-            raise UplinkDown("the link was closed") from None
-        return found
+            return self._uplink.ask(INFER, request.data, left_ns / 1e9, request.tag)
+        except UplinkError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  a thread that ended would answer no other request
+            return UplinkDown(f"{type(error).__name__}: {error}")

@@ -94,7 +94,7 @@ class FastPathServing(Serving):
             and LEFT_OVER in observation
             and path.head(RequestHead).flags & Flag.REAL_TIME_CHUNKING
         ):
-            observation = delivered(observation, is_declared=self._real_time_chunking)
+            observation = delivered(observation, is_wanted=self._continues(state))
         clamped = False
         if self._observations is not None:
             try:

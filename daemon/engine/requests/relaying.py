@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from ...ipc.stats import Counter
 from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
 from ..error_text import client_message
-from ..models.remote import Answer, Asked, RemoteModel, Terms
+from ..models.remote import Answer, Batch, RemoteModel, Terms
 from .serving import BatchItem, Serving
 
 
@@ -33,7 +32,6 @@ class RelayServing(Serving):
         #: The flag of the reply that is being made.
         self._source = 0
         self._last_source = 0
-        self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def report_change(self) -> None:
         """Report the link's state if it has changed."""
@@ -42,42 +40,36 @@ class RelayServing(Serving):
 
     def _infer(self, items: list[BatchItem]) -> None:
         began_ns = time.monotonic_ns()
-        if len(items) == 1:
-            answers: list[Answer | Asked] = [self._ask(items[0])]
-        else:
+        if len(items) > 1:
             self._note_in_hand([item.state for item in items])
-            self._done = queue.SimpleQueue()
-            answers = [self._begin(item, index) for index, item in enumerate(items)]
-        local = [index for index, answer in enumerate(answers) if self._settled(items[index], answer, began_ns)]
-        self._answer_locally([items[index] for index in local], began_ns)
-        for _ in range(sum(isinstance(answer, Asked) for answer in answers)):
+        batch = Batch(self._remote)
+        answers = [self._begin(batch, index, item) for index, item in enumerate(items)]
+        self._answer_locally(
+            [
+                item
+                for item, answer in zip(items, answers, strict=True)
+                if answer is not None and not self._settled(item, answer, began_ns)
+            ],
+            began_ns,
+        )
+        while len(batch):
             # Each as it comes: a late one delays no other robot.
-            index = self._done.get()
-            asked = answers[index]
-            assert isinstance(asked, Asked)
-            if self._settled(items[index], self._remote.settle(asked), began_ns):
+            index, answer = batch.next()
+            if not self._settled(items[index], answer, began_ns):
                 self._answer_locally([items[index]], began_ns)
         self.report_change()
 
-    def _ask(self, item: BatchItem) -> Answer:
+    def _begin(self, batch: Batch, index: int, item: BatchItem) -> Answer | None:
         try:
-            return self._remote.ask(item.observation, _terms(item))
+            return batch.begin(index, item.observation, _terms(item))
         except Exception as error:  # noqa: BLE001  an observation that no message carries
-            return _refused(error)
+            return Answer(Counter.REMOTE_FAILED, Status.REJECTED, client_message(error))
 
-    def _begin(self, item: BatchItem, index: int) -> Answer | Asked:
-        try:
-            return self._remote.begin(item.observation, _terms(item), self._done, index)
-        except Exception as error:  # noqa: BLE001  as above
-            return _refused(error)
-
-    def _settled(self, item: BatchItem, answer: Answer | Asked, began_ns: int) -> bool:
-        """Give a robot the remote's answer; return whether the fallback has to answer instead."""
-        if isinstance(answer, Asked):
-            return False
+    def _settled(self, item: BatchItem, answer: Answer, began_ns: int) -> bool:
+        """Give a robot the remote's answer; return False if the fallback has to answer instead."""
         self._words[answer.counter] += 1
         if not answer.is_final:
-            return True
+            return False
         infer_ns = time.monotonic_ns() - began_ns
         with _Source(self, Flag.REMOTE, self._remote.remote_version):
             if answer.status == Status.OK:
@@ -87,7 +79,7 @@ class RelayServing(Serving):
                 times = (item.queued_ns, item.staged_ns, infer_ns)
                 self._finish(item.state, item.head, answer.status, answer.tree, 0, *times)
                 self._release(item)
-        return False
+        return True
 
     def _answer_locally(self, items: list[BatchItem], began_ns: int) -> None:
         if not items:
@@ -144,7 +136,3 @@ def _terms(item: BatchItem) -> Terms:
         head.capture_ns,
         head.max_age_ns,
     )
-
-
-def _refused(error: Exception) -> Answer:
-    return Answer(Counter.REMOTE_FAILED, Status.REJECTED, client_message(error))

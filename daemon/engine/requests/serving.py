@@ -214,7 +214,7 @@ class Serving:
             self._reject(state, head, error, queued_ns, taken_ns)
             return None
         if head.flags & Flag.REAL_TIME_CHUNKING:
-            observation = delivered(observation, is_declared=self._real_time_chunking)
+            observation = delivered(observation, is_wanted=self._continues(state))
         clamped = False
         if self._observations is not None:
             try:
@@ -234,6 +234,10 @@ class Serving:
         item.clamped = clamped
         item.is_new = is_new
         return item
+
+    def _continues(self, state: ChannelState) -> bool:
+        """Return whether the policy gets this client's rows: not if they are of the version before, which an update overtook."""
+        return self._real_time_chunking and state.latest_version() in (0, self._version)
 
     def _refused(self, state: ChannelState, head: RequestHead, taken_ns: int, queued_ns: int) -> bool:
         """Answer a request that may not run, or no longer; return whether it was answered."""

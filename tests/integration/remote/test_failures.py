@@ -17,11 +17,17 @@ from shmserve.message import REPLY_HEAD
 from tests.support.c_client import CClient
 from tests.support.c_library import library
 from tests.support.daemon_process import SHMSERVED, Daemon, wait_until
-from tests.support.stand_in_uplink import StandInUplink, link_package
+from tests.support.stand_in_uplink import LOCAL, StandInUplink, link_package
 
 VERSION = "3f9c2d17a0b14e55"
 #: Long enough for a busy machine; every wait in these tests ends by an event.
 BUDGET_S = 1.5
+#: The fallback says how many objects the collector of its process sees.
+_COUNTING = """
+        if float(observation["state"][0]) == 17:
+            import gc
+            return {"action": observation["state"] * 0 + len(gc.get_objects())}
+        return {"action": """
 
 
 class Service:
@@ -57,7 +63,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     with StandInUplink(folder / "uplink.sock", VERSION) as uplink:
         keys: dict[str, Any] = {"budget_s": BUDGET_S, "probe_s": 0.05, "open_after": 2, "recover_after": 2}
         checks = "[checks.action.action]\nmin = -1e6\nmax = 1e6\non_violation = 'clamp'"
-        package = link_package(folder / "link", uplink.target, VERSION, checks=checks, **keys)
+        local = LOCAL.replace('\n        return {"action": ', _COUNTING)
+        package = link_package(folder / "link", uplink.target, VERSION, local=local, checks=checks, **keys)
         with Daemon(package) as daemon, daemon.client() as client:
             yield Service(uplink, daemon, client)
 
@@ -228,6 +235,14 @@ def test_an_error_of_the_fallback_is_its_own(service: Service) -> None:
     with pytest.raises(InferenceFailed, match="no such joint"):
         service.ask(state=13)
     assert service.ask().source == "fallback"
+
+
+def test_the_collector_does_not_look_at_everything_that_was_loaded(service: Service) -> None:
+    service.uplink.refuses = grpc.StatusCode.UNAVAILABLE
+
+    seen = service.ask(state=17).action["action"][0]
+
+    assert 0 < seen < 20_000  # torch alone brings more than a hundred thousand
 
 
 def test_a_change_of_the_answering_model_is_noticed(service: Service) -> None:

@@ -7,13 +7,14 @@ import errno
 import logging
 import os
 import resource
+import threading
 from pathlib import Path
 
 import pytest
 
 from shmserve.daemon.engine import memory_lock, real_time_priority
 from shmserve.daemon.engine.memory_lock import limit_problem, lock_memory
-from shmserve.daemon.engine.real_time_priority import refusal, request_priority
+from shmserve.daemon.engine.real_time_priority import SERVICE_THREADS, refusal, request_priority
 from shmserve.daemon.host.capabilities import IPC_LOCK, SYS_NICE, has_capability
 
 _NOT_PERMITTED = PermissionError(errno.EPERM, "Operation not permitted")
@@ -126,3 +127,20 @@ def test_a_refused_priority_is_one_warning(monkeypatch: pytest.MonkeyPatch, capl
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "the engine serves with normal priority: SCHED_FIFO was refused (Operation not permitted)" in record.message
+
+
+def test_the_threads_that_ask_for_the_serving_thread_have_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[int] = []
+    ended = threading.Event()
+    threads = [threading.Thread(target=ended.wait, name=name) for name in ("of the policy", f"{SERVICE_THREADS}send-0")]
+    for thread in threads:
+        thread.start()
+    monkeypatch.setattr(os, "sched_setscheduler", lambda thread, policy, parameters: changed.append(thread))
+
+    assert request_priority(10) is True
+    ended.set()
+
+    of_the_policy, sender = (thread.native_id for thread in threads)
+    assert sender in changed and of_the_policy not in changed
+    for thread in threads:
+        thread.join()

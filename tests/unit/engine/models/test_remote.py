@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from shmserve.daemon.engine.models import load_model
 from shmserve.daemon.engine.models.remote import RemoteModel, RemoteUnavailable, Terms
+from shmserve.daemon.engine.models.uplink import GrpcUplink, UplinkDown
 from shmserve.daemon.engine.warmup.link import warm_up_link
 from shmserve.daemon.engine.warmup.warmup import WarmupResult
 from shmserve.daemon.ipc.stats import Counter
@@ -149,6 +151,25 @@ def test_a_request_without_time_left_is_not_sent(tmp_path: Path, uplink: StandIn
     ):
         assert model.ask(OBSERVATION, terms).counter == Counter.REMOTE_LATE
     assert len(uplink.requests) == sent and not model.breaker.is_open
+
+
+def test_a_call_that_does_not_end_in_time_is_given_up(tmp_path: Path, uplink: StandInUplink) -> None:
+    given_up = threading.Event()
+
+    class Stuck(GrpcUplink):
+        """gRPC whose threads get no processor."""
+
+        def ask(self, method: str, data: bytes, timeout_s: float, tag: str) -> bytes:
+            assert given_up.wait(60)
+            raise UplinkDown("at last")
+
+    package = ModelPackage.read(link_package(tmp_path / "link", uplink.target, VERSION, local=None, budget_s=0.05))
+    model = RemoteModel(package, Stuck(uplink.target, "double"), None, None, CPU)
+
+    answers = [model.ask(OBSERVATION, Terms()) for _ in range(2)]
+    given_up.set()
+
+    assert [answer.counter for answer in answers] == [Counter.REMOTE_LATE] * 2
 
 
 def test_the_remote_gets_no_longer_than_the_request_allows(tmp_path: Path, uplink: StandInUplink) -> None:

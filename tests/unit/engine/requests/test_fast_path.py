@@ -512,6 +512,25 @@ def test_entries_of_real_time_chunking_reach_a_policy_that_declares_them(
         assert engine.ask(nothing, fast=fast, flags=flags)[1]["action"] == (1 if flags else 3)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_rows_of_the_version_before_an_update_do_not_reach_the_next_one(fast: bool) -> None:
+    engine = Engine(None, False, real_time_chunking=True)
+    with contextlib.closing(engine):
+        engine.model.answer = lambda observation: {"action": len(observation)}
+        observation = {"state": np.zeros(2), "inference_delay": 2, "prev_chunk_left_over": np.zeros((4, 2))}
+
+        def entries() -> int:
+            found: int = engine.ask(observation, fast=fast, flags=Flag.REAL_TIME_CHUNKING)[1]["action"]
+            return found
+
+        assert engine.ask(observation, fast=False, flags=Flag.REAL_TIME_CHUNKING)[1]["action"] == 3
+        engine.serving._version = 8
+        # Sent before the client could know of the update; afterwards it has a result of the new version.
+        assert [entries(), entries()] == [1, 3]
+        engine.serving._version = 7
+        assert [entries(), entries()] == [1, 3]
+
+
 def test_a_flag_of_real_time_chunking_without_the_entries_changes_nothing() -> None:
     with contextlib.closing(make_engine()) as engine:
         for tree in ([0.25, 0.5], {"state": np.zeros(2), "prev_chunk_left_over": 1}):
