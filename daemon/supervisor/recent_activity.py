@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -38,8 +38,8 @@ class RecentActivity:
     """Activity of the last `window_s` seconds."""
 
     window_s: float
-    #: By the lower-case names of `Counter`.
-    counters: Mapping[str, int]
+    #: By the lower-case names of `ipc.stats.Counter`; 0 for each before the first engine.
+    counters: Counter[str]
     latency: Mapping[Stage, Distribution]
     #: Processors that the serving engine used on average; None without one, and for one that has just begun.
     engine_cpus: float | None
@@ -63,7 +63,7 @@ class RecentLooks:
         then = self._looks[0]
         return RecentActivity(
             window_s=max(0.0, now.at_s - then.at_s),
-            counters={name: count - then.counters.get(name, 0) for name, count in now.counters.items()},
+            counters=Counter({name: count - then.counters.get(name, 0) for name, count in now.counters.items()}),
             latency={
                 stage: found - then.latency[stage] if stage in then.latency else found
                 for stage, found in now.latency.items()

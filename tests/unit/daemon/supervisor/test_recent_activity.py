@@ -19,6 +19,10 @@ def test_before_the_first_look_the_activity_is_since_the_start() -> None:
     assert recent.engine_cpus is None, "nobody has looked at this engine before"
 
 
+def test_before_the_first_engine_every_count_is_0() -> None:
+    assert RecentLooks(0.0).until(Look(3.0)).counters["served"] == 0
+
+
 def test_older_requests_than_a_minute_are_left_out() -> None:
     looks = RecentLooks(0.0)
     for number in range(1, 101):
