@@ -77,7 +77,7 @@ coverage: $(VENV)/installed  ## print which part of shmserve the tests of make t
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/c-reference.md from the headers
+man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/reference/c-reference.md from the headers
 	@$(BIN)/python man/generate.py
 	@$(BIN)/python man/c_reference.py
 
@@ -115,7 +115,7 @@ test-ray: $(RAY_VENV)/installed  ## run the tests with a real Ray cluster on thi
 		sh -c 'ip link set lo up && exec $(RAY_VENV)/bin/python -m pytest -m ray -p no:cacheprovider tests/ray $(TEST)'
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
-bench-gpu:  ## measure on a GPU; see docs/gpu.md
+bench-gpu:  ## measure on a GPU; see docs/explanation/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
 # With a Python that LeRobot accepts; its torch is older than the one of the other tests. Afterwards without the package

@@ -19,7 +19,7 @@ from .wait_ready import STEP_VERBS, amount
 #: Between two requests an engine's heartbeat is never this old.
 _QUIET_S = 5.0
 #: The backend of the engine (shmserve/backend.py), as the screen names it.
-_BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
+_BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/explanation/performance.md"}
 #: Fields of a contract that the screen shows.
 _CONTRACT_LINES = 12
 _STYLES = {"ready": "bold green", "failed": "bold red", "draining": "yellow"}

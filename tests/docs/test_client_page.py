@@ -1,4 +1,4 @@
-"""docs/client.md: its programs are run as a reader would, and its table of errors is the tree."""
+"""docs/how-to/client.md: its programs are run as a reader would, and its table of errors is the tree."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.followed_page import empty_folder, follow, snippets
 
 pytestmark = pytest.mark.long
 
-PAGE = REPOSITORY / "docs" / "client.md"
+PAGE = REPOSITORY / "docs/how-to/client.md"
 SNIPPETS = snippets(PAGE)
 
 #: What each program prints; a program not named here prints nothing.

@@ -1,4 +1,4 @@
-"""docs/model-packages.md: its snippets are run in the order of the page, as a reader would, and its tables are complete."""
+"""docs/how-to/model-packages.md: its snippets are run in the order of the page, as a reader would, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.folders import REPOSITORY
 from tests.support.followed_page import empty_folder, follow, snippets
 from tests.support.packages.saving import CPU, loaded
 
-PAGE = REPOSITORY / "docs" / "model-packages.md"
+PAGE = REPOSITORY / "docs/how-to/model-packages.md"
 SNIPPETS = snippets(PAGE)
 
 
