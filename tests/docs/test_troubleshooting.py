@@ -97,6 +97,7 @@ def test_every_text_on_the_page_is_one_that_the_program_says() -> None:
         "observation[",
         "load failed",
         "warm up failed",
+        "swap failed",
         "load_s =",
         "TimeoutError",
     }
