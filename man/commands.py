@@ -33,7 +33,7 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     usage = " ".join(command.collect_usage_pieces(context))
     yield f"```text\n{context.command_path} {usage}\n```"
     yield from _help(command.help or "")
-    records = [each.get_help_record(context) for each in command.get_params(context) if each.name != "help"]
+    records = [each.get_help_record(context) for each in command.params]
     rows = [f"| `{_cell(record[0])}` | {_cell(_text(record[1]))} |" for record in records if record and record[1]]
     if rows:
         yield "\n".join(["| option | meaning |", "|---|---|", *rows])
