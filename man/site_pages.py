@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands.markdown,
     "reference/varlink.md": varlink_reference.markdown,
 }
-_LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
+_LINK = re.compile(r"(\[[\w./-]+\.md)?(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 _FENCED = re.compile(r"^(`{3,}).*?^\1$", re.MULTILINE | re.DOTALL)
 _LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".hpp": "cpp", ".cpp": "cpp", ".toml": "toml", ".yml": "yaml"}
 
@@ -55,23 +56,33 @@ def uri_of(file: Path) -> str | None:
 
 
 def with_links(markdown: str, uri: str, seen: set[Path]) -> str:
-    """Return a page with its links as the site needs them; add the files that they lead to, to `seen`."""
+    """Return a page with its links as the site needs them; add the files that they lead to, to `seen`.
+
+    A link whose text is the file's name, as it is in the repository, is shown with the title of the page.
+    """
     folder = file_of(uri).parent
 
     def link(found: re.Match[str]) -> str:
-        target = Path(os.path.normpath(folder / found[2]))
-        place = uri_of(target)
+        text, opening, target, anchor, closing = found.groups(default="")
+        place = uri_of(Path(os.path.normpath(folder / target)))
         if place is None:
             return found[0]
         if place.startswith(f"{SOURCE}/"):
             seen.add(file_of(place))
-        return f"{found[1]}{os.path.relpath(place, os.path.dirname(uri))}{found[3] or ''}{found[4]}"
+        text = f"[{_title(file_of(place))}" if text else ""
+        return f"{text}{opening}{os.path.relpath(place, os.path.dirname(uri))}{anchor}{closing}"
 
     parts, at = [], 0
     for fence in _FENCED.finditer(markdown):
         parts += [_LINK.sub(link, markdown[at : fence.start()]), fence[0]]
         at = fence.end()
     return "".join([*parts, _LINK.sub(link, markdown[at:])])
+
+
+@cache
+def _title(page: Path) -> str:
+    found = re.search(r"^# (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return found[1] if found else page.name
 
 
 def _content(file: Path) -> str:

@@ -16,6 +16,7 @@ import pytest
 import shmserve.client
 from shmserve import errors
 from shmserve.errors import ModelPackageError, ShmServeError
+from shmserve.protocol import WIRE_VERSION
 from tests.docs.test_documents import PAGES
 from tests.support.folders import REPOSITORY
 
@@ -123,6 +124,9 @@ def test_links_that_leave_the_documents_lead_to_copies_in_the_site(site_pages: M
     )
     assert seen == {REPOSITORY / "shmserve/errors.py", REPOSITORY / "examples/README.md"}
     assert site_pages.with_links("[g](docs/README.md)", "source/CONTRIBUTING.md", set()) == "[g](../README.md)"
+    # What is a file's name in the repository is the page's title in the site.
+    named = site_pages.with_links("[glossary.md](../reference/glossary.md)", "how-to/client.md", set())
+    assert named == "[Glossary](../reference/glossary.md)"
 
 
 def test_a_page_that_fetches_from_another_host_is_refused(site_pages: ModuleType) -> None:
@@ -131,6 +135,20 @@ def test_a_page_that_fetches_from_another_host_is_refused(site_pages: ModuleType
     plain = '<a href="https://example.com/">x</a><img src="../images/overview.svg">'
 
     assert site_pages.on_post_page(plain) == plain
+
+
+def test_the_compatibility_page_states_the_requirements() -> None:
+    page = (REFERENCE / "compatibility.md").read_text()
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    stated = dict(re.findall(r"^\| (\w+)[^|]*\| ([\d.]+) or newer \|", page, re.MULTILINE))
+
+    required = {
+        "Python": re.findall(r'requires-python = ">=([\d.]+)"', project),
+        "numpy": re.findall(r'^dependencies = \["numpy>=([\d.]+)"', project, re.MULTILINE),
+        "PyTorch": re.findall(r'^daemon = \["torch>=([\d.]+)"', project, re.MULTILINE),
+    }
+    assert {name: [version] for name, version in stated.items()} == required
+    assert f"**wire version {WIRE_VERSION}**" in page
 
 
 @pytest.mark.long
