@@ -101,8 +101,8 @@ class ActionChunks:
     """Takes one action a step from chunks, and requests the next chunk in time. For one thread.
 
     * `steps`: the execution horizon: rows of a chunk to execute before the next chunk takes over.
-    * `period`: seconds between two steps, by which rows are aligned. None counts calls of `step` instead, for a
-      simulator that waits for its policy.
+    * `period`: seconds between two steps, by which rows are aligned. A model that states another `rate_hz` in its contract
+      is refused with ContractMismatch. None counts calls of `step` instead, for a simulator that waits for its policy.
     * `max_wait`: seconds that a step waits for a chunk where it has no action; the fallback follows.
     * `fallback`: "hold" repeats the last action for ever (position control: stand still), "repeat_last" repeats it
       until its observation is `max_age` seconds old and raises from then on, "zero" gives zeros (velocity control:
@@ -176,6 +176,9 @@ class ActionChunks:
         self._clock = clock
         self._delay = ChunkDelay()
         self._continuation = Continuation()
+        self._state_rate = getattr(client, "_state_rate", None)
+        if self._state_rate is not None and self._useful_s is not None and period is not None:
+            self._state_rate(1 / period)
         # A client that is not shmserve's may have no such method: then no policy gets the entries of real-time chunking.
         self._submit_continued = getattr(client, "_submit_continued", None)
         self._tick = 0
@@ -253,6 +256,8 @@ class ActionChunks:
             if pending is not None:
                 pending.cancel()
         self._in_flight = self._abandoned = None
+        if self._state_rate is not None and self._useful_s is not None:
+            self._state_rate(None)
 
     def __enter__(self) -> Self:
         return self

@@ -101,7 +101,7 @@ class AsyncShmClient(ClientBase):
         """As `ShmClient.connect`."""
         deadline_ns = self._deadline_ns(timeout)
         await self._connect(deadline_ns)
-        if self._robot is not None:
+        if self._pipeline.gate.robot is not None:
             await _in_thread(lambda: self._pipeline.connect(deadline_ns))
         return self
 

@@ -46,7 +46,6 @@ class ClientBase:
         except ValueError as error:
             raise InvalidArgument(str(error)) from error
         self._rehearsal: Rehearsal | None = None
-        self._robot = None if robot is None else RobotContract(robot)
         period_ns = 0 if rate is None else max(1, round(1e9 / rate_hz(rate)))
         self._pipeline = RequestPipeline(
             name,
@@ -55,7 +54,7 @@ class ClientBase:
             budget,
             RetryPolicy.of(max_retries, retry_delay),
             check_contract=check_contract,
-            robot=self._robot,
+            robot=None if robot is None else RobotContract(robot),
             period_ns=period_ns,
         )
         if rate is not None:
@@ -110,6 +109,10 @@ class ClientBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._pipeline!r}>"
 
+    def _state_rate(self, steps_hz: float | None) -> None:
+        """As `ContractGate.state_rate`; for ActionChunks."""
+        self._pipeline.gate.state_rate(steps_hz)
+
     def _duration_ns(self, timeout: float | None) -> int:
         return self._timeout_ns if timeout is None else int(seconds("timeout", timeout) * 1e9)
 
@@ -117,8 +120,9 @@ class ClientBase:
         return time.monotonic_ns() + self._duration_ns(timeout)
 
     def _check(self, model: dict[str, Any], example: Any) -> None:
-        if self._robot is not None:
-            self._robot.check(self._pipeline.name, model)
+        robot = self._pipeline.gate.robot
+        if robot is not None:
+            robot.check(self._pipeline.name, model)
         check_observation(self._pipeline.name, model, example)
 
     def _model_of(self, description: dict[str, Any]) -> dict[str, Any]:

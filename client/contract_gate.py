@@ -67,6 +67,23 @@ class ContractGate:
         #: Versions that agree with the robot, on this connection.
         table.accepted = None if robot is None else set()
 
+    @property
+    def robot(self) -> RobotContract | None:
+        """The robot's statement."""
+        return self._robot
+
+    def state_rate(self, steps_hz: float | None) -> None:
+        """Compare the rate of the robot's steps, too, with every model that states one; None: no longer.
+
+        Raises InvalidArgument if the robot's statement has another rate.
+        """
+        with self._guard.lock:
+            self._robot = (self._robot or RobotContract({})).at_rate(steps_hz)
+            self._compares = True
+            self._table.accepted = set()
+            self._admitted = None
+            self._fast_path.deoptimize()
+
     def admit(self, connection: Connection) -> int:
         """Return 0 if a request may be sent, or NOT_CONNECTED if the model must be asked for; called under the lock.
 

@@ -98,7 +98,7 @@ class RequestPipeline:
         self._connector = Connector(self._guard, place, capacity, self._parking_lot)
         guard, connector, table, lot = self._guard, self._connector, self._table, self._parking_lot
         self._fast_path = FastPath(guard, connector, table, self._encoder)
-        self._gate = ContractGate(
+        self.gate = ContractGate(
             guard, connector, table, self._fast_path, self._encoder, lot, check_contract=check_contract, robot=robot
         )
         self._waiter = ReplyWaiter(guard, connector, table, lot, budget)
@@ -106,7 +106,7 @@ class RequestPipeline:
         self._shutdown = ClientShutdown(guard, connector, table, self._fast_path, self._waiter, lot)
         #: The owner of every Pending.
         self.control = RequestControl(
-            guard, connector, table, self._waiter, self._events, self._shutdown, lot, self._gate
+            guard, connector, table, self._waiter, self._events, self._shutdown, lot, self.gate
         )
         self.retrier = Retrier(retry, guard, connector, table, self._events, lot)
 
@@ -239,7 +239,7 @@ class RequestPipeline:
             self._guard.check_usable()
         if connection is None or connection.closed:
             return NOT_CONNECTED
-        if kind == Kind.INFER and (status := self._gate.admit(connection)):
+        if kind == Kind.INFER and (status := self.gate.admit(connection)):
             return status
         if connection.resizing:
             if self._connector.control_owner == threading.get_ident():
@@ -321,7 +321,7 @@ class RequestPipeline:
     def _specialize(self) -> None:
         with self._guard.lock:
             connection = self._connector.connection
-            if connection is not None and self._gate.is_admitted(connection):
+            if connection is not None and self.gate.is_admitted(connection):
                 self._fast_path.specialize(connection)
 
     def expect(self, within_ns: int, rehearse: Callable[[], None]) -> None:

@@ -27,8 +27,15 @@ class ModelUnchecked(ShmServeError):
         self.version = version
 
 
+#: The largest ratio of two rates that are one: people write a period of 0.033 s for 30 steps a second.
+_SAME_RATE = 1.02
+
+
 class RobotContract:
-    """A robot's statement, with the keys of `[contract]` in model.toml."""
+    """A robot's statement, with the keys of `[contract]` in model.toml, and the rate at which it takes steps."""
+
+    #: Steps a second of its ActionChunks; None without one.
+    _steps_hz: float | None = None
 
     def __init__(self, statement: Any) -> None:
         """Raise InvalidArgument for an invalid statement."""
@@ -37,10 +44,29 @@ class RobotContract:
         except InvalidMeaning as error:
             raise InvalidArgument(f"{error} (the keys of robot= are those of [contract] in model.toml)") from error
 
+    def at_rate(self, steps_hz: float | None) -> RobotContract:
+        """Return the same statement for a robot that takes so many steps a second; None: it takes none.
+
+        Raises InvalidArgument if the statement has another rate.
+        """
+        stated = self._meaning.get("rate_hz")
+        if steps_hz is not None and stated is not None and not _is_same_rate(stated, steps_hz):
+            raise InvalidArgument(
+                f"period = {1 / steps_hz:g}: that is {steps_hz:g} steps a second, but robot= of the client states rate_hz = {stated:g}"
+            )
+        contract = RobotContract({})
+        contract._meaning, contract._steps_hz = self._meaning, steps_hz
+        return contract
+
     def check(self, service: str, model: Mapping[str, Any]) -> None:
         """Raise ContractMismatch listing every field that robot and model state differently."""
         contract = model.get("contract") or {}
         found = meaning_differences(contract.get("meaning"), self._meaning)
+        rate_hz = (contract.get("meaning") or {}).get("rate_hz")
+        if self._steps_hz is not None and rate_hz is not None and not _is_same_rate(rate_hz, self._steps_hz):
+            found.append(
+                Difference("rate_hz", rate_hz, f"{self._steps_hz:g} (ActionChunks, period = {1 / self._steps_hz:g})")
+            )
         for side in ("observation", "action"):
             if contract.get(side) is not None:
                 for name, stated in self._meaning.get(side, {}).items():
@@ -60,6 +86,10 @@ class RobotContract:
             model_version=model.get("version"),
             service=service,
         )
+
+
+def _is_same_rate(one_hz: float, other_hz: float) -> bool:
+    return max(one_hz, other_hz) <= _SAME_RATE * min(one_hz, other_hz)
 
 
 def _entry_differences(

@@ -18,7 +18,6 @@ from ..config.config import Config
 from ..failpoints import failpoint
 from ..ipc.control import WAKE_SIGNAL
 from ..ipc.messages import (
-    Accepted,
     Broken,
     Drain,
     Drained,
@@ -32,7 +31,6 @@ from ..ipc.messages import (
     Loading,
     Pause,
     Paused,
-    Ready,
     Serve,
     Serving,
     ServingModel,
@@ -44,6 +42,7 @@ from .deployment import Deployment, EngineStartError
 from .engine_channels import EngineChannels
 from .engine_counters import EngineCounters
 from .engine_process import EngineEnded, EngineProcess, exit_reason
+from .engine_start import ACCEPT_S, EngineUnusable, load_model
 from .example_copy import ExampleCopy
 from .spare_engine import SpareEngine
 from .standby import Standby
@@ -58,14 +57,8 @@ _STOP_LIMIT_S = 5.0
 #: A stopping engine waits this long for clients to make room for deferred replies.
 _DELIVERY_LIMIT_S = 2.0
 _DELIVERY_LOOK_S = 0.005
-#: A spare engine that is ready has the order to load a model at once.
-_ACCEPT_S = 3.0
 #: Fields of Ready that describe the engine and not its model.
 _OF_THE_ENGINE = ("backend", "memory_locked", "priority")
-
-
-class NotAccepted(EngineStartError):
-    """A process ended or was stuck before it had the order to load a model, so the model is not at fault."""
 
 
 class EnginePool:
@@ -117,8 +110,8 @@ class EnginePool:
         if spare is not None:
             spare.in_background = False
             try:
-                return await self._assign(spare, deployment, on_stage, accept_s=_ACCEPT_S if is_ready else None)
-            except NotAccepted as failure:
+                return await self._assign(spare, deployment, on_stage, accept_s=ACCEPT_S if is_ready else None)
+            except EngineUnusable as failure:
                 log.warning(
                     "the spare engine %d is not used: %s; another engine is started", spare.pid, failure.message
                 )
@@ -145,7 +138,7 @@ class EnginePool:
     ) -> EngineProcess:
         """Let a process load and warm up `deployment`; `accept_s`: how long it may take until it has the order to.
 
-        Raises NotAccepted if it ends before that, or does not respond, and EngineStartError later.
+        Raises EngineUnusable if the process is at fault and not the model, otherwise EngineStartError.
         """
         self._serial += 1
         engine.assign(self._serial, deployment, lambda engine, message: self._on_message(engine, message, on_stage))
@@ -160,8 +153,15 @@ class EnginePool:
         return engine
 
     async def _warm_up(self, engine: EngineProcess, accept_s: float | None) -> None:
-        accepted, ready, failed = engine.expect(Accepted), engine.expect(Ready), engine.expect(Failed)
-        load = Load(
+        answer = await load_model(engine, self._load(engine), accept_s=accept_s, load_s=self._config.load_s)
+        if isinstance(answer, Failed):
+            if answer.error == RELEASE_MISMATCH:
+                self.release_mismatch = answer.message
+            raise EngineStartError(answer.stage, answer.error, answer.message)
+        self.release_mismatch = None
+
+    def _load(self, engine: EngineProcess) -> Load:
+        return Load(
             package=str(engine.deployment.package),
             device=engine.deployment.device,
             called=engine.deployment.called,
@@ -179,27 +179,6 @@ class EnginePool:
             register_bytes=self._config.register_bytes,
             serving_model=self._serving_model(),
         )
-        engine.send(load)
-        if accept_s is not None:
-            await asyncio.wait((accepted,), timeout=accept_s)
-            if not accepted.done():
-                raise NotAccepted("start", "TimeoutError", f"it did not respond within {accept_s:g} s")
-        done, _ = await asyncio.wait((ready, failed), timeout=self._config.load_s, return_when=asyncio.FIRST_COMPLETED)
-        stage = engine.stage
-        if not done:
-            message = f"not ready after load_s = {self._config.load_s:g} s; if it needs longer, raise load_s"
-            raise EngineStartError(stage, "TimeoutError", message)
-        try:
-            answer = done.pop().result()
-        except EngineEnded as ended:
-            reason = f"{exit_reason(ended.status)}; its output is in the daemon's log"
-            kind = NotAccepted if accepted.exception() is not None else EngineStartError
-            raise kind(stage, "the engine died", reason) from ended
-        if isinstance(answer, Failed):
-            if answer.error == RELEASE_MISMATCH:
-                self.release_mismatch = answer.message
-            raise EngineStartError(answer.stage, answer.error, answer.message)
-        self.release_mismatch = None
 
     async def check_release(self) -> None:
         """Raise EngineStartError if an engine started now would refuse to run under this daemon."""

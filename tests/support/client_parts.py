@@ -16,5 +16,5 @@ def connection_of(client: ShmClient) -> Connection:
 def in_loop(client: ShmClient) -> AsyncShmClient:
     """The asyncio client of the same pipeline, so that threads and event loops share channel and slots."""
     looped = AsyncShmClient.__new__(AsyncShmClient)
-    looped._pipeline, looped._timeout_ns, looped._robot = client._pipeline, client._timeout_ns, client._robot
+    looped._pipeline, looped._timeout_ns = client._pipeline, client._timeout_ns
     return looped

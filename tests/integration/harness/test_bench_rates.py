@@ -238,6 +238,7 @@ def test_the_setting_of_the_engine_is_known_by_its_name() -> None:
     assert ShmserveNoWakeAhead().settings == {"wake_ahead": "off"}
 
 
+@pytest.mark.long
 def test_every_length_of_spinning_is_measured_on_each_side_and_each_pinning() -> None:
     where = spin_settings.pinnings(pinned=True)
 
@@ -248,7 +249,7 @@ def test_every_length_of_spinning_is_measured_on_each_side_and_each_pinning() ->
     assert spin_settings.table("tiny", where[-1], found).row_count == 2
 
 
-@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
 def test_replies_that_are_due_at_a_known_time_are_measured_in_turns(transport: str) -> None:
     ways = regular_service.measure("tiny", 2000, 0.1, transport, 0.1, 1)
 

@@ -39,7 +39,12 @@ def test_each_header_compiles_alone(tmp_path: Path, header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("standard", "checks"), [("c++17", ""), ("c++20", ""), ("c++17", "addresses")], ids=["17", "20", "addresses"]
+    ("standard", "checks"),
+    [
+        pytest.param("c++17", "", id="17"),
+        pytest.param("c++20", "", id="20"),
+        pytest.param("c++17", "addresses", id="addresses", marks=pytest.mark.long),
+    ],
 )
 def test_every_handle_does_what_it_says(echo: Daemon, standard: str, checks: str) -> None:
     program = compile_cpp(PROGRAMS / "handles.cpp", standard=standard, checks=checks)
@@ -106,7 +111,10 @@ def end(process: subprocess.Popen[str]) -> str:
     return output.splitlines()[-1]
 
 
-@pytest.mark.parametrize("checks", ["traps", "addresses", "threads"])
+@pytest.mark.parametrize(
+    "checks",
+    ["traps", pytest.param("addresses", marks=pytest.mark.long), pytest.param("threads", marks=pytest.mark.long)],
+)
 def test_steps_go_on_through_a_restart_and_play_no_row_twice(
     make_daemon: Callable[..., Daemon], play: Play, traps: Path, checks: str
 ) -> None:

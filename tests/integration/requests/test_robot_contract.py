@@ -89,6 +89,17 @@ async def _entered(daemon: Daemon, robot: dict[str, Any]) -> None:
         assert (await client.infer(seen()))["points"] == 5
 
 
+def test_steps_at_another_rate_are_no_actions(daemon: Daemon) -> None:
+    with daemon.client() as silent:
+        with (
+            ActionChunks(silent, steps=2, period=0.04, max_wait=30.0, fallback="raise") as chunks,
+            pytest.raises((NoFreshAction, ContractMismatch)) as caught,
+        ):
+            chunks.step(seen())
+        assert "rate_hz: 50 -> 25" in str(caught.value.__cause__ or caught.value)
+        assert silent.infer(seen())["points"] == 5  # the client itself may ask
+
+
 def test_every_length_of_a_free_dimension_is_served_and_no_other_shape(robot: ShmClient) -> None:
     for points in (5, 1, 700, 5, 40_000):
         assert robot.infer(seen(points))["points"] == points

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support.admin_command import engines_of, update
-from tests.support.daemon_process import NORMAL_PRIORITY, Daemon, is_running, wait_until
+from tests.support.daemon_process import NORMAL_PRIORITY, Daemon, hurry, is_running, wait_until
 from tests.support.gain_packages import gain_package
 
 Start = Callable[..., Daemon]
@@ -24,6 +24,8 @@ CONFIG = 'standby = "loaded"\nstandby_s = 0\nprobation_requests = 0\n'
 def wait_standby(daemon: Daemon, state: str = "ready") -> None:
     def standby() -> Any:
         engine = daemon.status()["engine"]
+        for pid in engines_of(daemon.pid):
+            hurry(pid)
         return engine is not None and engine.get("standby", {}).get("state") == state
 
     wait_until(f"the second engine is {state}", standby, 60.0)

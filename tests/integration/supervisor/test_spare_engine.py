@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,14 @@ Start = Callable[..., Daemon]
 X = {"x": np.arange(3), "robot": "r"}
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon of y = 2 * x with a spare engine; no other engine is kept."""
+    package = gain_package(tmp_path_factory.mktemp("packages"), 2)
+    with Daemon(package, config="standby_s = 0\n", spare=True) as daemon:
+        yield daemon
+
+
 def kill_engine(daemon: Daemon, client: ShmClient) -> int:
     """Kill the serving engine, and return the next one's pid once it has answered."""
     os.kill(daemon.engine_pid, signal.SIGKILL)
@@ -27,10 +35,7 @@ def kill_engine(daemon: Daemon, client: ShmClient) -> int:
     return daemon.engine_pid
 
 
-def test_it_takes_over_when_the_serving_engine_is_killed_and_another_one_is_started(
-    make_daemon: Start, tmp_path: Path
-) -> None:
-    daemon = make_daemon(gain_package(tmp_path, 2), spare=True).start()
+def test_it_takes_over_when_the_serving_engine_is_killed_and_another_one_is_started(daemon: Daemon) -> None:
     with daemon.client() as client:
         assert client.infer(X)["y"][2] == 4
         first = daemon.wait_spare()
@@ -39,11 +44,10 @@ def test_it_takes_over_when_the_serving_engine_is_killed_and_another_one_is_star
         assert kill_engine(daemon, client) == first["pid"]
 
         second = daemon.wait_spare()
-        assert second["pid"] != first["pid"] and second["uses"] == 1
+        assert second["pid"] != first["pid"] and second["uses"] == first["uses"] + 1
 
 
-def test_an_update_and_a_cold_rollback_use_it(make_daemon: Start, tmp_path: Path) -> None:
-    daemon = make_daemon(gain_package(tmp_path, 2), config="standby_s = 0\n", spare=True).start()
+def test_an_update_and_a_cold_rollback_use_it(daemon: Daemon, tmp_path: Path) -> None:
     with daemon.client() as client:
         first = daemon.wait_spare()
         update(daemon, gain_package(tmp_path, 3))
@@ -52,12 +56,48 @@ def test_an_update_and_a_cold_rollback_use_it(make_daemon: Start, tmp_path: Path
         second = daemon.wait_spare()
         rollback(daemon)
         assert client.infer(X)["y"][2] == 4 and daemon.engine_pid == second["pid"]
-        assert "shmserve_spare_engine_uses_total 2" in admin(daemon, "metrics").stdout
+        assert f"shmserve_spare_engine_uses_total {second['uses'] + 1}" in admin(daemon, "metrics").stdout
+
+
+def test_one_that_ends_is_replaced(daemon: Daemon) -> None:
+    pid = daemon.wait_spare()["pid"]
+
+    os.kill(pid, signal.SIGKILL)
+
+    daemon.wait_spare("waiting")
+    assert daemon.wait_spare()["pid"] != pid
+    assert f"the spare engine {pid} ended (killed by SIGKILL); another one is started" in daemon.log
+
+
+def test_one_that_does_not_respond_is_not_used(daemon: Daemon) -> None:
+    pid = daemon.wait_spare()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    with daemon.client() as client:
+        client.infer(X)
+
+        assert kill_engine(daemon, client) != pid
+
+    assert f"the spare engine {pid} is not used: it did not respond within 3 s; another engine is started" in daemon.log
+    wait_until("it is gone", lambda: not is_running(pid))
+
+
+def test_a_model_is_loaded_again_if_the_spare_engine_is_stopped_as_it_loads(daemon: Daemon, tmp_path: Path) -> None:
+    pid = daemon.wait_spare()["pid"]
+    package = gain_package(tmp_path, 5)
+    stop = f"import os\nif os.getpid() == {pid}:\n    os.kill({pid}, {signal.SIGSTOP.value})\n"
+    (package / "policy.py").write_text(stop + (package / "policy.py").read_text())
+
+    update(daemon, package)
+
+    with daemon.client() as client:
+        assert client.infer(X)["y"][2] == 10
+    assert f"the spare engine {pid} is not used: it was stopped (SIGSTOP)" in daemon.log
+    rollback(daemon)
 
 
 def test_it_stays_in_the_background_until_it_is_used(make_daemon: Start, tmp_path: Path) -> None:
     daemon = make_daemon(gain_package(tmp_path, 2), spare=True)
-    daemon.starter = []
+    daemon.starter = []  # it may change priorities
     daemon.start()
 
     def priorities(pid: int) -> tuple[set[int], int]:
@@ -75,31 +115,23 @@ def test_it_stays_in_the_background_until_it_is_used(make_daemon: Start, tmp_pat
         assert waiting[0] == {10}
 
 
-def test_one_that_ends_is_replaced(make_daemon: Start, tmp_path: Path) -> None:
-    daemon = make_daemon(gain_package(tmp_path, 2), spare=True).start()
-    pid = daemon.wait_spare()["pid"]
-
-    os.kill(pid, signal.SIGKILL)
-
-    daemon.wait_spare("waiting")
-    assert daemon.wait_spare()["pid"] != pid
-    assert f"the spare engine {pid} ended (killed by SIGKILL); another one is started" in daemon.log
-
-
-def test_one_that_does_not_respond_is_not_used(make_daemon: Start, tmp_path: Path) -> None:
-    daemon = make_daemon(gain_package(tmp_path, 2), spare=True).start()
-    pid = daemon.wait_spare()["pid"]
+def test_one_that_is_stopped_while_it_imports_is_not_waited_for(make_daemon: Start, tmp_path: Path) -> None:
+    (tmp_path / "long_to_import.py").write_text("import time; time.sleep(600)")
+    daemon = make_daemon(gain_package(tmp_path, 2), spare=True, config='preload = ["long_to_import"]\n')
+    daemon.environment = {"PYTHONPATH": str(tmp_path)}
+    daemon.start()
+    pid = daemon.wait_spare("starting")["pid"]
     os.kill(pid, signal.SIGSTOP)
     with daemon.client() as client:
         client.infer(X)
 
         assert kill_engine(daemon, client) != pid
 
-    assert f"the spare engine {pid} is not used: it did not respond within 3 s; another engine is started" in daemon.log
+    assert f"the spare engine {pid} is not used: it was stopped (SIGSTOP)" in daemon.log
     wait_until("it is gone", lambda: not is_running(pid))
 
 
-@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("transport", ["named", pytest.param("sealed", marks=pytest.mark.long)])
 def test_no_request_is_lost_if_the_spare_engine_dies_as_it_takes_over(
     make_daemon: Start, tmp_path: Path, transport: str
 ) -> None:
@@ -140,6 +172,7 @@ def test_a_supervisor_killed_as_the_spare_engine_takes_over_leaves_no_process(
         assert client.infer(X)["y"][2] == 4
 
 
+@pytest.mark.long
 def test_it_is_kept_or_ended_as_the_setting_is_reloaded(make_daemon: Start, tmp_path: Path) -> None:
     config = "spare_engine = {}\n"
     daemon = make_daemon(gain_package(tmp_path, 2), config=config.format("true"), spare=None)
@@ -169,6 +202,7 @@ def test_modules_of_preload_are_imported_by_it(make_daemon: Start, tmp_path: Pat
     assert str(daemon.wait_spare()["pid"]) == (tmp_path / "imported").read_text()
 
 
+@pytest.mark.long
 def test_one_that_cannot_import_is_reported_once_and_tried_again_after_an_engine_has_started(
     make_daemon: Start, tmp_path: Path
 ) -> None:

@@ -93,6 +93,34 @@ def test_an_action_that_the_model_does_not_give_is_a_difference() -> None:
     assert differences({"action": {"actions": [8, 3]}}, model()) == ["action.actions.shape: float32[16, 3] -> [8, 3]"]
 
 
+@pytest.mark.parametrize(
+    ("steps_hz", "agrees"), [(50, True), (1 / 0.0202, True), (25, False), (100, False), (None, True)]
+)
+def test_the_rate_of_a_robot_s_steps_is_compared_with_the_model_s(steps_hz: float | None, agrees: bool) -> None:
+    robot = RobotContract({}).at_rate(steps_hz)
+    model = {"name": "arm", "version": "1", "contract": {"meaning": {"rate_hz": 50}}}
+    if agrees:
+        robot.check("arm", model)
+        return
+
+    with pytest.raises(ContractMismatch) as caught:
+        robot.check("arm", model)
+
+    assert caught.value.differences == (f"rate_hz: 50 -> {steps_hz} (ActionChunks, period = {1 / (steps_hz or 1):g})",)
+
+
+def test_a_model_without_a_rate_takes_robots_of_every_rate() -> None:
+    RobotContract({}).at_rate(7).check("arm", {"name": "arm", "contract": {"meaning": {}}})
+
+
+def test_a_robot_does_not_state_two_rates() -> None:
+    robot = RobotContract({"rate_hz": 50})
+
+    assert robot.at_rate(50) is not None
+    with pytest.raises(InvalidArgument, match=r"period = 0.04: that is 25 steps a second, but robot= .* rate_hz = 50"):
+        robot.at_rate(25)
+
+
 def test_an_invalid_statement_is_an_invalid_argument() -> None:
     with pytest.raises(InvalidArgument, match=r"robot\.observation\.state\.units = '' must be a text .*\[contract\]"):
         ShmClient("arm", robot={"observation": {"state": {"units": ""}}})
