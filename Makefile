@@ -4,6 +4,7 @@ VENV := .venv
 BENCH_VENV := .venv-bench
 RAY_VENV := .venv-ray
 LEROBOT_VENV := .venv-lerobot
+DOCS_VENV := .venv-docs
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
@@ -21,7 +22,7 @@ $(info No C compiler or no Python headers (apt-get install gcc python3-dev): SHM
 endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
-.PHONY: help unit test run-tests test-all coverage check lint man demo bench bench-check fuzz chaos growth sanitize clean
+.PHONY: help unit test run-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
 .PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .DEFAULT_GOAL := help
 
@@ -77,9 +78,18 @@ coverage: $(VENV)/installed  ## print which part of shmserve the tests of make t
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/c-reference.md from the headers
+man: $(VENV)/installed  ## write the man pages from the commands' own help, docs/reference/c-reference.md from the headers
 	@$(BIN)/python man/generate.py
 	@$(BIN)/python man/c_reference.py
+
+# Its own environment, without torch and without the native core: the programs are asked for their help alone.
+$(DOCS_VENV)/installed: pyproject.toml
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@SHMSERVE_PURE=1 $(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS_VENV)/installed  ## build the site in site/; a dead link or anchor fails
+	@SHMSERVE_PURE=1 NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
 
 demo: $(VENV)/installed  ## start the daemon with the example policy and let a robot balance a pole through it
 	@$(BIN)/python examples/cartpole/demo.py
@@ -124,7 +134,7 @@ bench-ray: $(RAY_VENV)/installed  ## measure what a link adds, also with a real 
 	@$(IN_RAY_VENV) -m bench.scale.remote_latency --ray $(BENCH)
 
 # make bench-gpu BENCH="--seconds 10" for the long form.
-bench-gpu:  ## measure on a GPU; see docs/gpu.md
+bench-gpu:  ## measure on a GPU; see docs/explanation/gpu.md
 	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
 # With a Python that LeRobot accepts; its torch is older than the one of the other tests. Afterwards without the package
@@ -168,4 +178,4 @@ install-libshmserve:  ## install the C library, its header, and what pkg-config 
 	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
 clean:  ## remove what these made
-	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) $(DOCS_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

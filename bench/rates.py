@@ -46,7 +46,7 @@ RATES = (10.0, 50.0, 200.0, 1000.0)
 WORKLOADS = ("tiny", "vga")
 PERCENTILES = (50.0, 99.0, 99.9)
 PY2, C, SOCKET = AsleepPython.name, "C, 2 copies, sleep", UnixSocketPickle5.name
-#: The name of a run without --name, and of the run that docs/benchmarks.md shows.
+#: The name of a run without --name, and of the run that docs/explanation/benchmarks.md shows.
 LATEST, KEPT = "latest-rates", "rates"
 
 

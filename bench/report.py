@@ -1,4 +1,4 @@
-"""Generator of docs/benchmarks.md, its pictures, and the tables of other pages: `python -m bench.report`."""
+"""Generator of docs/explanation/benchmarks.md, its pictures, and the tables of other pages: `python -m bench.report`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from bench.workloads import workload
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 READMES = ("README.md", "README_CN.md")
+#: The folder of the two pages, within that of the documents.
+PAGES = "explanation"
 #: Share of the processors used by other programs above which the figures are marked as unreliable.
 LOUD = 0.05
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -50,7 +52,7 @@ def benchmarks(
     rates_run: Document | None = None,
     scales_run: Document | None = None,
 ) -> str:
-    """Return the complete text of docs/benchmarks.md.
+    """Return the complete text of docs/explanation/benchmarks.md.
 
     `states_run` is a later run of the distances and varying sizes, `rates_run` one of `bench.rates`, `scales_run` one of
     some benchmarks of bench/scale.
@@ -83,7 +85,7 @@ def _sections(
     yield (
         "The cost of a request to a policy on the same host, with shmserve and with other servers. All figures are from "
         "one run, every reply was checked, and no peer runs without something that makes it faster; "
-        "[bench/README.md](../bench/README.md) describes the method. `make bench` measures again and rewrites this page."
+        "[bench/README.md](../../bench/README.md) describes the method. `make bench` measures again and rewrites this page."
     )
     yield _run_of(document)
     if rates_run is not None:
@@ -105,7 +107,7 @@ def _sections(
         yield from _clients(document["clients"])
     if document.get("stages"):
         yield "## Where the time goes"
-        yield f"![{PICTURES['stages.png']}](images/stages.png)"
+        yield f"![{PICTURES['stages.png']}](../images/stages.png)"
         yield "The stages are measured in a separate part of the run, so their sums differ from the medians of the tables above."
         yield shares_table(document["stages"]["workloads"])
         yield "[performance.md](performance.md) has the microseconds, and measures each step of a request."
@@ -195,7 +197,7 @@ def _closed_loop(document: Document) -> Iterator[str]:
         "floor of the same workload and state, whose time is in the head. `in-process` is the policy called without a "
         "server; `Python` and `C` are the same exchange without a server."
     )
-    yield f"![{PICTURES['latency-by-payload.png']}](images/latency-by-payload.png)"
+    yield f"![{PICTURES['latency-by-payload.png']}](../images/latency-by-payload.png)"
     for state in STATES:
         loops = results.part_of(document, state).get("closed_loop")
         if loops:
@@ -212,7 +214,7 @@ def _closed_loop(document: Document) -> Iterator[str]:
     yield "Processor time of the thread that asks, which a control loop loses, as a multiple of that of C that sleeps."
     yield multiples(document["closed_loop"], "client thread", "client_thread_cpu_us", (C_ASLEEP,))
     if DISTRIBUTION_OF in document["closed_loop"]:
-        yield f"![{PICTURES['distribution.png']}](images/distribution.png)"
+        yield f"![{PICTURES['distribution.png']}](../images/distribution.png)"
         yield "The vertical axis is stretched towards 100 %, as in a plot of percentiles; each line ends with the slowest request of its way."
 
 
@@ -362,7 +364,7 @@ def steps_table(workloads: dict[str, Any]) -> str:
 
 
 def measured_block(document: Document) -> str:
-    """Return the block between the two marks in docs/performance.md."""
+    """Return the block between the two marks in docs/explanation/performance.md."""
     machine = document["machine"]
     parts = [f"{machine['cpu']}, {machine['cpus']} processors, {machine['python']}. {quiet(document)}"]
     if document.get("profile"):
@@ -417,8 +419,8 @@ def size(array_bytes: int) -> str:
 def write(document: Document, docs: Path) -> None:
     """Write every page and picture."""
     later = (kept(results.STATES_RUN), rates.kept_run(), kept(results.SCALES_RUN)) if docs == DOCS else ()
-    (docs / "benchmarks.md").write_text(benchmarks(document, *later))
-    performance = docs / "performance.md"
+    (docs / PAGES / "benchmarks.md").write_text(benchmarks(document, *later))
+    performance = docs / PAGES / "performance.md"
     performance.write_text(with_block(performance.read_text(), document))
     for readme in (docs.parent / name for name in READMES):
         if readme.exists():

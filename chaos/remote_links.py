@@ -112,7 +112,7 @@ class BareVersion:
 
 
 class RayVersion:
-    """An application of Ray Serve with two replicas, deployed and retired by the commands of docs/remote.md."""
+    """An application of Ray Serve with two replicas, deployed and retired by the commands of docs/how-to/remote.md."""
 
     def __init__(self, cluster: Cluster, gain: int) -> None:
         self.gain = gain

@@ -50,53 +50,73 @@ _FURTHEST_NS = 10_000_000_000
 
 @dataclass(frozen=True)
 class ActionStep:
-    """The action of one control step, and its provenance."""
+    """The action of one control step, and its provenance.
 
-    action: Any  # one row of the chunk; the arrays belong to the caller
-    fresh: bool  # the policy's action for this very step; False: an overrun row or the fallback
+    * `action`: one row of the chunk: arrays without its first dimension, which belong to the caller.
+    * `fresh`: the policy's action for this very step; False: an overrun row or the fallback.
+    * `source`: "chunk", "overrun", or the fallback.
+    * `version`: the model that computed it, as `Reply.model_version`; None for "zero".
+    * `chunk`: chunks count from 1.
+    * `index`: the row in the chunk; None for "zero".
+    * `age`: seconds since the observation behind it was captured.
+    * `error`: the failure of the latest request, None if it succeeded.
+    """
+
+    action: Any
+    fresh: bool
     source: Literal["chunk", "overrun", "hold", "repeat_last", "zero"]
-    version: str | None  # the model that computed it, as `Reply.model_version`; None for "zero"
-    chunk: int  # chunks count from 1
-    index: int | None  # the row in the chunk; None for "zero"
-    age: float  # seconds since the observation behind it was captured
-    error: ShmServeError | None  # the failure of the latest request, None if it succeeded
+    version: str | None
+    chunk: int
+    index: int | None
+    age: float
+    error: ShmServeError | None
 
 
 @dataclass(frozen=True)
 class ChunkStats:
-    """Counts of steps and chunks."""
+    """Counts of steps and chunks.
 
-    fresh: int = 0  # steps with the policy's action for them
-    overrun: int = 0  # steps with a row beyond `steps`, while the next chunk was late
-    fallback: int = 0  # steps with the fallback's action
-    raised: int = 0  # steps that raised NoFreshAction
-    skipped: int = 0  # rows whose time had passed
-    chunks: int = 0  # chunks that arrived
-    late_chunks: int = 0  # of these, those that arrived after the time of their last row
+    * `fresh`: steps with the policy's action for them.
+    * `overrun`: steps with a row beyond `steps`, while the next chunk was late.
+    * `fallback`: steps with the fallback's action.
+    * `raised`: steps that raised NoFreshAction.
+    * `skipped`: rows whose time had passed.
+    * `chunks`: chunks that arrived; `late_chunks` of these after the time of their last row.
+    * `version_changes`: chunks of another model version than the one before.
+    * `errors`: requests that failed.
+    """
+
+    fresh: int = 0
+    overrun: int = 0
+    fallback: int = 0
+    raised: int = 0
+    skipped: int = 0
+    chunks: int = 0
+    late_chunks: int = 0
     version_changes: int = 0
-    errors: int = 0  # requests that failed
+    errors: int = 0
 
 
 class ActionChunks:
     """Takes one action a step from chunks, and requests the next chunk in time. For one thread.
 
-    `steps`: the execution horizon: rows of a chunk to execute before the next chunk takes over.
-    `period`: seconds between two steps, by which rows are aligned. A model that states another `rate_hz` in its contract
-    is refused with ContractMismatch. None counts calls of `step` instead, for a simulator that waits for its policy.
-    `max_wait`: seconds that a step waits for a chunk where it has no action; the fallback follows.
-    `fallback`: "hold" repeats the last action for ever (position control: stand still), "repeat_last" repeats it
-    until its observation is `max_age` seconds old and raises from then on, "zero" gives zeros (velocity control:
-    stop), "raise" raises NoFreshAction. Before the first chunk all four raise.
-    `prefetch`: request the next chunk this many steps before the current one ends; 0 requests it at the end, and
-    waits. None learns it: as many steps as 95 % of the recent chunks took from their observation to their arrival,
-    `steps` - 1 at most (`lead`).
-    `overrun_steps`: further rows to execute while the next chunk is late (`source` "overrun", not `fresh`).
-    `actions`: the place of the chunk in the model's result: a key, or a function. All its arrays have the rows first.
-    `aggregate`: how the rows of the previous and of the next chunk for one step combine when the next one takes over:
-    "latest" takes the next one's, "weighted_average" 0.3 of the previous and 0.7 of the next (of floats; other arrays
-    as "latest"), a function gets both rows (arrays of one shape and dtype, an array of the chunk at a time) and returns
-    one like them. The previous chunk must have more rows than `steps`, and be of the same model.
-    `clock`: monotonic nanoseconds; for a simulator its clock.
+    * `steps`: the execution horizon: rows of a chunk to execute before the next chunk takes over.
+    * `period`: seconds between two steps, by which rows are aligned. A model that states another `rate_hz` in its contract
+      is refused with ContractMismatch. None counts calls of `step` instead, for a simulator that waits for its policy.
+    * `max_wait`: seconds that a step waits for a chunk where it has no action; the fallback follows.
+    * `fallback`: "hold" repeats the last action for ever (position control: stand still), "repeat_last" repeats it
+      until its observation is `max_age` seconds old and raises from then on, "zero" gives zeros (velocity control:
+      stop), "raise" raises NoFreshAction. Before the first chunk all four raise.
+    * `prefetch`: request the next chunk this many steps before the current one ends; 0 requests it at the end, and
+      waits. None learns it: as many steps as 95 % of the recent chunks took from their observation to their arrival,
+      `steps` - 1 at most (`lead`).
+    * `overrun_steps`: further rows to execute while the next chunk is late (`source` "overrun", not `fresh`).
+    * `actions`: the place of the chunk in the model's result: a key, or a function. All its arrays have the rows first.
+    * `aggregate`: how the rows of the previous and of the next chunk for one step combine when the next one takes over:
+      "latest" takes the next one's, "weighted_average" 0.3 of the previous and 0.7 of the next (of floats; other arrays
+      as "latest"), a function gets both rows (arrays of one shape and dtype, an array of the chunk at a time) and returns
+      one like them. The previous chunk must have more rows than `steps`, and be of the same model.
+    * `clock`: monotonic nanoseconds; for a simulator its clock.
 
     One request is in flight at a time. Its failure is not raised: the fallback decides, the next step requests again,
     and `ActionStep.error` is the failure. A result of another model version ends the current chunk at once. Give it a
@@ -104,10 +124,12 @@ class ActionChunks:
     restored in the background. A policy that declares `real_time_chunking` gets `inference_delay` and
     `prev_chunk_left_over` with each observation, if a chunk of this policy is being executed.
 
-    >>> with ShmClient("arm") as client, ActionChunks(  # doctest: +SKIP
-    ...     client, steps=8, period=0.02, max_wait=0.5, prefetch=4, fallback="hold"
-    ... ) as chunks:
-    ...     robot.apply(chunks.step(robot.observe).action)
+        with ShmClient("arm") as client, ActionChunks(
+            client, steps=8, period=0.02, max_wait=0.5, fallback="hold"
+        ) as chunks:
+            robot.apply(chunks.step(robot.observe).action)
+
+    Raises InvalidArgument for an argument that has no meaning.
     """
 
     def __init__(

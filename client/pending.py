@@ -54,26 +54,41 @@ class RequestOwner(Protocol):
 
 @dataclass(frozen=True)
 class RequestTiming:
-    """Duration of each stage of a request, in microseconds."""
+    """Duration of each stage of a request, in microseconds.
 
-    round_trip_us: float  # from before the observation was encoded until the result was decoded
-    queued_us: float  # from publication until the engine took the request
-    staged_us: float  # checked and copied in; reading the slot in place leaves only the check
-    infer_us: float  # the model, with the whole batch it ran in
-    copied_us: float  # the result encoded into the reply slot
+    * `round_trip_us`: from before the observation was encoded until the result was decoded.
+    * `queued_us`: from publication until the engine took the request.
+    * `staged_us`: checked and copied in; reading the slot in place leaves only the check.
+    * `infer_us`: the model, with the whole batch it ran in.
+    * `copied_us`: the result encoded into the reply slot.
+    """
+
+    round_trip_us: float
+    queued_us: float
+    staged_us: float
+    infer_us: float
+    copied_us: float
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The result of a request, the model that computed it, and the duration of each stage."""
+    """The result of a request, the model that computed it, and the duration of each stage.
 
-    action: Any  # the model's result; None for a request that failed
+    * `action`: the model's result: its structure, with numpy arrays of its shapes and dtypes; None for a request that failed.
+    * `timing`: the duration of each stage.
+    * `model_version`: 16 hex digits, as `shmserve-admin status` shows it.
+    * `request_id`: requests of a client count from 1.
+    * `in_place`: the model read the slot itself.
+    * `clamped`: a number of the observation or the action was brought back to the range that the model declares.
+    * `source`: who computed it: "local", or of a link to another machine "remote" or "fallback" (the package inside the link).
+    """
+
+    action: Any
     timing: RequestTiming
-    model_version: str  # 16 hex digits, as `shmserve-admin status` shows it
-    request_id: int  # requests of a client count from 1
-    in_place: bool  # the model read the slot itself
-    clamped: bool  # a number of the observation or the action was brought back to the range that the model declares
-    #: Who computed it: "local", or of a link to another machine "remote" or "fallback" (the package inside the link).
+    model_version: str
+    request_id: int
+    in_place: bool
+    clamped: bool
     source: str = "local"
 
 

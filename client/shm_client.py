@@ -24,7 +24,9 @@ class ShmClient(ClientBase):
             action = client.infer(observation)
 
     It attaches with the first request, or with `connect`, or on entering a `with` block, and again
-    when the daemon was restarted. Parameters:
+    when the daemon was restarted.
+
+    Parameters:
 
     * `name`, `runtime_dir`: the service, and the folder of its sockets.
     * `timeout`: seconds for a whole call, retries included.
@@ -63,7 +65,9 @@ class ShmClient(ClientBase):
         """Ask the model; returns what it returned, arrays owned and writable.
 
         An observation is a tree of dict, list, tuple, str, bytes, int, float, bool, None, numpy arrays
-        and tensors; instances of their subclasses are carried by value. The options are those of the class.
+        and tensors; instances of their subclasses are carried by value. Arrays have any shape, strides and numeric dtype; the
+        model gets tensors of their shape and dtype. The result has the model's structure, shapes and dtypes. The options are
+        those of the class.
 
         Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge, ContractMismatch,
         ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, SlotsExhausted, ClientClosed.
@@ -85,7 +89,10 @@ class ShmClient(ClientBase):
         supersede: bool = False,
         repeatable: bool = False,
     ) -> Reply:
-        """As `infer`; returns the result as `Reply.action`, with the model's version and the duration of each stage."""
+        """As `infer`; returns the result as `Reply.action`, with the model's version and the duration of each stage.
+
+        Raises as `infer`.
+        """
         options = request_options(capture_time, max_age, supersede, repeatable)
         reply = self._pipeline.request(observation, options, self._duration_ns(timeout)).reply
         assert reply is not None  # it is answered
@@ -103,8 +110,10 @@ class ShmClient(ClientBase):
     ) -> ReplyLoan:
         """As `infer`, for a `with` block: gives read-only arrays in the reply slot, valid inside the block.
 
-        with client.infer_loaned(observation) as action:
-            robot.send(action["joints"])
+            with client.infer_loaned(observation) as action:
+                robot.send(action["joints"])
+
+        Raises as `infer`, and LoanOutlived at the end of the block if an array of the reply outlives it.
         """
         options = request_options(capture_time, max_age, supersede, repeatable)
         pending = self._pipeline.request(observation, options, self._duration_ns(timeout), loan=True)
@@ -122,7 +131,8 @@ class ShmClient(ClientBase):
     ) -> Pending:
         """Send without waiting for the result; up to `slots` requests can be in flight.
 
-        Raises SlotsExhausted when no slot became free within the timeout.
+        Raises SlotsExhausted when no slot became free within the timeout, RequestRejected for an observation that cannot be
+        sent, ServiceUnavailable, ClientClosed; `Pending.result` raises the rest.
         """
         timeout_ns = self._duration_ns(timeout)
         return self._pipeline.submit(
@@ -149,7 +159,8 @@ class ShmClient(ClientBase):
     ) -> RequestLoan:
         """Borrow the next request slot, laid out for observations like `example` (its values are copied in).
 
-        Its arrays are slot memory: a camera driver writes into them, `send()` publishes without a copy.
+        Its arrays are slot memory, of the shapes and dtypes of the example's: a camera driver writes into them, and `send()`
+        publishes them without a copy. Raises as `submit`.
         """
         if not issubclass(type(example), dict):
             raise RequestRejected(f"a loan is made for a dict, not for {type(example).__name__}")
@@ -158,7 +169,7 @@ class ShmClient(ClientBase):
         return self._pipeline.loan(example, options, timeout_ns)
 
     def reset(self, *, timeout: float | None = None) -> None:
-        """Tell the policy that this client begins a new episode; it keeps its place among the requests."""
+        """Tell the policy that this client begins a new episode; it keeps its place among the requests. Raises as `infer`."""
         self._pipeline.request(None, RequestOptions(Kind.RESET, Flag.REPEATABLE), self._duration_ns(timeout))
 
     def connect(self, *, timeout: float | None = None) -> ShmClient:
@@ -178,7 +189,10 @@ class ShmClient(ClientBase):
         self._check(self.describe(), example)
 
     def describe(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """Ask the daemon for its model: name, version, device, observation and action, and its own metadata."""
+        """Ask the daemon for its model: name, version, device, observation and action, and its own metadata.
+
+        Observation and action are described entry by entry, with dtype and shape. Raises ServiceUnavailable.
+        """
         return self._model_of(self._pipeline.describe(self._deadline_ns(timeout)))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Generator of docs/c-reference.md from the headers of libshmserve: `make man`; `--check` reports whether it is current."""
+"""Generator of docs/reference/c-reference.md from the headers of libshmserve: `make man`; `--check` reports whether it is current."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 INCLUDE = ROOT / "native/include"
-PAGE = ROOT / "docs/c-reference.md"
+PAGE = ROOT / "docs/reference/c-reference.md"
 #: The headers of C++ in the order of the page, with what each is for.
 CPP = {
     "shmserve.hpp": "Clients, loans and replies",
@@ -26,8 +26,8 @@ CPP = {
 _INTRODUCTION = """\
 # Reference of the C and C++ headers
 
-`python man/c_reference.py` makes this page of [native/include/](../native/include/shmserve.h), and a test compares both: change the
-comments there. [c-client.md](c-client.md) is the guide. **[S]** calls may allocate and block, **[R]** calls are for real-time threads.
+`python man/c_reference.py` makes this page of [native/include/](../../native/include/shmserve.h), and a test compares both: change the
+comments there. [c-client.md](../how-to/c-client.md) is the guide. **[S]** calls may allocate and block, **[R]** calls are for real-time threads.
 """
 
 
@@ -253,7 +253,7 @@ def main() -> int:
         return 0
     if PAGE.exists() and PAGE.read_text() == page():
         return 0
-    print("docs/c-reference.md is not what the headers say: make man", file=sys.stderr)
+    print("docs/reference/c-reference.md is not what the headers say: make man", file=sys.stderr)
     return 1
 
 

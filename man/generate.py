@@ -9,23 +9,18 @@ from pathlib import Path
 
 import click
 from click_man.core import write_man_pages
+from commands import EXIT_STATUS, PROGRAMS
 
 from shmserve import __version__
-from shmserve.client.cli.main import main as admin
-from shmserve.daemon.main import main as daemon
 
 FOLDER = Path(__file__).resolve().parent
 #: The day of the version, not of the run: the pages change when the help does.
 _DATE = "2026-11-22"
-_EXIT_STATUS = {
-    "shmserve-admin": "0 done, 1 refused or failed, 2 usage, 3 no daemon, 4 not ready yet, 5 cut off; 130 after Ctrl-C, 141 if stdout was closed early.",
-    "shmserved": "0 stopped on request, 1 the service failed, 2 usage, 78 a mistake in the configuration.",
-}
 
 
 def write(folder: Path) -> None:
     """Write every page, one file each."""
-    for name, command in (("shmserve-admin", admin), ("shmserved", daemon)):
+    for name, command in PROGRAMS.items():
         write_man_pages(name, command, version=__version__, target_dir=str(folder), date=_DATE)
     for page in folder.glob("*.1"):
         page.write_text(_finished(page.stem, page.read_text()))
@@ -47,7 +42,7 @@ def _finished(name: str, text: str) -> str:
     if example:
         lines.append(".fi")
     program = "shmserved" if name == "shmserved" else "shmserve-admin"
-    lines += [".SH EXIT STATUS", _EXIT_STATUS[program]]
+    lines += [".SH EXIT STATUS", EXIT_STATUS[program]]
     return "\n".join(lines) + "\n"
 
 

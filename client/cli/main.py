@@ -286,7 +286,9 @@ def drain(target: Target) -> None:
     help="Lock its memory and run it before other programs: see realtime.conf for the risk.",
 )
 @click.option(
-    "--metrics", is_flag=True, help="Write its metrics twice a minute, for node_exporter: see docs/monitoring.md."
+    "--metrics",
+    is_flag=True,
+    help="Write its metrics twice a minute, for node_exporter: see docs/how-to/monitoring.md.",
 )
 @click.option("--no-start", is_flag=True, help="Enable it for the next boot without starting it now.")
 @click.option(

@@ -22,7 +22,7 @@ from .wait_ready import STEP_VERBS, amount
 #: Between two requests an engine's heartbeat is never this old.
 _QUIET_S = 5.0
 #: The backend of the engine (shmserve/backend.py), as the screen names it.
-_BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/performance.md"}
+_BACKENDS = {"native": "native", "pure": "pure Python, slower: see docs/explanation/performance.md"}
 #: An engine that works on requests for more than this share of the time has little room for more.
 BUSY = 0.9
 #: Characters of a refused update's reason that the screen shows; `versions` has all of it.

@@ -1,4 +1,4 @@
-"""Recordings of requests and replies: `Recording` reads them; docs/recording.md."""
+"""Recordings of requests and replies: `Recording` reads them; docs/how-to/recording.md."""
 
 from .errors import RecordingError, RecordingTruncated
 from .recording import RecordedRequest, Recording

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 DESCRIPTION = """\
 
 # Put every request and its answer, as they are served, on the record ring behind the file descriptor that comes with the call
-# (docs/recording.md), until the caller hangs up; `client`: only of this one. Must be called with 'more': a reply when
+# (docs/how-to/recording.md), until the caller hangs up; `client`: only of this one. Must be called with 'more': a reply when
 # it has begun, and one whenever another model serves.
 method Record(client: ?int) -> (model: ?object)
 """

@@ -83,7 +83,7 @@ def _of(
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a daemon, described in docs/configuration.md. Only `change_live` modifies an instance."""
+    """All settings of a daemon, described in docs/reference/configuration.md. Only `change_live` modifies an instance."""
 
     runtime_dir: Path
     state_dir: Path

@@ -116,6 +116,6 @@ def _refuse_code(path: Path, settings: dict[str, Any]) -> None:
     safe = ", ".join(name for name, form in FORMATS.items() if not form.runs_code)
     raise ModelPackageError(
         f"{path}: format {settings['format']!r} can run code from the package, and this daemon's allow_code is false"
-        f"{f' ({reason})' if reason else ''}; it serves packages of format {safe} (docs/model-packages.md, Packages without "
+        f"{f' ({reason})' if reason else ''}; it serves packages of format {safe} (docs/how-to/model-packages.md, Packages without "
         "code)"
     )

@@ -28,7 +28,7 @@ _OF_THE_MODEL = ("name", "release", "format", "max_batch", "read_in_place")
 _LONGEST_S = 10.0
 _MOST_IN_A_ROW = 100
 _VERSION = re.compile(r"[0-9a-f]{16}")
-_PAGE = "docs/remote.md, The proxy on the robot"
+_PAGE = "docs/how-to/remote.md, The proxy on the robot"
 #: Requests of different robots that are on their way at once, each in a separate call.
 _MAX_BATCH = 16
 

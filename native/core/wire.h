@@ -1,4 +1,4 @@
-/* The wire: each word of a segment, and the meaning of the numbers in it (docs/wire-format.md).
+/* The wire: each word of a segment, and the meaning of the numbers in it (docs/reference/wire-format.md).
  *
  * The lists here are the only place of an offset or a number in C: each makes a structure, an index for each word, an
  * assertion for each offset, and its part of the table that tests/unit/native/test_wire.py compares with

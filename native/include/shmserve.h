@@ -1,7 +1,7 @@
 /** @file
  * libshmserve: C and C++ programs ask a shmserve daemon of this host, through shared memory.
  *
- * C11, Linux, no dependency but the C library. docs/c-client.md is the guide; examples/c_minimal is a complete program.
+ * C11, Linux, no dependency but the C library. docs/how-to/c-client.md is the guide; examples/c_minimal is a complete program.
  *
  *     shmserve_open, shmserve_declare, then again and again:
  *     shmserve_loan, fill it, shmserve_publish, shmserve_wait, shmserve_release
@@ -49,7 +49,7 @@ typedef struct shmserve_schema shmserve_schema;
 /** Names one request of a client for ever; never 0. */
 typedef uint64_t shmserve_sequence;
 
-/** How a request or a call ended. 1 to 9 came with the reply of the engine (docs/wire-format.md), negative ones are of
+/** How a request or a call ended. 1 to 9 came with the reply of the engine (docs/reference/wire-format.md), negative ones are of
  * this side. `shmserve_status_text` has the remedy for each. */
 enum shmserve_status {
     SHMSERVE_OK = 0,

@@ -15,7 +15,7 @@
  *     }
  *
  * [S] and [R] mean what they mean in shmserve.h. No [R] call throws; `Result::value`, for set-up, does. Nothing copies:
- * every handle can only be moved. One client, with its loans and replies, serves one thread at a time. docs/c-client.md
+ * every handle can only be moved. One client, with its loans and replies, serves one thread at a time. docs/how-to/c-client.md
  * is the guide; shmserve_action_chunks.hpp plays the action chunks of a policy.
  */
 

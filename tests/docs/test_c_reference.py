@@ -1,4 +1,4 @@
-"""docs/c-reference.md: what the headers say, and all of it."""
+"""docs/reference/c-reference.md: what the headers say, and all of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from tests.support.c_library import INCLUDE
 from tests.support.folders import REPOSITORY
 
-PAGE = REPOSITORY / "docs/c-reference.md"
+PAGE = REPOSITORY / "docs/reference/c-reference.md"
 
 
 def test_the_page_is_made_of_the_headers() -> None:

@@ -1,4 +1,4 @@
-"""docs/client.md: its programs are run as a reader would, and its table of errors is the tree."""
+"""docs/how-to/client.md: its programs are run as a reader would."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import re
 
 import pytest
 
-from shmserve import errors
-from shmserve.errors import ModelPackageError, ShmServeError
 from tests.support.folders import REPOSITORY
 from tests.support.followed_page import empty_folder, follow, snippets
 
 pytestmark = pytest.mark.long
 
-PAGE = REPOSITORY / "docs" / "client.md"
+PAGE = REPOSITORY / "docs/how-to/client.md"
 SNIPPETS = snippets(PAGE)
 
 #: What each program prints; a program not named here prints nothing.
@@ -68,21 +66,3 @@ def test_every_block_of_the_page_is_run() -> None:
     assert files == {f"{name}.py" for name in PRINTED} | {"arm/policy.py"}
     assert [snippet.language for snippet in SNIPPETS if snippet.file is None] == ["sh"]
     assert PAGE.read_text().count("```") == 2 * len(SNIPPETS)
-
-
-def _error_table() -> str:
-    """The first table of the section; the second has the attributes."""
-    return PAGE.read_text().partition("\n## Errors\n")[2].partition("\nThe facts of an error")[0]
-
-
-def test_the_table_of_errors_is_the_tree() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|(.*?)\|", _error_table(), re.MULTILINE)
-    shown = {name: set(re.findall(r"\w+", also)) for name, also in rows}
-
-    types = [found for found in vars(errors).values() if isinstance(found, type) and issubclass(found, ShmServeError)]
-    tree = {
-        found.__name__: {base.__name__ for base in found.__bases__} - {"ShmServeError"}
-        for found in types
-        if found not in (ShmServeError, ModelPackageError)
-    }
-    assert shown == tree

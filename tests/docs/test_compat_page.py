@@ -1,4 +1,4 @@
-"""docs/migrating.md: its snippets are run in the order of the page, as a reader would."""
+"""docs/how-to/migrating.md: its snippets are run in the order of the page, as a reader would."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.support.folders import REPOSITORY
 from tests.support.followed_page import empty_folder, follow, snippets, write
 
-PAGE = REPOSITORY / "docs" / "migrating.md"
+PAGE = REPOSITORY / "docs/how-to/migrating.md"
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""docs/c-client.md: its C++ programs compile, the complete one as the page says, and it moves the robot of examples/minimal."""
+"""docs/how-to/c-client.md: its C++ programs compile, the complete one as the page says, and it moves the robot of examples/minimal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.daemon_process import Daemon, environment
 from tests.support.folders import REPOSITORY
 from tests.support.followed_page import snippets
 
-PAGE = REPOSITORY / "docs/c-client.md"
+PAGE = REPOSITORY / "docs/how-to/c-client.md"
 PROGRAMS = [snippet.text for snippet in snippets(PAGE) if snippet.language == "cpp"]
 
 

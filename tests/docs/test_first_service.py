@@ -1,4 +1,4 @@
-"""docs/first-service.md: what can be tried without root and without systemd is run, in the order of the page."""
+"""docs/tutorials/first-service.md: what can be tried without root and without systemd is run, in the order of the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _started(script: str) -> str:
 
 
 def test_a_reader_of_the_page_serves_a_model_and_sees_what_the_service_would_be() -> None:
-    page = snippets(REPOSITORY / "docs" / "first-service.md")
+    page = snippets(REPOSITORY / "docs/tutorials/first-service.md")
     make, try_it, dry_run = [snippet.text for snippet in page if snippet.language == "sh"]
 
     with empty_folder() as folder:

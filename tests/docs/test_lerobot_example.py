@@ -71,7 +71,7 @@ def test_the_examples_robot_drives_the_arm(daemon: Daemon) -> None:
 
 @pytest.mark.long
 def test_the_robot_on_the_page_asks_for_a_chunk(tmp_path: Path) -> None:
-    (robot,) = [each for each in snippets(REPOSITORY / "docs" / "lerobot.md") if each.file == "lerobot_robot.py"]
+    (robot,) = [each for each in snippets(REPOSITORY / "docs/how-to/lerobot.md") if each.file == "lerobot_robot.py"]
     (tmp_path / "lerobot_robot.py").write_text(robot.text)
     daemon = Daemon(write_checkpoint(tmp_path / "so101", config_of(size=(480, 640))), name="default")
     daemon.environment["PYTHONPATH"] = str(SUPPORT / "stand_ins")

@@ -1,4 +1,4 @@
-"""docs/model-packages.md: its snippets are run in the order of the page, as a reader would, and its tables are complete."""
+"""docs/how-to/model-packages.md: its snippets are run in the order of the page, as a reader would; tables of model.toml are complete."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from tests.support.folders import REPOSITORY
 from tests.support.followed_page import empty_folder, follow, snippets
 from tests.support.packages.saving import CPU, loaded
 
-PAGE = REPOSITORY / "docs" / "model-packages.md"
+PAGE = REPOSITORY / "docs/how-to/model-packages.md"
 SNIPPETS = snippets(PAGE)
+REFERENCE = REPOSITORY / "docs/reference/model-toml.md"
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,8 @@ def test_the_installed_policy_on_the_page_is_found_under_its_name(
 
 
 @pytest.mark.parametrize("keys", [manifest._MODEL, manifest._WARMUP], ids=["model", "warmup"])
-def test_every_key_of_the_manifest_is_in_a_table_on_the_page(keys: dict[str, Any]) -> None:
-    rows = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| `")]
+def test_every_key_of_the_manifest_is_in_a_table_of_the_reference(keys: dict[str, Any]) -> None:
+    rows = [line for line in REFERENCE.read_text("utf-8").splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
 
     assert set(keys) <= named

@@ -1,4 +1,4 @@
-"""docs/remote.md beside the code: the keys of a link, the counts of the status, and every word of a message."""
+"""docs/how-to/remote.md beside the code: the keys of a link, the counts of the status, and every word of a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shmserve.layout import Words
 from shmserve.message import REPLY_HEAD, REQUEST_HEAD
 from tests.support.folders import REPOSITORY
 
-PAGE = (REPOSITORY / "docs" / "remote.md").read_text("utf-8")
+PAGE = (REPOSITORY / "docs/how-to/remote.md").read_text("utf-8")
 
 
 def rows(header: str) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: what it quotes is what the code says, and what a user really reads stands there."""
+"""docs/how-to/troubleshooting.md: what it quotes is what the code says, and what a user really reads stands there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.support.daemon_process import SHMSERVED, Daemon, environment
 from tests.support.folders import REPOSITORY
 from tests.support.gate import Gate
 
-PAGE = (REPOSITORY / "docs" / "troubleshooting.md").read_text("utf-8")
+PAGE = (REPOSITORY / "docs/how-to/troubleshooting.md").read_text("utf-8")
 #: Everything in the tables that is set as code, longest first: `...` stands for anything.
 QUOTED = sorted(
     {text for row in PAGE.splitlines() if row.startswith("|") for text in re.findall(r"`([^`]+)`", row) if " " in text},
@@ -97,6 +97,7 @@ def test_every_text_on_the_page_is_one_that_the_program_says() -> None:
         "observation[",
         "load failed",
         "warm up failed",
+        "swap failed",
         "load_s =",
         "TimeoutError",
     }

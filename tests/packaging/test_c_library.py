@@ -97,7 +97,7 @@ def test_the_example_is_built_with_cmake(
 def test_the_program_of_the_guide_compiles_and_moves(
     prefix: Path, tmp_path: Path, start_daemon: Callable[..., Daemon]
 ) -> None:
-    page = (REPOSITORY / "docs/c-client.md").read_text()
+    page = (REPOSITORY / "docs/how-to/c-client.md").read_text()
     (program,) = (block for block in re.findall(r"```c\n(.*?)```", page, re.DOTALL) if "int main" in block)
     (tmp_path / "robot.c").write_text(program)
     command = ["gcc", *STRICT, f"-I{prefix}/include", "robot.c", f"-L{prefix}/lib", "-lshmserve", "-o", "robot"]

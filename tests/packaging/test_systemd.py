@@ -186,7 +186,7 @@ def test_the_catalog_explains_every_message_id_of_the_code_and_the_page_lists_th
     assert len(ids) >= 4 and SERVING in ids
     assert {entry.partition("\n")[0] for entry in entries} == ids
     assert len(entries) == len(ids)
-    page = (REPOSITORY / "docs/operating.md").read_text()
+    page = (REPOSITORY / "docs/how-to/operating.md").read_text()
     assert set(re.findall(r"^\| `([0-9a-f]{32})` \|", page, re.MULTILINE)) == ids
     for entry in entries:
         head, _, text = entry.partition("\n\n")

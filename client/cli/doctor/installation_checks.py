@@ -118,7 +118,7 @@ def check_sockets(directory: Place | None, sockets: Collection[Place], is_foreig
         return problem(
             "sockets",
             f"{directory} belongs to another user, or others may write to it: clients refuse it",
-            'see docs/security.md, "Whose daemon"; or name its runtime directory (SHMSERVE_RUNTIME_DIR)',
+            'see docs/explanation/security.md, "Whose daemon"; or name its runtime directory (SHMSERVE_RUNTIME_DIR)',
         )
     if not directory.is_usable or any(not each.is_usable for each in sockets if each.path.endswith("client.sock")):
         return warning(

@@ -68,7 +68,7 @@ def check_real_time(limit: Limit | None, priority: int | None, runtime_us: int |
         return problem(
             "real time",
             f"engine_priority = {needs.engine_priority} has no effect: RLIMIT_RTPRIO is {_words(limit)}, or a sandbox refuses it",
-            f"LimitRTPRIO={needs.engine_priority} and what else realtime.conf has (docs/systemd.md), or docker run "
+            f"LimitRTPRIO={needs.engine_priority} and what else realtime.conf has (docs/how-to/systemd.md), or docker run "
             f"--ulimit rtprio={needs.engine_priority}",
         )
     if priority:
@@ -120,7 +120,7 @@ def check_memory_limit(groups: Sequence[ControlGroup]) -> Finding:
     files = re.findall(r"^(?:in)?active_file (\d+)$", group.memory_stat, re.MULTILINE)
     current = max(0, current - sum(map(int, files)))
     found = f"{limit / MIB:,.0f} MiB by {group.path}, {current / MIB:,.0f} MiB in use"
-    remedy = "raise MemoryMax= of the unit (systemctl edit), or docker update --memory; docs/systemd.md has what it must hold"
+    remedy = "raise MemoryMax= of the unit (systemctl edit), or docker update --memory; docs/how-to/systemd.md has what it must hold"
     if limit < _LEAST_MEMORY:
         return warning("memory limit", f"{found}: an engine, a spare engine and channels hardly fit", remedy)
     if current > _FULL * limit:

@@ -52,7 +52,7 @@ def check_processors(usable: Collection[int], online: int, isolated: Collection[
         return warning(
             "processors",
             f"the service may run on {count}, and not on the isolated {_listed(idle)}",
-            f"if they are meant for it, name them: CPUAffinity={_listed(idle)} in realtime.conf (docs/systemd.md)",
+            f"if they are meant for it, name them: CPUAffinity={_listed(idle)} in realtime.conf (docs/how-to/systemd.md)",
         )
     return ok("processors", f"{count}" + (f", isolated: {_listed(sorted(isolated))}" if isolated else ""))
 

@@ -50,7 +50,7 @@ def warning(found: list[str], again: Callable[[], Leaves], package: ModelPackage
         )
     return (
         f"{text}: it keeps state from one request to the next, so that one client's requests change another's "
-        "actions. Set stateful = true under [model], and see State in docs/model-packages.md"
+        "actions. Set stateful = true under [model], and see State in docs/how-to/model-packages.md"
     )
 
 

@@ -40,7 +40,7 @@ _WITHOUT_DEFAULT = {
     "max_rate_per_user": "2.5",
     "max_attach_rate_per_user": "2.5",
 }
-DOCUMENT = REPOSITORY / "docs" / "configuration.md"
+DOCUMENT = REPOSITORY / "docs/reference/configuration.md"
 
 
 def settings(

@@ -335,17 +335,18 @@ def test_results_are_read_as_they_were_written(document: results.Document, tmp_p
 
 
 def test_a_report_shows_every_way_and_draws_the_pictures(document: results.Document, tmp_path: Path) -> None:
-    (tmp_path / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    (tmp_path / report.PAGES).mkdir()
+    (tmp_path / report.PAGES / "performance.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
 
     report.write(document, tmp_path)
 
-    page = (tmp_path / "benchmarks.md").read_text()
+    page = (tmp_path / report.PAGES / "benchmarks.md").read_text()
     for row in document["closed_loop"]["tiny"]["rows"]:
         assert f"| {row['name']} |" in page
     assert "## Several clients" in page and "## Varying sizes" in page
     assert "### Busy" in page and "### Disturbed" not in page
     assert (tmp_path / "images" / "latency-by-payload.png").read_bytes().startswith(b"\x89PNG")
-    performance = (tmp_path / "performance.md").read_text()
+    performance = (tmp_path / report.PAGES / "performance.md").read_text()
     assert performance.startswith("before\n")
     assert performance.endswith("after\n")
     assert "old" not in performance
@@ -520,10 +521,10 @@ def test_every_line_of_a_picture_is_a_way_that_differs_from_the_others_without_c
 def test_the_documents_show_the_results_that_are_kept() -> None:
     kept = results.read(results.path_of(results.REFERENCE))
 
-    assert (report.DOCS / "benchmarks.md").read_text() == report.benchmarks(
+    assert (report.DOCS / report.PAGES / "benchmarks.md").read_text() == report.benchmarks(
         kept, report.kept(results.STATES_RUN), rates.kept_run(), report.kept(results.SCALES_RUN)
     )
-    performance = (report.DOCS / "performance.md").read_text()
+    performance = (report.DOCS / report.PAGES / "performance.md").read_text()
     assert performance == report.with_block(performance, kept)
     assert all((report.DOCS / "images" / name).exists() for name in plots.PICTURES)
     for readme in ((report.DOCS.parent / name).read_text() for name in report.READMES):

@@ -1,4 +1,4 @@
-"""The two HAProxy configurations of docs/remote.md, with certificates made here: who has one reaches the model, who has none does not."""
+"""The two HAProxy configurations of docs/how-to/remote.md, with certificates made here: who has one reaches the model, who has none does not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 def configuration(name: str, **replaced: str) -> str:
     """Return a configuration of the page, with the paths, ports and groups of this test."""
-    page = (REPOSITORY / "docs" / "remote.md").read_text("utf-8")
+    page = (REPOSITORY / "docs/how-to/remote.md").read_text("utf-8")
     found = re.search(rf"```\n(# /etc/haproxy/{name}\.cfg.*?)```", page, re.DOTALL)
     assert found is not None
     text = found[1]

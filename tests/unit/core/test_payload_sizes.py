@@ -29,7 +29,7 @@ ARRAY = Leaf("array", "<f4", 2)
 
 
 def places(structure: Sequence[Leaf], sizes: Sequence[int]) -> tuple[list[tuple[Leaf, int, list[int]]], int] | None:
-    """Return (leaf, offset, shape) of each leaf and the bytes of the payload by the rules of docs/wire-format.md."""
+    """Return (leaf, offset, shape) of each leaf and the bytes of the payload by the rules of docs/reference/wire-format.md."""
     rest, found = list(sizes), []
     end = 8 * (len(sizes) + sum(leaf.kind in NUMBERS for leaf in structure))
     for leaf in structure:

@@ -37,7 +37,7 @@ def missing_files(error: BaseException, checkpoint: LerobotCheckpoint) -> str | 
     return (
         f"the {checkpoint.type} policy needs files of the hub beside its own weights{named}, which are not in the cache (HF_HOME is {cache}). On a machine with a "
         f"network: {commands}. Then copy that cache to where this service may read it, and set HF_HOME and HF_HUB_OFFLINE=1 "
-        f"for the daemon (docs/lerobot.md, Without a network). The cause: {str(error)[:300]}"
+        f"for the daemon (docs/how-to/lerobot.md, Without a network). The cause: {str(error)[:300]}"
     )
 
 

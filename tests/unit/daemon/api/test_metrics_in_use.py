@@ -104,7 +104,7 @@ def test_the_state_panel_knows_every_state() -> None:
 
 
 def test_the_page_lists_the_alerts_and_names_only_metrics_that_exist() -> None:
-    page = (FOLDER.parent / "monitoring.md").read_text()
+    page = (FOLDER.parent / "how-to/monitoring.md").read_text()
     metrics = known(full_text())
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in metrics}
 
