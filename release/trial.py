@@ -81,10 +81,20 @@ def serving(programs: Path, runtime: Path) -> Iterator[None]:
     """Run a daemon for each transport from one environment, ready to answer."""
     with contextlib.ExitStack() as stack:
         for transport in TRANSPORTS:
-            command = [programs / "shmserved", "--name", transport, "--transport", transport, "--runtime-dir", runtime]
+            command: list[object] = [
+                programs / "shmserved",
+                "--name",
+                transport,
+                "--transport",
+                transport,
+                "--runtime-dir",
+                runtime,
+            ]
             command += ["--state-dir", runtime / "state", "--model-path", ROOT / "examples/minimal/model"]
             log = stack.enter_context(open(runtime / f"{transport}.log", "wb"))
-            daemon = subprocess.Popen(command, env=bare(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            daemon = subprocess.Popen(
+                list(map(str, command)), env=bare(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
             stack.callback(daemon.wait)
             stack.callback(daemon.terminate)
             ready = [
