@@ -174,14 +174,14 @@ $(RELEASE_VENV)/installed: $(LOCKS)/release.txt
 	@touch $@
 
 lock: $(RELEASE_VENV)/installed  ## resolve versions and hashes of all packages anew (release/requirements/)
-	@PATH="$(abspath $(RELEASE_VENV)/bin):$$PATH" $(RELEASE_VENV)/bin/python release/lock.py '$(TORCH)'
+	@PATH="$(abspath $(RELEASE_VENV)/bin):$$PATH" $(RELEASE_VENV)/bin/python -m release.lock '$(TORCH)'
 
 # make wheels WHEELS="--python 3.11 --machine x86_64" for a part.
 wheels: $(RELEASE_VENV)/installed  ## build the source distribution and manylinux wheels of the commit into dist/
-	@$(RELEASE_VENV)/bin/python release/wheels.py $(WHEELS)
+	@$(RELEASE_VENV)/bin/python -m release.wheels $(WHEELS)
 
 sbom: $(RELEASE_VENV)/installed  ## write the software bill of materials (CycloneDX) into dist/
-	@$(RELEASE_VENV)/bin/python release/sbom.py dist
+	@$(RELEASE_VENV)/bin/python -m release.sbom dist
 
 release: wheels  ## make wheels, make sbom, and the checksums of both
 	@$(MAKE) --no-print-directory sbom
@@ -189,10 +189,10 @@ release: wheels  ## make wheels, make sbom, and the checksums of both
 
 # make try-release TRY="--emulated FOLDER" for aarch64; see docs/development/releasing.md.
 try-release: $(RELEASE_VENV)/installed  ## install what is in dist/ into bare environments and ask it
-	@$(RELEASE_VENV)/bin/python release/trial.py dist --torch '$(TORCH)' $(TRY)
+	@$(RELEASE_VENV)/bin/python -m release.trial dist --torch '$(TORCH)' $(TRY)
 
 reproducible: $(RELEASE_VENV)/installed  ## build twice, in different folders, and compare the bytes
-	@$(RELEASE_VENV)/bin/python release/reproduce.py $(WHEELS)
+	@$(RELEASE_VENV)/bin/python -m release.reproduce $(WHEELS)
 
 clean:  ## remove what these made
 	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) $(RELEASE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,6 +1,6 @@
 """Comparison of two builds of one commit, made in different folders: the bytes of the wheels and of the source distribution.
 
-python release/reproduce.py [the options of release/wheels.py but --out]
+python -m release.reproduce [the options of release.wheels but --out]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-_BUILD = Path(__file__).with_name("wheels.py")
+from release.source import ROOT, resolve
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -21,12 +21,13 @@ def sums(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     found = []
+    commit = ["--commit", resolve("HEAD")]
     with tempfile.TemporaryDirectory(prefix="shmserve-twice-") as name:
         for folder in ("first", "another folder"):
             out, work = Path(name) / folder / "dist", Path(name) / folder / "work"
             work.mkdir(parents=True)
-            command = [sys.executable, str(_BUILD), *sys.argv[1:], "--out", str(out)]
-            subprocess.run(command, env={**os.environ, "TMPDIR": str(work)}, check=True)
+            command = [sys.executable, "-m", "release.wheels", *commit, *sys.argv[1:], "--out", str(out)]
+            subprocess.run(command, cwd=ROOT, env={**os.environ, "TMPDIR": str(work)}, check=True)
             found.append(sums(out))
     first, second = found
     different = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))

@@ -1,6 +1,6 @@
 """Software bill of materials of a release (CycloneDX), for a daemon and its dependencies.
 
-    python release/sbom.py dist
+    python -m release.sbom dist
 
 The components are the packages of release/requirements/daemon.txt, as they are installed for the Python that runs this program. The wheels
 themselves hold no code of others. PyTorch is named without a version, because the operator chooses its build.
@@ -17,13 +17,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from source import ROOT, epoch
+from release.source import ROOT, epoch
 
 _TOOLS = Path(sys.executable).parent
 
 
 def call(*command: object) -> None:
-    variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch()), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    variables = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch("HEAD")), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     ran = subprocess.run(list(map(str, command)), env=variables, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise SystemExit(f"sbom: {command[0]} failed:\n{ran.stdout}{ran.stderr}")

@@ -20,9 +20,14 @@ def git(*arguments: str) -> bytes:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
 
 
-def epoch() -> int:
+def resolve(commit: str) -> str:
+    """Return the number of a commit: its name may come to mean another one while a build runs."""
+    return git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
+
+
+def epoch(commit: str) -> int:
     """Return the time that every file of the release gets (seconds since 1970)."""
-    return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct"))
+    return int(os.environ.get("SOURCE_DATE_EPOCH") or git("log", "-1", "--format=%ct", commit))
 
 
 def reproducible(archive: bytes, time: int) -> bytes:
@@ -41,13 +46,13 @@ def reproducible(archive: bytes, time: int) -> bytes:
     return packed.getvalue()
 
 
-def build_source(folder: Path, work: Path) -> Path:
-    """Make the source distribution of HEAD in `folder`; `work` is an empty folder."""
+def build_source(commit: str, folder: Path, work: Path) -> Path:
+    """Make the source distribution of a commit in `folder`; `work` is an empty folder."""
     if git("status", "--porcelain", "--untracked-files=no"):
         print("Changes that are not committed are left out of the release.")
     checkout = work / "checkout"
     checkout.mkdir()
-    with tarfile.open(fileobj=io.BytesIO(git("archive", "HEAD"))) as files:
+    with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as files:
         files.extractall(checkout)
     command = [
         sys.executable,
@@ -65,7 +70,7 @@ def build_source(folder: Path, work: Path) -> Path:
     (archive,) = (work / "sdist").glob("*.tar.gz")
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / archive.name
-    made.write_bytes(reproducible(archive.read_bytes(), epoch()))
+    made.write_bytes(reproducible(archive.read_bytes(), epoch(commit)))
     return made
 
 

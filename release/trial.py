@@ -1,6 +1,6 @@
 """Trial of what was built: each wheel and the source distribution in a bare environment, asked until they answer.
 
-    python release/trial.py dist --torch torch==2.13.0 [--emulated FOLDER]
+    python -m release.trial dist --torch torch==2.13.0 [--emulated FOLDER]
 
 The daemon runs in an environment with the wheel of the Python that runs this program, and PyTorch. Every wheel of this machine's
 processor is installed beside nothing but its dependencies, and its client asks that daemon by both transports. With `--emulated`,
@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from interpreters import find
-from source import ROOT
-from targets import ELF_MACHINE
+from release.interpreters import find
+from release.source import ROOT
+from release.targets import ELF_MACHINE
 
 #: The transports, which are the names of the services, too.
 TRANSPORTS = ("named", "sealed")

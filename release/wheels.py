@@ -1,6 +1,6 @@
 """Wheels of a release: manylinux, for each CPython of this machine and each processor that it has a compiler for.
 
-    python release/wheels.py --out dist [--python 3.11] [--machine x86_64] [--machine aarch64]
+    python -m release.wheels --out dist [--python 3.11] [--machine x86_64] [--machine aarch64]
 
 A source distribution is made from the commit, and each wheel from its files, with the packages of release/requirements/build.txt.
 An interpreter or a compiler that is missing is named; a wheel without its core ends the build.
@@ -19,9 +19,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from interpreters import find, versions
-from source import ROOT, build_source, epoch, unpack
-from targets import ELF_MACHINE, Target, check_headers
+from release.interpreters import find, versions
+from release.source import ROOT, build_source, epoch, resolve, unpack
+from release.targets import ELF_MACHINE, Target, check_headers
 
 _REQUIREMENTS = ROOT / "release/requirements/build.txt"
 
@@ -65,7 +65,7 @@ def environment(python: str, folder: Path) -> str:
     return interpreter
 
 
-def build_wheel(interpreter: str, version: str, target: Target, source: Path, work: Path, out: Path) -> Path:
+def build_wheel(interpreter: str, version: str, target: Target, source: Path, time: int, work: Path, out: Path) -> Path:
     """Build, check and repair one wheel; return its path in `out`."""
     unpacked = unpack(source, work / "source")
     if not target.is_native:
@@ -73,7 +73,7 @@ def build_wheel(interpreter: str, version: str, target: Target, source: Path, wo
         check_headers(target, Path(include.strip()))
     variables = {
         **target.variables(version),
-        "SOURCE_DATE_EPOCH": str(epoch()),
+        "SOURCE_DATE_EPOCH": str(time),
         "SHMSERVE_PURE": "0",
         # No debug information, and no folder of this machine in what remains.
         "CFLAGS": shlex.join(["-g0", f"-ffile-prefix-map={unpacked}=."]),
@@ -93,7 +93,7 @@ def build_wheel(interpreter: str, version: str, target: Target, source: Path, wo
     return Path(repaired.replace(out / repaired.name))
 
 
-def build_all(out: Path, wanted: list[str], machines: list[str]) -> list[Path]:
+def build_all(commit: str, out: Path, wanted: list[str], machines: list[str]) -> list[Path]:
     """Build the source distribution and every wheel that this machine can; return the wheels."""
     targets = []
     for target in map(Target, machines):
@@ -104,7 +104,7 @@ def build_all(out: Path, wanted: list[str], machines: list[str]) -> list[Path]:
     wheels = []
     with tempfile.TemporaryDirectory(prefix="shmserve-release-") as name:
         work = Path(name)
-        source = build_source(out, work)
+        source = build_source(commit, out, work)
         print(source.name)
         for version in wanted:
             python = find(version)
@@ -117,7 +117,7 @@ def build_all(out: Path, wanted: list[str], machines: list[str]) -> list[Path]:
             for target in targets:
                 folder = work / f"{version}-{target.machine}"
                 folder.mkdir()
-                wheels.append(build_wheel(interpreter, version, target, source, folder, out))
+                wheels.append(build_wheel(interpreter, version, target, source, epoch(commit), folder, out))
                 print(wheels[-1].name)
     return wheels
 
@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument(
         "--machine", action="append", choices=sorted(ELF_MACHINE), help="a processor; this machine's and aarch64"
     )
+    parser.add_argument("--commit", default="HEAD")
     given = parser.parse_args()
+    commit = resolve(given.commit)
     given.out.mkdir(parents=True, exist_ok=True)
     stale = [
         path
@@ -141,7 +143,7 @@ def main() -> None:
     for path in stale:
         path.unlink()
     machines = given.machine or list(dict.fromkeys([platform.machine(), "aarch64"]))
-    if not build_all(given.out, given.python or versions(), machines):
+    if not build_all(commit, given.out, given.python or versions(), machines):
         raise SystemExit("wheels: none was built; the lines above say why")
 
 
