@@ -47,9 +47,14 @@ def test_a_lock_has_a_hash_for_each_package_and_names_no_place(name: str) -> Non
     assert not re.search(r"^(torch|triton|nvidia|cuda)\b", text, re.MULTILINE)
 
 
+def of_python(python: str) -> dict[str, Any]:
+    """Return this machine's markers with another Python."""
+    return {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+
+
 def locked(name: str, python: str) -> dict[str, str]:
     """Return the versions of a lock for one Python."""
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    environment = of_python(python)
     lines = re.findall(r"^(\w[^\\\n]*?) *\\$", (FOLDER / name).read_text(), re.MULTILINE)
     pins = [pin for pin in map(Requirement, lines) if pin.marker is None or pin.marker.evaluate(environment)]
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins}
@@ -57,7 +62,7 @@ def locked(name: str, python: str) -> dict[str, str]:
 
 def required(extra: str, python: str) -> list[Requirement]:
     """Return what an extra of pyproject.toml asks for with one Python, through the extras that it names."""
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    environment = of_python(python)
     found = [Requirement(line) for line in [*project()["dependencies"], *project()["optional-dependencies"][extra]]]
     kept = [one for one in found if one.marker is None or one.marker.evaluate(environment)]
     inner = [more for one in kept if one.name == "shmserve" for name in one.extras for more in required(name, python)]

@@ -75,7 +75,7 @@ def test_joints_arrive_in_the_order_that_was_asked_for(conversion: ModuleType) -
 
 
 def test_an_action_is_rows_of_one_number_for_each_joint(conversion: ModuleType) -> None:
-    assert conversion.action_rows(np.float32([1, 2]), ["pan", "tilt"]).tolist() == [[1.0, 2.0]]
+    assert conversion.action_rows(np.array([1, 2], np.float32), ["pan", "tilt"]).tolist() == [[1.0, 2.0]]
     assert conversion.action_rows([[1, 2], [3, 4]], ["pan", "tilt"]).tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
