@@ -1,9 +1,9 @@
 """Versions and hashes of the packages that develop, test and build shmserve: release/requirements/*.txt.
 
-uv resolves each input for Linux and for every Python that pyproject.toml names at once; a line's marker says which of them it is for.
+uv resolves each input for every Python that pyproject.toml names at once; a line's marker says which of them it is for.
 
-PyTorch and its CUDA libraries are left out, because machines need different builds of them (CPU, a CUDA release, Jetson's wheel): `make` installs
-the version of TORCH before these files. Its other dependencies are in.
+PyTorch and its CUDA libraries are left out, because machines need different builds of them (CPU, a CUDA release, Jetson's
+wheel): `make` installs the version of TORCH beside these files. Its other dependencies are in.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def oldest_python() -> str:
 def without_torch(resolved: str) -> str:
     """Remove the entries of PyTorch and of the libraries that only its CUDA builds need.
 
-    >>> without_torch("numpy==2 \\\\\\n    --hash=sha256:a\\ntorch==2 \\\\\\n    --hash=sha256:b\\ntyping==1 \\\\\\n    --hash=sha256:c\\n")
-    'numpy==2 \\\\\\n    --hash=sha256:a\\ntyping==1 \\\\\\n    --hash=sha256:c\\n'
+    >>> without_torch("numpy==2 \\\\\\n    --hash=a\\ntorch==2 \\\\\\n    --hash=b\\ntyping==1 \\\\\\n    --hash=c\\n")
+    'numpy==2 \\\\\\n    --hash=a\\ntyping==1 \\\\\\n    --hash=c\\n'
     """
     entries = re.split(r"^(?=\w)", resolved, flags=re.MULTILINE)
     return "".join(entry for entry in entries if not entry.startswith(_LEFT_OUT))

@@ -2,8 +2,9 @@
 
     python -m release.sbom dist
 
-The components are the packages of release/requirements/daemon.txt, as they are installed for the Python that runs this program. The wheels
-themselves hold no code of others. PyTorch is named without a version, because the operator chooses its build.
+The components are the packages of release/requirements/daemon.txt, as they are installed for the Python that runs this
+program. The wheels themselves hold no code of others. PyTorch is named without a version, because the operator chooses its
+build.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from typing import Any
 from release.source import ROOT, epoch
 
 _TOOLS = Path(sys.executable).parent
+
+_VALIDATE = """
+import sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+fault = JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1]).read())
+sys.exit(str(fault) if fault else 0)
+"""
 
 
 def call(*command: object) -> None:
@@ -77,9 +86,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         written = out / f"{component['name']}-{component['version']}.cdx.json"
         written.write_text(text)
-        check = "import sys; from cyclonedx.schema import SchemaVersion as S; from cyclonedx.validation.json import JsonStrictValidator as V"
-        check += "; sys.exit(str(V(S.V1_6).validate_str(open(sys.argv[1]).read()) or '') or 0)"
-        call(sys.executable, "-c", check, written)
+        call(sys.executable, "-c", _VALIDATE, written)
         print(f"{written.name}: {len(found['components'])} components")
 
 

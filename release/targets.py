@@ -1,7 +1,7 @@
 """The processors that wheels are built for: by this machine's own compiler, or across.
 
-A build across takes the headers of this machine's Python, which are the same for every processor but for pyconfig.h. What pyconfig.h
-says of sizes is compared with the other compiler before anything is built.
+A build across takes the headers of this machine's Python, which are the same for every processor but for pyconfig.h. What
+pyconfig.h says of sizes is compared with the other compiler before anything is built.
 """
 
 from __future__ import annotations

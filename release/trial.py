@@ -2,9 +2,10 @@
 
     python -m release.trial dist --torch torch==2.13.0 [--emulated FOLDER]
 
-The daemon runs in an environment with the wheel of the Python that runs this program, and PyTorch. Every wheel of this machine's
-processor is installed beside nothing but its dependencies, and its client asks that daemon by both transports. With `--emulated`,
-a folder with an unpacked Debian of the other processor, its client runs under qemu and asks the same daemon.
+The daemon runs in an environment with the wheel of the Python that runs this program, and PyTorch. Every wheel of this
+machine's processor is installed beside nothing but its dependencies, and its client asks that daemon by both transports.
+With `--emulated`, a folder with an unpacked Debian of another processor, the wheels of that one run under qemu and ask the
+same daemon.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m release.wheels --out dist [--python 3.11] [--machine x86_64] [--machine aarch64]
 
-A source distribution is made from the commit, and each wheel from its files, with the packages of release/requirements/build.txt.
-An interpreter or a compiler that is missing is named; a wheel without its core ends the build.
+A source distribution is made from the commit, and each wheel from its files, with the packages of
+release/requirements/build.txt. An interpreter or a compiler that is missing is named; a wheel without its core ends the build.
 """
 
 from __future__ import annotations

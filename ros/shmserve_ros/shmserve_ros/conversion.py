@@ -24,9 +24,8 @@ def image(message: Any) -> Any:
     channels, is_blue_first = _ENCODINGS[message.encoding]
     row_bytes = message.width * channels
     if message.step < row_bytes or len(message.data) < message.step * message.height:
-        raise ValueError(
-            f"an image of {message.width} x {message.height} {message.encoding} has {len(message.data)} bytes in rows of {message.step}"
-        )
+        size = f"{message.width} x {message.height} {message.encoding}"
+        raise ValueError(f"an image of {size} has {len(message.data)} bytes in rows of {message.step}")
     rows = np.frombuffer(message.data, np.uint8)[: message.height * message.step].reshape(message.height, message.step)
     pixels = rows[:, :row_bytes].reshape(message.height, message.width, channels)  # a row may have padding
     return pixels[..., ::-1] if is_blue_first else pixels

@@ -1,6 +1,7 @@
 """ROS 2 node of a policy: topics in, actions out, typed errors to /diagnostics.
 
-The executor's callbacks store messages and return. A thread of the node owns the client: it alone waits, for a daemon or for a reply.
+The executor's callbacks store messages and return. A thread of the node owns the client: it alone waits, for a daemon or for
+a reply.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Input:
 class PolicyNode(Node):  # type: ignore[misc]
     """Asks a service `rate_hz` times a second and publishes its actions; config/policy.yaml has every parameter.
 
-    Without an action (too late, too old, an error of the model, no daemon) nothing is published, and /diagnostics has the reason:
-    the controller decides what an absent command means.
+    Without an action (too late, too old, an error of the model, no daemon) nothing is published, and /diagnostics has the
+    reason: the controller decides what an absent command means.
     """
 
     def __init__(self) -> None:
