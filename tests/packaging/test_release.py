@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import shutil
@@ -24,6 +25,7 @@ from release.sbom import with_torch
 from release.source import reproducible
 from release.targets import Target, assertions, check_headers
 from release.wheels import build_all, check_core
+from shmserve.daemon.config.config import Config
 from tests.packaging.test_repository_files import project
 from tests.support.folders import REPOSITORY
 
@@ -235,6 +237,17 @@ def test_the_workflow_of_the_wheels_has_every_python() -> None:
     workflow = (REPOSITORY / ".github/workflows/wheels.yml").read_text()
 
     assert sorted(re.findall(r"^ +(3\.\d+)$", workflow, re.MULTILINE)) == versions()
+
+
+def test_the_images_name_settings_that_exist_and_run_as_one_user() -> None:
+    daemon, client = (
+        (REPOSITORY / f"release/containers/Containerfile.{name}").read_text() for name in ("daemon", "client")
+    )
+    settings = {field.name for field in dataclasses.fields(Config)}
+
+    named = re.findall(r"SHMSERVE_(\w+)=", daemon)
+    assert "transport" in map(str.lower, named) and {name.lower() for name in named} <= settings
+    assert re.findall(r"--uid (\d+)", daemon) == re.findall(r"--uid (\d+)", client) == ["10001"]
 
 
 @pytest.mark.long
