@@ -65,8 +65,8 @@ def environment(python: str, folder: Path) -> str:
     return interpreter
 
 
-def build_wheel(interpreter: str, version: str, target: Target, source: Path, time: int, work: Path, out: Path) -> Path:
-    """Build, check and repair one wheel; return its path in `out`."""
+def build_wheel(interpreter: str, version: str, target: Target, source: Path, time: int, work: Path) -> Path:
+    """Build and check one wheel in the empty folder `work`; return its path."""
     unpacked = unpack(source, work / "source")
     if not target.is_native:
         include = call([interpreter, "-c", "import sysconfig; print(sysconfig.get_path('include'))"], "sysconfig")
@@ -84,11 +84,15 @@ def build_wheel(interpreter: str, version: str, target: Target, source: Path, ti
     )
     (built,) = (work / "built").glob("*.whl")
     check_core(built, target, version)
+    return built
 
+
+def repair_wheel(built: Path, version: str, target: Target, time: int, out: Path) -> Path:
+    """Give a wheel the tag of the oldest manylinux that it runs on, and check it again; return its path in `out`."""
     tools = str(Path(sys.executable).parent)
-    repair = [f"{tools}/auditwheel", "repair", "--only-plat", "--wheel-dir", str(work / "repaired"), str(built)]
-    call(repair, f"auditwheel on {built.name}", PATH=f"{tools}:{os.environ['PATH']}", **variables)
-    (repaired,) = (work / "repaired").glob("*.whl")
+    repair = [f"{tools}/auditwheel", "repair", "--only-plat", "--wheel-dir", str(built.parent / "repaired"), str(built)]
+    call(repair, f"auditwheel on {built.name}", PATH=f"{tools}:{os.environ['PATH']}", SOURCE_DATE_EPOCH=str(time))
+    (repaired,) = (built.parent / "repaired").glob("*.whl")
     check_core(repaired, target, version)
     return Path(repaired.replace(out / repaired.name))
 
@@ -117,7 +121,8 @@ def build_all(commit: str, out: Path, wanted: list[str], machines: list[str]) ->
             for target in targets:
                 folder = work / f"{version}-{target.machine}"
                 folder.mkdir()
-                wheels.append(build_wheel(interpreter, version, target, source, epoch(commit), folder, out))
+                built = build_wheel(interpreter, version, target, source, epoch(commit), folder)
+                wheels.append(repair_wheel(built, version, target, epoch(commit), out))
                 print(wheels[-1].name)
     return wheels
 
