@@ -5,6 +5,7 @@ BENCH_VENV := .venv-bench
 RAY_VENV := .venv-ray
 LEROBOT_VENV := .venv-lerobot
 DOCS_VENV := .venv-docs
+RELEASE_VENV := .venv-release
 BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
@@ -24,6 +25,7 @@ NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
 .PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
+.PHONY: lock wheels sbom release try-release reproducible
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -32,13 +34,21 @@ help:  ## print this list
 # It never exists: an environment that needs it is made again.
 $(VENV)/no-core:
 
-# The native core (native/core/, native/python/) is built as part of the installation.
-$(VENV)/installed: pyproject.toml setup.py $(wildcard native/*/*) $(NO_CORE)
+# $(call locked,FILE,ARGUMENTS): install the versions and hashes of release/requirements/FILE. An index may lack one of them:
+# then, unless LOCKED=1, pip chooses by ARGUMENTS.
+LOCKS := release/requirements
+locked = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/$(1) $(if $(LOCKED),,|| { \
+	echo "$(LOCKS)/$(1) cannot be installed here: pip chooses other versions. LOCKED=1 makes this an error."; \
+	$(BIN)/pip install --quiet --disable-pip-version-check $(2); })
+
+# The native core (native/core/, native/python/) is built as part of the installation. PyTorch has no hash: machines have
+# different builds of it. openpi-client is alone, because it asks for numpy 1.
+$(VENV)/installed: pyproject.toml setup.py $(wildcard native/*/* $(LOCKS)/*.txt) $(NO_CORE)
 	@$(PYTHON) -m venv $(VENV)
+	@$(call locked,dev.txt,$(TORCH))
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@# Without what it depends on: it asks for numpy 1, and its client half needs only what [dev] brings.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps openpi-client
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-deps --no-build-isolation) -e '.[dev]'
+	@$(call locked,openpi.txt,--no-deps openpi-client)
 	@touch $@
 
 lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter, the prose
@@ -177,5 +187,32 @@ libshmserve:  ## build the C library (build/libshmserve/); needs a C compiler al
 install-libshmserve:  ## install the C library, its header, and what pkg-config and CMake find it by
 	@$(MAKE) --no-print-directory -f native/libshmserve.mk install
 
+# Everything that builds a release, by its hashes.
+$(RELEASE_VENV)/installed: $(LOCKS)/release.txt
+	@$(PYTHON) -m venv $(RELEASE_VENV)
+	@$(RELEASE_VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/release.txt
+	@touch $@
+
+lock: $(RELEASE_VENV)/installed  ## resolve versions and hashes of all packages anew (release/requirements/)
+	@PATH="$(abspath $(RELEASE_VENV)/bin):$$PATH" $(RELEASE_VENV)/bin/python -m release.lock '$(TORCH)'
+
+# make wheels WHEELS="--python 3.11 --machine x86_64" for a part.
+wheels: $(RELEASE_VENV)/installed  ## build the source distribution and manylinux wheels of the commit into dist/
+	@$(RELEASE_VENV)/bin/python -m release.wheels $(WHEELS)
+
+sbom: $(RELEASE_VENV)/installed  ## write the software bill of materials (CycloneDX) into dist/
+	@$(RELEASE_VENV)/bin/python -m release.sbom dist
+
+release: wheels  ## make wheels, make sbom, and the checksums of both
+	@$(MAKE) --no-print-directory sbom
+	@cd dist && sha256sum shmserve-* > SHA256SUMS && echo "dist/SHA256SUMS: $$(wc -l < SHA256SUMS) files"
+
+# make try-release TRY="--emulated FOLDER" for aarch64; see docs/development/releasing.md.
+try-release: $(RELEASE_VENV)/installed  ## install what is in dist/ into bare environments and ask it
+	@$(RELEASE_VENV)/bin/python -m release.trial dist --torch '$(TORCH)' $(TRY)
+
+reproducible: $(RELEASE_VENV)/installed  ## build twice, in different folders, and compare the bytes
+	@$(RELEASE_VENV)/bin/python -m release.reproduce $(WHEELS)
+
 clean:  ## remove what these made
-	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) $(DOCS_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf $(VENV) $(BENCH_VENV) $(LEROBOT_VENV) $(RAY_VENV) $(DOCS_VENV) $(RELEASE_VENV) site build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -86,3 +86,30 @@ def test_an_environment_without_a_native_core_is_made_again_once_there_is_a_comp
     lines = made(checkout, "demo", {"CC": "some-cc", "MAKEFLAGS": "n"})
 
     assert any("pip install" in line for line in lines) is is_due
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["by default", "LOCKED=1"])
+def test_a_lock_that_cannot_be_installed_is_said_and_is_an_error_where_it_must_hold(
+    checkout: Path, locked: bool
+) -> None:
+    (checkout / ".venv/bin").mkdir(parents=True)
+    for name in ("pyproject.toml", "setup.py"):
+        (checkout / name).touch()
+    pip = checkout / ".venv/bin/pip"
+    pip.write_text(f'#!/bin/sh\necho "$@" >> {checkout}/asked\ncase "$*" in *--require-hashes*) exit 1;; esac\n')
+    interpreter = checkout / "bin/python"
+    interpreter.write_text("#!/bin/sh\n")
+    for name in ("touch", "sh"):
+        (checkout / "bin" / name).symlink_to(shutil.which(name) or name)
+    for program in (pip, interpreter):
+        program.chmod(0o755)
+
+    command = [str(MAKE), ".venv/installed", "PYTHON=python", "SHMSERVE_PURE=1", *(["LOCKED=1"] if locked else [])]
+    environment = {"PATH": str(checkout / "bin")}
+    ran = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+
+    asked = (checkout / "asked").read_text()
+    assert "--require-hashes --no-deps -r release/requirements/dev.txt" in asked
+    assert (ran.returncode == 0) is not locked, ran.stdout + ran.stderr
+    assert ("dev.txt cannot be installed here: pip chooses other versions. LOCKED=1" in ran.stdout) is not locked
+    assert ("-e .[dev]" in asked) is not locked

@@ -119,14 +119,22 @@ def test_there_is_no_torch_where_that_was_tried(installed: Path) -> None:
     assert "No module named 'torch'" in run(installed, "import torch").stderr
 
 
-def test_the_source_distribution_holds_the_sources_of_the_native_core(wheel: Path) -> None:
+def test_the_source_distribution_holds_what_the_package_and_the_c_library_are_built_from(wheel: Path) -> None:
     (archive,) = wheel.parent.glob("*.tar.gz")
     with tarfile.open(archive) as files:
-        names = {name.partition("/")[2] for name in files.getnames()}
+        names = {member.name.partition("/")[2] for member in files.getmembers() if member.isfile()}
 
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "native").glob("*/*.[ch]")}
-    assert len(sources) > 10
-    assert sources | {"setup.py"} <= names
+    files_of_git = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    places = {"client": "shmserve/client", "daemon": "shmserve/daemon", "systemd": "shmserve/client/cli/units"}
+    expected = {"README.md", "LICENSE", "CHANGELOG.md", "MANIFEST.in", "pyproject.toml", "setup.py"}
+    for name in files_of_git:
+        folder, _, rest = name.partition("/")
+        if folder in ("shmserve", "native", *places) and (ROOT / name).is_file():
+            expected.add(f"{places.get(folder, folder)}/{rest}")
+    made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or ".egg-info" in name}
+    assert names - made == expected, (names - made) ^ expected
 
 
 def test_the_wheel_has_the_native_core_for_this_python(wheel: Path, installed: Path) -> None:

@@ -1,4 +1,4 @@
-"""As much of rclpy as examples/ros2_node uses, in one process: topics are lists of callbacks, and a test fires timers.
+"""As much of rclpy as examples/ros2_node and ros/shmserve_ros use, in one process: topics are lists of callbacks, and a test fires timers.
 
 ROS 2 comes from the distribution's packages, never from pip, so the tests cannot have the real one.
 """

@@ -32,6 +32,14 @@ class Logger:
         self.warnings.append(text)
 
 
+class Clock:
+    def now(self) -> Clock:
+        return self
+
+    def to_msg(self) -> str:
+        return "now"
+
+
 class Node:
     #: What `--ros-args -p NAME:=VALUE` would say.
     overrides: dict[str, Any] = {}  # noqa: RUF012
@@ -55,6 +63,9 @@ class Node:
 
     def get_logger(self) -> Logger:
         return self.logger
+
+    def get_clock(self) -> Clock:
+        return Clock()
 
     def destroy_node(self) -> None:
         self.timers.clear()

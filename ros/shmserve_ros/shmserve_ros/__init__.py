@@ -1,0 +1,1 @@
+"""ROS 2 node for the policies of a shmserve daemon."""
