@@ -16,10 +16,12 @@ from .capabilities import SYS_NICE, has_capability
 _NICE = 10
 _FIRST_TO_END = 1000
 _WORST_NICE = 20
+#: A little more than the interval at which the kernel takes a change from users without privileges.
+RETRY_S = 0.12
 
 
-def move_to_background(pid: int) -> None:
-    """Lower the priority of a process that was just started by this one.
+def move_to_background(pid: int) -> bool:
+    """Lower the priority of a process that was just started by this one; False: call it again after RETRY_S.
 
     Its niceness is left alone where it could not be lowered again: RLIMIT_NICE is 0 by default.
     """
@@ -27,18 +29,20 @@ def move_to_background(pid: int) -> None:
     if _may_set(own) and own < _NICE:
         _set_niceness(pid, _NICE)
     # Where the kernel schedules by sessions, niceness counts within a session only, and an engine has its own.
-    _write(pid, "autogroup", _NICE)
+    is_done = _set_session_niceness(pid, _NICE)
     _write(pid, "oom_score_adj", _FIRST_TO_END)
+    return is_done
 
 
-def move_to_foreground(pid: int) -> None:
-    """Give a process the priority of this one again."""
+def move_to_foreground(pid: int) -> bool:
+    """Give a process the priority of this one again; False: call it again after RETRY_S."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
     if _may_set(own):
         _set_niceness(pid, own)
-    _write(pid, "autogroup", 0)
+    is_done = _set_session_niceness(pid, 0)
     with contextlib.suppress(OSError, ValueError):
         _write(pid, "oom_score_adj", int(Path("/proc/self/oom_score_adj").read_text()))
+    return is_done
 
 
 def _may_set(niceness: int) -> bool:
@@ -55,6 +59,17 @@ def _set_niceness(pid: int, niceness: int) -> None:
                 with contextlib.suppress(OSError):
                     os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
             done |= new
+
+
+def _set_session_niceness(pid: int, niceness: int) -> bool:
+    """Return False if the kernel asks to try again: it takes one change in 0.1 s from users without privileges, all together."""
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(niceness))
+    except BlockingIOError:
+        return False
+    except OSError:  # it has ended, or this kernel has no such file
+        pass
+    return True
 
 
 def _write(pid: int, file: str, value: int) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from shmserve.backend import CHOICE
 
 from ..host import descriptors
-from ..host.background_process import move_to_background, move_to_foreground
+from ..host.background_process import RETRY_S, move_to_background, move_to_foreground
 from ..ipc.control import take_messages
 from ..ipc.messages import FROM_ENGINE, EngineMessage, InvalidMessage, Ready, Stop, SupervisorMessage, encode
 from ..ipc.release import OWN
@@ -98,10 +98,12 @@ class EngineProcess:
         if wanted == self._in_background or not self.alive:
             return
         self._in_background = wanted
-        if wanted:
-            move_to_background(self.pid)
-        else:
-            move_to_foreground(self.pid)
+        self._set_priority()
+
+    def _set_priority(self) -> None:
+        move = move_to_background if self._in_background else move_to_foreground
+        if self.alive and not move(self.pid):
+            self._loop.call_later(RETRY_S, self._set_priority)
 
     @property
     def alive(self) -> bool:

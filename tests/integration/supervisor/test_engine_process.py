@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shmserve.daemon.supervisor.engine_process import EngineProcess
+from tests.support.stranger_process import Stranger, needs_root
 
 
 async def killed(engine: EngineProcess) -> None:
@@ -61,3 +62,14 @@ def test_processes_of_a_model_are_killed_before_the_engine_s_pid_is_reused(
 
     assert states == ["Z"], "once, while it is a zombie"
     assert first == again == (0 if end is ended_by_itself else -signal.SIGKILL)
+
+
+@needs_root
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not schedule by sessions")
+def test_an_engine_leaves_the_background_at_once_also_without_privileges() -> None:
+    """The kernel lets an ordinary user change a session's priority once in a tenth of a second, all users together."""
+    supervisor = Stranger("priorities")
+    try:
+        assert (supervisor.says(), supervisor.says()) == ("10", "0")
+    finally:
+        supervisor.finish()
