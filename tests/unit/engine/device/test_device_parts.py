@@ -168,9 +168,9 @@ def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
         with pytest.raises(torch.OutOfMemoryError, match=text):
             DeviceErrorGuard(_Raises(RuntimeError(text)), device).infer([])
     assert device.given_back == 4
-    device.poison = "device-context assert triggered"
+    device.poison = "device-side assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-context assert"):
+    with pytest.raises(DeviceLost, match="device-side assert"):
         DeviceErrorGuard(_Raises(RuntimeError("CUDA error: ...")), device).infer([])
 
 
@@ -188,7 +188,7 @@ def test_a_numpy_policy_on_a_device_is_told_whose_request_it_is() -> None:
     assert isinstance(model, PerClient)
     assert model.infer_for([{}, {}], [3, 5]) == [3, 5]
     assert not isinstance(guarded(_Raises(ValueError()), device), PerClient)
-    device.poison = "device-context assert triggered"
+    device.poison = "device-side assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-context assert"):
+    with pytest.raises(DeviceLost, match="device-side assert"):
         model.client_left(3)

@@ -1,0 +1,18 @@
+"""Gives engines late GPUs (tests/gpu/late_cuda.py): on the path of a daemon that a test starts, and of nothing else."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+if "shmserve.daemon.engine.main" in sys.orig_argv:
+    path = sys.path[:]
+    sys.path.insert(0, str(Path(__file__).parents[3]))
+    from tests.gpu.late_cuda import install
+
+    install(**json.loads(os.environ["LATE_CUDA"]))
+
+    # An engine must not be able to import what only tests can.
+    sys.path[:] = path
+    for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[name]
