@@ -212,7 +212,7 @@ class LateCuda(Operators):
         self.memory_blocks = Blocks()
         self.runtime = Runtime(registers=registers, limit=1 << 60 if pin_limit is None else pin_limit)
         self.default_streams = [LateStream(self, device) for device in range(devices)]
-        self.generators = [torch.Generator().manual_seed(device) for device in range(devices)]
+        self.generators = [torch.Generator().manual_seed(torch.initial_seed()) for device in range(devices)]
         self.threads = _Threads()
 
     # What tests use
@@ -281,7 +281,10 @@ class LateCuda(Operators):
         with self.lock:
             self.called("pinned")
             self.check()
-            length = torch.Size([size] if isinstance(size, int) else size).numel() * torch.empty(0, dtype=dtype).element_size()
+            length = (
+                torch.Size([size] if isinstance(size, int) else size).numel()
+                * torch.empty(0, dtype=dtype).element_size()
+            )
             if self.runtime.pinned_bytes + length > self.runtime.limit or length > self.memory_limit << 4:
                 raise accelerator_error("CUDA error: out of memory", 2)
             return self.runtime.pinned.take(length).memory.view(dtype).view(size)
@@ -321,7 +324,7 @@ def _kernels() -> None:
     """Register the kernels that make tensors, for the life of the process."""
     if _library:
         return
-    late_guard.set_up(lambda: _latest().threads.device, lambda index: setattr(_latest().threads, "device", index))
+    late_guard.set_up(lambda: LateTensor.gpus[-1].threads.device)
     library = torch.library.Library("aten", "IMPL", "CUDA")
     _library.append(library)
 
@@ -338,10 +341,6 @@ def _kernels() -> None:
 
     library.impl("empty.memory_format", empty)
     library.impl("empty_strided", empty_strided)
-
-
-def _latest() -> LateCuda:
-    return LateTensor.gpus[-1]
 
 
 _installed: list[LateCuda] = []
@@ -378,5 +377,7 @@ def install(undo: contextlib.ExitStack | None = None, **settings: Any) -> LateCu
     _installed.append(gpus)
     if undo is not None:
         undo.callback(_installed.remove, gpus)
-    late_names.put_names(gpus, put, types.SimpleNamespace(Event=LateEvent, Stream=LateStream, Graph=Graph, Capture=Capture))
+    late_names.put_names(
+        gpus, put, types.SimpleNamespace(Event=LateEvent, Stream=LateStream, Graph=Graph, Capture=Capture)
+    )
     return gpus

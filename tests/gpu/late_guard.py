@@ -1,7 +1,7 @@
 """Device guard for CUDA in a torch that is built for the CPU: tensors can say that they are on a GPU.
 
 Such a torch has the dispatch keys and the names of CUDA, but no guard, which operators ask for the current device. This puts
-one into c10's registry: the table of virtual functions of the CPU's guard, with the five that name a device replaced. The
+one into c10's registry: the table of virtual functions of the CPU's guard, with the three that name a device replaced. The
 declaration is c10/core/impl/DeviceGuardImplInterface.h.
 """
 
@@ -18,14 +18,13 @@ _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"
 _CPU, _CUDA = 0, 1
 #: At least the number of virtual functions of the interface.
 _FUNCTIONS = 32
-_NO_INDEX = 0xFF
 
 #: What must live as long as the process.
 _kept: list[Any] = []
 
 
-def set_up(get: Callable[[], int], change: Callable[[int], None]) -> None:
-    """Give CUDA a guard that calls these for the current device's index; once in a process."""
+def set_up(get: Callable[[], int]) -> None:
+    """Give CUDA a guard that asks `get` for the current device's index; once in a process."""
     if _kept:
         return
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
@@ -34,26 +33,13 @@ def set_up(get: Callable[[], int], change: Callable[[int], None]) -> None:
     of_cpu = ctypes.cast(registry[_CPU] or 0, ctypes.POINTER(ctypes.c_void_p))[0]
     table = (ctypes.c_void_p * _FUNCTIONS)(*ctypes.cast(of_cpu or 0, ctypes.POINTER(ctypes.c_void_p))[:_FUNCTIONS])
 
-    # A c10::Device is two bytes, its type and its index, and is passed in a register.
-    def now(this: int) -> int:
-        return _CUDA | get() << 8
-
-    def exchange(this: int, device: int) -> int:
-        before = now(this)
-        if device >> 8 & 0xFF != _NO_INDEX:
-            change(device >> 8 & 0xFF)
-        return before
-
-    def set_device(this: int, device: int) -> None:
-        exchange(this, device)
-
-    pointer, pair, nothing = ctypes.c_void_p, ctypes.c_uint16, None
+    # A c10::Device is two bytes, its type and its index, and is passed in a register. The functions that set a device stay the
+    # CPU's, which do nothing: guards call them while an exception of Python is under way.
+    pointer, pair = ctypes.c_void_p, ctypes.c_uint16
     functions = [
         ctypes.CFUNCTYPE(ctypes.c_int8, pointer)(lambda this: _CUDA),  # type
-        ctypes.CFUNCTYPE(pair, pointer, pair)(exchange),  # exchangeDevice
-        ctypes.CFUNCTYPE(pair, pointer)(now),  # getDevice
-        ctypes.CFUNCTYPE(nothing, pointer, pair)(set_device),  # setDevice
-        ctypes.CFUNCTYPE(nothing, pointer, pair)(set_device),  # uncheckedSetDevice
+        ctypes.CFUNCTYPE(pair, pointer, pair)(lambda this, device: _CUDA | get() << 8),  # exchangeDevice
+        ctypes.CFUNCTYPE(pair, pointer)(lambda this: _CUDA | get() << 8),  # getDevice
     ]
     for index, function in enumerate(functions):
         table[index] = ctypes.cast(function, ctypes.c_void_p).value

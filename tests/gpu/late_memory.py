@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -118,7 +118,7 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 class Runtime:
     """The two calls of `torch.cuda.cudart()` that lock memory of the host; returns numbers as the binding does."""
 
-    _TEXTS = {
+    _TEXTS: ClassVar[dict[int, str]] = {
         1: "invalid argument",
         2: "out of memory",
         712: "part or all of the requested memory range is already mapped",

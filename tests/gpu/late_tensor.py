@@ -15,6 +15,8 @@ from tests.gpu.late_memory import CopyIn, CopyOut
 from tests.gpu.late_streams import Accesses, Stream
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from tests.gpu.late_cuda import LateCuda
 
 aten = torch.ops.aten
@@ -43,10 +45,8 @@ class LateTensor(torch.Tensor):  # type: ignore[misc]
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, raw: torch.Tensor, where: torch.device, accesses: Accesses) -> LateTensor:
-        made: LateTensor = torch.Tensor._make_subclass(
-            cls, raw, False, dispatch_device=True, device_for_backend_keys=where
-        )
+    def __new__(cls, raw: torch.Tensor, where: torch.device, accesses: Accesses) -> Self:
+        made: Self = torch.Tensor._make_subclass(cls, raw, False, dispatch_device=True, device_for_backend_keys=where)
         made.where, made.accesses = where, accesses
         return made
 
@@ -58,6 +58,14 @@ class LateTensor(torch.Tensor):  # type: ignore[misc]
 
     #: The GPUs of this process; the latest are those that work.
     gpus: ClassVar[list[LateCuda]] = []
+
+    @property
+    def data(self) -> torch.Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: torch.Tensor) -> None:
+        torch.Tensor.data.__set__(self, other)
 
     def numpy(self, *, force: bool = False) -> Any:
         if force:
@@ -76,11 +84,16 @@ class LateTensor(torch.Tensor):  # type: ignore[misc]
         return self.detach().clone()
 
 
-def raw(tensor: LateTensor) -> torch.Tensor:
-    """Return the bytes as a tensor of the host."""
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes as a new tensor of the host."""
     with no_dispatch():
         empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
         return empty.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+
+
+@functools.cache
+def _is_composed(func: Any) -> bool:
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 @functools.cache
@@ -127,6 +140,8 @@ class Operators:
     """What operators do on the GPU; mixed into `LateCuda`."""
 
     def dispatch(self: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        if _is_composed(func):  # in inference mode nothing has taken it apart yet
+            return func.decompose(*args, **kwargs)
         with self.lock:
             name = _name(func)
             if name == "copy_":
@@ -158,7 +173,9 @@ class Operators:
         raws = [_unwrap(leaf) for leaf in raws]
         raw_args, raw_kwargs = tree_unflatten(raws, spec)
         written = [args[i] if i < len(args) else kwargs.get(argument) for i, argument in _written(func)]
-        before = [raw(each).clone() if capture is not None else None for each in written if isinstance(each, LateTensor)]
+        before = [
+            raw(each).clone() if capture is not None else None for each in written if isinstance(each, LateTensor)
+        ]
         changed = {id(each) for each in written}
         notes = [(each.accesses, *_bounds(raw(each)), id(each) in changed) for each in late]
         if capture is None:
@@ -166,19 +183,20 @@ class Operators:
         found = self._called(func, raw_args, raw_kwargs, where)
         if capture is not None:
             results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
-            capture.steps.append(
-                _Step(func, *tree_map(self.memory_blocks.loose_leaf, (raw_args, raw_kwargs)), results, notes)
-            )
+            step_args, step_kwargs = tree_map(self.memory_blocks.loose_leaf, (raw_args, raw_kwargs))
+            capture.steps.append(_Step(func, step_args, step_kwargs, results, notes))
         if where is None:
             return found
         wrapped = self._wrapped(found, args, kwargs, where=where, stream=stream if capture is None else None)
         self._reshaped(written, raw_args, raw_kwargs, func)
         if capture is not None:  # the kernel has not run
             notes += [
-                (leaf.accesses, *_bounds(raw(leaf)), True) for leaf in tree_leaves(wrapped) if isinstance(leaf, LateTensor)
+                (leaf.accesses, *_bounds(raw(leaf)), True)
+                for leaf in tree_leaves(wrapped)
+                if isinstance(leaf, LateTensor)
             ]
             for each, old in zip((each for each in written if isinstance(each, LateTensor)), before, strict=True):
-                if raw(each).shape == old.shape:
+                if old is not None and raw(each).shape == old.shape:
                     raw(each).copy_(old)
         return wrapped
 
@@ -229,7 +247,7 @@ class Operators:
                         return each  # written in place
                     # As for a view in torch: it is an inference tensor if its base is one.
                     with torch.inference_mode(each.is_inference()):
-                        return self.tensor(result, each.where, each.accesses)
+                        return self.tensor(raw(result), each.where, each.accesses)
             made = self.tensor(result, where or late[0].where, Accesses())
             if stream is not None and result.numel():
                 number = stream.clock.get(stream.stream_id, 0)
@@ -293,7 +311,11 @@ class Operators:
         there, here = self.current_stream(source.where), self.current_stream(target.where)
         there.wait(here.record())
         there.do()
-        self._note(there, [(source.accesses, *_bounds(raw(source)), False), (target.accesses, *_bounds(raw(target)), True)], "copy")
+        self._note(
+            there,
+            [(source.accesses, *_bounds(raw(source)), False), (target.accesses, *_bounds(raw(target)), True)],
+            "copy",
+        )
         raw(target).copy_(raw(source))
         here.wait(there.record())
         return target
@@ -302,7 +324,9 @@ class Operators:
         self.called("copy_in")
         self.launch()
         stream = self.current_stream(target.where)
-        self.copies_in.append((target.numel() * target.element_size(), stream is not self.default_streams[target.where.index or 0]))
+        self.copies_in.append(
+            (target.numel() * target.element_size(), stream is not self.default_streams[target.where.index or 0])
+        )
         alike = source.dtype == target.dtype and source.shape == target.shape and source.is_contiguous()
         locked = alike and self.runtime.locked(source)
         into = self.memory_blocks.loose(raw(target))

@@ -1,4 +1,4 @@
-"""Copies under way on a device: memory is not written to or reused before they end. On the fake device."""
+"""Copies under way on a device: memory is not written to or reused before they end. On the late GPU."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_a_policy_may_change_the_shape_of_what_it_gets(engine: DeviceEngine) -> 
     def answer(observations: list[Any]) -> list[Any]:
         for observation in observations:
             shapes.append(tuple(observation["x"].shape))
+            assert not hasattr(observation["x"], "note")
             observation["x"].unsqueeze_(0).note = "mine"
-            assert len(vars(observation["x"])) == 1
         return Model.double(observations)
 
     model(engine).answer = answer
@@ -39,22 +39,32 @@ def test_a_policy_may_change_the_shape_of_what_it_gets(engine: DeviceEngine) -> 
     assert shapes == [(100,)] * 6
 
 
-def test_an_action_on_another_gpu_is_brought_over_first(engine: DeviceEngine) -> None:
-    def answer(observations: list[Any]) -> list[Any]:
-        actions = [{"y": torch.zeros(100)} for _ in observations]
-        for found, action in zip(Model.double(observations), actions, strict=True):
-            engine.device.elsewhere[action["y"].data_ptr()] = found["y"]
-        kept.extend(actions)
-        return actions
+def test_an_action_on_another_gpu_is_brought_over_first(make: Made) -> None:
+    engine = make(devices=2)
 
-    kept: list[Any] = []
+    def answer(observations: list[Any]) -> list[Any]:
+        return [{"y": found["y"].to("cuda:1")} for found in Model.double(observations)]
+
     model(engine).answer = answer
     assert_serves(engine)
 
 
+def test_a_policy_that_leaves_another_gpu_current_does_not_move_the_engine(make: Made) -> None:
+    engine = make(devices=2)
+
+    def answer(observations: list[Any]) -> list[Any]:
+        torch.cuda.set_device(1)
+        return Model.double(observations)
+
+    model(engine).answer = answer
+    assert_serves(engine)
+    assert torch.cuda.current_device() == 0
+
+
 def test_a_policy_that_changes_the_stream_gets_its_own_action_back(engine: DeviceEngine) -> None:
     def answer(observations: list[Any]) -> list[Any]:
-        engine.device.strayed = True
+        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
         return Model.double(observations)
 
     model(engine).answer = answer
@@ -68,7 +78,7 @@ def test_memory_that_a_failed_model_still_reads_is_not_written_to_ahead(engine: 
     client, other, third = engine.clients
 
     def fails(observations: list[Any]) -> list[Any]:
-        engine.device.reads(observations[0]["x"])
+        observations[0]["x"] * 2
         raise LookupError("after its first kernels")
 
     model(engine).answer = fails
@@ -126,7 +136,7 @@ def test_small_payloads_are_not_copied_ahead(make: Made) -> None:
     engine.launch()
     engine.finish()
 
-    assert engine.device.registered
+    assert engine.device.gpus.registered
     np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, 6.0))
 
 
@@ -161,7 +171,7 @@ def test_a_request_that_leaves_a_staged_batch_is_not_read_any_more(direct: Devic
 
 
 def test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_that(direct: DeviceEngine) -> None:
-    assert direct.device.registered
+    assert direct.device.gpus.registered
     client = direct.clients.pop(0)
     client.submit(x(1))
     client.state.look(time.monotonic_ns())
@@ -169,12 +179,12 @@ def test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_th
 
     client.close()
 
-    assert len(direct.device.registered) == 2
+    assert len(direct.device.gpus.registered) == 2
 
 
 def test_a_direct_copy_ahead_waits_for_the_model_before_it(direct: DeviceEngine) -> None:
     def answer(observations: list[Any]) -> list[Any]:
-        direct.device.reads(observations[0]["x"])
+        observations[0]["x"] * 2
         return [{"y": np.ones(3)} for _ in observations]
 
     model(direct).answer = answer
@@ -184,7 +194,7 @@ def test_a_direct_copy_ahead_waits_for_the_model_before_it(direct: DeviceEngine)
         direct.launch()
         direct.finish()
         assert direct.clients[0].status(sent[0]) == Status.OK
-    assert {ahead for _, ahead in direct.device.copies_in} == {True, False}
+    assert {ahead for _, ahead in direct.device.gpus.copies_in} == {True, False}
 
 
 def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
@@ -320,5 +330,5 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         2,
         4,
     ]
-    assert len(direct.device.registered) == 2
+    assert len(direct.device.gpus.registered) == 2
     assert list(made.states) == [1, 2]

@@ -92,9 +92,7 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
     daemon = start(device)
     with daemon.client(slots=8, timeout=100) as client, daemon.client(timeout=100) as other:
         before = daemon.engine_pid
-        with pytest.raises(
-            InferenceFailed, match=r"DeviceError: .*device-side assert triggered.*engine is restarted"
-        ):
+        with pytest.raises(InferenceFailed, match=r"DeviceError: .*device-side assert triggered.*engine is restarted"):
             client.infer({"x": np.ones(4), "do": "assert"})
 
         np.testing.assert_array_equal(other.infer({"x": np.ones(4)})["y"], np.full(4, 2.0))
