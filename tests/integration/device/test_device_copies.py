@@ -243,12 +243,13 @@ def test_a_recorded_policy_uses_the_same_memory_for_ever() -> None:
 
 
 class _Bell:
-    """Nobody rings; the loop ends when it would wait."""
+    """Nobody rings; the loop polls after its first waits, and ends with the third."""
 
     names_channels = False
 
     def __init__(self) -> None:
         self.loop: DeviceLoop | None = None
+        self._waits = 0
 
     def watch(self, state: ChannelState) -> None:
         pass
@@ -266,7 +267,8 @@ class _Bell:
 
     def wait(self, timeout_ns: int) -> bool:
         assert self.loop is not None
-        self.loop.stopped = True
+        self._waits += 1
+        self.loop.stopped = self._waits == 3
         return False
 
     def close(self) -> None:
