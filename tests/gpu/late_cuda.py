@@ -205,6 +205,7 @@ class LateCuda(Operators):
         self.copies_in: list[tuple[int, bool]] = []  # (bytes, whether on another stream than the default one)
         self.copies_out = 0
         self.waits = 0  # times the host slept on an event
+        self.blocked = 0  # copies that the host waited for
         self.given_back = 0
 
         self.lock = threading.RLock()

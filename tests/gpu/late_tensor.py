@@ -346,6 +346,7 @@ class Operators:
         else:  # the driver has its own copy when the call returns
             stream.put(CopyIn(into, source.detach().to(target.dtype).expand(target.shape).clone()))
         if locked and not non_blocking:
+            self.blocked += 1
             stream.see()
 
     def _copy_out(self: Any, target: torch.Tensor, source: LateTensor, non_blocking: bool) -> None:
@@ -370,6 +371,7 @@ class Operators:
         if asynchronous:
             stream.put(CopyOut(self.runtime.pinned.loose(target), of_device))
         else:
+            self.blocked += 1
             stream.see()
             target.copy_(raw(source))
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.channel.channel_state import ChannelState
+from shmserve.daemon.engine.device.context import WarmUpStaging
 from shmserve.daemon.engine.device.loop import DeviceLoop
 from shmserve.protocol import Status
 from shmserve.spin import SpinBudget
@@ -214,6 +215,43 @@ def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
         np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, value))
 
 
+def test_any_number_of_batches_fit_where_one_does(engine: DeviceEngine) -> None:
+    for _ in range(15):
+        assert_serves(engine)
+
+
+def test_rows_that_run_alone_are_waited_for(engine: DeviceEngine) -> None:
+    def answer(observations: list[Any]) -> list[Any]:
+        if len(observations) > 1:
+            raise LookupError("not together")
+        return Model.double(observations)
+
+    model(engine).answer = answer
+    assert_serves(engine)
+
+
+def test_a_result_that_waits_for_room_is_not_overwritten(engine: DeviceEngine) -> None:
+    client, other, _ = engine.clients
+
+    def answer(observations: list[Any]) -> list[Any]:
+        return [{"y": observation["x"].repeat(20)} for observation in observations]
+
+    model(engine).answer = answer
+    deferred = client.submit(x(1))
+    engine.run()
+    other.submit(x(2))
+    engine.run()
+
+    _, found = client.state.deferred_replies[deferred]
+    assert found["y"].tolist() == [1.0] * 2000
+
+
+def test_the_warm_up_reads_actions_after_they_have_arrived(engine: DeviceEngine) -> None:
+    found = WarmUpStaging(engine.context).settle({"y": torch.ones(3, device="cuda") * 2})
+
+    assert found["y"].tolist() == [2, 2, 2]
+
+
 def test_memory_without_kept_tensors_is_reused(engine: DeviceEngine) -> None:
     def fails(observations: list[Any]) -> list[Any]:
         raise failures.pop()
@@ -315,6 +353,27 @@ def test_a_request_that_arrives_while_the_device_works_loses_none_that_is_on_it(
         made.run()
 
     assert [float(client.reply(sequence)["y"][0]) for client, sequence in sent] == [2, 4, 6]
+
+
+def test_a_request_that_arrives_while_the_device_works_is_copied_meanwhile(engine: DeviceEngine) -> None:
+    made = _loop(engine, [])
+    first, other, _ = engine.clients
+    sent = [(first, first.submit(x(1))), (other, other.submit(x(2)))]
+    made.serve()
+
+    def answer(observations: list[Any]) -> list[Any]:
+        # The third runs alone; the fourth is of a client that has none on the device then.
+        if len(sent) < 4:
+            client = first if len(sent) == 2 else other
+            sent.append((client, client.submit(x(len(sent) + 1))))
+        return Model.double(observations)
+
+    model(engine).answer = answer
+    with torch.inference_mode():
+        made.run()
+
+    assert [float(client.reply(sequence)["y"][0]) for client, sequence in sent] == [2, 4, 6, 8]
+    assert [ahead for _, ahead in engine.device.gpus.copies_in][-2:] == [False, True]
 
 
 def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_after_that(direct: DeviceEngine) -> None:

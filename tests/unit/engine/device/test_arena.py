@@ -314,6 +314,20 @@ def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: L
     device.synchronize()
 
 
+def test_new_memory_is_not_copied_to_before_its_previous_use_has_ended(device: LateDevice) -> None:
+    arena = Arena(device, PinnedPool(device))
+    used = device.memory(4096)
+    where = used.data_ptr()
+    used * 2
+    del used
+    arena.reserve(4096)
+    assert arena.memory.data_ptr() == where, "freed memory is handed out again"
+
+    place(arena, changed(1), ahead=True)
+    arena.send(ahead=True)
+    device.synchronize()
+
+
 def test_growing_keeps_nothing_under_a_copy(arena: Arena) -> None:
     place(arena, changed(1))
     arena.send(ahead=False)
@@ -385,6 +399,15 @@ def test_actions_of_any_number_of_batches_use_the_same_memory(device: LateDevice
         sizes.add(results.size)
 
     assert len(sizes) == 1
+
+
+def test_results_that_grow_are_in_the_new_memory(device: LateDevice) -> None:
+    results = Readback(device, PinnedPool(device))
+    results.begin()
+    found = results.fetch([torch.full((256,), float(value), device="cuda") for value in range(100)])
+    device.synchronize()
+
+    assert [float(tensor[-1]) for tensor in found] == [float(value) for value in range(100)]
 
 
 def test_an_action_of_the_hosts_own_is_not_waited_for(device: LateDevice) -> None:

@@ -116,3 +116,24 @@ def test_graphs_share_their_memory_and_are_recorded_on_this_gpu(device: LateDevi
     assert calls == [False, False, False, True]
     device.give_back()
     assert device.gpus.given_back == 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_copies_do_not_block(device: LateDevice, ahead: bool) -> None:
+    host, memory, back = device.pinned(8).fill_(5), device.memory(8), device.pinned(8)
+    device.copy_in(memory, host, ahead=ahead)
+    device.synchronize()
+    device.copy_out(back, memory)
+
+    assert device.gpus.blocked == 0
+    device.synchronize()
+    assert back.tolist() == [5] * 8
+
+
+def test_a_copy_ahead_is_on_a_stream_of_its_own(device: LateDevice) -> None:
+    targets = [device.memory(8), device.memory(8)]
+    for target, ahead in zip(targets, (False, True), strict=True):
+        device.copy_in(target, device.pinned(8), ahead=ahead)
+
+    assert device.gpus.copies_in == [(8, False), (8, True)]
+    device.synchronize()

@@ -129,6 +129,17 @@ def test_there_is_no_threshold_where_nothing_can_be_registered(setting: dict[str
         assert device.gpus.registered == {}
 
 
+def test_a_measurement_that_fails_unregisters_after_its_copies(
+    device: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_ROUNDS", 1)
+    monkeypatch.setattr(tuning, "SIZES", (1024, 4096))
+    device.gpus.fail("record", lambda: torch.OutOfMemoryError("CUDA out of memory."), after=3)
+
+    assert measured_threshold(device) is None
+    assert device.gpus.registered == {}
+
+
 def test_the_memory_of_a_model_is_declared_or_scaled_from_the_serving_one() -> None:
     beside = ServingMemory(model_bytes=3000 * _MIB, package_bytes=1000 * _MIB)
 
