@@ -353,6 +353,11 @@ def _working() -> LateCuda:
     return _installed[-1]
 
 
+def _uninstall(gpus: LateCuda) -> None:
+    _installed.remove(gpus)
+    LateTensor.gpus[:] = _installed[-1:] or [gpus]
+
+
 @contextlib.contextmanager
 def installed(**settings: Any) -> Iterator[LateCuda]:
     """Have GPUs for the length of a block."""
@@ -377,7 +382,7 @@ def install(undo: contextlib.ExitStack | None = None, **settings: Any) -> LateCu
 
     _installed.append(gpus)
     if undo is not None:
-        undo.callback(_installed.remove, gpus)
+        undo.callback(_uninstall, gpus)
     late_names.put_names(
         gpus, put, types.SimpleNamespace(Event=LateEvent, Stream=LateStream, Graph=Graph, Capture=Capture)
     )

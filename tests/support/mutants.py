@@ -57,8 +57,8 @@ MUTANTS = [
         "arena.py",
         "            self._device.hold(self.finished, ahead=True)",
         "            pass",
-        _ARENA,
-        "test_two_arenas_in_turn_have_no_race",
+        _COPIES,
+        "test_memory_that_a_failed_model_still_reads_is_not_written_to_ahead",
     ),
     Mutant(
         "M03",
