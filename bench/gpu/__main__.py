@@ -1,4 +1,4 @@
-"""Command `python -m bench.gpu [--seconds S] [--results FOLDER]`: it measures, prints tables, and writes gpu-MACHINE.json."""
+"""Command `python -m bench.gpu [--seconds S] [--copies N] [--results FOLDER]`: it measures, prints tables, and writes gpu-MACHINE.json."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--copies", type=int, default=200, help="of each size and way")
     parser.add_argument("--results", type=Path, default=_RESULTS, help="folder of gpu-MACHINE.json")
     arguments = parser.parse_args()
     seconds: float = arguments.seconds
@@ -54,7 +55,7 @@ def main() -> int:
     )
     print(f"register_bytes as measured: {found['threshold_bytes']}")
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "copies to the device": lambda: copy.measure(device),
+        "copies to the device": lambda: copy.measure(device, arguments.copies),
         "round trips": lambda: round_trip.measure(seconds),
         "a swap under load": lambda: swap.measure(seconds),
     }

@@ -40,7 +40,7 @@ def measure(seconds: float) -> list[dict[str, Any]]:
         clients = [served.client() for _ in range(2)]
         taken: list[list[float]] = [[], []]
         threads = [
-            threading.Thread(target=asked, args=(client, image, max(seconds, 20.0), found))
+            threading.Thread(target=asked, args=(client, image, max(seconds * 7, 2.0), found))
             for client, found in zip(clients, taken, strict=True)
         ]
         for thread in threads:

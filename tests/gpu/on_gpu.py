@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "RESULTS"
 _PROBE = """
 import importlib.util, json, sys
-names = ["torch", "numpy", "posix_ipc", "pytest", "hypothesis", "ml_dtypes", "xdist"]
+names = ["torch", "numpy", "posix_ipc", "click", "pytest", "hypothesis", "ml_dtypes", "xdist"]
 names += [] if sys.version_info >= (3, 11) else ["tomli"]
 missing = [name for name in names if importlib.util.find_spec(name) is None]
 gpu = None
@@ -35,7 +35,7 @@ if "torch" not in missing:
 print(json.dumps([missing, gpu]))
 """
 #: What has a stand-in of its own (tests/support/without_packages).
-_REPLACED = {"posix_ipc"}
+_REPLACED = {"posix_ipc", "click"}
 #: What only the part `service` needs, and what only makes the tests faster.
 _OF_SERVICE, _FASTER = {"hypothesis", "ml_dtypes"}, {"xdist"}
 #: Workers, where pytest-xdist is there: each has an engine on the GPU.
@@ -186,7 +186,7 @@ def main() -> int:
     print(f"{python}: {gpu or 'no GPU'}\n{build_core(python)}", flush=True)
     for name in sorted(set(missing) & _REPLACED):
         print(f"{name} is missing: tests/support/without_packages stands in for it")
-        path.append(str(ROOT / "tests" / "support" / "without_packages"))
+        path.append(str(ROOT / "tests" / "support" / "without_packages" / f"for_{name}"))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
 
     ran: list[dict[str, object]] = []

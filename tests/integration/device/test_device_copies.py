@@ -206,12 +206,12 @@ def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
     b = second.submit(x(2))
     engine.stage(ahead=True)
     engine.finish()
-    c = third.submit(x(3))
+    c, d = third.submit(x(3)), third.submit(x(4))
     engine.stage()
     engine.launch()
     engine.finish()
 
-    for client, sequence, value in ((first, a, 2.0), (second, b, 4.0), (third, c, 6.0)):
+    for client, sequence, value in ((first, a, 2.0), (second, b, 4.0), (third, c, 6.0), (third, d, 8.0)):
         np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, value))
 
 
