@@ -1,4 +1,4 @@
-"""Command `python -m bench.gpu [--seconds S] [--copies N] [--results FOLDER]`: it measures, prints tables, and writes gpu-MACHINE.json."""
+"""Command `python -m bench.gpu [--seconds S] [--copies N] [--models NAME ...] [--results FOLDER]`: it measures, prints tables, and writes gpu-MACHINE.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shmserve.backend import BACKEND
 from shmserve.daemon.engine.device.cuda import CudaDevice
 from shmserve.daemon.engine.device.tuning import measured_threshold
 
-from . import copy, round_trip, swap
+from . import copy, policies, round_trip, swap
 
 _RESULTS = Path(__file__).parents[1] / "results"
 
@@ -35,6 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--copies", type=int, default=200, help="of each size and way")
+    parser.add_argument("--models", nargs="+", choices=policies.MODELS, default=[*policies.MODELS])
     parser.add_argument("--results", type=Path, default=_RESULTS, help="folder of gpu-MACHINE.json")
     arguments = parser.parse_args()
     seconds: float = arguments.seconds
@@ -56,7 +57,7 @@ def main() -> int:
     print(f"register_bytes as measured: {found['threshold_bytes']}")
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "copies to the device": lambda: copy.measure(device, arguments.copies),
-        "round trips": lambda: round_trip.measure(seconds),
+        "round trips": lambda: round_trip.measure(seconds, arguments.models),
         "a swap under load": lambda: swap.measure(seconds),
     }
     failed = []

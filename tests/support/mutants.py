@@ -58,7 +58,7 @@ MUTANTS = [
         "            self._device.hold(self.finished, ahead=True)",
         "            pass",
         _COPIES,
-        "test_memory_that_a_failed_model_still_reads_is_not_written_to_ahead",
+        "test_a_direct_copy_ahead_waits_for_the_model_before_it",
     ),
     Mutant(
         "M03",

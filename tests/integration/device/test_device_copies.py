@@ -200,6 +200,7 @@ def test_a_direct_copy_ahead_waits_for_the_model_before_it(direct: DeviceEngine)
 
 def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
     first, second, third = engine.clients
+    before = [arena.memory.data_ptr() for arena in engine.context.arenas]
     a = first.submit(x(1))
     engine.stage()
     engine.launch()
@@ -213,6 +214,7 @@ def test_two_batches_are_in_two_memories(engine: DeviceEngine) -> None:
 
     for client, sequence, value in ((first, a, 2.0), (second, b, 4.0), (third, c, 6.0), (third, d, 8.0)):
         np.testing.assert_array_equal(client.reply(sequence)["y"], np.full(100, value))
+    assert [arena.memory.data_ptr() for arena in engine.context.arenas] == before
 
 
 def test_any_number_of_batches_fit_where_one_does(engine: DeviceEngine) -> None:
