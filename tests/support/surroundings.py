@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 
-
 #: What would change what a program prints, where it looks, or whom it obeys: a terminal's, Python's, make's, git's (a hook
 #: sets them), systemd's and this project's own.
 _AWAY = (
