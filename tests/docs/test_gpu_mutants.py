@@ -1,9 +1,10 @@
-"""The page of planted bugs has those of tests/support/mutants.py, and each still has its place and its test."""
+"""The page of planted bugs has those of tests/support/planted_bugs.py, and each still has its place and its test."""
 
 from __future__ import annotations
 
 from tests.support.folders import REPOSITORY
-from tests.support.mutants import MUTANTS, table
+from tests.support.mutants import table
+from tests.support.planted_bugs import MUTANTS
 
 
 def test_the_page_has_the_table() -> None:
