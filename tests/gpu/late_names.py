@@ -166,4 +166,4 @@ def _put_factories(gpus: LateCuda, put: Callable[..., None]) -> None:
             is_pinned(self) if isinstance(self, LateTensor) else gpus.runtime.locked(self)
         ),
     )
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    put(torch.__future__, _overwrite_module_params_on_conversion=True)  # a parameter keeps its class
