@@ -155,6 +155,8 @@ class Capture:
         gpus.threads.capture = None
         if self.broken:  # as in torch: in the place of the policy's error, and without the stream from before
             raise accelerator_error(_BROKEN, 901)
+        if gpus.current_stream() is not self.origin:
+            raise RuntimeError("Capture must end on the same stream it began on.")
         if self.streams != {self.origin}:
             raise accelerator_error("CUDA error: capturing stream has unjoined work", 904)
         gpus.threads.streams[self.origin.device] = self._before

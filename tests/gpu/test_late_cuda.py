@@ -160,3 +160,8 @@ def test_two_gpus_have_streams_of_their_own(gpus: LateCuda) -> None:
         assert torch.zeros(1, device="cuda").device == x.device
         assert torch.cuda.current_stream().device == 1
     assert (x.to("cuda:0") + 1).device == torch.device("cuda", 0)
+
+
+def test_a_recording_must_end_on_the_stream_that_it_began_on(gpus: LateCuda) -> None:
+    with pytest.raises(RuntimeError, match="same stream"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.cuda.set_device(1)
