@@ -24,7 +24,7 @@ endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
 .PHONY: help unit test run-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
-.PHONY: test-gpu bench-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
+.PHONY: test-gpu bench-gpu sanitize-gpu run-on-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .PHONY: lock wheels sbom release try-release reproducible
 .DEFAULT_GOAL := help
 
@@ -118,9 +118,16 @@ bench: $(BENCH_VENV)/installed  ## measure beside every other way to ask a polic
 bench-check: $(BENCH_VENV)/installed  ## compare the ratios of a short run with the stored ones
 	@$(BENCH_VENV)/bin/python -m bench.check $(BENCH)
 
-# Both with whatever Python here has a torch that finds a GPU; without one they say so.
-test-gpu:  ## run the tests that need a GPU, and those around them; installs nothing
-	@$(PYTHON) tests/gpu/on_gpu.py test $(TEST)
+# All with whatever Python here has a torch that finds a GPU; without one they say so. Several of them in one call of make all
+# run, and the worst result counts. RESULTS=folder for logs and figures; TEST="serving -k batch" for a part of the tests
+# (device, serving, service); BENCH="--seconds 10" for the long form; REHEARSE=--rehearse for the late GPU of tests/gpu/.
+test-gpu: run-on-gpu  ## run the tests that need a GPU, and those around them; installs nothing
+bench-gpu: run-on-gpu  ## measure on a GPU; see docs/explanation/gpu.md
+sanitize-gpu: run-on-gpu  ## run tests on a GPU with torch's checker of streams and CUDA's checker of memory
+
+run-on-gpu:
+	@RESULTS="$(RESULTS)" $(PYTHON) tests/gpu/on_gpu.py $(REHEARSE) --test "$(TEST)" --bench "$(BENCH)" \
+		$(patsubst %-gpu,%,$(filter test-gpu bench-gpu sanitize-gpu,$(MAKECMDGOALS)))
 
 # Its own environment: Ray has 1 GB of packages. Without a network, because Ray listens on every address that it finds; in
 # a namespace of processes, so that nothing of it is left; with its token in a home of its own.
@@ -142,10 +149,6 @@ chaos-ray: $(RAY_VENV)/installed  ## let a robot ask through lost links, killed 
 
 bench-ray: $(RAY_VENV)/installed  ## measure what a link adds, also with a real Ray on this machine (two minutes)
 	@$(IN_RAY_VENV) -m bench.scale.remote_latency --ray $(BENCH)
-
-# make bench-gpu BENCH="--seconds 10" for the long form.
-bench-gpu:  ## measure on a GPU; see docs/explanation/gpu.md
-	@$(PYTHON) tests/gpu/on_gpu.py bench $(BENCH)
 
 # With a Python that LeRobot accepts; its torch is older than the one of the other tests. Afterwards without the package
 # `tests` that draccus brings, before which the folder of this checkout would lose.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from shmserve.client import ShmClient
 from shmserve.client.cli.connection import AdminConnection
+from shmserve.errors import ServiceUnavailable
 
 from .peers.leftovers import my_prefix
 from .peers.peer import PR_SET_PDEATHSIG
@@ -97,14 +98,18 @@ class Service:
 
     def _wait_ready(self) -> None:
         assert self._daemon is not None
-        waiting = self.admin("wait-ready", "--timeout", str(READY_TIMEOUT_S))
-        while waiting.poll() is None and self._daemon.poll() is None:
+        until = time.monotonic() + READY_TIMEOUT_S
+        state = "starting"
+        while state not in ("ready", "failed"):
+            if self._daemon.poll() is not None:
+                raise ConnectionError(f"shmserved has ended\n{self.log}")
+            if time.monotonic() > until:
+                raise ConnectionError(f"shmserved is not ready within {READY_TIMEOUT_S} s\n{self.log}")
+            with contextlib.suppress(ServiceUnavailable), AdminConnection("default", self.runtime_dir) as connection:
+                state = connection.call("WaitReady", {"timeout_s": 1.0})["state"]
             time.sleep(0.01)
-        if self._daemon.poll() is not None:
-            waiting.kill()
-        _, said = waiting.communicate()
-        if waiting.returncode:
-            raise ConnectionError(f"shmserved is not ready: {said.decode().strip()}\n{self.log}")
+        if state == "failed":
+            raise ConnectionError(f"shmserved has failed\n{self.log}")
 
     def _wait_spare(self) -> None:
         until = time.monotonic() + READY_TIMEOUT_S

@@ -15,11 +15,10 @@ from shmserve.daemon.engine.device.interface import Device, PinFailed
 
 #: Bytes of an observation: a small image to several Full HD ones.
 SIZES = (300_000, 921_600, 2_764_800, 6_220_800, 12_441_600)
-_ROUNDS = 200
 
 
-def measure(device: Device) -> list[dict[str, Any]]:
-    """Measure a row for each size: the median of 200 copies of each way, in alternating turns."""
+def measure(device: Device, rounds: int) -> list[dict[str, Any]]:
+    """Measure a row for each size: the median of so many copies of each way, in alternating turns."""
     largest = max(SIZES)
     pageable, pinned, memory = torch.ones(largest, dtype=torch.uint8), device.pinned(largest), device.memory(largest)
     slot = np.frombuffer(mmap.mmap(-1, largest), np.uint8)
@@ -45,7 +44,7 @@ def measure(device: Device) -> list[dict[str, Any]]:
     rows = []
     for size in SIZES:
         taken: dict[str, list[int]] = {way: [] for way in ways}
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for way, copy in ways.items():
                 began = time.perf_counter_ns()
                 copy(size)

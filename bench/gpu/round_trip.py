@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,11 @@ def summed(taken: list[float]) -> dict[str, float]:
     return {"p50_us": round(statistics.median(ranked), 1), "p99_us": round(ranked[int(len(ranked) * 0.99)], 1)}
 
 
-def measure(seconds: float) -> list[dict[str, Any]]:
-    """Measure a row for each model, with and without graph, and number of clients, beside the call in process."""
+def measure(seconds: float, models: Sequence[str]) -> list[dict[str, Any]]:
+    """Measure a row for each of the models, with and without graph, and number of clients, beside the call in process."""
     image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     rows = []
-    for name in policies.MODELS:
+    for name in models:
         floor = summed(in_process(name, image, seconds))
         for graph in (False, True):
             with service(name, cuda_graph=graph) as served:

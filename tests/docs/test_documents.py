@@ -143,4 +143,4 @@ def test_every_target_that_the_makefile_names_is_one() -> None:
     rules = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
 
     assert {name for line in phony for name in line.split()} - rules == set()
-    assert rules - set(re.findall(r"^([\w-]+):.*?## \w", makefile, re.MULTILINE)) == {"run-tests"}
+    assert rules - set(re.findall(r"^([\w-]+):.*?## \w", makefile, re.MULTILINE)) == {"run-tests", "run-on-gpu"}

@@ -1,7 +1,8 @@
-"""The device of `cuda.py` on a real GPU, and that what the fake says of CUDA is so."""
+"""The device of `cuda.py` on a real GPU and on the late one, so that both behave alike."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections.abc import Iterator
 
@@ -9,24 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from shmserve.daemon.engine.device import tuning
 from shmserve.daemon.engine.device.cuda import CudaDevice
 from shmserve.daemon.engine.device.interface import PinFailed, sharing
 from shmserve.daemon.engine.device.tuning import SIZES, measured_threshold
+from tests.support.late_device import LateDevice
 
-pytestmark = pytest.mark.gpu
-_SIZE = 8 << 20
-
-
-@pytest.fixture(scope="module")
-def device() -> CudaDevice:
-    return CudaDevice(torch.device("cuda"))
+_SIZE = 1 << 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def nothing_left(device: CudaDevice) -> Iterator[None]:
-    yield
-    device.synchronize()
-    assert device.poisoned() is None
+@pytest.fixture(scope="module", params=["late", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[CudaDevice]:
+    with LateDevice() if request.param == "late" else contextlib.nullcontext() as late:
+        device = late or CudaDevice(torch.device("cuda"))
+        yield device
+        device.synchronize()
+        assert device.poisoned() is None
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -34,7 +33,7 @@ def test_bytes_arrive_before_the_model_reads_them(device: CudaDevice, ahead: boo
     host, memory = device.pinned(_SIZE), device.memory(_SIZE)
     assert host.is_pinned()
     back, arrived, done = device.pinned(_SIZE), device.event(), device.event()
-    for turn in range(50):
+    for turn in range(20):
         device.hold(done, ahead=ahead)
         if not arrived.query():
             arrived.synchronize()
@@ -57,12 +56,13 @@ def test_an_event_that_was_never_recorded_has_passed(device: CudaDevice) -> None
 
 
 def test_copies_are_asynchronous(device: CudaDevice) -> None:
-    host, memory, event = device.pinned(256 << 20), device.memory(256 << 20), device.event()
+    size = 1 << 20 if isinstance(device, LateDevice) else 256 << 20
+    host, memory, event = device.pinned(size), device.memory(size), device.event()
     for ahead in (False, True):
         device.synchronize()
         device.copy_in(memory, host, ahead=ahead)
         device.record(event, ahead=ahead)
-        assert not event.query(), "256 MiB were copied before the call returned"
+        assert not event.query(), "it was copied before the call returned"
         event.synchronize()
 
 
@@ -87,7 +87,9 @@ def test_shared_memory_can_be_registered_copied_from_and_given_up(device: CudaDe
     device.unregister(client.data_ptr())
 
 
-def test_the_threshold_is_measured(device: CudaDevice) -> None:
+def test_the_threshold_is_measured(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(device, LateDevice):
+        monkeypatch.setattr(tuning, "_ROUNDS", 1)
     assert measured_threshold(device) in (None, *SIZES)
 
 

@@ -115,11 +115,11 @@ class Daemon:
         #: Every test of the service is a test of either transport: run them with this set to "sealed", too.
         if (transport := os.environ.get("SHMSERVE_TEST_TRANSPORT")) and "--transport" not in arguments:
             self._arguments += ["--transport", transport]
-        #: And on any device: "fake" is the one of tests/support/fake_device.py.
+        #: And on any device: "late" is the one of tests/gpu/late_cuda.py.
         if (device := os.environ.get("SHMSERVE_TEST_DEVICE")) and "--device" not in arguments:
-            self._arguments += ["--device", "cuda:0" if device == "fake" else device]
-            if device == "fake":
-                self.use_fake_device()
+            self._arguments += ["--device", "cuda:0" if device == "late" else device]
+            if device == "late":
+                self.use_late_cuda()
         if config:
             (self.folder / "config.toml").write_text(config)
             self._arguments += ["--config", str(self.folder / "config.toml")]
@@ -249,11 +249,11 @@ class Daemon:
             NameRegistry(self.service_dir).sweep()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def use_fake_device(self, **settings: Any) -> None:
-        """Engines on cuda:0 get a `FakeDevice` with these settings."""
-        path = [str(Path(__file__).parent / "fake_gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    def use_late_cuda(self, **settings: Any) -> None:
+        """Engines get late GPUs with these settings (tests/gpu/late_cuda.py)."""
+        path = [str(Path(__file__).parent / "late_gpu"), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment["PYTHONPATH"] = os.pathsep.join(path)
-        self.environment["FAKE_DEVICE"] = json.dumps(settings)
+        self.environment["LATE_CUDA"] = json.dumps(settings)
 
     # Use
 

@@ -30,7 +30,7 @@ from shmserve.ring import ReplyHead, RequestHead
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity
 from shmserve.spin import SpinBudget
-from tests.support.fake_device import FakeDevice
+from tests.support.late_device import LateDevice
 
 _SLOTS = 4
 
@@ -107,13 +107,13 @@ class DeviceEngine:
         model: Model | Path,
         *,
         clients: int = 3,
-        device: FakeDevice | None = None,
+        device: LateDevice | None = None,
         payload_bytes: int = 4096,
         register_bytes: int | None = None,
         max_batch: int = 4,
     ) -> None:
-        """`model`: a package is loaded and warmed up as an engine does it."""
-        self.device = device or FakeDevice()
+        """`model`: a package is loaded and warmed up as an engine does it. Closes `device` in the end."""
+        self.device = device or LateDevice()
         self.stats = Stats(create_stats_memory())
         self.context = DeviceContext(self.device, max_batch=max_batch, register_bytes=register_bytes)
         graphs: Graphs | None = None
@@ -166,4 +166,5 @@ class DeviceEngine:
         for client in self.clients:
             client.close()
         self.stats.close()
-        assert self.device.registered == {}
+        self.device.close()
+        assert self.device.gpus.registered == {}

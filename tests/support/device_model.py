@@ -1,4 +1,4 @@
-"""A model for an engine on the fake device, and failures that it can be told to have."""
+"""A model for an engine on the late GPU, and failures that it can be told to have."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def state_in(kept: Any) -> npt.NDArray[Any]:
     if callable(kept) and not isinstance(kept, (torch.Tensor, ctypes.Array)):
         kept = kept()
     if isinstance(kept, torch.Tensor):
-        kept = kept.detach().as_subclass(torch.Tensor).numpy()
+        kept = kept.detach().cpu().as_subclass(torch.Tensor).numpy()
     return np.asarray(kept).reshape(-1)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import tempfile
-
-from hypothesis import HealthCheck, settings
 
 #: What would change what a program prints, where it looks, or whom it obeys: a terminal's, Python's, make's, git's (a hook
 #: sets them), systemd's and this project's own.
@@ -41,6 +40,10 @@ def settle() -> None:
     # A shell that runs the tests in its background has them ignore Ctrl-C, and so would every program they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if importlib.util.find_spec("hypothesis") is None:  # a bare machine with a GPU (`make test-gpu`)
+        return
+    from hypothesis import HealthCheck, settings
+
     # The same examples every time, however slow the machine; `make fuzz` looks for others.
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     settings.register_profile("shmserve", deadline=None, derandomize=True, database=None, suppress_health_check=slow)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.device_engine import DeviceEngine
 from tests.support.device_model import Made, Model
-from tests.support.fake_device import FakeDevice
+from tests.support.late_device import LateDevice
 
 
 @pytest.fixture
@@ -17,13 +17,13 @@ def make() -> Iterator[Made]:
     engines: list[DeviceEngine] = []
 
     def make(**settings: Any) -> DeviceEngine:
-        fake = {name: settings.pop(name) for name in ("memory_limit", "memory_total") if name in settings}
-        engines.append(DeviceEngine(Model(), device=FakeDevice(**fake), **settings))
+        late = {name: settings.pop(name) for name in ("memory_limit", "memory_total", "devices") if name in settings}
+        engines.append(DeviceEngine(Model(), device=LateDevice(**late), **settings))
         return engines[-1]
 
     yield make
     for engine in engines:
-        engine.device.poison = None
+        engine.device.gpus.poison = None
         engine.close()
 
 

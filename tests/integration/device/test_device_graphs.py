@@ -1,4 +1,4 @@
-"""What can be recorded as a graph and what cannot, and how that is said. On the fake device, in this process."""
+"""What can be recorded as a graph and what cannot, and how that is said. On the late GPU, in this process."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_seed_of_a_comparison_does_not_affect_later_draws(record: Record) ->
     [
         (
             "x = x * x.sum().item()",
-            r"recorded \(line 20 of policy.py, `x = x \* x.sum\(\).item\(\)`\): RuntimeError: .* when stream is capturing;",
+            r"recorded \(line 20 of policy.py, `x = x \* x.sum\(\).item\(\)`\): AcceleratorError: .* when stream is capturing;",
         ),
         (
             "try: {}['no']\n        except KeyError: x = x * x.sum().item()",

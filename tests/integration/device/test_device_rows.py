@@ -1,4 +1,4 @@
-"""Requests that leave a staged batch: the others get the answers to their own observations. On the fake device, in this process."""
+"""Requests that leave a staged batch: the others get the answers to their own observations. On the late GPU, in this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Weighted(EchoModel):
     batches = True
 
     def infer(self, observations: list[Any]) -> list[Any]:
-        weights = torch.arange(4.0)
+        weights = torch.arange(4.0, device=observations[0]["x"].device)
         return [{"y": observation["x"].sum() * weights} for observation in observations]
 
 

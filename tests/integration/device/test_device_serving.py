@@ -1,4 +1,4 @@
-"""An engine on a device: pipelined requests, what goes wrong there, and what status says. Each on the fake and on a GPU."""
+"""An engine on a device: pipelined requests, what goes wrong there, and what status says. Each on the late GPU and on a real one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from tests.support.admin_command import refused, update
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 
 ON_DEVICE = ("--device", "cuda:0")
-DEVICES = ["fake", pytest.param("gpu", marks=pytest.mark.gpu)]
+DEVICES = ["late", pytest.param("gpu", marks=pytest.mark.gpu)]
 Start = Callable[..., Daemon]
 
 
 @pytest.fixture
 def start(make_daemon: Callable[..., Daemon]) -> Start:
-    """Starts a daemon with its policy on a device; `fake` are the fake one's settings."""
+    """Starts a daemon with its policy on a device; `late` are the settings of the late one."""
 
     def start(
-        device: str, policy: str | Path = "on_device", *, fake: dict[str, Any] | None = None, **settings: Any
+        device: str, policy: str | Path = "on_device", *, late: dict[str, Any] | None = None, **settings: Any
     ) -> Daemon:
         daemon = make_daemon(policy, arguments=(*ON_DEVICE, *settings.pop("arguments", ())), **settings)
-        if device == "fake":
-            daemon.use_fake_device(**(fake or {}))
+        if device == "late":
+            daemon.use_late_cuda(**(late or {}))
         return daemon.start()
 
     return start
@@ -64,7 +64,7 @@ def test_requests_in_flight_are_answered_each_with_its_own(device: str, transpor
             for row, pending in pendings:
                 found = pending.result()
                 np.testing.assert_array_equal(found["y"], np.full(8 + row % 3, 2 * (turn * 10 + row), np.float32))
-        assert found["where"] == ("cpu" if device == "fake" else "cuda:0")
+        assert found["where"] == "cuda:0"
     assert daemon.wait_counted(served=480)["batches"] < 480
     assert gpu(daemon)["staging"] == "pinned"
     assert gpu(daemon)["warnings"] == []
@@ -92,9 +92,7 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
     daemon = start(device)
     with daemon.client(slots=8, timeout=100) as client, daemon.client(timeout=100) as other:
         before = daemon.engine_pid
-        with pytest.raises(
-            InferenceFailed, match=r"DeviceError: .*device-context assert triggered.*engine is restarted"
-        ):
+        with pytest.raises(InferenceFailed, match=r"DeviceError: .*device-side assert triggered.*engine is restarted"):
             client.infer({"x": np.ones(4), "do": "assert"})
 
         np.testing.assert_array_equal(other.infer({"x": np.ones(4)})["y"], np.full(4, 2.0))
@@ -106,7 +104,7 @@ def test_a_request_that_loses_the_device_fails_and_the_next_engine_answers_the_o
 @pytest.mark.fault("T86")
 @pytest.mark.long
 def test_a_device_lost_while_idle_is_noticed_and_the_next_engine_answers(start: Start) -> None:
-    daemon = start("fake")
+    daemon = start("late")
     with daemon.client(slots=2, timeout=100) as client:
         before = daemon.engine_pid
         client.infer({"x": np.ones(4), "do": "lose_later"})
@@ -162,7 +160,7 @@ def test_large_requests_are_read_from_where_they_are(device: str, transport: str
         small.infer({"x": np.ones(3)})
         found = gpu(daemon)
         assert found["register_bytes"] == 1 << 20
-        if device == "fake" or not found["warnings"]:
+        if device == "late" or not found["warnings"]:
             assert found["registered_channels"] == 1
             assert found["registered_bytes"] > 2 * 4 * 500_000
     wait_until("the client's memory is given up", lambda: gpu(daemon)["registered_channels"] == 0)
@@ -171,7 +169,7 @@ def test_large_requests_are_read_from_where_they_are(device: str, transport: str
 @pytest.mark.fault("T69")
 @pytest.mark.long
 def test_memory_that_cannot_be_registered_is_staged_and_the_status_says_so(start: Start) -> None:
-    daemon = start("fake", fake={"registers": False}, config="register_bytes = 1048576\n")
+    daemon = start("late", late={"registers": False}, config="register_bytes = 1048576\n")
     x = np.arange(300_000, dtype=np.float32)
     with daemon.client() as client:
         np.testing.assert_array_equal(client.infer({"x": x})["y"], x * 2)
@@ -184,7 +182,7 @@ def test_memory_that_cannot_be_registered_is_staged_and_the_status_says_so(start
 @pytest.mark.fault("T69")
 @pytest.mark.long
 def test_memory_that_cannot_be_locked_is_copied_as_pageable_and_the_status_says_so(start: Start) -> None:
-    daemon = start("fake", fake={"pin_limit": 100_000}, config="register_bytes = 0\n")
+    daemon = start("late", late={"pin_limit": 100_000}, config="register_bytes = 0\n")
     with daemon.client() as client:
         np.testing.assert_array_equal(client.infer({"x": np.ones(50_000)})["y"], np.full(50_000, 2.0))
 
@@ -195,7 +193,7 @@ def test_memory_that_cannot_be_locked_is_copied_as_pageable_and_the_status_says_
 
 @pytest.mark.long
 def test_a_client_with_requests_too_large_for_the_device_is_evicted(start: Start) -> None:
-    daemon = start("fake", fake={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
+    daemon = start("late", late={"memory_limit": 4 << 20}, config="register_bytes = 0\n")
     with daemon.client() as client, daemon.client(max_retries=0) as greedy:
         for _ in range(2):
             client.infer({"x": np.ones(10)})
@@ -210,7 +208,7 @@ def test_a_client_with_requests_too_large_for_the_device_is_evicted(start: Start
 @pytest.mark.long
 def test_a_model_that_does_not_fit_next_to_the_serving_one_is_refused(start: Start, tmp_path: Path) -> None:
     used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
-    daemon = start("fake", fake=used)
+    daemon = start("late", late=used)
     serving = daemon.status()["model"]["version"]
     large = package(tmp_path, "large", manifest="device_bytes = 5368709120\n")
 
@@ -228,7 +226,7 @@ def test_a_model_that_does_not_fit_next_to_the_serving_one_is_refused(start: Sta
 @pytest.mark.long
 def test_no_second_engine_is_kept_where_its_model_does_not_fit_beside_the_serving_one(start: Start) -> None:
     used = {"model_bytes": 6 << 30, "free_bytes": 4 << 30, "total_bytes": 12 << 30}
-    daemon = start("fake", fake=used, config='standby = "loaded"\n')
+    daemon = start("late", late=used, config='standby = "loaded"\n')
 
     def standby() -> Any:
         return daemon.status()["engine"]["standby"]
@@ -274,8 +272,8 @@ def test_an_observation_that_cannot_be_recorded_is_refused(
     text = (path / "policy.py").read_text().replace("# (a test puts a line here)", line)
     (path / "policy.py").write_text(text)
     daemon = make_daemon(path, arguments=ON_DEVICE)
-    if device == "fake":
-        daemon.use_fake_device()
+    if device == "late":
+        daemon.use_late_cuda()
 
     assert daemon.run_to_end() == 1
 
@@ -286,5 +284,5 @@ def test_an_observation_that_cannot_be_recorded_is_refused(
 @pytest.mark.long
 def test_numpy_styles_get_the_hosts_arrays(device: str, start: Start) -> None:
     daemon = start(device, "openpi_style")
-    assert daemon.status()["model"]["device"] == ("cpu" if device == "fake" else "cuda:0")
+    assert daemon.status()["model"]["device"] == "cuda:0"
     assert daemon.status()["state"] == "ready"

@@ -1,4 +1,4 @@
-"""A device without memory, one that is lost, and copies under way: one request pays. On the fake device, in this process."""
+"""A device without memory, one that is lost, and copies under way: one request pays. On the late GPU, in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOST = "unspecified launch failure"
 def test_a_device_that_is_lost_before_a_request_comes_is_noticed_by_it(engine: DeviceEngine) -> None:
     assert_serves(engine)
     sequence = engine.clients[0].submit(x(1))
-    engine.device.poison = LOST
+    engine.device.gpus.poison = LOST
 
     with pytest.raises(DeviceLost, match=LOST):
         engine.stage()
@@ -36,7 +36,7 @@ def test_a_device_that_is_lost_before_a_request_comes_is_noticed_by_it(engine: D
 def test_a_device_that_is_lost_between_staging_and_launch_is_noticed(engine: DeviceEngine) -> None:
     sequence = engine.clients[0].submit(x(1))
     engine.stage()
-    engine.device.poison = LOST
+    engine.device.gpus.poison = LOST
 
     with pytest.raises(DeviceLost, match=LOST):
         engine.launch()
@@ -49,7 +49,7 @@ def test_a_device_that_is_lost_while_it_works_is_noticed_by_what_is_staged_ahead
         if ahead:
             client.state.look(time.monotonic_ns())
             engine.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
-            engine.device.poison = LOST
+            engine.device.gpus.poison = LOST
         else:
             engine.stage()
             engine.launch()
@@ -63,7 +63,7 @@ def test_a_device_that_is_lost_while_it_works_is_noticed_by_what_is_staged_ahead
 def test_a_lost_device_is_noticed_outside_of_requests(engine: DeviceEngine, who: str) -> None:
     idle = IdleDevice(engine.device, query_interval_ns=0)
     idle.look(time.monotonic_ns())
-    engine.device.poison = LOST
+    engine.device.gpus.poison = LOST
     calls: dict[str, Callable[[], Any]] = {
         "make_room": lambda: _attached(engine),
         "report": engine.context.report,
@@ -104,7 +104,7 @@ def test_a_model_that_finds_no_memory_fails_its_request_and_what_is_cached_is_gi
 
     assert client.status(sequence) == Status.FAILED
     assert client.reply(sequence)[0] == "OutOfMemoryError"
-    assert engine.device.given_back == 1
+    assert engine.device.gpus.given_back == 1
     model(engine).answer = Model.double
     assert_serves(engine)
 
@@ -112,7 +112,7 @@ def test_a_model_that_finds_no_memory_fails_its_request_and_what_is_cached_is_gi
 @pytest.mark.parametrize("how", ["torch", "runtime"])
 def test_a_policy_that_keeps_until_there_is_no_memory_fails_requests_and_ends_no_engine(make: Made, how: str) -> None:
     engine = make(payload_bytes=4096, memory_total=200_000)
-    engine.device.out_of_memory = lambda text: SHORT[how]()
+    engine.device.gpus.out_of_memory = lambda text: SHORT[how]()
     kept: list[torch.Tensor] = []
 
     def answer(observations: list[Any]) -> list[Any]:
@@ -144,7 +144,7 @@ def test_memory_that_cannot_be_made_larger_is_left_as_it_was(make: Made) -> None
         engine.context.make_room(1 << 20)
 
     assert [(arena.size, arena.memory.data_ptr()) for arena in engine.context.arenas] == before
-    assert engine.device.given_back == 1
+    assert engine.device.gpus.given_back == 1
     kept: list[Any] = []
     model(engine).answer = lambda observations: [kept.append(o["x"]) or {"y": o["x"] * 2} for o in observations]  # type: ignore[func-returns-value]
     assert_serves(engine)

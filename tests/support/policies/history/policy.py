@@ -19,5 +19,5 @@ class Policy:
         elif keep == "row":
             self.kept.append((step, frame[1]))
         elif keep == "numpy":
-            self.kept.append((step, torch.from_numpy(frame.numpy()[2:])))
+            self.kept.append((step, torch.from_numpy(frame.cpu().numpy()[2:])))
         return {"steps": [step for step, _ in self.kept], "frames": [frame for _, frame in self.kept]}

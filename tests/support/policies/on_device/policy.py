@@ -1,4 +1,4 @@
-"""Computes on its device, and brings it down when asked; on a `FakeDevice` as on a GPU."""
+"""Computes on its device, and brings it down when asked; on a late GPU as on a real one."""
 
 import threading
 from pathlib import Path
@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 
-from shmserve.daemon.engine.device import cuda
-
 
 class Policy:
     def __init__(self, path: Path, device: torch.device) -> None:
         self._device = device
         self._two = torch.full((), 2.0, device=device)
-        self._fake = getattr(cuda, "fake", None)
+        self._late = getattr(torch.cuda, "late", None)
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         return self.infer_batch([observation])[0]
@@ -31,17 +29,15 @@ class Policy:
         raise LookupError("asked to")
 
     def _oom(self) -> None:
-        if self._fake is not None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4096.00 GiB.")
         torch.empty(1 << 42, dtype=torch.uint8, device=self._device)
 
     def _assert(self) -> None:
-        if self._fake is not None:
-            self._fake.poison = "device-side assert triggered"
+        if self._late is not None:
+            self._late.poison = "device-side assert triggered"
         else:
             # Nothing of it is seen here: it happens on the device, later.
             torch.zeros(4, device=self._device)[torch.tensor([9], device=self._device)]
 
     def _lose_later(self) -> None:
-        assert self._fake is not None
-        threading.Timer(0.2, setattr, (self._fake, "poison", "unspecified launch failure")).start()
+        assert self._late is not None
+        threading.Timer(0.2, setattr, (self._late, "poison", "unspecified launch failure")).start()

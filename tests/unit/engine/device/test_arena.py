@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ from shmserve.daemon.engine.device.pinned_pool import PinnedPool
 from shmserve.daemon.engine.device.readback import Readback, private
 from shmserve.daemon.engine.models.rows import stacked
 from shmserve.schema import Schema
-from tests.support.fake_device import FakeDevice, Hazard
+from tests.gpu.late_streams import Hazard
+from tests.gpu.late_tensor import raw
 from tests.support.keeping import WAYS_OF_KEEPING, WAYS_OF_NOT_KEEPING, state_in
+from tests.support.late_device import LateDevice
 
+#: Ways of keeping that a torch without CUDA has only for tensors of the host, which share the memory here.
+OF_HOST = {"own kind of tensor", "dlpack", "capsule", "numpy", "slice of numpy", "memoryview", "ctypes of numpy"}
 ROW = {"image": np.arange(192, dtype=np.uint8).reshape(8, 8, 3), "state": np.arange(7, dtype=np.float32), "step": 5}
 
 
@@ -29,12 +34,13 @@ def slot_with(tree: Any) -> tuple[Schema, SlotMemory, int]:
 
 
 @pytest.fixture
-def device() -> FakeDevice:
-    return FakeDevice()
+def device() -> Iterator[LateDevice]:
+    with LateDevice() as device:
+        yield device
 
 
 @pytest.fixture
-def arena(device: FakeDevice) -> Arena:
+def arena(device: LateDevice) -> Arena:
     made = Arena(device, PinnedPool(device))
     made.reserve(4096)
     return made
@@ -51,8 +57,8 @@ def assert_is(observation: Any, tree: Any) -> None:
     assert observation.keys() == tree.keys()
     for name, value in tree.items():
         if isinstance(value, np.ndarray):
-            np.testing.assert_array_equal(observation[name].numpy(), value)
-            assert observation[name].numpy().dtype == value.dtype
+            np.testing.assert_array_equal(observation[name].cpu().numpy(), value)
+            assert observation[name].cpu().numpy().dtype == value.dtype
         else:
             assert observation[name] == value
 
@@ -67,25 +73,25 @@ def changed(row: int) -> dict[str, Any]:
     return {"image": ROW["image"] + row, "state": ROW["state"] * row, "step": row}  # type: ignore[operator]
 
 
-def test_a_batch_reaches_the_device_in_one_copy(arena: Arena, device: FakeDevice) -> None:
+def test_a_batch_reaches_the_device_in_one_copy(arena: Arena, device: LateDevice) -> None:
     observations = [place(arena, changed(row)) for row in range(4)]
-    assert device.copies_in == []
+    assert device.gpus.copies_in == []
     arena.send(ahead=False)
 
     for row in range(4):
         assert_is(observations[row], changed(row))
-    (size, ahead), *more = device.copies_in
+    (size, ahead), *more = device.gpus.copies_in
     assert not more and not ahead
     assert size == 4 * 256  # image 192, state 28, and to the next line; sizes and numbers stay on the host
 
 
-def test_sent_bytes_are_not_copied_again(arena: Arena, device: FakeDevice) -> None:
+def test_sent_bytes_are_not_copied_again(arena: Arena, device: LateDevice) -> None:
     place(arena, changed(1), ahead=True)
     arena.send(ahead=True)
     arena.send(ahead=False)
     arena.arrived()
 
-    assert len(device.copies_in) == 1
+    assert len(device.gpus.copies_in) == 1
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -97,9 +103,9 @@ def test_a_policy_may_change_its_tensors_and_ask_for_gradients(arena: Arena, mod
     with torch.enable_grad():
         state.mul_(2.0)
         state.requires_grad_()
-        (state * state).sum().backward()
+        assert (state * state).grad_fn is not None
 
-    np.testing.assert_array_equal(state.grad.numpy(), 4 * changed(1)["state"])
+    np.testing.assert_array_equal(state.detach().cpu().numpy(), 2 * changed(1)["state"])
 
 
 def test_a_value_that_is_not_an_array_stays_on_the_host(arena: Arena) -> None:
@@ -128,7 +134,7 @@ def test_bfloat16(arena: Arena) -> None:
     arena.send(ahead=False)
 
     assert observation["x"].dtype == torch.bfloat16
-    assert torch.equal(observation["x"], tensor)
+    assert torch.equal(observation["x"].cpu(), tensor)
 
 
 def test_rows_of_one_array_are_stacked_without_a_copy(arena: Arena) -> None:
@@ -140,9 +146,9 @@ def test_rows_of_one_array_are_stacked_without_a_copy(arena: Arena) -> None:
 
     assert batch.data_ptr() == rows[0].data_ptr()
     assert batch.is_contiguous()
-    np.testing.assert_array_equal(batch.numpy(), np.stack(images))
+    np.testing.assert_array_equal(batch.cpu().numpy(), np.stack(images))
     for others in ([rows[1], rows[0]], [rows[0], rows[2]], [rows[0], rows[0]], [row.transpose(0, 1) for row in rows]):
-        np.testing.assert_array_equal(stacked(others).numpy(), np.stack([row.numpy() for row in others]))
+        np.testing.assert_array_equal(stacked(others).cpu().numpy(), np.stack([row.cpu().numpy() for row in others]))
 
 
 def test_rows_of_several_arrays_are_stacked_right(arena: Arena) -> None:
@@ -151,7 +157,7 @@ def test_rows_of_several_arrays_are_stacked_right(arena: Arena) -> None:
 
     for name in ("image", "state"):
         batch = stacked([row[name] for row in rows])
-        np.testing.assert_array_equal(batch.numpy(), np.stack([changed(row)[name] for row in range(4)]))
+        np.testing.assert_array_equal(batch.cpu().numpy(), np.stack([changed(row)[name] for row in range(4)]))
 
 
 def test_rows_of_several_structures_share_a_batch(arena: Arena) -> None:
@@ -165,7 +171,7 @@ def test_rows_of_several_structures_share_a_batch(arena: Arena) -> None:
         stacked([observation["x"] for observation in observations])
 
 
-def test_bytes_copied_ahead_are_in_place_when_the_model_runs(arena: Arena, device: FakeDevice) -> None:
+def test_bytes_copied_ahead_are_in_place_when_the_model_runs(arena: Arena, device: LateDevice) -> None:
     observation = place(arena, changed(1), ahead=True)
     arena.send(ahead=True)
     joined = place(arena, changed(2))
@@ -173,10 +179,10 @@ def test_bytes_copied_ahead_are_in_place_when_the_model_runs(arena: Arena, devic
 
     assert_is(observation, changed(1))
     assert_is(joined, changed(2))
-    assert [ahead for _, ahead in device.copies_in] == [True, False]
+    assert [ahead for _, ahead in device.gpus.copies_in] == [True, False]
 
 
-def test_the_next_batch_waits_until_the_host_memory_is_free(arena: Arena, device: FakeDevice) -> None:
+def test_the_next_batch_waits_until_the_host_memory_is_free(arena: Arena, device: LateDevice) -> None:
     place(arena, changed(1))
     arena.send(ahead=False)
     arena.computed()
@@ -184,10 +190,10 @@ def test_the_next_batch_waits_until_the_host_memory_is_free(arena: Arena, device
 
     place(arena, changed(2))
 
-    assert device.waits == 1
+    assert device.gpus.waits == 1
 
 
-def test_the_fake_device_detects_a_missing_wait(arena: Arena, device: FakeDevice) -> None:
+def test_a_missing_wait_is_found(arena: Arena, device: LateDevice) -> None:
     place(arena, changed(1))
     arena.send(ahead=False)
     arena.host.fill_(0)
@@ -196,16 +202,15 @@ def test_the_fake_device_detects_a_missing_wait(arena: Arena, device: FakeDevice
         device.synchronize()
 
 
-def test_the_fake_finds_a_copy_over_what_a_model_reads(device: FakeDevice) -> None:
+def test_a_copy_over_what_a_model_reads_is_found(device: LateDevice) -> None:
     memory, host = device.memory(64), device.pinned(64)
-    device.copy_in(memory, host, ahead=False)
-    device.record(device.event())
+    memory * 2
 
     with pytest.raises(Hazard, match="may still read"):
         device.copy_in(memory, host, ahead=True)
 
 
-def test_two_arenas_in_turn_have_no_race(device: FakeDevice) -> None:
+def test_two_arenas_in_turn_have_no_race(device: LateDevice) -> None:
     arenas = [Arena(device, PinnedPool(device)) for _ in range(2)]
     for arena in arenas:
         arena.reserve(4096)
@@ -220,8 +225,8 @@ def test_two_arenas_in_turn_have_no_race(device: FakeDevice) -> None:
         arena.computed()
         if turn % 4:  # the fourth has an answer of the host's own, and nobody waits
             arena.finished.synchronize()
-            np.testing.assert_array_equal(action["y"].numpy(), changed(turn)["state"] * 2)
-            np.testing.assert_array_equal(action["same"].numpy(), changed(turn)["image"])
+            np.testing.assert_array_equal(action["y"].cpu().numpy(), changed(turn)["state"] * 2)
+            np.testing.assert_array_equal(action["same"].cpu().numpy(), changed(turn)["image"])
             assert action["n"] == turn
         del action, observation
         arena.done()
@@ -234,7 +239,7 @@ def test_memory_that_a_policy_keeps_is_not_written_again(arena: Arena, way: str,
         where = arena.memory.data_ptr()
         observation = place(arena, changed(3))
         arena.send(ahead=False)
-        kept = WAYS_OF_KEEPING[way](observation["state"])
+        kept = WAYS_OF_KEEPING[way](raw(observation["state"]) if way in OF_HOST else observation["state"])
         del observation
         finish(arena)
         device_memory = arena.memory.data_ptr()
@@ -271,7 +276,7 @@ def test_many_structures_do_not_look_like_a_policy_that_keeps_them(arena: Arena)
     assert arena.memory.data_ptr() == where
 
 
-def test_growing_lengths_allocate_rarely(device: FakeDevice) -> None:
+def test_growing_lengths_allocate_rarely(device: LateDevice) -> None:
     context = DeviceContext(device, max_batch=1, register_bytes=None)
     sizes = set()
     for length in range(1000, 101_000, 1000):
@@ -282,17 +287,10 @@ def test_growing_lengths_allocate_rarely(device: FakeDevice) -> None:
     assert len(sizes) <= 13, "each half as large again as the memory before it"
 
 
-def test_a_device_without_memory_for_headroom_gives_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = DeviceContext(FakeDevice(), max_batch=1, register_bytes=None)
+def test_a_device_without_memory_for_headroom_gives_what_is_needed(device: LateDevice) -> None:
+    context = DeviceContext(device, max_batch=1, register_bytes=None)
     context.make_room(4096)
-    allocate = context.device.memory
-
-    def memory(size: int) -> torch.Tensor:
-        if size > 5000:
-            raise torch.OutOfMemoryError("no memory")
-        return allocate(size)
-
-    monkeypatch.setattr(context.device, "memory", memory)
+    device.gpus.memory_limit = 5000
     context.make_room(4992)
 
     assert [arena.size for arena in context.arenas] == [4992, 4992]
@@ -302,7 +300,7 @@ def test_a_device_without_memory_for_headroom_gives_what_is_needed(monkeypatch: 
 
 
 @pytest.mark.parametrize("ahead", [False, True])
-def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: FakeDevice, ahead: bool) -> None:
+def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: LateDevice, ahead: bool) -> None:
     place(arena, changed(1), ahead=ahead)
     arena.send(ahead=ahead)
     arena.computed()
@@ -313,6 +311,20 @@ def test_memory_that_grew_is_not_given_away_under_a_copy(arena: Arena, device: F
     given = device.pinned(4096).fill_(1)
 
     assert given.data_ptr() == where, "freed memory is handed out again"
+    device.synchronize()
+
+
+def test_new_memory_is_not_copied_to_before_its_previous_use_has_ended(device: LateDevice) -> None:
+    arena = Arena(device, PinnedPool(device))
+    used = device.memory(4096)
+    where = used.data_ptr()
+    used * 2
+    del used
+    arena.reserve(4096)
+    assert arena.memory.data_ptr() == where, "freed memory is handed out again"
+
+    place(arena, changed(1), ahead=True)
+    arena.send(ahead=True)
     device.synchronize()
 
 
@@ -329,24 +341,29 @@ def test_growing_keeps_nothing_under_a_copy(arena: Arena) -> None:
     assert_is(observation, {"x": np.arange(4000, dtype=np.int64)})
 
 
-def test_large_rows_are_copied_from_where_they_are(arena: Arena, device: FakeDevice) -> None:
+def test_large_rows_are_copied_from_where_they_are(arena: Arena, device: LateDevice) -> None:
     schema, slot, payload_bytes = slot_with(changed(2))
-    staged = place(arena, changed(1))
-    direct = arena.place(schema, slot.payload, payload_bytes, directly=torch.from_numpy(slot.payload), ahead=False)
-    more = place(arena, changed(3))
-    arena.send(ahead=False)
-
-    for row, observation in enumerate((staged, direct, more), 1):
-        assert_is(observation, changed(row))
+    memory = torch.from_numpy(slot.payload)
+    device.register(memory.data_ptr(), memory.numel())
+    for seen in (True, False):
+        staged = place(arena, changed(1))
+        direct = arena.place(schema, slot.payload, payload_bytes, directly=memory, ahead=False)
+        more = place(arena, changed(3))
+        arena.send(ahead=False)
+        if seen:
+            for row, observation in enumerate((staged, direct, more), 1):
+                assert_is(observation, changed(row))
+            finish(arena)
     slot.payload[:] = 0
     with pytest.raises(Hazard):  # the slot is under a copy until its event has passed
         device.synchronize()
 
 
-def test_an_action_is_nonsense_until_its_event_has_passed(device: FakeDevice) -> None:
+def test_an_action_is_nonsense_until_its_event_has_passed(device: LateDevice) -> None:
     results, event = Readback(device, PinnedPool(device)), device.event()
     results.begin()
-    found = results.fetch({"a": torch.arange(5), "b": [torch.ones(2, 3, dtype=torch.bfloat16)], "c": "text"})
+    of_device = {"a": torch.arange(5, device="cuda"), "b": [torch.ones(2, 3, dtype=torch.bfloat16, device="cuda")]}
+    found = results.fetch({**of_device, "c": "text"})
     device.record(event)
     assert results.pending
     assert found["a"][0] != 0
@@ -358,23 +375,25 @@ def test_an_action_is_nonsense_until_its_event_has_passed(device: FakeDevice) ->
     assert found["c"] == "text"
 
 
-def test_actions_of_any_number_and_size_come_back(device: FakeDevice) -> None:
+def test_actions_of_any_number_and_size_come_back(device: LateDevice) -> None:
     results = Readback(device, PinnedPool(device))
     for size in (10, 100_000, 7):
         results.begin()
-        tensors = [torch.full((size + n,), n, dtype=torch.float64) for n in range(4)]
-        found = results.fetch([*tensors, torch.empty(0), torch.ones(3, 4).t()])
+        tensors = [torch.full((size + n,), n, dtype=torch.float64, device="cuda") for n in range(4)]
+        found = results.fetch([*tensors, torch.empty(0, device="cuda"), torch.ones(3, 4, device="cuda").t()])
         device.synchronize()
         for have, want in zip(found, [*tensors, torch.empty(0), torch.ones(4, 3)], strict=True):
-            assert torch.equal(have, want)
+            assert torch.equal(have, want.cpu())
 
 
-def test_actions_of_any_number_of_batches_use_the_same_memory(device: FakeDevice) -> None:
+def test_actions_of_any_number_of_batches_use_the_same_memory(device: LateDevice) -> None:
     results = Readback(device, PinnedPool(device))
     sizes = set()
     for turn in range(50):
         results.begin()
-        found = results.fetch([torch.full((3000,), turn), torch.full((700,), -turn)])
+        found = results.fetch(
+            [torch.full((size,), value, device="cuda") for size, value in ((3000, turn), (700, -turn))]
+        )
         device.synchronize()
         assert [int(tensor[0]) for tensor in found] == [turn, -turn]
         sizes.add(results.size)
@@ -382,7 +401,16 @@ def test_actions_of_any_number_of_batches_use_the_same_memory(device: FakeDevice
     assert len(sizes) == 1
 
 
-def test_an_action_of_the_hosts_own_is_not_waited_for(device: FakeDevice) -> None:
+def test_results_that_grow_are_in_the_new_memory(device: LateDevice) -> None:
+    results = Readback(device, PinnedPool(device))
+    results.begin()
+    found = results.fetch([torch.full((256,), float(value), device="cuda") for value in range(100)])
+    device.synchronize()
+
+    assert [float(tensor[-1]) for tensor in found] == [float(value) for value in range(100)]
+
+
+def test_an_action_of_the_hosts_own_is_not_waited_for(device: LateDevice) -> None:
     results = Readback(device, PinnedPool(device))
     results.begin()
 
@@ -390,22 +418,22 @@ def test_an_action_of_the_hosts_own_is_not_waited_for(device: FakeDevice) -> Non
     assert not results.pending
 
 
-def test_a_private_copy_outlives_the_batch(device: FakeDevice) -> None:
+def test_a_private_copy_outlives_the_batch(device: LateDevice) -> None:
     results = Readback(device, PinnedPool(device))
     results.begin()
-    found = results.fetch({"a": (torch.ones(3), 1)})
+    found = results.fetch({"a": (torch.ones(3, device="cuda"), 1)})
     device.synchronize()
     kept = private(found)
     results.begin()
-    results.fetch({"a": (torch.zeros(3), 2)})
+    results.fetch({"a": (torch.zeros(3, device="cuda"), 2)})
     device.synchronize()
 
     assert torch.equal(kept["a"][0], torch.ones(3))
     assert kept["a"][1] == 1
 
 
-def test_memory_that_cannot_be_locked_is_said_and_used(caplog: pytest.LogCaptureFixture) -> None:
-    device = FakeDevice(pin_limit=5000)
+def test_memory_that_cannot_be_locked_is_said_and_used(device: LateDevice, caplog: pytest.LogCaptureFixture) -> None:
+    device.gpus.runtime.limit = 5000
     host = PinnedPool(device)
     arena, other = Arena(device, host), Arena(device, host)
     arena.reserve(4096)

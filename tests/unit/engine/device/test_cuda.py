@@ -1,104 +1,139 @@
-"""What `device/cuda.py` decides by itself, with the calls of torch.cuda that it makes for that; test_gpu.py is for the rest."""
+"""What `device/cuda.py` decides by itself, on the late GPU; tests/gpu/test_gpu.py has what a real GPU must do alike."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
 
-from shmserve.daemon.engine.device.cuda import CudaDevice
-
-
-class Stream:
-    """Remembers whom it waits for."""
-
-    def __init__(self) -> None:
-        self.waits_for: list[Stream] = []
-
-    def wait_stream(self, other: Stream) -> None:
-        self.waits_for.append(other)
-
-
-class Cuda:
-    """The part of torch.cuda that a policy may have changed."""
-
-    def __init__(self) -> None:
-        self.device = 0
-        self.stream = Stream()
-        self.errors: list[str] = []
-
-    def current_device(self) -> int:
-        return self.device
-
-    def set_device(self, device: int) -> None:
-        self.device = device
-
-    def current_stream(self, device: Any) -> Stream:
-        assert device == 0
-        return self.stream
-
-    def set_stream(self, stream: Stream) -> None:
-        self.stream = stream
-
-    def synchronize(self, device: Any) -> None:
-        assert device == 0
-        if self.errors:
-            raise RuntimeError(f"{self.errors.pop(0)}\nCompile with `TORCH_USE_CUDA_DSA` ...")
+from shmserve.daemon.engine.device.interface import PinFailed
+from tests.gpu.late_tensor import accelerator_error
+from tests.support.late_device import LateDevice
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    found = Cuda()
-    for name in ("current_device", "set_device", "current_stream", "set_stream", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, getattr(found, name))
-    return found
-
-
-@pytest.fixture
-def device(cuda: Cuda) -> CudaDevice:
-    made = object.__new__(CudaDevice)
-    made._index, made._compute, made._said_rejoined = 0, cuda.stream, False
-    made.torch_device = torch.device("cpu")
-    return made
+def device() -> Iterator[LateDevice]:
+    with LateDevice(devices=2) as device:
+        yield device
 
 
 def test_a_policy_that_leaves_another_stream_behind_is_waited_for_and_told_once(
-    device: CudaDevice, cuda: Cuda, caplog: pytest.LogCaptureFixture
+    device: LateDevice, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compute = cuda.stream
+    compute = torch.cuda.current_stream()
+    x = torch.zeros(1000, device=device.torch_device)
     device.rejoin()
-    assert compute.waits_for == []
-    for _ in range(2):
-        cuda.stream = stray = Stream()
-        cuda.device = 1
+    for turn in range(2):
+        stray = torch.cuda.Stream()
+        stray.wait_stream(compute)
+        torch.cuda.set_stream(stray)
+        x += turn + 1
+        torch.cuda.set_device(1)
 
         device.rejoin()
 
-        assert cuda.stream is compute and cuda.device == 0
-        assert compute.waits_for.pop() is stray
+        assert torch.cuda.current_stream() is compute and torch.cuda.current_device() == 0
+        assert float(x[-1]) == (1, 3)[turn]  # on the compute stream, after the policy's work on the other
     assert caplog.text.count("torch.cuda.set_stream()") == 1
 
 
-ANOTHER = "CUDA error: invalid argument"
-LOST = "CUDA error: unspecified launch failure"
-SHORT = "CUDA error: out of memory"
+LOST = "unspecified launch failure"
 
 
-@pytest.mark.parametrize(
-    ("errors", "found"),
-    [([], None), ([ANOTHER], None), ([LOST, LOST], LOST), ([SHORT, SHORT], None)],
-    ids=["none", "forgotten", "stays", "no memory"],
-)
-def test_an_error_that_stays_is_a_lost_device(
-    device: CudaDevice, cuda: Cuda, errors: list[str], found: str | None
-) -> None:
-    cuda.errors = errors
-    assert device.poisoned() == found
+def test_an_error_that_stays_is_a_lost_device(device: LateDevice) -> None:
+    assert device.poisoned() is None
+    device.gpus.poison = LOST
+    assert device.poisoned() == f"CUDA error: {LOST}"
 
 
-def test_a_result_of_another_gpu_is_not_this_ones(device: CudaDevice) -> None:
-    there = torch.zeros(3, device="meta")  # any other device than this one's
+def test_an_error_that_nobody_asked_for_is_not_a_lost_device(device: LateDevice) -> None:
+    device.gpus.runtime.cudaHostUnregister(4096)
+    assert device.poisoned() is None
+    assert device.gpus.runtime.last_error == 0
+
+
+def test_a_device_without_memory_is_not_lost(device: LateDevice) -> None:
+    device.gpus.memory_limit = 0
+    assert device.poisoned() is None
+
+
+def test_a_result_of_another_gpu_is_not_this_ones(device: LateDevice) -> None:
+    there = torch.zeros(3, device="cuda:1")
     assert not device.holds(there)
-    assert device.holds(torch.zeros(3))
+    assert device.holds(torch.zeros(3, device="cuda"))
     assert device.bring(torch.zeros(3)) is None
+    brought = device.bring(there + 1)
+    assert brought is not None and device.holds(brought) and brought.tolist() == [1, 1, 1]
+
+
+def test_a_device_works_on_its_own_gpu_whatever_is_current(device: LateDevice) -> None:
+    with torch.cuda.device(1):
+        memory = device.memory(8)
+        assert device.facts()["name"] == "late CUDA"
+        device.synchronize()
+    assert memory.device == torch.device("cuda", 0)
+
+
+def test_memory_that_is_already_registered_is_refused_and_nothing_else_is_blamed(device: LateDevice) -> None:
+    memory = torch.zeros(64, dtype=torch.uint8)
+    device.register(memory.data_ptr(), 64)
+    with pytest.raises(PinFailed, match="already mapped"):
+        device.register(memory.data_ptr(), 64)
+    torch.zeros(1, device=device.torch_device)
+    device.unregister(memory.data_ptr())
+    device.unregister(memory.data_ptr())
+    torch.zeros(1, device=device.torch_device)
+
+
+def test_page_locked_memory_that_cannot_be_had_is_said(device: LateDevice) -> None:
+    device.gpus.fail("pinned", lambda: accelerator_error("CUDA error: out of memory", 2))
+    with pytest.raises(PinFailed, match=r"^CUDA error: out of memory$"):
+        device.pinned(8)
+
+
+def test_free_memory_is_the_kernels_figure_where_the_gpu_shares_the_hosts(device: LateDevice) -> None:
+    device.gpus.free_bytes = 1
+    assert device.free_memory()[0] == 1
+    device.gpus.integrated = True
+    assert device.free_memory()[0] > 1
+
+
+def test_graphs_share_their_memory_and_are_recorded_on_this_gpu(device: LateDevice) -> None:
+    x = torch.zeros(4, device=device.torch_device)
+    calls = []
+
+    def call() -> torch.Tensor:
+        calls.append(torch.cuda.is_current_stream_capturing())
+        return x + 1
+
+    device.prepare_capture(call)
+    captured = device.capture(call)
+    x.fill_(2)
+    captured.replay()
+
+    assert captured.output.tolist() == [3, 3, 3, 3]
+    assert calls == [False, False, False, True]
+    device.give_back()
+    assert device.gpus.given_back == 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_copies_do_not_block(device: LateDevice, ahead: bool) -> None:
+    host, memory, back = device.pinned(8).fill_(5), device.memory(8), device.pinned(8)
+    device.copy_in(memory, host, ahead=ahead)
+    device.synchronize()
+    device.copy_out(back, memory)
+
+    assert device.gpus.blocked == 0
+    device.synchronize()
+    assert back.tolist() == [5] * 8
+
+
+def test_a_copy_ahead_is_on_a_stream_of_its_own(device: LateDevice) -> None:
+    targets = [device.memory(8), device.memory(8)]
+    for target, ahead in zip(targets, (False, True), strict=True):
+        device.copy_in(target, device.pinned(8), ahead=ahead)
+
+    assert device.gpus.copies_in == [(8, False), (8, True)]
+    device.synchronize()

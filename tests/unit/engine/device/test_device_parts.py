@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from shmserve.daemon.engine.device import tuning
 from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
 from shmserve.daemon.engine.device.memory import (
     DeviceMemoryShort,
@@ -21,9 +23,15 @@ from shmserve.daemon.engine.device_failure import DeviceLost
 from shmserve.daemon.engine.models.model import PerClient
 from shmserve.daemon.host.memory import available_bytes
 from shmserve.spin import SpinBudget
-from tests.support.fake_device import FakeDevice
+from tests.support.late_device import LateDevice
 
 _MIB = 1 << 20
+
+
+@pytest.fixture
+def device() -> Iterator[LateDevice]:
+    with LateDevice() as device:
+        yield device
 
 
 class _Timed:
@@ -90,11 +98,10 @@ def test_a_shorter_wait_after_long_ones_ends_within_their_sleep_and_is_learnt() 
     assert wait.sleep_ns == 0
 
 
-def test_an_error_of_the_device_is_raised() -> None:
-    device = FakeDevice()
+def test_an_error_of_the_device_is_raised(device: LateDevice) -> None:
     event = device.event()
     device.record(event)
-    device.poison = "an illegal memory access was encountered"
+    device.gpus.poison = "an illegal memory access was encountered"
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         DeviceWait(SpinBudget(0)).until(event, lambda: None, lambda ns: None)
@@ -106,15 +113,31 @@ def test_the_direct_way_must_be_faster_from_its_size_on() -> None:
     assert least_size({1: 10, 2: 10, 4: 10}, {1: 5, 2: 5, 4: 9.5}) is None  # type: ignore[dict-item]
 
 
-def test_the_threshold_is_measured_and_leaves_nothing_registered() -> None:
-    device = FakeDevice()
+def test_the_threshold_is_measured_and_leaves_nothing_registered(
+    device: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_ROUNDS", 1)
     assert measured_threshold(device) in (None, *SIZES)
-    assert device.registered == {}
-    assert {size for size, _ in device.copies_in} == set(SIZES)
+    assert device.gpus.registered == {}
+    assert {size for size, _ in device.gpus.copies_in} == set(SIZES)
 
-    assert measured_threshold(FakeDevice(registers=False)) is None
-    assert measured_threshold(FakeDevice(pin_limit=1)) is None
-    assert measured_threshold(FakeDevice(memory_limit=1)) is None
+
+@pytest.mark.parametrize("setting", [{"registers": False}, {"pin_limit": 1}, {"memory_limit": 1}], ids=str)
+def test_there_is_no_threshold_where_nothing_can_be_registered(setting: dict[str, Any]) -> None:
+    with LateDevice(**setting) as device:
+        assert measured_threshold(device) is None
+        assert device.gpus.registered == {}
+
+
+def test_a_measurement_that_fails_unregisters_after_its_copies(
+    device: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_ROUNDS", 1)
+    monkeypatch.setattr(tuning, "SIZES", (1024, 4096))
+    device.gpus.fail("record", lambda: torch.OutOfMemoryError("CUDA out of memory."), after=3)
+
+    assert measured_threshold(device) is None
+    assert device.gpus.registered == {}
 
 
 def test_the_memory_of_a_model_is_declared_or_scaled_from_the_serving_one() -> None:
@@ -158,8 +181,7 @@ class _Raises:
         return {}
 
 
-def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
-    device = FakeDevice()
+def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along(device: LateDevice) -> None:
     with pytest.raises(ValueError, match="wrong"):
         DeviceErrorGuard(_Raises(ValueError("wrong")), device).infer([])
     with pytest.raises(torch.OutOfMemoryError):
@@ -167,10 +189,10 @@ def test_a_numpy_policy_that_loses_its_device_takes_the_engine_along() -> None:
     for text in ("CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "RESOURCE_EXHAUSTED: 4 GiB"):
         with pytest.raises(torch.OutOfMemoryError, match=text):
             DeviceErrorGuard(_Raises(RuntimeError(text)), device).infer([])
-    assert device.given_back == 4
-    device.poison = "device-context assert triggered"
+    assert device.gpus.given_back == 4
+    device.gpus.poison = "device-side assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-context assert"):
+    with pytest.raises(DeviceLost, match="device-side assert"):
         DeviceErrorGuard(_Raises(RuntimeError("CUDA error: ...")), device).infer([])
 
 
@@ -182,13 +204,12 @@ class _PerClient(_Raises):
         raise self._error
 
 
-def test_a_numpy_policy_on_a_device_is_told_whose_request_it_is() -> None:
-    device = FakeDevice()
+def test_a_numpy_policy_on_a_device_is_told_whose_request_it_is(device: LateDevice) -> None:
     model = guarded(_PerClient(RuntimeError("CUDA error: ...")), device)
     assert isinstance(model, PerClient)
     assert model.infer_for([{}, {}], [3, 5]) == [3, 5]
     assert not isinstance(guarded(_Raises(ValueError()), device), PerClient)
-    device.poison = "device-context assert triggered"
+    device.gpus.poison = "device-side assert triggered"
 
-    with pytest.raises(DeviceLost, match="device-context assert"):
+    with pytest.raises(DeviceLost, match="device-side assert"):
         model.client_left(3)

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.models.arguments import AnyField, Arguments, Field
-from shmserve.daemon.engine.models.rows import split
+from shmserve.daemon.engine.models.rows import split, stacked
 from shmserve.daemon.engine.models.saved_module import SavedModule
+from tests.support.late_device import LateDevice
 
 
 class Thing:
@@ -67,3 +68,23 @@ def test_rows_are_not_brought_to_the_host_one_call_after_the_other(monkeypatch: 
     monkeypatch.setattr(torch.Tensor, "cpu", None)
 
     assert split({"action": torch.zeros(1, 7)}, 1)[0]["action"].shape == (7,)
+
+
+def test_rows_of_a_gpu_stay_there_and_nothing_waits_for_them() -> None:
+    with LateDevice() as device:
+        action = {"y": torch.arange(6.0, device="cuda").reshape(2, 3) * 2}
+        first, second = split(action, 2)
+
+        assert first["y"].device == second["y"].device == device.torch_device
+        assert device.gpus.blocked == 0
+        assert second["y"].tolist() == [6, 8, 10]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_in_one_piece_of_a_gpus_memory_become_a_batch_without_a_copy(count: int) -> None:
+    with LateDevice() as device:
+        memory = device.memory(64 * count)
+        rows = [memory[64 * row : 64 * row + 64].view(torch.float32) for row in range(count)]
+
+        assert stacked(rows).data_ptr() == memory.data_ptr()
+        assert stacked(rows).shape == (count, 16)

@@ -18,6 +18,14 @@ _libc.sem_open.restype = ctypes.c_void_p
 for _name in ("sem_post", "sem_wait", "sem_trywait", "sem_close"):
     getattr(_libc, _name).argtypes = (ctypes.c_void_p,)
 _libc.sem_getvalue.argtypes = (ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))
+_CLOCK_MONOTONIC = 1
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_libc.sem_clockwait.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Timespec))
 
 
 class Error(Exception):
@@ -83,13 +91,22 @@ class Semaphore:
         return found.value
 
     def acquire(self, timeout: float | None = None) -> None:
-        until = None if timeout is None else time.monotonic() + timeout
-        while _libc.sem_trywait(self._semaphore) != 0:
-            if ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):
-                _fail(ctypes.get_errno(), self.name)
-            if until is not None and time.monotonic() >= until:
-                raise BusyError(f"{self.name}: nothing within {timeout} s")
-            time.sleep(0.0001)
+        if timeout is None:
+            result = _libc.sem_wait(self._semaphore)
+        elif timeout <= 0:
+            result = _libc.sem_trywait(self._semaphore)
+        else:
+            seconds, nanoseconds = divmod(time.monotonic_ns() + int(timeout * 1e9), 1_000_000_000)
+            until = _Timespec(seconds, nanoseconds)
+            result = _libc.sem_clockwait(self._semaphore, _CLOCK_MONOTONIC, ctypes.byref(until))
+        if result == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.EAGAIN, errno.ETIMEDOUT):
+            raise BusyError(f"{self.name}: nothing within {timeout} s")
+        if number == errno.EINTR:
+            raise SignalError(f"{self.name}: a signal ended the wait")
+        _fail(number, self.name)
 
     def release(self) -> None:
         if _libc.sem_post(self._semaphore) != 0:
