@@ -404,3 +404,4 @@ def test_every_command_prints_json_for_programs(
             assert errors == "", (name, place_of_json)
             assert json.loads(printed) is not None, (name, place_of_json)
     assert json.loads(admin(daemon, "drain", "--json").stdout) == {"draining": True}
+    assert daemon.wait_end() == 0

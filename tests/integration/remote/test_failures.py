@@ -291,6 +291,7 @@ def test_the_metrics_count_the_answers(service: Service) -> None:
     text = subprocess.run([*command, "metrics"], capture_output=True, text=True, timeout=60, check=True).stdout
     shown = subprocess.run([*command, "status"], capture_output=True, text=True, timeout=60, check=True).stdout
 
-    assert 'shmserve_remote_requests_total{result="ok"}' in text and "shmserve_remote_open 0.0" in text
+    assert 'shmserve_remote_requests_total{result="ok",service="t"}' in text
+    assert 'shmserve_remote_open{service="t"} 0.0' in text
     assert "shmserve_remote_switches_total" in text
     assert f"double {VERSION}, remote answers" in shown

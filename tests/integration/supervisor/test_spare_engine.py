@@ -56,7 +56,9 @@ def test_an_update_and_a_cold_rollback_use_it(daemon: Daemon, tmp_path: Path) ->
         second = daemon.wait_spare()
         rollback(daemon)
         assert client.infer(X)["y"][2] == 4 and daemon.engine_pid == second["pid"]
-        assert f"shmserve_spare_engine_uses_total {second['uses'] + 1}" in admin(daemon, "metrics").stdout
+        assert (
+            f'shmserve_spare_engine_uses_total{{service="t"}} {second["uses"] + 1}' in admin(daemon, "metrics").stdout
+        )
 
 
 def test_one_that_ends_is_replaced(daemon: Daemon) -> None:

@@ -12,6 +12,7 @@ from shmserve.daemon.config.config import Config
 from shmserve.daemon.ipc.release import Installation
 from shmserve.daemon.supervisor import spare_engine
 from shmserve.daemon.supervisor.spare_engine import SpareEngine, SpareState
+from tests.support.daemon_process import hurry
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
@@ -38,6 +39,8 @@ class Keeping:
             async def wait(state: SpareState) -> None:
                 while spare.status.state is not state:
                     assert not keeper.done()
+                    if spare.status.pid is not None:
+                        hurry(spare.status.pid)
                     await asyncio.sleep(0.01)
 
             try:
