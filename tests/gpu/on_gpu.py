@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "RESULTS"
 _PROBE = """
 import importlib.util, json, sys
-names = ["torch", "numpy", "posix_ipc", "click", "pytest", "hypothesis", "ml_dtypes", "xdist"]
+names = ["torch", "numpy", "posix_ipc", "click", "pytest", "xdist"]
 names += [] if sys.version_info >= (3, 11) else ["tomli"]
 missing = [name for name in names if importlib.util.find_spec(name) is None]
 gpu = None
@@ -36,8 +36,8 @@ print(json.dumps([missing, gpu]))
 """
 #: What has a stand-in of its own (tests/support/without_packages).
 _REPLACED = {"posix_ipc", "click"}
-#: What only the part `service` needs, and what only makes the tests faster.
-_OF_SERVICE, _FASTER = {"hypothesis", "ml_dtypes"}, {"xdist"}
+#: What only makes the tests faster.
+_FASTER = {"xdist"}
 #: Workers, where pytest-xdist is there: each has an engine on the GPU.
 _WORKERS = 4
 
@@ -136,10 +136,7 @@ def tested(python: str, missing: list[str], gpu: str | None, arguments: list[str
     names = [argument for argument in arguments if argument in PARTS] or [*PARTS]
     others = [argument for argument in arguments if argument not in PARTS]
     for name in names:
-        lacking = sorted(set(missing) & _OF_SERVICE) if name == "service" else []
-        if lacking:
-            yield left_out(name, f"{', '.join(lacking)} is missing")
-        elif gpu is None and name == "service":
+        if gpu is None and name == "service":
             yield left_out(name, "there is no GPU")
         else:
             own = {"SHMSERVE_TEST_DEVICE": "cuda:0"} if name == "service" else {}
@@ -176,7 +173,7 @@ def main() -> int:
         os.environ |= {"LATE_CUDA": os.environ.get("LATE_CUDA", "{}"), "LATE_CUDA_IN": "-c pytest bench.gpu"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     python, missing, gpu = chosen()
-    optional = _REPLACED | _OF_SERVICE | _FASTER | (set() if given.goals != ["bench"] else {"pytest"})
+    optional = _REPLACED | _FASTER | (set() if given.goals != ["bench"] else {"pytest"})
     if needed := [name for name in missing if name not in optional]:
         print(f"{python} lacks {', '.join(needed)}: install them, or name another Python (make PYTHON=...)")
         return 2

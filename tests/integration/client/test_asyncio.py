@@ -32,7 +32,7 @@ from tests.support.client_parts import in_loop
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.event_loop import entered, run, waiters
 from tests.support.gate import Gate
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

@@ -19,7 +19,8 @@ from shmserve.client import (
 )
 from tests.support.daemon_process import Daemon
 from tests.support.other_process import overwrite
-from tests.support.trees import Mode, assert_same
+from tests.support.same_trees import assert_same
+from tests.support.trees import Mode
 
 pytestmark = pytest.mark.sealed_too
 

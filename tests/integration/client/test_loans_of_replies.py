@@ -18,7 +18,7 @@ from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.other_process import overwrite
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

@@ -25,7 +25,7 @@ from shmserve.client.compat import flask_pickle
 from tests.support.daemon_process import Daemon
 from tests.support.gate import Gate
 from tests.support.robot_process import Robot
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

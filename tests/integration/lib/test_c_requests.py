@@ -22,7 +22,7 @@ from tests.support.c_trees import Entry, entries_of
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.joint_packages import STATED, joint_package
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = [pytest.mark.sealed_too]
 

@@ -17,7 +17,8 @@ from tests.support.c_library import library
 from tests.support.c_trees import BYTES, DTYPES, STR, entries_of
 from tests.support.client_parts import connection_of
 from tests.support.daemon_process import Daemon
-from tests.support.trees import assert_same, filled
+from tests.support.same_trees import assert_same
+from tests.support.trees import filled
 
 pytestmark = [pytest.mark.sealed_too]
 

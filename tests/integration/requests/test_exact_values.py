@@ -13,18 +13,8 @@ from hypothesis import HealthCheck, given, settings
 
 from shmserve.client import ShmClient
 from tests.support.daemon_process import Daemon
-from tests.support.trees import (
-    BFLOAT16,
-    DTYPES,
-    LAYOUTS,
-    SHAPES,
-    TORCH_DTYPES,
-    assert_same,
-    filled,
-    laid_out,
-    tensor,
-    trees,
-)
+from tests.support.same_trees import assert_same
+from tests.support.trees import BFLOAT16, DTYPES, LAYOUTS, SHAPES, TORCH_DTYPES, filled, laid_out, tensor, trees
 
 pytestmark = [pytest.mark.sealed_too, pytest.mark.pure_too]
 

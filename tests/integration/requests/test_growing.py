@@ -11,7 +11,7 @@ import pytest
 from shmserve.client import InferenceFailed, ObservationTooLarge, RequestTimeout, ShmClient
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = [pytest.mark.sealed_too, pytest.mark.pure_too]
 

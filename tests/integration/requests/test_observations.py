@@ -13,7 +13,7 @@ import torch
 
 from shmserve.client import ShmClient, UnsupportedType
 from tests.support.daemon_process import Daemon
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

@@ -16,7 +16,8 @@ import torch
 from shmserve.client import InferenceFailed, ShmClient, UnsupportedType
 from tests.support.daemon_process import Daemon
 from tests.support.robot_process import Robot
-from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Task, assert_same
+from tests.support.same_trees import assert_same
+from tests.support.trees import Colour, Items, Mode, Pair, Pixels, Task
 
 pytestmark = pytest.mark.sealed_too
 

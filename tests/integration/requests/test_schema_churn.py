@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.daemon_process import Daemon
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

@@ -15,7 +15,7 @@ import torch
 from shmserve.client import ShmClient
 from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.gate import Gate
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.sealed_too
 

@@ -19,7 +19,8 @@ import torch
 from shmserve.base_values import plain_tree
 from shmserve.codec import Decoder, Encoder, SlotMemory
 from shmserve.errors import RequestRejected, UnsupportedType
-from tests.support.trees import Colour, Entries, Items, Mode, Pixels, Task, Text, Whole, assert_same
+from tests.support.same_trees import assert_same
+from tests.support.trees import Colour, Entries, Items, Mode, Pixels, Task, Text, Whole
 
 
 def slot(size: int = 1 << 16) -> SlotMemory:

@@ -23,7 +23,8 @@ from shmserve.codec import (
 from shmserve.errors import RequestRejected, UnsupportedType
 from shmserve.layout import MAX_METADATA_BYTES, aligned
 from shmserve.metadata import MetadataError
-from tests.support.trees import BFLOAT16, DTYPES, LAYOUTS, SHAPES, assert_same, filled, laid_out, trees
+from tests.support.same_trees import assert_same
+from tests.support.trees import BFLOAT16, DTYPES, LAYOUTS, SHAPES, filled, laid_out, trees
 
 pytestmark = pytest.mark.pure_too
 

@@ -28,7 +28,8 @@ from shmserve.message import (
 )
 from shmserve.metadata import MetadataError
 from shmserve.protocol import Status
-from tests.support.trees import assert_same, trees
+from tests.support.same_trees import assert_same
+from tests.support.trees import trees
 
 pytestmark = pytest.mark.pure_too
 

@@ -16,7 +16,8 @@ from shmserve.pure import tree_decoder as pure_decoder
 from shmserve.pure import tree_encoder as pure_encoder
 from tests.support.native import NATIVE, core
 from tests.support.native_ends import metadata_of, slot_memory
-from tests.support.trees import BFLOAT16, assert_same, expected, keys, leaves, trees
+from tests.support.same_trees import assert_same, expected
+from tests.support.trees import BFLOAT16, keys, leaves, trees
 
 native_only = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 _MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -29,7 +29,7 @@ from tests.support.native_ends import (
     slot_memory,
     slots_memory,
 )
-from tests.support.trees import assert_same
+from tests.support.same_trees import assert_same
 
 pytestmark = pytest.mark.skipif(not NATIVE, reason="installed without a compiler")
 
