@@ -26,6 +26,7 @@ def _names() -> list[object]:
     return [torch.empty, torch.tensor, torch.as_tensor, *(dict(vars(owner)) for owner in owners)]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, or the late one for a rehearsal")
 def test_torch_is_as_before_afterwards() -> None:
     before = _names()
     with installed():

@@ -7,18 +7,26 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-Command = Callable[..., Any]
+Function = Callable[..., Any]
 
 
 class BadParameter(ValueError):
     """A value that an option does not take."""
 
 
+class UsageError(Exception):
+    """A mistake in the arguments, which argparse reports itself."""
+
+
+class Command:
+    """The base of the program's command, whose help for mistakes is left out."""
+
+
 def Path(**settings: Any) -> type[str]:
     return str
 
 
-def Choice(choices: list[str]) -> type[str]:
+def Choice(choices: list[str], **settings: Any) -> type[str]:
     return str
 
 
@@ -26,20 +34,20 @@ def echo(text: str) -> None:
     print(text)
 
 
-def version_option(version: str, prog_name: str) -> Callable[[Command], Command]:
+def version_option(version: str, prog_name: str) -> Callable[[Function], Function]:
     return lambda function: function
 
 
-def option(*names: str, **settings: Any) -> Callable[[Command], Command]:
-    def with_option(function: Command) -> Command:
+def option(*names: str, **settings: Any) -> Callable[[Function], Function]:
+    def with_option(function: Function) -> Function:
         function.__dict__.setdefault("options", []).append((names, settings))
         return function
 
     return with_option
 
 
-def command(**settings: Any) -> Callable[[Command], Command]:
-    def made(function: Command) -> Command:
+def command(**settings: Any) -> Callable[[Function], Function]:
+    def made(function: Function) -> Function:
         parser = argparse.ArgumentParser(description=function.__doc__)
         for names, given in function.__dict__.get("options", []):
             flags = [flag for name in names if name.startswith("-") for flag in name.split("/")]
