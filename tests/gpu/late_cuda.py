@@ -288,9 +288,10 @@ class LateCuda(Operators):
                 torch.Size([size] if isinstance(size, int) else size).numel()
                 * torch.empty(0, dtype=dtype).element_size()
             )
-            if self.runtime.pinned_bytes + length > self.runtime.limit or length > self.memory_limit << 4:
+            block = 1 << max(0, length - 1).bit_length()  # as torch's allocator, which keeps its blocks
+            if self.runtime.pinned_bytes + block > self.runtime.limit or block > self.memory_limit << 4:
                 raise accelerator_error("CUDA error: out of memory", 2)
-            return self.runtime.pinned.take(length).memory.view(dtype).view(size)
+            return self.runtime.pinned.take(block).memory[:length].view(dtype).view(size)
 
     def where(self, device: Any) -> torch.device:
         return normal(device, self.threads.device) or torch.device("cuda", self.threads.device)

@@ -61,6 +61,15 @@ class Blocks:
     def used_bytes(self) -> int:
         return sum(block.size for block in self._blocks.values() if block.used)
 
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of all blocks, in use or kept for the next one."""
+        return sum(block.size for block in self._blocks.values())
+
+    def empty(self) -> None:
+        """Forget the blocks that are not in use."""
+        self._blocks = {start: block for start, block in self._blocks.items() if block.used}
+
     def of(self, tensor: torch.Tensor) -> Block | None:
         """Return the block that holds the tensor, which is one of the host."""
         return self._blocks.get(tensor.untyped_storage().data_ptr())
@@ -141,7 +150,7 @@ class Runtime:
 
     @property
     def pinned_bytes(self) -> int:
-        return self.pinned.used_bytes + sum(self.registered.values())
+        return self.pinned.held_bytes + sum(self.registered.values())
 
     def locked(self, tensor: torch.Tensor) -> bool:
         """Whether the memory of this tensor of the host is page-locked."""

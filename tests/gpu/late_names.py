@@ -125,6 +125,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
         set_rng_state=lambda state, device=None: gpus.generators[gpus.where(device).index].set_state(state),
     )
     put(torch.version, cuda="late")
+    put(torch._C, _host_emptyCache=gpus.runtime.pinned.empty)
     _put_factories(gpus, put)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 _ARENA = "tests/unit/engine/device/test_arena.py"
 _CUDA = "tests/unit/engine/device/test_cuda.py"
 _PARTS = "tests/unit/engine/device/test_device_parts.py"
+_POOL = "tests/unit/engine/device/test_pinned_pool.py"
 _GPU = "tests/gpu/test_gpu.py"
 _COPIES = "tests/integration/device/test_device_copies.py"
 _ROWS = "tests/integration/device/test_device_rows.py"
@@ -409,5 +410,14 @@ MUTANTS = [
         "return bool(tensor.is_cuda)",
         _COPIES,
         "test_an_action_on_another_gpu_is_brought_over_first",
+    ),
+    Mutant(
+        "N04",
+        "page-locked memory that was outgrown is kept",
+        "context.py",
+        "        self.host.trim()\n",
+        "",
+        _POOL,
+        "test_growing_does_not_leave_the_sum_of_all_sizes_locked",
     ),
 ]

@@ -18,7 +18,7 @@ from .arena import Arena
 from .errors import raise_if_lost
 from .interface import Device
 from .memory import ServingMemory, check_room, needed_bytes, package_bytes
-from .pinned_pool import PinnedPool
+from .pinned_pool import PinnedPool, block_bytes
 from .readback import Readback
 from .registration import Registrar
 from .tuning import measured_threshold
@@ -49,19 +49,21 @@ class DeviceContext:
         row = aligned(payload_bytes, CACHE_LINE)
         size = max(row, min(row * self.max_batch, _BATCH_BYTES))
         before = max(arena.size for arena in self.arenas)
-        # Lengths may grow a little with each request, and page-locked memory is never released.
-        headroom = aligned(before + before // 2, CACHE_LINE)
-        if before < size < headroom:
+        if size <= before:
+            return
+        block = block_bytes(size)  # so much is page-locked in any case
+        if size < block:
             with contextlib.suppress(torch.OutOfMemoryError):
-                self._grow(headroom)
+                self._grow(block)
                 return
         self._grow(size)
 
     def _grow(self, size: int) -> None:
         small = [arena for arena in self.arenas if not arena.fixed and arena.size < size]
         larger = [arena.larger(size) for arena in small]
-        for arena, (host, memory) in zip(small, larger, strict=True):
-            arena.adopt(host, memory)
+        for arena, memory in zip(small, larger, strict=True):
+            arena.adopt(memory)
+        self.host.trim()
 
     def report(self) -> dict[str, Any]:
         """Return the device's entries for status. Raises DeviceLost."""
@@ -97,6 +99,7 @@ def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceCo
     threshold = order.register_bytes
     if threshold is None:
         threshold = measured_threshold(device)
+        device.give_back_pinned()
     max_batch = 1 if package.deterministic else package.max_batch
     return DeviceContext(device, max_batch=max_batch, register_bytes=threshold or None)
 

@@ -146,6 +146,11 @@ class CudaDevice:
     def give_back(self) -> None:
         torch.cuda.empty_cache()
 
+    def give_back_pinned(self) -> None:
+        give_back = getattr(torch._C, "_host_emptyCache", None)  # since torch 2.5
+        if give_back is not None:
+            give_back()
+
     def free_memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         if self.facts()["integrated"]:

@@ -95,6 +95,9 @@ class Device(Protocol):
     def give_back(self) -> None:
         """Release the memory that torch caches for later tensors."""
 
+    def give_back_pinned(self) -> None:
+        """Release the page-locked memory that torch keeps after its last use."""
+
     def free_memory(self) -> tuple[int, int]:
         """Return the device's free bytes and its total bytes."""
 
