@@ -197,6 +197,8 @@ class LateCuda(Operators):
         self.may_pass: Callable[[], bool] = lambda: True
         self.memory_limit, self.memory_total = memory_limit, memory_total
         self.total_bytes, self.free_bytes, self.model_bytes = total_bytes, free_bytes, model_bytes
+        #: Memory of a GPU that libraries took without torch's allocator.
+        self.library_bytes = 0
         self.integrated = integrated
         self.out_of_memory: Callable[[str], Exception] = torch.OutOfMemoryError
         #: What every call raises: the context is lost.

@@ -40,6 +40,11 @@ class DeviceContext:
         self.registrar = Registrar(device, self.host, register_bytes)
         #: Largest batch size that runs as a graph; 0 without graphs.
         self.graphs = 0
+        #: Memory in use before the model is loaded, except by torch.
+        self._used_before = self._used_beside_torch()
+        #: Memory that its libraries (TensorRT, Triton, cuBLAS) took during the load; measured once, because other processes
+        #: use the device as well.
+        self._library_bytes: int | None = None
 
     def make_room(self, payload_bytes: int) -> None:
         """Grow the arenas for batches of requests of this size; only while nothing is staged.
@@ -65,8 +70,12 @@ class DeviceContext:
             arena.adopt(memory)
         self.host.trim()
 
+    def _used_beside_torch(self) -> int:
+        free, total = self.device.free_memory()
+        return total - free - self.device.reserved_memory()
+
     def report(self) -> dict[str, Any]:
-        """Return the device's entries for status. Raises DeviceLost."""
+        """Return the device's entries for status; the first call follows the model's load. Raises DeviceLost."""
         try:
             return self._report()
         except RuntimeError as error:
@@ -75,11 +84,14 @@ class DeviceContext:
 
     def _report(self) -> dict[str, Any]:
         free, total = self.device.free_memory()
+        if self._library_bytes is None:
+            self._library_bytes = max(0, self._used_beside_torch() - self._used_before)
         return {
             **self.device.facts(),
             "free_bytes": free,
             "total_bytes": total,
-            "model_bytes": self.device.used_memory(),
+            "model_bytes": self.device.used_memory() + self._library_bytes,
+            "library_bytes": self._library_bytes,
             "staging": "pageable" if self.host.pageable_bytes else "pinned",
             "staging_bytes": self.host.pinned_bytes + self.host.pageable_bytes,
             "register_bytes": self.registrar.threshold,

@@ -160,6 +160,9 @@ class CudaDevice:
     def used_memory(self) -> int:
         return int(torch.cuda.max_memory_reserved(self.torch_device))
 
+    def reserved_memory(self) -> int:
+        return int(torch.cuda.memory_reserved(self.torch_device))
+
     def facts(self) -> dict[str, Any]:
         found = torch.cuda.get_device_properties(self._index)
         return {

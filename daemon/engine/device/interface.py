@@ -104,6 +104,9 @@ class Device(Protocol):
     def used_memory(self) -> int:
         """Return the peak of the bytes reserved for this process's tensors."""
 
+    def reserved_memory(self) -> int:
+        """Return the bytes that are reserved for this process's tensors now."""
+
     def facts(self) -> dict[str, Any]:
         """Return its description for the operator: name, memory, integrated ..."""
 
