@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -147,6 +148,8 @@ class Runtime:
         #: Registrations before the one that is refused; None: none is.
         self.refuse_at: int | None = None
         self.streams: list[Stream] = []
+        #: Called by the two calls as they begin: with their name, in their thread.
+        self.began: Callable[[str], None] = lambda call: None
 
     @property
     def pinned_bytes(self) -> int:
@@ -169,6 +172,7 @@ class Runtime:
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         assert (type(address), type(size), type(flags)) == (int, int, int)
+        self.began("register")
         if self.refuse_at is not None:
             self.refuse_at -= 1
         if not self.registers or self.refuse_at == -1:
@@ -183,6 +187,7 @@ class Runtime:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.began("unregister")
         size = self.registered.pop(address, None)
         if size is None:
             return self._said(713)

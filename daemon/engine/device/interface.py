@@ -72,7 +72,7 @@ class Device(Protocol):
         """Make the stream's later work wait for the event; the host does not wait."""
 
     def register(self, address: int, size: int) -> None:
-        """Page-lock memory with a writable mapping; raises PinFailed."""
+        """Page-lock memory with a writable mapping; raises PinFailed. May be called in any thread, as `unregister`."""
 
     def unregister(self, address: int) -> None:
         """Undo `register`; call it after every copy from the memory and before it is unmapped."""

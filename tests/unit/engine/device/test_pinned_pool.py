@@ -28,17 +28,24 @@ def test_all_of_a_block_can_be_used_and_is_counted(device: LateDevice, size: int
 
 def test_growing_does_not_leave_the_sum_of_all_sizes_locked(device: LateDevice) -> None:
     context = DeviceContext(device, max_batch=1, register_bytes=None)
-    results = Readback(device, context.host)
     for size in (3 << 10, 100 << 10, 300 << 10, 3 << 20):
         context.make_room(size)
+
+    assert [arena.size for arena in context.arenas] == [4 << 20, 4 << 20]
+    assert device.gpus.pinned_bytes == context.report()["staging_bytes"] == 2 * (4 << 20)
+
+
+def test_growing_results_do_not_leave_the_sum_of_all_sizes_locked(device: LateDevice) -> None:
+    pool = PinnedPool(device)
+    results = Readback(device, pool)
+    for size in (3 << 10, 100 << 10, 300 << 10, 3 << 20):
         results.begin()
         found = results.fetch({"y": torch.full((size,), 7, dtype=torch.uint8, device=device.torch_device)})
         device.synchronize()
         assert found["y"].tolist()[-1] == 7
     results.begin()
 
-    assert [arena.size for arena in context.arenas] == [4 << 20, 4 << 20]
-    assert device.gpus.pinned_bytes == context.report()["staging_bytes"] == 3 * (4 << 20)
+    assert device.gpus.pinned_bytes == pool.pinned_bytes == 4 << 20
 
 
 def test_results_of_the_same_batch_keep_their_memory_until_they_are_read(device: LateDevice) -> None:
