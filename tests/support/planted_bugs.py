@@ -443,7 +443,7 @@ MUTANTS = [
         "N07",
         "a client's memory is unregistered under its copies",
         "registration.py",
-        "                    event.synchronize()\n",
+        "                    wait()\n",
         "                    pass\n",
         _COPIES,
         "test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_that",

@@ -23,7 +23,7 @@ import torch
 
 from shmserve.layout import Geometry, slot_of
 
-from .interface import Device, Event, PinFailed
+from .interface import Device, PinFailed
 from .pinned_pool import REMEDY, PinnedPool
 
 log = logging.getLogger(__name__)
@@ -137,15 +137,17 @@ class RegisteredRequests:
         if self._closed:
             return
         self._closed = True
-        copies: list[Event] = []
+        waits: list[Callable[[], None]] = []
         if self._copied_from:
             # The engine awaits copies before it answers a request, but not if the client has left.
-            with contextlib.suppress(RuntimeError):  # raised by a lost device, which no longer copies
+            try:
                 for ahead in (False, True):
                     event = self._device.event()
                     self._device.record(event, ahead=ahead)
-                    copies.append(event)
-        self._registrar.submit(lambda: self._give_up(copies))
+                    waits.append(event.synchronize)
+            except RuntimeError:
+                waits = [self._device.synchronize]
+        self._registrar.submit(lambda: self._give_up(waits))
 
     # In the registrations' thread
 
@@ -161,14 +163,14 @@ class RegisteredRequests:
         self._registrar.count(1, self._geometry.segment_bytes)
         self._registered = True
 
-    def _give_up(self, copies: list[Event]) -> None:
+    def _give_up(self, waits: list[Callable[[], None]]) -> None:
         if self._registered:
             # ORDER: after the copies, and before the memory is unmapped, or the driver keeps pages that no longer belong to
             # this address.
             self._registered = False
-            with contextlib.suppress(RuntimeError):
-                for event in copies:
-                    event.synchronize()
+            with contextlib.suppress(RuntimeError):  # raised by a lost device, which no longer copies
+                for wait in waits:
+                    wait()
             self._device.unregister(self._address)
             self._registrar.count(-1, -self._geometry.segment_bytes)
         self._payloads = []

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shmserve.daemon.engine.device.pinned_pool import PinnedPool
 from shmserve.daemon.engine.device.registration import THREAD, Registrar
@@ -97,6 +98,21 @@ def test_a_client_that_leaves_does_not_wait_and_is_unregistered_before_its_memor
     assert len(held.device.gpus.registered) == 1
     assert held.context.report()["registered_channels"] == 1
     assert gate.calls == [("register", False), ("register", False), ("unregister", False)]
+
+
+def test_copies_that_no_event_marks_are_waited_for(held: DeviceEngine, gate: Gate) -> None:
+    gate.open.set()
+    held.settle()
+    client = held.clients[0]
+    client.submit(x(1))
+    client.state.look(0)
+    held.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
+    held.device.gpus.fail("record", lambda: torch.OutOfMemoryError("CUDA out of memory."))
+
+    client.state.close()
+    held.settle()
+
+    assert len(held.device.gpus.registered) == 1
 
 
 def test_a_client_that_leaves_before_its_turn_is_not_registered(held: DeviceEngine, gate: Gate) -> None:
