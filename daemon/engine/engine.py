@@ -210,7 +210,9 @@ class Engine:
         else:
             wait = DeviceWait(SpinBudget(order.spin_us))
             serving = DeviceServing(model, self._stats, device_arrays, wait, graphs=graphs, **settings)
-            self._loop = DeviceLoop(bell, self._stats, serving, budget, *callbacks, context=device_arrays)
+            self._loop = DeviceLoop(
+                bell, self._stats, serving, budget, *callbacks, context=device_arrays, report=self._report_gpu
+            )
         self._example = result.example
         if result.observation is None:
             serving.on_first = self._report_first
@@ -343,7 +345,7 @@ class Engine:
         descriptors.keep_room()
         # torch has no read-only tensors, and a policy that writes to one must not crash the engine.
         writable = self._in_place and self._tensors_on is not None
-        registrar = self._context.registrar if self._context is not None else None
+        registrar = self._context.registrar if self._context is not None and self._tensors_on is not None else None
         return MappedChannel(channel_info, fds, writable_requests=writable, registrar=registrar)
 
     def _channel_state(self, mapped: MappedChannel, attach: Attach) -> ChannelState:

@@ -197,6 +197,8 @@ class LateCuda(Operators):
         self.may_pass: Callable[[], bool] = lambda: True
         self.memory_limit, self.memory_total = memory_limit, memory_total
         self.total_bytes, self.free_bytes, self.model_bytes = total_bytes, free_bytes, model_bytes
+        #: Memory of a GPU that libraries took without torch's allocator.
+        self.library_bytes = 0
         self.integrated = integrated
         self.out_of_memory: Callable[[str], Exception] = torch.OutOfMemoryError
         #: What every call raises: the context is lost.
@@ -288,9 +290,10 @@ class LateCuda(Operators):
                 torch.Size([size] if isinstance(size, int) else size).numel()
                 * torch.empty(0, dtype=dtype).element_size()
             )
-            if self.runtime.pinned_bytes + length > self.runtime.limit or length > self.memory_limit << 4:
+            block = 1 << max(0, length - 1).bit_length()  # as torch's allocator, which keeps its blocks
+            if self.runtime.pinned_bytes + block > self.runtime.limit or block > self.memory_limit << 4:
                 raise accelerator_error("CUDA error: out of memory", 2)
-            return self.runtime.pinned.take(length).memory.view(dtype).view(size)
+            return self.runtime.pinned.take(block).memory[:length].view(dtype).view(size)
 
     def where(self, device: Any) -> torch.device:
         return normal(device, self.threads.device) or torch.device("cuda", self.threads.device)

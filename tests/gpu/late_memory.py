@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -60,6 +61,15 @@ class Blocks:
     @property
     def used_bytes(self) -> int:
         return sum(block.size for block in self._blocks.values() if block.used)
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of all blocks, in use or kept for the next one."""
+        return sum(block.size for block in self._blocks.values())
+
+    def empty(self) -> None:
+        """Forget the blocks that are not in use."""
+        self._blocks = {start: block for start, block in self._blocks.items() if block.used}
 
     def of(self, tensor: torch.Tensor) -> Block | None:
         """Return the block that holds the tensor, which is one of the host."""
@@ -138,10 +148,12 @@ class Runtime:
         #: Registrations before the one that is refused; None: none is.
         self.refuse_at: int | None = None
         self.streams: list[Stream] = []
+        #: Called by the two calls as they begin: with their name, in their thread.
+        self.began: Callable[[str], None] = lambda call: None
 
     @property
     def pinned_bytes(self) -> int:
-        return self.pinned.used_bytes + sum(self.registered.values())
+        return self.pinned.held_bytes + sum(self.registered.values())
 
     def locked(self, tensor: torch.Tensor) -> bool:
         """Whether the memory of this tensor of the host is page-locked."""
@@ -160,6 +172,7 @@ class Runtime:
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
         assert (type(address), type(size), type(flags)) == (int, int, int)
+        self.began("register")
         if self.refuse_at is not None:
             self.refuse_at -= 1
         if not self.registers or self.refuse_at == -1:
@@ -174,6 +187,7 @@ class Runtime:
         return 0
 
     def cudaHostUnregister(self, address: int) -> int:
+        self.began("unregister")
         size = self.registered.pop(address, None)
         if size is None:
             return self._said(713)

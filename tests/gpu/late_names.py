@@ -80,13 +80,13 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
 
     def free(device: Any = None) -> tuple[int, int]:
         gpus.check()
-        return gpus.free_bytes, gpus.total_bytes
+        return gpus.free_bytes - gpus.memory_blocks.held_bytes - gpus.library_bytes, gpus.total_bytes
 
     def give_back() -> None:
         gpus.given_back += 1
 
     def used(device: Any = None) -> int:
-        return gpus.memory_blocks.used_bytes if gpus.model_bytes is None else gpus.model_bytes
+        return gpus.memory_blocks.held_bytes if gpus.model_bytes is None else gpus.model_bytes
 
     def seed_all(seed: int) -> None:
         for generator in gpus.generators:
@@ -117,6 +117,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
         empty_cache=give_back,
         mem_get_info=free,
         max_memory_reserved=used,
+        memory_reserved=lambda device=None: gpus.memory_blocks.held_bytes,
         get_device_properties=facts,
         get_device_name=lambda device=None: facts(device).name,
         manual_seed=seed_all,
@@ -125,6 +126,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
         set_rng_state=lambda state, device=None: gpus.generators[gpus.where(device).index].set_state(state),
     )
     put(torch.version, cuda="late")
+    put(torch._C, _host_emptyCache=gpus.runtime.pinned.empty)
     _put_factories(gpus, put)
 
 

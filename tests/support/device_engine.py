@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,12 @@ class DeviceEngine:
         payload_bytes: int = 4096,
         register_bytes: int | None = None,
         max_batch: int = 4,
+        settled: bool = True,
     ) -> None:
-        """`model`: a package is loaded and warmed up as an engine does it. Closes `device` in the end."""
+        """`model`: a package is loaded and warmed up as an engine does it. Closes `device` in the end.
+
+        `settled`: wait for the registration of the clients' memory.
+        """
         self.device = device or LateDevice()
         self.stats = Stats(create_stats_memory())
         self.context = DeviceContext(self.device, max_batch=max_batch, register_bytes=register_bytes)
@@ -134,6 +139,14 @@ class DeviceEngine:
             graphs=graphs,
         )
         self.clients = [Client(number, self, payload_bytes) for number in range(clients)]
+        if settled:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until clients' memory is registered or given up as far as that was asked for."""
+        done = threading.Event()
+        self.context.registrar.submit(done.set)
+        assert done.wait(20), "the thread of registrations ended or hangs"
 
     def stage(self, *, ahead: bool = False) -> None:
         """Take over what was published and not looked at yet."""
@@ -165,6 +178,7 @@ class DeviceEngine:
         """End it; nothing may be left registered."""
         for client in self.clients:
             client.close()
+        self.settle()
         self.stats.close()
         self.device.close()
         assert self.device.gpus.registered == {}

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 _ARENA = "tests/unit/engine/device/test_arena.py"
 _CUDA = "tests/unit/engine/device/test_cuda.py"
 _PARTS = "tests/unit/engine/device/test_device_parts.py"
+_POOL = "tests/unit/engine/device/test_pinned_pool.py"
 _GPU = "tests/gpu/test_gpu.py"
 _COPIES = "tests/integration/device/test_device_copies.py"
 _ROWS = "tests/integration/device/test_device_rows.py"
+_REGISTRATION = "tests/integration/device/test_device_registration.py"
 _TROUBLE = "tests/integration/device/test_device_trouble.py"
 
 
@@ -369,8 +371,8 @@ MUTANTS = [
         "C05",
         "the error of a refused registration is left",
         "cuda.py",
-        "            self._forget_error()\n            raise PinFailed",
-        "            raise PinFailed",
+        "                self._forget_error()\n                raise PinFailed",
+        "                raise PinFailed",
         _GPU,
         "test_shared_memory_can_be_registered_copied_from_and_given_up",
     ),
@@ -409,5 +411,41 @@ MUTANTS = [
         "return bool(tensor.is_cuda)",
         _COPIES,
         "test_an_action_on_another_gpu_is_brought_over_first",
+    ),
+    Mutant(
+        "N04",
+        "page-locked memory that was outgrown is kept",
+        "context.py",
+        "        self.host.trim()\n",
+        "",
+        _POOL,
+        "test_growing_does_not_leave_the_sum_of_all_sizes_locked",
+    ),
+    Mutant(
+        "N05",
+        "a client's memory is registered on the serving thread",
+        "registration.py",
+        "        self.submit(registered.register)\n",
+        "        registered.register()\n",
+        _REGISTRATION,
+        "test_a_client_is_served_while_its_memory_is_registered",
+    ),
+    Mutant(
+        "N06",
+        "memory is read directly before it is registered",
+        "registration.py",
+        "        if not self._registered:\n            return None\n        self._copied_from",
+        "        self._copied_from",
+        _REGISTRATION,
+        "test_the_first_request_is_staged_and_later_ones_are_not",
+    ),
+    Mutant(
+        "N07",
+        "a client's memory is unregistered under its copies",
+        "registration.py",
+        "                    wait()\n",
+        "                    pass\n",
+        _COPIES,
+        "test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_that",
     ),
 ]

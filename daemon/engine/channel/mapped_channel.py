@@ -20,11 +20,11 @@ from shmserve.layout import Geometry
 class RegisteredRequests(Protocol):
     """One generation of a client's requests, as memory that a device reads directly."""
 
-    def payload(self, sequence: int) -> torch.Tensor:
-        """Return the payload bytes of the slot that `sequence` uses."""
+    def payload(self, sequence: int) -> torch.Tensor | None:
+        """Return the payload bytes of the slot that `sequence` uses; None while the device cannot read them."""
 
     def close(self) -> None:
-        """Wait for the device's copies and unregister; may be called twice."""
+        """Give the memory up once the device's copies have ended; may be called twice."""
 
 
 class Registrar(Protocol):
@@ -34,7 +34,7 @@ class Registrar(Protocol):
     threshold: int | None
 
     def open(self, requests: int, geometry: Geometry) -> RegisteredRequests | None:
-        """Register the segment of a descriptor that stays the caller's; return None if that fails or does not pay."""
+        """Begin to register the segment of a descriptor that stays the caller's; return None if that does not pay."""
 
 
 class MappedChannel:

@@ -74,17 +74,18 @@ class Arena:
     def reserve(self, size: int) -> None:
         """Grow to at least this many bytes; only between batches. Keeps its memory if it raises torch.OutOfMemoryError."""
         if size > self.size:
-            self.adopt(*self.larger(size))
+            self.adopt(self.larger(size))
 
-    def larger(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Allocate this many bytes of the host and of the device; raises torch.OutOfMemoryError."""
+    def larger(self, size: int) -> torch.Tensor:
+        """Allocate this many bytes of the device for `adopt`; raises torch.OutOfMemoryError."""
         assert not self.fixed and not self.rows
-        memory = self._new_memory(aligned(size))  # first: it may fail, and torch never releases page-locked memory
-        return self._source.take(aligned(size)), memory
+        return self._new_memory(aligned(size))
 
-    def adopt(self, host: torch.Tensor, memory: torch.Tensor) -> None:
-        """Switch to the memory that `larger` returned."""
+    def adopt(self, memory: torch.Tensor) -> None:
+        """Switch to the memory that `larger` returned, and to as much of the host."""
+        host = self._source.take(memory.numel())[: memory.numel()]
         self._copied.synchronize()  # or the old memory could be released during a copy
+        self._source.forget(self.host)
         self.host = host
         self._bytes = host.numpy()
         self._use(memory)

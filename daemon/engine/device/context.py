@@ -18,7 +18,7 @@ from .arena import Arena
 from .errors import raise_if_lost
 from .interface import Device
 from .memory import ServingMemory, check_room, needed_bytes, package_bytes
-from .pinned_pool import PinnedPool
+from .pinned_pool import PinnedPool, block_bytes
 from .readback import Readback
 from .registration import Registrar
 from .tuning import measured_threshold
@@ -40,6 +40,11 @@ class DeviceContext:
         self.registrar = Registrar(device, self.host, register_bytes)
         #: Largest batch size that runs as a graph; 0 without graphs.
         self.graphs = 0
+        #: Memory in use before the model is loaded, except by torch.
+        self._used_before = self._used_beside_torch()
+        #: Memory that its libraries (TensorRT, Triton, cuBLAS) took during the load; measured once, because other processes
+        #: use the device as well.
+        self._library_bytes: int | None = None
 
     def make_room(self, payload_bytes: int) -> None:
         """Grow the arenas for batches of requests of this size; only while nothing is staged.
@@ -49,22 +54,28 @@ class DeviceContext:
         row = aligned(payload_bytes, CACHE_LINE)
         size = max(row, min(row * self.max_batch, _BATCH_BYTES))
         before = max(arena.size for arena in self.arenas)
-        # Lengths may grow a little with each request, and page-locked memory is never released.
-        headroom = aligned(before + before // 2, CACHE_LINE)
-        if before < size < headroom:
+        if size <= before:
+            return
+        block = block_bytes(size)  # so much is page-locked in any case
+        if size < block:
             with contextlib.suppress(torch.OutOfMemoryError):
-                self._grow(headroom)
+                self._grow(block)
                 return
         self._grow(size)
 
     def _grow(self, size: int) -> None:
         small = [arena for arena in self.arenas if not arena.fixed and arena.size < size]
         larger = [arena.larger(size) for arena in small]
-        for arena, (host, memory) in zip(small, larger, strict=True):
-            arena.adopt(host, memory)
+        for arena, memory in zip(small, larger, strict=True):
+            arena.adopt(memory)
+        self.host.trim()
+
+    def _used_beside_torch(self) -> int:
+        free, total = self.device.free_memory()
+        return total - free - self.device.reserved_memory()
 
     def report(self) -> dict[str, Any]:
-        """Return the device's entries for status. Raises DeviceLost."""
+        """Return the device's entries for status; the first call follows the model's load. Raises DeviceLost."""
         try:
             return self._report()
         except RuntimeError as error:
@@ -73,11 +84,14 @@ class DeviceContext:
 
     def _report(self) -> dict[str, Any]:
         free, total = self.device.free_memory()
+        if self._library_bytes is None:
+            self._library_bytes = max(0, self._used_beside_torch() - self._used_before)
         return {
             **self.device.facts(),
             "free_bytes": free,
             "total_bytes": total,
-            "model_bytes": self.device.used_memory(),
+            "model_bytes": self.device.used_memory() + self._library_bytes,
+            "library_bytes": self._library_bytes,
             "staging": "pageable" if self.host.pageable_bytes else "pinned",
             "staging_bytes": self.host.pinned_bytes + self.host.pageable_bytes,
             "register_bytes": self.registrar.threshold,
@@ -97,6 +111,7 @@ def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceCo
     threshold = order.register_bytes
     if threshold is None:
         threshold = measured_threshold(device)
+        device.give_back_pinned()
     max_batch = 1 if package.deterministic else package.max_batch
     return DeviceContext(device, max_batch=max_batch, register_bytes=threshold or None)
 

@@ -78,15 +78,22 @@ class CudaDevice:
     def register(self, address: int, size: int) -> None:
         # The binding returns a cudaError instead of raising. cudaHostRegisterReadOnly is not used because most discrete GPUs
         # do not support it; the mapping must therefore be writable.
-        result = self._runtime.cudaHostRegister(address, size, 0)
-        if int(result) != 0:
-            text = str(self._runtime.cudaGetErrorString(result))
-            self._forget_error()
-            raise PinFailed(f"cudaHostRegister: {text}")
+        with self._current():
+            result = self._runtime.cudaHostRegister(address, size, 0)
+            if int(result) != 0:
+                text = str(self._runtime.cudaGetErrorString(result))
+                self._forget_error()
+                raise PinFailed(f"cudaHostRegister: {text}")
 
     def unregister(self, address: int) -> None:
-        if int(self._runtime.cudaHostUnregister(address)) != 0:
-            self._forget_error()
+        with self._current():
+            if int(self._runtime.cudaHostUnregister(address)) != 0:
+                self._forget_error()
+
+    def _current(self) -> contextlib.AbstractContextManager[None]:
+        """Make this device current in the calling thread, which would otherwise start a context on the first GPU."""
+        device: contextlib.AbstractContextManager[None] = torch.cuda.device(self._index)
+        return device
 
     def _forget_error(self) -> None:
         """Clear the runtime's last error, which the next kernel launch would otherwise report."""
@@ -146,6 +153,11 @@ class CudaDevice:
     def give_back(self) -> None:
         torch.cuda.empty_cache()
 
+    def give_back_pinned(self) -> None:
+        give_back = getattr(torch._C, "_host_emptyCache", None)  # since torch 2.5
+        if give_back is not None:
+            give_back()
+
     def free_memory(self) -> tuple[int, int]:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         if self.facts()["integrated"]:
@@ -154,6 +166,9 @@ class CudaDevice:
 
     def used_memory(self) -> int:
         return int(torch.cuda.max_memory_reserved(self.torch_device))
+
+    def reserved_memory(self) -> int:
+        return int(torch.cuda.memory_reserved(self.torch_device))
 
     def facts(self) -> dict[str, Any]:
         found = torch.cuda.get_device_properties(self._index)

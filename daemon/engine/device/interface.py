@@ -72,7 +72,7 @@ class Device(Protocol):
         """Make the stream's later work wait for the event; the host does not wait."""
 
     def register(self, address: int, size: int) -> None:
-        """Page-lock memory with a writable mapping; raises PinFailed."""
+        """Page-lock memory with a writable mapping; raises PinFailed. May be called in any thread, as `unregister`."""
 
     def unregister(self, address: int) -> None:
         """Undo `register`; call it after every copy from the memory and before it is unmapped."""
@@ -95,11 +95,17 @@ class Device(Protocol):
     def give_back(self) -> None:
         """Release the memory that torch caches for later tensors."""
 
+    def give_back_pinned(self) -> None:
+        """Release the page-locked memory that torch keeps after its last use."""
+
     def free_memory(self) -> tuple[int, int]:
         """Return the device's free bytes and its total bytes."""
 
     def used_memory(self) -> int:
         """Return the peak of the bytes reserved for this process's tensors."""
+
+    def reserved_memory(self) -> int:
+        """Return the bytes that are reserved for this process's tensors now."""
 
     def facts(self) -> dict[str, Any]:
         """Return its description for the operator: name, memory, integrated ..."""

@@ -7,7 +7,7 @@ of it, so a channel never changes during a copy.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...ipc.stats import Counter
@@ -62,12 +62,19 @@ class GuardedLoop(EngineLoop):
 class DeviceLoop(GuardedLoop):
     """An `EngineLoop` that does not wait idly for the device."""
 
-    def __init__(self, *wiring: Any, context: DeviceContext) -> None:
+    def __init__(self, *wiring: Any, context: DeviceContext, report: Callable[[], None] = lambda: None) -> None:
+        """`report` tells the supervisor what `context` reports."""
         super().__init__(*wiring, context=context)
+        self._report = report
         assert isinstance(self._serving, DeviceServing)
         self._device_serving = self._serving
         self._busy = False
         self._broken_meanwhile: list[tuple[ChannelState, str]] = []
+
+    def _idle(self, began_ns: int) -> None:
+        if self._context.registrar.take_change():
+            self._report()
+        super()._idle(began_ns)
 
     def add(self, state: ChannelState) -> None:
         try:

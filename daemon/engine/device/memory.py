@@ -18,7 +18,7 @@ class DeviceMemoryShort(Exception):
 class ServingMemory:
     """The model that serves on the same device."""
 
-    #: Peak of the device memory of its tensors.
+    #: Peak of the device memory of its tensors, and what its libraries took beside them.
     model_bytes: int
     package_bytes: int
 

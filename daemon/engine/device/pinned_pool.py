@@ -17,29 +17,58 @@ REMEDY = (
 )
 
 
+def block_bytes(size: int) -> int:
+    """Return the bytes that torch page-locks for a request of this size: its allocator has powers of two alone.
+
+    >>> [block_bytes(size) for size in (1, 4096, 4097)]
+    [1, 4096, 8192]
+    """
+    return 1 << max(0, size - 1).bit_length()
+
+
 class PinnedPool:
     """Allocator of staging memory for one device; if memory cannot be page-locked, copies are slower but correct."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.pinned_bytes = 0
-        self.pageable_bytes = 0
+        #: By address: the bytes in use.
+        self._pinned: dict[int, int] = {}
+        self._pageable: dict[int, int] = {}
         #: Warnings for status, each once.
         self.warnings: list[str] = []
 
+    @property
+    def pinned_bytes(self) -> int:
+        return sum(self._pinned.values())
+
+    @property
+    def pageable_bytes(self) -> int:
+        return sum(self._pageable.values())
+
     def take(self, size: int) -> torch.Tensor:
-        """Allocate `size` bytes, page-locked if possible."""
+        """Allocate a whole block of at least `size` bytes, page-locked if possible."""
+        size = block_bytes(size)
         try:
             memory = self._device.pinned(size)
         except PinFailed as error:
-            self.pageable_bytes += size
             self.warn(
                 f"{size} bytes of staging memory cannot be page-locked ({error}): copies to the device are slower, "
                 f"because the driver copies through its own buffer; {REMEDY}"
             )
-            return torch.empty(size, dtype=torch.uint8, device="cpu")
-        self.pinned_bytes += size
+            memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+            self._pageable[memory.data_ptr()] = size
+            return memory
+        self._pinned[memory.data_ptr()] = size
         return memory
+
+    def forget(self, memory: torch.Tensor) -> None:
+        """Stop counting memory of `take`, whose user drops its references and then calls `trim`."""
+        for taken in (self._pinned, self._pageable):
+            taken.pop(memory.data_ptr(), None)
+
+    def trim(self) -> None:
+        """Unlock the blocks that nothing uses any more; torch would keep them."""
+        self._device.give_back_pinned()
 
     def warn(self, text: str) -> None:
         """Report a warning once, in the log and in status."""

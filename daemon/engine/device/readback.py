@@ -27,6 +27,8 @@ class Readback:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._places: dict[tuple[int, torch.dtype, torch.Size], torch.Tensor] = {}
         self._end = 0
+        #: Whether results of the current batch are in memory that was outgrown.
+        self._outgrown = False
 
     @property
     def size(self) -> int:
@@ -40,6 +42,9 @@ class Readback:
     def begin(self) -> None:
         """Start a batch; all earlier results must have been read."""
         self._end = 0
+        if self._outgrown:
+            self._outgrown = False
+            self._source.trim()
 
     def fetch(self, tree: Any) -> Any:
         """Return the tree with the device's tensors replaced by tensors of the host, whose copies have been started."""
@@ -68,7 +73,9 @@ class Readback:
         size = tensor.numel() * tensor.element_size()
         if self._end + size > self.size:
             # Earlier results keep their memory alive, and are read from there.
+            self._source.forget(self._memory)
             self._memory = self._source.take(max(2 * self.size, aligned(size), _LEAST))
+            self._outgrown = True
             self._places.clear()
             self._end = 0
         key = (self._end, tensor.dtype, tensor.shape)

@@ -18,7 +18,9 @@ def make() -> Iterator[Made]:
 
     def make(**settings: Any) -> DeviceEngine:
         late = {name: settings.pop(name) for name in ("memory_limit", "memory_total", "devices") if name in settings}
-        engines.append(DeviceEngine(Model(), device=LateDevice(**late), **settings))
+        device = LateDevice(**late)
+        device.gpus.runtime.began = settings.pop("began", device.gpus.runtime.began)
+        engines.append(DeviceEngine(Model(), device=device, **settings))
         return engines[-1]
 
     yield make

@@ -179,6 +179,7 @@ def test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_th
     direct.serving.stage(client.state, client.state.waiting.popleft(), ahead=True)
 
     client.close()
+    direct.settle()
 
     assert len(direct.device.gpus.registered) == 2
 
@@ -399,5 +400,6 @@ def test_a_client_that_breaks_its_channel_while_the_device_works_is_let_go_of_af
         2,
         4,
     ]
+    direct.settle()
     assert len(direct.device.gpus.registered) == 2
     assert list(made.states) == [1, 2]

@@ -15,6 +15,7 @@ from shmserve.errors import ModelPackageError
 from shmserve.protocol import Status
 from tests.support.daemon_process import POLICIES
 from tests.support.device_engine import DeviceEngine
+from tests.support.late_device import LateDevice
 
 Record = Callable[[str], DeviceEngine]
 
@@ -28,11 +29,16 @@ def record(tmp_path: Path) -> Iterator[Record]:
         package = shutil.copytree(POLICIES / "recordable", tmp_path / str(len(engines)))
         text = (package / "policy.py").read_text().replace("# (a test puts a line here)", line)
         (package / "policy.py").write_text(text)
-        engines.append(DeviceEngine(package))
+        device = LateDevice()
+        try:
+            engines.append(DeviceEngine(package, device=device))
+        except BaseException:
+            device.close()
+            raise
         return engines[-1]
 
     yield record
-    for engine in engines:
+    for engine in reversed(engines):  # each puts back what it found
         engine.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import threading
 from collections.abc import Callable
@@ -93,3 +94,6 @@ def test_a_workspace_that_does_not_repeat_is_refused(monkeypatch: pytest.MonkeyP
     require_determinism()
 
     assert torch.are_deterministic_algorithms_enabled()
+    # torch does that with its algorithms: its compiler would choose kernels by their measured time.
+    config = importlib.import_module("torch._inductor.config")
+    assert config.deterministic

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
+from shmserve.daemon.engine.device.cuda import CudaDevice
 from shmserve.daemon.engine.device.interface import PinFailed
 from tests.gpu.late_tensor import accelerator_error
 from tests.support.late_device import LateDevice
@@ -84,6 +86,24 @@ def test_memory_that_is_already_registered_is_refused_and_nothing_else_is_blamed
     device.unregister(memory.data_ptr())
     device.unregister(memory.data_ptr())
     torch.zeros(1, device=device.torch_device)
+
+
+def test_memory_is_registered_for_this_gpu_in_any_thread() -> None:
+    with LateDevice(devices=2) as late:
+        device = CudaDevice(torch.device("cuda:1"))
+        current: list[int] = []
+        late.gpus.runtime.began = lambda call: current.append(torch.cuda.current_device())
+        memory = torch.zeros(64, dtype=torch.uint8)
+
+        def both() -> None:
+            device.register(memory.data_ptr(), 64)
+            device.unregister(memory.data_ptr())
+            current.append(torch.cuda.current_device())
+
+        thread = threading.Thread(target=both)
+        thread.start()
+        thread.join()
+    assert current == [1, 1, 0]
 
 
 def test_page_locked_memory_that_cannot_be_had_is_said(device: LateDevice) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shmserve.daemon.engine.device import tuning
+from shmserve.daemon.engine.device.context import DeviceContext
 from shmserve.daemon.engine.device.errors import DeviceErrorGuard, guarded
 from shmserve.daemon.engine.device.memory import (
     DeviceMemoryShort,
@@ -155,6 +156,25 @@ def test_a_model_that_does_not_fit_is_refused_with_the_numbers_and_the_way_out()
 
     with pytest.raises(DeviceMemoryShort, match=r"cuda:0 has 99 MiB free of 200 .* about 100 \(so\); .*--in-place"):
         check_room(99 * _MIB, 200 * _MIB, 100 * _MIB, "so", "cuda:0")
+
+
+def test_memory_that_libraries_took_beside_torch_is_of_the_model(device: LateDevice) -> None:
+    before = device.memory(5 * _MIB)
+    context = DeviceContext(device, max_batch=1, register_bytes=None)
+    model = device.memory(3 * _MIB)
+    device.gpus.library_bytes = 700 * _MIB  # a TensorRT engine
+    assert context.report()["library_bytes"] == 700 * _MIB
+    assert context.report()["model_bytes"] == before.numel() + model.numel() + 700 * _MIB
+
+    device.gpus.library_bytes = 9000 * _MIB  # another process, after the load
+    assert context.report()["library_bytes"] == 700 * _MIB
+
+
+def test_memory_that_another_process_gave_back_during_the_load_is_not_counted(device: LateDevice) -> None:
+    device.gpus.library_bytes = 700 * _MIB
+    context = DeviceContext(device, max_batch=1, register_bytes=None)
+    device.gpus.library_bytes = 0
+    assert (context.report()["library_bytes"], context.report()["model_bytes"]) == (0, 0)
 
 
 def test_memory_that_the_kernel_would_give_up_is_free() -> None:
