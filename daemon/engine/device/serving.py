@@ -327,7 +327,7 @@ class DeviceServing(Serving):
         return self._per_client.infer_for(observations, [item.state.number for item in items])
 
     def _may_run(self, item: _Row, now_ns: int) -> bool:
-        if item.ahead and self._is_too_late(item, now_ns):
+        if self._is_too_late(item, now_ns):
             return False
         if 0 < item.state.channel.replies.take(item.head.sequence) <= self._attempts_allowed(item.state, item.head):
             return True

@@ -97,6 +97,20 @@ def test_a_request_that_leaves_a_staged_batch_does_not_shift_the_others(
     assert_answered(clients[0], joining, 50)
 
 
+def test_a_request_that_is_cancelled_while_it_is_staged_does_not_run(engine: DeviceEngine) -> None:
+    """Its client was told that it did not; copying a large observation takes longer than a client waits to be sure."""
+    first, second, _ = engine.clients
+    cancelled, kept = first.submit(observation(1)), second.submit(observation(2))
+    engine.stage()
+    first.channel.requests.cancel(cancelled)
+
+    assert engine.launch()
+    engine.finish()
+
+    assert first.status(cancelled) == Status.CANCELLED
+    assert_answered(second, kept, 2)
+
+
 def test_a_newer_request_takes_the_place_of_one_that_waits_and_of_none_that_is_staged(engine: DeviceEngine) -> None:
     first, second, third = engine.clients
     running = first.submit(observation(1))
