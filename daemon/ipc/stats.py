@@ -159,10 +159,14 @@ class Stats:
         """The engine's counters by their lower-case names."""
         return {counter.name.lower(): self.words[counter] for counter in Counter if counter != Counter.CONTROL}
 
-    def channel(self, channel: int) -> tuple[int, int, int]:
-        """(served, errors, monotonic ns of the last one) of a channel."""
+    def channel(self, channel: int, since_ns: int) -> tuple[int, int, int]:
+        """(served, errors, monotonic ns of the last one) of the client that has the channel since then.
+
+        Until the engine has opened a client's channel, its line is that of the client that had the channel before.
+        """
         at = self.channel_index(channel)
-        return self.words[at], self.words[at + 1], self.words[at + 2]
+        served, errors, last_ns = self.words[at], self.words[at + 1], self.words[at + 2]
+        return (served, errors, last_ns) if last_ns >= since_ns else (0, 0, 0)
 
     def in_hand(self) -> list[tuple[int, int]]:
         """(channel, generation) of the clients whose requests the engine reads or runs: several for a batch."""

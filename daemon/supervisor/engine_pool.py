@@ -439,11 +439,11 @@ class EnginePool:
             return {**model, "observation_source": None if model["observation"] is None else "example"}
         return {**model, "observation": first, "observation_source": "first request"}
 
-    def channel_counts(self, channel: int) -> tuple[int, int, int]:
-        """(deployment, errors, monotonic ns of the last) of a channel in the serving engine."""
+    def channel_counts(self, channel: int, attached_ns: int) -> tuple[int, int, int]:
+        """(served, errors, monotonic ns of the last) of a channel's client in the serving engine, which attached then."""
         if self.serving is None or self.serving.stats is None:
             return 0, 0, 0
-        return self.serving.stats.channel(channel)
+        return self.serving.stats.channel(channel, attached_ns)
 
 
 def _wake(engine: EngineProcess) -> None:

@@ -443,7 +443,7 @@ class Supervisor:
         )
 
     def _client_status(self, lease: Lease, now_ns: int) -> ClientStatus:
-        served, errors, last_ns = self.engines.channel_counts(lease.channel)
+        served, errors, last_ns = self.engines.channel_counts(lease.channel, lease.attached_ns)
         return ClientStatus(
             channel=lease.channel,
             pid=lease.peer.pid,

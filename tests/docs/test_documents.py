@@ -20,7 +20,7 @@ _ELSEWHERE = {".venv", ".venv-bench", "venv", "build", "dist", "node_modules"}
 PAGES = sorted(
     page
     for page in REPOSITORY.rglob("*.md")
-    if not any(part.startswith(".") or part in _ELSEWHERE for part in page.parts)
+    if not page.is_symlink() and not any(part.startswith(".") or part in _ELSEWHERE for part in page.parts)
 )
 _LINK = re.compile(r"(?<!`)!?\[[^\]`]*(?:`[^`]*`[^\]`]*)*\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^(`{3,}).*?^\1$", re.MULTILINE | re.DOTALL)

@@ -97,10 +97,19 @@ def test_every_channel_has_its_own_line(stats: tuple[Stats, Stats]) -> None:
         engine.words[engine.channel_index(channel) + ChannelWord.SERVED] = channel + 1
     engine.record(1 << 60, 1 << 60, 1 << 60, 1 << 60)
 
-    assert [supervisor.channel(channel)[0] for channel in range(CHANNEL_LIMIT)] == list(range(1, CHANNEL_LIMIT + 1))
+    assert [supervisor.channel(channel, 0)[0] for channel in range(CHANNEL_LIMIT)] == list(range(1, CHANNEL_LIMIT + 1))
     engine.clear_channel(7)
-    assert supervisor.channel(7) == (0, 0, 0)
-    assert supervisor.channel(6)[0] == 7 and supervisor.channel(8)[0] == 9
+    assert supervisor.channel(7, 0) == (0, 0, 0)
+    assert supervisor.channel(6, 0)[0] == 7 and supervisor.channel(8, 0)[0] == 9
+
+
+def test_a_new_client_does_not_have_the_counts_of_the_one_before_on_its_channel(stats: tuple[Stats, Stats]) -> None:
+    engine, supervisor = stats
+    at = engine.channel_index(3)
+    engine.words[at + ChannelWord.SERVED], engine.words[at + ChannelWord.LAST_NS] = 5, 1000
+
+    assert supervisor.channel(3, 900) == (5, 0, 1000)
+    assert supervisor.channel(3, 1001) == (0, 0, 0)
 
 
 @given(st.lists(st.integers(0, _MINUTE_NS), min_size=1, max_size=200))

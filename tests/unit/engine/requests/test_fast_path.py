@@ -162,7 +162,7 @@ def test_a_request_like_the_last_one_is_answered_and_counted(engine: Engine) -> 
         assert engine.reply(sequence)[0].version == 7
 
     words = engine.stats.words
-    assert engine.model.calls == words[Counter.SERVED] == words[Counter.BATCHES] == engine.stats.channel(0)[0] == 11
+    assert engine.model.calls == words[Counter.SERVED] == words[Counter.BATCHES] == engine.stats.channel(0, 0)[0] == 11
     assert words[Counter.CHANNEL] == 0
     assert words[Counter.IN_PLACE] in (0, 11)
     for stage in Stage:
@@ -453,7 +453,7 @@ def test_a_model_with_client_ids_gets_the_number_on_the_fast_path() -> None:
         _, result = engine.ask([1.0, 2.0])
 
         assert (result["action"].tolist(), result["client"]) == ([2.0, 4.0], 5)
-        assert engine.stats.channel(5)[0] == 2
+        assert engine.stats.channel(5, 0)[0] == 2
 
 
 @pytest.mark.parametrize("tensors_on", [None, torch.device("cpu")], ids=["numpy", "tensors"])
