@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _SLEEP_S = 0.005
-#: The threads are read every so many sleeps: it costs about a millisecond.
+#: Sleeps between two readings of the threads, which cost about a millisecond each.
 _SLEEPS = 4
 _LEAST_S = 0.001
 
@@ -35,7 +35,7 @@ class Pause(NamedTuple):
 
 
 class Pauses:
-    """What a watch has found."""
+    """The pauses that a watch has found."""
 
     def __init__(self, found: Iterable[Sequence[Any]] = ()) -> None:
         self.found = [Pause(*each) for each in found]

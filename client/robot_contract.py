@@ -45,7 +45,7 @@ class RobotContract:
             raise InvalidArgument(f"{error} (the keys of robot= are those of [contract] in model.toml)") from error
 
     def at_rate(self, steps_hz: float | None) -> RobotContract:
-        """Return the same statement for a robot that takes so many steps a second; None: it takes none.
+        """Return the same statement for a robot that takes `steps_hz` steps a second; None: it takes none.
 
         Raises InvalidArgument if the statement has another rate.
         """

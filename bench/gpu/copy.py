@@ -18,7 +18,7 @@ SIZES = (300_000, 921_600, 2_764_800, 6_220_800, 12_441_600)
 
 
 def measure(device: Device, rounds: int) -> list[dict[str, Any]]:
-    """Measure a row for each size: the median of so many copies of each way, in alternating turns."""
+    """Measure a row for each size: the median of several copies of each way, in alternating turns."""
     largest = max(SIZES)
     pageable, pinned, memory = torch.ones(largest, dtype=torch.uint8), device.pinned(largest), device.memory(largest)
     slot = np.frombuffer(mmap.mmap(-1, largest), np.uint8)

@@ -30,10 +30,10 @@ from tests.support.stand_in_uplink import link_package
 
 from .figure import Figure, main
 
-TITLE = "A model on another machine: what the way there adds"
+TITLE = "A model on another machine: the latency that the link adds"
 _ROUNDS = 8
 _BUDGET_S = 2.0
-#: What is shown beside which floor.
+#: Each way and its floor, with their headings.
 _SHOWN = (
     ("link", "link", "echo", "gRPC echo alone"),
     ("ray", "link to Ray Serve", "proxy", "Ray Serve's proxy by gRPC alone"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ..ipc.stats import Distribution, Stage
 from .status import ServiceStatus
 
-#: The figures are of the last so many seconds, of fewer on a younger daemon; the looks are that far apart.
+#: Seconds that the figures cover (fewer on a younger daemon), and seconds between two looks.
 WINDOW_S = 60.0
 _INTERVAL_S = 5.0
 

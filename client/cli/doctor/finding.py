@@ -1,4 +1,4 @@
-"""Result of one check: its level, what was found, and the remedy."""
+"""Result of one check: its level, the finding, and the remedy."""
 
 from __future__ import annotations
 
