@@ -49,11 +49,14 @@ def main() -> int:
         "posix_ipc": getattr(posix_ipc, "__version__", "tests/support/without_packages"),
         "gpu": device.facts(),
         "threshold_bytes": measured_threshold(device),
+        "small": policies.IS_SMALL,
     }
     name = re.sub(r"[^A-Za-z0-9]+", "-", str(found["gpu"]["name"])).strip("-").lower()
     print(
         f"# {found['gpu']['name']}, {found['machine']['cpu']}, CUDA {found['gpu']['cuda']}, torch {torch.__version__}"
     )
+    if policies.IS_SMALL:
+        print(f"{policies.SMALL}=1: small images and models, whose figures mean nothing")
     print(f"register_bytes as measured: {found['threshold_bytes']}")
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "copies to the device": lambda: copy.measure(device, arguments.copies),

@@ -54,6 +54,9 @@ def measure(device: Device, rounds: int) -> list[dict[str, Any]]:
         us = {way: statistics.median(found) / 1e3 for way, found in taken.items()}
         rows.append({"bytes": size, **{f"{way}_us": round(found, 1) for way, found in us.items()}})
         rows[-1] |= {f"{way}_gb_s": round(size / found / 1e3, 2) for way, found in us.items()}
+        rows[-1] |= {
+            f"{way}_to_bare": round(us["bare"] / us[way], 2) for way in ways if way in ("staged", "registered")
+        }
     if registered:
         device.unregister(client.data_ptr())
     return rows

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+#: Set to 1 for a rehearsal: a small image, and an encoder of one narrow layer. Daemons and engines inherit it.
+SMALL = "BENCH_GPU_SMALL"
+IS_SMALL = os.environ.get(SMALL) == "1"
+SHAPE = (64, 64, 3) if IS_SMALL else (480, 640, 3)
+_LAYERS, _WIDTH, _IMAGE = (1, 48, 32) if IS_SMALL else (12, 768, 224)
+_HEADS = 12
 
 
 class Nothing(nn.Module):  # type: ignore[misc]
@@ -38,17 +46,19 @@ class Convolution(nn.Module):  # type: ignore[misc]
 
 
 class Encoder(nn.Module):  # type: ignore[misc]
-    """Model of the size of a ViT-B: 12 layers of 768, patches of 16."""
+    """Model of the size of a ViT-B: 12 layers of 768, patches of 16 (in a rehearsal one layer of 48)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 768, 16, 16)
-        layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
-        self.head = nn.Linear(768, 7)
+        self.patches = nn.Conv2d(3, _WIDTH, 16, 16)
+        layer = nn.TransformerEncoderLayer(
+            _WIDTH, _HEADS, 4 * _WIDTH, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.body = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
+        self.head = nn.Linear(_WIDTH, 7)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        scaled = nn.functional.interpolate(image.permute(2, 0, 1).unsqueeze(0).float() / 255, (224, 224))
+        scaled = nn.functional.interpolate(image.permute(2, 0, 1).unsqueeze(0).float() / 255, (_IMAGE, _IMAGE))
         found: torch.Tensor = self.head(self.body(self.patches(scaled).flatten(2).transpose(1, 2)).mean(1))
         return found[0]
 
@@ -74,7 +84,7 @@ class _Policy:
         return {"action": self._model(observation["image"])}
 
     def example_observation(self) -> dict[str, Any]:
-        return {"image": torch.zeros(480, 640, 3, dtype=torch.uint8)}
+        return {"image": torch.zeros(SHAPE, dtype=torch.uint8)}
 
 
 class NothingPolicy(_Policy):

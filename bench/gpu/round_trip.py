@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,46 @@ from . import policies
 _WARM = 50
 
 
-def in_process(name: str, image: np.ndarray[Any, Any], seconds: float) -> list[float]:
-    """Measure the floor: page-locked image in, model, action out, wait."""
+def in_process(name: str, image: np.ndarray[Any, Any], seconds: float, *, graph: bool) -> list[float]:
+    """Measure the floor: page-locked image in, model, action out, wait; with `graph` recorded and launched as a whole."""
     device = torch.device("cuda")
     model = policies.made(name, device)
     host = torch.from_numpy(image).pin_memory()
+    near = torch.empty(image.shape, dtype=torch.uint8, device=device)
     back = torch.empty(7).pin_memory()
-    taken: list[float] = []
+
+    def call() -> None:
+        near.copy_(host, non_blocking=True)
+        back.copy_(model(near), non_blocking=True)
+
     with torch.inference_mode():
-        until = time.monotonic() + seconds
-        while time.monotonic() < until or len(taken) < 2 * _WARM:
-            began = time.perf_counter_ns()
-            back.copy_(model(host.to(device, non_blocking=True)), non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-            taken.append((time.perf_counter_ns() - began) / 1e3)
+        return timed(recorded(call) if graph else call, seconds)
+
+
+def recorded(call: Callable[[], None]) -> Callable[[], None]:
+    """Record what the call launches, after a few calls in which libraries choose their kernels."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    found = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(found):
+        call()
+    replay: Callable[[], None] = found.replay
+    return replay
+
+
+def timed(call: Callable[[], None], seconds: float) -> list[float]:
+    """Return how long each call took until the device had done its work (us)."""
+    taken: list[float] = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(taken) < 2 * _WARM:
+        began = time.perf_counter_ns()
+        call()
+        torch.cuda.current_stream().synchronize()
+        taken.append((time.perf_counter_ns() - began) / 1e3)
     return taken[_WARM:]
 
 
@@ -75,12 +101,12 @@ def summed(taken: list[float]) -> dict[str, float]:
 
 
 def measure(seconds: float, models: Sequence[str]) -> list[dict[str, Any]]:
-    """Measure a row for each of the models, with and without graph, and number of clients, beside the call in process."""
-    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    """Measure a row for each of the models, with and without graph, and number of clients, beside the same in process."""
+    image = np.random.default_rng(0).integers(0, 255, policies.SHAPE, np.uint8)
     rows = []
     for name in models:
-        floor = summed(in_process(name, image, seconds))
         for graph in (False, True):
+            floor = summed(in_process(name, image, seconds, graph=graph))
             with service(name, cuda_graph=graph) as served:
                 for clients in (1, 4):
                     found = summed(through(served, image, clients, seconds))

@@ -35,7 +35,7 @@ def _updated(served: Service, package: Path) -> dict[str, Any]:
 
 def measure(seconds: float) -> list[dict[str, Any]]:
     """Replace the convolution by itself while two clients send requests."""
-    image = np.zeros((480, 640, 3), np.uint8)
+    image = np.zeros(policies.SHAPE, np.uint8)
     with service("convolution") as served:
         clients = [served.client() for _ in range(2)]
         taken: list[list[float]] = [[], []]

@@ -2,7 +2,7 @@
 
 Installs nothing and needs no network. `.venv` is used if its torch finds a GPU, else the Python that runs this. Every part
 runs, whatever became of the one before; the exit status is the worst. With `--rehearse` the late GPU of late_cuda.py takes
-the place of a real one.
+the place of a real one, and the benchmark is short and its models are small.
 """
 
 from __future__ import annotations
@@ -172,6 +172,7 @@ def main() -> int:
         path.insert(0, str(ROOT / "tests" / "support" / "late_gpu"))
         os.environ |= {"LATE_CUDA": os.environ.get("LATE_CUDA", "{}"), "LATE_CUDA_IN": "-c pytest bench.gpu"}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        os.environ["BENCH_GPU_SMALL"] = "1"
     python, missing, gpu = chosen()
     optional = _REPLACED | _FASTER | (set() if given.goals != ["bench"] else {"pytest"})
     if needed := [name for name in missing if name not in optional]:
@@ -193,8 +194,9 @@ def main() -> int:
         elif goal == "sanitize":
             ran += sanitized(python, environment)
         else:
-            results = ["--results", folder] if folder else []
-            ran.append(run("bench", [python, "-m", "bench.gpu", *shlex.split(given.bench), *results], environment))
+            options = ["--results", folder] if folder else []
+            options += ["--seconds", "0.2", "--copies", "1"] if given.rehearse else []
+            ran.append(run("bench", [python, "-m", "bench.gpu", *options, *shlex.split(given.bench)], environment))
 
     print(f"\n{gpu or 'no GPU'}{' (a rehearsal)' if given.rehearse else ''}")
     for each in ran:
