@@ -75,7 +75,7 @@ enum shmserve_status {
     SHMSERVE_MEMORY = -10,   /**< this process has no memory, or may open no more files */
     SHMSERVE_EVICTED = -11,  /**< the daemon serves this process no more, for a while */
     SHMSERVE_ENDED = -12,    /**< no request, loan or reply of this client has this sequence (any longer) */
-    SHMSERVE_RUNNING = -13,  /**< shmserve_cancel: an engine runs the request already; nothing has changed */
+    SHMSERVE_RUNNING = -13,  /**< shmserve_cancel: an engine has taken the request already */
     SHMSERVE_FORKED = -14    /**< this client belongs to the parent process: open one here */
 };
 
@@ -342,10 +342,9 @@ int shmserve_give_back(shmserve_client *client, shmserve_sequence sequence);
 /** [R] Say that a request follows within this time (0: at once): wakes a sleeping engine, and touches the slot. */
 int shmserve_expect(shmserve_client *client, uint64_t within_ns);
 
-/** [R] Withdraw a request that no engine has taken. Sleeps once, for 0.1 ms, in which an engine that takes it just then
- * says so; `shmserve_abandon` does not sleep. OK: it does not run (unless the engine was interrupted for all of that
- * time), and `shmserve_wait` gives CANCELLED, once, or ENDED after its slot was needed. RUNNING: an engine has it, and
- * nothing has changed. ENDED: it is answered. */
+/** [R] Withdraw a request that no engine has taken. OK: it never runs, and `shmserve_wait` gives CANCELLED, once, or ENDED
+ * after its slot was needed. RUNNING: an engine has taken it, and `shmserve_wait` gives its reply; that is CANCELLED if
+ * the engine took it in this very moment and does not run it. ENDED: it is answered. */
 int shmserve_cancel(shmserve_client *client, shmserve_sequence sequence);
 
 /** [R] The caller waits for this request no longer: it is withdrawn if it has not begun, and its reply is discarded. */
