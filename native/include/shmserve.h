@@ -264,6 +264,14 @@ int shmserve_open(shmserve_client **client, const shmserve_options *options, uin
  * the contract of the new daemon's model: MISMATCH, and the client is attached. */
 int shmserve_recover(shmserve_client *client, uint64_t timeout_ns);
 
+/** [R] State the time between two steps of this robot, in which it plays the rows of an action one after another; 0: none.
+ *
+ * A model whose contract has a `rate_hz` that differs by more than 2 % is refused from then on: MISMATCH by this call,
+ * `shmserve_recover`, `shmserve_loan` and `shmserve_wait`. The client need not be attached. After an update of the model
+ * `shmserve_wait` withholds its first reply (RESIZE_REQUIRED) until `shmserve_recover` has compared it. ActionChunks of
+ * shmserve_action_chunks.hpp calls it. */
+int shmserve_state_period(shmserve_client *client, uint64_t step_ns);
+
 /** [S] Give the channel back and free everything, schemas and texts included. NULL is allowed; a forked child frees its
  * copy. */
 void shmserve_close(shmserve_client *client);
