@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from shmserve.client import RequestCancelled
 from tests.support import c_client
 from tests.support.c_client import CClient
 from tests.support.c_library import library
-from tests.support.daemon_process import Daemon, wait_until
+from tests.support.daemon_process import Daemon, wait_stopped
 
 pytestmark = [pytest.mark.both_ways]
 
@@ -32,11 +31,6 @@ def engine_pid(stopping: Daemon) -> Iterator[int]:
     pid = stopping.engine_pid
     yield pid
     os.kill(pid, signal.SIGCONT)
-
-
-def wait_stopped(pid: int) -> None:
-    stat = Path(f"/proc/{pid}/stat")
-    wait_until("the engine is stopped", lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def test_a_request_that_its_engine_has_checked_and_not_taken_does_not_run_once_it_is_cancelled(
