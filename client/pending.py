@@ -153,9 +153,10 @@ class Pending:
     def cancel(self) -> bool:
         """Withdraw the request, as `concurrent.futures.Future.cancel`.
 
-        True: no engine had taken it, and `result` raises RequestCancelled, now and later; so again for a request that
-        was withdrawn before. False, and nothing has changed: it runs already, and `result` returns its result; or it
-        has ended, with a result or an error; or it was lost, with its daemon or to its deadline.
+        True: no engine had taken it, it never runs, and `result` raises RequestCancelled, now and later; so again for a
+        request that was withdrawn before. False: an engine has taken it, and `result` returns its result, or raises
+        RequestCancelled if the engine took it in this very moment and did not run it; or it has ended, with a result or an
+        error; or it was lost, with its daemon or to its deadline.
         """
         return self._owner.cancel(self)
 

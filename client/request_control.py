@@ -9,7 +9,6 @@ import time
 from typing import NoReturn
 
 from shmserve.errors import ReentrantCall, RequestCancelled, RequestTimeout, SlotsExhausted
-from shmserve.fence import fence
 
 from .client_guard import ClientGuard, ParkingLot
 from .connection_events import ConnectionEvents
@@ -27,8 +26,6 @@ from .robot_contract import ModelUnchecked
 
 #: A daemon is asked for this time, at most, why a request came to nothing.
 _LONGEST_REASON_NS = 50_000_000
-#: How long an engine may take from reading that a request is not cancelled to noting that it has taken the request.
-_TAKEN_S = 0.0001
 #: `close` waits this time for other threads to leave the channel; then a new thread waits for them.
 _CLOSE_NS = 250_000_000
 
@@ -218,7 +215,7 @@ class RequestControl:
             return connection.channel.replies.taken(pending.sequence)
 
     def cancel(self, pending: Pending) -> bool:
-        """Withdraw a request that no engine has taken; return False, and change nothing, if one has, or if it has ended."""
+        """Withdraw a request that no engine has taken; return False if one has, or if it has ended."""
         guard, table = self._guard, self._table
         if not pending._completed_ns:
             guard.check_owner()
@@ -237,10 +234,8 @@ class RequestControl:
             if channel.replies.taken(sequence):
                 return False
             channel.requests.cancel(sequence)
-            # ORDER: the withdrawal before the check. An engine that read the word just before takes the request now.
-            fence()
-            time.sleep(_TAKEN_S)
             if channel.replies.taken(sequence):
+                # Both may have seen the other: then the engine answers that the request is cancelled.
                 channel.requests.keep(sequence)
                 return False
             # Its slot is free again once the engine has answered it.

@@ -47,11 +47,15 @@ UPDATE = (
     *("update.received", "update.before_start", "update.warm", "update.stopped_old", "update.before_swap"),
     *("swap.paused", "update.swapped", "update.committed"),
 )
+#: The failpoint of a daemon that has nothing left to do but to exit.
+END = ("daemon.ended",)
 #: The failpoints of the spare engine, in the supervisor.
 SPARE = ("spare.started", "spare.ready", "spare.taken")
+#: The failpoint of a request off the fast path, in the engine: after its checks, and before it is marked as taken.
+REQUEST = ("request.checked",)
 #: The failpoints of an engine, each after "engine.N." for the Nth engine of a daemon.
 ENGINE_STEPS = ("loading", "loaded", "warm", "serve", "serving", "pause", "paused")
-_NAMES = frozenset((*STORE, *STARTUP, *UPDATE, *SPARE))
+_NAMES = frozenset((*STORE, *STARTUP, *UPDATE, *SPARE, *END, *REQUEST))
 _OF_AN_ENGINE = re.compile(rf"engine\.[1-9][0-9]*\.({'|'.join(ENGINE_STEPS)})")
 _SPEC = re.compile(r"(?P<name>[a-z0-9_.]+)=(?P<action>[a-z]+)(?::(?P<value>[A-Za-z0-9_.]+))?(?:@(?P<nth>[1-9][0-9]*))?")
 

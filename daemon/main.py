@@ -35,11 +35,13 @@ from shmserve.toml_value import toml_value
 from .api import AdminService, ClientService
 from .config.config import LOG_LEVELS, Config, ConfigError
 from .config.sources import Settings
+from .failpoints import failpoint
 from .host import descriptors
 from .host.logging import configure_logging
 from .host.notify import Notifier
 from .host.service_lock import AlreadyRunning
 from .host.socket_activation import ActivationError, group_may_connect, listen_fds
+from .host.stop_signals import StopSignals
 from .packages.package import ModelPackage
 from .rollout import Rollout, choose_startup_version, open_store
 from .supervisor import ActivityMonitor, EngineStartError, EngineWatchdog, ReadinessNotifier, Supervisor
@@ -79,15 +81,14 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
     watchdog = EngineWatchdog(supervisor)
     readiness = ReadinessNotifier(supervisor, notifier, watchdog)
     activity = ActivityMonitor(supervisor.snapshot)
-    loop = asyncio.get_running_loop()
+    signals = StopSignals(supervisor.stop)
     descriptors.raise_limit()
     background = [asyncio.create_task(task) for task in (watchdog.run(), readiness.run(), activity.run())]
     for task in background:
         task.add_done_callback(_log_failure)
     try:
         supervisor.open()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, supervisor.stop)
+        signals.handle()
         await asyncio.to_thread(store.open)  # in a thread: a long sweep must not delay the watchdog's keep-alive
         access_policy = supervisor.access_policy
 
@@ -134,6 +135,7 @@ async def serve(config: Config, settings: Settings, inherited: dict[str, socket.
         readiness.failed(str(error))
         raise
     finally:
+        signals.ignore()  # nothing is left that a further one could stop
         for task in background:
             task.cancel()
         store.close()
@@ -269,6 +271,7 @@ def main(
         for sock in inherited.values():
             with contextlib.suppress(OSError):
                 sock.close()
+    failpoint("daemon.ended")
     log.info("stopped")
 
 

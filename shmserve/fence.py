@@ -1,8 +1,8 @@
-"""Memory fence between processes, for the orders that Python code keeps.
+"""Memory fences between processes, for the orders that Python code keeps.
 
-Python has no fence. An x86-64 keeps stores in order and loads in order, so there `fence` does nothing;
-elsewhere it is a release and an acquire of a private semaphore, which POSIX lists among the
-functions that synchronise memory (XBD 4.12).
+Python has no fence. An x86-64 keeps stores in order and loads in order, so there `fence` does nothing. It lets a load
+overtake an earlier store, so `full_fence` is a real one everywhere: a release and an acquire of a private semaphore, which
+POSIX lists among the functions that synchronise memory (XBD 4.12).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class UnsupportedProcessor(ImportError):
 
 
 def semaphore_fence() -> Callable[[], None]:
-    """A fence made of a private, unnamed semaphore."""
+    """A full fence made of a private, unnamed semaphore."""
     libc = ctypes.CDLL(None, use_errno=True)
     semaphore = ctypes.create_string_buffer(_SEM_T_BYTES)
     pointer = ctypes.c_void_p(ctypes.addressof(semaphore))
@@ -59,4 +59,6 @@ def check_processor(machine: str) -> None:
 
 #: Whether the processor keeps the order by itself: then the path of a request omits the call, too.
 IN_ORDER = is_in_order(platform.machine())
-fence: Callable[[], None] = no_fence if IN_ORDER else semaphore_fence()
+#: Keeps also a load behind an earlier store of another word.
+full_fence: Callable[[], None] = semaphore_fence()
+fence: Callable[[], None] = no_fence if IN_ORDER else full_fence

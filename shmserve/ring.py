@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .backend import CounterPoller, CutThroughCopier, Slots
 from .codec import SlotMemory
-from .fence import IN_ORDER, fence
+from .fence import IN_ORDER, fence, full_fence
 from .layout import ASLEEP, COUNTER_LINE, COUNTER_OFFSET, REPLY, REQUEST, SLOTS_OFFSET, WORD, number_of, slot_of
 from .protocol import Status
 from .segment import Segment
@@ -143,8 +143,11 @@ class RequestWriter(_Ring):
         return self.words[self._head_words[slot_of(sequence)] + self._submitted]
 
     def cancel(self, sequence: int) -> None:
-        """Ask the engine not to start this request; the engine may have started it already."""
+        """Withdraw this request: an engine that has not taken it (`ReplyReader.taken`, after this call) never runs it."""
         self.words[self._head_words[slot_of(sequence)] + self._cancelled] = sequence
+        # ORDER: the withdrawal before the caller's look at `taken`; pairs with Slots.take, which looks the other way round:
+        # one of the two sees the other.
+        full_fence()
 
     def say_period(self, period_ns: int) -> None:
         """Tell the engine the time between two requests; 0: it learns that."""
@@ -155,7 +158,7 @@ class RequestWriter(_Ring):
         self.words[self.counter + _EXPECTED] = expected_ns
 
     def keep(self, sequence: int) -> None:
-        """Take `cancel` back: the engine has started this request."""
+        """Take `cancel` back: an engine has taken this request."""
         self.words[self._head_words[slot_of(sequence)] + self._cancelled] = 0
 
 
@@ -204,7 +207,8 @@ class ReplyWriter(_Ring):
     def __init__(self, segment: Segment) -> None:
         super().__init__(segment)
         #: Note that the model is about to run a sequence, so that the next engine knows if this one dies; return how often
-        #: an engine has begun to run it.
+        #: an engine has begun to run it. The model may run it only if it is not withdrawn even now
+        #: (`RequestReader.cancelled`, after this call).
         self.take: Callable[[int], int] = self.heads.take
         #: Make the reply to a sequence, whose payload and metadata are in place, visible to the client; behind the sequence
         #: are the fields of `ReplyHead` from `status` to `copied_ns`.

@@ -13,8 +13,13 @@ void ring_publish(CounterLine *line, RequestHead *head, const uint64_t words[REQ
     store_release(&line->counter, words[REQUEST_SEQUENCE]);
 }
 
-/* Hints that alone carry no data: nothing is ordered by them. */
-void ring_cancel(RequestHead *head, uint64_t sequence) { store_relaxed(&head->cancelled, sequence); }
+void ring_cancel(RequestHead *head, uint64_t sequence)
+{
+    store_relaxed(&head->cancelled, sequence);
+    /* ORDER: the withdrawal before the caller's look at `taken`; pairs with ring_take, which looks the other way round:
+     * one of the two sees the other. */
+    fence_full();
+}
 
 void ring_keep(RequestHead *head) { store_relaxed(&head->cancelled, 0); }
 
@@ -38,6 +43,8 @@ uint64_t ring_take(ReplyHead *head, uint64_t sequence)
     store_relaxed(&head->attempts, attempts);
     /* ORDER: the attempts before the sequence they belong to; pairs with ring_is_taken in the next engine. */
     store_release(&head->taken, sequence);
+    /* ORDER: the mark before the caller's look at `cancelled`; pairs with ring_cancel. */
+    fence_full();
     return attempts;
 }
 

@@ -31,7 +31,8 @@ static inline void *ring_head(const Ring *ring, uint64_t sequence)
 /* Make the request whose payload and metadata are in place visible; `words` has its sequence first. */
 void ring_publish(CounterLine *line, RequestHead *head, const uint64_t words[REQUEST_WORDS]);
 
-/* Ask the engine not to start this request, which it may have started already; and take that back. */
+/* Withdraw this request: an engine that has not taken it (`ring_is_taken`, after this call) never runs it. And take that
+ * back, for a request that an engine has taken. */
 void ring_cancel(RequestHead *head, uint64_t sequence);
 void ring_keep(RequestHead *head);
 
@@ -45,7 +46,8 @@ bool ring_is_cancelled(const RequestHead *head, uint64_t sequence);
 
 /* The engine's end of the replies. */
 
-/* Note that the model is about to run a sequence; the number of attempts, this one included. */
+/* Note that the model is about to run a sequence; the number of attempts, this one included. The model may run it only if
+ * it is not withdrawn even now (`ring_is_cancelled`, after this call). */
 uint64_t ring_take(ReplyHead *head, uint64_t sequence);
 
 /* Whether an engine has begun to run a sequence; it may have answered it since, or have died. */

@@ -75,7 +75,7 @@ enum shmserve_status {
     SHMSERVE_MEMORY = -10,   /**< this process has no memory, or may open no more files */
     SHMSERVE_EVICTED = -11,  /**< the daemon serves this process no more, for a while */
     SHMSERVE_ENDED = -12,    /**< no request, loan or reply of this client has this sequence (any longer) */
-    SHMSERVE_RUNNING = -13,  /**< shmserve_cancel: an engine runs the request already; nothing has changed */
+    SHMSERVE_RUNNING = -13,  /**< shmserve_cancel: an engine has taken the request already */
     SHMSERVE_FORKED = -14    /**< this client belongs to the parent process: open one here */
 };
 
@@ -264,6 +264,14 @@ int shmserve_open(shmserve_client **client, const shmserve_options *options, uin
  * the contract of the new daemon's model: MISMATCH, and the client is attached. */
 int shmserve_recover(shmserve_client *client, uint64_t timeout_ns);
 
+/** [R] State the time between two steps of this robot, in which it plays the rows of an action one after another; 0: none.
+ *
+ * A model whose contract has a `rate_hz` that differs by more than 2 % is refused from then on: MISMATCH by this call,
+ * `shmserve_recover`, `shmserve_loan` and `shmserve_wait`. The client need not be attached. After an update of the model
+ * `shmserve_wait` withholds its first reply (RESIZE_REQUIRED) until `shmserve_recover` has compared it. ActionChunks of
+ * shmserve_action_chunks.hpp calls it. */
+int shmserve_state_period(shmserve_client *client, uint64_t step_ns);
+
 /** [S] Give the channel back and free everything, schemas and texts included. NULL is allowed; a forked child frees its
  * copy. */
 void shmserve_close(shmserve_client *client);
@@ -342,10 +350,9 @@ int shmserve_give_back(shmserve_client *client, shmserve_sequence sequence);
 /** [R] Say that a request follows within this time (0: at once): wakes a sleeping engine, and touches the slot. */
 int shmserve_expect(shmserve_client *client, uint64_t within_ns);
 
-/** [R] Withdraw a request that no engine has taken. Sleeps once, for 0.1 ms, in which an engine that takes it just then
- * says so; `shmserve_abandon` does not sleep. OK: it does not run (unless the engine was interrupted for all of that
- * time), and `shmserve_wait` gives CANCELLED, once, or ENDED after its slot was needed. RUNNING: an engine has it, and
- * nothing has changed. ENDED: it is answered. */
+/** [R] Withdraw a request that no engine has taken. OK: it never runs, and `shmserve_wait` gives CANCELLED, once, or ENDED
+ * after its slot was needed. RUNNING: an engine has taken it, and `shmserve_wait` gives its reply; that is CANCELLED if
+ * the engine took it in this very moment and does not run it. ENDED: it is answered. */
 int shmserve_cancel(shmserve_client *client, shmserve_sequence sequence);
 
 /** [R] The caller waits for this request no longer: it is withdrawn if it has not begun, and its reply is discarded. */

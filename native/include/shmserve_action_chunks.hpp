@@ -147,6 +147,8 @@ template <class T> class ServicePort {
         : client_(std::move(client)), schema_(schema), actions_(options.actions), width_(options.width),
           connector_(std::make_unique<Connector>(client_.raw()))
     {
+        /* A client that is attached already, too, is refused by the loan of its first request. */
+        (void)shmserve_state_period(client_.raw(), options.period_ns);
         if (options.real_time_chunking)
             find_left_over();
     }

@@ -39,7 +39,9 @@ template <class T> using RowFunction = std::function<void(span<const T> previous
 
 struct ChunkOptions {
     std::uint32_t steps = 0;          /**< rows of a chunk to execute before the next chunk takes over */
-    std::uint64_t period_ns = 0;      /**< between two steps, by which rows are aligned; 0 counts steps instead */
+    /** Between two steps, by which rows are aligned; 0 counts steps instead. A model that states another `rate_hz` in its
+     * contract is refused: Status::mismatch of each step. */
+    std::uint64_t period_ns = 0;
     std::uint32_t width = 0;          /**< values of one row: all of its dimensions, multiplied */
     std::optional<Fallback> fallback; /**< must be chosen */
     std::optional<std::uint64_t> max_age_ns; /**< for Fallback::repeat_last, and no other */

@@ -5,6 +5,7 @@
 #include "core/utf8.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -72,7 +73,11 @@ int refresh_model(shmserve_client *client, uint64_t deadline_ns)
     int status = describe(client, deadline_ns);
     if (status != SHMSERVE_OK)
         return status;
+    const JsonValue *remote = json_member(&client->description, client->model, "remote");
+    const char *version = json_text(&client->description, json_member(&client->description, client->model, "version"));
     client->described_ns = monotonic_ns();
+    client->model_version = version != NULL ? strtoull(version, NULL, 16) : 0;
+    client->is_link = remote != NULL && !json_is(remote, JSON_NULL);
     if (client->model != NULL && client->is_stateful < 0)
         client->is_stateful = json_is(json_member(&client->description, client->model, "stateful"), JSON_TRUE) ? 1 : 0;
     return SHMSERVE_OK;
@@ -90,7 +95,8 @@ void detach(shmserve_client *client)
     channel_close(&client->channel, false);
     close_lease(client);
     client->model = NULL;
-    client->is_lost = client->must_resize = false;
+    client->is_lost = client->must_resize = client->is_rate_refused = false;
+    client->unchecked_version = client->past_version = 0;
     client->abandoned_count = 0;
     for (int slot = 0; slot < MAX_SLOTS; slot++) {
         client->slots[slot].state = SLOT_FREE;
@@ -320,9 +326,13 @@ EXPORTED int shmserve_recover(shmserve_client *client, uint64_t timeout_ns)
         client->needed_room.paths_room > client->room.paths_room)
         if ((status = grow_structures(client)) != SHMSERVE_OK)
             return status;
+    if (client->unchecked_version && (status = check_update(client, deadline_ns)) != SHMSERVE_OK &&
+        status != SHMSERVE_MISMATCH)
+        return status;
     if (client->must_resize || is_larger(&client->wanted, &client->granted))
         return resize(client, deadline_ns);
-    if (client->model == NULL && monotonic_ns() - client->described_ns > REFRESH_NS &&
+    if ((client->model == NULL || client->is_rate_refused) &&
+        monotonic_ns() - client->described_ns > REFRESH_NS &&
         (status = refresh_model(client, deadline_ns)) == SHMSERVE_OK)
         status = compare_all(client);
     return status;

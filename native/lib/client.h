@@ -160,7 +160,13 @@ struct shmserve_client {
     Json description;
     const JsonValue *model; /* NULL: none is ready */
     uint64_t described_ns;
+    uint64_t model_version;
     int is_stateful;
+    /* rate.c */
+    uint64_t step_ns; /* between two steps of the robot; 0: not stated */
+    bool is_rate_refused;
+    bool is_link; /* the versions of its replies are the remote's */
+    uint64_t unchecked_version, past_version; /* of a reply that is withheld; that no daemon describes any longer */
     /* request.c */
     uint64_t last_number; /* published on this channel */
     uint64_t last_name;   /* given to a request of this client, on whatever channel */
@@ -233,6 +239,12 @@ int refresh_model(shmserve_client *client, uint64_t deadline_ns);
 
 /* contract.c: compare every declared structure with the contract of the model. */
 int compare_all(shmserve_client *client);
+
+/* rate.c: compare the period of the robot with the contract of the model. */
+int compare_rate(shmserve_client *client);
+/* Whether a reply of this model may be given; RESIZE_REQUIRED: after check_update. */
+int check_version(shmserve_client *client, uint64_t version);
+int check_update(shmserve_client *client, uint64_t deadline_ns);
 
 /* client.c: memory that is there, not only promised; NULL if there is none. */
 void *new_memory(const shmserve_client *client, size_t count, size_t size);

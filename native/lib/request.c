@@ -5,10 +5,7 @@
 #include "core/processor.h"
 
 #include <string.h>
-#include <time.h>
 
-/* How long an engine may take from reading that a request is not cancelled to noting that it has taken the request. */
-#define TAKEN_NS 100000
 /* A robot's capture time may be this far in the future: two processors differ. */
 #define LONGEST_LEAD_NS 1000000000u
 /* Of a slot that will be written; the writing itself brings in the rest, which is contiguous. */
@@ -277,7 +274,6 @@ EXPORTED int shmserve_expect(shmserve_client *client, uint64_t within_ns)
 
 EXPORTED int shmserve_cancel(shmserve_client *client, shmserve_sequence sequence)
 {
-    struct timespec pause = {.tv_nsec = TAKEN_NS};
     uint64_t words[REPLY_WORDS];
     Slot *slot = slot_of_sequence(client, sequence);
     int status = check_usable(client);
@@ -291,17 +287,13 @@ EXPORTED int shmserve_cancel(shmserve_client *client, shmserve_sequence sequence
     RequestHead *head = request_head(client, sequence);
     if (!ring_is_taken(reply_head(client, sequence), slot->wire)) {
         ring_cancel(head, slot->wire);
-        /* ORDER: the withdrawal before the check; pairs with ring_take. An engine that read the word just before takes
-         * the request now. */
-        fence_full();
-        (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
         if (!ring_is_taken(reply_head(client, sequence), slot->wire)) {
             slot->state = SLOT_CANCELLED;
             return SHMSERVE_OK;
         }
         ring_keep(head);
     }
-    return fail(client, SHMSERVE_RUNNING, "an engine of '%s' runs request %llu already: wait for its reply",
+    return fail(client, SHMSERVE_RUNNING, "an engine of '%s' has taken request %llu already: wait for its reply",
                 client->service, (unsigned long long)number_of(sequence));
 }
 

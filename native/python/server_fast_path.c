@@ -2,7 +2,7 @@
  *
  * A request is eligible if it is the next one of its channel, was not begun before, has a structure that was read before,
  * and may run now. try_take leaves any other request untouched for the slow path (channel_state.py, serving.py and
- * staging.py). A result is published here if the encoder remembers its structure and its slot is large enough.
+ * staging.py). A request that its client withdraws in the moment in which it is taken has the kind WITHDRAWN. A result is published here if the encoder remembers its structure and its slot is large enough.
  */
 
 #include "cut_through.h"
@@ -14,6 +14,9 @@
 #include "core/schema.h"
 
 #include <structmember.h>
+
+/* No kind on the wire: of a request that was taken and must not run. */
+#define WITHDRAWN 0
 
 /* Views of one memory, for the next payload of the same structure and sizes. */
 typedef struct {
@@ -230,8 +233,8 @@ static PyObject *observation_of(ServerFastPath *self)
     return tree;
 }
 
-/* try_take(seen): the observation of the request after `seen`, which is about to run, or None for a reset; `sequence` is 0
- * if it is not eligible */
+/* try_take(seen): the observation of the request after `seen`, which is about to run, or None for one of another kind;
+ * `sequence` is 0 if it is not eligible */
 static PyObject *server_path_try_take(PyObject *object, PyObject *given)
 {
     ServerFastPath *self = (ServerFastPath *)object;
@@ -249,16 +252,17 @@ static PyObject *server_path_try_take(PyObject *object, PyObject *given)
         PyErr_SetString(PyExc_TypeError, "this segment is mapped for reading");
         return NULL;
     }
-    ReplyHead *head = head_of(self->replies, sequence);
+    const RequestHead *request = head_of(self->requests, sequence);
+    ReplyHead *head = request == NULL ? NULL : head_of(self->replies, sequence);
     if (head == NULL)
         return NULL;
     if (words[REQUEST_WRITE_ID] && self->copier != Py_None)
         copier_commit((CutThroughCopier *)self->copier, words[REQUEST_WRITE_ID]);
     ring_take(head, sequence);
     self->sequence = sequence;
-    self->kind = words[REQUEST_KIND];
+    self->kind = ring_is_cancelled(request, sequence) ? WITHDRAWN : words[REQUEST_KIND];
     self->queued_ns = taken_ns > words[REQUEST_SUBMITTED_NS] ? taken_ns - words[REQUEST_SUBMITTED_NS] : 0;
-    PyObject *observation = words[REQUEST_KIND] == KIND_RESET ? Py_NewRef(Py_None) : observation_of(self);
+    PyObject *observation = self->kind == KIND_INFER ? observation_of(self) : Py_NewRef(Py_None);
     self->staged_ns = monotonic_ns() - taken_ns;
     return observation;
 }
@@ -327,7 +331,8 @@ static PyMethodDef server_path_methods[] = {
 
 static PyMemberDef server_path_members[] = {
     {"sequence", T_ULONGLONG, offsetof(ServerFastPath, sequence), READONLY, "The last request taken; 0: none."},
-    {"kind", T_ULONGLONG, offsetof(ServerFastPath, kind), READONLY, "Its kind: inference or reset."},
+    {"kind", T_ULONGLONG, offsetof(ServerFastPath, kind), READONLY,
+     "Its kind: inference or reset; 0: its client has withdrawn it, and it must not run."},
     {"views", T_OBJECT, offsetof(ServerFastPath, views), READONLY, "The arrays that its observation was made from."},
     {"unknown_schema", T_ULONGLONG, offsetof(ServerFastPath, unknown_schema), READONLY,
      "The structure of a request that was not taken because it is not known; 0: none."},

@@ -21,6 +21,8 @@ from .tree_encoder import TreeEncoder
 _Head = TypeVar("_Head", bound=tuple[int, ...])
 
 _INFER, _RESET, _OK = int(Kind.INFER), int(Kind.RESET), int(Status.OK)
+#: No kind on the wire: of a request that was taken and must not run.
+_WITHDRAWN = 0
 #: Nothing of the client waits, so there is nothing that a request could supersede. The caller heeds the last.
 _REFUSED_FLAGS = ~(Flag.SUPERSEDE | Flag.REPEATABLE | Flag.REAL_TIME_CHUNKING)
 _KIND, _FLAGS, _DEADLINE = (REQUEST.names.index(name) for name in ("kind", "flags", "deadline_ns"))
@@ -63,7 +65,7 @@ class ServerFastPath:
         self._cached: tuple[TreeDecoder | None, bytes] = (None, b"")
         #: The arrays that the last observation was made from.
         self.views: list[Array] | None = None
-        #: The last request taken, 0 for none, and its kind.
+        #: The last request taken, 0 for none, and its kind; 0: its client has withdrawn it, and it must not run.
         self.sequence = 0
         self.kind = 0
         #: The structure of a request that was not taken because it is not known; 0: none.
@@ -114,7 +116,7 @@ class ServerFastPath:
         return self._reads_in_place or (self._arena is not None and head[_PAYLOAD_BYTES] <= self._arena.size)
 
     def try_take(self, seen: int, /) -> Any:
-        """Return the observation of the request after `seen`, None for a reset; `sequence` is 0 if it is not eligible."""
+        """Return the observation of the request after `seen`, None for one of another kind; `sequence` is 0 if it is not eligible."""
         taken_ns = time.monotonic_ns()
         self.sequence = self.unknown_schema = 0
         if not self._is_eligible(seen, taken_ns):
@@ -122,9 +124,9 @@ class ServerFastPath:
         head = self._head
         sequence = head[0]
         self._replies.take(sequence)
-        self.sequence, self.kind = sequence, head[_KIND]
+        self.sequence, self.kind = sequence, _WITHDRAWN if self._requests.cancelled(sequence) else head[_KIND]
         self.queued_ns = max(0, taken_ns - head[_SUBMITTED])
-        observation = None if self.kind == _RESET else self._observation(head)
+        observation = self._observation(head) if self.kind == _INFER else None
         self.staged_ns = time.monotonic_ns() - taken_ns
         return observation
 

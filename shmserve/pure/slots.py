@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from shmserve.fence import IN_ORDER, fence
+from shmserve.fence import IN_ORDER, fence, full_fence
 from shmserve.layout import COUNTER_LINE, REPLY, REQUEST, SLOT_MASK, WORD
 
 from .memory import Closed, words_of
@@ -78,11 +78,16 @@ class Slots:
         return self._words[self._heads[sequence & SLOT_MASK] + _CANCELLED] == sequence
 
     def take(self, sequence: int, /) -> int:
-        """Note that the model is about to run `sequence`; return how often an engine has begun to."""
+        """Note that the model is about to run `sequence`; return how often an engine has begun to.
+
+        The model may run it only if it is not withdrawn even now (`cancelled` of the requests, after this call).
+        """
         head, words = self._heads[sequence & SLOT_MASK], self._words
         attempts = words[head + _ATTEMPTS] + 1 if words[head + _TAKEN] == sequence else 1
         words[head + _ATTEMPTS] = attempts
         words[head + _TAKEN] = sequence
+        # ORDER: the mark before the caller's look at `cancelled`; pairs with RequestWriter.cancel.
+        full_fence()
         return attempts
 
     def complete(self, sequence: int, /, *head: int) -> None:

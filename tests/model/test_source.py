@@ -56,7 +56,7 @@ def test_every_weaker_order_in_the_source_in_c_is_noticed() -> None:
         if differences({**TEXTS, file: weaker}) == []:
             unnoticed.append(_names(text[:start])[-1])
 
-    assert len(places) >= 18 and unnoticed == ["cut_through_is_due"]
+    assert len(places) >= 20 and unnoticed == ["cut_through_is_due"]
 
 
 def test_every_missing_fence_in_python_is_noticed() -> None:
@@ -64,7 +64,7 @@ def test_every_missing_fence_in_python_is_noticed() -> None:
     for file, text in TEXTS.items():
         if not file.endswith(".py"):
             continue
-        for match in re.finditer(r"(?<=\n)( +)(?:fence|_order)\(\)(?=\n| +#)", text):
+        for match in re.finditer(r"(?<=\n)( +)(?:full_fence|fence|_order)\(\)(?=\n| +#)", text):
             function = next(
                 node
                 for node in ast.walk(ast.parse(text))
@@ -77,7 +77,7 @@ def test_every_missing_fence_in_python_is_noticed() -> None:
             missing = text[: match.start()] + match[1] + "pass" + text[match.end() :]
 
             assert differences({**TEXTS, file: missing}) != [], f"{file}: {function.name}"
-    assert fences >= 10
+    assert fences >= 12
 
 
 def test_two_stores_the_other_way_round_are_noticed() -> None:

@@ -152,6 +152,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "publish": (ctypes.c_int, [_pointer, _u64, _pointer]),
     "give_back": (ctypes.c_int, [_pointer, _u64]),
     "expect": (ctypes.c_int, [_pointer, _u64]),
+    "state_period": (ctypes.c_int, [_pointer, _u64]),
     "cancel": (ctypes.c_int, [_pointer, _u64]),
     "abandon": (ctypes.c_int, [_pointer, _u64]),
     "reset": (ctypes.c_int, [_pointer, _u64]),

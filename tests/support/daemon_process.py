@@ -62,6 +62,12 @@ def wait_until(what: str, condition: Any, limit_s: float = _END_LIMIT_S) -> Any:
     return found
 
 
+def wait_stopped(pid: int) -> None:
+    """Return once the process is stopped, as by a failpoint with `stop`."""
+    stat = Path(f"/proc/{pid}/stat")
+    wait_until(f"process {pid} is stopped", lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+
 def is_running(pid: int) -> bool:
     """Whether the process exists and has not ended (an unreaped one has)."""
     try:

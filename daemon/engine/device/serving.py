@@ -181,15 +181,6 @@ class DeviceServing(Serving):
             raise_if_lost(self._device, error)
             log.warning("cannot copy the staged requests ahead, launch() tries again: %s", log_message(error))
 
-    def _is_too_late(self, item: _Row, now_ns: int) -> bool:
-        """Answer a staged request that was cancelled or has expired in the meantime; return whether it was answered."""
-        refusal = self._refusal(item.state, item.head, now_ns)
-        if refusal is None:
-            return False
-        self._arena.arrived()
-        self._finish(item.state, item.head, refusal, None, 0, item.queued_ns)
-        return True
-
     def _observe(self, item: _Row) -> bool:
         state, head = item.state, item.head
         began_ns = time.monotonic_ns()
@@ -327,13 +318,12 @@ class DeviceServing(Serving):
         return self._per_client.infer_for(observations, [item.state.number for item in items])
 
     def _may_run(self, item: _Row, now_ns: int) -> bool:
-        if self._is_too_late(item, now_ns):
-            return False
-        if 0 < item.state.channel.replies.take(item.head.sequence) <= self._attempts_allowed(item.state, item.head):
+        """Take a staged request; return False if it was cancelled or has expired meanwhile, and was answered."""
+        refusal = self._refusal(item.state, item.head, now_ns) or self._take(item.state, item.head)
+        if refusal is None:
             return True
         self._arena.arrived()
-        error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-        self._finish(item.state, item.head, Status.ENGINE_LOST, error, 0, item.queued_ns)
+        self._finish(item.state, item.head, *refusal, 0, item.queued_ns)
         return False
 
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:

@@ -17,7 +17,7 @@ from ...ipc.stats import ChannelWord, Counter
 from ..channel.channel_state import ChannelState
 from ..device_failure import DeviceLost
 from ..error_text import log_message
-from .serving import BatchItem, Serving
+from .serving import CANCELLED, BatchItem, Serving
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 _CHANNEL, _BUSY_NS, _BATCHES = int(Counter.CHANNEL), int(Counter.BUSY_NS), int(Counter.BATCHES)
 _SERVED, _IN_PLACE, _CUT_THROUGH = int(Counter.SERVED), int(Counter.IN_PLACE), int(Counter.CUT_THROUGH)
 _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAST_NS)
-_RESET = int(Kind.RESET)
+_INFER, _RESET = int(Kind.INFER), int(Kind.RESET)
 
 
 class FastPathServing(Serving):
@@ -86,8 +86,12 @@ class FastPathServing(Serving):
                 log.warning("request of client %d cannot be read\n%s", state.number, log_message(unreadable))
             self._reject(state, path.head(RequestHead), unreadable, path.queued_ns, taken_ns)
             return
-        if path.kind == _RESET:
-            self._reset(state, path.head(RequestHead), path.queued_ns)
+        if path.kind != _INFER:
+            head = path.head(RequestHead)
+            if path.kind == _RESET:
+                self._reset(state, head, path.queued_ns)
+            else:
+                self._finish(state, head, *CANCELLED, 0, path.queued_ns)
             return
         if (
             type(observation) is dict

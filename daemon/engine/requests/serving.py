@@ -15,6 +15,7 @@ from shmserve.protocol import Flag, Kind, Status
 from shmserve.real_time_chunking import delivered
 from shmserve.ring import RequestHead
 
+from ...failpoints import failpoint
 from ...ipc.stats import SEVERAL, ChannelWord, Counter, Stats
 from ...packages.range_checks import RangeCheck
 from ..channel.channel_state import ChannelState
@@ -46,6 +47,14 @@ _CHANNEL_SERVED, _CHANNEL_LAST_NS = int(ChannelWord.SERVED), int(ChannelWord.LAS
 _IN_HAND = int(ChannelWord.IN_HAND)
 
 QueuedRequest = tuple[ChannelState, RequestHead]
+#: The answer to a request that does not run: its status, and the type and text of an error.
+Refusal = tuple[Status, tuple[str, str] | None]
+
+CANCELLED: Refusal = (Status.CANCELLED, None)
+_LOST: Refusal = (
+    Status.ENGINE_LOST,
+    ("EngineLost", "an engine died while it ran this request, and it may not run again"),
+)
 
 
 class BatchItem:
@@ -173,16 +182,14 @@ class Serving:
         if (
             head.kind != _INFER
             or head.max_age_ns
-            or head.cancelled
             or 0 < head.deadline_ns < taken_ns
             or state.rate is not None
             or channel.requests.cancelled(head.sequence)
         ) and self._refused(state, head, taken_ns, queued_ns):
             return None
-        attempts = channel.replies.take(head.sequence)
-        if attempts != 1 and not 0 < attempts <= self._attempts_allowed(state, head):
-            error = ("EngineLost", "an engine died while it ran this request, and it may not run again")
-            self._finish(state, head, Status.ENGINE_LOST, error, 0, queued_ns)
+        refusal = self._take(state, head)
+        if refusal is not None:
+            self._finish(state, head, *refusal, 0, queued_ns)
             return None
         if head.kind != _INFER:
             self._reset(state, head, queued_ns)
@@ -243,25 +250,39 @@ class Serving:
         """Answer a request that may not run, or no longer; return whether it was answered."""
         refusal = self._refusal(state, head, taken_ns)
         if refusal is not None:
-            error = ("RequestRejected", f"unknown kind of request: {head.kind}") if refusal == Status.REJECTED else None
-            self._finish(state, head, refusal, error, 0, queued_ns)
+            self._finish(state, head, *refusal, 0, queued_ns)
             return True
         if state.rate is not None and not state.rate.take(taken_ns):
             self._finish(state, head, Status.REJECTED, ("TooManyRequests", state.rate.refusal), 0, queued_ns)
             return True
         return False
 
-    def _refusal(self, state: ChannelState, head: RequestHead, now_ns: int) -> Status | None:
-        # The head is a copy made when the request was admitted; the client may have cancelled it since.
-        if head.cancelled == head.sequence or state.channel.requests.cancelled(head.sequence):
-            return Status.CANCELLED
-        if head.deadline_ns and now_ns > head.deadline_ns:
-            return Status.EXPIRED
-        if head.max_age_ns and head.capture_ns and now_ns - head.capture_ns > head.max_age_ns:
-            return Status.STALE
-        if head.kind not in (Kind.INFER, Kind.RESET):
-            return Status.REJECTED
-        return None
+    def _refusal(self, state: ChannelState, head: RequestHead, now_ns: int) -> Refusal | None:
+        # The head is a copy made when the request was admitted; the client may have cancelled it since, or kept it.
+        if state.channel.requests.cancelled(head.sequence):
+            refusal = CANCELLED
+        elif head.deadline_ns and now_ns > head.deadline_ns:
+            refusal = Status.EXPIRED, None
+        elif head.max_age_ns and head.capture_ns and now_ns - head.capture_ns > head.max_age_ns:
+            refusal = Status.STALE, None
+        elif head.kind not in (Kind.INFER, Kind.RESET):
+            refusal = Status.REJECTED, ("RequestRejected", f"unknown kind of request: {head.kind}")
+        else:
+            return None
+        # These say that the model did not run, and an engine that died may have run it.
+        return _LOST if state.channel.replies.attempts(head.sequence) else refusal
+
+    def _take(self, state: ChannelState, head: RequestHead) -> Refusal | None:
+        """Mark a request as taken, before it runs; return the answer if it may not run after all."""
+        failpoint("request.checked")
+        channel = state.channel
+        attempts = channel.replies.take(head.sequence)
+        # Its client may have withdrawn it after the engine's last look, and have looked for the mark before it was there.
+        if channel.requests.cancelled(head.sequence):
+            return CANCELLED if attempts == 1 else _LOST
+        if attempts == 1 or 0 < attempts <= self._attempts_allowed(state, head):
+            return None
+        return _LOST
 
     def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
         if not state.may_try_again:

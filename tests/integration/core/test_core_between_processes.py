@@ -1,7 +1,8 @@
-"""The core between two processes, and the instructions that keep its order on aarch64."""
+"""The core between two processes, and the instructions that keep its order on both processors."""
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -28,6 +29,31 @@ def test_two_processes_exchange_whole_requests_and_replies(name: str, requests: 
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(f"{requests} requests, "), done.stdout
 
 
+@pytest.mark.parametrize(("name", "rounds"), [("native", 40_000), ("aarch64", 300)], ids=["native", "aarch64"])
+def test_of_a_client_that_withdraws_and_an_engine_that_takes_one_sees_the_other(
+    name: str, rounds: int, tmp_path: Path
+) -> None:
+    target = TARGETS[name]
+    target.require()
+    program = tmp_path / "withdraw_program"
+    target.compile("-I", NATIVE, Path(__file__).with_name("withdraw_program.c"), *SOURCES, "-o", program)
+    done = subprocess.run([*target.runner, program, str(rounds)], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{rounds} requests\n", "")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads instructions of x86-64")
+@pytest.mark.parametrize("function", ["ring_cancel", "ring_take"])
+def test_a_full_fence_stands_behind_the_store_on_x86_64(function: str, tmp_path: Path) -> None:
+    TARGETS["native"].require()
+    assembly = tmp_path / "ring.s"
+    TARGETS["native"].compile("-I", NATIVE, "-S", NATIVE / "core/ring.c", "-o", assembly)
+    body = assembly.read_text().partition(f"\n{function}:")[2].partition(".cfi_endproc")[0]
+
+    # Instructions with `lock`, and exchanges with memory, are full fences there, too.
+    assert len(re.findall(r"\n\s+(?:mfence|lock|xchg)", body)) == 1
+
+
 @pytest.fixture(scope="module")
 def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Of each function, compiled for aarch64: its instructions with an order, in their order."""
@@ -52,6 +78,9 @@ def instructions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str
     [
         ("ring_publish", ["stlr"]),
         ("ring_copy_request", ["dmb ishld"]),
+        ("ring_cancel", ["dmb ish"]),
+        ("ring_take", ["ldar", *["stlr", "dmb ish"] * 2]),  # of a first attempt, and of a further one
+        ("ring_is_taken", ["ldar"]),
         ("ring_complete", ["stlr", "stlr"]),
         ("ring_copy_reply", ["ldar"]),
         ("announce_write", ["stlr", "dmb ish"]),

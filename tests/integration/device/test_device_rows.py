@@ -111,6 +111,29 @@ def test_a_request_that_is_cancelled_while_it_is_staged_does_not_run(engine: Dev
     assert_answered(second, kept, 2)
 
 
+def test_a_request_that_is_cancelled_in_the_moment_in_which_it_is_taken_does_not_run(engine: DeviceEngine) -> None:
+    first, second, _ = engine.clients
+    cancelled, kept = first.submit(observation(1)), second.submit(observation(2))
+    engine.stage()
+    replies = first.state.channel.replies
+    take = replies.take
+
+    def take_late(sequence: int) -> int:
+        first.channel.requests.cancel(sequence)
+        assert not first.channel.replies.taken(sequence)
+        return take(sequence)
+
+    replies.take = take_late
+    try:
+        assert engine.launch()
+        engine.finish()
+    finally:
+        replies.take = take
+
+    assert first.status(cancelled) == Status.CANCELLED
+    assert_answered(second, kept, 2)
+
+
 def test_a_newer_request_takes_the_place_of_one_that_waits_and_of_none_that_is_staged(engine: DeviceEngine) -> None:
     first, second, third = engine.clients
     running = first.submit(observation(1))

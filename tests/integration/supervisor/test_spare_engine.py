@@ -12,7 +12,7 @@ import pytest
 
 from shmserve.client import ShmClient
 from tests.support.admin_command import admin, engines_of, rollback, update
-from tests.support.daemon_process import NORMAL_PRIORITY, Daemon, is_running, wait_until
+from tests.support.daemon_process import NORMAL_PRIORITY, Daemon, is_running, wait_stopped, wait_until
 from tests.support.gain_packages import gain_package
 
 Start = Callable[..., Daemon]
@@ -146,8 +146,7 @@ def test_no_request_is_lost_if_the_spare_engine_dies_as_it_takes_over(
         pending = client.submit(X)
         pending.result()
         os.kill(daemon.engine_pid, signal.SIGKILL)
-        stat = Path(f"/proc/{daemon.pid}/stat")
-        wait_until("the supervisor is stopped", lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+        wait_stopped(daemon.pid)
         waiting = [client.submit(X) for _ in range(2)]
         os.kill(pid, signal.SIGKILL)
         daemon.signal(signal.SIGCONT)

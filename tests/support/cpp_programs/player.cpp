@@ -8,6 +8,7 @@
  * how often the channel grew and how many requests failed.
  */
 
+#define PAUSES_BETWEEN_STEPS
 #include "../c_programs/real_time_calls.h"
 
 #include <shmserve_action_chunks.hpp>

@@ -64,6 +64,10 @@ class End:
         """The order of a store in Python code."""
         return Order.RELEASE if self.backend is Backend.PURE_X86 else Order.RELAXED
 
+    def full_fence(self, native: str, pure: str) -> None:
+        """A fence that keeps a load behind an earlier store, on every processor."""
+        self.thread.fence(self.given.order(native if self.is_native else pure))
+
     def fence(self, site: str) -> None:
         """A fence of Python code, which an x86-64 omits."""
         order = self.given.order(site)

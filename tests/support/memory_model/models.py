@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from .cancel import DENIED, RAN_WITHDRAWN, cancel
 from .cut_through import MISCOUNTED, MIXED, cut_through
 from .doorbell import named, named_in_flight, sealed, sealed_in_flight
 from .exchange import LOST, MISSED, WRONG_SLOTS, counted_reply, one_slot, several_slots
@@ -52,6 +53,7 @@ MODELS: Mapping[str, Model] = {
     "cut-through": Model(lambda given: cut_through(given, NATIVE)),
     "cut-through, pure engine": Model(lambda given: cut_through(given, PURE)),
     **_pair("restart", restart, _CHANNEL),
+    **_pair("cancel", cancel, _CHANNEL),
     **_pair("doorbells named", named, _CHANNEL, clients=1, requests=2),
     **_pair("doorbells sealed", sealed, _CHANNEL, clients=1, requests=2),
     **_pair("doorbells named, two in flight", named_in_flight, _CHANNEL, long=True),
@@ -83,6 +85,10 @@ def _pure(name: str) -> str:
     return f"{name}, pure client, pure engine"
 
 
+def _x86(name: str) -> str:
+    return f"{name}, pure on x86-64 client, pure on x86-64 engine"
+
+
 _RECORD = "record ring, pure engine, pure recorder"
 #: The name of a site of source.py, which becomes relaxed; or of a step, which is left out or comes too early.
 CONTROLS: Mapping[str, Control] = {
@@ -100,6 +106,8 @@ CONTROLS: Mapping[str, Control] = {
     "cut_through_advance load write_id": Control("cut-through", MISCOUNTED),
     "cut_through_advance load written_bytes": Control("cut-through", MISCOUNTED),
     "cut_through_advance fence": Control("cut-through", MISCOUNTED),
+    "ring_cancel fence": Control(_native("cancel"), RAN_WITHDRAWN),
+    "ring_take fence": Control(_native("cancel"), RAN_WITHDRAWN),
     # Fences of Python code
     "Slots.publish fence": Control(_pure("one slot"), TORN_REQUEST),
     "Slots.request fence": Control(_pure("two slots"), TORN_REQUEST),
@@ -108,6 +116,8 @@ CONTROLS: Mapping[str, Control] = {
     "Slots.reply fence": Control(_pure("one slot"), TORN_REPLY),
     "RequestReader.between fence": Control(_native("two slots"), WRONG_SLOTS),
     "_order fence": Control(_pure("doorbells sealed, two in flight"), STUCK),
+    "RequestWriter.cancel fence": Control(_x86("cancel"), RAN_WITHDRAWN),
+    "Slots.take fence": Control(_x86("cancel"), RAN_WITHDRAWN),
     "RecordRingWriter.write fence": Control(_RECORD, TORN),
     "RecordRingReader.try_next fence": Control(_RECORD, TORN),
     "RecordRingReader.try_next fence#2": Control(_RECORD, TORN),
@@ -135,6 +145,9 @@ CONTROLS: Mapping[str, Control] = {
     "engine: the token that ended the wait counts as a ring": Control(_native("doorbells named"), STUCK),
     "engine: looks at the channel whose pipe it has read": Control(_native("doorbells sealed"), STUCK),
     "restart: a request is marked as taken before it runs": Control(_native("restart"), RAN_TWICE),
+    "restart: a request that had begun is not answered as cancelled": Control(_native("cancel"), DENIED),
+    "cancel: the client looks after it has withdrawn": Control(_native("cancel"), RAN_WITHDRAWN),
+    "cancel: the engine looks again after it has taken": Control(_native("cancel"), RAN_WITHDRAWN),
     "restart: answered requests are left alone": Control(_native("restart"), ANSWERED_TWICE),
     "record ring: a full ring drops the entry": Control(_RECORD, TORN),
     "record ring: the entry before its count": Control(_RECORD, TORN),
@@ -142,7 +155,8 @@ CONTROLS: Mapping[str, Control] = {
 }
 #: Orders of the source that no model needs, and why they stay.
 SURPLUS: Mapping[str, str] = {
-    "ring_take store taken": "the next engine starts after the kernel has reported the end of the first",
+    "ring_take store taken": "the next engine starts after the kernel has reported the end of the first, and a client "
+    "reads the sequence alone",
     "ring_is_taken load taken": "as ring_take",
 }
 

@@ -60,7 +60,7 @@ def _engine(engine: End, channel: Channel, requests: int) -> None:
     thread.jump_if(lambda sequence: sequence == 0, "loop")
     thread.jump("admit")
     thread.label("loop")
-    _may_die(engine)
+    may_die(engine)
     thread.jump_if(lambda seen, most=requests: seen == most, "end")
     thread.at("ChannelState.look")
     thread.load("sequence", channel.published, engine.load)
@@ -70,20 +70,20 @@ def _engine(engine: End, channel: Channel, requests: int) -> None:
     copy_request(engine, channel, 0)
     copy_request_payload(engine, channel, 0)
     thread.check(lambda sequence, head, rest, data0, data1: head == rest == data0 == data1 == sequence, TORN_REQUEST)
-    _may_die(engine)
+    may_die(engine)
     thread.at("ring_take")
     thread.load("taken", "taken")
     thread.load("attempts", "attempts")
     thread.set("attempts", lambda attempts, taken, sequence: attempts + 1 if taken == sequence else 1)
     early = not given.keeps("restart: a request is marked as taken before it runs")
     if not early:
-        _mark(engine)
+        mark(engine)
     thread.jump_if(lambda attempts: attempts > 1, "lost")
     thread.check(lambda ran, sequence: ran < sequence, RAN_TWICE)
     thread.set("ran", "sequence")
-    _may_die(engine)
+    may_die(engine)
     if early:
-        _mark(engine)
+        mark(engine)
     thread.set("rest", "sequence")
     thread.jump("reply")
     thread.label("lost")
@@ -95,15 +95,15 @@ def _engine(engine: End, channel: Channel, requests: int) -> None:
     sequence_order = given.order("ring_complete store sequence") if engine.is_native else engine.store
     if given.keeps("complete: the head before the sequence"):
         thread.store(rest, "rest", given.order("ring_complete store words") if engine.is_native else engine.store)
-        _may_die(engine)
+        may_die(engine)
         if not engine.is_native:
             engine.fence("Slots.complete fence")
         thread.store(first, "sequence", sequence_order)
     else:
         thread.store(first, "sequence", sequence_order)
-        _may_die(engine)
+        may_die(engine)
         thread.store(rest, "rest", engine.store)
-    _may_die(engine)
+    may_die(engine)
     thread.load("count", channel.replies)
     thread.store(channel.replies, lambda count: count + 1, Order.RELEASE)
     for register in ("head", "rest", "data0", "data1", "attempts", "taken", "count", "answered"):
@@ -111,18 +111,20 @@ def _engine(engine: End, channel: Channel, requests: int) -> None:
     thread.jump("loop")
 
 
-def _mark(engine: End) -> None:
-    """ring_take: the attempts before the sequence that they belong to."""
+def mark(engine: End) -> None:
+    """Mark `sequence` as taken: the attempts before the sequence that they belong to, and a fence behind both."""
     thread, given = engine.thread, engine.given
+    thread.at("ring_take" if engine.is_native else "Slots.take")
     order = given.order("ring_take store taken") if engine.is_native else engine.store
     attempts = given.order("ring_take store attempts") if engine.is_native else engine.store
     thread.store("attempts", "attempts", attempts)
-    _may_die(engine)
+    may_die(engine)
     thread.store("taken", "sequence", order)
-    _may_die(engine)
+    may_die(engine)
+    engine.full_fence("ring_take fence", "Slots.take fence")
 
 
-def _may_die(engine: End) -> None:
+def may_die(engine: End) -> None:
     """Once; the next engine lives."""
     thread = engine.thread
     dies, lives = thread.unique("dies"), thread.unique("lives")

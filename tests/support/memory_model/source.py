@@ -19,7 +19,8 @@ FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     # ring.c
     "ring_publish": ("relaxed store words", "relaxed store processor", "release store counter"),
     "ring_copy_request": ("acquire fence", "relaxed load words"),
-    "ring_take": ("relaxed load attempts", "relaxed store attempts", "release store taken"),
+    "ring_cancel": ("relaxed store cancelled", "seq_cst fence"),
+    "ring_take": ("relaxed load attempts", "relaxed store attempts", "release store taken", "seq_cst fence"),
     "ring_is_taken": ("acquire load taken",),
     "ring_complete": (
         "relaxed store words",
@@ -54,7 +55,6 @@ UNMODELLED: Mapping[str, str] = {
     "cut_through_is_due": "a hint: how long the engine polls for a write in progress",
     "clock_wait": "words of one process",
     "await_head": "loads the counter as poller_load does; ring_copy_reply reads what was counted",
-    "abandon_quietly": "looks with ring_is_taken for what ring_take stored, as the client in Python does",
 }
 #: The functions of atomics.h, which name the orders of the others.
 WRAPPERS: Mapping[str, str] = {
@@ -65,8 +65,8 @@ WRAPPERS: Mapping[str, str] = {
     "fence_acquire": "acquire fence",
     "fence_full": "seq_cst fence",
 }
-#: Functions of Python with the steps that have an order, in the order of the text: patterns, and `fence` for a fence of
-#: shmserve/fence.py, which `_order` is too.
+#: Functions of Python with the steps that have an order, in the order of the text: patterns, `fence` for a fence of
+#: shmserve/fence.py, which `_order` is too, and `full_fence` for one that is a fence on every processor.
 PYTHON: Mapping[str, tuple[str, ...]] = {
     "Slots.publish": (r"_pack_request\(", "fence", r"words\[self\._counter\] = sequence"),
     "Slots.request": ("fence", r"_unpack_request\("),
@@ -77,6 +77,8 @@ PYTHON: Mapping[str, tuple[str, ...]] = {
         "fence",
         r"words\[self\._counter\] \+= 1",
     ),
+    "Slots.take": (r"words\[head \+ _ATTEMPTS\] = ", r"words\[head \+ _TAKEN\] = ", "full_fence"),
+    "RequestWriter.cancel": (r"self\._cancelled\] = sequence", "full_fence"),
     "Slots.reply": (r"words\[at\] != sequence", "fence", r"_unpack_reply\("),
     "RequestReader.between": ("fence", r"words\[head\]"),
     "_order": ("fence",),
@@ -105,7 +107,7 @@ def orders() -> dict[str, Order]:
                 note(f"{function} {place}", Order(order))
     for function, does in PYTHON.items():
         for each in does:
-            if each == "fence":
+            if each in ("fence", "full_fence"):
                 note(f"{function} fence", Order.SEQ_CST)
     return found
 
@@ -116,7 +118,7 @@ _COMMENT_OR_TEXT = re.compile(
     r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'|^[ \t]*\#(?:[^\n]*\\\n)*[^\n]*',
     re.DOTALL | re.MULTILINE,
 )
-_FUNCTION = re.compile(r"^(?:static |inline |const )*[A-Za-z_]\w*[ *]+(\w+)\([^;{}]*\)\s*\{", re.MULTILINE)
+_FUNCTION = re.compile(r"^(?:static |inline |const |EXPORTED )*[A-Za-z_]\w*[ *]+(\w+)\([^;{}]*\)\s*\{", re.MULTILINE)
 _OPERATION = re.compile(
     r"\b(load_relaxed|load_acquire|store_relaxed|store_release|fence_acquire|fence_full|memcpy|memmove"
     r"|__atomic_\w+|atomic_\w+)\s*\("
@@ -204,17 +206,20 @@ def python_functions(text: str) -> dict[str, str]:
     return functions
 
 
+_FENCE = r"(?<!\w)(?:fence|_order)\(\)"
+_FENCES = {"fence": _FENCE, "_order": _FENCE, "full_fence": r"(?<!\w)full_fence\(\)"}
+
+
 def _python_differs(text: str, does: tuple[str, ...]) -> str:
     at = 0
-    fences = r"(?<!\w)(?:fence|_order)\(\)"
     for each in does:
-        pattern = fences if each in ("fence", "_order") else each
+        pattern = _FENCES.get(each, each)
         match = re.compile(pattern).search(text, at)
         if match is None:
             return f"no {each!r} after the {at}th character of its text"
         at = match.end()
-    expected = sum(each in ("fence", "_order") for each in does)
-    found = len(re.findall(fences, text))
+    expected = sum(each in _FENCES for each in does)
+    found = sum(len(re.findall(pattern, text)) for pattern in set(_FENCES.values()))
     return "" if found == expected else f"{found} fences, the table has {expected}"
 
 

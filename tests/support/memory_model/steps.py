@@ -89,7 +89,22 @@ STEPS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "restart: a request is marked as taken before it runs": (
         ("server_path_try_take", (r"take_request\(|ring_take\(", r"observation_of\(")),
         ("ServerFastPath.try_take", (r"_replies\.take\(",)),
-        ("Serving._stage", (r"replies\.take\(", r"attempts != 1")),
+        ("Serving._stage", (r"self\._take\(", r"refusal is not None", r"staging\.observation\(")),
+        ("DeviceServing.launch", (r"self\._may_run\(", r"self\._begun\(")),
+        ("DeviceServing._may_run", (r"self\._take\(",)),
+    ),
+    "restart: a request that had begun is not answered as cancelled": (
+        ("Serving._refusal", (r"requests\.cancelled\(", r"_LOST if .*\.attempts\(")),
+        ("Serving._take", (r"CANCELLED if attempts == 1 else _LOST",)),
+    ),
+    "cancel: the client looks after it has withdrawn": (
+        ("shmserve_cancel", (r"ring_cancel\(", r"!ring_is_taken\(", r"= SLOT_CANCELLED")),
+        ("RequestControl.cancel", (r"requests\.cancel\(", r"replies\.taken\(", r"table\.fail\(")),
+    ),
+    "cancel: the engine looks again after it has taken": (
+        ("server_path_try_take", (r"ring_take\(", r"ring_is_cancelled\(", r"observation_of\(")),
+        ("ServerFastPath.try_take", (r"_replies\.take\(", r"_requests\.cancelled\(", r"self\._observation\(")),
+        ("Serving._take", (r"replies\.take\(", r"requests\.cancelled\(")),
     ),
     "restart: answered requests are left alone": (
         ("ChannelState.open", (r"\.between\(", r"if not replies\.answered\(", r"_admit\(")),

@@ -116,14 +116,13 @@ def polled(client: ShmClient) -> Any:
 
 def withdrawn(client: ShmClient) -> Any:
     pending = client.submit({"do": "echo", "value": 5})
-    if pending.cancel():
-        try:
-            pending.result()
-        except ShmServeError as error:
-            if type(error).__name__ != "RequestCancelled":
-                raise
-            return 5
-    return pending.result()
+    pending.cancel()
+    try:
+        return pending.result()
+    except ShmServeError as error:
+        if type(error).__name__ != "RequestCancelled":
+            raise
+        return 5
 
 
 def describe(client: ShmClient) -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import platform
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmserve import backend, fence, pure
-from shmserve.layout import REPLY, REQUEST
+from shmserve import backend, fence, pure, ring
+from shmserve.layout import REPLY, REQUEST, Geometry
 from shmserve.pure import counter_poller, slots
+from shmserve.ring import RequestWriter
+from shmserve.segment import Identity, Segment, create_sealed_segment
 
 #: Counter, first head, words from head to head, slots.
 PLACES = (8, 16, 56, 2)
@@ -66,6 +71,21 @@ def test_a_semaphore_s_fence_leaves_the_semaphore_as_it_was() -> None:
     assert bytes(semaphore) == before
 
 
+def test_the_full_fence_is_one_on_every_processor() -> None:
+    assert fence.full_fence is not fence.no_fence
+    assert fence.fence is (fence.no_fence if fence.IN_ORDER else fence.full_fence)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads instructions of x86-64")
+def test_the_full_fence_has_a_locked_instruction_on_x86_64() -> None:
+    address = ctypes.cast(ctypes.CDLL(None).sem_post, ctypes.c_void_p).value
+    assert address is not None
+    begin = ctypes.string_at(address, 128)
+
+    # lock xadd and lock cmpxchg, of a word of 4 or 8 bytes.
+    assert re.search(rb"\xf0[\x40-\x4f]?\x0f[\xb1\xc1]", begin, re.DOTALL)
+
+
 Setting = Callable[[Callable[[], object]], None]
 
 
@@ -115,6 +135,32 @@ def test_a_reply_s_words_its_sequence_and_its_counter_are_written_with_a_fence_b
 
     assert found == [(10, 0, 0), (10, SEQUENCE, 0)]
     assert words[COUNTER] == 1
+
+
+def test_a_request_is_marked_before_the_full_fence(
+    words: Any, heads: pure.Slots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[list[int]] = []
+    place = HEAD + REPLY.names.index("taken")
+    monkeypatch.setattr(slots, "full_fence", lambda: found.append(words[place : place + 2].tolist()))
+
+    assert heads.take(SEQUENCE) == 1
+    assert heads.take(SEQUENCE) == 2
+
+    assert found == [[SEQUENCE, 1], [SEQUENCE, 2]]
+
+
+def test_a_request_is_withdrawn_before_the_full_fence(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = create_sealed_segment(Geometry(slots=1, metadata_bytes=64, payload_bytes=64), Identity(1, 2, 3))
+    writer = RequestWriter(Segment.from_descriptor(memory, writable=True))
+    found: list[bool] = []
+    monkeypatch.setattr(ring, "full_fence", lambda: found.append(writer.heads.cancelled(SEQUENCE)))
+
+    writer.cancel(SEQUENCE)
+
+    assert found == [True]
+    writer.close()
+    os.close(memory)
 
 
 def test_a_request_s_head_is_read_after_the_fence(fenced: Setting, words: Any, heads: pure.Slots) -> None:

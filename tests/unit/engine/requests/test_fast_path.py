@@ -250,6 +250,93 @@ def test_a_withdrawn_request_one_that_was_begun_and_two_at_once_go_the_long_way(
     assert [engine.action(sequence) for sequence in two] == [[10.0, 2.0], [12.0, 2.0]]
 
 
+def before_the_take(engine: Engine, step: Callable[[], None]) -> None:
+    """Make the step whenever the slow path has checked a request and takes it."""
+    replies = engine.state.channel.replies
+    take = replies.take
+
+    def take_after_the_step(sequence: int) -> int:
+        step()
+        return take(sequence)
+
+    replies.take = take_after_the_step
+
+
+class _Interposed(int):
+    """The number of a structure, which makes a step when the engine looks it up: between its checks and its mark."""
+
+    step: Callable[[], None]
+
+    def __eq__(self, other: object) -> bool:
+        self.step()
+        return int(self) == other
+
+    __hash__ = int.__hash__
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_request_that_is_withdrawn_in_the_moment_in_which_it_is_taken_does_not_run(
+    engine: Engine, *, fast: bool, kept: bool
+) -> None:
+    head = engine.head([3.0, 4.0])
+    requests, calls = engine.client.requests, engine.model.calls
+
+    def withdraw() -> None:
+        requests.cancel(head.sequence)
+        if kept:
+            requests.keep(head.sequence)
+
+    if fast:
+        known = _Interposed(head.schema)
+        known.step = lambda: None
+        decoders = engine.state.schemas.decoders
+        decoders[known] = decoders.pop(head.schema)
+        known.step = lambda: None if engine.client.replies.taken(head.sequence) else withdraw()
+        engine.publish(head)
+        assert engine.serve_fast()
+    else:
+        before_the_take(engine, withdraw)
+        engine.publish(head)
+        engine.serve_long()
+
+    assert engine.reply(head.sequence)[0].status == (Status.OK if kept else Status.CANCELLED)
+    assert engine.model.calls == calls + kept
+    assert engine.client.replies.taken(head.sequence)
+    assert engine.stats.words[Counter.CANCELLED] == (not kept)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{}, {"deadline_ns": 1}, {"capture_ns": 1, "max_age_ns": 1}],
+    ids=["cancelled", "expired", "stale"],
+)
+def test_of_a_request_that_a_dead_engine_had_begun_none_says_that_it_did_not_run(
+    engine: Engine, words: dict[str, int]
+) -> None:
+    sequence = engine.publish(engine.head([1.0, 1.0], **words))
+    engine.state.channel.replies.take(sequence)  # as by an engine that died of it
+    if not words:
+        engine.client.requests.cancel(sequence)
+    calls = engine.model.calls
+    engine.serve_long()
+
+    head, error = engine.reply(sequence)
+    assert (head.status, error[0]) == (Status.ENGINE_LOST, "EngineLost")
+    assert engine.model.calls == calls
+
+
+def test_a_second_attempt_that_is_withdrawn_as_it_begins_does_not_run_and_is_lost(engine: Engine) -> None:
+    sequence = engine.publish(engine.head([1.0, 1.0]))
+    engine.state.channel.replies.take(sequence)
+    before_the_take(engine, lambda: engine.client.requests.cancel(sequence))
+    calls = engine.model.calls
+    engine.serve_long()
+
+    assert engine.reply(sequence)[0].status == Status.ENGINE_LOST
+    assert engine.model.calls == calls
+
+
 @pytest.mark.parametrize("slot", [4, 63])
 def test_a_missing_slot_is_left_to_the_removal_of_the_channel(engine: Engine, slot: int) -> None:
     requests = engine.client.requests
