@@ -30,7 +30,7 @@ static uint64_t at_least(uint64_t deadline_ns, uint64_t least_ns)
     return deadline_ns > least ? deadline_ns : least;
 }
 
-static bool is_version(const char *text)
+bool is_version(const char *text)
 {
     size_t count = text != NULL ? strlen(text) : 0;
     return count >= 1 && count <= 16 && strspn(text, "0123456789abcdef") == count;
@@ -91,6 +91,7 @@ void detach(shmserve_client *client)
     close_lease(client);
     client->model = NULL;
     client->is_lost = client->must_resize = false;
+    robot_forget(client);
     client->abandoned_count = 0;
     for (int slot = 0; slot < MAX_SLOTS; slot++) {
         client->slots[slot].state = SLOT_FREE;
@@ -138,14 +139,17 @@ static int attach_once(shmserve_client *client, uint64_t deadline_ns)
     client->is_stateful = -1;
     if (status == SHMSERVE_OK)
         status = refresh_model(client, deadline_ns);
-    if (status != SHMSERVE_OK) {
+    if (status == SHMSERVE_OK)
+        status = robot_compare(client, at_least(deadline_ns, LEAST_CALL_NS));
+    if (status != SHMSERVE_OK && status != SHMSERVE_MISMATCH) {
         detach(client);
         return status;
     }
     client->granted = client->wanted;
     client->stats.attached++;
     begin(client);
-    return compare_all(client);
+    int compared = compare_all(client);
+    return status != SHMSERVE_OK ? robot_admit(client) : compared;
 }
 
 static int attach_or_shrink(shmserve_client *client, uint64_t deadline_ns)
@@ -325,7 +329,7 @@ EXPORTED int shmserve_recover(shmserve_client *client, uint64_t timeout_ns)
     if (client->model == NULL && monotonic_ns() - client->described_ns > REFRESH_NS &&
         (status = refresh_model(client, deadline_ns)) == SHMSERVE_OK)
         status = compare_all(client);
-    return status;
+    return status == SHMSERVE_OK ? robot_compare(client, at_least(deadline_ns, LEAST_CALL_NS)) : status;
 }
 
 EXPORTED int shmserve_describe(shmserve_client *client, char *json, size_t *room, uint64_t timeout_ns)

@@ -53,6 +53,7 @@ class COptions(ctypes.Structure):
         ("spin_ns", ctypes.c_int64),
         ("check_contract", _u32),
         ("lock_memory", _u32),
+        ("robot", _text),
     ]
 
 
