@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +164,7 @@ def test_no_action_of_a_model_that_means_something_else_is_given(
         assert client.infer(SEEN)["points"] == 5
         _an_update_of_the_same_meaning_loses_nothing(daemon, client, packages["finer"])
         update(daemon, packages["radians"], allow_contract_change=True)
+        _a_reply_stays_withheld_while_the_daemon_does_not_answer(daemon, client)
         _its_replies_are_withheld_and_then_nothing_is_sent(client)
         assert silent.infer(SEEN)["points"] == 5, "a program that states nothing is served"
         other = stating(daemon, {**ROBOT, "rate_hz": 50, **json.loads(json.dumps(ROBOT).replace("deg", "rad"))})
@@ -170,6 +173,7 @@ def test_no_action_of_a_model_that_means_something_else_is_given(
 
         rollback(daemon)
         assert until_accepted(client)["points"] == 5
+        assert [client.infer(SEEN)["points"] for _ in range(5)] == [5] * 5, "more than there are slots"
 
         update(daemon, packages["radians"], allow_contract_change=True)
         _a_program_that_only_looks_never_waits(client)
@@ -177,7 +181,7 @@ def test_no_action_of_a_model_that_means_something_else_is_given(
         client.recover()  # asks at once
         assert client.infer(SEEN)["points"] == 5
         _a_model_that_was_replaced_before_it_was_compared_is_refused(daemon, client, silent, packages)
-        _a_restarted_daemon_is_asked_again(daemon, client)
+        _a_restarted_daemon_is_asked_again(daemon, client, packages)
 
 
 def _an_update_of_the_same_meaning_loses_nothing(daemon: Daemon, client: CClient, package: Path) -> None:
@@ -187,6 +191,21 @@ def _an_update_of_the_same_meaning_loses_nothing(daemon: Daemon, client: CClient
     after = client.submit(SEEN)
     assert client.result(after)["points"] == 5
     assert client.result(before[1])["points"] == 5, "of the version before, which agreed"
+
+
+def _a_reply_stays_withheld_while_the_daemon_does_not_answer(daemon: Daemon, client: CClient) -> None:
+    """The engine answers meanwhile. What the daemon says late is no answer to the next call."""
+    sequence = client.submit(SEEN)
+    daemon.signal(signal.SIGSTOP)
+    try:
+        error = refusal(lambda: client.head(sequence, timeout=0.3))
+        assert (error.status, "is withheld until" in error.text) == (c_client.TIMEOUT, True)
+    finally:
+        daemon.signal(signal.SIGCONT)
+    room, text = ctypes.c_size_t(65536), ctypes.create_string_buffer(65536)
+    client.check(client.calls.describe(client.handle, text, ctypes.byref(room), int(60e9)))
+    assert json.loads(text.value)["service"] == daemon.name
+    client.check(client.calls.abandon(client.handle, sequence))
 
 
 def _its_replies_are_withheld_and_then_nothing_is_sent(client: CClient) -> None:
@@ -232,12 +251,17 @@ def _a_model_that_was_replaced_before_it_was_compared_is_refused(
     assert client.infer(SEEN)["points"] == 5
 
 
-def _a_restarted_daemon_is_asked_again(daemon: Daemon, client: CClient) -> None:
+def _a_restarted_daemon_is_asked_again(daemon: Daemon, client: CClient, packages: dict[str, Path]) -> None:
+    update(daemon, packages["coarser"])
+    sequence = client.submit(SEEN)
+    daemon.signal(signal.SIGSTOP)
+    assert refusal(lambda: client.head(sequence, timeout=0.3)).status == c_client.TIMEOUT
     daemon.kill9()
     daemon.start()
-    assert refusal(lambda: client.infer(SEEN)).status == c_client.RESTARTED
+    error = refusal(lambda: client.head(sequence))
+    assert (error.status, "so its action is discarded" in error.text) == (c_client.RESTARTED, True)
     client.recover()
-    assert client.infer(SEEN)["points"] == 5
+    assert [client.infer(SEEN)["points"] for _ in range(5)] == [5] * 5
 
 
 def test_a_program_that_starts_before_the_model_is_compared_by_its_first_reply(
