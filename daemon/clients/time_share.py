@@ -26,7 +26,7 @@ class TimeShare:
         return max(0.0, self._free_s.get(uid, 0.0) - now_s)
 
     def charge(self, uid: int, spent_s: float, now_s: float) -> None:
-        """Note that a call of this user took so long, until now."""
+        """Note the duration of a call of this user that ends now."""
         if len(self._free_s) >= _MAX_USERS:
             self._free_s = {each: free_s for each, free_s in self._free_s.items() if free_s > now_s}
         self._free_s[uid] = now_s + _TIMES_AS_LONG * spent_s

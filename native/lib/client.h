@@ -141,11 +141,11 @@ typedef struct {
     uint64_t rotating_slots;
 } Channel;
 
-/* What the robot states of its numbers, and what the daemon said of it (robot.c). */
+/* The statement of the robot about its numbers, and the verdict of the daemon (robot.c). */
 typedef struct {
     char *call; /* asks the daemon; NULL: nothing is stated, and nothing is compared */
     size_t call_bytes;
-    Json answer; /* the latest one; in memory of its own, because an [R] call reads it */
+    Json answer; /* the latest one; in separate memory, because an [R] call reads it */
     bool is_asked;
     uint64_t asked_ns; /* 0: not on this connection */
     uint64_t latest;   /* of the versions that agree */
