@@ -17,7 +17,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, r
 
 from ..clients import AttachRateLimit, Lease, LeaseRefused, TimeShare, Wanted
 from ..supervisor import ServiceState, Supervisor
-from ..varlink.interface import Connection, Interface
+from ..varlink.interface import Connection, Interface, Method
 from ..varlink.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class ClientService:
         self._time_share = TimeShare()
 
     def interface(self) -> Interface:
-        methods = {
+        methods: dict[str, Method] = {
             "Attach": self.attach,
             "Resize": self.resize,
             "Describe": self.describe,

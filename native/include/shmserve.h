@@ -11,7 +11,8 @@
  * [S] set-up: may allocate memory, ask the daemon, and block up to its timeout.
  *
  * [R] real time: allocates nothing, takes no lock, and makes at most one wake-up of the engine and one sleep, which its
- * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives).
+ * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives; with `options.robot`
+ * it asks the daemon once for each model version).
  *
  * One client serves one thread at a time; threads that ask at the same time have a client each. A client belongs to the
  * process that opened it: a forked child opens its own.

@@ -8,6 +8,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def test_the_verdict_and_its_words_are_those_of_python(daemon: Daemon, robot: An
         with stating(daemon, robot) as client:
             assert client.infer(SEEN)["points"] == 5
         return
-    error = refusal(lambda: stating(daemon, robot))
-    assert (error.status, error.text) == (status, text)
+    said = refusal(lambda: stating(daemon, robot))
+    assert (said.status, said.text) == (status, text)
     assert c_client.functions().last_error(None).decode() == text
 
 
@@ -198,7 +199,8 @@ def _a_reply_stays_withheld_while_the_daemon_does_not_answer(daemon: Daemon, cli
     sequence = client.submit(SEEN)
     daemon.signal(signal.SIGSTOP)
     try:
-        error = refusal(lambda: client.head(sequence, timeout=0.3))
+        for timeout in (0.3, 0):
+            error = refusal(partial(client.head, sequence, timeout))
         assert (error.status, "is withheld until" in error.text) == (c_client.TIMEOUT, True)
     finally:
         daemon.signal(signal.SIGCONT)
@@ -211,10 +213,10 @@ def _a_reply_stays_withheld_while_the_daemon_does_not_answer(daemon: Daemon, cli
 def _its_replies_are_withheld_and_then_nothing_is_sent(client: CClient) -> None:
     sent = [client.submit(SEEN) for _ in range(2)]
     for sequence in sent:
-        error = refusal(lambda sequence=sequence: client.result(sequence))
+        error = refusal(partial(client.result, sequence))
         assert error.status == c_client.MISMATCH
         assert "observation.state.units: rad -> deg\n  action.actions.units: rad -> deg" in error.text
-        assert refusal(lambda sequence=sequence: client.result(sequence)).status == c_client.ENDED
+        assert refusal(partial(client.result, sequence)).status == c_client.ENDED
     published = client.stats().published
     for call in (
         lambda: client.infer(SEEN),

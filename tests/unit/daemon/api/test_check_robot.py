@@ -107,7 +107,7 @@ def test_one_user_s_statements_take_a_tenth_of_the_supervisor_s_time(monkeypatch
         now_s[0] += pause_s
 
     monkeypatch.setattr(client_api, "time", clock)
-    monkeypatch.setattr(client_api.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     monkeypatch.setattr(service, "_compared", compared)
     stranger = os.getuid() + 1
 
