@@ -379,8 +379,8 @@ int shmserve_reset(shmserve_client *client, uint64_t deadline_ns);
  * status matters; the slot is then released.
  *
  * With `options.robot` the first reply of another model version is withheld until the daemon has compared that model:
- * this call asks it, within `until_ns`, and TIMEOUT leaves the reply withheld. Then MISMATCH, which ends the request, or
- * OK. This takes a few more system calls and sleeps, once for each version, and allocates nothing. */
+ * this call asks it, within `until_ns`, and TIMEOUT leaves the reply withheld. Then MISMATCH, which ends the request,
+ * or OK. This takes a few more system calls and sleeps, once for each version, and allocates nothing. */
 int shmserve_wait(shmserve_client *client, shmserve_sequence sequence, uint64_t until_ns, const shmserve_reply **reply);
 
 /** [R] The reply was read: its slot is free for another request, and its memory must not be read again. */

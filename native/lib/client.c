@@ -157,8 +157,8 @@ EXPORTED int shmserve_open(shmserve_client **client, const shmserve_options *opt
     status = attach(made, after(timeout_ns));
     if (status != SHMSERVE_OK)
         (void)fail(NULL, status, "%s", made->text); /* it is still there once the client was closed */
-    if (status == SHMSERVE_ARGUMENT) { /* the daemon says that what the robot states has no meaning */
-        shmserve_close(made);
+    if (status == SHMSERVE_ARGUMENT) {
+        shmserve_close(made); /* the statement of the robot is invalid */
         *client = NULL;
     }
     return status;

@@ -1,6 +1,6 @@
 /* The robot's own statement of its numbers. The daemon compares it with the model (shmserve/robot_contract.py has the
- * rule); here a reply of a model version that was not compared is withheld until it was, as client/contract_gate.py does.
- * Nothing allocates once the client is open.
+ * rule); here a reply of a model version that was not compared is withheld until it was, as client/contract_gate.py
+ * does. Nothing allocates once the client is open.
  */
 
 #include "client.h"
@@ -82,8 +82,7 @@ static void refuse(shmserve_client *client, int status)
 
 static const JsonValue *versions_of(const Json *answer)
 {
-    const JsonValue *versions =
-        json_member(answer, json_member(answer, answer->values, "parameters"), "versions");
+    const JsonValue *versions = json_member(answer, json_member(answer, answer->values, "parameters"), "versions");
     for (uint32_t index = 0; json_is(versions, JSON_ARRAY) && index < versions->count; index++)
         if (!is_version(json_text(answer, versions + 1 + index)))
             return NULL;
@@ -158,8 +157,7 @@ static int answered(shmserve_client *client, uint64_t deadline_ns, int *status)
 {
     Robot *robot = &client->robot;
     Descriptors descriptors = {.count = 0};
-    int found =
-        robot->is_asked ? take_answer(client, METHOD, &robot->answer, deadline_ns, &descriptors, status) : 0;
+    int found = robot->is_asked ? take_answer(client, METHOD, &robot->answer, deadline_ns, &descriptors, status) : 0;
     if (!found)
         return 0;
     robot->is_asked = false;
@@ -221,6 +219,22 @@ static int not_compared(shmserve_client *client, uint64_t version)
                       (unsigned long long)version, client->service);
 }
 
+static int served_no_more(shmserve_client *client, uint64_t version)
+{
+    return fail(client, SHMSERVE_MISMATCH,
+                "model %016llx of '%s' answered, and is served no more: its contract cannot be compared with "
+                "options.robot, and its action is discarded; send the request again",
+                (unsigned long long)version, client->service);
+}
+
+static int withheld(shmserve_client *client, const Slot *slot, uint64_t version)
+{
+    return fail(client, SHMSERVE_TIMEOUT,
+                "the reply of '%s' to request %llu is withheld until the contract of model %016llx, which answered, "
+                "has been compared with options.robot: wait again, or call shmserve_abandon",
+                client->service, (unsigned long long)number_of(slot->sequence), (unsigned long long)version);
+}
+
 static void pause_until(uint64_t until_ns)
 {
     struct timespec until = {.tv_sec = (time_t)(until_ns / 1000000000u), .tv_nsec = (long)(until_ns % 1000000000u)};
@@ -254,15 +268,9 @@ int robot_settle(shmserve_client *client, Slot *slot, uint64_t version, uint64_t
             continue;
         now_ns = monotonic_ns();
         if (now_ns >= give_up_ns && !robot->is_asked) /* the daemon describes another model */
-            return discard(slot, fail(client, SHMSERVE_MISMATCH,
-                                      "model %016llx of '%s' answered, and is served no more: its contract cannot be "
-                                      "compared with options.robot, and its action is discarded; send the request again",
-                                      (unsigned long long)version, client->service));
+            return discard(slot, served_no_more(client, version));
         if (now_ns >= until_ns)
-            return fail(client, SHMSERVE_TIMEOUT,
-                        "the reply of '%s' to request %llu is withheld until the contract of model %016llx, which "
-                        "answered, has been compared with options.robot: wait again, or call shmserve_abandon",
-                        client->service, (unsigned long long)number_of(slot->sequence), (unsigned long long)version);
+            return withheld(client, slot, version);
         uint64_t next_ns = robot->asked_ns + PAUSE_NS;
         pause_until(next_ns < until_ns ? next_ns : until_ns);
     }

@@ -15,8 +15,8 @@ _Static_assert((int)SHMSERVE_OK == STATUS_OK && (int)SHMSERVE_RESIZE_REQUIRED ==
                    (int)SHMSERVE_ENGINE_LOST == STATUS_ENGINE_LOST && (int)SHMSERVE_STOPPING == STATUS_STOPPING,
                "the header numbers the statuses as the wire does");
 
-/* Of the latest shmserve_open of this thread that failed; freed with the thread. Not an array: a thread with a small stack
- * would have no room for it. */
+/* Of the latest shmserve_open of this thread that failed; freed with the thread. Not an array: a thread with a small
+ * stack would have no room for it. */
 static _Thread_local char *no_client_text;
 static pthread_key_t text_key;
 static pthread_once_t text_key_made = PTHREAD_ONCE_INIT;
