@@ -133,8 +133,12 @@ def test_steps_go_on_through_a_restart_and_play_no_row_twice(
     assert end(player) == "done"
 
 
+@pytest.mark.parametrize(
+    "checks",
+    ["traps", pytest.param("addresses", marks=pytest.mark.long), pytest.param("threads", marks=pytest.mark.long)],
+)
 def test_steps_play_no_row_of_a_model_that_means_something_else(
-    make_daemon: Callable[..., Daemon], play: Play, traps: Path, tmp_path: Path
+    make_daemon: Callable[..., Daemon], play: Play, traps: Path, tmp_path: Path, checks: str
 ) -> None:
     """With traps: a step that meets another model's reply allocates nothing, while the daemon is asked."""
     packages = {}
@@ -149,7 +153,10 @@ def test_steps_play_no_row_of_a_model_that_means_something_else(
         with (packages[name] / "model.toml").open("a") as manifest:
             manifest.write(f"[contract]\n{contract}\n")
     daemon = make_daemon(packages["ours"]).start()
-    player = play(daemon, 100_000_000, "trap", '{"rate_hz": 1000}', LD_PRELOAD=str(traps))
+    if checks == "traps":
+        player = play(daemon, 100_000_000, "trap", '{"rate_hz": 1000}', LD_PRELOAD=str(traps))
+    else:
+        player = play(daemon, 100_000_000, "untrapped", '{"rate_hz": 1000}', checks=checks)
 
     next_line(player, "50")
     update(daemon, packages["finer"])
