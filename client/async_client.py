@@ -12,12 +12,12 @@ from shmserve.errors import ContractMismatch, ServiceRestarted, ServiceStopping,
 from shmserve.protocol import Flag, Kind
 
 from .client_base import ClientBase
+from .model_unchecked import ModelUnchecked
 from .pending import Pending, Reply
 from .reply_thread import no_thread_error
 from .request_options import NOT_CONNECTED, RESIZE_REQUIRED, RequestOptions
 from .request_pipeline import request_options
 from .retry_loop import RetryStep, connect_steps, resend_steps, run_async
-from .robot_contract import ModelUnchecked
 from .task_waker import TaskWaker
 
 #: A pause between two attempts ends this soon after the client was closed.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shmserve.errors import InvalidArgument, ServiceUnavailable
+from shmserve.robot_contract import RobotContract
 from shmserve.spin import SpinBudget, SpinSetting
 
 from . import rate_thread
@@ -17,7 +18,6 @@ from .model_watch import OnModelChange
 from .rehearsal import Rehearsal
 from .request_pipeline import RequestPipeline
 from .retry_policy import RetryPolicy
-from .robot_contract import RobotContract
 
 #: The furthest ahead that a request may be expected.
 _FURTHEST_S = 10.0

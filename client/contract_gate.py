@@ -13,22 +13,27 @@ from typing import Any
 
 from shmserve.codec import Encoder
 from shmserve.errors import ContractMismatch, ServiceRestarted, ServiceUnavailable, ShmServeError
+from shmserve.robot_contract import RobotContract, versions_of
 
 from .client_guard import ClientGuard, ParkingLot
 from .connection import Connection
 from .connector import ConnectionUser, Connector
 from .contract_check import check_structure
 from .fast_path import FastPath
+from .model_unchecked import ModelUnchecked
 from .pending import Pending
 from .request_options import NOT_CONNECTED
 from .request_table import RequestTable
-from .robot_contract import ModelUnchecked, RobotContract
 
 #: A daemon is asked for its model no more often.
 _REFRESH_NS = 100_000_000
 #: How long it may take until it describes the model that answered: no less, whatever the request has left; no more; and the
 #: pause between two attempts.
 _LEAST_NS, _LONGEST_NS, _PAUSE_NS = 100_000_000, 1_000_000_000, 5_000_000
+
+
+def _versions_of(model: dict[str, Any]) -> set[int]:
+    return {int(version, 16) for version in versions_of(model)}
 
 
 def forget_old_model(connection: Connection) -> bool:
@@ -116,7 +121,7 @@ class ContractGate:
     def _accept(self, robot: RobotContract, model: dict[str, Any]) -> None:
         robot.check(self._guard.name, model)
         assert self._table.accepted is not None
-        self._table.accepted.add(int(model["version"], 16))
+        self._table.accepted |= _versions_of(model)
 
     def settle(self, pending: Pending, unchecked: ModelUnchecked, user: ConnectionUser) -> None:
         """Give `pending` the result that is withheld, or the reason why not; asks the daemon, not under the lock.
@@ -137,7 +142,7 @@ class ContractGate:
                 model = self._connector.refresh_model_info(until_ns, user)
                 with self._guard.lock:
                     self._fast_path.deoptimize()  # the next request is compared with this description
-                    if model is not None and int(model["version"], 16) == version:
+                    if model is not None and version in _versions_of(model):
                         self._accept(robot, model)
                         return None
                 if time.monotonic_ns() >= until_ns:

@@ -18,7 +18,7 @@ from shmserve.protocol import Flag
 from shmserve.ring import ReplyHead
 
 from .arguments import seconds
-from .robot_contract import ModelUnchecked
+from .model_unchecked import ModelUnchecked
 from .task_waker import TaskWaker
 
 log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from .contract_gate import ContractGate
 from .error_mapping import cancelled_error
 from .fast_path import FastPath
 from .fork_guard import note_owned
+from .model_unchecked import ModelUnchecked
 from .model_watch import ModelWatch
 from .pending import Pending
 from .reply_thread import ReplyThread
 from .reply_waiter import LONGEST_WAIT_NS, ReplyWaiter
 from .request_table import RequestTable
-from .robot_contract import ModelUnchecked
 
 #: A daemon is asked for this time, at most, why a request came to nothing.
 _LONGEST_REASON_NS = 50_000_000

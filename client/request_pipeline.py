@@ -36,6 +36,7 @@ from shmserve.errors import (
 )
 from shmserve.layout import SLOT_MASK
 from shmserve.protocol import Flag, Kind
+from shmserve.robot_contract import RobotContract
 from shmserve.spin import SpinBudget
 
 from .arguments import LONGEST_S, capture_seconds, seconds
@@ -55,7 +56,6 @@ from .request_options import BACK_PRESSURED, DEFAULT_OPTIONS, NOT_CONNECTED, RES
 from .request_table import RequestTable
 from .retry_loop import Retrier, RetryStep, resend_steps, run
 from .retry_policy import RetryPolicy
-from .robot_contract import RobotContract
 
 
 def request_options(

@@ -22,9 +22,9 @@ from shmserve.ring import ReplyHead
 from .capacity import SlotCapacity
 from .error_mapping import READ_ERRORS, reply_error
 from .loans import ReplyLoan, RequestLoan
+from .model_unchecked import ModelUnchecked
 from .pending import Pending
 from .request_options import BACK_PRESSURED, RESIZE_REQUIRED
-from .robot_contract import ModelUnchecked
 
 #: Plain numbers: looking a member up for each request costs 0.1 us, and comparing with one as much again.
 _OK, _RESIZE_REQUIRED, _PICKLED = int(Status.OK), int(Status.RESIZE_REQUIRED), int(Flag.PICKLED)

@@ -73,6 +73,19 @@ class _Log:
         raise  # noqa: PLE0704  the error that is being handled
 
 
+_ARM: dict[str, Any] = {"state": {"dtype": "float32", "shape": [6]}, "ranges": {"type": "list[float]", "length": 8}}
+_MODEL = {
+    "name": "arm",
+    "version": "3f",
+    "remote": {"version": "a0", "fallback_version": None},
+    "contract": {
+        "observation": {**_ARM, "points": {"dtype": "float32", "shape": [-1, 3]}, "step": {"type": "int"}},
+        "action": _ARM,
+        "meaning": {"rate_hz": 50, "action": {"state": {"units": "deg", "names": list("abcdef")}}},
+    },
+}
+
+
 def _service() -> tuple[InterfaceTable, ClientService]:
     supervisor = SimpleNamespace(
         state=ServiceState.READY,
@@ -81,7 +94,7 @@ def _service() -> tuple[InterfaceTable, ClientService]:
         leases=_Leases(),
         detach=lambda channel: None,
         send_lease=lambda lease: None,
-        model=None,
+        model=_MODEL,
         engines=SimpleNamespace(channels=SimpleNamespace(attach=lambda lease: None), model=None),
     )
     service = ClientService(cast("Any", supervisor))
@@ -144,7 +157,12 @@ def seeds() -> list[bytes]:
     client = "io.shmserve.Client"
     attach = encode_call(f"{client}.Attach", {"wire_version": WIRE_VERSION, "wanted": _WANTED, "program": "robot.py"})
     resize = encode_call(f"{client}.Resize", {"wanted": _WANTED, "published": 12, "deferred": [9, 10]})
+    check = f"{client}.CheckRobot"
+    arm = {"units": ["deg"] * 5 + ["%"], "names": list("abcdef"), "shape": [6]}
+    frame = {"frame_size": [480, 640], "colour_order": "rgb"}
     streams = [
+        encode_call(check, {"robot": {"rate_hz": 50, "observation": {"state": arm, "points": [-1, 3]}}}),
+        encode_call(check, {"robot": {"action_horizon": 16, "action": {"state": {"units": "rad"}, "other": frame}}}),
         attach,
         attach + resize,
         attach + attach,
@@ -166,6 +184,9 @@ WORDS = (
     *(
         b'"published":',
         b'"deferred":',
+        b'"robot":',
+        b'"units":',
+        b'"observation":',
         b'"program":',
         b'"wire_version":',
         b"\\ud800",

@@ -25,7 +25,7 @@ FREE = -1
 #: Orders of the channels of a frame, and their number.
 _CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "grey": 1, "depth": 1}
 _HIGHEST_RATE_HZ = 1e9
-_MOST_NAMES, _LONGEST_TEXT, _MOST_DIMENSIONS, _LONGEST_DIMENSION = 4096, 100, 32, 1 << 40
+_MOST_ENTRIES, _MOST_NAMES, _LONGEST_TEXT, _MOST_DIMENSIONS, _LONGEST_DIMENSION = 1024, 4096, 100, 32, 1 << 40
 #: One spelling of each unit that robots use, as UCUM has it; other units are compared as text.
 _SPELLINGS = {
     "deg": ("degree", "degrees", "°"),
@@ -41,7 +41,9 @@ _SPELLINGS = {
     "%": ("percent", "per cent"),
     "1": ("none", "unitless", "dimensionless"),
 }
-_SPELLED = {other: unit for unit, others in _SPELLINGS.items() for other in others}
+_SPELLED = {other: unit for unit, others in _SPELLINGS.items() for other in others} | {
+    unit.casefold(): unit for unit in _SPELLINGS if len(unit) > 2
+}
 
 
 class InvalidMeaning(ValueError):
@@ -88,6 +90,8 @@ that is compared
             continue
         if not isinstance(value, Mapping):
             raise InvalidMeaning(f"{where}.{key} = {_shown(value)} must be a table of entries by name")
+        if len(value) > _MOST_ENTRIES:
+            raise InvalidMeaning(f"{where}.{key} has {len(value)} entries: {_MOST_ENTRIES} at most are compared")
         entries = {_name(f"{where}.{key}", name): entry for name, entry in value.items()}
         found[key] = {name: _entry(f"{where}.{entry_field(key, name)}", entry) for name, entry in entries.items()}
     return found
@@ -256,9 +260,7 @@ def _units(where: str, value: Any) -> str | list[str]:
 
 def _unit(where: str, value: Any) -> str:
     unit = _label(where, value)
-    known = _SPELLED.get(unit.casefold()) or next(
-        (known for known in _SPELLINGS if len(known) > 2 and known.casefold() == unit.casefold()), unit
-    )
+    known = _SPELLED.get(unit.casefold(), unit)
     if known != unit:
         raise InvalidMeaning(f"{where} = {unit!r}: write {known!r}, the spelling that is compared")
     return unit
@@ -266,8 +268,11 @@ def _unit(where: str, value: Any) -> str:
 
 def _names(where: str, value: Any) -> list[str]:
     names = [_label(where, name) for name in _list(where, value)]
-    if twice := next((name for index, name in enumerate(names) if name in names[:index]), None):
-        raise InvalidMeaning(f"{where} has {twice!r} twice: each number needs another name")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InvalidMeaning(f"{where} has {name!r} twice: each number needs another name")
+        seen.add(name)
     return names
 
 

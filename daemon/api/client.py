@@ -1,4 +1,4 @@
-"""io.shmserve.Client: attach, resize, describe. The connection is the lease."""
+"""io.shmserve.Client: attach, resize, describe, compare a robot's statement. The connection is the lease."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import os
 import time
 from typing import Any
 
+from shmserve.errors import ContractMismatch, InvalidArgument
 from shmserve.layout import MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, slot_of
 from shmserve.protocol import WIRE_VERSION
+from shmserve.robot_contract import RobotContract, listed_differences, versions_of
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients import AttachRateLimit, Lease, LeaseRefused, Wanted
+from ..clients import AttachRateLimit, Lease, LeaseRefused, TimeShare, Wanted
 from ..supervisor import ServiceState, Supervisor
-from ..varlink.interface import Connection, Interface
+from ..varlink.interface import Connection, Interface, Method
 from ..varlink.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 NAME = "io.shmserve.Client"
 #: Delay of a refusal for too many attaches: a process that retries at once must not keep the supervisor busy.
 _SLOW_REFUSAL_S = 0.1
+#: Longest time between two steps of a robot that can be compared: about three centuries.
+_LONGEST_STEP_NS = 1 << 63
 
 DESCRIPTION = """\
 # Calls of a robot process. Inference requests themselves never cross this socket.
@@ -50,6 +54,11 @@ method Resize(wanted: Wanted, published: int, deferred: []int) -> (channel_info:
 # The service and its model; `model` is null until one is ready.
 method Describe() -> (service: string, state: string, epoch: int, model: ?object)
 
+# What a robot states of its numbers, with the keys of [contract] in model.toml, compared with the model. `versions` are those
+# that replies of this model have: its own; of a link the remote's and the fallback's, too. Empty until a model is ready.
+# `step_ns`: time between two steps of a robot that plays the rows of an action one after another.
+method CheckRobot(robot: object, step_ns: ?int) -> (versions: []string)
+
 error ProtocolMismatch (wire_version: int)
 error AlreadyAttached ()
 error NotAttached ()
@@ -57,6 +66,10 @@ error NotAttached ()
 # Bytes are of shared memory: needed by this channel, and free for it. A banned process may attach again after `retry_after_s`.
 error Refused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int, retry_after_s: ?float)
 error Stopping ()
+# Robot and model state different things: `differences` has a line for each field, `message` all of them and the remedy.
+error ContractMismatch (message: string, differences: []string, versions: []string)
+# The statement of a robot is itself invalid.
+error InvalidRobot (message: string)
 
 # Sent without a call, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
@@ -72,9 +85,16 @@ class ClientService:
         self._leases: dict[int, Lease] = {}  # by the connection's number
         self._connections: dict[int, Connection] = {}
         self._rate_limit = AttachRateLimit()
+        self._time_share = TimeShare()
 
     def interface(self) -> Interface:
-        return Interface(NAME, DESCRIPTION, {"Attach": self.attach, "Resize": self.resize, "Describe": self.describe})
+        methods: dict[str, Method] = {
+            "Attach": self.attach,
+            "Resize": self.resize,
+            "Describe": self.describe,
+            "CheckRobot": self.check_robot,
+        }
+        return Interface(NAME, DESCRIPTION, methods)
 
     async def attach(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
         version = required(parameters, "wire_version", int)
@@ -165,6 +185,42 @@ class ClientService:
             "epoch": supervisor.epoch,
             "model": supervisor.model,
         }
+
+    async def check_robot(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        statement = required(parameters, "robot", dict)
+        step_ns = optional(parameters, "step_ns", int)
+        if step_ns is not None and not 0 < step_ns < _LONGEST_STEP_NS:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "step_ns"})
+        uid = connection.peer.uid
+        # Again after each pause, because other connections of this user may have called meanwhile.
+        while wait_s := self._time_share.wait_s(uid, time.monotonic()):
+            await asyncio.sleep(wait_s)
+        began_s = time.thread_time()
+        try:
+            return {"versions": self._compared(statement, step_ns)}
+        finally:
+            if not _is_exempt(connection.peer):
+                self._time_share.charge(uid, time.thread_time() - began_s, time.monotonic())
+
+    def _compared(self, statement: dict[str, Any], step_ns: int | None) -> list[str]:
+        """Return the versions that agree with a robot's statement; raises VarlinkError."""
+        model = self._supervisor.model
+        try:
+            robot = RobotContract(statement).at_rate(None if step_ns is None else 1e9 / step_ns)
+            if model is None:
+                return []
+            robot.check(self._supervisor.config.name, model)
+        except InvalidArgument as error:
+            raise VarlinkError(f"{NAME}.InvalidRobot", {"message": str(error)}) from error
+        except ContractMismatch as error:
+            assert model is not None
+            found = {
+                "message": str(error),
+                "differences": listed_differences(error.differences),
+                "versions": versions_of(model),
+            }
+            raise VarlinkError(f"{NAME}.ContractMismatch", found) from error
+        return versions_of(model)
 
     def evict(self, lease: Lease, reason: str) -> None:
         """Ban a client that broke its channel or crashed engines, and close its connection."""

@@ -1,8 +1,8 @@
 """Clients and their channels: access, memory limits, bans.
 
 Every policy about clients is a module here and takes the clock as an argument: access_control (peer credentials against the
-settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry) and engine_deaths (evidence against a
-client whose requests crash engines). `Leases` applies them to the channels.
+settings), attach_rate_limit (a token bucket per user), bans (a ban list with expiry), engine_deaths (evidence against a
+client whose requests crash engines) and time_share (of the supervisor). `Leases` applies them to the channels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from .channel_integrity import IntegrityCheck
 from .engine_deaths import CLEAR_S
 from .leases import Lease, LeaseRefused, Leases, Wanted
 from .shm_names import NameRegistry
+from .time_share import TimeShare
 
 __all__ = [
     "CLEAR_S",
@@ -23,5 +24,6 @@ __all__ = [
     "LeaseRefused",
     "Leases",
     "NameRegistry",
+    "TimeShare",
     "Wanted",
 ]

@@ -11,7 +11,8 @@
  * [S] set-up: may allocate memory, ask the daemon, and block up to its timeout.
  *
  * [R] real time: allocates nothing, takes no lock, and makes at most one wake-up of the engine and one sleep, which its
- * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives).
+ * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives; with `options.robot`
+ * it asks the daemon once for each model version).
  *
  * One client serves one thread at a time; threads that ask at the same time have a client each. A client belongs to the
  * process that opened it: a forked child opens its own.
@@ -69,7 +70,8 @@ enum shmserve_status {
     SHMSERVE_UNAVAILABLE = -4, /**< no daemon serves this name, or it refuses this client for now */
     SHMSERVE_FOREIGN = -5,   /**< another user's daemon or directory, which the caller did not name; nothing was sent */
     SHMSERVE_PROTOCOL = -6,  /**< the other side speaks another wire version, or is not shmserve */
-    SHMSERVE_MISMATCH = -7,  /**< not what the model was declared to take; the text names each difference */
+    SHMSERVE_MISMATCH = -7,  /**< not what the model was declared to take, or not what `options.robot` states of its
+                                numbers; the text names each difference */
     SHMSERVE_TOO_LARGE = -8, /**< more bytes than the service allows a channel */
     SHMSERVE_ARGUMENT = -9,  /**< an argument has no meaning */
     SHMSERVE_MEMORY = -10,   /**< this process has no memory, or may open no more files */
@@ -166,6 +168,11 @@ typedef struct {
     int64_t spin_ns;         /**< -1: how long a wait polls before it sleeps; -1: learnt, 0: not at all */
     uint32_t check_contract; /**< 1: compare structures and sizes with the model's contract */
     uint32_t lock_memory;    /**< 0; 1: mlock the channel and the client */
+    /** NULL: nothing is stated. Else what this robot's numbers mean, as JSON with the keys of [contract] in model.toml:
+     * {"rate_hz": 50, "action": {"actions": {"units": "rad", "names": ["pan", "lift"]}}}. The daemon compares it with
+     * the model, by the rules of the Python client. No request is sent to a model that states something else, and no
+     * reply of a model is given before it was compared (MISMATCH). */
+    const char *robot;
 } shmserve_options;
 
 /** How one request is treated; NULL or zeros: as any other. */
@@ -252,7 +259,9 @@ void shmserve_default_options(shmserve_options *options, size_t size);
  *
  * `*client` is a client unless the status is ARGUMENT or MEMORY, when it is NULL: one that could not be attached has
  * the error text, may try again with `shmserve_recover`, and must be closed. Retries an unavailable service as the
- * options say, within `timeout_ns`. UNAVAILABLE, EVICTED, FOREIGN, PROTOCOL, TOO_LARGE, ARGUMENT, MEMORY. */
+ * options say, within `timeout_ns`. UNAVAILABLE, EVICTED, FOREIGN, PROTOCOL, TOO_LARGE, ARGUMENT, MEMORY. MISMATCH: the
+ * model states something else than `options.robot`, and the client is attached. PROTOCOL also for a daemon that is too
+ * old to compare. */
 int shmserve_open(shmserve_client **client, const shmserve_options *options, uint64_t timeout_ns);
 
 /** [S] Make the client usable again, or do nothing if it is: attach to the daemon's successor after RESTARTED, STOPPING
@@ -260,17 +269,17 @@ int shmserve_open(shmserve_client **client, const shmserve_options *options, uin
  * reply is held (EXHAUSTED). Requests that wait for a larger slot are waited for again afterwards, by the same
  * sequence.
  *
- * Schemas stay valid. Requests in flight and loans of a lost channel have ended (ENDED). Structures are compared with
- * the contract of the new daemon's model: MISMATCH, and the client is attached. */
+ * Schemas stay valid. Requests in flight and loans of a lost channel have ended (ENDED). Structures and what the robot
+ * states are compared with the contract of the new daemon's model: MISMATCH, and the client is attached. */
 int shmserve_recover(shmserve_client *client, uint64_t timeout_ns);
 
-/** [R] State the time between two steps of this robot, in which it plays the rows of an action one after another; 0: none.
+/** [S] State the time between two steps of this robot, in which it plays the rows of an action one after another; 0: none.
  *
- * A model whose contract has a `rate_hz` that differs by more than 2 % is refused from then on: MISMATCH by this call,
- * `shmserve_recover`, `shmserve_loan` and `shmserve_wait`. The client need not be attached. After an update of the model
- * `shmserve_wait` withholds its first reply (RESIZE_REQUIRED) until `shmserve_recover` has compared it. ActionChunks of
- * shmserve_action_chunks.hpp calls it. */
-int shmserve_state_period(shmserve_client *client, uint64_t step_ns);
+ * A part of what `options.robot` states, and treated as that: a model whose contract has a `rate_hz` that differs by more
+ * than 2 % is refused from then on (MISMATCH). ARGUMENT if `options.robot` states another rate. A client that is not
+ * attached states it when it is. UNAVAILABLE: the daemon did not answer within `timeout_ns`, and each reply is withheld
+ * until it was compared. ActionChunks of shmserve_action_chunks.hpp calls this. */
+int shmserve_state_period(shmserve_client *client, uint64_t step_ns, uint64_t timeout_ns);
 
 /** [S] Give the channel back and free everything, schemas and texts included. NULL is allowed; a forked child frees its
  * copy. */
@@ -286,7 +295,9 @@ int shmserve_alive(shmserve_client *client);
 
 /** [R] Descriptors for poll or epoll, of which each is -1 if there is none: `*reply_fd` becomes readable when a reply
  * may have come (transport `sealed` only; look with `shmserve_wait` and 0, which empties it, and poll again after
- * TIMEOUT), `*lease_fd` hangs up (EPOLLRDHUP) when the daemon goes away. Valid until the next [S] call. */
+ * TIMEOUT), `*lease_fd` hangs up (EPOLLRDHUP) when the daemon goes away. With `options.robot` a reply that is withheld
+ * makes neither of them readable: look each few milliseconds while a request is in flight. Valid until the next [S]
+ * call. */
 int shmserve_pollable(const shmserve_client *client, int *reply_fd, int *lease_fd);
 
 /** [R] Whether the policy keeps state: 1 or 0; -1: not known yet. A request that a restart cut off may be sent again if
@@ -336,7 +347,8 @@ size_t shmserve_dtype_bytes(enum shmserve_dtype dtype);
  * are arbitrary; a camera driver may write there. The request is valid until it is published or given back.
  *
  * RESIZE_REQUIRED: these sizes need a larger slot. EXHAUSTED: no slot is free. MISMATCH: a size is not the declared
- * one. RESTARTED. */
+ * one, or the model states something else than `options.robot`; the daemon is asked again after 0.1 s, and not waited
+ * for. RESTARTED. */
 int shmserve_loan(shmserve_client *client, const shmserve_schema *schema, const uint64_t *sizes,
                   const shmserve_request **request);
 
@@ -371,7 +383,11 @@ int shmserve_reset(shmserve_client *client, uint64_t deadline_ns);
  * has what is known of it, until the next call. TIMEOUT leaves the request in flight. RESIZE_REQUIRED: the reply waits
  * for a larger slot, or has a structure that is larger than any before. A reply that cannot be read (sizes, offsets or
  * metadata that contradict its slot) is PROTOCOL, and nothing outside the slot is read. `reply` may be NULL if only the
- * status matters; the slot is then released. */
+ * status matters; the slot is then released.
+ *
+ * With `options.robot` the first reply of another model version is withheld until the daemon has compared that model:
+ * this call asks it, within `until_ns`, and TIMEOUT leaves the reply withheld. Then MISMATCH, which ends the request,
+ * or OK. This takes a few more system calls and sleeps, once for each version, and allocates nothing. */
 int shmserve_wait(shmserve_client *client, shmserve_sequence sequence, uint64_t until_ns, const shmserve_reply **reply);
 
 /** [R] The reply was read: its slot is free for another request, and its memory must not be read again. */

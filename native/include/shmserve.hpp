@@ -320,7 +320,13 @@ class Schema {
 /** shmserve_options with its defaults. Its texts are copied by Client::open. */
 struct Options : shmserve_options {
     Options() noexcept { shmserve_default_options(this, sizeof(shmserve_options)); }
+
+    /** In place of `shmserve_options::robot`; empty: nothing is stated. */
+    std::string robot;
 };
+
+/** These options are for Client::open: shmserve_open would not see the robot's statement. */
+int shmserve_open(shmserve_client **client, const Options *options, std::uint64_t timeout_ns) = delete;
 
 /** A connection to one service. */
 class Client {
@@ -405,7 +411,10 @@ class Client {
     static Result<Client> make(const Options &options, std::uint64_t timeout_ns)
     {
         auto connection = std::make_shared<detail::Connection>();
-        connection->opened = shmserve_open(&connection->client, &options, timeout_ns);
+        shmserve_options given = options;
+        if (!options.robot.empty())
+            given.robot = options.robot.c_str();
+        connection->opened = ::shmserve_open(&connection->client, &given, timeout_ns);
         if (connection->client == nullptr)
             return not_opened(connection->opened);
         return Client(std::move(connection));

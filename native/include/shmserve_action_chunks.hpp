@@ -96,8 +96,10 @@ class Connector {
         return busy;
     }
 
+    static constexpr std::uint64_t attempt_ns = 500'000'000;
+
   private:
-    static constexpr std::uint64_t retry_ns = 20'000'000, attempt_ns = 500'000'000;
+    static constexpr std::uint64_t retry_ns = 20'000'000;
     static constexpr std::size_t stack_bytes = 512 * 1024;
 
     static void *run(void *self) noexcept
@@ -147,8 +149,8 @@ template <class T> class ServicePort {
         : client_(std::move(client)), schema_(schema), actions_(options.actions), width_(options.width),
           connector_(std::make_unique<Connector>(client_.raw()))
     {
-        /* A client that is attached already, too, is refused by the loan of its first request. */
-        (void)shmserve_state_period(client_.raw(), options.period_ns);
+        /* What it finds is found again by the first request. */
+        (void)shmserve_state_period(client_.raw(), options.period_ns, Connector::attempt_ns);
         if (options.real_time_chunking)
             find_left_over();
     }

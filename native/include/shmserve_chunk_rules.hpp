@@ -270,8 +270,8 @@ template <class T, class Port> class BasicActionChunks {
     Error note(Status status, const char *text) noexcept
     {
         error_ = status;
-        (void)std::snprintf(error_text_, sizeof error_text_, "%s", text);
-        return {status, error_text_};
+        (void)std::snprintf(error_text_.data(), error_text_.size(), "%s", text);
+        return {status, error_text_.data()};
     }
 
     void fail(Status status, const char *text) noexcept
@@ -371,12 +371,12 @@ template <class T, class Port> class BasicActionChunks {
         bool too_old = options_.max_age_ns && age > 0 && static_cast<std::uint64_t>(age) > *options_.max_age_ns;
         if (!has_last_ || *options_.fallback == Fallback::raise || too_old) {
             stats_.raised++;
-            (void)std::snprintf(step_text_, sizeof step_text_, "%s; %s",
+            (void)std::snprintf(step_text_.data(), step_text_.size(), "%s; %s",
                                 !has_last_ ? "no chunk has arrived yet"
                                 : too_old  ? "the last action's observation is older than max_age_ns"
                                            : "no chunk has an action for this step",
                                 reason());
-            return Error{Status::no_fresh_action, step_text_};
+            return Error{Status::no_fresh_action, step_text_.data()};
         }
         stats_.fallback++;
         if (*options_.fallback == Fallback::zero)
@@ -390,7 +390,7 @@ template <class T, class Port> class BasicActionChunks {
     const char *reason() const noexcept
     {
         if (error_ != Status::ok)
-            return error_text_;
+            return error_text_.data();
         if (in_flight_ && !is_discarded_)
             return "the next chunk was requested and has not arrived within max_wait_ns";
         return connecting_ ? "the client is connecting to the service" : "none was requested";
@@ -410,7 +410,8 @@ template <class T, class Port> class BasicActionChunks {
     bool in_flight_ = false, is_discarded_ = false; /**< in flight when reset was called: its reply is discarded */
     bool connected_ = false, connecting_ = false, has_last_ = false;
     Status error_ = Status::ok;
-    char error_text_[512] = "", step_text_[640] = "";
+    /** As long as the longest text of the client, which lists each difference of a contract. */
+    std::vector<char> error_text_ = std::vector<char>(16384), step_text_ = std::vector<char>(16512);
     ChunkStats stats_;
 };
 

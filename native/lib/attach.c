@@ -5,7 +5,6 @@
 #include "core/utf8.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,7 +30,7 @@ static uint64_t at_least(uint64_t deadline_ns, uint64_t least_ns)
     return deadline_ns > least ? deadline_ns : least;
 }
 
-static bool is_version(const char *text)
+bool is_version(const char *text)
 {
     size_t count = text != NULL ? strlen(text) : 0;
     return count >= 1 && count <= 16 && strspn(text, "0123456789abcdef") == count;
@@ -73,11 +72,7 @@ int refresh_model(shmserve_client *client, uint64_t deadline_ns)
     int status = describe(client, deadline_ns);
     if (status != SHMSERVE_OK)
         return status;
-    const JsonValue *remote = json_member(&client->description, client->model, "remote");
-    const char *version = json_text(&client->description, json_member(&client->description, client->model, "version"));
     client->described_ns = monotonic_ns();
-    client->model_version = version != NULL ? strtoull(version, NULL, 16) : 0;
-    client->is_link = remote != NULL && !json_is(remote, JSON_NULL);
     if (client->model != NULL && client->is_stateful < 0)
         client->is_stateful = json_is(json_member(&client->description, client->model, "stateful"), JSON_TRUE) ? 1 : 0;
     return SHMSERVE_OK;
@@ -95,8 +90,8 @@ void detach(shmserve_client *client)
     channel_close(&client->channel, false);
     close_lease(client);
     client->model = NULL;
-    client->is_lost = client->must_resize = client->is_rate_refused = false;
-    client->unchecked_version = client->past_version = 0;
+    client->is_lost = client->must_resize = false;
+    robot_forget(client);
     client->abandoned_count = 0;
     for (int slot = 0; slot < MAX_SLOTS; slot++) {
         client->slots[slot].state = SLOT_FREE;
@@ -144,14 +139,17 @@ static int attach_once(shmserve_client *client, uint64_t deadline_ns)
     client->is_stateful = -1;
     if (status == SHMSERVE_OK)
         status = refresh_model(client, deadline_ns);
-    if (status != SHMSERVE_OK) {
+    if (status == SHMSERVE_OK)
+        status = robot_compare(client, at_least(deadline_ns, LEAST_CALL_NS));
+    if (status != SHMSERVE_OK && status != SHMSERVE_MISMATCH) {
         detach(client);
         return status;
     }
     client->granted = client->wanted;
     client->stats.attached++;
     begin(client);
-    return compare_all(client);
+    int compared = compare_all(client);
+    return status != SHMSERVE_OK ? robot_admit(client) : compared;
 }
 
 static int attach_or_shrink(shmserve_client *client, uint64_t deadline_ns)
@@ -326,16 +324,12 @@ EXPORTED int shmserve_recover(shmserve_client *client, uint64_t timeout_ns)
         client->needed_room.paths_room > client->room.paths_room)
         if ((status = grow_structures(client)) != SHMSERVE_OK)
             return status;
-    if (client->unchecked_version && (status = check_update(client, deadline_ns)) != SHMSERVE_OK &&
-        status != SHMSERVE_MISMATCH)
-        return status;
     if (client->must_resize || is_larger(&client->wanted, &client->granted))
         return resize(client, deadline_ns);
-    if ((client->model == NULL || client->is_rate_refused) &&
-        monotonic_ns() - client->described_ns > REFRESH_NS &&
+    if (client->model == NULL && monotonic_ns() - client->described_ns > REFRESH_NS &&
         (status = refresh_model(client, deadline_ns)) == SHMSERVE_OK)
         status = compare_all(client);
-    return status;
+    return status == SHMSERVE_OK ? robot_compare(client, at_least(deadline_ns, LEAST_CALL_NS)) : status;
 }
 
 EXPORTED int shmserve_describe(shmserve_client *client, char *json, size_t *room, uint64_t timeout_ns)

@@ -95,6 +95,7 @@ static void free_client(shmserve_client *client)
         free_declared(schema);
     }
     structures_end(client);
+    robot_end(client);
     json_free(&client->reply);
     json_free(&client->description);
     free(client->runtime_dir);
@@ -147,7 +148,7 @@ EXPORTED int shmserve_open(shmserve_client **client, const shmserve_options *opt
         free_client(made);
         return fail(NULL, SHMSERVE_MEMORY, "this process has no memory for a client");
     }
-    if ((status = find_service(made)) != SHMSERVE_OK) {
+    if ((status = robot_begin(made, all.robot)) != SHMSERVE_OK || (status = find_service(made)) != SHMSERVE_OK) {
         (void)fail(NULL, status, "%s", made->text);
         free_client(made);
         return status;
@@ -156,6 +157,10 @@ EXPORTED int shmserve_open(shmserve_client **client, const shmserve_options *opt
     status = attach(made, after(timeout_ns));
     if (status != SHMSERVE_OK)
         (void)fail(NULL, status, "%s", made->text); /* it is still there once the client was closed */
+    if (status == SHMSERVE_ARGUMENT) {
+        shmserve_close(made); /* the statement of the robot is invalid */
+        *client = NULL;
+    }
     return status;
 }
 

@@ -27,6 +27,7 @@ enum {
     REPLY_STRUCTURES = 16,  /* that a client remembers */
     FIRST_NODES_ROOM = 128, /* of each of them, until one needs more */
     FIRST_PATHS_ROOM = 8192,
+    AGREED_VERSIONS = 16, /* model versions that a client remembers to agree with its robot */
     CHANNEL_DESCRIPTORS = 4,
     MOST_OWNERS = 4
 };
@@ -102,6 +103,7 @@ typedef struct {
     bool is_gone;            /* in a generation of the channel that is left: it will not be answered */
     uint64_t written_schema; /* whose metadata the slot has */
     uint64_t write_id;
+    uint64_t withheld_ns; /* since when its reply waits for the comparison of its model with the robot; 0 */
     shmserve_request request;
     shmserve_reply reply;
     shmserve_schema *reply_schema;
@@ -139,6 +141,20 @@ typedef struct {
     uint64_t rotating_slots;
 } Channel;
 
+/* The statement of the robot about its numbers, and the verdict of the daemon (robot.c). */
+typedef struct {
+    char *call; /* asks the daemon; NULL: nothing is stated, and nothing is compared */
+    size_t room, statement_end, call_bytes;
+    Json answer; /* the latest one; in separate memory, because an [R] call reads it */
+    bool is_asked;
+    uint64_t asked_ns; /* 0: not on this connection */
+    uint64_t latest;   /* of the versions that agree */
+    uint64_t agreed[AGREED_VERSIONS];
+    uint32_t agreed_count; /* that were ever added */
+    int refusal;           /* the status of every request, with its text; OK: none */
+    char text[TEXT_ROOM];
+} Robot;
+
 struct shmserve_client {
     char service[SERVICE_NAME_LIMIT + 1];
     char program[64];
@@ -160,13 +176,8 @@ struct shmserve_client {
     Json description;
     const JsonValue *model; /* NULL: none is ready */
     uint64_t described_ns;
-    uint64_t model_version;
     int is_stateful;
-    /* rate.c */
-    uint64_t step_ns; /* between two steps of the robot; 0: not stated */
-    bool is_rate_refused;
-    bool is_link; /* the versions of its replies are the remote's */
-    uint64_t unchecked_version, past_version; /* of a reply that is withheld; that no daemon describes any longer */
+    Robot robot;
     /* request.c */
     uint64_t last_number; /* published on this channel */
     uint64_t last_name;   /* given to a request of this client, on whatever channel */
@@ -204,14 +215,24 @@ bool is_owner(const ServicePlace *place, uid_t uid);
 
 /* varlink.c: whether this is a reply to a call. */
 bool is_reply(const Json *json);
-/* Ask the daemon; its reply's parameters, or NULL with *status and the text. `descriptors` are the caller's. */
 typedef struct {
     int descriptors[CHANNEL_DESCRIPTORS];
     int count;
 } Descriptors;
 int connect_lease(shmserve_client *client, uint64_t deadline_ns);
+/* Ask the daemon; its reply's parameters, or NULL with *status and the text. `descriptors` are the caller's. */
 const JsonValue *call(shmserve_client *client, const char *method, const char *parameters, uint64_t deadline_ns,
                       Descriptors *descriptors, int *status);
+/* The two halves of a call. Send the message, of which the NUL is a part; false with *status and the text. */
+bool send_call(shmserve_client *client, const char *method, const char *message, size_t bytes, uint64_t deadline_ns,
+               int *status);
+/* Read the reply to the latest call: 1; 0: it has not come by then; -1: it cannot be read. Not 1: with *status and the
+ * text. */
+int take_answer(shmserve_client *client, const char *method, Json *reply, uint64_t deadline_ns,
+                Descriptors *descriptors, int *status);
+/* The error of a reply, or NULL; its status, with the text. */
+const JsonValue *error_of(const Json *reply);
+int daemon_error(shmserve_client *client, const Json *json);
 void close_descriptors(Descriptors *descriptors);
 /* Whether the call that failed was refused and changed nothing. */
 bool was_refused(const shmserve_client *client);
@@ -236,15 +257,27 @@ int attach(shmserve_client *client, uint64_t deadline_ns);
 void detach(shmserve_client *client);
 /* Fetch the model's description. */
 int refresh_model(shmserve_client *client, uint64_t deadline_ns);
+bool is_version(const char *text);
+
+/* robot.c: remember the statement of a robot, for the whole life of the client. */
+int robot_begin(shmserve_client *client, const char *statement);
+void robot_end(shmserve_client *client);
+/* Another connection: nothing is compared. */
+void robot_forget(shmserve_client *client);
+/* Compare with the model, unless one that agrees is known. */
+int robot_compare(shmserve_client *client, uint64_t deadline_ns);
+/* [R] OK, or why no request may be sent; asks the daemon again, and does not wait for it. */
+int robot_admit(shmserve_client *client);
+/* [R] OK once the model that answered agrees; TIMEOUT: not known by then. Other statuses end the request. */
+int robot_settle(shmserve_client *client, Slot *slot, uint64_t version, uint64_t until_ns);
+/* Whether the robot is known to agree with a version; one comparison where it is the one of the latest reply. */
+static inline bool robot_agrees(const shmserve_client *client, uint64_t version)
+{
+    return client->robot.call == NULL || (client->robot.agreed_count && version == client->robot.latest);
+}
 
 /* contract.c: compare every declared structure with the contract of the model. */
 int compare_all(shmserve_client *client);
-
-/* rate.c: compare the period of the robot with the contract of the model. */
-int compare_rate(shmserve_client *client);
-/* Whether a reply of this model may be given; RESIZE_REQUIRED: after check_update. */
-int check_version(shmserve_client *client, uint64_t version);
-int check_update(shmserve_client *client, uint64_t deadline_ns);
 
 /* client.c: memory that is there, not only promised; NULL if there is none. */
 void *new_memory(const shmserve_client *client, size_t count, size_t size);

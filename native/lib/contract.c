@@ -434,13 +434,11 @@ int compare_all(shmserve_client *client)
     for (shmserve_schema *schema = client->declared; schema != NULL; schema = schema->next)
         if (compare_structure(client, schema) != SHMSERVE_OK)
             status = SHMSERVE_MISMATCH;
-    return compare_rate(client) == SHMSERVE_OK ? status : SHMSERVE_MISMATCH;
+    return status;
 }
 
 int compare_sizes(shmserve_client *client, const shmserve_schema *schema, const uint64_t *sizes)
 {
-    if (client->is_rate_refused)
-        return compare_rate(client);
     if (!client->options.check_contract || client->model == NULL)
         return SHMSERVE_OK;
     if (!schema->is_refused) {

@@ -147,32 +147,6 @@ static size_t read_digits(Reader *reader)
     return reader->at - begin;
 }
 
-/* Not strtod, which reads the decimal separator of the program's locale. */
-static double decimal(const char *text)
-{
-    enum { LARGEST_EXPONENT = 400 };
-    double value = 0;
-    int exponent = 0, given = 0, is_fraction = 0, sign = *text == '-' ? -1 : 1;
-    for (text += sign < 0; (*text >= '0' && *text <= '9') || *text == '.'; text++) {
-        if (*text == '.')
-            is_fraction = 1;
-        else {
-            value = 10 * value + (*text - '0');
-            exponent -= is_fraction;
-        }
-    }
-    if (*text == 'e' || *text == 'E') {
-        int direction = *++text == '-' ? -1 : 1;
-        for (text += *text == '-' || *text == '+'; *text >= '0' && *text <= '9' && given < LARGEST_EXPONENT; text++)
-            given = 10 * given + (*text - '0');
-        exponent += direction * given;
-    }
-    double scale = 1;
-    for (int power = exponent < 0 ? -exponent : exponent; power > 0; power--)
-        scale *= 10;
-    return sign * (exponent < 0 ? value / scale : value * scale);
-}
-
 static bool read_number(Reader *reader)
 {
     size_t begin = reader->at;
@@ -208,7 +182,6 @@ static bool read_number(Reader *reader)
     value->is_negative = is_negative;
     if (is_double) {
         value->type = JSON_DOUBLE;
-        value->value = decimal(reader->source + begin);
         /* The character behind the number ends it; there is one, because the number lies in an object. */
         return reader->at < reader->bytes && isfinite(strtod(reader->source + begin, NULL));
     }
@@ -353,17 +326,6 @@ const char *json_text(const Json *json, const JsonValue *value)
     if (!json_is(value, JSON_STRING) || strlen(json->text + value->at) != value->bytes)
         return NULL;
     return json->text + value->at;
-}
-
-bool json_number(const JsonValue *value, double *number)
-{
-    if (json_is(value, JSON_DOUBLE))
-        *number = value->value;
-    else if (json_is(value, JSON_INTEGER))
-        *number = value->is_negative ? -(double)value->number : (double)value->number;
-    else
-        return false;
-    return true;
 }
 
 bool json_word(const JsonValue *value, uint64_t *number)

@@ -23,7 +23,6 @@ typedef struct {
     uint32_t at,
         bytes; /* of a string: in `text`, decoded, followed by NUL; of others where the value lies in the source */
     uint64_t number; /* of an integer: its magnitude; of a string: a hash */
-    double value;    /* of a double, within a few units of its last place */
 } JsonValue;
 
 /* A text that was read. With `is_fixed` the memory is the caller's, and nothing is allocated. */
@@ -47,9 +46,6 @@ const char *json_text(const Json *json, const JsonValue *value);
 
 /* A whole number from 0 on. */
 bool json_word(const JsonValue *value, uint64_t *number);
-
-/* A number of either kind. */
-bool json_number(const JsonValue *value, double *number);
 
 static inline bool json_is(const JsonValue *value, enum json_type type) { return value != NULL && value->type == type; }
 static inline bool json_is_bool(const JsonValue *value)

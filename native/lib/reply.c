@@ -239,9 +239,7 @@ int read_reply(shmserve_client *client, Slot *slot, const uint64_t words[REPLY_W
         slot->state = SLOT_FREE;
         return slot->reply.status = explain(client, slot, status);
     }
-    int read = slot->is_reset ? SHMSERVE_OK : check_version(client, words[REPLY_VERSION]);
-    if (read == SHMSERVE_OK && !slot->is_reset)
-        read = read_tree(client, slot, words);
+    int read = slot->is_reset ? SHMSERVE_OK : read_tree(client, slot, words);
     if (read == SHMSERVE_RESIZE_REQUIRED || read == SHMSERVE_EXHAUSTED)
         return read; /* it stays in flight, and is read again */
     slot->reply.status = read;

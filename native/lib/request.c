@@ -87,6 +87,8 @@ static int claim(shmserve_client *client, Slot **slot, shmserve_sequence *sequen
         return fail(client, SHMSERVE_RESIZE_REQUIRED,
                     "a reply of '%s' needs larger slots: call shmserve_recover before the next request",
                     client->service);
+    if ((status = robot_admit(client)) != SHMSERVE_OK)
+        return status;
     reap_abandoned(client);
     *slot = next_slot(client, sequence);
     if (*slot == NULL && forget_cancelled(client))
@@ -223,6 +225,7 @@ static void publish(shmserve_client *client, Slot *slot, uint64_t kind, uint64_t
                                      0,
                                      slot->write_id};
     slot->state = SLOT_IN_FLIGHT;
+    slot->withheld_ns = 0;
     client->stats.published++;
     ring_publish(client->channel.requests.ring.line, request_head(client, slot->sequence), words);
     ring_engine(&client->channel);

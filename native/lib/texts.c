@@ -2,8 +2,10 @@
 
 #include "client.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 _Static_assert((int)SHMSERVE_OK == STATUS_OK && (int)SHMSERVE_RESIZE_REQUIRED == STATUS_RESIZE_REQUIRED &&
@@ -13,24 +15,51 @@ _Static_assert((int)SHMSERVE_OK == STATUS_OK && (int)SHMSERVE_RESIZE_REQUIRED ==
                    (int)SHMSERVE_ENGINE_LOST == STATUS_ENGINE_LOST && (int)SHMSERVE_STOPPING == STATUS_STOPPING,
                "the header numbers the statuses as the wire does");
 
-/* Of the latest shmserve_open of this thread that failed. */
-static _Thread_local char no_client_text[2048];
+/* Of the latest shmserve_open of this thread that failed; freed with the thread. Not an array: a thread with a small
+ * stack would have no room for it. */
+static _Thread_local char *no_client_text;
+static pthread_key_t text_key;
+static pthread_once_t text_key_made = PTHREAD_ONCE_INIT;
+
+static void make_text_key(void) { (void)pthread_key_create(&text_key, free); }
+
+static char *own_text(void)
+{
+    (void)pthread_once(&text_key_made, make_text_key);
+    if (no_client_text == NULL && (no_client_text = malloc(TEXT_ROOM)) != NULL)
+        (void)pthread_setspecific(text_key, no_client_text);
+    return no_client_text;
+}
+
+/* Remove a character that was cut. */
+static void end_at_a_character(char *text, size_t bytes)
+{
+    size_t first = bytes;
+    while (first && (text[first - 1] & 0xc0) == 0x80)
+        first--;
+    if (!first--)
+        return;
+    unsigned char lead = (unsigned char)text[first];
+    if (first + (lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4) > bytes)
+        text[first] = '\0';
+}
 
 static void write_text(char *to, size_t room, const char *format, va_list arguments)
 {
     int count = vsnprintf(to, room, format, arguments);
     if (count < 0)
         to[0] = '\0';
+    else if ((size_t)count >= room)
+        end_at_a_character(to, room - 1);
 }
 
 int fail(shmserve_client *client, int status, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
-    if (client != NULL)
-        write_text(client->text, sizeof client->text, format, arguments);
-    else
-        write_text(no_client_text, sizeof no_client_text, format, arguments);
+    char *text = client != NULL ? client->text : own_text();
+    if (text != NULL)
+        write_text(text, TEXT_ROOM, format, arguments);
     va_end(arguments);
     return status;
 }
@@ -64,7 +93,8 @@ void text_add(Text *text, const char *format, ...)
 
 EXPORTED const char *shmserve_last_error(const shmserve_client *client)
 {
-    return client != NULL ? client->text : no_client_text;
+    const char *text = client != NULL ? client->text : no_client_text;
+    return text != NULL ? text : "";
 }
 
 EXPORTED const char *shmserve_status_text(int status)
@@ -109,7 +139,8 @@ EXPORTED const char *shmserve_status_text(int status)
                "both "
                "sides";
     case SHMSERVE_MISMATCH:
-        return "the entries are not those that were declared: see shmserve_last_error, which names each difference";
+        return "the entries are not those that were declared, or robot and model mean different things by their "
+               "numbers: see shmserve_last_error, which names each difference";
     case SHMSERVE_TOO_LARGE:
         return "the request or the reply needs more bytes than the service allows a channel: send less, use fewer "
                "slots, or "

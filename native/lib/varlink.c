@@ -253,10 +253,9 @@ bool was_refused(const shmserve_client *client)
     return client->reply.count > 0 && error != NULL && strcmp(error, INTERFACE ".Refused") == 0;
 }
 
-/* The status of an error reply, and its text. */
-static int daemon_error(shmserve_client *client, const char *error)
+int daemon_error(shmserve_client *client, const Json *json)
 {
-    const Json *json = &client->reply;
+    const char *given = json_text(json, error_of(json)), *error = given != NULL ? given : "an error without a name";
     const JsonValue *parameters = json_member(json, json->values, "parameters");
     const char *name = strncmp(error, INTERFACE ".", sizeof INTERFACE) == 0 ? error + sizeof INTERFACE : error;
     const char *service = client->service, *reason = text_of(json, parameters, "reason");
@@ -268,7 +267,7 @@ static int daemon_error(shmserve_client *client, const char *error)
             "the daemon of '%s' speaks wire version %llu, this client %d: install the same shmserve on both sides",
             service, (unsigned long long)version, WIRE_VERSION);
     }
-    if (strcmp(name, "Refused") == 0 && strcmp(reason, "evicted") == 0)
+    if (strcmp(name, "Evicted") == 0 || (strcmp(name, "Refused") == 0 && strcmp(reason, "evicted") == 0))
         return evicted(client, json, parameters);
     if (strcmp(name, "Refused") == 0 && strcmp(reason, "too_large") == 0)
         return fail(client, SHMSERVE_TOO_LARGE, "the daemon of '%s' refuses a channel of this size: %s", service,
@@ -297,63 +296,81 @@ static int call_error(shmserve_client *client, const char *method, int number)
                 strerror(number));
 }
 
+static int late(shmserve_client *client, const char *method)
+{
+    return fail(client, SHMSERVE_UNAVAILABLE, "the daemon of '%s' did not answer %s in time", client->service, method);
+}
+
+bool send_call(shmserve_client *client, const char *method, const char *message, size_t bytes, uint64_t deadline_ns,
+               int *status)
+{
+    for (size_t sent = 0; sent < bytes;) {
+        ssize_t count = send(client->lease, message + sent, bytes - sent, MSG_NOSIGNAL);
+        if (count >= 0)
+            sent += (size_t)count;
+        else if (errno == EAGAIN && !wait_for(client->lease, POLLOUT, deadline_ns)) {
+            client->is_lost = client->is_lost || sent > 0; /* nothing can follow half a call */
+            *status = late(client, method);
+            return false;
+        }
+        else if (errno == EPIPE || errno == ECONNRESET)
+            break; /* a service that refuses a connection says why before it closes it */
+        else if (errno != EAGAIN && errno != EINTR) {
+            *status = call_error(client, method, errno);
+            return false;
+        }
+    }
+    client->calls_ahead++;
+    return true;
+}
+
+const JsonValue *error_of(const Json *reply)
+{
+    const JsonValue *error = json_member(reply, reply->values, "error");
+    return error != NULL && !json_is(error, JSON_NULL) ? error : NULL;
+}
+
+int take_answer(shmserve_client *client, const char *method, Json *reply, uint64_t deadline_ns,
+                Descriptors *descriptors, int *status)
+{
+    for (bool is_answered = false; !is_answered;) {
+        int found = read_message(client, deadline_ns, descriptors);
+        if (found <= 0) {
+            close_descriptors(descriptors);
+            *status = found < 0 ? call_error(client, method, errno) : late(client, method);
+            return found;
+        }
+        bool is_read = json_read(reply, client->message, client->message_bytes - 1) && is_reply(reply);
+        client->message_bytes = 0;
+        if (!is_read) {
+            close_descriptors(descriptors);
+            *status = unreadable(client, method, "a message is not JSON, or no reply");
+            return -1;
+        }
+        if (!json_is(json_member(reply, reply->values, "continues"), JSON_TRUE))
+            client->calls_ahead--;
+        is_answered = client->calls_ahead == 0;
+        if (!is_answered || error_of(reply) != NULL)
+            close_descriptors(descriptors);
+    }
+    return 1;
+}
+
 const JsonValue *call(shmserve_client *client, const char *method, const char *parameters, uint64_t deadline_ns,
                       Descriptors *descriptors, int *status)
 {
     char message[2048];
     int bytes =
         snprintf(message, sizeof message, "{\"method\":\"" INTERFACE ".%s\",\"parameters\":%s}", method, parameters);
-    size_t sent = 0, wanted = (size_t)bytes + 1;
-    bool is_answered = false, is_refused = false;
     descriptors->count = 0;
     client->reply.count = 0;
-    while (sent < wanted) {
-        ssize_t count = send(client->lease, message + sent, wanted - sent, MSG_NOSIGNAL);
-        if (count >= 0)
-            sent += (size_t)count;
-        else if (errno == EAGAIN && !wait_for(client->lease, POLLOUT, deadline_ns)) {
-            *status = fail(client, SHMSERVE_UNAVAILABLE, "the daemon of '%s' did not answer %s in time",
-                           client->service, method);
-            return NULL;
-        }
-        else if (errno == EPIPE || errno == ECONNRESET)
-            break; /* a service that refuses a connection says why before it closes it */
-        else if (errno != EAGAIN && errno != EINTR) {
-            *status = call_error(client, method, errno);
-            return NULL;
-        }
-    }
-    client->calls_ahead++;
-    while (!is_answered) {
-        int found = read_message(client, deadline_ns, descriptors);
-        if (found <= 0) {
-            close_descriptors(descriptors);
-            *status = found < 0 ? call_error(client, method, errno)
-                                : fail(client, SHMSERVE_UNAVAILABLE, "the daemon of '%s' did not answer %s in time",
-                                       client->service, method);
-            return NULL;
-        }
-        bool is_read =
-            json_read(&client->reply, client->message, client->message_bytes - 1) && is_reply(&client->reply);
-        client->message_bytes = 0;
-        if (!is_read) {
-            close_descriptors(descriptors);
-            *status = unreadable(client, method, "a message is not JSON, or no reply");
-            return NULL;
-        }
-        const JsonValue *all = client->reply.values;
-        if (!json_is(json_member(&client->reply, all, "continues"), JSON_TRUE))
-            client->calls_ahead--;
-        is_answered = client->calls_ahead == 0;
-        const JsonValue *error = json_member(&client->reply, all, "error");
-        is_refused = error != NULL && !json_is(error, JSON_NULL);
-        if (!is_answered || is_refused)
-            close_descriptors(descriptors);
-        if (is_answered && is_refused) {
-            const char *name = json_text(&client->reply, error);
-            *status = daemon_error(client, name != NULL ? name : "an error without a name");
-            return NULL;
-        }
+    client->robot.is_asked = false; /* its answer is dropped, as one that is late */
+    if (!send_call(client, method, message, (size_t)bytes + 1, deadline_ns, status) ||
+        take_answer(client, method, &client->reply, deadline_ns, descriptors, status) <= 0)
+        return NULL;
+    if (error_of(&client->reply) != NULL) {
+        *status = daemon_error(client, &client->reply);
+        return NULL;
     }
     const JsonValue *found = json_member(&client->reply, client->reply.values, "parameters");
     *status = SHMSERVE_OK;

@@ -144,6 +144,9 @@ EXPORTED int shmserve_wait(shmserve_client *client, shmserve_sequence sequence, 
             return status;
         if (!is_lost && (status = await_head(client, slot, until_ns, words)) != SHMSERVE_OK)
             return status;
+        if (words[REPLY_STATUS] == STATUS_OK && !robot_agrees(client, words[REPLY_VERSION]) &&
+            (status = robot_settle(client, slot, words[REPLY_VERSION], until_ns)) != SHMSERVE_OK)
+            return status;
         if ((status = read_reply(client, slot, words)) == SHMSERVE_RESIZE_REQUIRED || status == SHMSERVE_EXHAUSTED)
             return status;
     }

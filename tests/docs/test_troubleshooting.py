@@ -66,7 +66,7 @@ def constants(code: CodeType) -> Iterator[str]:
 
 
 def said_by_the_program() -> str:
-    """Every text of every module, as Python has compiled it."""
+    """Every text of every module, as Python has compiled it, and the sources of the C library with its texts in one piece."""
     found: list[str] = []
     for module in pkgutil.walk_packages(shmserve.__path__, "shmserve.", onerror=lambda name: None):
         spec = importlib.util.find_spec(module.name)
@@ -74,6 +74,7 @@ def said_by_the_program() -> str:
         if spec is not None and spec.origin is not None and spec.origin.endswith(".py"):
             code = SourceFileLoader(module.name, spec.origin).get_code(module.name)
             found += constants(code) if code is not None else []
+    found += [re.sub(r'"\s*\n\s*"', "", path.read_text()) for path in (REPOSITORY / "native/lib").glob("*.c")]
     return "\n".join(found)
 
 

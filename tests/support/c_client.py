@@ -53,6 +53,7 @@ class COptions(ctypes.Structure):
         ("spin_ns", ctypes.c_int64),
         ("check_contract", _u32),
         ("lock_memory", _u32),
+        ("robot", _text),
     ]
 
 
@@ -152,7 +153,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "publish": (ctypes.c_int, [_pointer, _u64, _pointer]),
     "give_back": (ctypes.c_int, [_pointer, _u64]),
     "expect": (ctypes.c_int, [_pointer, _u64]),
-    "state_period": (ctypes.c_int, [_pointer, _u64]),
+    "state_period": (ctypes.c_int, [_pointer, _u64, _u64]),
     "cancel": (ctypes.c_int, [_pointer, _u64]),
     "abandon": (ctypes.c_int, [_pointer, _u64]),
     "reset": (ctypes.c_int, [_pointer, _u64]),

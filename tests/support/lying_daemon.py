@@ -76,6 +76,8 @@ class LyingDaemon:
     def __init__(self, runtime_dir: Path, name: str, seed: int, lies: float) -> None:
         self.random = random.Random(seed)
         self.lies = lies
+        #: The answer to CheckRobot.
+        self.checked: dict[str, Any] = {"parameters": {"versions": ["0" * 16, "8"]}}
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         folder = runtime_dir / name
@@ -119,19 +121,19 @@ class LyingDaemon:
                     return
                 generation += 1
                 identity = Identity(7, 1, generation)
-                described = b"Describe" in call
-                descriptors = [] if described else sealed.create(identity, GEOMETRY, GEOMETRY)
+                described, checked = b"Describe" in call, b"CheckRobot" in call
+                descriptors = [] if described or checked else sealed.create(identity, GEOMETRY, GEOMETRY)
                 info = {"identity": vars(identity), "names": None}
                 answer = (
                     {"service": "t", "state": "ready", "epoch": 7, "model": _model()}
                     if described
                     else {"channel_info": info, "trusted": True, "state": "ready"}
                 )
-                if not described:
+                if descriptors:
                     ended.set()
                     ended = threading.Event()
                     self._start(self._write, [os.dup(fd) for fd in sealed.engine_ends()], ended)
-                message = self._changed(encode_json({"parameters": answer}))
+                message = self._changed(encode_json(self.checked if checked else {"parameters": answer}))
                 given = descriptors if self.random.random() > self.lies / 4 else descriptors[:1]
                 send_part(connection, memoryview(message + b"\0"), given)
                 for descriptor in descriptors:

@@ -14,6 +14,7 @@ using controller_interface::return_type;
 CallbackReturn PolicyController::on_init()
 {
     auto_declare<std::string>("service", "default");
+    auto_declare<std::string>("robot", "");
     auto_declare<std::vector<std::string>>("joints", {});
     auto_declare<double>("action_period", 0.02); // seconds between two rows of a chunk
     auto_declare<int>("steps", 8);
@@ -51,6 +52,7 @@ CallbackReturn PolicyController::on_configure(const rclcpp_lifecycle::State &)
 
     shmserve::Options options;
     options.service = service.c_str();
+    options.robot = node->get_parameter("robot").as_string();
     options.lock_memory = 1;
     auto client = shmserve::Client::open_later(options);
     if (!client) {

@@ -22,7 +22,7 @@ from tests.support.joint_packages import joint_package
 pytestmark = [pytest.mark.sealed_too]
 
 Play = Callable[[Daemon, int], subprocess.Popen[str]]
-PERIOD_NS = 20_000_000
+PERIOD_NS, ANSWER_NS = 20_000_000, 10_000_000_000
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +127,12 @@ def test_a_c_client_that_states_its_period_is_refused_and_takes_it_back(daemon: 
         tree["camera"] = np.zeros((4, 6, 3), np.uint8)
         sent = asked.submit(tree)
         for _ in range(2):
-            assert asked.calls.state_period(asked.handle, 2 * PERIOD_NS) == c_client.MISMATCH
+            assert asked.calls.state_period(asked.handle, 2 * PERIOD_NS, ANSWER_NS) == c_client.MISMATCH
             assert "rate_hz: 50 -> 25 (ActionChunks, period = 0.04)" in asked.last_error
         for ask in (lambda: asked.result(sent), lambda: asked.submit(tree)):
             with pytest.raises(CError, match="rate_hz: 50 -> 25") as refused:
                 ask()
             assert refused.value.status == c_client.MISMATCH
 
-        assert asked.calls.state_period(asked.handle, 0) == c_client.OK
+        assert asked.calls.state_period(asked.handle, 0, ANSWER_NS) == c_client.OK
         assert asked.infer(tree)["points"] == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import watchdog
+from tests.support.admin_command import rollback, update
 from tests.support.c_library import THREAD_CHECKS, compile_traps
 from tests.support.cpp_library import COMPILERS, STANDARDS, check_cpp, compile_cpp
 from tests.support.daemon_process import Daemon, environment
@@ -129,6 +131,41 @@ def test_steps_go_on_through_a_restart_and_play_no_row_twice(
     next_line(player, "back")
 
     assert end(player) == "done"
+
+
+@pytest.mark.parametrize(
+    "checks",
+    ["traps", pytest.param("addresses", marks=pytest.mark.long), pytest.param("threads", marks=pytest.mark.long)],
+)
+def test_steps_play_no_row_of_a_model_that_means_something_else(
+    make_daemon: Callable[..., Daemon], play: Play, traps: Path, tmp_path: Path, checks: str
+) -> None:
+    """With traps: a step that meets another model's reply allocates nothing, while the daemon is asked."""
+    packages = {}
+    for name, contract, mark in (
+        ("ours", "rate_hz = 1000", 1),
+        ("finer", "rate_hz = 1000 # finer", 1),
+        ("other", "rate_hz = 50", 2),
+    ):
+        packages[name] = Path(shutil.copytree(SUPPORT / "policies/chunked", tmp_path / name))
+        policy = packages[name] / "policy.py"
+        policy.write_text(policy.read_text().replace("MARK = 1.0", f"MARK = {mark}.0"))
+        with (packages[name] / "model.toml").open("a") as manifest:
+            manifest.write(f"[contract]\n{contract}\n")
+    daemon = make_daemon(packages["ours"]).start()
+    if checks == "traps":
+        player = play(daemon, 100_000_000, "trap", '{"rate_hz": 1000}', LD_PRELOAD=str(traps))
+    else:
+        player = play(daemon, 100_000_000, "untrapped", '{"rate_hz": 1000}', checks=checks)
+
+    next_line(player, "50")
+    update(daemon, packages["finer"])
+    update(daemon, packages["other"], allow_contract_change=True)
+    next_line(player, "refused")
+    rollback(daemon)
+    next_line(player, "agrees")
+
+    assert next_line(player, *"123456789").isdigit() and player.poll() is None
 
 
 def test_chunks_that_need_larger_slots_are_played_once_these_have_grown(echo: Daemon, play: Play) -> None:

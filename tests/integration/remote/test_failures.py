@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -282,6 +283,21 @@ def test_a_c_client_is_told_which_model_answered(service: Service) -> None:
             robot.release(sequence)
 
     assert sources == [1, 2]
+
+
+def test_a_robot_that_states_its_numbers_gets_the_remote_s_and_the_fallback_s_answers(service: Service) -> None:
+    library()
+    statement = {"action": {"action": {"shape": [3], "units": "rad"}}}
+    seen, found = {"state": np.ones(3, np.float32)}, []
+    with (
+        service.daemon.client(robot=statement) as python,
+        CClient.of(service.daemon, robot=json.dumps(statement).encode()) as robot,
+    ):
+        for refuses in (None, grpc.StatusCode.UNAVAILABLE):
+            service.uplink.refuses = refuses
+            found += [python.infer(seen)["action"][0], robot.infer(seen)["action"][0]]
+
+    assert found == [2, 2, -1, -1]
 
 
 def test_the_metrics_count_the_answers(service: Service) -> None:

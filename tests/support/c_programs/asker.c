@@ -109,7 +109,7 @@ int main(int count, char **arguments)
         stop(client, "no structure");
     printf("attached\n");
     if (traps)
-        allow_real_time_calls_only();
+        allow_real_time_calls_only(0);
     if (traps && strcmp(arguments[5], "trapped") == 0)
         (void)syscall(SYS_getppid);
     for (int64_t number = 0; number < requests; number++) {

@@ -31,7 +31,8 @@ static inline void arm(int armed)
 
 #define ALLOW(number) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
-static inline void allow_real_time_calls_only(void)
+/* `asks_daemon`: and those by which a wait asks the daemon whether a model agrees with the robot. */
+static inline void allow_real_time_calls_only(int asks_daemon)
 {
     struct sock_filter program[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -51,6 +52,8 @@ static inline void allow_real_time_calls_only(void)
         ALLOW(SYS_clock_nanosleep), /* of the program; no call of the library sleeps so */
 #endif
         ALLOW(SYS_exit_group),
+        ALLOW((unsigned)(asks_daemon ? SYS_sendto : SYS_futex)),
+        ALLOW((unsigned)(asks_daemon ? SYS_recvmsg : SYS_futex)),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
     };
     struct sock_fprog filter = {(unsigned short)(sizeof program / sizeof *program), program};

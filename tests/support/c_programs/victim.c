@@ -2,7 +2,8 @@
  *
  *     victim RUNTIME_DIR SERVICE SECONDS
  *
- * It opens a client again and again, asks while it can, and checks that every place of a reply lies in its slot. It
+ * It opens a client again and again, asks while it can, and checks that every place of a reply lies in its slot. Every
+ * second client states what its robot's numbers mean. It
  * prints how many requests it made and how they ended: OK, refused, others.
  */
 
@@ -101,8 +102,9 @@ int main(int count, char **arguments)
         const shmserve_schema *schema;
         static char json[1 << 16];
         size_t room = sizeof json;
+        options.robot = options.robot == NULL ? "{\"action\":{\"a\":{\"units\":\"m\"}}}" : NULL;
         int status = shmserve_open(&client, &options, 200000000u);
-        check(client != NULL, "no client");
+        check(client != NULL || status == SHMSERVE_ARGUMENT, "no client");
         attached += status == SHMSERVE_OK || status == SHMSERVE_MISMATCH;
         if (status == SHMSERVE_OK) {
             (void)shmserve_declare_as_model(client, &schema);

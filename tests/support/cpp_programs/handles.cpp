@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdio>
 #include <string>
+#include <type_traits>
 #include <vector>
 #if __cplusplus >= 202002L
 #include <span>
@@ -147,6 +148,22 @@ void views_outlive_the_client(const shmserve::Options &options)
     check(reply && *reply->get<std::int64_t>("n") == 5, "a reply keeps its client open");
 }
 
+void a_robot_s_statement(shmserve::Options options)
+{
+    auto opened = [](auto *given) -> decltype(shmserve_open(nullptr, given, 0)) { return 0; };
+    static_assert(std::is_invocable_v<decltype(opened), const shmserve_options *>);
+    static_assert(!std::is_invocable_v<decltype(opened), const shmserve::Options *>, "it would not see `robot`");
+    options.robot = "{\"rate_hz\": 50}";
+    shmserve::Options copied = options;
+    options.robot = "{\"rate\": 50}";
+    auto invalid = shmserve::Client::open(options, 20 * second_ns);
+    check(invalid.status() == Status::argument && contains(invalid.error().text, "robot has no key 'rate'"),
+          "a statement that has no meaning");
+    auto client = shmserve::Client::open(copied, 20 * second_ns).value();
+    auto loan = client.loan(client.declare({shmserve::integer("n")}).value());
+    check(loan->set("n", std::int64_t{5}) && loan->ask(soon()), "a robot that agrees");
+}
+
 } // namespace
 
 int main(int count, char **arguments)
@@ -186,6 +203,7 @@ int main(int count, char **arguments)
     every_kind(client);
     handles_give_back(client);
     views_outlive_the_client(options);
+    a_robot_s_statement(options);
     std::printf("%s\n", faults == 0 ? "all hold" : "faults");
     return faults != 0;
 }

@@ -1,11 +1,12 @@
 /* Plays the chunks of the policy "chunked" for as long as a test needs, through restarts of the daemon.
  *
- *     player RUNTIME_DIR SERVICE CHUNKS [trap|large]
+ *     player RUNTIME_DIR SERVICE CHUNKS [trap|large [ROBOT]]
  *
  * It prints "attached", a line for each 50 chunks, "away" and "back" as the service is lost and found, and "done" after
  * CHUNKS. A row that is played twice, or whose contents are not those of its number, ends it. With `trap`, what a
- * real-time call may not do ends it as well. With `small` it begins with too little room for a chunk, and also prints
- * how often the channel grew and how many requests failed.
+ * real-time call may not do ends it as well. With `large` it begins with too little room for a chunk, and also prints
+ * how often the channel grew and how many requests failed. ROBOT is what the robot states of its numbers: it prints
+ * "refused" and "agrees" as the models change, and ends if a row of a model that was refused is played.
  */
 
 #define PAUSES_BETWEEN_STEPS
@@ -49,6 +50,8 @@ int main(int count, char **arguments)
     shmserve::Options options;
     options.runtime_dir = arguments[1];
     options.service = arguments[2];
+    if (count > 5)
+        options.robot = arguments[5];
     std::setvbuf(stdout, printed, _IOLBF, sizeof printed);
     auto client = shmserve::Client::open_later(options).value();
     bool is_large = count > 4 && std::strcmp(arguments[4], "large") == 0;
@@ -79,16 +82,26 @@ int main(int count, char **arguments)
     (void)std::printf("attached\n");
     is_trapping = count > 4 && std::strcmp(arguments[4], "trap") == 0;
     if (is_trapping)
-        allow_real_time_calls_only();
+        allow_real_time_calls_only(count > 5);
     arm(is_trapping);
     std::uint64_t said = 0, last_chunk = 0;
     std::int64_t last_row = -1;
-    bool is_away = false;
+    bool is_away = false, is_refused = false;
     while (chunks.stats().chunks < wanted) {
         tick++;
         auto step = chunks.step(observe);
+        bool refused = step ? step->error == shmserve::Status::mismatch : step.status() == shmserve::Status::mismatch;
+        if (count > 5 && refused != is_refused)
+            say(refused ? "refused %llu\n" : "agrees %llu\n", static_cast<unsigned long long>(tick));
+        is_refused = refused;
+        if (count > 5 && !step && refused) {
+            shmserve::detail::pause_ns(period_ns);
+            continue;
+        }
         if (!step)
             stop(step.error().text);
+        if (count > 5 && step->action[2] != 1)
+            stop("a row of a model that was refused");
         if (step->source == shmserve::Source::chunk || step->source == shmserve::Source::overrun) {
             if (step->chunk < last_chunk || (step->chunk == last_chunk && step->index <= last_row))
                 stop("a row was played twice");

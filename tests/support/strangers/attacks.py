@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -217,6 +218,24 @@ def crowd(target: Target) -> str:
     return f"{connections} connections, {len(attached)} channels, {refused} refusals"
 
 
+def _statement(robot: dict[str, Any]) -> bytes:
+    call = {"method": "io.shmserve.Client.CheckRobot", "parameters": {"robot": robot}}
+    return json.dumps(call, separators=(",", ":")).encode() + b"\0"
+
+
+_STATEMENTS: list[dict[str, Any]] = [
+    {
+        "action": {str(number): [1] for number in range(1024)},
+        "observation": {str(number): [1] for number in range(1024)},
+    },
+    {"action": {str(number): [1] for number in range(4000)}},
+    {"observation": {name: {"names": [f"{number:x}" for number in range(4096)]} for name in "ab"}},
+    {"observation": {name: {"units": ["x"] * 4000} for name in "abc"}},
+    {"action": {"\x01" * 9000: [1]}},
+    {"x" * 60_000: 1},
+]
+
+
 def babble(target: Target) -> str:
     """Say a byte at a time, far too much, nothing that makes sense, and never listen to the answers."""
     attach = {"method": "io.shmserve.Client.Attach", "parameters": {"wire_version": WIRE_VERSION}}
@@ -230,6 +249,7 @@ def babble(target: Target) -> str:
         json.dumps({**attach, "parameters": {"wire_version": WIRE_VERSION, "wanted": {"slots": -1}}}).encode() + b"\0",
         b'{"method":"io.shmserve.Client.Describe","more":true}\0' * 2000,
         b'\xff\xfe{"method"\0',
+        *map(_statement, _STATEMENTS),
     ]
     said = 0
     slow = [target.raw() for _ in range(8)]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from shmserve.client.connection import Connection
+from shmserve.client.model_unchecked import ModelUnchecked
 from shmserve.client.pending import Pending
 from shmserve.client.request_pipeline import RequestPipeline
 from shmserve.client.retry_policy import RetryPolicy
-from shmserve.client.robot_contract import ModelUnchecked, RobotContract
 from shmserve.directories import ServicePlace
 from shmserve.errors import ContractMismatch, ReentrantCall, ServiceRestarted, ServiceUnavailable
+from shmserve.robot_contract import RobotContract
 from shmserve.spin import SpinBudget
 from tests.support.channel_ends import ChannelEnds, new_pending
 
@@ -141,3 +142,9 @@ def test_a_new_connection_begins_without_accepted_versions(robot: Robot) -> None
     assert robot.answered(7).result() == 1
     robot.pipeline._table.begin(robot.ends.connection, stateful=False)
     assert robot.pipeline._table.accepted == set()
+
+
+def test_the_models_of_a_link_are_known_by_its_description(robot: Robot) -> None:
+    robot.described = [{**model(8), "remote": {"version": "a0", "fallback_version": "b0"}}]
+
+    assert [robot.answered(version).result() for version in (0xA0, 0xB0, 8)] == [1, 1, 1]

@@ -51,6 +51,10 @@ _INVALID = {
         {"observation": {"robot": {"joints": {"units": "m"}}}},
         "quote the name of an entry with dots",
     ),
+    "too many entries": (
+        {"action": {str(number): [1] for number in range(1025)}},
+        "contract.action has 1025 entries: 1024 at most",
+    ),
     "rate 0": ({"rate_hz": 0}, "contract.rate_hz = 0 must be a number above 0"),
     "rate nan": ({"rate_hz": math.nan}, "must be a number above 0"),
     "rate text": ({"rate_hz": "50"}, "contract.rate_hz = '50' must be a number"),

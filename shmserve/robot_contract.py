@@ -1,13 +1,19 @@
-"""The robot's own side of a contract, and its comparison with a model's, before anything moves."""
+"""The robot's own side of a contract, and its comparison with a model's, before anything moves.
+
+The Python client compares by itself, and the daemon for clients in other languages: one rule, and the same texts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shmserve.contract import entry_text, is_within, lengths_of
-from shmserve.contract_meaning import (
+from .contract import entry_text, is_within, lengths_of
+from .contract_meaning import (
     FREE,
+    SIDES,
     Difference,
     InvalidMeaning,
     can_hold_frame,
@@ -15,20 +21,14 @@ from shmserve.contract_meaning import (
     meaning_differences,
     read_meaning,
 )
-from shmserve.errors import ContractMismatch, InvalidArgument, ShmServeError
-
-
-class ModelUnchecked(ShmServeError):
-    """The result of a model whose contract has not been compared; callers get the result or a refusal in its place."""
-
-    def __init__(self, result: Any, version: int) -> None:
-        super().__init__("the contract of the model that answered has not been compared yet")
-        self.result = result
-        self.version = version
-
+from .errors import ContractMismatch, InvalidArgument
+from .shortened import shortened
 
 #: The largest ratio of two rates that are one: people write a period of 0.033 s for 30 steps a second.
 _SAME_RATE = 1.02
+#: Of a text about a statement: characters of one line, and bytes of all lines as JSON. A text with its differences beside it
+#: fits a message of the daemon.
+_LONGEST_LINE, _LONGEST_LIST = 2000, 10_000
 
 
 class RobotContract:
@@ -42,7 +42,9 @@ class RobotContract:
         try:
             self._meaning = read_meaning(statement, where="robot")
         except InvalidMeaning as error:
-            raise InvalidArgument(f"{error} (the keys of robot= are those of [contract] in model.toml)") from error
+            raise InvalidArgument(
+                f"{shortened(str(error), _LONGEST_LINE)} (the keys of robot= are those of [contract] in model.toml)"
+            ) from error
 
     def at_rate(self, steps_hz: float | None) -> RobotContract:
         """Return the same statement for a robot that takes `steps_hz` steps a second; None: it takes none.
@@ -67,15 +69,14 @@ class RobotContract:
             found.append(
                 Difference("rate_hz", rate_hz, f"{self._steps_hz:g} (ActionChunks, period = {1 / self._steps_hz:g})")
             )
-        for side in ("observation", "action"):
+        for side in SIDES:
             if contract.get(side) is not None:
-                for name, stated in self._meaning.get(side, {}).items():
-                    known = ((contract.get("meaning") or {}).get(side) or {}).get(name) or {}
-                    found += _entry_differences(side, name, contract[side], stated, known)
+                known = (contract.get("meaning") or {}).get(side) or {}
+                found += _side_differences(side, contract[side], self._meaning.get(side, {}), known)
         if not found:
             return
-        differences = [f"{field}: {_shown(ours)} -> {_shown(theirs)}" for field, ours, theirs in found]
-        listed = "\n  ".join(differences)
+        differences = [f"{field}: {ours} -> {theirs}" for field, ours, theirs in found]
+        listed = "\n  ".join(listed_differences(differences))
         raise ContractMismatch(
             f"{model.get('name')!r} (version {model.get('version')}), served by {service!r}, and this robot mean different "
             f"things by their numbers (model -> robot=):\n  {listed}\n"
@@ -88,18 +89,57 @@ class RobotContract:
         )
 
 
+def listed_differences(differences: Sequence[str]) -> list[str]:
+    """Return the lines of a text for these differences, of a bounded length whatever the two sides state.
+
+    >>> listed_differences(["rate_hz: 50 -> 30"])
+    ['rate_hz: 50 -> 30']
+    """
+    lines: list[str] = []
+    left = _LONGEST_LIST
+    for number, difference in enumerate(differences):
+        line = shortened(difference, _LONGEST_LINE)
+        left -= len(json.dumps(line))
+        if left < 0 < number:
+            return [*lines, f"and {len(differences) - number} more"]
+        lines.append(line)
+    return lines
+
+
+def versions_of(model: Mapping[str, Any]) -> list[str]:
+    """Return the versions by which replies name a described model: its own; of a link its remote's and its fallback's, too.
+
+    >>> versions_of({"version": "3f"}), versions_of({"version": "3f", "remote": {"version": "a0", "fallback_version": None}})
+    (['3f'], ['3f', 'a0'])
+    """
+    link = model.get("remote")
+    link = link if isinstance(link, dict) else {}
+    given = (model["version"], link.get("version"), link.get("fallback_version"))
+    return [version for version in given if isinstance(version, str) and re.fullmatch("[0-9a-f]{1,16}", version)]
+
+
 def _is_same_rate(one_hz: float, other_hz: float) -> bool:
     return max(one_hz, other_hz) <= _SAME_RATE * min(one_hz, other_hz)
 
 
+def _side_differences(
+    side: str, entries: Mapping[str, Any], stated: Mapping[str, Any], known: Mapping[str, Any]
+) -> list[Difference]:
+    """Return the differences of a robot's entries from the example's; `known`: the model's statements of them."""
+    found: list[Difference] = []
+    instead = shortened(", ".join(entry_field(side, name) for name in entries), _LONGEST_LINE // 4) or "nothing"
+    for name, entry in stated.items():
+        if name in entries:
+            found += _entry_differences(side, name, entries[name], entry, known.get(name) or {})
+        elif side == "action":  # robots send more than one policy takes, but act on what they get
+            found.append(Difference(entry_field(side, name), instead, entry))
+    return found
+
+
 def _entry_differences(
-    side: str, name: str, entries: Mapping[str, Any], stated: Mapping[str, Any], known: Mapping[str, Any]
+    side: str, name: str, entry: Mapping[str, Any], stated: Mapping[str, Any], known: Mapping[str, Any]
 ) -> list[Difference]:
     """Return the differences of a robot's entry from the example's; `known`: the model's statement of it."""
-    entry = entries.get(name)
-    if entry is None:  # robots send more than one policy takes, but act on what they get
-        instead = ", ".join(entry_field(side, other) for other in entries) or "nothing"
-        return [Difference(entry_field(side, name), instead, stated)] if side == "action" else []
     lengths, found = lengths_of(entry), []
     if "shape" in stated:
         key = "length" if "length" in entry else "shape"
@@ -119,7 +159,3 @@ def _entry_differences(
         field = entry_field(side, name, next(iter(frame)))
         found.append(Difference(field, entry_text(entry), ", ".join(str(value) for value in frame.values())))
     return found
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else str(value)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from shmserve.client import ShmClient
-from shmserve.client.robot_contract import RobotContract
 from shmserve.contract_meaning import read_meaning
 from shmserve.errors import ContractMismatch, InvalidArgument
+from shmserve.robot_contract import RobotContract
 
 _OBSERVATION = {
     "state": {"dtype": "float32", "shape": [3]},
@@ -124,3 +124,19 @@ def test_a_robot_does_not_state_two_rates() -> None:
 def test_an_invalid_statement_is_an_invalid_argument() -> None:
     with pytest.raises(InvalidArgument, match=r"robot\.observation\.state\.units = '' must be a text .*\[contract\]"):
         ShmClient("arm", robot={"observation": {"state": {"units": ""}}})
+
+
+def test_a_text_is_bounded_and_says_what_it_leaves_out() -> None:
+    names = {"names": [f"a name of number {number}" for number in range(3)]}
+    robot = {"observation": {"points": {"names": [f"{'x' * 90}{number}" for number in range(500)]}}}
+    many = {"action": {f"joint {number}": names for number in range(300)}}
+
+    with pytest.raises(ContractMismatch) as long_line:
+        RobotContract(robot).check("left", model())
+    with pytest.raises(ContractMismatch) as many_lines:
+        RobotContract(many).check("left", model())
+
+    assert len(long_line.value.differences[0]) > 45_000
+    assert "characters in all) ... " in str(long_line.value) and len(str(long_line.value)) < 3000
+    shown = str(many_lines.value).count("\n  action.joint ")
+    assert shown > 50 and f"\n  and {300 - shown} more\n" in str(many_lines.value)
