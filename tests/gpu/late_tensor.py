@@ -212,6 +212,8 @@ class Operators:
     def _called(self: Any, func: Any, args: Any, kwargs: Any, where: torch.device | None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
+        if self.generators_wait and self.threads.capture is None:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         generator = self.generators[(where.index if where else 0) or 0]
         of_host = torch.get_rng_state()
         torch.set_rng_state(generator.get_state())
@@ -309,6 +311,8 @@ class Operators:
         """Copy between two GPUs, on the source's stream: both streams wait before and after."""
         self.launch()
         there, here = self.current_stream(source.where), self.current_stream(target.where)
+        for capture in filter(None, map(self.capture_of, (there, here))):
+            capture.wait(here, None)
         there.wait(here.record())
         there.do()
         self._note(

@@ -121,8 +121,8 @@ class CudaDevice:
         with torch.cuda.stream(context):
             for _ in range(_PREPARING_CALLS):
                 call()
+                context.synchronize()
         self._compute.wait_stream(context)
-        self.synchronize()
 
     def capture(self, call: Callable[[], Any]) -> CudaCaptured:
         if self._graphs is None:
@@ -130,9 +130,22 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         # One pool for all graphs: they run one after the other, and each action is copied out before the next one runs.
         # Thread local, so that the policy's own threads may continue to use CUDA.
-        with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
-            output = call()
+        try:
+            with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
+                output = call()
+        except BaseException:
+            self._give_up_recording()
+            raise
         return CudaCaptured(graph, output)
+
+    def _give_up_recording(self) -> None:
+        """Make up for what torch leaves behind if CUDA refuses a recording: the current stream, and a pool that still records."""
+        torch.cuda.set_stream(self._compute)
+        pool, self._graphs = self._graphs, None
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with contextlib.suppress(RuntimeError):  # torch has ended it, because the error was not CUDA's
+                end(self._index, pool)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)

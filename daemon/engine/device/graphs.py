@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import linecache
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from ...packages.package import ModelPackage
 from ..models.determinism import generators_apart, seed
 from ..models.model import Model
 from ..models.validation import deviations
-from .arena import torch_dtype
+from .arena import Arena, torch_dtype
 from .context import DeviceContext
 from .interface import Captured
 
@@ -31,6 +33,15 @@ _ADVICE = (
     "a recorded policy may not wait for the device (.item(), .cpu(), .numpy(), print of a tensor, `if` on a tensor), nor "
     "create a tensor from host data; without cuda_graph = true it runs unchanged"
 )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The graph for one arena and number of rows."""
+
+    captured: Captured
+    #: Bytes of the host that its copies of the results fill; None: the graph has no copies, and its output is the device's.
+    filled: int | None
 
 
 class Graphs:
@@ -46,7 +57,9 @@ class Graphs:
         self._places: list[LeafPlace] = []
         self._payload_bytes = 0
         self._observation = observation
-        self._graphs: dict[tuple[int, int], Captured] = {}
+        #: By arena and number of rows.
+        self._recorded: dict[tuple[int, int], _Recorded] = {}
+        self._records_copies = True
 
     def check(self, schema: Schema, payload: Any, payload_bytes: int, *, pickled: bool) -> None:
         """Raise ContractMismatch for an observation that the graphs were not recorded for."""
@@ -65,12 +78,20 @@ class Graphs:
         )
 
     def run(self, arena: int, items: int) -> list[Any]:
-        """Launch the graph for this many rows; its actions are valid until the next graph runs."""
-        captured = self._graphs[arena, items]
+        """Launch the graph for this many rows, and the readback; return the actions, valid until the next graph runs.
+
+        Their copies to the host are not yet complete.
+        """
+        recorded = self._recorded[arena, items]
         if self._seeded:
             seed()
-        captured.replay()
-        return list(captured.output)
+        recorded.captured.replay()
+        results = self._context.results
+        results.begin()
+        if recorded.filled is None:
+            return list(results.fetch(recorded.captured.output))
+        results.replayed(recorded.filled)
+        return list(recorded.captured.output)
 
     def record(self, model: Model, payload: Any, package: ModelPackage) -> None:
         """Record every graph with the example's `payload`, and compare its actions with the model's.
@@ -88,54 +109,77 @@ class Graphs:
             )
         payloads = _variations(places, payload)
         for index, arena in enumerate(self._context.arenas):
-            for items in range(1, self._context.max_batch + 1):
-                observations = [
-                    arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)
-                ]
-                arena.send(ahead=False)
-
-                def call(observations: list[Any] = observations) -> list[Any]:
-                    return list(model.infer(observations))
-
+            for items in range(self._context.max_batch, 0, -1):  # the largest first: its results need the most memory
+                observations = self._placed(arena, payload, items)
                 try:
-                    self._context.device.prepare_capture(call)
-                    self._graphs[index, items] = self._context.device.capture(call)
+                    self._recorded[index, items] = self._record(lambda: list(model.infer(observations)))  # noqa: B023
                 except Exception as error:  # the policy's libraries may raise anything
                     own, place = _own_line(error, package.path)
                     raise ModelPackageError(
                         f"cuda_graph = true, but this policy's work cannot be recorded{place}: {_first_line(own)}; "
                         f"{_ADVICE}"
                     ) from error
-                arena.computed()
-                self._context.device.synchronize()
                 arena.fixed = True
-                arena.done()
+                self._settle(arena)
                 for changed in payloads:
                     self._compare(model, index, items, changed, package)
         self._context.graphs = self._context.max_batch
 
+    def _placed(self, arena: Arena, payload: Any, items: int) -> list[Any]:
+        observations = [arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)]
+        arena.send(ahead=False)
+        return observations
+
+    def _record(self, infer: Callable[[], list[Any]]) -> _Recorded:
+        """Record a call of the model and the copies of its results to the host, or the call alone if that does not work."""
+        device, host, results = self._context.device, self._context.host, self._context.results
+
+        def with_results() -> Any:
+            results.begin()
+            return results.fetch(infer())
+
+        device.prepare_capture(with_results)  # it allocates the results' memory as well
+        results.begin()
+        if not self._records_copies or host.pageable_bytes:  # CUDA records no copy of pageable memory
+            return _Recorded(device.capture(infer), None)
+        try:
+            return _Recorded(device.capture(with_results), results.filled)
+        except Exception as error:  # noqa: BLE001  whatever it is, the recording alone may succeed
+            refused = error
+        # Without preparing calls: after a recording that failed, only another one can draw random numbers.
+        alone = _Recorded(device.capture(infer), None)
+        self._records_copies = False
+        host.warn(
+            f"the copies of a request cannot be recorded with the policy's work ({_first_line(_origin(refused))}): cuda_graph = true "
+            "records the work alone, and a request costs the engine a few more calls of CUDA"
+        )
+        return alone
+
+    def _settle(self, arena: Arena) -> None:
+        arena.computed()
+        self._context.device.synchronize()
+        arena.done()
+
     def _compare(self, model: Model, index: int, items: int, payload: Any, package: ModelPackage) -> None:
         arena, results, device = self._context.arenas[index], self._context.results, self._context.device
 
-        def run(how: Any) -> list[Any]:
+        def called(observations: list[Any]) -> list[Any]:
             results.begin()
-            actions = list(how())
+            actions = list(model.infer(observations))
             device.rejoin()
-            found = results.fetch(actions)
-            arena.computed()
-            device.synchronize()
-            return [dict(_owned(action)) for action in found]
+            return list(results.fetch(actions))
 
-        observations = [arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)]
-        arena.send(ahead=False)
-        with generators_apart(device.torch_device):
+        def run(how: Callable[[list[Any]], list[Any]]) -> list[Any]:
             # Noise drawn on the device is the same in both runs. Noise drawn on the host was fixed in the graph when it
             # was recorded.
             seed()
-            eager = run(lambda: model.infer(observations))
-            seed()
-            graph = run(lambda: self.run(index, items))
-        arena.done()
+            found = how(self._placed(arena, payload, items))
+            self._settle(arena)
+            return [dict(_owned(action)) for action in found]
+
+        with generators_apart(device.torch_device):
+            eager = run(called)
+            graph = run(lambda _: self.run(index, items))
         for have, want in zip(graph, eager, strict=True):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):
                 raise ModelPackageError(
@@ -182,11 +226,15 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _own_line(error: BaseException, package: Path) -> tuple[BaseException, str]:
-    """Return the error that was raised in the policy, and the innermost of the policy's own lines in its traceback.
+def _origin(error: BaseException) -> BaseException:
+    """Return the error that came first: after a failed recording torch raises a further one, which does not mention it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
-    After a failed recording torch raises a further error, whose text does not mention the first one.
-    """
+
+def _own_line(error: BaseException, package: Path) -> tuple[BaseException, str]:
+    """Return the error that was raised in the policy (see `_origin`), and the innermost of the policy's lines in its traceback."""
     each: BaseException | None = error
     while each is not None:
         if place := _place(each, package):

@@ -81,10 +81,16 @@ class Device(Protocol):
         """Make the compute stream current again after a model changed it, and order its later work after the model's."""
 
     def capture(self, call: Callable[[], Any]) -> Captured:
-        """Record the work that `call` launches; raises the device's error if it cannot be recorded."""
+        """Record the work that `call` launches; raises the device's error if it cannot be recorded.
+
+        After an error no random numbers can be drawn on the device until a recording succeeds.
+        """
 
     def prepare_capture(self, call: Callable[[], Any]) -> None:
-        """Run `call` a few times as `capture` will, so that resources of the first call exist before the recording."""
+        """Run `call` a few times as `capture` will, each after the work of the one before has ended.
+
+        Resources of the first call then exist before the recording.
+        """
 
     def synchronize(self) -> None:
         """Wait until all work is done; raises its errors."""

@@ -275,15 +275,14 @@ class DeviceServing(Serving):
 
     def _begun(self, items: list[_Row], *, graphs: Graphs | None) -> list[Any]:
         """Start the model on these rows and the readback; return the actions, whose copies to the host are not yet complete."""
-        self._results.begin()
         try:
+            if graphs is not None:
+                # A graph reads every row up to its batch size, including rows that are empty by now.
+                found = graphs.run(self._filling ^ 1, self._flown.rows)
+                return [found[item.place] for item in items]
+            self._results.begin()
             try:
-                if graphs is None:
-                    actions = list(self._asked(items))
-                else:
-                    # A graph reads every row up to its batch size, including rows that are empty by now.
-                    found = graphs.run(self._filling ^ 1, self._flown.rows)
-                    actions = [found[item.place] for item in items]
+                actions = list(self._asked(items))
             finally:
                 self._device.rejoin()
             return list(self._results.fetch(actions))

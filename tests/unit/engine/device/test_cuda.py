@@ -138,6 +138,26 @@ def test_graphs_share_their_memory_and_are_recorded_on_this_gpu(device: LateDevi
     assert device.gpus.given_back == 1
 
 
+@pytest.mark.parametrize("ends_pools", [True, False], ids=["this torch", "an older torch"])
+@pytest.mark.parametrize("what", ["the device refuses", "the policy raises"])
+def test_after_a_recording_that_failed_another_one_works(
+    device: LateDevice, what: str, ends_pools: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ends_pools:
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", None)
+    x, compute = torch.ones(4, device=device.torch_device), torch.cuda.current_stream()
+
+    with pytest.raises(RuntimeError if what == "the device refuses" else ZeroDivisionError):
+        device.capture(lambda: x.sum().item() if what == "the device refuses" else 1 // 0)
+
+    assert torch.cuda.current_stream() is compute
+    captured = device.capture(lambda: x + 1)
+    captured.replay()
+    assert captured.output.tolist() == [2, 2, 2, 2]
+    if ends_pools:
+        assert device.gpus.recording_pools == set(), "torch would free no memory that several streams used"
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_copies_do_not_block(device: LateDevice, ahead: bool) -> None:
     host, memory, back = device.pinned(8).fill_(5), device.memory(8), device.pinned(8)
