@@ -328,9 +328,6 @@ class Operators:
         self.called("copy_in")
         self.launch()
         stream = self.current_stream(target.where)
-        self.copies_in.append(
-            (target.numel() * target.element_size(), stream is not self.default_streams[target.where.index or 0])
-        )
         alike = source.dtype == target.dtype and source.shape == target.shape and source.is_contiguous()
         locked = alike and self.runtime.locked(source)
         into = self.memory_blocks.loose(raw(target))
@@ -344,6 +341,7 @@ class Operators:
             of_host = self.runtime.pinned.loose(source)
             capture.steps.append(_Step(None, (), {}, [], notes, lambda: CopyIn(into, of_host)))
             return
+        self._count_copy_in(target, stream)
         self._note(stream, notes, "copy to the device")
         if locked:
             stream.put(CopyIn(into, self.runtime.pinned.loose(source.detach())))
@@ -353,12 +351,15 @@ class Operators:
             self.blocked += 1
             stream.see()
 
+    def _count_copy_in(self: Any, target: torch.Tensor, stream: Stream) -> None:
+        size = target.numel() * target.element_size()
+        self.copies_in.append((size, stream is not self.default_streams[stream.device]))
+
     def _copy_out(self: Any, target: torch.Tensor, source: LateTensor, non_blocking: bool) -> None:
         self.called("copy_out")
         if not source.is_contiguous() or source.dtype != target.dtype or source.shape != target.shape:
             source = source.to(target.dtype).expand(target.shape).contiguous()  # on the device, as torch does
         self.launch()
-        self.copies_out += 1
         stream = self.current_stream(source.where)
         asynchronous = non_blocking and self.runtime.locked(target) and target.is_contiguous()
         of_device = self.memory_blocks.loose(raw(source))
@@ -371,6 +372,7 @@ class Operators:
             of_host = self.runtime.pinned.loose(target)
             capture.steps.append(_Step(None, (), {}, [], notes, lambda: CopyOut(of_host, of_device)))
             return
+        self.copies_out += 1
         self._note(stream, notes, "copy to the host")
         if asynchronous:
             stream.put(CopyOut(self.runtime.pinned.loose(target), of_device))
@@ -386,7 +388,12 @@ class Operators:
         for step in steps:
             self._note(stream, step.notes, "a recorded kernel")
             if step.copy is not None:
-                stream.put(step.copy())
+                copy = step.copy()
+                if isinstance(copy, CopyIn):
+                    self._count_copy_in(copy.source, stream)
+                else:
+                    self.copies_out += 1
+                stream.put(copy)
                 continue
             stream.do()
             with torch.inference_mode():

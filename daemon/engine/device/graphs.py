@@ -27,6 +27,7 @@ from ..models.model import Model
 from ..models.validation import deviations
 from .arena import Arena, torch_dtype
 from .context import DeviceContext
+from .errors import raise_if_lost
 from .interface import Captured
 
 _ADVICE = (
@@ -37,11 +38,13 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class _Recorded:
-    """The graph for one arena and number of rows."""
+    """The graphs for one arena and number of rows."""
 
     captured: Captured
-    #: Bytes of the host that its copies of the results fill; None: the graph has no copies, and its output is the device's.
-    filled: int | None
+    #: As `captured`, with the copy of the rows to the device before it; None: no copies could be recorded.
+    with_rows: Captured | None = None
+    #: Bytes of the host that the copies of the results fill. Without `with_rows` there are none: the output is the device's.
+    filled: int = 0
 
 
 class Graphs:
@@ -77,21 +80,35 @@ class Graphs:
             f"{'; '.join(differences) or 'the same entries in another order, or other text'}"
         )
 
-    def run(self, arena: int, items: int) -> list[Any]:
-        """Launch the graph for this many rows, and the readback; return the actions, valid until the next graph runs.
+    def sends(self, arena: int) -> bool:
+        """Return whether the graph for this arena's rows copies them to the device, so that nobody else has to."""
+        rows = self._context.arenas[arena]
+        return rows.is_unsent and self._recorded[arena, rows.rows].with_rows is not None
 
-        Their copies to the host are not yet complete.
+    def run(self, arena: int) -> list[Any]:
+        """Launch the graph for this arena's rows, and the readback; return the actions, valid until the next graph runs.
+
+        Their copies to the host are not yet complete. Raises DeviceLost if earlier work has ended the device's context.
         """
-        recorded = self._recorded[arena, items]
+        rows, results = self._context.arenas[arena], self._context.results
+        recorded = self._recorded[arena, rows.rows]
         if self._seeded:
             seed()
-        recorded.captured.replay()
-        results = self._context.results
         results.begin()
-        if recorded.filled is None:
-            return list(results.fetch(recorded.captured.output))
+        captured = recorded.captured
+        if rows.is_unsent and recorded.with_rows is not None:
+            captured = recorded.with_rows
+        try:
+            captured.replay()
+        except RuntimeError as error:
+            raise_if_lost(self._context.device, error)
+            raise
+        if captured is recorded.with_rows:
+            rows.sent_by_graph()
+        if recorded.with_rows is None:
+            return list(results.fetch(captured.output))
         results.replayed(recorded.filled)
-        return list(recorded.captured.output)
+        return list(captured.output)
 
     def record(self, model: Model, payload: Any, package: ModelPackage) -> None:
         """Record every graph with the example's `payload`, and compare its actions with the model's.
@@ -111,8 +128,9 @@ class Graphs:
         for index, arena in enumerate(self._context.arenas):
             for items in range(self._context.max_batch, 0, -1):  # the largest first: its results need the most memory
                 observations = self._placed(arena, payload, items)
+                arena.send(ahead=False)
                 try:
-                    self._recorded[index, items] = self._record(lambda: list(model.infer(observations)))  # noqa: B023
+                    self._recorded[index, items] = self._record(arena, lambda: list(model.infer(observations)))  # noqa: B023
                 except Exception as error:  # the policy's libraries may raise anything
                     own, place = _own_line(error, package.path)
                     raise ModelPackageError(
@@ -121,33 +139,35 @@ class Graphs:
                     ) from error
                 arena.fixed = True
                 self._settle(arena)
-                for changed in payloads:
-                    self._compare(model, index, items, changed, package)
+                self._compare(model, index, items, payloads, package)
         self._context.graphs = self._context.max_batch
 
     def _placed(self, arena: Arena, payload: Any, items: int) -> list[Any]:
-        observations = [arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)]
-        arena.send(ahead=False)
-        return observations
+        return [arena.place(self._schema, payload, self._payload_bytes, ahead=False) for _ in range(items)]
 
-    def _record(self, infer: Callable[[], list[Any]]) -> _Recorded:
-        """Record a call of the model and the copies of its results to the host, or the call alone if that does not work."""
+    def _record(self, arena: Arena, infer: Callable[[], list[Any]]) -> _Recorded:
+        """Record a call of the model with the copies around it, or the call alone if that does not work."""
         device, host, results = self._context.device, self._context.host, self._context.results
 
         def with_results() -> Any:
             results.begin()
             return results.fetch(infer())
 
+        def with_all() -> Any:
+            arena.copy_all()
+            return with_results()
+
         device.prepare_capture(with_results)  # it allocates the results' memory as well
         results.begin()
         if not self._records_copies or host.pageable_bytes:  # CUDA records no copy of pageable memory
-            return _Recorded(device.capture(infer), None)
+            return _Recorded(device.capture(infer))
         try:
-            return _Recorded(device.capture(with_results), results.filled)
+            # The second recording takes one more call of the policy; what takes long are the preparing calls.
+            return _Recorded(device.capture(with_results), device.capture(with_all), results.filled)
         except Exception as error:  # noqa: BLE001  whatever it is, the recording alone may succeed
             refused = error
         # Without preparing calls: after a recording that failed, only another one can draw random numbers.
-        alone = _Recorded(device.capture(infer), None)
+        alone = _Recorded(device.capture(infer))
         self._records_copies = False
         host.warn(
             f"the copies of a request cannot be recorded with the policy's work ({_first_line(_origin(refused))}): cuda_graph = true "
@@ -160,27 +180,41 @@ class Graphs:
         self._context.device.synchronize()
         arena.done()
 
-    def _compare(self, model: Model, index: int, items: int, payload: Any, package: ModelPackage) -> None:
+    def _compare(self, model: Model, index: int, items: int, payloads: list[Any], package: ModelPackage) -> None:
         arena, results, device = self._context.arenas[index], self._context.results, self._context.device
 
         def called(observations: list[Any]) -> list[Any]:
+            arena.send(ahead=False)
             results.begin()
             actions = list(model.infer(observations))
             device.rejoin()
             return list(results.fetch(actions))
 
+        def sent_before(_: list[Any]) -> list[Any]:
+            arena.send(ahead=False)
+            return self.run(index)
+
+        def sends(_: list[Any]) -> list[Any]:
+            if not self.sends(index):
+                arena.send(ahead=False)
+            return self.run(index)
+
         def run(how: Callable[[list[Any]], list[Any]]) -> list[Any]:
-            # Noise drawn on the device is the same in both runs. Noise drawn on the host was fixed in the graph when it
-            # was recorded.
-            seed()
-            found = how(self._placed(arena, payload, items))
-            self._settle(arena)
-            return [dict(_owned(action)) for action in found]
+            """Return the actions for each payload; each finds the other payload on the device."""
+            found = []
+            for payload in payloads:
+                # Noise drawn on the device is the same in all runs. Noise drawn on the host was fixed in the graph when
+                # it was recorded.
+                seed()
+                actions = how(self._placed(arena, payload, items))
+                self._settle(arena)
+                found += [dict(_owned(action)) for action in actions]
+            return found
 
         with generators_apart(device.torch_device):
             eager = run(called)
-            graph = run(lambda _: self.run(index, items))
-        for have, want in zip(graph, eager, strict=True):
+            graphs = run(sent_before), run(sends)
+        for have, want in ((have, want) for found in graphs for have, want in zip(found, eager, strict=True)):
             if wrong := deviations(have, want, atol=package.atol, rtol=package.rtol):
                 raise ModelPackageError(
                     f"cuda_graph = true, but the recorded policy gives another action than a direct call: {'; '.join(wrong)}; "

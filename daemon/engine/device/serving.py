@@ -10,6 +10,7 @@ the device only copies.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -246,7 +247,7 @@ class DeviceServing(Serving):
         arena = self._arena
         try:
             items = [item for item in self._staged if self._may_run(item, now_ns)]
-            if items:
+            if items and not (self._graphs is not None and self._graphs.sends(self._filling)):
                 arena.send(ahead=False)
         except RuntimeError as error:
             raise_if_lost(self._device, error)
@@ -269,6 +270,8 @@ class DeviceServing(Serving):
             self._note_first([item.observation for item in items])
         try:
             self._results_of = self._begun(items, graphs=self._graphs)
+        except DeviceLost:  # by earlier work: the next engine answers these requests
+            raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             self._failure = error
         return True
@@ -278,17 +281,21 @@ class DeviceServing(Serving):
         try:
             if graphs is not None:
                 # A graph reads every row up to its batch size, including rows that are empty by now.
-                found = graphs.run(self._filling ^ 1, self._flown.rows)
-                return [found[item.place] for item in items]
-            self._results.begin()
-            try:
-                actions = list(self._asked(items))
-            finally:
-                self._device.rejoin()
-            return list(self._results.fetch(actions))
-        finally:
-            # Also if it raised: work that it had launched by then reads the arena.
-            self._flown.computed()
+                found = graphs.run(self._filling ^ 1)
+                actions = [found[item.place] for item in items]
+            else:
+                self._results.begin()
+                try:
+                    asked = list(self._asked(items))
+                finally:
+                    self._device.rejoin()
+                actions = list(self._results.fetch(asked))
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the first error is the one to report
+                self._flown.computed()  # work that was launched by then reads the arena
+            raise
+        self._flown.computed()
+        return actions
 
     def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
         super()._reset(state, head, queued_ns)
@@ -426,6 +433,7 @@ class DeviceServing(Serving):
         began_ns = time.monotonic_ns()
         self._words[Counter.CHANNEL] = item.state.number + 1
         try:
+            self._flown.send(ahead=False)  # no graph has sent the rows if it could not be launched
             actions = self._begun([item], graphs=None)
             self._flown.finished.synchronize()
         except BaseException as error:  # noqa: BLE001  the model's own code
