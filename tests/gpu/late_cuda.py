@@ -199,10 +199,14 @@ class LateCuda(Operators):
         free_bytes: int = 8 << 30,
         model_bytes: int | None = None,
         integrated: bool = False,
+        uses_host_pointers: bool = True,
+        maps_registered: bool = True,
     ) -> None:
         """`lateness`: queries before an event passes; `pin_limit`: bytes that may be page-locked together.
 
         `memory_limit`: the largest piece of a GPU's memory; `memory_total`: what all pieces in use may have together.
+        `uses_host_pointers`: kernels use the host's addresses of registered memory; else the driver has others, if
+        `maps_registered`.
         """
         self.devices = devices
         self.lateness = lateness
@@ -212,6 +216,7 @@ class LateCuda(Operators):
         #: Memory of a GPU that libraries took without torch's allocator.
         self.library_bytes = 0
         self.integrated = integrated
+        self.uses_host_pointers, self.maps_registered = uses_host_pointers, maps_registered
         self.out_of_memory: Callable[[str], Exception] = torch.OutOfMemoryError
         #: What every call raises: the context is lost.
         self.poison: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.gpu.late_driver import put_driver, tensor_over
 from tests.gpu.late_tensor import LateTensor, normal
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
     )
     put(torch.version, cuda="late")
     put(torch._C, _host_emptyCache=gpus.runtime.pinned.empty, _cuda_endAllocateToPool=gpus.end_pool)
+    put_driver(gpus, put)
     _put_factories(gpus, put)
 
 
@@ -146,6 +148,8 @@ def _put_factories(gpus: LateCuda, put: Callable[..., None]) -> None:
 
     def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> torch.Tensor:
         where = normal(device, gpus.threads.device)
+        if where is not None and hasattr(data, "__cuda_array_interface__") and not isinstance(data, torch.Tensor):
+            return tensor_over(gpus, data.__cuda_array_interface__, where)
         if isinstance(data, LateTensor):
             return data.to(device=data.where if device is None else device, dtype=dtype or data.dtype)
         made = make_like(data, dtype=dtype, device=device if where is None else None)

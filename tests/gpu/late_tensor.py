@@ -11,7 +11,7 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from tests.gpu.late_memory import CopyIn, CopyOut
+from tests.gpu.late_memory import CopyIn, CopyOut, HostAccesses, HostRead
 from tests.gpu.late_streams import Accesses, Stream
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class LateTensor(torch.Tensor):  # type: ignore[misc]
     where: torch.device
     accesses: Accesses
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def data_ptr(self) -> int:
+        if not isinstance(self.accesses, HostAccesses):
+            return int(super().data_ptr())
+        return self.accesses.address + int(self.storage_offset() * self.element_size())
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor, where: torch.device, accesses: Accesses) -> Self:
@@ -181,6 +186,7 @@ class Operators:
         if capture is None:
             self._note(stream, notes, name)
         found = self._called(func, raw_args, raw_kwargs, where)
+        self._note_of_host(stream, late, changed)
         if capture is not None:
             results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
             step_args, step_kwargs = tree_map(self.memory_blocks.loose_leaf, (raw_args, raw_kwargs))
@@ -199,6 +205,16 @@ class Operators:
                 if old is not None and raw(each).shape == old.shape:
                     raw(each).copy_(old)
         return wrapped
+
+    def _note_of_host(self: Any, stream: Stream, late: list[LateTensor], changed: set[int]) -> None:
+        """A kernel has used registered memory of the host, and may have changed it."""
+        of_host = [each for each in late if isinstance(each.accesses, HostAccesses)]
+        if any(id(each) in changed for each in of_host):
+            for item in stream.items:
+                if isinstance(item.what, HostRead):
+                    item.what.refresh()
+        for each in of_host:
+            stream.put(HostRead(raw(each)))
 
     def _check_devices(self: Any, name: str, where: torch.device, args: Any, kwargs: Any) -> None:
         for leaf in tree_leaves((args, kwargs)):
@@ -361,6 +377,8 @@ class Operators:
             source = source.to(target.dtype).expand(target.shape).contiguous()  # on the device, as torch does
         self.launch()
         stream = self.current_stream(source.where)
+        if isinstance(source.accesses, HostAccesses):
+            stream.put(HostRead(raw(source)))
         asynchronous = non_blocking and self.runtime.locked(target) and target.is_contiguous()
         of_device = self.memory_blocks.loose(raw(source))
         notes = [(source.accesses, *_bounds(raw(source)), False)]

@@ -11,6 +11,7 @@ _POOL = "tests/unit/engine/device/test_pinned_pool.py"
 _GPU = "tests/gpu/test_gpu.py"
 _COPIES = "tests/integration/device/test_device_copies.py"
 _GRAPHS = "tests/integration/device/test_device_graph_copies.py"
+_IN_PLACE = "tests/integration/device/test_device_in_place.py"
 _ROWS = "tests/integration/device/test_device_rows.py"
 _REGISTRATION = "tests/integration/device/test_device_registration.py"
 _TROUBLE = "tests/integration/device/test_device_trouble.py"
@@ -605,5 +606,77 @@ MUTANTS = [
         "",
         _GRAPHS,
         "test_a_device_that_was_lost_before_a_graph_is_launched_fails_no_request",
+    ),
+    Mutant(
+        "P01",
+        "what a policy reads in place is answered before it has read it",
+        "serving.py",
+        "(reads_slots or self._results.pending)",
+        "self._results.pending",
+        _IN_PLACE,
+        "test_a_request_is_answered_after_the_model_has_read_it",
+    ),
+    Mutant(
+        "P02",
+        "what a policy may have changed is read by a second engine",
+        "serving.py",
+        "            return 1  # a policy that reads in place may",
+        "            pass  # a policy that reads in place may",
+        _IN_PLACE,
+        "test_a_request_that_an_engine_died_of_does_not_run_again",
+    ),
+    Mutant(
+        "P03",
+        "memory that a policy keeps is unregistered",
+        "registration.py",
+        "                _left_to_policies.append(self)  # the device would fault where the policy reads it\n                return\n",
+        "                pass\n",
+        _IN_PLACE,
+        "test_what_a_policy_keeps_is_not_unregistered_and_the_next_requests_are_copied",
+    ),
+    Mutant(
+        "P04",
+        "a policy that keeps what it reads in place goes on",
+        "serving.py",
+        "            if item.in_place is not None and item.in_place.is_kept:\n",
+        "            if False:\n",
+        _IN_PLACE,
+        "test_what_a_policy_keeps_is_not_unregistered_and_the_next_requests_are_copied",
+    ),
+    Mutant(
+        "P05",
+        "the host's address is given to a device that has another",
+        "host_pointer.py",
+        "    return pointer.value\n",
+        "    return address\n",
+        _IN_PLACE,
+        "test_nothing_is_copied_to_the_device",
+    ),
+    Mutant(
+        "P06",
+        "a policy reads the neighbour's slot in place",
+        "registration.py",
+        "self._in_place[slot_of(sequence)]",
+        "self._in_place[slot_of(sequence) - 1]",
+        _IN_PLACE,
+        "test_nothing_is_copied_to_the_device",
+    ),
+    Mutant(
+        "P07",
+        "the warm-up does not look for changed bytes",
+        "warming.py",
+        "not np.array_equal(self._shared.numpy(), self._before)",
+        "False",
+        _IN_PLACE,
+        "test_the_warm_up_refuses_a_policy_that_breaks_its_promise",
+    ),
+    Mutant(
+        "P08",
+        "memory that the device cannot read ends the registration",
+        "registration.py",
+        "            self._registrar.copy_instead(str(error))\n",
+        "            raise\n",
+        _IN_PLACE,
+        "test_memory_that_the_device_cannot_read_is_copied_and_that_is_said",
     ),
 ]

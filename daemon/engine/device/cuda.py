@@ -13,6 +13,7 @@ import torch
 from ...host.memory import available_bytes
 from .availability import check_there
 from .errors import is_out_of_memory
+from .host_pointer import device_address
 from .interface import Event, PinFailed
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,17 @@ class CudaDevice:
         with self._current():
             if int(self._runtime.cudaHostUnregister(address)) != 0:
                 self._forget_error()
+
+    def over(self, address: int, size: int) -> torch.Tensor:
+        with self._current(), torch.inference_mode(False):
+            where = device_address(self._index, address)
+            try:
+                memory = torch.as_tensor(_HostMemory(where, size), device=self.torch_device)
+            except (RuntimeError, ValueError) as error:
+                raise PinFailed(_first_line(error)) from error
+        if memory.data_ptr() != where:
+            raise PinFailed("torch takes registered memory of the host for another device's, and copied it")
+        return memory
 
     def _current(self) -> contextlib.AbstractContextManager[None]:
         """Make this device current in the calling thread, which would otherwise start a context on the first GPU."""
@@ -192,6 +204,13 @@ class CudaDevice:
             "integrated": bool(getattr(found, "is_integrated", False)),
             "cuda": torch.version.cuda,
         }
+
+
+class _HostMemory:
+    """Bytes of the host at an address that the device reads."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
 
 
 class CudaCaptured:

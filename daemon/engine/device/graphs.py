@@ -81,7 +81,7 @@ class Graphs:
         )
 
     def sends(self, arena: int) -> bool:
-        """Return whether the graph for this arena's rows copies them to the device, so that nobody else has to."""
+        """Return whether the graph for this arena's rows copies them to the device, so that the caller does not send them."""
         rows = self._context.arenas[arena]
         return rows.is_unsent and self._recorded[arena, rows.rows].with_rows is not None
 

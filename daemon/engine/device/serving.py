@@ -39,29 +39,12 @@ from .context import DeviceContext
 from .errors import as_out_of_memory, raise_if_lost
 from .graphs import Graphs
 from .readback import private
+from .row import Row
 from .waiting import DeviceWait
 
 log = logging.getLogger(__name__)
 
 _ERROR_TEXT = 300
-
-
-class _Row:
-    """Batch item: one staged request."""
-
-    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "state")
-
-    def __init__(self, state: ChannelState, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
-        self.state = state
-        self.head = head
-        self.queued_ns = queued_ns
-        self.ahead = ahead
-        self.retried = retried
-        self.observation: Any = None
-        #: Index of its row in the arena. If the request leaves the staged batch, its row stays empty.
-        self.place = 0
-        self.staged_ns = 0
-        self.clamped = False
 
 
 class DeviceServing(Serving):
@@ -97,8 +80,8 @@ class DeviceServing(Serving):
         self._wait = wait
         self._graphs = graphs
         self._filling = 0
-        self._staged: list[_Row] = []
-        self._flying: list[_Row] = []
+        self._staged: list[Row] = []
+        self._flying: list[Row] = []
         self._flown: Arena = context.arenas[1]
         self._results_of: list[Any] = []
         self._failure: BaseException | None = None
@@ -157,7 +140,7 @@ class DeviceServing(Serving):
         before = words[Counter.CHANNEL]
         words[Counter.CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
-        item = _Row(
+        item = Row(
             state,
             head,
             max(0, taken_ns - head.submitted_ns),
@@ -182,7 +165,7 @@ class DeviceServing(Serving):
             raise_if_lost(self._device, error)
             log.warning("cannot copy the staged requests ahead, launch() tries again: %s", log_message(error))
 
-    def _is_too_late(self, item: _Row, now_ns: int) -> bool:
+    def _is_too_late(self, item: Row, now_ns: int) -> bool:
         """Answer a staged request that was cancelled or has expired in the meantime; return whether it was answered."""
         refusal = self._refusal(item.state, item.head, now_ns)
         if refusal is None:
@@ -191,7 +174,7 @@ class DeviceServing(Serving):
         self._finish(item.state, item.head, refusal, None, 0, item.queued_ns)
         return True
 
-    def _observe(self, item: _Row) -> bool:
+    def _observe(self, item: Row) -> bool:
         state, head = item.state, item.head
         began_ns = time.monotonic_ns()
         is_new = head.schema not in state.schemas.known
@@ -230,9 +213,12 @@ class DeviceServing(Serving):
             state.overhead.add(now_ns - began_ns, now_ns)
         return True
 
-    def _placed(self, item: _Row, schema: Schema, payload: Any) -> Any:
+    def _placed(self, item: Row, schema: Schema, payload: Any) -> Any:
         registered, threshold = item.state.registered, self._context.registrar.threshold
         payload_bytes = item.head.payload_bytes
+        if registered is not None and (memory := registered.in_place(item.head.sequence)) is not None:
+            item.in_place = memory
+            return memory.observation(schema, payload, payload_bytes)
         directly = None
         if registered is not None and threshold is not None and payload_bytes >= threshold:
             directly = registered.payload(item.head.sequence)
@@ -276,7 +262,7 @@ class DeviceServing(Serving):
             self._failure = error
         return True
 
-    def _begun(self, items: list[_Row], *, graphs: Graphs | None) -> list[Any]:
+    def _begun(self, items: list[Row], *, graphs: Graphs | None) -> list[Any]:
         """Start the model on these rows and the readback; return the actions, whose copies to the host are not yet complete."""
         try:
             if graphs is not None:
@@ -306,7 +292,7 @@ class DeviceServing(Serving):
         if self._per_client is not None:
             self._device.rejoin()
 
-    def _is_in_range(self, item: _Row, checked: RangeChecks) -> bool:
+    def _is_in_range(self, item: Row, checked: RangeChecks) -> bool:
         """Return whether the observation passes the package's range checks, which run on the device after the copy."""
         try:
             item.observation, item.clamped = checked.apply(item.observation)
@@ -326,13 +312,18 @@ class DeviceServing(Serving):
             return False
         return True
 
-    def _asked(self, items: list[_Row]) -> list[Any]:
+    def _asked(self, items: list[Row]) -> list[Any]:
         observations = [item.observation for item in items]
         if self._per_client is None:
             return self._model.infer(observations)
         return self._per_client.infer_for(observations, [item.state.number for item in items])
 
-    def _may_run(self, item: _Row, now_ns: int) -> bool:
+    def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
+        if self._context.registrar.began_in_place and head.kind == Kind.INFER:
+            return 1  # a policy that reads in place may have changed what a second attempt would read
+        return super()._attempts_allowed(state, head)
+
+    def _may_run(self, item: Row, now_ns: int) -> bool:
         if self._is_too_late(item, now_ns):
             return False
         if 0 < item.state.channel.replies.take(item.head.sequence) <= self._attempts_allowed(item.state, item.head):
@@ -345,10 +336,11 @@ class DeviceServing(Serving):
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
         """Wait until the actions have arrived (see `DeviceWait.until`); an action on the host needs no wait.
 
-        Also wait for the copies from the clients' memory: after an answer, its client may overwrite that memory.
+        Also wait for what reads the clients' memory: after an answer, its client may overwrite that memory.
         """
         try:
-            if self._failure is None and self._results.pending:
+            reads_slots = any(item.in_place is not None for item in self._flying)
+            if self._failure is None and (reads_slots or self._results.pending):
                 self._wait.until(self._flown.finished, look, sleep)
             self._flown.arrived()
         except RuntimeError as error:
@@ -375,16 +367,20 @@ class DeviceServing(Serving):
             # From the end of its turn, when a client with one request in flight can send its next. Its share of the time.
             others = len(waiting) - (item.state in waiting)
             charge(item.state, ended_ns - infer_ns // len(items), ended_ns, others=others)
+            if item.in_place is not None and item.in_place.is_kept:
+                self._context.registrar.copy_instead("the policy keeps a tensor of its observation")
         items.clear()
         self._flown.done()
         self._words[Counter.CHANNEL] = 0
         self._words[Counter.BUSY_NS] += time.monotonic_ns() - self._launched_ns
 
-    def _answer(self, items: list[_Row], actions: list[Any], infer_ns: int) -> None:
+    def _answer(self, items: list[Row], actions: list[Any], infer_ns: int) -> None:
         for index, item in enumerate(items):
             state, head = item.state, item.head
             try:
                 action, flags = self._limited(actions[index], clamped=item.clamped)
+                if item.in_place is not None:
+                    flags |= Flag.IN_PLACE
                 self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
                 if self.on_first is not None:
                     self._report_first()
@@ -398,8 +394,8 @@ class DeviceServing(Serving):
 
     # Errors
 
-    def _recover(self, items: list[_Row], error: BaseException, infer_ns: int) -> None:
-        reason = self._device.poisoned()
+    def _recover(self, items: list[Row], error: BaseException, infer_ns: int) -> None:
+        reason = self._device.poisoned()  # it waits for all work: what was read in place may be overwritten now
         if reason is not None:
             if len(items) == 1:
                 lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
@@ -429,7 +425,7 @@ class DeviceServing(Serving):
             if not item.state.channel.replies.answered(item.head.sequence):
                 self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)
 
-    def _run_alone(self, item: _Row) -> None:
+    def _run_alone(self, item: Row) -> None:
         began_ns = time.monotonic_ns()
         self._words[Counter.CHANNEL] = item.state.number + 1
         try:

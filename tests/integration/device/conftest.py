@@ -14,13 +14,24 @@ from tests.support.device_engine import DeviceEngine
 from tests.support.device_model import Made, Model, Record
 from tests.support.late_device import LateDevice
 
+#: Settings of the late GPU that `make` takes.
+_OF_THE_GPU = (
+    "memory_limit",
+    "memory_total",
+    "devices",
+    "integrated",
+    "registers",
+    "uses_host_pointers",
+    "maps_registered",
+)
+
 
 @pytest.fixture
 def make() -> Iterator[Made]:
     engines: list[DeviceEngine] = []
 
     def make(**settings: Any) -> DeviceEngine:
-        late = {name: settings.pop(name) for name in ("memory_limit", "memory_total", "devices") if name in settings}
+        late = {name: settings.pop(name) for name in _OF_THE_GPU if name in settings}
         device = LateDevice(**late)
         device.gpus.runtime.began = settings.pop("began", device.gpus.runtime.began)
         engines.append(DeviceEngine(Model(), device=device, **settings))

@@ -103,8 +103,9 @@ def test_rows_that_are_read_from_their_clients_memory_are_not_copied_by_a_graph(
 def test_the_hosts_memory_is_not_overwritten_while_a_graph_copies_it(record: Record) -> None:
     engine = record("import numpy; return [{'y': numpy.arange(4.0)} for _ in observations]")  # nobody waits for it
     for turn in range(6):
-        engine.clients[0].submit(observation(turn))
+        sequence = engine.clients[0].submit(observation(turn))
         engine.run()
+        assert y(engine.clients[0], sequence) == [0, 1, 2, 3]
 
     engine.device.synchronize()
 
