@@ -241,7 +241,7 @@ class Engine:
             request_bytes=result.request_bytes,
             reply_bytes=result.reply_bytes,
             infer_ms=result.infer_ms,
-            in_place=self._in_place,
+            in_place=self._in_place or (device_arrays is not None and device_arrays.registrar.in_place),
             max_batch=serving.max_batch,
             stateful=package.stateful,
             real_time_chunking=package.real_time_chunking,

@@ -126,15 +126,21 @@ class Graph:
 
     def replay(self) -> None:
         with self._gpus.lock:
+            self._gpus.called("replay")
             self._gpus.launch()
             self._gpus.replay(self.steps, self._gpus.current_stream())
 
 
 class Capture:
-    """As `torch.cuda.graph`: what is launched within it is recorded and does not run."""
+    """As `torch.cuda.graph`: what is launched within it is recorded and does not run.
 
-    def __init__(self, gpus: LateCuda, graph: Graph) -> None:
+    A recording that CUDA refuses leaves what it leaves in torch: the current stream, a pool that still records, and random
+    generators that wait for the end of a recording.
+    """
+
+    def __init__(self, gpus: LateCuda, graph: Graph, pool: Any = None) -> None:
         self._gpus = gpus
+        self._pool = pool
         self.steps = graph.steps
         self.origin = LateStream(gpus, gpus.threads.device)
         #: Streams whose work is recorded.
@@ -146,6 +152,10 @@ class Capture:
     def __enter__(self) -> None:
         gpus = self._gpus
         gpus.synchronize()
+        if self._pool is not None:
+            if self._pool in gpus.recording_pools:
+                raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+            gpus.recording_pools.add(self._pool)
         self._before = gpus.current_stream()
         gpus.threads.streams[self.origin.device] = self.origin
         gpus.threads.capture = self
@@ -153,6 +163,7 @@ class Capture:
     def __exit__(self, *error: object) -> None:
         gpus = self._gpus
         gpus.threads.capture = None
+        gpus.generators_wait = self.broken
         if self.broken:  # as in torch: in the place of the policy's error, and without the stream from before
             raise accelerator_error(_BROKEN, 901)
         if gpus.current_stream() is not self.origin:
@@ -160,6 +171,7 @@ class Capture:
         if self.streams != {self.origin}:
             raise accelerator_error("CUDA error: capturing stream has unjoined work", 904)
         gpus.threads.streams[self.origin.device] = self._before
+        gpus.recording_pools.discard(self._pool)
 
     def wait(self, stream: LateStream, event: int | None) -> None:
         """A stream waits for an event of this recording, or one of its streams for another event."""
@@ -187,10 +199,14 @@ class LateCuda(Operators):
         free_bytes: int = 8 << 30,
         model_bytes: int | None = None,
         integrated: bool = False,
+        uses_host_pointers: bool = True,
+        maps_registered: bool = True,
     ) -> None:
         """`lateness`: queries before an event passes; `pin_limit`: bytes that may be page-locked together.
 
         `memory_limit`: the largest piece of a GPU's memory; `memory_total`: what all pieces in use may have together.
+        `uses_host_pointers`: kernels use the host's addresses of registered memory; else the driver has others, if
+        `maps_registered`.
         """
         self.devices = devices
         self.lateness = lateness
@@ -200,6 +216,7 @@ class LateCuda(Operators):
         #: Memory of a GPU that libraries took without torch's allocator.
         self.library_bytes = 0
         self.integrated = integrated
+        self.uses_host_pointers, self.maps_registered = uses_host_pointers, maps_registered
         self.out_of_memory: Callable[[str], Exception] = torch.OutOfMemoryError
         #: What every call raises: the context is lost.
         self.poison: str | None = None
@@ -211,6 +228,8 @@ class LateCuda(Operators):
         self.waits = 0  # times the host slept on an event
         self.blocked = 0  # copies that the host waited for
         self.given_back = 0
+        self.recording_pools: set[Any] = set()
+        self.generators_wait = False
 
         self.lock = threading.RLock()
         self.host: Clock = {}
@@ -225,7 +244,7 @@ class LateCuda(Operators):
     def fail(self, call: str, error: Callable[[], Exception], *, after: int = 0) -> None:
         """Let a later call raise: the next one, or the one after so many.
 
-        The calls: memory, pinned, copy_in, copy_out, record, query, synchronize.
+        The calls: memory, pinned, copy_in, copy_out, record, query, synchronize, replay.
         """
         self._failing[call, self.calls.get(call, 0) + after + 1] = error
 
@@ -260,6 +279,12 @@ class LateCuda(Operators):
         if self.threads.capture is not None:
             self.threads.capture.broken = True
             raise accelerator_error("CUDA error: operation not permitted when stream is capturing", 900)
+
+    def end_pool(self, device: int, pool: Any) -> None:
+        """As `torch._C._cuda_endAllocateToPool`."""
+        if pool not in self.recording_pools:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.recording_pools.remove(pool)
 
     def capture_of(self, stream: Stream) -> Capture | None:
         found = self.threads.capture

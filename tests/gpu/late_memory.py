@@ -121,6 +121,34 @@ class CopyOut:
         self.target.copy_(self._content)
 
 
+class HostAccesses(Accesses):
+    """Accesses to registered memory of the host, which kernels read directly."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__()
+        #: The address that the device has for it.
+        self.address = address
+
+
+class HostRead:
+    """A kernel that reads registered memory of the host: the bytes must not change until the host has waited for it."""
+
+    def __init__(self, source: torch.Tensor) -> None:
+        self.source = source
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Expect the bytes that are there now, which another kernel wrote."""
+        self._content = self.source.clone()
+
+    def do(self) -> None:
+        pass
+
+    def see(self) -> None:
+        if not _same_bytes(self.source, self._content):
+            raise Hazard("host memory was written to while a kernel read it")
+
+
 def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     return not one.numel() or torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
@@ -163,6 +191,13 @@ class Runtime:
         end = start + tensor.numel() * tensor.element_size()
         return any(address <= start and end <= address + size for address, size in self.registered.items())
 
+    def registration(self, address: int, size: int) -> int | None:
+        """Return the address of the registered memory that holds this piece of it."""
+        for start, length in self.registered.items():
+            if start <= address and address + size <= start + length:
+                return start
+        return None
+
     def _said(self, code: int) -> int:
         self.last_error = code or self.last_error
         return code
@@ -195,8 +230,11 @@ class Runtime:
             raise Hazard("unregistered after it was unmapped")
         for stream in self.streams:
             for item in stream.items:
-                if isinstance(item.what, CopyIn) and address <= item.what.source.data_ptr() < address + size:
-                    raise Hazard("unregistered while a copy of it is under way")
+                if (
+                    isinstance(item.what, (CopyIn, HostRead))
+                    and address <= item.what.source.data_ptr() < address + size
+                ):
+                    raise Hazard("unregistered while a copy of it is under way, or a kernel reads it")
         return 0
 
 

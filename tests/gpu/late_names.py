@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.gpu.late_driver import put_driver, tensor_over
 from tests.gpu.late_tensor import LateTensor, normal
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNamespace) -> None:
     """Replace them; `kinds` are the classes of events, streams, graphs and recordings."""
-    threads = gpus.threads
+    threads, pools = gpus.threads, itertools.count(1)
 
     class Event(kinds.Event):  # type: ignore[misc,name-defined]
         def __init__(self, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> None:
@@ -37,7 +39,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
             self, cuda_graph: Any, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
         ) -> None:
             assert capture_error_mode in ("global", "thread_local", "relaxed")
-            super().__init__(gpus, cuda_graph)
+            super().__init__(gpus, cuda_graph, pool)
 
     @contextlib.contextmanager
     def stream_of(stream: Any) -> Iterator[None]:
@@ -110,7 +112,7 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
         Event=Event,
         CUDAGraph=CUDAGraph,
         graph=Graph,
-        graph_pool_handle=lambda: (0, 1),
+        graph_pool_handle=lambda: (0, next(pools)),
         is_current_stream_capturing=lambda: gpus.capture_of(gpus.current_stream()) is not None,
         synchronize=gpus.synchronize,
         cudart=lambda: gpus.runtime,
@@ -126,7 +128,8 @@ def put_names(gpus: LateCuda, put: Callable[..., None], kinds: types.SimpleNames
         set_rng_state=lambda state, device=None: gpus.generators[gpus.where(device).index].set_state(state),
     )
     put(torch.version, cuda="late")
-    put(torch._C, _host_emptyCache=gpus.runtime.pinned.empty)
+    put(torch._C, _host_emptyCache=gpus.runtime.pinned.empty, _cuda_endAllocateToPool=gpus.end_pool)
+    put_driver(gpus, put)
     _put_factories(gpus, put)
 
 
@@ -145,6 +148,8 @@ def _put_factories(gpus: LateCuda, put: Callable[..., None]) -> None:
 
     def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> torch.Tensor:
         where = normal(device, gpus.threads.device)
+        if where is not None and hasattr(data, "__cuda_array_interface__") and not isinstance(data, torch.Tensor):
+            return tensor_over(gpus, data.__cuda_array_interface__, where)
         if isinstance(data, LateTensor):
             return data.to(device=data.where if device is None else device, dtype=dtype or data.dtype)
         made = make_like(data, dtype=dtype, device=device if where is None else None)

@@ -11,7 +11,7 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from tests.gpu.late_memory import CopyIn, CopyOut
+from tests.gpu.late_memory import CopyIn, CopyOut, HostAccesses, HostRead
 from tests.gpu.late_streams import Accesses, Stream
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class LateTensor(torch.Tensor):  # type: ignore[misc]
     where: torch.device
     accesses: Accesses
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def data_ptr(self) -> int:
+        if not isinstance(self.accesses, HostAccesses):
+            return int(super().data_ptr())
+        return self.accesses.address + int(self.storage_offset() * self.element_size())
 
     @staticmethod
     def __new__(cls, raw: torch.Tensor, where: torch.device, accesses: Accesses) -> Self:
@@ -181,6 +186,7 @@ class Operators:
         if capture is None:
             self._note(stream, notes, name)
         found = self._called(func, raw_args, raw_kwargs, where)
+        self._note_of_host(stream, late, changed)
         if capture is not None:
             results = [leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
             step_args, step_kwargs = tree_map(self.memory_blocks.loose_leaf, (raw_args, raw_kwargs))
@@ -200,6 +206,16 @@ class Operators:
                     raw(each).copy_(old)
         return wrapped
 
+    def _note_of_host(self: Any, stream: Stream, late: list[LateTensor], changed: set[int]) -> None:
+        """A kernel has used registered memory of the host, and may have changed it."""
+        of_host = [each for each in late if isinstance(each.accesses, HostAccesses)]
+        if any(id(each) in changed for each in of_host):
+            for item in stream.items:
+                if isinstance(item.what, HostRead):
+                    item.what.refresh()
+        for each in of_host:
+            stream.put(HostRead(raw(each)))
+
     def _check_devices(self: Any, name: str, where: torch.device, args: Any, kwargs: Any) -> None:
         for leaf in tree_leaves((args, kwargs)):
             if not isinstance(leaf, torch.Tensor) or name in _INDEXING:
@@ -212,6 +228,8 @@ class Operators:
     def _called(self: Any, func: Any, args: Any, kwargs: Any, where: torch.device | None) -> Any:
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
+        if self.generators_wait and self.threads.capture is None:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
         generator = self.generators[(where.index if where else 0) or 0]
         of_host = torch.get_rng_state()
         torch.set_rng_state(generator.get_state())
@@ -309,6 +327,8 @@ class Operators:
         """Copy between two GPUs, on the source's stream: both streams wait before and after."""
         self.launch()
         there, here = self.current_stream(source.where), self.current_stream(target.where)
+        for capture in filter(None, map(self.capture_of, (there, here))):
+            capture.wait(here, None)
         there.wait(here.record())
         there.do()
         self._note(
@@ -324,9 +344,6 @@ class Operators:
         self.called("copy_in")
         self.launch()
         stream = self.current_stream(target.where)
-        self.copies_in.append(
-            (target.numel() * target.element_size(), stream is not self.default_streams[target.where.index or 0])
-        )
         alike = source.dtype == target.dtype and source.shape == target.shape and source.is_contiguous()
         locked = alike and self.runtime.locked(source)
         into = self.memory_blocks.loose(raw(target))
@@ -340,6 +357,7 @@ class Operators:
             of_host = self.runtime.pinned.loose(source)
             capture.steps.append(_Step(None, (), {}, [], notes, lambda: CopyIn(into, of_host)))
             return
+        self._count_copy_in(target, stream)
         self._note(stream, notes, "copy to the device")
         if locked:
             stream.put(CopyIn(into, self.runtime.pinned.loose(source.detach())))
@@ -349,13 +367,18 @@ class Operators:
             self.blocked += 1
             stream.see()
 
+    def _count_copy_in(self: Any, target: torch.Tensor, stream: Stream) -> None:
+        size = target.numel() * target.element_size()
+        self.copies_in.append((size, stream is not self.default_streams[stream.device]))
+
     def _copy_out(self: Any, target: torch.Tensor, source: LateTensor, non_blocking: bool) -> None:
         self.called("copy_out")
         if not source.is_contiguous() or source.dtype != target.dtype or source.shape != target.shape:
             source = source.to(target.dtype).expand(target.shape).contiguous()  # on the device, as torch does
         self.launch()
-        self.copies_out += 1
         stream = self.current_stream(source.where)
+        if isinstance(source.accesses, HostAccesses):
+            stream.put(HostRead(raw(source)))
         asynchronous = non_blocking and self.runtime.locked(target) and target.is_contiguous()
         of_device = self.memory_blocks.loose(raw(source))
         notes = [(source.accesses, *_bounds(raw(source)), False)]
@@ -367,6 +390,7 @@ class Operators:
             of_host = self.runtime.pinned.loose(target)
             capture.steps.append(_Step(None, (), {}, [], notes, lambda: CopyOut(of_host, of_device)))
             return
+        self.copies_out += 1
         self._note(stream, notes, "copy to the host")
         if asynchronous:
             stream.put(CopyOut(self.runtime.pinned.loose(target), of_device))
@@ -382,7 +406,12 @@ class Operators:
         for step in steps:
             self._note(stream, step.notes, "a recorded kernel")
             if step.copy is not None:
-                stream.put(step.copy())
+                copy = step.copy()
+                if isinstance(copy, CopyIn):
+                    self._count_copy_in(copy.source, stream)
+                else:
+                    self.copies_out += 1
+                stream.put(copy)
                 continue
             stream.do()
             with torch.inference_mode():

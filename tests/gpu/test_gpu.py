@@ -87,6 +87,22 @@ def test_shared_memory_can_be_registered_copied_from_and_given_up(device: CudaDe
     device.unregister(client.data_ptr())
 
 
+def test_registered_memory_is_read_where_it_is(device: CudaDevice) -> None:
+    client = torch.from_numpy(np.frombuffer(mmap.mmap(-1, _SIZE), np.uint8))
+    try:
+        device.register(client.data_ptr(), _SIZE)
+        memory = device.over(client.data_ptr() + 64, 128)
+    except PinFailed as error:
+        pytest.skip(f"this machine reads no memory of the host: {error}")
+    for turn in range(3):
+        client.fill_(turn)
+        assert torch.all(memory == turn).item()
+    assert memory.device == device.torch_device
+    del memory
+    device.synchronize()
+    device.unregister(client.data_ptr())
+
+
 def test_the_threshold_is_measured(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(device, LateDevice):
         monkeypatch.setattr(tuning, "_ROUNDS", 1)

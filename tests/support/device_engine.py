@@ -111,16 +111,17 @@ class DeviceEngine:
         device: LateDevice | None = None,
         payload_bytes: int = 4096,
         register_bytes: int | None = None,
+        in_place: bool = False,
         max_batch: int = 4,
         settled: bool = True,
     ) -> None:
         """`model`: a package is loaded and warmed up as an engine does it. Closes `device` in the end.
 
-        `settled`: wait for the registration of the clients' memory.
+        `in_place`: the policy reads the clients' memory. `settled`: wait for the registration of the clients' memory.
         """
         self.device = device or LateDevice()
         self.stats = Stats(create_stats_memory())
-        self.context = DeviceContext(self.device, max_batch=max_batch, register_bytes=register_bytes)
+        self.context = DeviceContext(self.device, max_batch=max_batch, register_bytes=register_bytes, in_place=in_place)
         graphs: Graphs | None = None
         if isinstance(model, Path):
             package = ModelPackage.read(model)

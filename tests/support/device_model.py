@@ -38,6 +38,8 @@ class Model(EchoModel):
 
 
 Made = Callable[..., DeviceEngine]
+#: Makes an engine whose recorded policy has the given line; with settings of the late GPU.
+Record = Callable[..., DeviceEngine]
 
 
 def model(engine: DeviceEngine) -> Model:

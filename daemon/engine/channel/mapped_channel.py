@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import posix_ipc
 import torch
 
 from shmserve.channel import ChannelInfo, EngineChannel
 from shmserve.layout import Geometry
+from shmserve.schema import Schema
+
+
+class InPlacePayload(Protocol):
+    """One slot's payload, for a policy that reads it where it is."""
+
+    def observation(self, schema: Schema, payload: npt.NDArray[np.uint8], payload_bytes: int) -> Any:
+        """Return the tree of the slot's payload, its arrays as tensors over this memory; raises MetadataError."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the policy keeps a tensor of an observation."""
 
 
 class RegisteredRequests(Protocol):
@@ -22,6 +36,9 @@ class RegisteredRequests(Protocol):
 
     def payload(self, sequence: int) -> torch.Tensor | None:
         """Return the payload bytes of the slot that `sequence` uses; None while the device cannot read them."""
+
+    def in_place(self, sequence: int) -> InPlacePayload | None:
+        """Return the payload of the slot that `sequence` uses for a policy; None where it is to be copied."""
 
     def close(self) -> None:
         """Give the memory up once the device's copies have ended; may be called twice."""

@@ -28,7 +28,7 @@ from shmserve.layout import CACHE_LINE, aligned
 from shmserve.schema import LeafPlace, Schema
 
 from .errors import with_memory_given_back
-from .interface import Device, sharing
+from .interface import Device, Event, sharing
 from .pinned_pool import PinnedPool
 
 #: Rows (by offset and places) whose tensors are cached.
@@ -58,10 +58,12 @@ class Arena:
         self._directly = 0
         #: Whether a row of the current batch is copied directly from its client's memory.
         self._reads_clients = False
-        #: Recorded after the copies to the device; once it has passed, the host's part may be overwritten.
+        #: Recorded after the copies to the device.
         self._copied = device.event()
         #: Recorded after the model and the readback; once it has passed, the device's part may be overwritten.
         self.finished = device.event()
+        #: The one of the two after which the host's part may be overwritten.
+        self._read: Event = self._copied
         #: Expected result of `sharing` for the device's part while no policy keeps a tensor of it. None: unknown.
         self._own: tuple[int, int] | None = None
         #: Whether a recorded graph uses this arena's tensors, so that its memory must not move.
@@ -84,7 +86,7 @@ class Arena:
     def adopt(self, memory: torch.Tensor) -> None:
         """Switch to the memory that `larger` returned, and to as much of the host."""
         host = self._source.take(memory.numel())[: memory.numel()]
-        self._copied.synchronize()  # or the old memory could be released during a copy
+        self._read.synchronize()  # or the old memory could be released during a copy
         self._source.forget(self.host)
         self.host = host
         self._bytes = host.numpy()
@@ -102,8 +104,8 @@ class Arena:
 
     def _begin(self) -> None:
         """Start a batch, once the copies of the previous batch have finished."""
-        if not self._copied.query():
-            self._copied.synchronize()
+        if not self._read.query():
+            self._read.synchronize()
         self._end = 0
         self._unsent = None
         self._directly = 0
@@ -182,10 +184,25 @@ class Arena:
         elif not self._directly:
             return
         self._device.record(self._copied, ahead=ahead)
+        self._read = self._copied
         if ahead:
             self._device.hold(self._copied)
         self._unsent = None
         self._directly = 0
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether the host's part holds every row of the batch and no copy of one has begun."""
+        return self._unsent == (0, self._end)
+
+    def copy_all(self) -> None:
+        """Begin to copy every row, in the current stream: a part of a graph, which is recorded once for all batches."""
+        self._device.copy_in(self.memory[: self._end], self.host[: self._end], ahead=False)
+
+    def sent_by_graph(self) -> None:
+        """Note that a graph was launched which copies the rows (`copy_all`): they are read until the graph is done."""
+        self._unsent = None
+        self._read = self.finished
 
     def arrived(self) -> None:
         """Wait until no copy reads the clients' memory, so that clients may overwrite it."""

@@ -16,6 +16,7 @@ from ...ipc.messages import Load, ServingModel
 from ...packages.package import ModelPackage
 from .arena import Arena
 from .errors import raise_if_lost
+from .in_place import may_read_in_place
 from .interface import Device
 from .memory import ServingMemory, check_room, needed_bytes, package_bytes
 from .pinned_pool import PinnedPool, block_bytes
@@ -30,14 +31,14 @@ _BATCH_BYTES = 256 << 20
 class DeviceContext:
     """The engine's memory and registrations for its device, created once before the warm-up."""
 
-    def __init__(self, device: Device, *, max_batch: int, register_bytes: int | None) -> None:
-        """Create it; requests of at least `register_bytes` are copied from the client's memory, with None no request is."""
+    def __init__(self, device: Device, *, max_batch: int, register_bytes: int | None, in_place: bool = False) -> None:
+        """Create it; `register_bytes` and `in_place` are those of the `Registrar`."""
         self.device = device
         self.max_batch = max_batch
         self.host = PinnedPool(device)
         self.arenas = (Arena(device, self.host), Arena(device, self.host))
         self.results = Readback(device, self.host)
-        self.registrar = Registrar(device, self.host, register_bytes)
+        self.registrar = Registrar(device, self.host, register_bytes, in_place=in_place)
         #: Largest batch size that runs as a graph; 0 without graphs.
         self.graphs = 0
         #: Memory in use before the model is loaded, except by torch.
@@ -93,6 +94,7 @@ class DeviceContext:
             "model_bytes": self.device.used_memory() + self._library_bytes,
             "library_bytes": self._library_bytes,
             "staging": "pageable" if self.host.pageable_bytes else "pinned",
+            "in_place": self.registrar.in_place,
             "staging_bytes": self.host.pinned_bytes + self.host.pageable_bytes,
             "register_bytes": self.registrar.threshold,
             "registered_channels": self.registrar.channels,
@@ -109,11 +111,14 @@ def open_context(device: Device, package: ModelPackage, order: Load) -> DeviceCo
     """
     _check_room(device, package, order.serving_model)
     threshold = order.register_bytes
+    in_place = may_read_in_place(device, package, order)
+    if threshold is None and in_place:
+        threshold = 1
     if threshold is None:
         threshold = measured_threshold(device)
         device.give_back_pinned()
     max_batch = 1 if package.deterministic else package.max_batch
-    return DeviceContext(device, max_batch=max_batch, register_bytes=threshold or None)
+    return DeviceContext(device, max_batch=max_batch, register_bytes=threshold or None, in_place=in_place)
 
 
 def _check_room(device: Device, package: ModelPackage, serving_model: ServingModel | None) -> None:

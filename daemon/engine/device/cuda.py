@@ -13,6 +13,7 @@ import torch
 from ...host.memory import available_bytes
 from .availability import check_there
 from .errors import is_out_of_memory
+from .host_pointer import device_address
 from .interface import Event, PinFailed
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,17 @@ class CudaDevice:
             if int(self._runtime.cudaHostUnregister(address)) != 0:
                 self._forget_error()
 
+    def over(self, address: int, size: int) -> torch.Tensor:
+        with self._current(), torch.inference_mode(False):
+            where = device_address(self._index, address)
+            try:
+                memory = torch.as_tensor(_HostMemory(where, size), device=self.torch_device)
+            except (RuntimeError, ValueError) as error:
+                raise PinFailed(_first_line(error)) from error
+        if memory.data_ptr() != where:
+            raise PinFailed("torch takes registered memory of the host for another device's, and copied it")
+        return memory
+
     def _current(self) -> contextlib.AbstractContextManager[None]:
         """Make this device current in the calling thread, which would otherwise start a context on the first GPU."""
         device: contextlib.AbstractContextManager[None] = torch.cuda.device(self._index)
@@ -121,8 +133,8 @@ class CudaDevice:
         with torch.cuda.stream(context):
             for _ in range(_PREPARING_CALLS):
                 call()
+                context.synchronize()
         self._compute.wait_stream(context)
-        self.synchronize()
 
     def capture(self, call: Callable[[], Any]) -> CudaCaptured:
         if self._graphs is None:
@@ -130,9 +142,22 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         # One pool for all graphs: they run one after the other, and each action is copied out before the next one runs.
         # Thread local, so that the policy's own threads may continue to use CUDA.
-        with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
-            output = call()
+        try:
+            with torch.cuda.graph(graph, pool=self._graphs, capture_error_mode="thread_local"):
+                output = call()
+        except BaseException:
+            self._give_up_recording()
+            raise
         return CudaCaptured(graph, output)
+
+    def _give_up_recording(self) -> None:
+        """Make up for what torch leaves behind if CUDA refuses a recording: the current stream, and a pool that still records."""
+        torch.cuda.set_stream(self._compute)
+        pool, self._graphs = self._graphs, None
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if end is not None:
+            with contextlib.suppress(RuntimeError):  # torch has ended it, because the error was not CUDA's
+                end(self._index, pool)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self._index)
@@ -179,6 +204,13 @@ class CudaDevice:
             "integrated": bool(getattr(found, "is_integrated", False)),
             "cuda": torch.version.cuda,
         }
+
+
+class _HostMemory:
+    """Bytes of the host at an address that the device reads."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
 
 
 class CudaCaptured:

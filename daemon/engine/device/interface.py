@@ -77,20 +77,32 @@ class Device(Protocol):
     def unregister(self, address: int) -> None:
         """Undo `register`; call it after every copy from the memory and before it is unmapped."""
 
+    def over(self, address: int, size: int) -> torch.Tensor:
+        """Return bytes of the device that are registered memory of the host; raises PinFailed if the device has no such.
+
+        The memory must stay registered as long as the tensor, or one that shares its storage, exists.
+        """
+
     def rejoin(self) -> None:
         """Make the compute stream current again after a model changed it, and order its later work after the model's."""
 
     def capture(self, call: Callable[[], Any]) -> Captured:
-        """Record the work that `call` launches; raises the device's error if it cannot be recorded."""
+        """Record the work that `call` launches; raises the device's error if it cannot be recorded.
+
+        After an error no random numbers can be drawn on the device until a recording succeeds.
+        """
 
     def prepare_capture(self, call: Callable[[], Any]) -> None:
-        """Run `call` a few times as `capture` will, so that resources of the first call exist before the recording."""
+        """Run `call` a few times as `capture` will, each after the work of the one before has ended.
+
+        Resources of the first call then exist before the recording.
+        """
 
     def synchronize(self) -> None:
         """Wait until all work is done; raises its errors."""
 
     def poisoned(self) -> str | None:
-        """Return why no further call of this process can succeed, None if calls can succeed."""
+        """Wait for all work, and return why no further call of this process can succeed, None if calls can succeed."""
 
     def give_back(self) -> None:
         """Release the memory that torch caches for later tensors."""

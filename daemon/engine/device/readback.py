@@ -35,6 +35,15 @@ class Readback:
         return int(self._memory.numel())
 
     @property
+    def filled(self) -> int:
+        """Bytes of the current batch's results."""
+        return self._end
+
+    def replayed(self, filled: int) -> None:
+        """Note that a graph was launched whose copies from the device fill as many bytes."""
+        self._end = filled
+
+    @property
     def pending(self) -> bool:
         """Whether copies from the device were started since `begin`."""
         return self._end > 0

@@ -23,6 +23,7 @@ import torch
 
 from shmserve.layout import Geometry, slot_of
 
+from .in_place import InPlaceMemory
 from .interface import Device, PinFailed
 from .pinned_pool import REMEDY, PinnedPool
 
@@ -31,17 +32,25 @@ log = logging.getLogger(__name__)
 #: Not one of `real_time_priority.SERVICE_THREADS`: the serving thread does not wait for it.
 THREAD = "registrations"
 
+#: Memory of clients that left, of which a policy kept tensors: it stays registered and mapped.
+_left_to_policies: list[RegisteredRequests] = []
+
 Jobs = SimpleQueue[Callable[[], None] | None]
 
 
 class Registrar:
     """Registers channels with slots above the threshold, and stops after the first failure."""
 
-    def __init__(self, device: Device, host: PinnedPool, threshold: int | None) -> None:
-        """Create it; requests of at least `threshold` bytes of payload are copied directly, with None no channel is registered."""
+    def __init__(self, device: Device, host: PinnedPool, threshold: int | None, *, in_place: bool = False) -> None:
+        """Create it; requests of at least `threshold` bytes of payload are copied directly, with None no channel is registered.
+
+        `in_place`: they are not copied at all, because the policy reads them where they are.
+        """
         self.device = device
         self._host = host
         self.threshold = threshold
+        #: Whether policies read registered memory. Either thread may end that, and none begins it again.
+        self.in_place = self.began_in_place = in_place and threshold is not None
         #: Written by the registrations' thread alone.
         self.channels = 0
         self.bytes = 0
@@ -81,10 +90,17 @@ class Registrar:
         """Warn of a segment that cannot be registered, and register no more."""
         # If the host refuses one segment, it refuses later ones as well; so do limits once they are reached.
         self.threshold = None
+        self.in_place = False
         self._host.warn(
             f"the requests of a client ({geometry.segment_bytes} bytes) cannot be registered with the device ({error}): "
             f"large observations need an additional copy on the host; {REMEDY}"
         )
+        self._changed = True
+
+    def copy_instead(self, why: str) -> None:
+        """Warn that the policy does not read registered memory from now on, and let the device copy it."""
+        self.in_place = False
+        self._host.warn(f"read_in_place = true, but observations are copied to the device: {why}")
         self._changed = True
 
     def take_change(self) -> bool:
@@ -124,6 +140,8 @@ class RegisteredRequests:
             memory[start : start + geometry.payload_bytes]
             for start in (geometry.payload_offset(slot) for slot in range(geometry.slots))
         ]
+        #: The payloads of the slots as tensors of the device; empty if policies do not read in place.
+        self._in_place: list[InPlaceMemory] = []
 
     def payload(self, sequence: int) -> torch.Tensor | None:
         """Return the payload bytes of the slot that `sequence` uses; None while they are not registered."""
@@ -131,6 +149,13 @@ class RegisteredRequests:
             return None
         self._copied_from = True
         return self._payloads[slot_of(sequence)]
+
+    def in_place(self, sequence: int) -> InPlaceMemory | None:
+        """Return the slot's payload for a policy that reads it where it is; None where it is to be copied."""
+        if not self._registered or not self._in_place or not self._registrar.in_place:
+            return None
+        self._copied_from = True
+        return self._in_place[slot_of(sequence)]
 
     def close(self) -> None:
         """Begin to unregister the segment and then to unmap it, after all copies from it; may be called twice."""
@@ -161,7 +186,19 @@ class RegisteredRequests:
             self._registrar.fail(self._geometry, error)
             return
         self._registrar.count(1, self._geometry.segment_bytes)
+        if self._registrar.in_place:
+            self._map_in_place()
         self._registered = True
+
+    def _map_in_place(self) -> None:
+        geometry = self._geometry
+        try:
+            self._in_place = [
+                InPlaceMemory(self._device, self._address + geometry.payload_offset(slot), geometry.payload_bytes)
+                for slot in range(geometry.slots)
+            ]
+        except (PinFailed, RuntimeError) as error:
+            self._registrar.copy_instead(str(error))
 
     def _give_up(self, waits: list[Callable[[], None]]) -> None:
         if self._registered:
@@ -171,6 +208,10 @@ class RegisteredRequests:
             with contextlib.suppress(RuntimeError):  # raised by a lost device, which no longer copies
                 for wait in waits:
                     wait()
+            if any(memory.is_kept for memory in self._in_place):
+                _left_to_policies.append(self)  # the device would fault where the policy reads it
+                return
+            self._in_place = []
             self._device.unregister(self._address)
             self._registrar.count(-1, -self._geometry.segment_bytes)
         self._payloads = []

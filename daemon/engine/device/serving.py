@@ -10,6 +10,7 @@ the device only copies.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -38,29 +39,12 @@ from .context import DeviceContext
 from .errors import as_out_of_memory, raise_if_lost
 from .graphs import Graphs
 from .readback import private
+from .row import Row
 from .waiting import DeviceWait
 
 log = logging.getLogger(__name__)
 
 _ERROR_TEXT = 300
-
-
-class _Row:
-    """Batch item: one staged request."""
-
-    __slots__ = ("ahead", "clamped", "head", "observation", "place", "queued_ns", "retried", "staged_ns", "state")
-
-    def __init__(self, state: ChannelState, head: RequestHead, queued_ns: int, *, ahead: bool, retried: bool) -> None:
-        self.state = state
-        self.head = head
-        self.queued_ns = queued_ns
-        self.ahead = ahead
-        self.retried = retried
-        self.observation: Any = None
-        #: Index of its row in the arena. If the request leaves the staged batch, its row stays empty.
-        self.place = 0
-        self.staged_ns = 0
-        self.clamped = False
 
 
 class DeviceServing(Serving):
@@ -96,8 +80,8 @@ class DeviceServing(Serving):
         self._wait = wait
         self._graphs = graphs
         self._filling = 0
-        self._staged: list[_Row] = []
-        self._flying: list[_Row] = []
+        self._staged: list[Row] = []
+        self._flying: list[Row] = []
         self._flown: Arena = context.arenas[1]
         self._results_of: list[Any] = []
         self._failure: BaseException | None = None
@@ -156,7 +140,7 @@ class DeviceServing(Serving):
         before = words[Counter.CHANNEL]
         words[Counter.CHANNEL] = state.number + 1
         taken_ns = time.monotonic_ns()
-        item = _Row(
+        item = Row(
             state,
             head,
             max(0, taken_ns - head.submitted_ns),
@@ -181,7 +165,7 @@ class DeviceServing(Serving):
             raise_if_lost(self._device, error)
             log.warning("cannot copy the staged requests ahead, launch() tries again: %s", log_message(error))
 
-    def _observe(self, item: _Row) -> bool:
+    def _observe(self, item: Row) -> bool:
         state, head = item.state, item.head
         began_ns = time.monotonic_ns()
         is_new = head.schema not in state.schemas.known
@@ -220,9 +204,12 @@ class DeviceServing(Serving):
             state.overhead.add(now_ns - began_ns, now_ns)
         return True
 
-    def _placed(self, item: _Row, schema: Schema, payload: Any) -> Any:
+    def _placed(self, item: Row, schema: Schema, payload: Any) -> Any:
         registered, threshold = item.state.registered, self._context.registrar.threshold
         payload_bytes = item.head.payload_bytes
+        if registered is not None and (memory := registered.in_place(item.head.sequence)) is not None:
+            item.in_place = memory
+            return memory.observation(schema, payload, payload_bytes)
         directly = None
         if registered is not None and threshold is not None and payload_bytes >= threshold:
             directly = registered.payload(item.head.sequence)
@@ -237,7 +224,7 @@ class DeviceServing(Serving):
         arena = self._arena
         try:
             items = [item for item in self._staged if self._may_run(item, now_ns)]
-            if items:
+            if items and not (self._graphs is not None and self._graphs.sends(self._filling)):
                 arena.send(ahead=False)
         except RuntimeError as error:
             raise_if_lost(self._device, error)
@@ -260,27 +247,32 @@ class DeviceServing(Serving):
             self._note_first([item.observation for item in items])
         try:
             self._results_of = self._begun(items, graphs=self._graphs)
+        except DeviceLost:  # by earlier work: the next engine answers these requests
+            raise
         except BaseException as error:  # noqa: BLE001  the model's own code: the next request works
             self._failure = error
         return True
 
-    def _begun(self, items: list[_Row], *, graphs: Graphs | None) -> list[Any]:
+    def _begun(self, items: list[Row], *, graphs: Graphs | None) -> list[Any]:
         """Start the model on these rows and the readback; return the actions, whose copies to the host are not yet complete."""
-        self._results.begin()
         try:
-            try:
-                if graphs is None:
-                    actions = list(self._asked(items))
-                else:
-                    # A graph reads every row up to its batch size, including rows that are empty by now.
-                    found = graphs.run(self._filling ^ 1, self._flown.rows)
-                    actions = [found[item.place] for item in items]
-            finally:
-                self._device.rejoin()
-            return list(self._results.fetch(actions))
-        finally:
-            # Also if it raised: work that it had launched by then reads the arena.
-            self._flown.computed()
+            if graphs is not None:
+                # A graph reads every row up to its batch size, including rows that are empty by now.
+                found = graphs.run(self._filling ^ 1)
+                actions = [found[item.place] for item in items]
+            else:
+                self._results.begin()
+                try:
+                    asked = list(self._asked(items))
+                finally:
+                    self._device.rejoin()
+                actions = list(self._results.fetch(asked))
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the first error is the one to report
+                self._flown.computed()  # work that was launched by then reads the arena
+            raise
+        self._flown.computed()
+        return actions
 
     def _reset(self, state: ChannelState, head: RequestHead, queued_ns: int) -> None:
         super()._reset(state, head, queued_ns)
@@ -291,7 +283,7 @@ class DeviceServing(Serving):
         if self._per_client is not None:
             self._device.rejoin()
 
-    def _is_in_range(self, item: _Row, checked: RangeChecks) -> bool:
+    def _is_in_range(self, item: Row, checked: RangeChecks) -> bool:
         """Return whether the observation passes the package's range checks, which run on the device after the copy."""
         try:
             item.observation, item.clamped = checked.apply(item.observation)
@@ -311,13 +303,18 @@ class DeviceServing(Serving):
             return False
         return True
 
-    def _asked(self, items: list[_Row]) -> list[Any]:
+    def _asked(self, items: list[Row]) -> list[Any]:
         observations = [item.observation for item in items]
         if self._per_client is None:
             return self._model.infer(observations)
         return self._per_client.infer_for(observations, [item.state.number for item in items])
 
-    def _may_run(self, item: _Row, now_ns: int) -> bool:
+    def _attempts_allowed(self, state: ChannelState, head: RequestHead) -> int:
+        if self._context.registrar.began_in_place and head.kind == Kind.INFER:
+            return 1  # a policy that reads in place may have changed what a second attempt would read
+        return super()._attempts_allowed(state, head)
+
+    def _may_run(self, item: Row, now_ns: int) -> bool:
         """Take a staged request; return False if it was cancelled or has expired meanwhile, and was answered."""
         refusal = self._refusal(item.state, item.head, now_ns) or self._take(item.state, item.head)
         if refusal is None:
@@ -329,10 +326,11 @@ class DeviceServing(Serving):
     def wait(self, look: Callable[[], None], sleep: Callable[[int], None]) -> None:
         """Wait until the actions have arrived (see `DeviceWait.until`); an action on the host needs no wait.
 
-        Also wait for the copies from the clients' memory: after an answer, its client may overwrite that memory.
+        Also wait for what reads the clients' memory: after an answer, its client may overwrite that memory.
         """
         try:
-            if self._failure is None and self._results.pending:
+            reads_slots = any(item.in_place is not None for item in self._flying)
+            if self._failure is None and (reads_slots or self._results.pending):
                 self._wait.until(self._flown.finished, look, sleep)
             self._flown.arrived()
         except RuntimeError as error:
@@ -359,16 +357,20 @@ class DeviceServing(Serving):
             # From the end of its turn, when a client with one request in flight can send its next. Its share of the time.
             others = len(waiting) - (item.state in waiting)
             charge(item.state, ended_ns - infer_ns // len(items), ended_ns, others=others)
+            if item.in_place is not None and item.in_place.is_kept:
+                self._context.registrar.copy_instead("the policy keeps a tensor of its observation")
         items.clear()
         self._flown.done()
         self._words[Counter.CHANNEL] = 0
         self._words[Counter.BUSY_NS] += time.monotonic_ns() - self._launched_ns
 
-    def _answer(self, items: list[_Row], actions: list[Any], infer_ns: int) -> None:
+    def _answer(self, items: list[Row], actions: list[Any], infer_ns: int) -> None:
         for index, item in enumerate(items):
             state, head = item.state, item.head
             try:
                 action, flags = self._limited(actions[index], clamped=item.clamped)
+                if item.in_place is not None:
+                    flags |= Flag.IN_PLACE
                 self._finish(state, head, Status.OK, action, flags, item.queued_ns, item.staged_ns, infer_ns)
                 if self.on_first is not None:
                     self._report_first()
@@ -382,8 +384,8 @@ class DeviceServing(Serving):
 
     # Errors
 
-    def _recover(self, items: list[_Row], error: BaseException, infer_ns: int) -> None:
-        reason = self._device.poisoned()
+    def _recover(self, items: list[Row], error: BaseException, infer_ns: int) -> None:
+        reason = self._device.poisoned()  # it waits for all work: what was read in place may be overwritten now
         if reason is not None:
             if len(items) == 1:
                 lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
@@ -413,10 +415,11 @@ class DeviceServing(Serving):
             if not item.state.channel.replies.answered(item.head.sequence):
                 self._fail(item.state, item.head, as_out_of_memory(error) or error, item.queued_ns, item.staged_ns, 0)
 
-    def _run_alone(self, item: _Row) -> None:
+    def _run_alone(self, item: Row) -> None:
         began_ns = time.monotonic_ns()
         self._words[Counter.CHANNEL] = item.state.number + 1
         try:
+            self._flown.send(ahead=False)  # no graph has sent the rows if it could not be launched
             actions = self._begun([item], graphs=None)
             self._flown.finished.synchronize()
         except BaseException as error:  # noqa: BLE001  the model's own code

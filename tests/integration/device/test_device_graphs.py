@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,33 +10,8 @@ import torch
 
 from shmserve.errors import ModelPackageError
 from shmserve.protocol import Status
-from tests.support.daemon_process import POLICIES
 from tests.support.device_engine import DeviceEngine
-from tests.support.late_device import LateDevice
-
-Record = Callable[[str], DeviceEngine]
-
-
-@pytest.fixture
-def record(tmp_path: Path) -> Iterator[Record]:
-    """An engine whose recorded policy has this line."""
-    engines: list[DeviceEngine] = []
-
-    def record(line: str) -> DeviceEngine:
-        package = shutil.copytree(POLICIES / "recordable", tmp_path / str(len(engines)))
-        text = (package / "policy.py").read_text().replace("# (a test puts a line here)", line)
-        (package / "policy.py").write_text(text)
-        device = LateDevice()
-        try:
-            engines.append(DeviceEngine(package, device=device))
-        except BaseException:
-            device.close()
-            raise
-        return engines[-1]
-
-    yield record
-    for engine in reversed(engines):  # each puts back what it found
-        engine.close()
+from tests.support.device_model import Record
 
 
 def action(engine: DeviceEngine) -> Any:

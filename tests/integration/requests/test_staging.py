@@ -97,7 +97,7 @@ def test_a_policy_that_modifies_an_observation_read_in_place_does_no_harm(
             reply = client.request({"x": x})
             found = reply.action
 
-            # A device reads nothing in place.
+            # With memory of its own a device reads nothing in place.
             on_host = "SHMSERVE_TEST_DEVICE" not in os.environ
             assert reply.in_place == on_host
             assert_same(x, before)

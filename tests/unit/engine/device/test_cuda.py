@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Iterator
 
@@ -106,10 +107,39 @@ def test_memory_is_registered_for_this_gpu_in_any_thread() -> None:
     assert current == [1, 1, 0]
 
 
+def test_memory_of_the_host_that_the_device_cannot_read_is_said(
+    device: LateDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = torch.zeros(64, dtype=torch.uint8)
+    with pytest.raises(PinFailed, match="is not registered with any CUDA device"):
+        device.over(memory.data_ptr(), 64)
+
+    device.register(memory.data_ptr(), 64)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "as_tensor", lambda data, device: torch.zeros(64, dtype=torch.uint8))
+        with pytest.raises(PinFailed, match="copied it"):
+            device.over(memory.data_ptr(), 64)
+
+    def missing(name: str) -> None:
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(PinFailed, match=r"libcuda.so.1: cannot open"):
+        device.over(memory.data_ptr(), 64)
+
+
 def test_page_locked_memory_that_cannot_be_had_is_said(device: LateDevice) -> None:
     device.gpus.fail("pinned", lambda: accelerator_error("CUDA error: out of memory", 2))
     with pytest.raises(PinFailed, match=r"^CUDA error: out of memory$"):
         device.pinned(8)
+
+
+def test_an_older_torch_keeps_page_locked_memory(device: LateDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.pinned(8)
+    for empty, held in ((None, 8), (torch._C._host_emptyCache, 0)):
+        monkeypatch.setattr(torch._C, "_host_emptyCache", empty)
+        device.give_back_pinned()
+        assert device.gpus.pinned_bytes == held
 
 
 def test_free_memory_is_the_kernels_figure_where_the_gpu_shares_the_hosts(device: LateDevice) -> None:
@@ -136,6 +166,26 @@ def test_graphs_share_their_memory_and_are_recorded_on_this_gpu(device: LateDevi
     assert calls == [False, False, False, True]
     device.give_back()
     assert device.gpus.given_back == 1
+
+
+@pytest.mark.parametrize("ends_pools", [True, False], ids=["this torch", "an older torch"])
+@pytest.mark.parametrize("what", ["the device refuses", "the policy raises"])
+def test_after_a_recording_that_failed_another_one_works(
+    device: LateDevice, what: str, ends_pools: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ends_pools:
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", None)
+    x, compute = torch.ones(4, device=device.torch_device), torch.cuda.current_stream()
+
+    with pytest.raises(RuntimeError if what == "the device refuses" else ZeroDivisionError):
+        device.capture(lambda: x.sum().item() if what == "the device refuses" else 1 // 0)
+
+    assert torch.cuda.current_stream() is compute
+    captured = device.capture(lambda: x + 1)
+    captured.replay()
+    assert captured.output.tolist() == [2, 2, 2, 2]
+    if ends_pools:
+        assert device.gpus.recording_pools == set(), "torch would free no memory that several streams used"
 
 
 @pytest.mark.parametrize("ahead", [False, True])
