@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-TESTS := $(BIN)/python -m pytest --dist loadfile
+# Each worker imports all files of tests: what one of them has compiled is kept, whatever the variable says. In the order of
+# their folders, so that the quick ones of tests/unit come last and no worker is long alone.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Where the native core cannot be built (and was not), everything runs in pure Python. A later compiler builds it.
 CORE := $(wildcard shmserve/_core*.so)
@@ -23,7 +25,7 @@ $(info No C compiler or no Python headers (apt-get install gcc python3-dev): SHM
 endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
-.PHONY: help unit test run-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
+.PHONY: help unit test run-tests run-sealed-tests run-pure-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
 .PHONY: test-gpu bench-gpu sanitize-gpu run-on-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .PHONY: lock wheels sbom release try-release reproducible
 .DEFAULT_GOAL := help
@@ -61,17 +63,21 @@ lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-lint
 unit: $(VENV)/installed  ## run the tests that start no process (a minute)
 	@$(TESTS) --numprocesses 2 tests/unit
 
-# The checks beside the tests: mypy alone would take a processor for a minute and leave the others idle.
+# All tests, and beside them the checks and then the second passes: each of these would leave processors idle.
 test: $(VENV)/installed  ## run all checks and tests that a change must pass; CI runs this
-	@$(MAKE) --no-print-directory --jobs 2 lint run-tests
+	@$(MAKE) --no-print-directory --jobs 2 run-tests lint run-sealed-tests run-pure-tests
 
 check: test  ## run make test
 
-# The second passes first: they are short. Three workers on two cores: many tests wait for a daemon that loads torch.
+# Three workers on two cores: many tests wait for a daemon that loads torch.
 run-tests: $(VENV)/installed
-	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
-	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
 	@$(TESTS) --numprocesses 3
+
+run-sealed-tests: $(VENV)/installed
+	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
+
+run-pure-tests: $(VENV)/installed
+	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
 
 # The number of updates under load; from 1,000 on also a kill at every step and every refused package, with figures.
 UPDATES ?= 1000
