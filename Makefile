@@ -73,11 +73,14 @@ check: test  ## run make test
 run-tests: $(VENV)/installed
 	@$(TESTS) --numprocesses 3
 
+# Of these files alone: to collect the tests of the others takes longer than to run these.
+BOTH_WAYS = $(shell grep -rl --include='*.py' pytest.mark.both_ways tests/integration)
+
 run-sealed-tests: $(VENV)/installed
-	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
+	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" $(BOTH_WAYS)
 
 run-pure-tests: $(VENV)/installed
-	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
+	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" $(BOTH_WAYS)
 
 # The number of updates under load; from 1,000 on also a kill at every step and every refused package, with figures.
 UPDATES ?= 1000

@@ -129,8 +129,10 @@ def test_counts_outlive_the_engine_that_counted(daemon: Daemon) -> None:
 
 def test_a_client_s_name_cannot_break_the_format(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ['evil"} 1\n\\# EOF'])
+    counted = daemon.status()["requests"]["served"]
     with ShmClient(daemon.name, runtime_dir=daemon.runtime_dir, timeout=60.0) as client:
         client.infer({"do": "count"})
+        daemon.wait_counted(served=counted + 1)
 
         found = samples(admin(daemon, "metrics").stdout)
 
