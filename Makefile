@@ -36,21 +36,24 @@ help:  ## print this list
 # It never exists: an environment that needs it is made again.
 $(VENV)/no-core:
 
+# The packages have 8,000 files, of which the tests import 2,000: these alone are compiled, as they are imported.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+
 # $(call locked,FILE,ARGUMENTS): install the versions and hashes of release/requirements/FILE. An index may lack one of them:
 # then, unless LOCKED=1, pip chooses by ARGUMENTS.
 LOCKS := release/requirements
-locked = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/$(1) $(if $(LOCKED),,|| { \
-	echo "$(LOCKS)/$(1) cannot be installed here: pip chooses other versions. LOCKED=1 makes this an error."; \
-	$(BIN)/pip install --quiet --disable-pip-version-check $(2); })
+locked = $(PIP) --require-hashes --no-deps -r $(LOCKS)/$(1) $(if $(LOCKED),,|| { \
+	echo "$(LOCKS)/$(1) cannot be installed here: pip chooses other versions. LOCKED=1 makes this an error."; $(PIP) $(2); })
 
 # The native core (native/core/, native/python/) is built as part of the installation. PyTorch has no hash: machines have
 # different builds of it. openpi-client is alone, because it asks for numpy 1.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/*/* $(LOCKS)/*.txt) $(NO_CORE)
 	@$(PYTHON) -m venv $(VENV)
 	@$(call locked,dev.txt,$(TORCH))
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-deps --no-build-isolation) -e '.[dev]'
+	@$(PIP) $(TORCH)
+	@$(PIP) $(if $(LOCKED),--no-deps --no-build-isolation) -e '.[dev]'
 	@$(call locked,openpi.txt,--no-deps openpi-client)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import torch"  # once, before several processes do
 	@touch $@
 
 lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter, the prose
