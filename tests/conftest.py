@@ -157,21 +157,36 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture(scope="session")
 def echo() -> Iterator[Daemon]:
     """One daemon of the echo policy for all tests that do not harm it."""
-    daemon = Daemon("echo")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
+    with Daemon("echo") as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="session")
 def obedient() -> Iterator[Daemon]:
     """One daemon of the policy that does what it is asked, for all tests that do not harm it."""
-    daemon = Daemon("obedient")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
+    with Daemon("obedient") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def tagged() -> Iterator[Daemon]:
+    """One daemon of the policy that says whose request it answers, for all tests that do not harm it."""
+    with Daemon("tagged") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def described() -> Iterator[Daemon]:
+    """One daemon of the policy that describes itself, for all tests that do not harm it."""
+    with Daemon("described") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def minimal() -> Iterator[Daemon]:
+    """One daemon of the minimal example, by the name that its robots ask."""
+    with Daemon(REPOSITORY / "examples/minimal/model", name="default") as daemon:
+        yield daemon
 
 
 @pytest.fixture

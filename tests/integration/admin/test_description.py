@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,6 @@ from shmserve.client import ShmClient
 from shmserve.varlink_connection import VarlinkConnection
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
-
-
-@pytest.fixture(scope="module")
-def described() -> Iterator[Daemon]:
-    with Daemon("described") as daemon:
-        yield daemon
 
 
 def test_a_client_reads_the_inputs_and_outputs_of_the_model(described: Daemon) -> None:

@@ -220,13 +220,12 @@ def test_a_killed_client_leaves_nothing_behind(echo: Daemon, asker: Path, start:
     assert lines_of(start(asker, echo, 1000, 1000)) == ["attached", "1000", "done"]
 
 
-def test_the_minimal_example_does_what_its_page_says(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
+def test_the_minimal_example_does_what_its_page_says(minimal: Daemon) -> None:
     program = compile_program(REPOSITORY / "examples/c_minimal/robot.c")
 
     said = subprocess.run(
         [program],
-        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir)},
+        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(minimal.runtime_dir)},
         capture_output=True,
         text=True,
         check=True,
