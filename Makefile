@@ -72,9 +72,9 @@ test: $(VENV)/installed  ## run all checks and tests that a change must pass; CI
 
 check: test  ## run make test
 
-# Three workers on two cores: many tests wait for a daemon that loads torch.
+# Four workers on two cores: many tests wait for a daemon that loads torch.
 run-tests: $(VENV)/installed
-	@$(TESTS) --numprocesses 3
+	@$(TESTS) --numprocesses 4
 
 # Of these files alone: to collect the tests of the others takes longer than to run these.
 BOTH_WAYS = $(shell grep -rl --include='*.py' pytest.mark.both_ways tests/integration)
