@@ -26,6 +26,8 @@ from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
 surroundings.settle()
+# Until all tests are collected: what is made by then stays.
+gc.disable()
 
 collect_ignore_glob = ["support/*"]
 
@@ -66,6 +68,7 @@ def pytest_collection_finish() -> None:
     """Leave all that the modules made out of later collections: some tests collect, for 0.3 s each otherwise."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

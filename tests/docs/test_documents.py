@@ -19,7 +19,9 @@ from tests.support.folders import REPOSITORY
 _ELSEWHERE = {".venv", ".venv-bench", "venv", "build", "dist", "node_modules"}
 PAGES = sorted(
     page
-    for page in REPOSITORY.rglob("*.md")
+    for place in REPOSITORY.iterdir()
+    if not place.name.startswith(".") and place.name not in _ELSEWHERE
+    for page in ([place] if place.suffix == ".md" else place.rglob("*.md"))
     if not page.is_symlink() and not any(part.startswith(".") or part in _ELSEWHERE for part in page.parts)
 )
 _LINK = re.compile(r"(?<!`)!?\[[^\]`]*(?:`[^`]*`[^\]`]*)*\]\(([^)\s]+)\)")
