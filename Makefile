@@ -10,7 +10,9 @@ BIN := $(VENV)/bin
 # The version that the tests run with; a plain "torch" would also fetch the CUDA libraries.
 TORCH ?= torch==2.13.0
 
-TESTS := $(BIN)/python -m pytest --dist loadfile
+# Each worker imports all files of tests: what one of them has compiled is kept, whatever the variable says. In the order of
+# their folders, so that the quick ones of tests/unit come last and no worker is long alone.
+TESTS := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
 # Where the native core cannot be built (and was not), everything runs in pure Python. A later compiler builds it.
 CORE := $(wildcard shmserve/_core*.so)
@@ -23,7 +25,7 @@ $(info No C compiler or no Python headers (apt-get install gcc python3-dev): SHM
 endif
 NO_CORE := $(if $(SHMSERVE_PURE)$(CORE),,$(VENV)/no-core)
 
-.PHONY: help unit test run-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
+.PHONY: help unit test run-tests run-sealed-tests run-pure-tests test-all coverage check lint man docs demo bench bench-check fuzz chaos growth sanitize clean
 .PHONY: test-gpu bench-gpu sanitize-gpu run-on-gpu test-lerobot test-ray chaos-ray bench-ray libshmserve install-libshmserve
 .PHONY: lock wheels sbom release try-release reproducible
 .DEFAULT_GOAL := help
@@ -34,21 +36,24 @@ help:  ## print this list
 # It never exists: an environment that needs it is made again.
 $(VENV)/no-core:
 
+# The packages have 8,000 files, of which the tests import 2,000: these alone are compiled, as they are imported.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+
 # $(call locked,FILE,ARGUMENTS): install the versions and hashes of release/requirements/FILE. An index may lack one of them:
 # then, unless LOCKED=1, pip chooses by ARGUMENTS.
 LOCKS := release/requirements
-locked = $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $(LOCKS)/$(1) $(if $(LOCKED),,|| { \
-	echo "$(LOCKS)/$(1) cannot be installed here: pip chooses other versions. LOCKED=1 makes this an error."; \
-	$(BIN)/pip install --quiet --disable-pip-version-check $(2); })
+locked = $(PIP) --require-hashes --no-deps -r $(LOCKS)/$(1) $(if $(LOCKED),,|| { \
+	echo "$(LOCKS)/$(1) cannot be installed here: pip chooses other versions. LOCKED=1 makes this an error."; $(PIP) $(2); })
 
 # The native core (native/core/, native/python/) is built as part of the installation. PyTorch has no hash: machines have
 # different builds of it. openpi-client is alone, because it asks for numpy 1.
 $(VENV)/installed: pyproject.toml setup.py $(wildcard native/*/* $(LOCKS)/*.txt) $(NO_CORE)
 	@$(PYTHON) -m venv $(VENV)
 	@$(call locked,dev.txt,$(TORCH))
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(LOCKED),--no-deps --no-build-isolation) -e '.[dev]'
+	@$(PIP) $(TORCH)
+	@$(PIP) $(if $(LOCKED),--no-deps --no-build-isolation) -e '.[dev]'
 	@$(call locked,openpi.txt,--no-deps openpi-client)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c "import torch"  # once, before several processes do
 	@touch $@
 
 lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-linter, the prose
@@ -61,17 +66,24 @@ lint: $(VENV)/installed  ## run the static checks alone: ruff, mypy, import-lint
 unit: $(VENV)/installed  ## run the tests that start no process (a minute)
 	@$(TESTS) --numprocesses 2 tests/unit
 
-# The checks beside the tests: mypy alone would take a processor for a minute and leave the others idle.
+# All tests, and beside them the checks and then the second passes: each of these would leave processors idle.
 test: $(VENV)/installed  ## run all checks and tests that a change must pass; CI runs this
-	@$(MAKE) --no-print-directory --jobs 2 lint run-tests
+	@$(MAKE) --no-print-directory --jobs 2 run-tests lint run-sealed-tests run-pure-tests
 
 check: test  ## run make test
 
-# The second passes first: they are short. Three workers on two cores: many tests wait for a daemon that loads torch.
+# Four workers on two cores: many tests wait for a daemon that loads torch.
 run-tests: $(VENV)/installed
-	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" tests/integration/requests
-	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" tests/integration/requests
-	@$(TESTS) --numprocesses 3
+	@$(TESTS) --numprocesses 4
+
+# Of these files alone: to collect the tests of the others takes longer than to run these.
+BOTH_WAYS = $(shell grep -rl --include='*.py' pytest.mark.both_ways tests/integration)
+
+run-sealed-tests: $(VENV)/installed
+	@SHMSERVE_TEST_TRANSPORT=sealed $(TESTS) -m "both_ways and not long" $(BOTH_WAYS)
+
+run-pure-tests: $(VENV)/installed
+	@SHMSERVE_PURE=1 $(TESTS) -m "both_ways and not long" $(BOTH_WAYS)
 
 # The number of updates under load; from 1,000 on also a kill at every step and every refused package, with figures.
 UPDATES ?= 1000

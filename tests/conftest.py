@@ -26,6 +26,8 @@ from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
 surroundings.settle()
+# Until all tests are collected: what is made by then stays.
+gc.disable()
 
 collect_ignore_glob = ["support/*"]
 
@@ -66,6 +68,7 @@ def pytest_collection_finish() -> None:
     """Leave all that the modules made out of later collections: some tests collect, for 0.3 s each otherwise."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -157,21 +160,36 @@ def make_daemon() -> Iterator[Callable[..., Daemon]]:
 @pytest.fixture(scope="session")
 def echo() -> Iterator[Daemon]:
     """One daemon of the echo policy for all tests that do not harm it."""
-    daemon = Daemon("echo")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
+    with Daemon("echo") as daemon:
+        yield daemon
 
 
 @pytest.fixture(scope="session")
 def obedient() -> Iterator[Daemon]:
     """One daemon of the policy that does what it is asked, for all tests that do not harm it."""
-    daemon = Daemon("obedient")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
+    with Daemon("obedient") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def tagged() -> Iterator[Daemon]:
+    """One daemon of the policy that says whose request it answers, for all tests that do not harm it."""
+    with Daemon("tagged") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def described() -> Iterator[Daemon]:
+    """One daemon of the policy that describes itself, for all tests that do not harm it."""
+    with Daemon("described") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def minimal() -> Iterator[Daemon]:
+    """One daemon of the minimal example, by the name that its robots ask."""
+    with Daemon(REPOSITORY / "examples/minimal/model", name="default") as daemon:
+        yield daemon
 
 
 @pytest.fixture

@@ -64,13 +64,15 @@ def main() -> int:
         return 1
     stats = Stats(int(sys.argv[2]))
     os.close(int(sys.argv[2]))
+    # The objects of torch and the service never become garbage; the collector would take a third of a second to see it.
+    gc.disable()
     try:
         engine_class = _import_engine()
     except BaseException as error:  # noqa: BLE001  a broken installation of torch may raise anything
         return _report_failed_import(control, "torch", error)
     separate_loggers()  # before the first code that is not the service's
-    # The objects of torch and the service never become garbage; the collector would take a third of a second to see it.
     gc.freeze()
+    gc.enable()
     while not control.closed:
         stats.words[Counter.HEARTBEAT_NS] = time.monotonic_ns()
         for arrival in control.receive(_HEARTBEAT_S):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.c_library import installed
@@ -18,7 +17,7 @@ PAGE = REPOSITORY / "docs/how-to/c-client.md"
 PROGRAMS = [snippet.text for snippet in snippets(PAGE) if snippet.language == "cpp"]
 
 
-def test_the_complete_program_is_built_and_moves_the_robot(tmp_path: Path, start_daemon: Callable[..., Daemon]) -> None:
+def test_the_complete_program_is_built_and_moves_the_robot(tmp_path: Path, minimal: Daemon) -> None:
     require("g++", "pkg-config")
     prefix = installed()
     variables = {**os.environ, "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
@@ -26,9 +25,8 @@ def test_the_complete_program_is_built_and_moves_the_robot(tmp_path: Path, start
     (tmp_path / "robot.cpp").write_text(program)
     (command,) = re.findall(r"^ {4}(c\+\+ .*)$", PAGE.read_text(), re.MULTILINE)
     subprocess.run(command, shell=True, cwd=tmp_path, env=variables, check=True)
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
 
-    paths = {"SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir), "LD_LIBRARY_PATH": str(prefix / "lib")}
+    paths = {"SHMSERVE_RUNTIME_DIR": str(minimal.runtime_dir), "LD_LIBRARY_PATH": str(prefix / "lib")}
     moved = subprocess.run(
         [tmp_path / "robot"], env={**environment(), **paths}, capture_output=True, text=True, check=True
     )

@@ -18,10 +18,9 @@ pytestmark = pytest.mark.sealed_too
 
 
 @pytest.mark.fault("T47")
-def test_a_killed_client_is_detached_and_harms_no_other(
-    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
-) -> None:
-    daemon = start_daemon("tagged")
+def test_a_killed_client_is_detached_and_harms_no_other(tagged: Daemon, start_robot: Callable[..., Robot]) -> None:
+    daemon = tagged
+    wait_until("the clients of other tests are gone", lambda: not daemon.status()["clients"])
     with daemon.client() as other:
         other.infer({"tag": 0, "k": 1, "x": np.arange(3)})
         names = daemon.names_in_shm()
@@ -45,12 +44,12 @@ def test_a_killed_client_is_detached_and_harms_no_other(
 
 @pytest.mark.parametrize("pause_s", [0, pytest.param(0.002, marks=pytest.mark.long)])
 def test_an_interrupted_client_stays_usable(
-    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot], tmp_path: Path, pause_s: float
+    tagged: Daemon, start_robot: Callable[..., Robot], tmp_path: Path, pause_s: float
 ) -> None:
-    daemon = start_daemon("tagged")
-    robot = start_robot("interrupted", daemon, pause_s, tmp_path / "enough")
+    before = tagged.status()["requests"]["served"]
+    robot = start_robot("interrupted", tagged, pause_s, tmp_path / "enough")
     assert robot.says() == "up"
-    wait_until("it works", lambda: daemon.status()["requests"]["served"] > 100)
+    wait_until("it works", lambda: tagged.status()["requests"]["served"] > before + 100)
     for number in range(150):
         robot.process.send_signal(signal.SIGINT)
         time.sleep(0.001 * (number % 17))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,16 +89,18 @@ def test_sigterm_answers_what_was_sent_and_exits_0(start_daemon: Callable[..., D
         gate.wait_entered()
         waiting = [client.submit({"do": "echo", "value": number}) for number in range(3)]
         others = other.submit({"do": "echo", "value": "other"})
+        grown = other.submit({"do": "grow", "items": 500_000, "value": 7})
         os.kill(daemon.pid, signal.SIGTERM)
         wait_until("it drains", lambda: daemon.status()["state"] == "draining")
         with pytest.raises(ServiceUnavailable, match="stopping"):
             daemon.client(max_retries=0).infer({"do": "echo", "value": 9})
         gate.open()
 
-        assert daemon.wait_end() == 0
         assert held.result()["waited"]
         assert [pending.result() for pending in waiting] == [0, 1, 2]
         assert others.result() == "other"
+        assert np.array_equal(grown.result(), np.full(500_000, 7)), "it needs more room than its channel has"
+        assert daemon.wait_end() == 0
     with pytest.raises(ServiceUnavailable):
         client.infer({"do": "echo", "value": 1}, timeout=0.5)
 
@@ -188,23 +190,6 @@ def test_a_daemon_that_stops_before_all_is_answered_says_so(start_daemon: Callab
             held.result()
 
 
-def test_a_result_that_needs_more_room_is_delivered_while_draining(
-    start_daemon: Callable[..., Daemon], gate: Gate
-) -> None:
-    daemon = start_daemon("obedient")
-    with daemon.client() as client:
-        held = client.submit(gate.observation)
-        gate.wait_entered()
-        large = client.submit({"do": "grow", "items": 500_000, "value": 7})
-        os.kill(daemon.pid, signal.SIGTERM)
-        wait_until("it drains", lambda: daemon.status()["state"] == "draining")
-        gate.open()
-
-        assert held.result()["waited"]
-        assert np.array_equal(large.result(), np.full(500_000, 7))
-        assert daemon.wait_end() == 0
-
-
 def test_sigterm_while_the_model_loads_exits_0(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon("obedient")
     process = daemon.spawn()
@@ -216,11 +201,17 @@ def test_sigterm_while_the_model_loads_exits_0(make_daemon: Callable[..., Daemon
     assert daemon.names_in_shm() == []
 
 
+@pytest.fixture(scope="module")
+def of_a_group() -> Iterator[Daemon]:
+    with Daemon("echo", config="group_clients = true\n", arguments=("--transport", "named")) as daemon:
+        yield daemon
+
+
 @pytest.mark.fault("T54")
 def test_a_second_daemon_of_the_same_name_is_refused_and_the_first_unharmed(
-    start_daemon: Callable[..., Daemon], make_daemon: Callable[..., Daemon]
+    of_a_group: Daemon, make_daemon: Callable[..., Daemon]
 ) -> None:
-    first = start_daemon("echo", config="group_clients = true\n")
+    first = of_a_group
     with first.client() as client:
         client.infer({"x": 1})
         names, mode = first.names_in_shm(), stat.S_IMODE(first.service_dir.stat().st_mode)
@@ -236,7 +227,8 @@ def test_a_second_daemon_of_the_same_name_is_refused_and_the_first_unharmed(
         assert first.names_in_shm() == names
         assert stat.S_IMODE(first.service_dir.stat().st_mode) == mode == 0o750
         assert client.infer({"x": 2}) == {"x": 2}
-        assert first.client().infer({"x": 3}) == {"x": 3}
+        with first.client() as another:
+            assert another.infer({"x": 3}) == {"x": 3}
 
 
 @pytest.mark.long
@@ -355,8 +347,9 @@ def test_sockets_and_directory_are_the_users_alone(echo: Daemon) -> None:
     assert modes == {echo.name: 0o700, "client.sock": 0o600, "admin.sock": 0o600, "lock": 0o600}
 
 
-def test_a_groups_sockets_are_the_groups(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("echo", config="group_clients = true\n", arguments=("--transport", "named"))
+def test_a_groups_sockets_are_the_groups(of_a_group: Daemon) -> None:
+    daemon = of_a_group
+    wait_until("the clients of other tests are gone", lambda: not daemon.status()["clients"])
     with daemon.client() as client:
         client.infer({"x": 1})
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in daemon.service_dir.iterdir()}

@@ -13,6 +13,7 @@ import pytest
 from shmserve.client import EngineLost, InferenceFailed, ShmClient
 from tests.support.daemon_process import Daemon, is_running, wait_until
 from tests.support.gate import Gate
+from tests.support.mostly_long import only
 
 pytestmark = pytest.mark.sealed_too
 
@@ -46,7 +47,9 @@ def test_a_model_that_calls_exit_fails_one_request(obedient: Daemon, client: Shm
 
 
 @pytest.mark.parametrize(
-    "said", [b"\xff\xfe\0", b"[" * 100_000 + b"\0", b'{"event": "broken"}\0'], ids=lambda said: said[:9]
+    "said",
+    only({b"\xff\xfe\0"}, [b"\xff\xfe\0", b"[" * 100_000 + b"\0", b'{"event": "broken"}\0']),
+    ids=lambda said: said[:9],
 )
 def test_an_engine_that_says_what_is_no_message_is_replaced(obedient: Daemon, tmp_path: Path, said: bytes) -> None:
     before = obedient.engine_pid

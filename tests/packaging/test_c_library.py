@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,24 +62,18 @@ def moves(program: Path, prefix: Path, daemon: Daemon) -> str:
     return said.stdout
 
 
-def test_the_example_is_built_with_pkg_config(
-    prefix: Path, tmp_path: Path, start_daemon: Callable[..., Daemon]
-) -> None:
+def test_the_example_is_built_with_pkg_config(prefix: Path, tmp_path: Path, minimal: Daemon) -> None:
     if shutil.which("pkg-config") is None:
         pytest.skip("no pkg-config here (apt-get install pkg-config)")
     variables = {**os.environ, "PKG_CONFIG_PATH": str(prefix / "lib/pkgconfig")}
     command = f"gcc {EXAMPLE}/robot.c $(pkg-config --cflags --libs shmserve) -lm -o robot"
     subprocess.run(command, shell=True, cwd=tmp_path, env=variables, check=True)
 
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
-
-    assert moves(tmp_path / "robot", prefix, daemon) == "the goal is missed by 0.0000\n"
+    assert moves(tmp_path / "robot", prefix, minimal) == "the goal is missed by 0.0000\n"
 
 
 @pytest.mark.parametrize("target", ["shmserve::shmserve", "shmserve::static"])
-def test_the_example_is_built_with_cmake(
-    prefix: Path, tmp_path: Path, start_daemon: Callable[..., Daemon], target: str
-) -> None:
+def test_the_example_is_built_with_cmake(prefix: Path, tmp_path: Path, minimal: Daemon, target: str) -> None:
     if shutil.which("cmake") is None:
         pytest.skip("no cmake here (apt-get install cmake)")
     for file in EXAMPLE.iterdir():
@@ -89,20 +82,14 @@ def test_the_example_is_built_with_cmake(
     for arguments in (["-S", ".", "-B", "build", f"-DCMAKE_PREFIX_PATH={prefix}"], ["--build", "build"]):
         subprocess.run(["cmake", *arguments], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
 
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
-
-    assert moves(tmp_path / "build/robot", prefix, daemon) == "the goal is missed by 0.0000\n"
+    assert moves(tmp_path / "build/robot", prefix, minimal) == "the goal is missed by 0.0000\n"
 
 
-def test_the_program_of_the_guide_compiles_and_moves(
-    prefix: Path, tmp_path: Path, start_daemon: Callable[..., Daemon]
-) -> None:
+def test_the_program_of_the_guide_compiles_and_moves(prefix: Path, tmp_path: Path, minimal: Daemon) -> None:
     page = (REPOSITORY / "docs/how-to/c-client.md").read_text()
     (program,) = (block for block in re.findall(r"```c\n(.*?)```", page, re.DOTALL) if "int main" in block)
     (tmp_path / "robot.c").write_text(program)
     command = ["gcc", *STRICT, f"-I{prefix}/include", "robot.c", f"-L{prefix}/lib", "-lshmserve", "-o", "robot"]
     subprocess.run(command, cwd=tmp_path, check=True)
 
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
-
-    assert re.fullmatch(r"0\.(49|50)\d+\n", moves(tmp_path / "robot", prefix, daemon))
+    assert re.fullmatch(r"0\.(49|50)\d+\n", moves(tmp_path / "robot", prefix, minimal))

@@ -97,11 +97,12 @@ def test_a_lock_that_cannot_be_installed_is_said_and_is_an_error_where_it_must_h
         (checkout / name).touch()
     pip = checkout / ".venv/bin/pip"
     pip.write_text(f'#!/bin/sh\necho "$@" >> {checkout}/asked\ncase "$*" in *--require-hashes*) exit 1;; esac\n')
-    interpreter = checkout / "bin/python"
-    interpreter.write_text("#!/bin/sh\n")
+    interpreters = [checkout / "bin/python", checkout / ".venv/bin/python"]
+    for interpreter in interpreters:
+        interpreter.write_text("#!/bin/sh\n")
     for name in ("touch", "sh"):
         (checkout / "bin" / name).symlink_to(shutil.which(name) or name)
-    for program in (pip, interpreter):
+    for program in (pip, *interpreters):
         program.chmod(0o755)
 
     command = [str(MAKE), ".venv/installed", "PYTHON=python", "SHMSERVE_PURE=1", *(["LOCKED=1"] if locked else [])]

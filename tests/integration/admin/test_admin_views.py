@@ -165,8 +165,8 @@ def test_a_status_omits_a_long_model_description() -> None:
     assert found["model"] == {"name": "m", "version": "1", "device": "cpu", "shortened": True}
 
 
-def test_a_status_reports_model_metadata_with_infinite_bounds(start_daemon: Callable[..., Daemon]) -> None:
-    metadata = start_daemon("described").status()["model"]["metadata"]
+def test_a_status_reports_model_metadata_with_infinite_bounds(described: Daemon) -> None:
+    metadata = described.status()["model"]["metadata"]
 
     assert metadata["low"] == ["-inf", 0.0] and metadata["high"] == ["inf", "nan"]
 

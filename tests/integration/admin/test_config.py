@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,8 +252,23 @@ def test_check_config_prints_the_effective_settings_and_starts_nothing(tmp_path:
 # Reload
 
 
-def test_a_reload_applies_live_settings_and_reports_the_others(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("echo", config="max_slots = 4\nmax_clients = 8\n")
+@pytest.fixture(scope="module")
+def own() -> Iterator[Daemon]:
+    with Daemon("echo", config="max_slots = 4\nmax_clients = 8\n") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def daemon(own: Daemon) -> Iterator[Daemon]:
+    """A daemon whose file a test may change."""
+    file = own.folder / "config.toml"
+    before = file.read_text()
+    yield own
+    file.write_text(before)
+    own.admin("Reload")
+
+
+def test_a_reload_applies_live_settings_and_reports_the_others(daemon: Daemon) -> None:
     (daemon.folder / "config.toml").write_text('max_slots = 2\nmax_clients = 9\nlog_level = "debug"\n')
 
     told = daemon.admin("Reload")
@@ -272,8 +287,7 @@ def test_a_reload_applies_live_settings_and_reports_the_others(start_daemon: Cal
     assert daemon.admin("Reload") == {"applied": {}, "needs_restart": {"max_clients": 9}}
 
 
-def test_a_reload_of_a_file_with_a_mistake_changes_nothing(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("echo", config="max_slots = 4\n")
+def test_a_reload_of_a_file_with_a_mistake_changes_nothing(daemon: Daemon) -> None:
     (daemon.folder / "config.toml").write_text("max_slots = 2\nmax_clinets = 9\n")
     admin: list[str | Path] = [
         SHMSERVED.with_name("shmserve-admin"),
@@ -289,7 +303,8 @@ def test_a_reload_of_a_file_with_a_mistake_changes_nothing(start_daemon: Callabl
     assert "did you mean 'max_clients'" in result.stderr
     shown = subprocess.run([*admin, "config"], capture_output=True, text=True, timeout=60, check=True).stdout
     assert re.search(rf"^max_slots +4 +file {daemon.folder}/config.toml +live *$", shown, re.MULTILINE)
-    assert re.search(r"^max_clients +64 +default *$", shown, re.MULTILINE)
+    assert re.search(rf"^max_clients +8 +file {daemon.folder}/config.toml *$", shown, re.MULTILINE)
+    assert re.search(r'^log_level +"info" +default +live *$', shown, re.MULTILINE)
 
 
 # The page

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,6 @@ from shmserve.client import ShmClient
 from shmserve.varlink_connection import VarlinkConnection
 from tests.support.daemon_process import Daemon, wait_until
 from tests.support.gate import Gate
-
-
-@pytest.fixture
-def described(start_daemon: Callable[..., Daemon]) -> Daemon:
-    return start_daemon("described")
 
 
 def test_a_client_reads_the_inputs_and_outputs_of_the_model(described: Daemon) -> None:
@@ -49,14 +43,16 @@ def test_the_metadata_of_a_model_reaches_client_and_operator(described: Daemon) 
 
 
 def test_the_example_warms_the_model_up_and_sizes_the_channel(described: Daemon) -> None:
+    wait_until("the others are gone", lambda: not described.status()["clients"])
     with described.client() as client:
+        client.connect()
+        (attached,) = described.status()["clients"]
         image = np.zeros((480, 640, 3), np.uint8)
         found = client.infer({"instruction": "pick", "state": np.zeros(6, np.float32), "image": image})
 
         assert found["runs"] > 1
         (seen,) = described.status()["clients"]
-        # The image fits at once: the channel is of the first generation.
-        assert seen["generation"] == 1
+        assert seen["generation"] == attached["generation"], "the image fits at once"
     assert described.status()["model"]["infer_ms"] is not None
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.support.admin_command import COMMAND
 from tests.support.daemon_process import Daemon, environment
@@ -26,8 +28,13 @@ def listed(tmp_path: Path, *arguments: object, **variables: object) -> subproces
     )
 
 
-def test_running_killed_and_absent_daemons_are_told_apart(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
-    running = start_daemon("echo", name="arm")
+@pytest.fixture(scope="module")
+def running() -> Iterator[Daemon]:
+    with Daemon("echo", name="arm") as daemon:
+        yield daemon
+
+
+def test_running_killed_and_absent_daemons_are_told_apart(running: Daemon, tmp_path: Path) -> None:
     killed = Daemon("echo")
     killed.runtime_dir, killed.service_dir = running.runtime_dir, running.runtime_dir / killed.name
     with killed:
@@ -47,14 +54,13 @@ def test_running_killed_and_absent_daemons_are_told_apart(start_daemon: Callable
 
 
 @needs_root
-def test_the_daemon_of_another_user_is_shown_and_not_asked(start_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
-    daemon = start_daemon("echo", name="arm")
+def test_the_daemon_of_another_user_is_shown_and_not_asked(running: Daemon, tmp_path: Path) -> None:
     theirs = tmp_path / f"shmserve-{UID}"
-    theirs.symlink_to(daemon.runtime_dir)  # the link is a stranger's, and so is all that it leads to
+    theirs.symlink_to(running.runtime_dir)  # the link is a stranger's, and so is all that it leads to
     os.chown(theirs, UID, UID, follow_symlinks=False)
 
     found = json.loads(listed(tmp_path, "--json").stdout)
 
     (service,) = (each for each in found if each["directory"] == str(theirs / "arm"))
-    assert (service["state"], service["pid"], service["model"]) == ("running", daemon.pid, None)
+    assert (service["state"], service["pid"], service["model"]) == ("running", running.pid, None)
     assert "another user's, not asked" in service["note"]

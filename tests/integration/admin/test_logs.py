@@ -182,11 +182,14 @@ def test_a_model_that_fails_all_the_time_does_not_flood_the_log(start_daemon: Ca
     assert 20 <= told < 200, "the first of them, then one a second"
 
 
-def test_a_client_that_grows_with_its_first_request_and_leaves_is_nothing_to_warn_of(
-    start_daemon: Callable[..., Daemon],
-) -> None:
-    daemon = start_daemon("echo")
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    """Not that of all tests: its log is compared."""
+    with Daemon("echo") as daemon:
+        yield daemon
 
+
+def test_a_client_that_grows_with_its_first_request_and_leaves_is_nothing_to_warn_of(daemon: Daemon) -> None:
     for _ in range(3):
         with daemon.client() as client:
             # The engine may come to the first generation of its channel when there is a second one.
@@ -196,8 +199,7 @@ def test_a_client_that_grows_with_its_first_request_and_leaves_is_nothing_to_war
     assert "cannot be opened" not in daemon.log
 
 
-def test_serving_writes_nothing(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon("echo")
+def test_serving_writes_nothing(daemon: Daemon) -> None:
     with daemon.client() as client:
         client.infer({"a": 0})
         before = daemon.log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,22 @@ from prometheus_client.parser import text_string_to_metric_families as older_fam
 
 from shmserve.client import ShmClient
 from shmserve.errors import InferenceFailed
-from tests.support.daemon_process import SHMSERVED, Daemon
+from tests.support.daemon_process import SHMSERVED, Daemon, wait_until
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
+@pytest.fixture(scope="module")
+def own() -> Iterator[Daemon]:
+    with Daemon("obedient") as daemon:
+        yield daemon
+
+
 @pytest.fixture
-def daemon(start_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
-    yield start_daemon("obedient")
+def daemon(own: Daemon) -> Daemon:
+    """Not that of all tests: it has no clients but a test's, and one test ends its engine."""
+    wait_until("the clients of other tests are gone", lambda: not own.status()["clients"])
+    return own
 
 
 def admin(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -44,25 +52,32 @@ def samples(text: str) -> Samples:
     }
 
 
+def since(before: Samples, after: Samples) -> Samples:
+    """By how much each sample has grown."""
+    return {key: value - before.get(key, 0) for key, value in after.items()}
+
+
 def test_the_counters_match_the_requests(daemon: Daemon) -> None:
+    before = samples(admin(daemon, "metrics").stdout)
+    counted = daemon.status()["requests"]
     with daemon.client() as client:
         for _ in range(7):
             client.infer({"do": "count"})
         with pytest.raises(InferenceFailed):
             client.infer({"do": "raise", "text": "no"})
         client.reset()
-        daemon.wait_counted(served=8, failed=1)
-        result = admin(daemon, "metrics")
+        daemon.wait_counted(served=counted["served"] + 8, failed=counted["failed"] + 1)
+        found = samples(admin(daemon, "metrics").stdout)
 
-    found = samples(result.stdout)
-    assert found["shmserve_requests_total", (("result", "served"),)] == 8, "the reset is one of them"
-    assert found["shmserve_requests_total", (("result", "failed"),)] == 1
-    assert found["shmserve_resets_total", ()] == 1
+    grown = since(before, found)
+    assert grown["shmserve_requests_total", (("result", "served"),)] == 8, "the reset is one of them"
+    assert grown["shmserve_requests_total", (("result", "failed"),)] == 1
+    assert grown["shmserve_resets_total", ()] == 1
     assert found["shmserve_clients", ()] == 1
     assert found["shmserve_state", (("shmserve_state", "ready"),)] == 1
     assert found["shmserve_state", (("shmserve_state", "loading"),)] == 0
-    assert found["shmserve_stage_seconds_count", (("stage", "total"),)] == 7
-    assert found["shmserve_stage_seconds_count", (("stage", "infer"),)] == 7
+    assert grown["shmserve_stage_seconds_count", (("stage", "total"),)] == 7
+    assert grown["shmserve_stage_seconds_count", (("stage", "infer"),)] == 7
     (served,) = (value for (name, _), value in found.items() if name == "shmserve_client_requests_total")
     assert served == 8
     assert ("shmserve_model_info", (("device", "cpu"), ("name", "obedient"))) in {
@@ -71,12 +86,14 @@ def test_the_counters_match_the_requests(daemon: Daemon) -> None:
 
 
 def test_the_histograms_add_up(daemon: Daemon) -> None:
+    before = samples(admin(daemon, "metrics").stdout)
+    counted = daemon.status()["requests"]["served"]
     with daemon.client() as client:
         for _ in range(50):
             client.infer({"do": "count"})
-    daemon.wait_counted(served=50)
+    daemon.wait_counted(served=counted + 50)
 
-    found = samples(admin(daemon, "metrics").stdout)
+    found = since(before, samples(admin(daemon, "metrics").stdout))
 
     for stage in ("queued", "staged", "infer", "copied", "total"):
         buckets = sorted(
@@ -92,15 +109,17 @@ def test_the_histograms_add_up(daemon: Daemon) -> None:
 
 
 def test_counts_outlive_the_engine_that_counted(daemon: Daemon) -> None:
+    before = samples(admin(daemon, "metrics").stdout)
+    counted = daemon.status()["requests"]
     with daemon.client() as client:
         client.infer({"do": "count"})
         with pytest.raises(Exception, match="engine"):
             client.infer({"do": "exit"})
         daemon.wait_ready()
         client.infer({"do": "count"})
-        daemon.wait_counted(served=2, lost=1)
+        daemon.wait_counted(served=counted["served"] + 2, lost=counted["lost"] + 1)
 
-        found = samples(admin(daemon, "metrics").stdout)
+        found = since(before, samples(admin(daemon, "metrics").stdout))
 
     assert found["shmserve_requests_total", (("result", "served"),)] == 2
     assert found["shmserve_requests_total", (("result", "lost"),)] == 1
@@ -110,8 +129,10 @@ def test_counts_outlive_the_engine_that_counted(daemon: Daemon) -> None:
 
 def test_a_client_s_name_cannot_break_the_format(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ['evil"} 1\n\\# EOF'])
+    counted = daemon.status()["requests"]["served"]
     with ShmClient(daemon.name, runtime_dir=daemon.runtime_dir, timeout=60.0) as client:
         client.infer({"do": "count"})
+        daemon.wait_counted(served=counted + 1)
 
         found = samples(admin(daemon, "metrics").stdout)
 

@@ -320,8 +320,7 @@ def test_each_method_asks_the_service_while_the_loop_goes_on(obedient: Daemon) -
     run(main())
 
 
-def test_check_compares_an_observation_with_the_contract(start_daemon: Callable[..., Daemon]) -> None:
-    described = start_daemon("described")
+def test_check_compares_an_observation_with_the_contract(described: Daemon) -> None:
     image, state = np.zeros((480, 640, 3), np.uint8), np.zeros(6, np.float32)
 
     async def main() -> None:

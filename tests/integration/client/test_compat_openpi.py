@@ -179,15 +179,10 @@ def test_reset_reaches_the_policy(policy: WebsocketClientPolicy) -> None:
     assert policy.infer(observation())["seen"]["resets"] == before + 1
 
 
-def test_reset_does_nothing_where_the_policy_has_none(chunkless: Daemon) -> None:
-    with WebsocketClientPolicy(f"unix:{chunkless.service_dir}") as policy:
+def test_reset_does_nothing_where_the_policy_has_none(tagged: Daemon) -> None:
+    with WebsocketClientPolicy(f"unix:{tagged.service_dir}") as policy:
         policy.reset()
         assert policy.infer({"x": np.ones(2), "k": 3, "tag": 1})["tag"] == 1
-
-
-@pytest.fixture
-def chunkless(start_daemon: Callable[..., Daemon]) -> Daemon:
-    return start_daemon("tagged")
 
 
 def test_an_action_other_than_a_dict_is_refused_by_name(echo: Daemon) -> None:

@@ -6,7 +6,7 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,15 +30,6 @@ pytestmark = pytest.mark.sealed_too
 _LONG = int(os.environ.get("SHMSERVE_TEST_STORM", "2")) > 2
 _STRIDE = 17 if _LONG else 41
 _OFFSETS = range(17) if _LONG else range(3, 4)
-
-
-@pytest.fixture(scope="module")
-def tagged() -> Iterator[Daemon]:
-    daemon = Daemon("tagged")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
 
 
 @pytest.mark.parametrize("offset", _OFFSETS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 
 from shmserve.client.action_chunks import ActionChunks, ActionStep
-from tests.support.daemon_process import POLICIES, Daemon, environment, wait_until
+from tests.support.admin_command import rollback, update
+from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.example_program import output_of
 from tests.support.folders import REPOSITORY
 
@@ -44,19 +44,10 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def continued() -> Iterator[Daemon]:
-    daemon = Daemon("continued")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
-
-
-def update(daemon: Daemon, package: Path) -> None:
-    command = [str(Path(sys.executable).parent / "shmserve-admin"), "--name", daemon.name]
-    command += ["--runtime-dir", str(daemon.runtime_dir), "update-model", str(package)]
-    subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
+    with Daemon("continued") as daemon:
+        yield daemon
 
 
 def settle(chunks: ActionChunks) -> None:
@@ -126,6 +117,7 @@ def test_entries_of_the_callers_own_are_the_callers(continued: Daemon, packages:
             # As ActionChunks sends it.
             pending = client._submit_continued(own, timeout=None, capture_time=None, max_age=None)
             assert tuple(pending.result()["actions"][0, 3:6]) == NOTHING
+    rollback(continued)
 
 
 @pytest.mark.parametrize("declares", [True, False])

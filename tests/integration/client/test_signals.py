@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,6 @@ pytestmark = pytest.mark.sealed_too
 #: The long form: SHMSERVE_TEST_STORM=20 interrupts as many programs, and each of them longer.
 _SEEDS = int(os.environ.get("SHMSERVE_TEST_STORM", "2"))
 _ROUNDS = 2000 if _SEEDS == 2 else 8000
-
-
-@pytest.fixture(scope="module")
-def tagged() -> Iterator[Daemon]:
-    daemon = Daemon("tagged")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
 
 
 @pytest.mark.fault("T26")

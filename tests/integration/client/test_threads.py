@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,6 @@ from tests.support.gate import Gate
 from tests.support.robot_process import Robot
 
 pytestmark = pytest.mark.sealed_too
-
-
-@pytest.fixture(scope="module")
-def tagged() -> Iterator[Daemon]:
-    daemon = Daemon("tagged")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
 
 
 class Threads:

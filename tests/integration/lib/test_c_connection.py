@@ -150,16 +150,13 @@ def test_a_directory_that_others_may_change_is_refused(bare: Path) -> None:
 # The daemon goes away
 
 
-def test_a_stopped_daemon_ends_a_wait_at_its_deadline_and_answers_when_it_goes_on(
-    start_daemon: Callable[..., Daemon], gate: Gate
-) -> None:
-    daemon = start_daemon("obedient")
-    with CClient.of(daemon) as client:
+def test_a_stopped_daemon_ends_a_wait_at_its_deadline_and_answers_when_it_goes_on(obedient: Daemon) -> None:
+    with CClient.of(obedient) as client:
         assert client.infer({"do": "echo", "value": 1}) == 1
-        engine = daemon.engine_pid
+        engine = obedient.engine_pid
         os.kill(engine, signal.SIGSTOP)
         try:
-            daemon.signal(signal.SIGSTOP)
+            obedient.signal(signal.SIGSTOP)
             sequence = client.submit({"do": "echo", "value": 2})
             before_ns = time.monotonic_ns()
             with pytest.raises(CError) as raised:
@@ -167,7 +164,7 @@ def test_a_stopped_daemon_ends_a_wait_at_its_deadline_and_answers_when_it_goes_o
             waited_ns = time.monotonic_ns() - before_ns
         finally:
             os.kill(engine, signal.SIGCONT)
-            daemon.signal(signal.SIGCONT)
+            obedient.signal(signal.SIGCONT)
 
         assert raised.value.status == c_client.TIMEOUT
         assert waited_ns >= 300_000_000
@@ -208,22 +205,13 @@ def test_a_daemon_that_was_killed_is_noticed_and_recovered_from(
         assert request.sequence > running
 
 
-def test_a_reply_that_came_before_the_daemon_s_end_is_still_read(
+def test_a_program_that_only_looks_notices_the_daemon_s_end_and_reads_the_reply_that_came_before(
     start_daemon: Callable[..., Daemon], gate: Gate
 ) -> None:
     daemon = start_daemon("obedient")
-    with CClient.of(daemon) as client:
-        first = client.submit({"do": "echo", "value": 5})
-        client.result(client.submit({"do": "echo", "value": 6}))
-        daemon.kill9()
-        wait_until("it is noticed", lambda: client.calls.alive(client.handle) == c_client.RESTARTED)
-
-        assert client.result(first) == 5
-
-
-def test_a_program_that_only_looks_notices_the_daemon_s_end(start_daemon: Callable[..., Daemon], gate: Gate) -> None:
-    daemon = start_daemon("obedient")
-    with CClient.of(daemon) as client:
+    with CClient.of(daemon) as client, CClient.of(daemon) as other:
+        first = other.submit({"do": "echo", "value": 5})
+        other.result(other.submit({"do": "echo", "value": 6}))
         client.infer({"do": "echo", "value": 6})
         sequence = client.submit(gate.observation)
         gate.wait_entered()
@@ -236,6 +224,8 @@ def test_a_program_that_only_looks_notices_the_daemon_s_end(start_daemon: Callab
         wait_until("a look notices it", lambda: look() != c_client.TIMEOUT)
 
         assert look() == c_client.RESTARTED and "went away" in client.last_error
+        wait_until("it is noticed", lambda: other.calls.alive(other.handle) == c_client.RESTARTED)
+        assert other.result(first) == 5
 
 
 def test_looks_ask_for_the_daemon_s_end_now_and_then(obedient: Daemon, gate: Gate) -> None:

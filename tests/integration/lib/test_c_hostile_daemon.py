@@ -21,7 +21,7 @@ def victim() -> Path:
 
 
 @pytest.mark.parametrize("lies", [0.0, 0.4], ids=["lies in memory", "lies everywhere"])
-@pytest.mark.parametrize("seconds", [pytest.param(5, id="short"), pytest.param(60, id="long", marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [pytest.param(2, id="short"), pytest.param(60, id="long", marks=pytest.mark.long)])
 def test_heads_metadata_and_sizes_of_any_value_are_survived(victim: Path, lies: float, seconds: int) -> None:
     with tempfile.TemporaryDirectory(prefix="shmserve-") as folder, lying(Path(folder), "t", lies=lies):
         ended = subprocess.run(

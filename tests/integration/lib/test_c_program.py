@@ -207,27 +207,25 @@ def test_a_killed_engine_ends_a_request_at_most(start_daemon: Callable[..., Daem
     assert not any(line.startswith("status") for line in lines)
 
 
-def test_a_killed_client_leaves_nothing_behind(start_daemon: Callable[..., Daemon], asker: Path, start: Start) -> None:
-    daemon = start_daemon("echo")
+def test_a_killed_client_leaves_nothing_behind(echo: Daemon, asker: Path, start: Start) -> None:
     for _ in range(5):
-        process = start(asker, daemon, 100_000_000, 1000)
+        process = start(asker, echo, 100_000_000, 1000)
         assert process.stdout is not None and process.stdout.readline() == "attached\n"
         assert process.stdout.readline() == "1000\n"
         process.kill()
         process.wait()
 
-    wait_until("its channel is gone", lambda: not daemon.status()["clients"])
-    assert len(daemon.names_in_shm()) <= 1
-    assert lines_of(start(asker, daemon, 1000, 1000)) == ["attached", "1000", "done"]
+    wait_until("its channel is gone", lambda: not echo.status()["clients"])
+    assert len(echo.names_in_shm()) <= 1
+    assert lines_of(start(asker, echo, 1000, 1000)) == ["attached", "1000", "done"]
 
 
-def test_the_minimal_example_does_what_its_page_says(start_daemon: Callable[..., Daemon]) -> None:
-    daemon = start_daemon(REPOSITORY / "examples/minimal/model", name="default")
+def test_the_minimal_example_does_what_its_page_says(minimal: Daemon) -> None:
     program = compile_program(REPOSITORY / "examples/c_minimal/robot.c")
 
     said = subprocess.run(
         [program],
-        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(daemon.runtime_dir)},
+        env={**environment(), "SHMSERVE_RUNTIME_DIR": str(minimal.runtime_dir)},
         capture_output=True,
         text=True,
         check=True,

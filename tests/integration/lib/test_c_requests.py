@@ -289,15 +289,6 @@ def test_describe_gives_what_python_gets(asked: CClient, obedient: Daemon) -> No
 # The contract
 
 
-@pytest.fixture(scope="module")
-def described() -> Iterator[Daemon]:
-    daemon = Daemon("described")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
-
-
 _WRONG = {
     "absent": {"state": np.ones(6, np.float32), "image": np.ones((480, 640, 3), np.uint8)},
     "dtype": {"instruction": "x", "state": np.ones(6), "image": np.ones((480, 640, 3), np.uint8)},

@@ -17,6 +17,7 @@ from tests.support.c_library import installed
 from tests.support.cpp_library import require
 from tests.support.daemon_process import Daemon, environment, wait_until
 from tests.support.folders import REPOSITORY
+from tests.support.mostly_long import only
 
 pytestmark = [pytest.mark.sealed_too]
 
@@ -44,10 +45,12 @@ def build_with_cmake(prefix: Path, folder: Path) -> Path:
     return folder / "build/control_loop"
 
 
-@pytest.fixture(scope="module", params=[build_with_make, build_with_cmake], ids=["make", "cmake"])
+BUILDS = {"make": build_with_make, "cmake": build_with_cmake}
+
+
+@pytest.fixture(scope="module")
 def program(request: pytest.FixtureRequest, prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    build: Callable[[Path, Path], Path] = request.param
-    return build(prefix, tmp_path_factory.mktemp("program"))
+    return BUILDS[request.param](prefix, tmp_path_factory.mktemp("program"))
 
 
 @pytest.fixture
@@ -126,6 +129,7 @@ def served(daemon: Daemon) -> int:
     return int(daemon.status()["requests"]["served"])
 
 
+@pytest.mark.parametrize("program", BUILDS, indirect=True)
 def test_the_loop_starts_before_its_daemon_and_reaches_the_goal(
     make_daemon: Callable[..., Daemon], run: Callable[[Daemon], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -146,6 +150,7 @@ def test_the_loop_starts_before_its_daemon_and_reaches_the_goal(
     assert "refused" not in ledger.text
 
 
+@pytest.mark.parametrize("program", only({"make"}, list(BUILDS)), indirect=True)
 def test_the_joints_stop_while_the_service_is_away_and_no_row_is_replayed(
     make_daemon: Callable[..., Daemon], run: Callable[[Daemon], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

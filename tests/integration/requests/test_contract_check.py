@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,6 @@ from tests.support.daemon_process import POLICIES, Daemon
 from tests.support.trees import Mode, Pixels, Task
 
 pytestmark = pytest.mark.sealed_too
-
-
-@pytest.fixture(scope="module")
-def described() -> Iterator[Daemon]:
-    daemon = Daemon("described")
-    try:
-        yield daemon.start()
-    finally:
-        daemon.dismiss()
 
 
 def right() -> dict[str, Any]:

@@ -208,11 +208,10 @@ def test_every_request_ends_once_however_they_are_replaced_withdrawn_and_timed_o
     assert set(ends) == {"result", "RequestSuperseded", "RequestCancelled", "RequestTimeout"}, ends
 
 
-def test_a_late_reply_is_never_given_to_another_request(start_daemon: Any) -> None:
+def test_a_late_reply_is_never_given_to_another_request(tagged: Daemon) -> None:
     chance = random.Random(2)
-    daemon = start_daemon("tagged")
     answered = timed_out = 0
-    with daemon.client(slots=3) as client:
+    with tagged.client(slots=3) as client:
         client.infer({"tag": 0, "k": 1, "x": np.arange(3)})
         for number in range(5000):
             x = np.arange(number % 50)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -77,9 +77,10 @@ def test_growing_gives_the_old_memory_back(obedient: Daemon) -> None:
         assert len(obedient.names_in_shm()) == objects
 
 
-@pytest.fixture
-def small_service(start_daemon: Callable[..., Daemon]) -> Daemon:
-    return start_daemon("obedient", config=f"max_channel_bytes = {4 * _MIB}\n")
+@pytest.fixture(scope="module")
+def small_service() -> Iterator[Daemon]:
+    with Daemon("obedient", config=f"max_channel_bytes = {4 * _MIB}\n") as daemon:
+        yield daemon
 
 
 def test_an_observation_above_the_services_limit_is_refused_and_the_next_one_served(small_service: Daemon) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,10 @@ _ROBOTS = 4
 _REQUESTS = 2500
 
 
-@pytest.fixture(scope="module")
-def tagged() -> Iterator[Daemon]:
-    with Daemon("tagged") as daemon:
-        yield daemon
-
-
 def test_ten_thousand_requests_of_four_robots_are_neither_lost_nor_mixed(
-    tagged: Daemon, start_robot: Callable[..., Robot]
+    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
 ) -> None:
-    daemon = tagged
+    daemon = start_daemon("tagged")
     robots = [start_robot("tagged_load", daemon, number, _REQUESTS, number + 1) for number in range(_ROBOTS)]
 
     reports = [robot.finish() for robot in robots]
@@ -106,9 +100,10 @@ def test_each_client_of_a_process_has_its_own_channel(obedient: Daemon) -> None:
 
 
 def test_robots_are_served_equally_however_many_requests_each_keeps_out(
-    start_daemon: Callable[..., Daemon], start_robot: Callable[..., Robot]
+    obedient: Daemon, start_robot: Callable[..., Robot]
 ) -> None:
-    daemon = start_daemon("obedient")
+    daemon = obedient
+    wait_until("the clients of other tests are gone", lambda: not daemon.status()["clients"])
     robots = [start_robot("greedy", daemon, out) for out in (16, 4, 1)]
     for robot in robots:
         assert robot.says() == "attached"

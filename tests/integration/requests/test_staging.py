@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ from tests.support.same_trees import assert_same
 pytestmark = pytest.mark.sealed_too
 
 
+@pytest.fixture(scope="module")
+def history() -> Iterator[Daemon]:
+    with Daemon("history") as daemon:
+        yield daemon
+
+
 @pytest.mark.parametrize("keep", ["whole", "row", "numpy", "in turn"])
-def test_a_policy_may_keep_its_observations(start_daemon: Callable[..., Daemon], keep: str) -> None:
+def test_a_policy_may_keep_its_observations(history: Daemon, keep: str) -> None:
     parts: dict[str, Any] = {"whole": slice(None), "row": 1, "numpy": slice(2, None)}
     turn = ["whole", "none", "row", "none", "none", "numpy", "whole"]
     kept: list[tuple[int, Any]] = []
-    with start_daemon("history").client() as client:
+    with history.client() as client:
         for step in range(60):
             frame: Any = np.full((4, 50), step, np.int32) if step % 3 else np.full((6, 30), step, np.float32)
             how = turn[step % len(turn)] if keep == "in turn" else keep

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,37 +36,32 @@ def second_engine(daemon: Daemon) -> int:
     return pid
 
 
-@pytest.fixture
-def start(make_daemon: Start) -> Start:
-    def start(package: Path) -> Daemon:
-        daemon = make_daemon(package, config=CONFIG)
-        daemon.starter = [*NORMAL_PRIORITY]
-        return daemon.start()
-
-    return start
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """The daemon of several tests, with any model and both engines."""
+    daemon = Daemon(gain_package(tmp_path_factory.mktemp("packages"), 2), config=CONFIG)
+    daemon.starter = [*NORMAL_PRIORITY]
+    with daemon:
+        yield daemon
 
 
 @pytest.mark.sealed_too
-def test_the_second_engine_takes_over_when_the_serving_one_is_killed_and_is_replaced(
-    start: Start, tmp_path: Path
-) -> None:
-    daemon = start(gain_package(tmp_path, 2))
+def test_the_second_engine_takes_over_when_the_serving_one_is_killed_and_is_replaced(daemon: Daemon) -> None:
     with daemon.client() as client:
-        assert client.infer(X)["y"][2] == 4
+        before = client.infer(X)["y"]
         wait_standby(daemon)
         second = second_engine(daemon)
         warmed = daemon.log.count("state warming")
 
         os.kill(daemon.engine_pid, signal.SIGKILL)
 
-        assert client.infer(X)["y"][2] == 4 and daemon.engine_pid == second
+        assert np.array_equal(client.infer(X)["y"], before) and daemon.engine_pid == second
         wait_standby(daemon)
         assert second_engine(daemon) != second
         assert daemon.log.count("state warming") == warmed, "nothing was loaded while robots waited"
 
 
-def test_an_update_replaces_the_second_engine_too(start: Start, tmp_path: Path) -> None:
-    daemon = start(gain_package(tmp_path, 2))
+def test_an_update_replaces_the_second_engine_too(daemon: Daemon, tmp_path: Path) -> None:
     wait_standby(daemon)
     old = {*engines_of(daemon.pid)}
 
@@ -79,8 +74,7 @@ def test_an_update_replaces_the_second_engine_too(start: Start, tmp_path: Path) 
         assert client.infer(X)["y"][2] == 6
 
 
-def test_one_that_dies_is_replaced_and_one_that_is_not_wanted_any_more_ends(start: Start, tmp_path: Path) -> None:
-    daemon = start(gain_package(tmp_path, 2))
+def test_one_that_dies_is_replaced_and_one_that_is_not_wanted_any_more_ends(daemon: Daemon) -> None:
     wait_standby(daemon)
     second = second_engine(daemon)
 
@@ -92,11 +86,15 @@ def test_one_that_dies_is_replaced_and_one_that_is_not_wanted_any_more_ends(star
     third = second_engine(daemon)
     (daemon.folder / "config.toml").write_text("standby_s = 0\n")
     daemon.admin("Reload")
-    wait_until("it ends", lambda: not is_running(third))
-    assert "standby" not in daemon.status()["engine"]
+    try:
+        wait_until("it ends", lambda: not is_running(third))
+        assert "standby" not in daemon.status()["engine"]
+    finally:
+        (daemon.folder / "config.toml").write_text(CONFIG)
+        daemon.admin("Reload")
 
 
-def test_a_model_that_does_not_load_twice_is_reported_once(start: Start, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_twice_is_reported_once(make_daemon: Start, tmp_path: Path) -> None:
     package = gain_package(tmp_path, 2)
     policy = package / "policy.py"
     once = f"""
@@ -107,7 +105,9 @@ if os.path.exists(marker):
 open(marker, "w").close()
 """
     policy.write_text(policy.read_text() + once)
-    daemon = start(package)
+    daemon = make_daemon(package, config=CONFIG)
+    daemon.starter = [*NORMAL_PRIORITY]
+    daemon.start()
 
     wait_standby(daemon, "failed")
 

@@ -160,16 +160,14 @@ def test_a_reply_after_a_resize_and_a_rollback_is_not_read_with_another_structur
 
 
 def test_the_check_before_a_rollback_without_a_warm_engine_reports_its_bytes(
-    start_daemon: Callable[..., Daemon], tmp_path: Path
+    daemon: Daemon, packages: list[Path]
 ) -> None:
-    old, new = (gain_package(tmp_path, k) for k in (2, 3))
-    daemon = start_daemon(old, config="standby_s = 0\n")
-    update(daemon, new)
-    wait_until("the old engine is gone", lambda: engines_of(daemon.pid) == [daemon.engine_pid])
-    size = sum(file.stat().st_size for file in old.iterdir())
+    before, first = served(daemon), content_version(packages[0])
+    size = sum(file.stat().st_size for file in packages[0].iterdir())
 
-    with changing(daemon, "Rollback", {"version": None}) as replies:
+    with changing(daemon, "Rollback", {"version": first}) as replies:
         checks = [reply["detail"] for reply in replies if reply["step"] == "check"]
 
-    assert checks[-1] == {"version": content_version(old), "bytes": size, "of": size}
-    assert served(daemon) == content_version(old)
+    assert checks[-1] == {"version": first, "bytes": size, "of": size}
+    assert served(daemon) == first
+    assert rollback(daemon)["version"] == before

@@ -189,7 +189,8 @@ def test_the_rates_have_whole_figures_at_any_width_and_as_much_history_as_there_
         now = status()
         for each in now["clients"]:
             each["served"] += 1234 * second
-        lines = drawn(view.render(Sample(float(second), now, [0.0, 100.0, 200.0], stages)), width)
+        shown = view.render(Sample(float(second), now, [0.0, 100.0, 200.0], stages))
+    lines = drawn(shown, width)
 
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Keeps references to its last observations, parts of them and none at all in turn, and gives them all back."""
+"""Keeps references to its last observations since step 0, parts of them and none at all in turn, and gives them all back."""
 
 from collections import deque
 from pathlib import Path
@@ -14,6 +14,8 @@ class Policy:
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         step, frame = observation["step"], observation["frame"]
         keep = observation["keep"]
+        if step == 0:
+            self.kept.clear()
         if keep == "whole":
             self.kept.append((step, frame))
         elif keep == "row":

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import enum
+import gc
 import os
 import signal
 import socket
@@ -70,6 +71,9 @@ class Policy:
                 raise TimeoutError("the test never opened its gate")
             time.sleep(0.005)
         return {"waited": True, "runs": self.runs}
+
+    def _collector(self, observation: dict[str, Any]) -> Any:
+        return {"enabled": gc.isenabled(), "frozen": gc.get_freeze_count()}
 
     def _sleep(self, observation: dict[str, Any]) -> Any:
         time.sleep(observation["s"])
