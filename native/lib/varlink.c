@@ -352,6 +352,10 @@ int take_answer(shmserve_client *client, const char *method, Json *reply, uint64
         is_answered = client->calls_ahead == 0;
         if (!is_answered || error_of(reply) != NULL)
             close_descriptors(descriptors);
+        if (!is_answered && monotonic_ns() >= deadline_ns) { /* messages without end must not hold the caller */
+            *status = late(client, method);
+            return 0;
+        }
     }
     return 1;
 }

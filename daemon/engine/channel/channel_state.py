@@ -158,9 +158,12 @@ class ChannelState:
     def _answer_lost(self) -> None:
         for sequence in self._deferred:
             if not self.channel.replies.answered(sequence):
-                self.answer(sequence, Status.ENGINE_LOST, ("EngineLost", "the engine that ran it is gone"))
-                self._count(Counter.LOST)
+                self._answer_as_lost(sequence)
         self._deferred = []
+
+    def _answer_as_lost(self, sequence: int) -> None:
+        self.answer(sequence, Status.ENGINE_LOST, ("EngineLost", "the engine that ran it is gone"))
+        self._count(Counter.LOST)
 
     def look(self, now_ns: int) -> bool:
         """Admit the requests published since the last look; return whether there were any."""
@@ -207,8 +210,11 @@ class ChannelState:
         if head.flags & Flag.SUPERSEDE:
             for older in [older for older in self.waiting if older.kind == Kind.INFER]:
                 self.waiting.remove(older)
-                self.answer(older.sequence, Status.SUPERSEDED)
-                self._count(Counter.SUPERSEDED)
+                if self.channel.replies.attempts(older.sequence):
+                    self._answer_as_lost(older.sequence)  # "replaced before it ran" may be false
+                else:
+                    self.answer(older.sequence, Status.SUPERSEDED)
+                    self._count(Counter.SUPERSEDED)
         if self.deferred_replies:
             # The client uses the slot again, so it has given up the deferred reply.
             for older_sequence in [older for older in self.deferred_replies if slot_of(older) == slot_of(sequence)]:

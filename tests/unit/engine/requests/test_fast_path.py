@@ -326,6 +326,19 @@ def test_of_a_request_that_a_dead_engine_had_begun_none_says_that_it_did_not_run
     assert engine.model.calls == calls
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_replaced_request_that_a_dead_engine_had_begun_is_lost(engine: Engine, begun: bool) -> None:
+    older = engine.publish(engine.head([1.0, 1.0]))
+    if begun:
+        engine.state.channel.replies.take(older)
+    newer = engine.publish(engine.head([2.0, 2.0], flags=int(Flag.SUPERSEDE)))
+    engine.serve_long()
+
+    assert engine.reply(older)[0].status == (Status.ENGINE_LOST if begun else Status.SUPERSEDED)
+    assert engine.action(newer) == [4.0, 4.0]
+    assert engine.stats.words[Counter.LOST] == begun and engine.stats.words[Counter.SUPERSEDED] == (not begun)
+
+
 def test_a_second_attempt_that_is_withdrawn_as_it_begins_does_not_run_and_is_lost(engine: Engine) -> None:
     sequence = engine.publish(engine.head([1.0, 1.0]))
     engine.state.channel.replies.take(sequence)
