@@ -95,6 +95,14 @@ def own_imports() -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """Leave all that a file's tests have imported out of later collections, too, and collect their garbage while it is known whose."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def no_descriptor_is_left() -> Iterator[None]:
     """For tests of what opens files in this process."""

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.pure_too
 needs_native = pytest.mark.skipif(not NATIVE, reason="Python does not say where it runs, and that it sleeps")
 _FAR_NS = 1 << 62
 _LONG_NS = 60_000_000_000
-_SLEEP_NS, _POLL_NS = 200_000, 100_000
+#: A process may lose its processor for a while between the moment when a reply becomes due and the first sleep.
+_SLEEP_NS, _POLL_NS = 50_000_000, 100_000
 _PROCESSOR = COUNTER_LINE.names.index("processor")
 Step = Callable[[], bool]
 
