@@ -122,11 +122,22 @@ class TreeReader:
 
         Raises ValueError if the payload is shorter, or if its sizes describe another number of bytes.
         """
+        return self.layout_of(self.sizes(payload, payload_bytes), payload_bytes)
+
+    def sizes(self, payload: Bytes, payload_bytes: int) -> bytes:
+        """Return a copy of the sizes of a payload of that many bytes; raises ValueError if it is shorter."""
         if payload_bytes > payload.size:
             raise ValueError(f"a payload of {payload.size} bytes where {payload_bytes} are needed")
         if payload_bytes < self._sizes.size:
             raise ValueError(f"a payload of {payload_bytes} bytes is shorter than its sizes")
-        sizes = payload[: self._sizes.size].tobytes()
+        return payload[: self._sizes.size].tobytes()
+
+    def places_of(self, sizes: bytes) -> list[LeafPlace]:
+        """Return the places of the leaves by these sizes; raises ValueError for sizes that no payload can have."""
+        return lay_out(self.leaves, self._sizes.unpack(sizes), self._words)[0]
+
+    def layout_of(self, sizes: bytes, payload_bytes: int) -> list[LeafPlace]:
+        """As `layout`, by a copy of the sizes."""
         if self._latest[0] == sizes and self._latest[1] == payload_bytes:
             return self._latest[2]
         places, described = lay_out(self.leaves, self._sizes.unpack(sizes), self._words)

@@ -10,6 +10,7 @@ It does not have: the time that kernels take, real limits of drivers, speed, gra
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -294,6 +295,12 @@ class LateCuda(Operators):
             if self.runtime.pinned_bytes + block > self.runtime.limit or block > self.memory_limit << 4:
                 raise accelerator_error("CUDA error: out of memory", 2)
             return self.runtime.pinned.take(block).memory[:length].view(dtype).view(size)
+
+    def over(self, interface: dict[str, Any], device: torch.device) -> torch.Tensor:
+        """Return a tensor over memory that was not allocated here, such as a driver's (tests/support/late_driver.py)."""
+        (size,), (address, _) = interface["shape"], interface["data"]
+        memory = torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
+        return self.tensor(memory, device, Accesses())
 
     def where(self, device: Any) -> torch.device:
         return normal(device, self.threads.device) or torch.device("cuda", self.threads.device)

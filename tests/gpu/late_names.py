@@ -147,6 +147,9 @@ def _put_factories(gpus: LateCuda, put: Callable[..., None]) -> None:
         where = normal(device, gpus.threads.device)
         if isinstance(data, LateTensor):
             return data.to(device=data.where if device is None else device, dtype=dtype or data.dtype)
+        interface = getattr(data, "__cuda_array_interface__", None)
+        if interface is not None:
+            return gpus.over(interface, where or gpus.where(None))
         made = make_like(data, dtype=dtype, device=device if where is None else None)
         return made if where is None else made.to(where)
 

@@ -88,9 +88,16 @@ class DeviceLoop(GuardedLoop):
         super().move(state, mapped, deferred)
         self._make_room(state)
 
+    def area_changed(self, number: int) -> None:
+        """Make room for requests of this channel, which has other GPU memory now; raises BrokenChannel."""
+        state = self.states.get(number)
+        if state is not None:
+            self._make_room(state)
+
     def _make_room(self, state: ChannelState) -> None:
+        areas, payload_bytes = self._context.areas, state.channel.requests.segment.geometry.payload_bytes
         try:
-            self._context.make_room(state.channel.requests.segment.geometry.payload_bytes)
+            self._context.make_room(payload_bytes + (areas.area_bytes(state.number) if areas is not None else 0))
         except RuntimeError as error:
             raise_if_lost(self._context.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error
