@@ -97,6 +97,10 @@ class SlotMemory:
 Examine = Callable[[Any], "tuple[int, ...] | None"]
 
 
+def _nothing() -> None:
+    """Take no arrays in GPU memory."""
+
+
 class OnDevice(Protocol):
     """Takes the arrays in GPU memory that an encoder meets, whose bytes the codec does not copy."""
 
@@ -128,7 +132,7 @@ class Encoder:
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         #: Describes and copies, in the backend's own code; remembers SCHEMA_MEMORY structures.
         self._convert = carried if on_device is None else on_device.convert
-        self._begin = (lambda: None) if on_device is None else on_device.begin
+        self._begin: Callable[[], None] = _nothing if on_device is None else on_device.begin
         self.trees = TreeEncoder(self._convert)
         #: Called with a tree as its receiver will see it, before any byte is written; `encode` lets its exceptions through.
         self.examine: Examine | None = None
@@ -233,6 +237,10 @@ class Encoder:
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
         schema = schema_of(slot.metadata[: encoded.metadata_bytes].tobytes())
+        if schema.reader.has_device:
+            raise UnsupportedType(
+                f"a loan cannot be made for this {self._name}: it has arrays in GPU memory; send those with infer() or submit()"
+            )
         arrays: list[Array] = []
 
         def read_leaf(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:

@@ -120,7 +120,8 @@ class _Walk:
                 raise RequestRejected(f"{spelled(place, self._name)}: an int of {8 * len(base)} bits is too long")
             self.parts.append(written)
         elif code == ON_DEVICE:
-            self._leaf(DEVICE, *base, None, place)
+            dtype, shape = base
+            self._leaf(DEVICE, dtype, shape, None, place)
         else:
             self._array("array" if code == AS_BFLOAT16 else "scalar", BFLOAT16, base, place)
 

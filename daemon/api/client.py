@@ -15,7 +15,7 @@ from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, r
 
 from ..clients import AreaUnavailable, AttachRateLimit, Lease, LeaseRefused, Wanted
 from ..supervisor import ServiceState, Supervisor
-from ..varlink.interface import Connection, Interface
+from ..varlink.interface import Connection, Interface, Method
 from ..varlink.peer import Peer
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class ClientService:
         self._rate_limit = AttachRateLimit()
 
     def interface(self) -> Interface:
-        methods = {
+        methods: dict[str, Method] = {
             "Attach": self.attach,
             "Resize": self.resize,
             "ShareDeviceMemory": self.share_device_memory,

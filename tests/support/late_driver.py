@@ -57,7 +57,7 @@ class GpuArray:
         self, values: npt.NDArray[Any], *, device: int = 0, version: int = 3, typestr: str | None = None, **entries: Any
     ) -> None:
         """`entries` go into the interface: `stream`, or `strides`."""
-        values = np.ascontiguousarray(values)
+        values = np.asarray(values, order="C")
         self._address = loaded().late_allocate(max(values.nbytes, 1), device)
         self.nbytes = values.nbytes
         self.host[:] = values.reshape(-1).view(np.uint8)
@@ -73,7 +73,7 @@ class GpuArray:
     def host(self) -> npt.NDArray[np.uint8]:
         """The bytes, as they are now."""
         memory = (ctypes.c_uint8 * self.nbytes).from_address(self._address)
-        return np.frombuffer(memory, np.uint8)
+        return np.ctypeslib.as_array(memory)
 
     def fill_late(self, value: int, stream: int) -> None:
         """Set every byte by a kernel in this stream, which has not run yet."""

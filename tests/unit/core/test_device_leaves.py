@@ -88,7 +88,7 @@ def test_every_backend_writes_the_same(encoder_type: Any) -> None:
     slots = [slot(), slot()]
     found = []
     for encoder, memory in zip(encoders, slots, strict=True):
-        metadata = encoder.describe(tree())
+        metadata: Any = encoder.describe(tree())
         encoder.remember(metadata, 3, None)
         found.append((metadata, encoder.encode_into(tree(), memory, None, 0, True)))
 
