@@ -209,6 +209,7 @@ class LateCuda(Operators):
         self._failing: dict[tuple[str, int], Callable[[], Exception]] = {}
         self.copies_in: list[tuple[int, bool]] = []  # (bytes, whether on another stream than the default one)
         self.copies_out = 0
+        self.copies_shared: list[int] = []  # bytes
         self.waits = 0  # times the host slept on an event
         self.blocked = 0  # copies that the host waited for
         self.given_back = 0
@@ -300,7 +301,7 @@ class LateCuda(Operators):
         """Return a tensor over memory that was not allocated here, such as a driver's (tests/support/late_driver.py)."""
         (size,), (address, _) = interface["shape"], interface["data"]
         memory = torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
-        return self.tensor(memory, device, Accesses())
+        return self.tensor(memory, device, Accesses(is_shared=True))
 
     def where(self, device: Any) -> torch.device:
         return normal(device, self.threads.device) or torch.device("cuda", self.threads.device)

@@ -296,6 +296,9 @@ class Operators:
 
     def _copy(self: Any, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         if target.device == source.device:
+            if source.accesses.is_shared:
+                self._copy_shared(target, source)
+                return target
             return self._run(aten.copy_.default, "copy_", (target, source), {})
         if target.device.type == "cuda" and source.device.type == "cuda":
             return self._between(target, source)
@@ -348,6 +351,15 @@ class Operators:
         if locked and not non_blocking:
             self.blocked += 1
             stream.see()
+
+    def _copy_shared(self: Any, target: LateTensor, source: LateTensor) -> None:
+        """Copy memory that another process writes, as late as memory of the host: it may not change before the host has waited."""
+        self.launch()
+        self.refuse_in_capture()
+        stream = self.current_stream(target.where)
+        self.copies_shared.append(target.numel() * target.element_size())
+        self._note(stream, [(target.accesses, *_bounds(raw(target)), True)], "copy of shared memory")
+        stream.put(CopyIn(self.memory_blocks.loose(raw(target)), raw(source)))
 
     def _copy_out(self: Any, target: torch.Tensor, source: LateTensor, non_blocking: bool) -> None:
         self.called("copy_out")

@@ -1,0 +1,202 @@
+"""Rows whose arrays a client has put into GPU memory: copied within the late GPU, and never read after the answer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shmserve.client.device_memory import DeviceLeaves, SharedArea
+from shmserve.codec import Encoded, Encoder, SlotMemory
+from shmserve.daemon.engine.device.areas import Areas
+from shmserve.layout import number_of, slot_of
+from shmserve.protocol import Status
+from tests.support.device_engine import Client, DeviceEngine
+from tests.support.device_model import Made, assert_serves
+from tests.support.late_driver import GpuArray, loaded
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a real driver")
+
+_SLOTS = 4
+_AREA = 4096
+
+
+class GivingEncoder(Encoder):
+    """Puts the arrays where the client's pipeline would, before the request is published."""
+
+    def __init__(self, client: Client, area: SharedArea) -> None:
+        self._leaves = DeviceLeaves()
+        super().__init__(on_device=self._leaves)
+        self._client, self._area = client, area
+
+    def encode(self, tree: Any, slot: SlotMemory) -> Encoded:
+        encoded = super().encode(tree, slot)
+        number = number_of(self._client.channel.requests.published()) + 1
+        self._leaves.give(self._area, number % _SLOTS)
+        return encoded
+
+
+class Sharing:
+    """Clients of an engine that have GPU memory."""
+
+    def __init__(self, engine: DeviceEngine, *, engine_area: int = _AREA) -> None:
+        loaded()
+        self.engine = engine
+        engine.context.areas = self._areas = Areas(engine.device)
+        self.areas = []
+        for client in engine.clients:
+            descriptor, size = self._areas.allocate(client.state.number, _AREA, _SLOTS)
+            self.areas.append(SharedArea(descriptor, _AREA, _SLOTS, size, self._areas.gpu))
+            if engine_area != _AREA:
+                self._areas.map(client.state.number, descriptor, size, engine_area, _SLOTS)
+            os.close(descriptor)
+            client._encoder = GivingEncoder(client, self.areas[-1])
+        engine.context.make_room(4096 + _AREA)
+
+    def overwrite(self, client: int, sequence: int) -> None:
+        """Write to the area of a request's slot, as its client may after the answer."""
+        start = self.areas[client]._memory.address + slot_of(sequence) * _AREA
+        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * _AREA).from_address(start))
+        memory[:] = 0xEE
+
+    def close(self) -> None:
+        for area in self.areas:
+            area.close()
+        for client in self.engine.clients:
+            self._areas.forget(client.state.number)
+        assert self._areas.bytes == 0
+
+
+@pytest.fixture
+def sharing(make: Made) -> Any:
+    before = loaded().late_mapped_bytes()
+    sharing = Sharing(make())
+    yield sharing
+    sharing.close()
+    assert loaded().late_mapped_bytes() == before
+
+
+def values(value: float, size: int = 100) -> Any:
+    return np.full(size, value, np.float32)
+
+
+def on_gpu(value: float, size: int = 100) -> dict[str, Any]:
+    return {"x": GpuArray(values(value, size)), "step": 3, "state": np.arange(5.0), "task": "fold"}
+
+
+def test_rows_of_both_kinds_share_a_batch(sharing: Sharing) -> None:
+    engine = sharing.engine
+    first, second, third = engine.clients
+    for turn in range(6):
+        sent = [
+            (first, first.submit(on_gpu(turn)), turn),
+            (second, second.submit({"x": values(turn + 1)}), turn + 1),
+            (third, third.submit(on_gpu(turn + 2)), turn + 2),
+        ]
+        engine.run()
+        for client, sequence, value in sent:
+            np.testing.assert_array_equal(client.reply(sequence)["y"], values(2 * value))
+            sharing.overwrite(client.state.number, sequence)
+    assert engine.device.gpus.copies_shared == [400] * 12
+    assert_serves(engine)
+
+
+def test_batches_that_are_copied_ahead_have_no_race(sharing: Sharing) -> None:
+    engine = sharing.engine
+    first, second, _ = engine.clients
+    before = first, first.submit(on_gpu(0)), 0
+    engine.stage()
+    for turn in range(1, 9):
+        assert engine.launch()
+        client = (first, second)[turn % 2]
+        after = client, client.submit(on_gpu(turn)), turn
+        engine.stage(ahead=True)
+        engine.finish()
+        client, sequence, value = before
+        np.testing.assert_array_equal(client.reply(sequence)["y"], values(2 * value))
+        sharing.overwrite(client.state.number, sequence)
+        before = after
+    assert engine.launch()
+    engine.finish()
+
+
+def test_an_answer_without_a_run_waits_for_the_copy_as_well(sharing: Sharing) -> None:
+    engine = sharing.engine
+    first, second, _ = engine.clients
+    running = first.submit(on_gpu(1))
+    engine.stage()
+    engine.launch()
+    cancelled = second.submit(on_gpu(2))
+    engine.stage(ahead=True)
+    second.channel.requests.cancel(cancelled)
+    engine.finish()
+
+    assert not engine.launch()
+    assert second.status(cancelled) == Status.CANCELLED
+    sharing.overwrite(1, cancelled)
+
+    np.testing.assert_array_equal(first.reply(running)["y"], values(2))
+    assert_serves(engine)
+
+
+def test_a_request_whose_arrays_are_not_in_its_area_is_rejected(make: Made) -> None:
+    engine = make()
+    sharing = Sharing(engine, engine_area=256)  # as if the client lied about the sizes
+    try:
+        client = engine.clients[0]
+        sequence = client.submit(on_gpu(1))
+        engine.run()
+
+        assert client.status(sequence) == Status.REJECTED
+        assert "beyond their slot's area" in client.reply(sequence)[1]
+        assert_serves(engine)
+    finally:
+        sharing.close()
+
+
+@pytest.mark.parametrize("takes_any", [False, True])
+def test_a_request_of_a_client_without_an_area_is_rejected(takes_any: bool, sharing: Sharing) -> None:
+    engine, client = sharing.engine, sharing.engine.clients[0]
+    sequence = client.submit(on_gpu(1))
+    areas = engine.context.areas
+    assert areas is not None
+    areas.forget(client.state.number)
+    if not takes_any:
+        engine.context.areas = None
+    engine.run()
+
+    assert client.status(sequence) == Status.REJECTED
+    assert "send it from the host" in client.reply(sequence)[1]
+    assert_serves(engine)
+
+
+def test_an_array_that_has_no_room_in_the_arena_is_rejected(sharing: Sharing) -> None:
+    engine, client = sharing.engine, sharing.engine.clients[0]
+    sequence = client.submit(on_gpu(1, 1000))
+    for arena in engine.context.arenas:
+        arena._bytes = arena._bytes[:3000]
+        arena.host = arena.host[:3000]
+    engine.run()
+
+    assert client.status(sequence) == Status.REJECTED
+    assert "have room" in client.reply(sequence)[1]
+
+
+def test_a_policy_may_keep_such_an_array(sharing: Sharing) -> None:
+    engine, client = sharing.engine, sharing.engine.clients[0]
+    kept: list[torch.Tensor] = []
+
+    def keep(observations: list[Any]) -> list[Any]:
+        kept.extend(observation["x"] for observation in observations)
+        return [{"y": observation["x"] * 2} for observation in observations]
+
+    engine.serving._model.answer = keep  # type: ignore[attr-defined]
+    for turn in range(5):
+        sequence = client.submit(on_gpu(turn))
+        engine.run()
+        sharing.overwrite(0, sequence)
+
+    assert [tensor.cpu().tolist() for tensor in kept] == [[float(turn)] * 100 for turn in range(5)]
