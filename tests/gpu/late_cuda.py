@@ -33,6 +33,8 @@ class LateStream(Stream):
     def __init__(self, gpus: LateCuda, device: int) -> None:
         super().__init__(device, gpus.host)
         self._gpus = gpus
+        #: The handle that other libraries take.
+        self.cuda_stream = 0
         gpus.runtime.streams.append(self)
 
     def wait_event(self, event: LateEvent) -> None:

@@ -12,6 +12,7 @@ _GPU = "tests/gpu/test_gpu.py"
 _COPIES = "tests/integration/device/test_device_copies.py"
 _ROWS = "tests/integration/device/test_device_rows.py"
 _REGISTRATION = "tests/integration/device/test_device_registration.py"
+_AREAS = "tests/integration/device/test_device_areas.py"
 _TROUBLE = "tests/integration/device/test_device_trouble.py"
 
 
@@ -447,5 +448,41 @@ MUTANTS = [
         "                    pass\n",
         _COPIES,
         "test_a_client_that_goes_while_its_request_is_copied_is_unregistered_after_that",
+    ),
+    Mutant(
+        "D01",
+        "an answer does not wait for the copy of a client's GPU memory",
+        "arena.py",
+        "        self._reads_clients = True\n        for first",
+        "        for first",
+        _AREAS,
+        "test_an_answer_without_a_run_waits_for_the_copy_as_well",
+    ),
+    Mutant(
+        "D02",
+        "a copy of a client's GPU memory ahead does not wait for the model",
+        "arena.py",
+        "        self._hold(ahead)\n        self._directly += 1\n        self._reads_clients = True\n        for",
+        "        self._directly += 1\n        self._reads_clients = True\n        for",
+        _AREAS,
+        "test_a_copy_ahead_waits_for_the_model_before_it",
+    ),
+    Mutant(
+        "D03",
+        "the model does not wait for the copy of a client's GPU memory",
+        "arena.py",
+        "        self._directly += 1\n        self._reads_clients = True\n        for",
+        "        self._reads_clients = True\n        for",
+        _AREAS,
+        "test_batches_that_are_copied_ahead_have_no_race",
+    ),
+    Mutant(
+        "D04",
+        "arrays beyond their slot's area are read",
+        "areas.py",
+        "        if slot >= self.slots or place.offset + place.size > self.area_bytes:\n            return None\n",
+        "",
+        _AREAS,
+        "test_a_request_whose_arrays_are_not_in_its_area_is_rejected",
     ),
 ]

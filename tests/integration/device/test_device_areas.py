@@ -200,3 +200,18 @@ def test_a_policy_may_keep_such_an_array(sharing: Sharing) -> None:
         sharing.overwrite(0, sequence)
 
     assert [tensor.cpu().tolist() for tensor in kept] == [[float(turn)] * 100 for turn in range(5)]
+
+
+def test_a_copy_ahead_waits_for_the_model_before_it(sharing: Sharing) -> None:
+    def answer(observations: list[Any]) -> list[Any]:
+        observations[0]["x"] * 2  # still runs when the action, which is on the host, is answered
+        return [{"y": np.ones(3)} for _ in observations]
+
+    engine, client = sharing.engine, sharing.engine.clients[0]
+    engine.serving._model.answer = answer  # type: ignore[attr-defined]
+    for turn in range(6):
+        sequence = client.submit(on_gpu(turn))
+        engine.stage(ahead=turn > 0)
+        engine.launch()
+        engine.finish()
+        assert client.status(sequence) == Status.OK

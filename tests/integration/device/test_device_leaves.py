@@ -23,6 +23,7 @@ from shmserve.layout import MAX_PAYLOAD_BYTES
 from shmserve.protocol import WIRE_VERSION
 from shmserve.varlink import VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
+from tests.gpu.late_cuda import installed
 from tests.support import late_driver
 from tests.support.admin_command import update
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
@@ -80,6 +81,12 @@ def nothing_left() -> Iterator[None]:
 
 def image(seed: int, shape: tuple[int, ...] = (48, 64, 3)) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def on_gpu(values: np.ndarray[Any, Any]) -> torch.Tensor:
+    """A tensor of torch's late GPU in the driver's memory."""
+    flat = torch.as_tensor(GpuArray(values.reshape(-1).view(np.uint8)), device="cuda")
+    return flat.view(torch.from_numpy(values).dtype).view(values.shape)
 
 
 def gpu(daemon: Daemon) -> dict[str, Any]:
@@ -349,6 +356,48 @@ def test_an_array_that_cannot_be_taken_says_what_to_do(array: dict[str, Any], te
         with pytest.raises(DeviceArrayRefused, match=rf"observation\['a'\]\[1\].*{text}"):
             client.infer({"a": [1, GpuArray(np.zeros((4, 4), np.float32), **array)]})
         assert client.infer({"a": GpuArray(np.ones(3, np.float32), strides=(4,))})["a"].tolist() == [1, 1, 1]
+
+
+def test_tensors_of_torch_are_taken_on_their_current_stream(shared: Daemon) -> None:
+    with driver().current(0):
+        stream = driver().stream()
+    # check_contract=False: the late GPU's own type of tensor has attributes, which a comparison refuses.
+    with installed() as gpus, shared.client(check_contract=False) as client:
+        half, pixels = torch.arange(6).to(torch.bfloat16), image(4)
+        late = GpuArray(np.zeros(16, np.uint8))
+        filled = torch.as_tensor(late, device="cuda")
+        late.fill_late(7, stream)
+        other = torch.cuda.Stream()
+        other.cuda_stream = stream
+        with torch.cuda.stream(other):
+            found = client.infer(
+                {
+                    "half": on_gpu(half.view(torch.uint8).numpy()).view(torch.bfloat16).view(2, 3),
+                    "image": on_gpu(pixels),
+                    "filled": filled,
+                    "host": torch.ones(2),
+                }
+            )
+        assert gpus.copies_out == 0, "bytes went through the host"
+    assert found["half"].astype(np.float32).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert np.array_equal(found["image"], pixels)
+    assert (found["filled"].tolist(), found["host"].tolist()) == ([7] * 16, [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x: x.view(torch.float32).view(4, 4).t(), r"\.contiguous\(\)"),
+        (lambda x: x.view(torch.float8_e5m2), "no dtype that is carried"),
+    ],
+)
+def test_a_tensor_that_cannot_be_taken_says_what_to_do(change: Callable[[Any], Any], text: str, shared: Daemon) -> None:
+    with (
+        installed(),
+        shared.client() as client,
+        pytest.raises(DeviceArrayRefused, match=rf"observation\['x'\]: .*{text}"),
+    ):
+        client.infer({"x": change(on_gpu(np.zeros(64, np.uint8)))})
 
 
 def test_a_failed_copy_is_an_error_and_the_next_request_works(shared: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
