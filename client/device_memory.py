@@ -83,7 +83,7 @@ class SharedArea:
         )
 
     def write(self, slot: int, arrays: Sequence[DeviceArray], offsets: Sequence[int]) -> None:
-        """Copy the arrays to these places in the area of a slot, and wait until they are there.
+        """Copy the arrays to these places in the area of a slot, and wait for the copies.
 
         Raises DeviceArrayRefused for an array on another GPU, and for what CUDA reports, of the work before the copy as well.
         """

@@ -28,7 +28,7 @@ AS_BASE: Final = 0
 AS_BFLOAT16: Final = 1
 AS_BFLOAT16_SCALAR: Final = 2
 AS_LONG: Final = 3
-#: An array in GPU memory, with (dtype, shape): its bytes are copied by whoever converts it, not by the walk.
+#: An array in GPU memory, with (dtype, shape): the converter copies its bytes, not the walk.
 ON_DEVICE: Final = 4
 
 #: Code and value that a walk takes for a value of another type; ON_DEVICE is none of `carried`, but of a client's own.

@@ -73,7 +73,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _interface(value: Any) -> dict[str, Any] | None:
-    """Return what an array in GPU memory, which may have nothing else, says of itself; None for other values."""
+    """Return the description that an array in GPU memory may have as its only attribute; None for other values."""
     found = getattr(value, "__cuda_array_interface__", None) if type(value).__module__ != "builtins" else None
     return found if type(found) is dict else None
 

@@ -228,7 +228,7 @@ class Driver:
         return MappedMemory(self, address.value, size)
 
     def unmap(self, address: int, size: int) -> None:
-        """Undo a mapping, which no work of the device uses any more."""
+        """Undo a mapping, which no work of the device uses now."""
         self._call("cuMemUnmap", address, size)
         self._call("cuMemAddressFree", address, size)
 
@@ -269,7 +269,7 @@ class MappedMemory:
         self._mapped = True
 
     def close(self) -> None:
-        """Unmap it; no work of the device may use it any more. May be called twice."""
+        """Unmap it; all work of the device that uses it has ended. May be called twice."""
         mapped, self._mapped = self._mapped, False
         if mapped:
             self._driver.unmap(self.address, self.size)

@@ -62,7 +62,8 @@ error NotAttached ()
 # Bytes are of shared memory: needed by this channel, and free for it. A banned process may attach again after `retry_after_s`.
 error Refused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int, retry_after_s: ?float)
 error Stopping ()
-# No GPU memory: `reason` is one of off, no_gpu, not_ready (ask again), numpy, too_large, too_many_bytes, no_memory, failed.
+# `reason` is one of off, no_gpu, not_ready, numpy, too_large, too_many_bytes, no_memory, failed.
+# Bytes are of GPU memory. After not_ready the same call may succeed a moment later.
 error DeviceMemoryRefused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int)
 
 # Sent without a call, before the service closes the connection of a client that broke its channel or crashed the engine

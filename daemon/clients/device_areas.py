@@ -47,7 +47,7 @@ class DeviceArea:
     gpu: str
 
     def holds(self, area_bytes: int, slots: int) -> bool:
-        """Whether so many slots have room for so many bytes each."""
+        """Whether it has that many slots with room for that many bytes each."""
         return area_bytes <= self.area_bytes and slots <= self.slots
 
     def close(self) -> None:

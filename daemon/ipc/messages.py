@@ -117,7 +117,7 @@ class Detach:
 
 @dataclass(frozen=True)
 class AllocateArea:
-    """Allocate GPU memory for a channel's slots, so many bytes each, and map it; in the place of the one it has.
+    """Allocate GPU memory for a channel's slots, `area_bytes` each, and map it; it replaces the channel's earlier memory.
 
     Answered on the socket that comes with it, by AreaAllocated with the memory's descriptor, or by AreaRefused.
     """

@@ -1,7 +1,7 @@
 """GPU memory for a client's arrays: the serving engine allocates it, and every engine that may serve later maps it.
 
 The supervisor has no CUDA. It asks the serving engine on a socket of this one allocation, on which the answer comes with the
-memory's descriptor: an answer cannot be taken for another's, and the socket's end tells of an engine that died.
+memory's descriptor: an answer cannot be taken for another's, and the end of the socket means that the engine died.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DeviceAreas:
         self._engines = engines
 
     async def share(self, lease: Lease, area_bytes: int) -> DeviceArea:
-        """Return the lease's area with room for so many bytes in each slot, a new one if it has none or a smaller one.
+        """Return the lease's area with room for that many bytes in each slot, a new one if it has none or a smaller one.
 
         Raises AreaUnavailable; an area from before stays then.
         """

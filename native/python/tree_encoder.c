@@ -44,7 +44,7 @@ typedef struct {
     uint64_t *sizes, *numbers;
     size_t leaves_count, leaves_room, sizes_count, sizes_room, numbers_count, numbers_room;
     int nodes;
-    int has_device; /* leaves in GPU memory, whose bytes somebody else copies */
+    int has_device; /* leaves in GPU memory, whose bytes the client copies */
 } Walk;
 
 /* A structure that was sent before. */

@@ -47,6 +47,8 @@ class Areas:
         """
         descriptor, size = self._device.create_shared(area_bytes * slots)
         self.map(channel, descriptor, size, area_bytes, slots)
+        self._areas[channel].memory.tensor.zero_()  # it may hold what another process has left
+        self._device.synchronize()
         return descriptor, size
 
     def map(self, channel: int, descriptor: int, size: int, area_bytes: int, slots: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any
 
@@ -59,7 +60,7 @@ class Sharing:
     def overwrite(self, client: int, sequence: int) -> None:
         """Write to the area of a request's slot, as its client may after the answer."""
         start = self.areas[client]._memory.address + slot_of(sequence) * _AREA
-        memory = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint8 * _AREA).from_address(start))
+        memory = np.ctypeslib.as_array((ctypes.c_uint8 * _AREA).from_address(start))
         memory[:] = 0xEE
 
     def close(self) -> None:
@@ -85,6 +86,12 @@ def values(value: float, size: int = 100) -> Any:
 
 def on_gpu(value: float, size: int = 100) -> dict[str, Any]:
     return {"x": GpuArray(values(value, size)), "step": 3, "state": np.arange(5.0), "task": "fold"}
+
+
+def test_new_memory_shows_nothing_of_other_processes(sharing: Sharing) -> None:
+    for area in sharing.areas:
+        memory = (ctypes.c_uint8 * area._memory.size).from_address(area._memory.address)
+        assert not np.ctypeslib.as_array(memory).any()
 
 
 def test_rows_of_both_kinds_share_a_batch(sharing: Sharing) -> None:

@@ -197,6 +197,11 @@ int cuMemCreate(unsigned long long *handle, size_t size, const Properties *wante
     int descriptor = memfd_create(name, MFD_CLOEXEC);
     if (descriptor < 0 || ftruncate(descriptor, (off_t)size) < 0)
         return OUT_OF_MEMORY;
+    char *memory = mmap(NULL, size, PROT_WRITE, MAP_SHARED, descriptor, 0);
+    if (memory != MAP_FAILED) {
+        memset(memory, NONSENSE, size);
+        munmap(memory, size);
+    }
     return new_handle(descriptor, handle);
 }
 
