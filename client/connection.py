@@ -212,11 +212,15 @@ class Connection:
                 raise unreadable_error(
                     self._service, "ShareDeviceMemory", f"no memory of this size in {len(reply.fds)} descriptors"
                 )
-            before, self.area = self.area, SharedArea(reply.fds[0], granted, slots, size, gpu)
+            self._forget_area()  # the engines use the new memory already
+            self.area = SharedArea(reply.fds[0], granted, slots, size, gpu)
         finally:
             close_fds(reply.fds)
-        if before is not None:
-            before.close()
+
+    def _forget_area(self) -> None:
+        area, self.area = self.area, None
+        if area is not None:
+            area.close()
 
     def switch_to(self, channel: ClientChannel) -> None:
         """Continue in the next generation of the channel; the caller closes the previous one."""
@@ -269,8 +273,7 @@ class Connection:
         """Shut down, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
         self.shutdown()
         self._control.close()
-        if self.area is not None:
-            self.area.close()
+        self._forget_area()
         self.channel.close()
 
 

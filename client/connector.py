@@ -329,8 +329,9 @@ class Connector:
                 self._ask(connection, user, share)
                 return
             except DeviceArrayRefused as refusal:
-                self.on_device.refuse(refusal, connection.area)
-                return
+                if not self.on_device.refuse(refusal, connection.area):
+                    return
+                continue
             except ServiceUnavailable as error:
                 if error.reason != "not_ready":
                     with self._guard.lock:

@@ -27,6 +27,8 @@ _ADVICE = "send it from the host: .cpu().numpy() of a torch tensor, .get() of a 
 _OWN = -1
 #: Reasons that hold for every array, as long as the service does not change.
 _LASTING = ("off", "no_gpu", "numpy")
+#: Reasons that may not hold for a smaller area.
+_OF_SIZE = ("too_large", "too_many_bytes", "no_memory")
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,8 @@ class DeviceLeaves:
         self.met: list[DeviceArray] = []
         #: Why the service takes none; None: it does, or was not asked.
         self._refusal: DeviceArrayRefused | None = None
-        #: Bytes that a slot's area must have.
-        self.wanted = 0
+        #: Bytes that a slot's area is to have, and those that it must have.
+        self.wanted = self._needed = 0
 
     def attached(self) -> None:
         """Ask again, because the service may be another one."""
@@ -154,7 +156,8 @@ class DeviceLeaves:
     def want(self, device_bytes: int, area: SharedArea | None) -> None:
         """Require room for a request of this size; more than that once an area is outgrown, as it will be again."""
         before = area.area_bytes if area is not None else 0
-        self.wanted = max(self.wanted, device_bytes, min(before + before // 2, MAX_PAYLOAD_BYTES) if before else 0)
+        self._needed = max(before, device_bytes)
+        self.wanted = max(self._needed, min(before + before // 2, MAX_PAYLOAD_BYTES))
 
     def lacks(self, area: SharedArea | None, slots: int) -> bool:
         """Return whether the service is to be asked for an area."""
@@ -162,12 +165,19 @@ class DeviceLeaves:
             return False
         return area is None or area.area_bytes < self.wanted or area.slots < slots
 
-    def refuse(self, refusal: DeviceArrayRefused, area: SharedArea | None) -> None:
-        """Note that the service gives no area; raises the refusal if it is of this size alone."""
-        self.wanted = area.area_bytes if area is not None else 0
+    def refuse(self, refusal: DeviceArrayRefused, area: SharedArea | None) -> bool:
+        """Note that the service gives no area of this size; return whether to ask for a smaller one that would do.
+
+        Raises the refusal, unless it holds for arrays of every size: `convert` does then.
+        """
+        if refusal.reason in _OF_SIZE and self.wanted > self._needed:
+            self.wanted = self._needed
+            return True
+        self.wanted = self._needed = area.area_bytes if area is not None else 0
         if refusal.reason not in _LASTING:
             raise refusal
         self._refusal = refusal
+        return False
 
     def begin(self) -> None:
         """See `codec.OnDevice`."""

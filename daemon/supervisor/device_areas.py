@@ -54,6 +54,7 @@ class DeviceAreas:
             lease.reserved_device_bytes = 0
         if self._leases.get(lease.channel) is not lease or self._engines.serving is not engine:
             area.close()
+            self._engines.channels.restore_area(lease, engine)
             raise AreaUnavailable("not_ready", "another engine took over meanwhile: ask again")
         lease.use_area(area)
         self._engines.channels.share_area(lease, beside=engine)

@@ -44,6 +44,11 @@ class EngineChannels:
             if engine is not beside:
                 self._send_area(engine, lease)
 
+    def restore_area(self, lease: Lease, engine: EngineProcess) -> None:
+        """Let an engine use the lease's GPU memory again, after it has allocated other memory that was not taken."""
+        if engine in self._warm and self._leases.get(lease.channel) is lease:
+            self._send_area(engine, lease)
+
     def _send_area(self, engine: EngineProcess, lease: Lease) -> None:
         area = lease.area
         if area is not None:

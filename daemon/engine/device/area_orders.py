@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ...ipc.messages import AllocateArea, AreaAllocated, AreaRefused, MapArea, encode
 from ..channel.channel_state import BrokenChannel
 from ..loop.loop import EngineLoop
-from .areas import Areas
+from .areas import Area, Areas
 from .interface import SharingFailed
 from .loop import DeviceLoop
 
@@ -44,38 +44,36 @@ class AreaOrders:
             self._areas.forget(channel)
 
     def _allocate(self, order: AllocateArea, answer_to: int) -> None:
+        area: Area | None = None
         memory: list[int] = []
-        answer: AreaAllocated | AreaRefused
+        answer: AreaAllocated | AreaRefused = AreaRefused("numpy", _TAKES_NONE)
         try:
-            if self._areas is None:
-                answer = AreaRefused("numpy", _TAKES_NONE)
-            else:
+            if self._areas is not None:
                 gpu = self._areas.gpu
-                descriptor, size = self._areas.allocate(order.channel, order.area_bytes, order.slots)
+                area, descriptor = self._areas.allocate(order.area_bytes, order.slots)
                 memory.append(descriptor)
-                self._make_room(order.channel)
-                answer = AreaAllocated(size, gpu)
+                self._make_room(order)
+                answer = AreaAllocated(area.memory.size, gpu)
         except SharingFailed as error:
             answer = AreaRefused("no_memory" if error.is_short else "failed", str(error))
         except BrokenChannel as error:
             answer = AreaRefused("no_memory", str(error))
         try:
-            rights = memory if isinstance(answer, AreaAllocated) else []
-            with socket.socket(fileno=os.dup(answer_to)) as sock:
-                sock.setblocking(False)
-                socket.send_fds(sock, [encode(answer, len(rights))], rights)
-        except OSError:
-            answer = AreaRefused("failed", "the supervisor waits no more")
+            is_taken = _send(answer_to, answer, memory if isinstance(answer, AreaAllocated) else [])
         finally:
             for descriptor in memory:
                 os.close(descriptor)
-        if isinstance(answer, AreaRefused) and memory:
-            self.forget(order.channel)
+        if area is None or self._areas is None:
+            return
+        if is_taken and isinstance(answer, AreaAllocated):
+            self._areas.use(order.channel, area)
+        else:  # the channel keeps the memory that it had
+            area.memory.close()
 
     def _map(self, areas: Areas, order: MapArea, descriptor: int) -> None:
         try:
-            areas.map(order.channel, descriptor, order.bytes, order.area_bytes, order.slots)
-            self._make_room(order.channel)
+            areas.use(order.channel, areas.map(descriptor, order.bytes, order.area_bytes, order.slots))
+            self._make_room(order)
         except (SharingFailed, BrokenChannel) as error:
             areas.forget(order.channel)
             state = self._loop.states.get(order.channel)
@@ -83,6 +81,17 @@ class AreaOrders:
                 reason = "its GPU memory cannot be mapped"
                 self._broken(state.channel_info, reason, blame=False, detail=f"cannot have GPU memory: {error}")
 
-    def _make_room(self, channel: int) -> None:
+    def _make_room(self, order: AllocateArea | MapArea) -> None:
         if isinstance(self._loop, DeviceLoop):
-            self._loop.area_changed(channel)
+            self._loop.make_room_for(order.channel, order.area_bytes)
+
+
+def _send(to: int, answer: AreaAllocated | AreaRefused, descriptors: Sequence[int]) -> bool:
+    """Answer the supervisor; return whether it still waits."""
+    try:
+        with socket.socket(fileno=os.dup(to)) as sock:
+            sock.setblocking(False)
+            socket.send_fds(sock, [encode(answer, len(descriptors))], descriptors)
+    except OSError:
+        return False
+    return True

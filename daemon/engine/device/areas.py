@@ -6,6 +6,7 @@ engine until it has answered. An engine never waits for another process's stream
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -40,22 +41,26 @@ class Areas:
         self._device = device
         self._areas: dict[int, Area] = {}
 
-    def allocate(self, channel: int, area_bytes: int, slots: int) -> tuple[int, int]:
-        """Give a channel new memory; return a descriptor for it, which is the caller's, and its size.
-
-        Raises SharingFailed, and then the channel keeps the memory that it had.
-        """
+    def allocate(self, area_bytes: int, slots: int) -> tuple[Area, int]:
+        """Return new memory for a channel to `use`, and a descriptor for it, which is the caller's; raises SharingFailed."""
         descriptor, size = self._device.create_shared(area_bytes * slots)
-        self.map(channel, descriptor, size, area_bytes, slots)
-        self._areas[channel].memory.tensor.zero_()  # it may hold what another process has left
+        try:
+            area = self.map(descriptor, size, area_bytes, slots)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        area.memory.tensor.zero_()  # it may hold what another process has left
         self._device.synchronize()
-        return descriptor, size
+        return area, descriptor
 
-    def map(self, channel: int, descriptor: int, size: int, area_bytes: int, slots: int) -> None:
-        """Use memory that this or another engine has allocated; the descriptor stays the caller's. Raises SharingFailed."""
-        memory = self._device.map_shared(descriptor, size)
+    def map(self, descriptor: int, size: int, area_bytes: int, slots: int) -> Area:
+        """Map memory that this or another engine has allocated; the descriptor stays the caller's. Raises SharingFailed."""
+        return Area(self._device.map_shared(descriptor, size), area_bytes, slots)
+
+    def use(self, channel: int, area: Area) -> None:
+        """Read a channel's arrays from this memory from now on."""
         self.forget(channel)
-        self._areas[channel] = Area(memory, area_bytes, slots)
+        self._areas[channel] = area
 
     def of(self, channel: int) -> Area | None:
         """Return a channel's memory; None if it has none."""

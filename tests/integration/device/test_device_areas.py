@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,9 +14,13 @@ import torch
 
 from shmserve.client.device_memory import DeviceLeaves, SharedArea
 from shmserve.codec import Encoded, Encoder, SlotMemory
-from shmserve.daemon.engine.device.areas import Areas
+from shmserve.daemon.engine.device.area_orders import AreaOrders
+from shmserve.daemon.engine.device.areas import Area, Areas
+from shmserve.daemon.engine.loop.loop import EngineLoop
+from shmserve.daemon.ipc.messages import AREA_ANSWERS, AllocateArea, AreaAllocated, AreaRefused, decode
 from shmserve.layout import number_of, slot_of
 from shmserve.protocol import Status
+from shmserve.varlink_socket import receive_with_fds
 from tests.support.device_engine import Client, DeviceEngine
 from tests.support.device_model import Made, assert_serves
 from tests.support.late_driver import GpuArray, loaded
@@ -49,10 +55,9 @@ class Sharing:
         engine.context.areas = self._areas = Areas(engine.device)
         self.areas = []
         for client in engine.clients:
-            descriptor, size = self._areas.allocate(client.state.number, _AREA, _SLOTS)
-            self.areas.append(SharedArea(descriptor, _AREA, _SLOTS, size, self._areas.gpu))
-            if engine_area != _AREA:
-                self._areas.map(client.state.number, descriptor, size, engine_area, _SLOTS)
+            area, descriptor = self._areas.allocate(_AREA, _SLOTS)
+            self._areas.use(client.state.number, Area(area.memory, engine_area, _SLOTS))
+            self.areas.append(SharedArea(descriptor, _AREA, _SLOTS, area.memory.size, self._areas.gpu))
             os.close(descriptor)
             client._encoder = GivingEncoder(client, self.areas[-1])
         engine.context.make_room(4096 + _AREA)
@@ -92,6 +97,48 @@ def test_new_memory_shows_nothing_of_other_processes(sharing: Sharing) -> None:
     for area in sharing.areas:
         memory = (ctypes.c_uint8 * area._memory.size).from_address(area._memory.address)
         assert not np.ctypeslib.as_array(memory).any()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_area_is_replaced_only_if_the_supervisor_takes_the_new_one(waits: bool, sharing: Sharing) -> None:
+    areas = sharing.engine.context.areas
+    assert areas is not None
+    before, mapped = areas.of(0), loaded().late_mapped_bytes()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if not waits:
+        ours.close()
+    loop = cast(EngineLoop, SimpleNamespace(states={}))
+
+    AreaOrders(areas, loop, lambda *_, **__: None).carry_out(AllocateArea(0, 8192, _SLOTS), [theirs.detach()])
+
+    if not waits:
+        assert areas.of(0) is before
+        assert loaded().late_mapped_bytes() == mapped
+        return
+    frame, (descriptor,), _ = receive_with_fds(ours, 4096, 1)
+    ours.close()
+    os.close(descriptor)
+    assert decode(frame[:-1], AREA_ANSWERS) == (AreaAllocated(2 << 20, "10" * 16), 1)
+    assert areas.area_bytes(0) == 8192
+    assert loaded().late_mapped_bytes() == mapped  # the earlier one is given back
+
+
+def test_a_refusal_has_cudas_words_and_leaves_nothing(sharing: Sharing, monkeypatch: pytest.MonkeyPatch) -> None:
+    areas = sharing.engine.context.areas
+    assert areas is not None
+    before, opened = areas.of(0), len(os.listdir("/proc/self/fd"))
+    loop = cast(EngineLoop, SimpleNamespace(states={}))
+    for call, reason in (("cuMemCreate=2", "no_memory"), ("cuMemMap=1", "failed"), ("cuDeviceGetUuid=1", "failed")):
+        monkeypatch.setenv("LATE_DRIVER_FAIL", call)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            AreaOrders(areas, loop, lambda *_, **__: None).carry_out(AllocateArea(0, 8192, 4), [theirs.detach()])
+            answer, _ = decode(ours.recv(4096)[:-1], AREA_ANSWERS)
+
+        assert isinstance(answer, AreaRefused)
+        assert (answer.reason, answer.message.split(":")[0]) == (reason, call.split("=")[0])
+    assert areas.of(0) is before
+    assert len(os.listdir("/proc/self/fd")) == opened
 
 
 def test_rows_of_both_kinds_share_a_batch(sharing: Sharing) -> None:

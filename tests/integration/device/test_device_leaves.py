@@ -269,7 +269,7 @@ def test_an_async_client_gives_them_too(shared: Daemon) -> None:
     ],
 )
 def test_a_service_that_takes_none_says_so_with_the_remedy(
-    flags: tuple[str, ...], reason: str, text: str, start: Start
+    flags: tuple[str, ...], reason: str, text: str, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = start(flags=flags)
     with daemon.client() as client:
@@ -280,6 +280,11 @@ def test_a_service_that_takes_none_says_so_with_the_remedy(
                 client.infer({"image": GpuArray(image(1))})
             assert refused.value.reason == reason
         assert np.array_equal(client.infer({"image": image(1)})["image"], image(1))
+    with daemon.client() as hostile:
+        monkeypatch.setattr(hostile._pipeline._on_device, "give", lambda area, slot: None)
+        with pytest.raises(RequestRejected, match=r"lies in GPU memory.*from the host"):
+            hostile.infer({"image": GpuArray(image(1))})
+        assert np.array_equal(hostile.infer({"image": image(2)})["image"], image(2))
 
 
 def test_a_policy_of_numpy_arrays_takes_none(start: Start) -> None:
@@ -303,6 +308,9 @@ def test_the_limits_are_errors_with_numbers_and_leave_the_client_usable(start: S
             other.infer({"image": GpuArray(np.zeros((1 << 20) + 1, np.uint8))})
         assert other.infer({"image": GpuArray(small)})["image"].shape == small.shape
         assert sorted(client_bytes(daemon)) == [2 << 20, 2 << 20]
+    with daemon.client(slots=2) as client:  # half as much again would be too much
+        for size in (3 << 19, 7 << 18):
+            assert client.infer({"image": GpuArray(np.zeros(size, np.uint8))})["image"].shape == (size,)
 
 
 def test_no_memory_on_the_gpu_is_an_error_with_cudas_name(start: Start) -> None:
@@ -398,6 +406,19 @@ def test_a_tensor_that_cannot_be_taken_says_what_to_do(change: Callable[[Any], A
         pytest.raises(DeviceArrayRefused, match=rf"observation\['x'\]: .*{text}"),
     ):
         client.infer({"x": change(on_gpu(np.zeros(64, np.uint8)))})
+
+
+def test_memory_that_cannot_be_mapped_is_not_mistaken_for_the_earlier_one(
+    shared: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with shared.client() as client:
+        client.infer({"image": GpuArray(image(1))})
+        monkeypatch.setenv("LATE_DRIVER_FAIL", "cuMemMap=1")
+        with pytest.raises(DeviceArrayRefused, match=r"cannot be mapped \(cuMemMap") as refused:
+            client.infer({"image": GpuArray(image(1, (1 << 20,)))})
+        assert refused.value.reason == "failed"
+        monkeypatch.delenv("LATE_DRIVER_FAIL")
+        assert np.array_equal(client.infer({"image": GpuArray(image(2))})["image"], image(2))
 
 
 def test_a_failed_copy_is_an_error_and_the_next_request_works(shared: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ class Array:
         self.__cuda_array_interface__ = {**whole, **entries}
 
 
-class TensorOnGpu(torch.Tensor):
-    is_cuda = True  # type: ignore[assignment]
+class TensorOnGpu(torch.Tensor):  # type: ignore[misc]
+    is_cuda = True
 
 
 class Area:
@@ -117,10 +117,22 @@ def test_a_service_that_takes_none_is_asked_once(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeviceArrayRefused, match="not there"):
         leaves.convert(Array())
     tensor = torch.ones(2).as_subclass(TensorOnGpu)
-    monkeypatch.setattr(device_memory, "carried", lambda given: ("through the host", given))
-    assert leaves.convert(tensor) == ("through the host", tensor)
+    monkeypatch.setattr(device_memory, "carried", lambda given: (77, given))
+    assert leaves.convert(tensor) == (77, tensor)
     leaves.attached()
     assert leaves.convert(Array())[0] == ON_DEVICE
+
+
+def test_less_is_asked_for_if_the_headroom_is_too_much() -> None:
+    leaves, area, refusal = DeviceLeaves(), area_of(1000), DeviceArrayRefused("too much", reason="too_many_bytes")
+    leaves.want(1200, area)
+    assert leaves.wanted == 1500
+
+    assert leaves.refuse(refusal, area)
+
+    assert leaves.wanted == 1200
+    with pytest.raises(DeviceArrayRefused):
+        leaves.refuse(refusal, area)
 
 
 def test_a_refusal_of_the_size_is_raised_and_the_next_array_is_asked_for() -> None:
