@@ -7,7 +7,9 @@ import contextlib
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,16 +205,29 @@ def test_the_next_model_maps_the_memory_before_it_serves(start: Start, tmp_path:
     daemon = start("on_device")
     package = shutil.copytree(POLICIES / "on_device", tmp_path / "next")
     (package / "policy.py").write_text((package / "policy.py").read_text().replace("2.0", "3.0"))
-    with daemon.client() as client:
-        factors = set()
-        assert client.infer({"x": GpuArray(np.ones(5, np.float32))})["y"].tolist() == [2.0] * 5
-        pending = client.submit({"x": GpuArray(np.ones(5, np.float32))})
-        update(daemon, package)
-        factors.update(pending.result()["y"].tolist())
-        for _ in range(5):
-            factors.update(client.infer({"x": GpuArray(np.ones(5, np.float32))})["y"].tolist())
-        assert 3.0 in factors
-        wait_until("the new engine has mapped it", lambda: gpu(daemon)["shared_bytes"] == 2 << 20)
+    ends, factors, wrong = threading.Event(), set(), []
+
+    def ask(client: ShmClient, number: int) -> None:
+        turn = 0
+        while not ends.is_set():
+            turn += 1
+            values = np.full(8 + turn % 5, number * 1000 + turn % 100, np.float32)
+            found = client.infer({"x": GpuArray(values)})["y"] / values
+            factors.update(found.tolist())
+            wrong.extend(set(found.tolist()) - {2.0, 3.0})
+
+    with daemon.client() as one, daemon.client() as other, ThreadPoolExecutor(2) as robots:
+        running = [robots.submit(ask, client, number) for number, client in enumerate((one, other), 1)]
+        try:
+            wait_until("the first model answers", lambda: 2.0 in factors)
+            update(daemon, package)
+            wait_until("the next model answers", lambda: 3.0 in factors)
+        finally:
+            ends.set()
+        for each in running:
+            each.result()
+        assert not wrong
+        wait_until("the new engine has mapped it", lambda: gpu(daemon)["shared_bytes"] == 4 << 20)
 
 
 def test_a_larger_array_gets_a_larger_area(shared: Daemon) -> None:
