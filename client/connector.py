@@ -333,10 +333,12 @@ class Connector:
                     return
                 continue
             except ServiceUnavailable as error:
+                if connection.closed:  # the next one asks anew
+                    return
                 if error.reason != "not_ready":
                     with self._guard.lock:
-                        user.lost(connection)
-                    return
+                        user.lost(connection)  # an answer may still come
+                    raise
                 if time.monotonic_ns() >= deadline_ns:
                     raise
             self._guard.check_usable()
