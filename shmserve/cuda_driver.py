@@ -200,21 +200,22 @@ class Driver:
         kind = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
         wanted = CUmemAllocationProp(CU_MEM_ALLOCATION_TYPE_PINNED, kind, location)
         page, handle, descriptor = c_size_t(), _Handle(), c_int(-1)
-        self._call("cuMemGetAllocationGranularity", byref(page), byref(wanted), CU_MEM_ALLOC_GRANULARITY_MINIMUM)
-        size = (size + page.value - 1) // page.value * page.value
-        self._call("cuMemCreate", byref(handle), size, byref(wanted), 0)
-        try:
-            self._call("cuMemExportToShareableHandle", byref(descriptor), handle, kind, 0)
-        finally:
-            self._call("cuMemRelease", handle)
+        with self.current(device):
+            self._call("cuMemGetAllocationGranularity", byref(page), byref(wanted), CU_MEM_ALLOC_GRANULARITY_MINIMUM)
+            size = (size + page.value - 1) // page.value * page.value
+            self._call("cuMemCreate", byref(handle), size, byref(wanted), 0)
+            try:
+                self._call("cuMemExportToShareableHandle", byref(descriptor), handle, kind, 0)
+            finally:
+                self._call("cuMemRelease", handle)
         return descriptor.value, size
 
     def map(self, descriptor: int, size: int, device: int) -> MappedMemory:
         """Map shared memory of that many bytes; the descriptor stays the caller's."""
         handle, address = _Handle(), _Pointer()
-        number = c_void_p(descriptor)
-        self._call("cuMemImportFromShareableHandle", byref(handle), number, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
-        with contextlib.ExitStack() as undo:
+        number, kind = c_void_p(descriptor), CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        with self.current(device), contextlib.ExitStack() as undo:
+            self._call("cuMemImportFromShareableHandle", byref(handle), number, kind)
             undo.callback(self._call, "cuMemRelease", handle)  # a mapping keeps the memory
             with contextlib.ExitStack() as failed:
                 self._call("cuMemAddressReserve", byref(address), size, 0, 0, 0)
@@ -225,12 +226,13 @@ class Driver:
                 access = CUmemAccessDesc(location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE)
                 self._call("cuMemSetAccess", address, size, byref(access), 1)
                 failed.pop_all()
-        return MappedMemory(self, address.value, size)
+        return MappedMemory(self, address.value, size, device)
 
-    def unmap(self, address: int, size: int) -> None:
+    def unmap(self, address: int, size: int, device: int) -> None:
         """Undo a mapping, which no work of the device uses now."""
-        self._call("cuMemUnmap", address, size)
-        self._call("cuMemAddressFree", address, size)
+        with self.current(device):
+            self._call("cuMemUnmap", address, size)
+            self._call("cuMemAddressFree", address, size)
 
     # Copies, in the current context
 
@@ -262,14 +264,19 @@ class Driver:
 class MappedMemory:
     """Shared memory of a device in this process."""
 
-    def __init__(self, driver: Driver, address: int, size: int) -> None:
+    def __init__(self, driver: Driver, address: int, size: int, device: int) -> None:
         self.address = address
         self.size = size
+        self._device = device
         self._driver = driver
         self._mapped = True
 
     def close(self) -> None:
-        """Unmap it; all work of the device that uses it has ended. May be called twice."""
+        """Unmap it; all work of the device that uses it has ended. May be called twice.
+
+        It stays mapped until the process ends if an error has ended its context.
+        """
         mapped, self._mapped = self._mapped, False
         if mapped:
-            self._driver.unmap(self.address, self.size)
+            with contextlib.suppress(CudaError):
+                self._driver.unmap(self.address, self.size, self._device)

@@ -127,6 +127,20 @@ def test_a_mapping_that_fails_leaves_nothing(call: str, late: ctypes.CDLL, monke
     assert (late.late_mapped_bytes(), len(os.listdir("/proc/self/fd"))) == before
 
 
+def test_a_context_that_was_lost_does_not_keep_a_mapping_from_being_closed(
+    late: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    descriptor, size = driver().create(1, 0)
+    mapped = driver().map(descriptor, size, 0)
+    os.close(descriptor)
+    monkeypatch.setenv("LATE_DRIVER_FAIL", "cuMemUnmap=700")
+
+    mapped.close()
+
+    monkeypatch.delenv("LATE_DRIVER_FAIL")
+    driver().unmap(mapped.address, size, 0)
+
+
 def test_a_gpu_that_cannot_share_says_so(late: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATE_DRIVER_SHARES", "0")
 

@@ -316,6 +316,9 @@ int cuMemMap(unsigned long long address, size_t size, size_t offset, unsigned lo
 int cuMemUnmap(unsigned long long address, size_t size)
 {
     Range *range = range_of((char *)(size_t)address, size);
+    int error = refused("cuMemUnmap");
+    if (error)
+        return error;
     if (range == NULL || range->size != size || range->is_mapped != 1)
         return INVALID_VALUE;
     for (size_t index = 0; index < work_count; index++)
