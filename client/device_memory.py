@@ -203,11 +203,13 @@ class DeviceLeaves:
         self.met.append(array)
         return ON_DEVICE, (array.dtype, array.shape)
 
-    def give(self, area: SharedArea | None, slot: int) -> None:
+    def give(self, area: SharedArea | None, slot: int, *, on_loan: bool = False) -> None:
         """Copy the arrays of the latest tree to the area of a slot, and forget them.
 
-        Raises DoesNotFit if the area has no room for them, or is none.
+        Raises DoesNotFit if the area has no room for them, or is none; DeviceArrayRefused for a slot on loan.
         """
+        if on_loan:
+            raise _refused("layout", "a slot on loan takes no arrays in GPU memory: send them with infer() or submit()")
         arrays, offsets, end = self.met, [], 0
         for array in arrays:
             offsets.append(aligned(end, DEVICE_ALIGNMENT))

@@ -268,7 +268,7 @@ class RequestPipeline:
             if options.kind == Kind.INFER:
                 encoded = self._encoder.encode(observation, memory)
                 if self._on_device.met:
-                    self._on_device.give(connection.area, sequence & SLOT_MASK)
+                    self._on_device.give(connection.area, sequence & SLOT_MASK, on_loan=loan is not None)
             if self._guard.forked:
                 self._guard.check_owner()  # by an object of the observation, or a handler meanwhile
         except BaseException as error:

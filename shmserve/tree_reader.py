@@ -134,7 +134,10 @@ class TreeReader:
 
     def places_of(self, sizes: bytes) -> list[LeafPlace]:
         """Return the places of the leaves by these sizes; raises ValueError for sizes that no payload can have."""
-        return lay_out(self.leaves, self._sizes.unpack(sizes), self._words)[0]
+        if self._latest[0] != sizes or self._latest[1] < 0:
+            places, described = lay_out(self.leaves, self._sizes.unpack(sizes), self._words)
+            self._latest = sizes, described, places
+        return self._latest[2]
 
     def layout_of(self, sizes: bytes, payload_bytes: int) -> list[LeafPlace]:
         """As `layout`, by a copy of the sizes."""

@@ -181,8 +181,7 @@ class Arena:
         if not self.rows:
             self._begin()
         given, places = schema.both_layouts(payload, payload_bytes)
-        start, front = self._end, places[0].offset
-        places = [replace(place, offset=place.offset - front) for place in places]
+        places, start = self._behind(places, places[0].offset), self._end
         end = start + places[-1].offset + places[-1].size
         if end > self.size:
             raise MetadataError(f"{end - start} bytes of arrays where {self.size - start} have room")

@@ -205,7 +205,8 @@ def test_the_next_model_maps_the_memory_before_it_serves(start: Start, tmp_path:
     daemon = start("on_device")
     package = shutil.copytree(POLICIES / "on_device", tmp_path / "next")
     (package / "policy.py").write_text((package / "policy.py").read_text().replace("2.0", "3.0"))
-    ends, factors, wrong = threading.Event(), set(), []
+    ends, factors = threading.Event(), set()
+    wrong: list[float] = []
 
     def ask(client: ShmClient, number: int) -> None:
         turn = 0
@@ -296,7 +297,7 @@ def test_a_service_that_takes_none_says_so_with_the_remedy(
             assert refused.value.reason == reason
         assert np.array_equal(client.infer({"image": image(1)})["image"], image(1))
     with daemon.client() as hostile:
-        monkeypatch.setattr(hostile._pipeline._on_device, "give", lambda area, slot: None)
+        monkeypatch.setattr(hostile._pipeline._on_device, "give", lambda area, slot, on_loan: None)
         with pytest.raises(RequestRejected, match=r"lies in GPU memory.*from the host"):
             hostile.infer({"image": GpuArray(image(1))})
         assert np.array_equal(hostile.infer({"image": image(2)})["image"], image(2))
@@ -451,6 +452,11 @@ def test_a_loan_does_not_take_them(shared: Daemon) -> None:
         client.infer({"image": GpuArray(image(1))})
         with pytest.raises(RequestRejected, match=r"send those with infer\(\) or submit\(\)"):
             client.loan({"image": GpuArray(image(1))})
+        with client.loan({"image": image(1)}) as loan:
+            loan["image"] = GpuArray(image(1))
+            with pytest.raises(DeviceArrayRefused, match=r"infer\(\) or submit\(\)"):
+                loan.send()
+        assert np.array_equal(client.infer({"image": GpuArray(image(3))})["image"], image(3))
 
 
 def test_a_recording_skips_and_counts_them(shared: Daemon, tmp_path: Path) -> None:
