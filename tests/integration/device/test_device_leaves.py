@@ -27,7 +27,7 @@ from shmserve.varlink import VarlinkError
 from shmserve.varlink_connection import VarlinkConnection
 from tests.gpu.late_cuda import installed
 from tests.support import late_driver
-from tests.support.admin_command import update
+from tests.support.admin_command import rollback, update
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.late_driver import GpuArray, loaded
@@ -229,6 +229,11 @@ def test_the_next_model_maps_the_memory_before_it_serves(start: Start, tmp_path:
             each.result()
         assert not wrong
         wait_until("the new engine has mapped it", lambda: gpu(daemon)["shared_bytes"] == 4 << 20)
+    with daemon.client() as client:
+        # The warm standby maps what a client got after the update, for a rollback.
+        assert client.infer({"x": GpuArray(np.ones(5, np.float32))})["y"].tolist() == [3.0] * 5
+        rollback(daemon)
+        assert client.infer({"x": GpuArray(np.ones(5, np.float32))})["y"].tolist() == [2.0] * 5
 
 
 def test_a_larger_array_gets_a_larger_area(shared: Daemon) -> None:
