@@ -43,6 +43,10 @@ class SlotCapacity:
                 setattr(wanted, name, max(needed, min(before + before // 2, limit)))
         return wanted
 
+    def exceeds(self, granted: SlotCapacity) -> bool:
+        """Return whether this capacity has a size that is larger than what was granted."""
+        return any(getattr(self, name) > getattr(granted, name) for name in _LIMITS)
+
     def reset(self) -> None:
         """Forget the sizes."""
         self.assign(SlotCapacity(self.slots))

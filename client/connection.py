@@ -30,6 +30,7 @@ from shmserve.varlink_connection import VarlinkConnection
 from shmserve.varlink_socket import close_fds
 
 from .capacity import SlotCapacity
+from .device_memory import SharedArea
 from .error_mapping import (
     INTERFACE,
     UNTYPED,
@@ -56,6 +57,9 @@ class ChannelRefused(Exception):
 
 class Connection:
     """Keeps the channel until `shutdown`; the end of the socket gives it back."""
+
+    #: GPU memory for arrays of this client's requests; None: it has asked for none.
+    area: SharedArea | None = None
 
     def __init__(
         self,
@@ -188,6 +192,36 @@ class Connection:
             )
         return channel
 
+    def share_device_memory(self, area_bytes: int, timeout_s: float) -> None:
+        """Replace `area` by one of so many bytes for each slot; no request may be in flight.
+
+        Raises DeviceArrayRefused, and ServiceUnavailable with the reason "not_ready" if it may be asked again.
+        """
+        reply = _call(self._control, self._service, "ShareDeviceMemory", {"area_bytes": area_bytes}, timeout_s)
+        try:
+            found = reply.parameters
+            granted, slots, size = (_positive(found.get(name)) for name in ("area_bytes", "slots", "bytes"))
+            gpu = found.get("gpu")
+            if (
+                type(gpu) is not str
+                or len(reply.fds) != 1
+                or granted < area_bytes
+                or not slots
+                or size < granted * slots
+            ):
+                raise unreadable_error(
+                    self._service, "ShareDeviceMemory", f"no memory of this size in {len(reply.fds)} descriptors"
+                )
+            self._forget_area()  # the engines use the new memory already
+            self.area = SharedArea(reply.fds[0], granted, slots, size, gpu)
+        finally:
+            close_fds(reply.fds)
+
+    def _forget_area(self) -> None:
+        area, self.area = self.area, None
+        if area is not None:
+            area.close()
+
     def switch_to(self, channel: ClientChannel) -> None:
         """Continue in the next generation of the channel; the caller closes the previous one."""
         self.channel = channel
@@ -239,6 +273,7 @@ class Connection:
         """Shut down, close and unmap; never while a thread waits at the doorbell or for the daemon. May be called twice."""
         self.shutdown()
         self._control.close()
+        self._forget_area()
         self.channel.close()
 
 
@@ -261,6 +296,11 @@ def _call(
         raise ServiceUnavailable(f"the daemon of {service!r} closed the connection", service=service) from error
     except OSError as error:
         raise ServiceUnavailable(f"the daemon of {service!r} could not be asked: {error}", service=service) from error
+
+
+def _positive(value: Any) -> int:
+    """Return a number that a daemon sent, 0 for anything else."""
+    return value if type(value) is int and value > 0 else 0
 
 
 def _channel_info(service: str, reply: Reply) -> ChannelInfo:

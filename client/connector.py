@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import threading
 import time
 import weakref
@@ -16,15 +17,18 @@ from typing import Any, Protocol, TypeVar
 
 from shmserve.channel import ClientChannel
 from shmserve.directories import ServicePlace
-from shmserve.errors import ObservationTooLarge, ServiceUnavailable, ShmServeError
+from shmserve.errors import DeviceArrayRefused, ObservationTooLarge, ServiceUnavailable, ShmServeError
 from shmserve.varlink_connection import VarlinkConnection
 
 from .capacity import SlotCapacity
 from .client_guard import ClientGuard, ParkingLot
 from .connection import ChannelRefused, Connection
+from .device_memory import DeviceLeaves
 
 #: A resize that has begun is given this time, however little its request has left.
 _LEAST_RESIZE_S = 1.0
+#: Between two calls for GPU memory that no engine can give yet.
+_ASK_AGAIN_S = 0.1
 #: States in which the daemon answers no request, whatever model it had.
 _WITHOUT_MODEL = ("starting", "warming", "failed", "draining")
 
@@ -57,10 +61,17 @@ class Connector:
     """Owner of the connection, of those to be closed later, of the right to talk to the daemon, and of the capacity."""
 
     def __init__(
-        self, guard: ClientGuard, place: ServicePlace, capacity: SlotCapacity, parking_lot: ParkingLot
+        self,
+        guard: ClientGuard,
+        place: ServicePlace,
+        capacity: SlotCapacity,
+        parking_lot: ParkingLot,
+        on_device: DeviceLeaves | None = None,
     ) -> None:
         #: The requested capacity; survives a connection.
         self.capacity = capacity
+        #: Arrays in GPU memory, which need an area as others need slots.
+        self.on_device = on_device or DeviceLeaves()
         self.connection: Connection | None = None
         #: Unused, but mapped until no thread can be reading them: see `close_retired`.
         self.retired: list[Connection | ClientChannel] = []
@@ -111,6 +122,7 @@ class Connector:
             connection.refresh_model_info(_remaining_s(deadline_ns))
             with self._guard.lock:
                 user.attached(connection)
+                self.on_device.attached()
                 self._connecting = None
                 if self.connection is not None:
                     self.retired.append(self.connection)
@@ -257,7 +269,13 @@ class Connector:
                     return False
                 connection = usable
                 connection.resizing = True
-            self._resize(connection, deadline_ns, user)
+            needs_area = self.on_device.wanted > 0 and self.on_device.lacks(
+                connection.area, connection.channel.requests.slots
+            )
+            if not needs_area or self.capacity.exceeds(connection.granted):
+                self._resize(connection, deadline_ns, user)
+            if needs_area and not connection.closed:
+                self._share(connection, deadline_ns, user)
             return True
         finally:
             if connection is not None:
@@ -301,6 +319,30 @@ class Connector:
                 if channel is not None:
                     self.retired.append(channel)
             raise
+
+    def _share(self, connection: Connection, deadline_ns: int, user: ConnectionUser) -> None:
+        """Get GPU memory, once an engine serves that can give it; raises DeviceArrayRefused."""
+        while True:
+            timeout_s = max(_LEAST_RESIZE_S, _remaining_s(deadline_ns))
+            share = functools.partial(connection.share_device_memory, self.on_device.wanted, timeout_s)
+            try:
+                self._ask(connection, user, share)
+                return
+            except DeviceArrayRefused as refusal:
+                if not self.on_device.refuse(refusal, connection.area):
+                    return
+                continue
+            except ServiceUnavailable as error:
+                if connection.closed:  # the next one asks anew
+                    return
+                if error.reason != "not_ready":
+                    with self._guard.lock:
+                        user.lost(connection)  # an answer may still come
+                    raise
+                if time.monotonic_ns() >= deadline_ns:
+                    raise
+            self._guard.check_usable()
+            time.sleep(_ASK_AGAIN_S)
 
     # The end of connections
 

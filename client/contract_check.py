@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from shmserve.base_values import plain_tree
-from shmserve.contract import Entries, Entry, contract_differences, describe_tree, is_within, lengths_of, name_within
+from shmserve.contract import (
+    Entries,
+    Entry,
+    contract_differences,
+    describe_tree,
+    is_within,
+    lengths_of,
+    name_within,
+    shape_of,
+)
 from shmserve.contract_meaning import FREE
 from shmserve.errors import ContractMismatch
 from shmserve.metadata import int64
@@ -50,7 +59,7 @@ def declared_sizes(model: Mapping[str, Any], declared: Entries, observation: Any
             for key, entry in value.items() if kind is dict else enumerate(value):
                 walk(entry, None if name is None else name_within(name, key))
             return
-        lengths = [len(value)] if kind in (list, str, bytes) else list(getattr(value, "shape", ()))
+        lengths = [len(value)] if kind in (list, str, bytes) else list(shape_of(value))
         if name in declared and kind not in (str, bytes):
             # As many: the observation has passed the comparison.
             fixed = lengths_of(declared[name])

@@ -14,6 +14,7 @@ import posix_ipc
 from shmserve.codec import DoesNotFit
 from shmserve.errors import (
     ClientEvicted,
+    DeviceArrayRefused,
     EngineLost,
     Facts,
     InferenceFailed,
@@ -37,9 +38,11 @@ from shmserve.errors import (
 from shmserve.layout import number_of
 from shmserve.protocol import WIRE_VERSION, Status
 from shmserve.ring import ReplyHead
-from shmserve.varlink import PERMISSION_DENIED, VarlinkError
+from shmserve.varlink import METHOD_NOT_FOUND, METHOD_NOT_IMPLEMENTED, PERMISSION_DENIED, VarlinkError
 
 INTERFACE = "io.shmserve.Client"
+#: Of a daemon that does not share GPU memory: every release has the other methods.
+_UNKNOWN_METHOD = (METHOD_NOT_FOUND, METHOD_NOT_IMPLEMENTED)
 
 #: Exceptions of reading an observation or a reply. OSError and others are not among them: a signal handler of the
 #: caller may raise them there, and they belong to the caller.
@@ -114,6 +117,8 @@ def daemon_error(service: str, error: VarlinkError) -> ShmServeError:
             wire_version=_whole(parameters.get("wire_version")),
             service=service,
         )
+    if name == "DeviceMemoryRefused" or error.error in _UNKNOWN_METHOD:
+        return _no_device_memory(service, parameters)
     if name == "Refused" and parameters.get("reason") == "evicted":
         return evicted_error(service, parameters)
     if name == "Refused" and parameters.get("reason") == "too_large":
@@ -141,6 +146,21 @@ def daemon_error(service: str, error: VarlinkError) -> ShmServeError:
             service=service,
         )
     return ServiceUnavailable(f"the daemon of {service!r} refused: {error}", service=service)
+
+
+def _no_device_memory(service: str, parameters: dict[str, Any]) -> ShmServeError:
+    reason = str(parameters.get("reason", "off"))
+    message = parameters.get("message", "its release is older than this client's")
+    if reason == "not_ready":
+        return ServiceUnavailable(
+            f"the daemon of {service!r} has no GPU memory to share yet: {message}", reason=reason, service=service
+        )
+    return DeviceArrayRefused(
+        f"{service!r} does not take this array from GPU memory ({message}); send it from the host: .cpu().numpy() of a torch "
+        "tensor, .get() of a cupy array",
+        reason=reason,
+        service=service,
+    )
 
 
 def evicted_error(service: str, parameters: dict[str, Any]) -> ClientEvicted:

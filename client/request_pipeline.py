@@ -46,6 +46,7 @@ from .connection import Connection
 from .connection_events import ConnectionEvents
 from .connector import Connector
 from .contract_gate import ContractGate, forget_old_model
+from .device_memory import DeviceLeaves
 from .error_mapping import exhausted_error, observation_error
 from .fast_path import FastPath
 from .loans import RequestLoan
@@ -90,12 +91,13 @@ class RequestPipeline:
         period_ns: int = 0,
     ) -> None:
         self.name = name
-        self._encoder = Encoder()
+        self._on_device = DeviceLeaves()
+        self._encoder = Encoder(on_device=self._on_device)
         self._guard = ClientGuard(name)
         self._parking_lot = ParkingLot()
         capacity = SlotCapacity(slots)
         self._table = RequestTable(name, capacity)
-        self._connector = Connector(self._guard, place, capacity, self._parking_lot)
+        self._connector = Connector(self._guard, place, capacity, self._parking_lot, self._on_device)
         guard, connector, table, lot = self._guard, self._connector, self._table, self._parking_lot
         self._fast_path = FastPath(guard, connector, table, self._encoder)
         self.gate = ContractGate(
@@ -262,7 +264,11 @@ class RequestPipeline:
         requests = connection.channel.requests
         memory = requests.memories[sequence & SLOT_MASK]
         try:
-            encoded = self._encoder.encode(observation, memory) if options.kind == Kind.INFER else NOTHING
+            encoded = NOTHING
+            if options.kind == Kind.INFER:
+                encoded = self._encoder.encode(observation, memory)
+                if self._on_device.met:
+                    self._on_device.give(connection.area, sequence & SLOT_MASK, on_loan=loan is not None)
             if self._guard.forked:
                 self._guard.check_owner()  # by an object of the observation, or a handler meanwhile
         except BaseException as error:
@@ -297,6 +303,8 @@ class RequestPipeline:
         """Return the status that an error of the encoder stands for, or 0 if it is the caller's to have."""
         if isinstance(error, DoesNotFit):
             self._connector.capacity.grow_requests(error.metadata_bytes, error.payload_bytes)
+            if error.device_bytes:
+                self._on_device.want(error.device_bytes, connection.area)
             return RESIZE_REQUIRED
         if isinstance(error, ContractMismatch) and forget_old_model(connection):
             return NOT_CONNECTED

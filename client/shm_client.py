@@ -67,10 +67,11 @@ class ShmClient(ClientBase):
         An observation is a tree of dict, list, tuple, str, bytes, int, float, bool, None, numpy arrays
         and tensors; instances of their subclasses are carried by value. Arrays have any shape, strides and numeric dtype; the
         model gets tensors of their shape and dtype. The result has the model's structure, shapes and dtypes. The options are
-        those of the class.
+        those of the class. A CUDA tensor, or another array in GPU memory (C order), stays there if the service takes it
+        (`device_leaves`).
 
-        Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, ObservationTooLarge, ContractMismatch,
-        ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, SlotsExhausted, ClientClosed.
+        Raises RequestTimeout, InferenceFailed, RequestRejected (UnsupportedType, DeviceArrayRefused, ObservationTooLarge,
+        ContractMismatch, ObservationStale), ServiceUnavailable (ServiceRestarted), EngineLost, SlotsExhausted, ClientClosed.
         """
         if capture_time is None and max_age is None and not supersede and not repeatable:
             options = DEFAULT_OPTIONS

@@ -195,6 +195,11 @@ class _Shmserved(click.Command):
     "--engine-priority", type=int, help="Real-time priority of the engine (SCHED_FIFO), 0: normal.  [default: 0]"
 )
 @click.option(
+    "--device-leaves/--no-device-leaves",
+    default=None,
+    help="Take observations that lie in the GPU's memory; experimental.  [default: no]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(LOG_LEVELS, case_sensitive=False),
     help="Least severity of the log's lines.  [default: info]",

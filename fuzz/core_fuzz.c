@@ -165,7 +165,7 @@ static void check_layout(const Schema *schema)
     /* The sizes of each leaf that is not a number follow one another; numbers have none. */
     int made = lay_out(schema->leaves, schema->leaves_count, sizes, schema->sizes_count, schema->numbers_count, places,
                        &payload_bytes);
-    __uint128_t end = (__uint128_t)8 * (schema->sizes_count + schema->numbers_count);
+    __uint128_t end = (__uint128_t)8 * (schema->sizes_count + schema->numbers_count), device_end = 0;
     const uint64_t *size = sizes;
     int possible = 1;
     for (uint32_t index = 0; index < schema->leaves_count; index++) {
@@ -180,9 +180,11 @@ static void check_layout(const Schema *schema)
         }
         if (!possible)
             break;
-        __uint128_t offset = (end + LEAF_ALIGNMENT - 1) / LEAF_ALIGNMENT * LEAF_ALIGNMENT;
-        end = offset + bytes;
-        if (end > PAYLOAD_LIMIT) {
+        __uint128_t *behind = leaf->kind == LEAF_DEVICE ? &device_end : &end;
+        unsigned alignment = leaf->kind == LEAF_DEVICE ? DEVICE_ALIGNMENT : LEAF_ALIGNMENT;
+        __uint128_t offset = (*behind + alignment - 1) / alignment * alignment;
+        *behind = offset + bytes;
+        if (*behind > PAYLOAD_LIMIT) {
             possible = 0;
             break;
         }

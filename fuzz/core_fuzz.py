@@ -17,6 +17,7 @@ from typing import Any
 
 from fuzz.observations import TREES
 from shmserve.flatten import flatten
+from shmserve.metadata import Leaf, dump
 
 ROOT = Path(__file__).resolve().parents[1]
 _FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined")
@@ -38,6 +39,7 @@ def run(inputs: int, random: int = 0) -> str:
         command = ["gcc", *_FLAGS, _STRICT, f"-I{ROOT / 'native'}", *sources, "-o", str(program)]
         subprocess.run(command, check=True)
         metadata = [flatten(tree, "tree").metadata for tree in (*TREES, *FORMS)]
+        metadata.append(dump({"image": Leaf("device", "|u1", 3), "state": Leaf("array", "<f4", 1)}))
         seeds.write_bytes(b"".join(struct.pack("=I", len(each)) + each for each in metadata))
         arguments = [str(program), str(seeds), str(inputs), str(random)]
         return subprocess.run(arguments, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

@@ -24,7 +24,7 @@ static int metadata_is_read(const uint8_t *metadata, size_t count)
     int found = schema_read_into(&tree, &client.reader, metadata, count);
     if (found == SCHEMA_ROOM)
         FAIL("no room for %zu bytes of metadata\n", count);
-    if (!found)
+    if (!found || tree.devices_count) /* the library reads no GPU memory */
         return 0;
     int filled = structure_fill(schema, &tree, metadata, client.path, &client.room, &needed);
     if (filled == SCHEMA_ROOM) {

@@ -65,7 +65,13 @@ def seeds() -> list[bytes]:
 _OPERATIONS = tuple(code for name, code in vars(pickle).items() if name.isupper() and type(code) is bytes)
 _LEAVES = tuple(
     dump(leaf)[2:-1]
-    for leaf in (Leaf("array", "<f4", 2), Leaf("str", "|u1", 1), Leaf("list", "<i8", 1), Leaf("int", "<i8", 0))
+    for leaf in (
+        Leaf("array", "<f4", 2),
+        Leaf("device", "|u1", 3),
+        Leaf("str", "|u1", 1),
+        Leaf("list", "<i8", 1),
+        Leaf("int", "<i8", 0),
+    )
 )
 WORDS = (
     *_OPERATIONS,

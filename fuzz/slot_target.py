@@ -112,4 +112,6 @@ def seeds() -> list[bytes]:
 
 #: Lengths, at the front of a payload, among them.
 _LENGTHS = tuple(length.to_bytes(8, "little") for length in (0, 1, 2, 3, 64, 1 << 31, 1 << 47, 1 << 61, 1 << 63))
-TARGET = Target(run, seeds, (b"\xff\xff", b"\x00\x04", b"\x00\x10\x00\x00", b"|u1", b"|b1", b"str", *_LENGTHS))
+TARGET = Target(
+    run, seeds, (b"\xff\xff", b"\x00\x04", b"\x00\x10\x00\x00", b"|u1", b"|b1", b"str", b"device", *_LENGTHS)
+)

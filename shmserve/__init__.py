@@ -34,6 +34,7 @@ __all__ = [
     "ClientEvicted",
     "ClientForked",
     "ContractMismatch",
+    "DeviceArrayRefused",
     "EngineLost",
     "ForeignService",
     "InferenceFailed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,11 @@ AS_BASE: Final = 0
 AS_BFLOAT16: Final = 1
 AS_BFLOAT16_SCALAR: Final = 2
 AS_LONG: Final = 3
+#: An array in GPU memory, with (dtype, shape): the converter copies its bytes, not the walk.
+ON_DEVICE: Final = 4
+
+#: Code and value that a walk takes for a value of another type; ON_DEVICE is none of `carried`, but of a client's own.
+Convert = Callable[[Any], "tuple[int, Any]"]
 
 NO_VALUES = "a tensor of the meta device has no values to carry; make it on a device that has memory"
 

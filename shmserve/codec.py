@@ -22,7 +22,7 @@ import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from .backend import TreeDecoder, TreeEncoder
 from .base_values import plain_tree
 from .carried_values import BFLOAT16, carried
-from .errors import RequestRejected, UnsupportedType
+from .errors import DeviceArrayRefused, RequestRejected, UnsupportedType
 from .flatten import changed_error, flatten
 from .metadata import NODE_LIMIT, MetadataError
 from .objects import pickled, unpickled
@@ -62,12 +62,14 @@ NOTHING: Final = Encoded(0, 0, 0)
 
 
 class DoesNotFit(Exception):
-    """The tree needs a larger slot, with this room for metadata and payload."""
+    """The tree needs a larger slot, with this room for metadata and payload, and for arrays in GPU memory."""
 
-    def __init__(self, metadata_bytes: int, payload_bytes: int) -> None:
-        super().__init__(f"{metadata_bytes} bytes of metadata and {payload_bytes} of payload")
+    def __init__(self, metadata_bytes: int, payload_bytes: int, device_bytes: int = 0) -> None:
+        on_device = f" and {device_bytes} in GPU memory" if device_bytes else ""
+        super().__init__(f"{metadata_bytes} bytes of metadata and {payload_bytes} of payload{on_device}")
         self.metadata_bytes = metadata_bytes
         self.payload_bytes = payload_bytes
+        self.device_bytes = device_bytes
 
 
 class SlotMemory:
@@ -95,6 +97,20 @@ class SlotMemory:
 Examine = Callable[[Any], "tuple[int, ...] | None"]
 
 
+def _nothing() -> None:
+    """Take no arrays in GPU memory."""
+
+
+class OnDevice(Protocol):
+    """Takes the arrays in GPU memory that an encoder meets, whose bytes the codec does not copy."""
+
+    def begin(self) -> None:
+        """Forget the arrays of an earlier walk."""
+
+    def convert(self, value: Any, /) -> tuple[int, Any]:
+        """As `carried`, or ON_DEVICE and (dtype, shape); raises DeviceArrayRefused."""
+
+
 class Encoder:
     """Writes trees into slots; one for each direction of a channel, across its generations."""
 
@@ -105,6 +121,7 @@ class Encoder:
         allow_pickle: bool = False,
         tensors_as_arrays: bool = False,
         name: str = "observation",
+        on_device: OnDevice | None = None,
     ) -> None:
         #: Of the structures; shared by all encoders whose receiver may be the same. None: from 1.
         self._numbers = itertools.count(1) if numbers is None else numbers
@@ -114,7 +131,9 @@ class Encoder:
         self._name = name
         self._ids: OrderedDict[bytes, int] = OrderedDict()
         #: Describes and copies, in the backend's own code; remembers SCHEMA_MEMORY structures.
-        self.trees = TreeEncoder(carried)
+        self._convert = carried if on_device is None else on_device.convert
+        self._begin: Callable[[], None] = _nothing if on_device is None else on_device.begin
+        self.trees = TreeEncoder(self._convert)
         #: Called with a tree as its receiver will see it, before any byte is written; `encode` lets its exceptions through.
         self.examine: Examine | None = None
 
@@ -134,6 +153,7 @@ class Encoder:
         tree = plain_tree(tree, self._name)  # the types of the safe form, wherever it has one
         if self.examine is not None:
             self.examine(tree)
+        self._begin()  # a pickle has the bytes of every array
         data, buffers = pickled(tree, self._name, tensors_as_arrays=self._tensors_as_arrays)
         parts = (np.frombuffer(data, np.uint8), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers])
         encoded = self._encode(parts, slot, None)
@@ -144,6 +164,7 @@ class Encoder:
     def _encode(self, tree: Any, slot: SlotMemory, examine: Examine | None) -> Encoded | None:
         """Encode in the safe form; return None for a tree that has to be pickled."""
         slot.write_id = 0
+        self._begin()
         failure: Exception | None = None
         found: Any = None
         try:
@@ -176,6 +197,7 @@ class Encoder:
 
     def _write(self, tree: Any, slot: SlotMemory) -> Any:
         """Write a tree of a structure that is remembered, whatever its sizes are."""
+        self._begin()
         try:
             return self.trees.encode_into(tree, slot, slot.progress_words, slot.slot, True)
         except Exception as error:
@@ -186,8 +208,8 @@ class Encoder:
         if self.allow_pickle and failure is None:
             return
         try:
-            flatten(tree, self._name)
-        except MemoryError:
+            flatten(tree, self._name, self._convert)
+        except (MemoryError, DeviceArrayRefused):
             raise
         except RequestRejected:
             if not self.allow_pickle:
@@ -215,6 +237,10 @@ class Encoder:
         if encoded.pickled:
             raise UnsupportedType(f"a loan cannot be made for this {self._name}: it holds objects that are pickled")
         schema = schema_of(slot.metadata[: encoded.metadata_bytes].tobytes())
+        if schema.reader.has_device:
+            raise UnsupportedType(
+                f"a loan cannot be made for this {self._name}: it has arrays in GPU memory; send those with infer() or submit()"
+            )
         arrays: list[Array] = []
 
         def read_leaf(place: LeafPlace, payload: npt.NDArray[np.uint8]) -> Any:

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .contract_meaning import FREE, SIDES, entry_field, meaning_differences, withdrawn
 
 Entry = dict[str, Any]
@@ -63,8 +65,23 @@ def describe_tree(tree: Any) -> Entries:
     return {name: _entry(value) for name, value in flatten_with_path(tree)}
 
 
+def shape_of(value: Any) -> tuple[int, ...]:
+    """Return the shape of an array, a tensor or an array in GPU memory; () for any other value."""
+    if (shape := getattr(value, "shape", None)) is None:
+        shape = (_interface(value) or {}).get("shape", ())
+    return tuple(shape)
+
+
+def _interface(value: Any) -> dict[str, Any] | None:
+    """Return the description that an array in GPU memory may have as its only attribute; None for other values."""
+    found = getattr(value, "__cuda_array_interface__", None) if type(value).__module__ != "builtins" else None
+    return found if type(found) is dict else None
+
+
 def _entry(value: Any) -> Entry:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None and (interface := _interface(value)) is not None:
+        shape, dtype = shape_of(value), np.dtype(interface["typestr"])
     if shape is not None and dtype is not None:  # an array, a tensor, a numpy scalar
         name = getattr(dtype, "name", None) or str(dtype).removeprefix("torch.")
         return {"dtype": name, "shape": [int(length) for length in shape]}

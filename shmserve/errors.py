@@ -10,6 +10,7 @@
       RequestTimeout (TimeoutError)            the deadline passed
       RequestRejected (ValueError)             the request itself cannot be served
         UnsupportedType (TypeError)            an object that the codec does not carry
+          DeviceArrayRefused                   an array in GPU memory that this service does not take from there
         ObservationTooLarge                    more bytes than the service allows
         ContractMismatch                       the observation does not match the model's contract
         ValueOutOfRange                        a number that is not finite, or outside the range that the model declares
@@ -152,6 +153,17 @@ class RequestRejected(ShmServeError, ValueError):
 
 class UnsupportedType(RequestRejected, TypeError):
     """The observation holds an object that the codec does not carry."""
+
+
+class DeviceArrayRefused(UnsupportedType):
+    """An array in GPU memory cannot be given to the service there; the message says why and what to send instead.
+
+    `reason`: a code, "off", "no_gpu", "numpy", "other_gpu", "layout", "dtype", "too_large", "too_many_bytes" or "failed".
+    """
+
+    def __init__(self, *args: object, reason: str | None = None, **facts: Unpack[Facts]) -> None:
+        super().__init__(*args, **facts)
+        self.reason = reason
 
 
 class ObservationTooLarge(RequestRejected):

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .base_values import circle_error, error_text, is_tensor, refusal, shown, spelled, type_name
-from .carried_values import AS_BASE, AS_BFLOAT16, AS_LONG, BFLOAT16, NotCarried, carried
-from .errors import RequestRejected, UnsupportedType
+from .carried_values import AS_BASE, AS_BFLOAT16, AS_LONG, BFLOAT16, ON_DEVICE, Convert, NotCarried, carried
+from .errors import DeviceArrayRefused, RequestRejected, UnsupportedType
 from .metadata import BEGIN, END, NONE, PROTO, STOP, int64, key_bytes, key_fault, leaf_bytes, long_bytes
-from .metadata_leaf import DEPTH_LIMIT, DIMENSION_LIMIT, DTYPES, METADATA_LIMIT, NODE_LIMIT, Leaf
+from .metadata_leaf import DEPTH_LIMIT, DEVICE, DIMENSION_LIMIT, DTYPES, METADATA_LIMIT, NODE_LIMIT, Leaf
 
 Array = npt.NDArray[Any]
 
@@ -45,22 +45,22 @@ class FlatTree:
 
     __slots__ = ("arrays", "metadata", "numbers", "sizes")
 
-    def __init__(self, metadata: bytes, sizes: list[int], numbers: list[Any], arrays: list[Array]) -> None:
+    def __init__(self, metadata: bytes, sizes: list[int], numbers: list[Any], arrays: list[Array | None]) -> None:
         self.metadata = metadata
         #: The length of each dimension.
         self.sizes = sizes
         self.numbers = numbers
-        #: The leaves that have a place; texts, bytes and lists as arrays, bfloat16 as uint16.
+        #: The leaves that have a place; texts, bytes and lists as arrays, bfloat16 as uint16, None in GPU memory.
         self.arrays = arrays
 
 
-def flatten(tree: Any, name: str) -> FlatTree:
-    """Walk a tree that errors call `name`.
+def flatten(tree: Any, name: str, convert: Convert = carried) -> FlatTree:
+    """Walk a tree that errors call `name`; `convert` gives the form of values of other types.
 
     Raises UnsupportedType naming the place and the type of a value that cannot be carried, RequestRejected for a tree
     that is too deep, too large or has too many values, and what a device raises.
     """
-    walk = _Walk(name)
+    walk = _Walk(name, convert)
     try:
         walk.value(tree, None, 0)
     except RecursionError:  # the caller was deep in its own calls
@@ -74,14 +74,15 @@ def flatten(tree: Any, name: str) -> FlatTree:
 
 
 class _Walk:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, convert: Convert) -> None:
         self._name = name
+        self._convert = convert
         self._open: set[int] = set()
         self._nodes = 0
         self.parts: list[bytes] = []
         self.sizes: list[int] = []
         self.numbers: list[Any] = []
-        self.arrays: list[Array] = []
+        self.arrays: list[Array | None] = []
 
     def value(self, given: Any, place: Any, depth: int) -> None:
         self._nodes += 1
@@ -97,7 +98,9 @@ class _Walk:
         if self._plain(given, place, depth):
             return
         try:
-            code, base = carried(given)
+            code, base = self._convert(given)
+        except DeviceArrayRefused as error:
+            raise DeviceArrayRefused(f"{spelled(place, self._name)}: {error}", reason=error.reason) from None
         except NotCarried as error:
             raise UnsupportedType(f"{spelled(place, self._name)}: {error}") from None
         except RecursionError:
@@ -116,6 +119,9 @@ class _Walk:
             if written is None:
                 raise RequestRejected(f"{spelled(place, self._name)}: an int of {8 * len(base)} bits is too long")
             self.parts.append(written)
+        elif code == ON_DEVICE:
+            dtype, shape = base
+            self._leaf(DEVICE, dtype, shape, None, place)
         else:
             self._array("array" if code == AS_BFLOAT16 else "scalar", BFLOAT16, base, place)
 
@@ -164,11 +170,14 @@ class _Walk:
         self.arrays.append(np.frombuffer(data, np.uint8))
 
     def _array(self, kind: str, dtype: str, array: Array, place: Any) -> None:
-        if array.ndim > DIMENSION_LIMIT:
+        self._leaf(kind, dtype, array.shape, array, place)
+
+    def _leaf(self, kind: str, dtype: str, shape: tuple[int, ...], array: Array | None, place: Any) -> None:
+        if len(shape) > DIMENSION_LIMIT:
             where = spelled(place, self._name)
-            raise UnsupportedType(f"{where}: an array of {array.ndim} dimensions, the limit is {DIMENSION_LIMIT}")
-        self.parts.append(leaf_bytes(Leaf(kind, dtype, array.ndim)))
-        self.sizes += array.shape
+            raise UnsupportedType(f"{where}: an array of {len(shape)} dimensions, the limit is {DIMENSION_LIMIT}")
+        self.parts.append(leaf_bytes(Leaf(kind, dtype, len(shape))))
+        self.sizes += shape
         self.arrays.append(array)
 
     def _list_of_numbers(self, values: list[Any]) -> bool:

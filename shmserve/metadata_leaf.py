@@ -14,6 +14,7 @@ KEY_LIMIT: Final = 1024  # bytes of a key as UTF-8
 LONG_LIMIT: Final = 16  # bytes of an int, two's complement
 DIMENSION_LIMIT: Final = 16
 LEAF_BYTES_LIMIT: Final = 2**48  # a leaf is smaller
+DEVICE_ALIGNMENT: Final = 256  # bytes, of a leaf in a slot's area of GPU memory
 
 # Wire name -> bytes of an item. The names are numpy's, except for bfloat16, which numpy does not know.
 DTYPES: Final[Mapping[str, int]] = MappingProxyType(
@@ -40,6 +41,7 @@ DTYPES: Final[Mapping[str, int]] = MappingProxyType(
 KINDS: Final[Mapping[str, tuple[frozenset[str], int | None]]] = MappingProxyType(
     {
         "array": (frozenset(DTYPES), None),
+        "device": (frozenset(DTYPES), None),
         "scalar": (frozenset(DTYPES), 0),
         "int": (frozenset({"<i8"}), 0),
         "float": (frozenset({"<f8"}), 0),
@@ -53,6 +55,9 @@ KINDS: Final[Mapping[str, tuple[frozenset[str], int | None]]] = MappingProxyType
 #: Kinds whose value is one word of the payload.
 NUMBERS: Final = frozenset({"int", "float", "bool"})
 
+#: Kind of an array whose bytes lie in the slot's area of GPU memory.
+DEVICE: Final = "device"
+
 
 class MetadataError(ValueError):
     """A tree has no safe form, or bytes are not the safe form of a tree. Says where, and quotes 64 characters at most."""
@@ -61,9 +66,9 @@ class MetadataError(ValueError):
 class Leaf(NamedTuple):
     """A value whose bytes lie in the payload, and so do the lengths of its dimensions.
 
-    kind: "array" and "scalar" (numpy's, any of DTYPES), "int", "float" and "bool" (Python's, in 8 bytes: "<i8", "<f8"
+    kind: "array" and "scalar" (numpy's, any of DTYPES), "device" (an array whose bytes lie in the slot's area of GPU memory), "int", "float" and "bool" (Python's, in 8 bytes: "<i8", "<f8"
     and "<i8"), "bytes" and "str" (as UTF-8; both "|u1"), "list" (of bool, int or float: "|b1", "<i8" or "<f8").
-    dimensions: any number of an array, 1 of bytes, str and list, else 0. Checked by `dump` and `load`, not here.
+    dimensions: any number of an array on the host or a device, 1 of bytes, str and list, else 0. Checked by `dump` and `load`, not here.
     """
 
     kind: str

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .backend import TreeDecoder
-from .metadata import MetadataError, load
+from .metadata import MetadataError, dump, load
+from .metadata_leaf import DEVICE, Leaf
 from .tree_reader import Array, LeafPlace, TreeReader
 
 __all__ = ["Array", "LeafPlace", "Schema"]
@@ -55,9 +56,43 @@ class Schema:
         except ValueError as error:
             raise MetadataError(str(error)) from None
 
+    @cached_property
+    def _on_host(self) -> Schema:
+        """The same structure with its arrays in GPU memory on the host."""
+        return Schema(dump(_on_host(load(self.metadata))))
+
+    def as_arrays(self, payload: npt.NDArray[np.uint8], payload_bytes: int) -> tuple[Schema, list[LeafPlace]]:
+        """Return the structure and the places that the tree would have with all of its arrays on the host.
+
+        Raises MetadataError as `layout`.
+        """
+        if not self.reader.has_device:
+            return self, self.layout(payload, payload_bytes)
+        return self._on_host, self.both_layouts(payload, payload_bytes)[1]
+
+    def both_layouts(
+        self, payload: npt.NDArray[np.uint8], payload_bytes: int
+    ) -> tuple[list[LeafPlace], list[LeafPlace]]:
+        """Return the places of `layout` and of `as_arrays`, by one copy of the sizes; raises MetadataError as `layout`."""
+        try:
+            sizes = self.reader.sizes(payload, payload_bytes)
+            return self.reader.layout_of(sizes, payload_bytes), self._on_host.reader.places_of(sizes)
+        except ValueError as error:
+            raise MetadataError(str(error)) from None
+
     def decode(self, payload: npt.NDArray[np.uint8], payload_bytes: int) -> Any:
         """Return the tree of a payload, with arrays of its own; raises MetadataError as `layout`, and for a broken text."""
         try:
             return self.decoder.decode(payload, payload_bytes)
         except ValueError as error:
             raise MetadataError(str(error)) from None
+
+
+def _on_host(tree: Any) -> Any:
+    if type(tree) is Leaf:
+        return tree._replace(kind="array") if tree.kind == DEVICE else tree
+    if type(tree) is dict:
+        return {key: _on_host(value) for key, value in tree.items()}
+    if type(tree) in (list, tuple):
+        return type(tree)(_on_host(value) for value in tree)
+    return tree

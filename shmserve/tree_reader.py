@@ -1,6 +1,7 @@
 """Reader of a structure's trees in Python: lays a payload out by its sizes, and unflattens the leaves into the tree.
 
     payload   [sizes: a word for each dimension][numbers: a word each][leaves, each on a 64-byte boundary]
+    area      [leaves of kind "device", each on a 256-byte boundary]: GPU memory of the slot
 
 The sizes are the other side's words, which may change meanwhile: they are copied once, checked against the number of bytes
 that the slot's head has, and only the copy is used. The pure backend decodes with it, and both backends use it where leaves are read one by one.
@@ -20,20 +21,24 @@ import numpy.typing as npt
 from .carried_values import BFLOAT16
 from .layout import CACHE_LINE, MAX_PAYLOAD_BYTES, WORD, aligned
 from .metadata import load
-from .metadata_leaf import DTYPES, LEAF_BYTES_LIMIT, NUMBERS, Leaf
+from .metadata_leaf import DEVICE, DEVICE_ALIGNMENT, DTYPES, LEAF_BYTES_LIMIT, NUMBERS, Leaf, MetadataError
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 
 _STORED_AS: Final = {name: np.dtype(np.uint16) if name == BFLOAT16 else np.dtype(name) for name in DTYPES}
 _NUMBER_FORMAT: Final = {"int": "q", "float": "d", "bool": "q"}
+#: Error text of a reader that has no GPU memory.
+IN_GPU_MEMORY: Final = (
+    "an array lies in GPU memory, which this side does not read; send it from the host: .cpu().numpy()"
+)
 
 
 @dataclass(frozen=True)
 class LeafPlace:
-    """Place of one leaf in a payload."""
+    """Place of one leaf in a payload, or of one of kind "device" in its slot's area of GPU memory."""
 
-    kind: str  # "array", "scalar", "list", "bytes" or "str"
+    kind: str  # "array", "device", "scalar", "list", "bytes" or "str"
     dtype: str  # the wire name
     stored_as: np.dtype[Any]
     shape: tuple[int, ...]
@@ -45,7 +50,10 @@ class LeafPlace:
 
         Its base, if it has any bytes, is an array of the leaf alone, made of the memory and not of another array: numpy
         makes it the base of every array derived from the view, so its reference count shows whether the leaf is still held.
+        Raises MetadataError for a leaf in GPU memory.
         """
+        if self.kind == DEVICE:
+            raise MetadataError(IN_GPU_MEMORY)
         if not self.size:
             return np.empty(self.shape, self.stored_as)
         root = np.frombuffer(payload.data, np.uint8, self.size, self.offset)
@@ -55,13 +63,13 @@ class LeafPlace:
 def lay_out(leaves: Sequence[Leaf], sizes: Sequence[int], words: int) -> tuple[list[LeafPlace], int]:
     """Lay leaves out behind that many words; return their places and the number of bytes of the payload.
 
-    Raises ValueError for sizes that no payload can have.
+    Those of kind "device" have places in the slot's area instead, from its beginning. Raises ValueError for sizes that no payload can have.
 
     >>> places, payload_bytes = lay_out([Leaf("array", "<f4", 2), Leaf("str", "|u1", 1)], [5, 3, 4], words=4)
     >>> [(place.shape, place.offset, place.size) for place in places], payload_bytes
     ([((5, 3), 64, 60), ((4,), 128, 4)], 132)
     """
-    end, at, places = words * WORD, 0, []
+    end, device_end, at, places = words * WORD, 0, 0, []
     for kind, dtype, dimensions in leaves:
         shape = tuple(sizes[at : at + dimensions])
         at += dimensions
@@ -72,11 +80,14 @@ def lay_out(leaves: Sequence[Leaf], sizes: Sequence[int], words: int) -> tuple[l
             size *= length
         if space >= LEAF_BYTES_LIMIT:
             raise ValueError(f"a leaf of {space} bytes: a leaf has fewer than {LEAF_BYTES_LIMIT}")
-        offset = aligned(end, CACHE_LINE)
+        offset = aligned(device_end, DEVICE_ALIGNMENT) if kind == DEVICE else aligned(end, CACHE_LINE)
         places.append(LeafPlace(kind, dtype, stored_as, shape, offset, size))
-        end = offset + size
-    if end > MAX_PAYLOAD_BYTES:
-        raise ValueError(f"a payload of {end} bytes: {MAX_PAYLOAD_BYTES} at most")
+        if kind == DEVICE:
+            device_end = offset + size
+        else:
+            end = offset + size
+    if max(end, device_end) > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a payload of {end} bytes and {device_end} on a device: {MAX_PAYLOAD_BYTES} at most each")
     return places, end
 
 
@@ -92,6 +103,8 @@ class TreeReader:
         structure.container((tree,) if is_leaf_root else tree)
         #: The leaves that have a place.
         self.leaves = structure.leaves
+        #: Whether there are leaves in GPU memory.
+        self.has_device = any(leaf.kind == DEVICE for leaf in structure.leaves)
         self.sizes_count = structure.sizes_count
         self._sizes = struct.Struct(f"@{self.sizes_count}Q")
         self.number_formats = "".join(structure.formats)
@@ -109,11 +122,25 @@ class TreeReader:
 
         Raises ValueError if the payload is shorter, or if its sizes describe another number of bytes.
         """
+        return self.layout_of(self.sizes(payload, payload_bytes), payload_bytes)
+
+    def sizes(self, payload: Bytes, payload_bytes: int) -> bytes:
+        """Return a copy of the sizes of a payload of that many bytes; raises ValueError if it is shorter."""
         if payload_bytes > payload.size:
             raise ValueError(f"a payload of {payload.size} bytes where {payload_bytes} are needed")
         if payload_bytes < self._sizes.size:
             raise ValueError(f"a payload of {payload_bytes} bytes is shorter than its sizes")
-        sizes = payload[: self._sizes.size].tobytes()
+        return payload[: self._sizes.size].tobytes()
+
+    def places_of(self, sizes: bytes) -> list[LeafPlace]:
+        """Return the places of the leaves by these sizes; raises ValueError for sizes that no payload can have."""
+        if self._latest[0] != sizes or self._latest[1] < 0:
+            places, described = lay_out(self.leaves, self._sizes.unpack(sizes), self._words)
+            self._latest = sizes, described, places
+        return self._latest[2]
+
+    def layout_of(self, sizes: bytes, payload_bytes: int) -> list[LeafPlace]:
+        """As `layout`, by a copy of the sizes."""
         if self._latest[0] == sizes and self._latest[1] == payload_bytes:
             return self._latest[2]
         places, described = lay_out(self.leaves, self._sizes.unpack(sizes), self._words)
@@ -132,7 +159,12 @@ class TreeReader:
 
 
 def leaf_value(place: LeafPlace, payload: Bytes) -> Any:
-    """Return a leaf that is not an array and not of bfloat16: a text, bytes, a list of numbers, or a numpy scalar."""
+    """Return a leaf that is not an array and not of bfloat16: a text, bytes, a list of numbers, or a numpy scalar.
+
+    Raises MetadataError for one in GPU memory.
+    """
+    if place.kind == DEVICE:
+        raise MetadataError(IN_GPU_MEMORY)
     data = payload[place.offset : place.offset + place.size].tobytes()
     if place.kind == "bytes":
         return data

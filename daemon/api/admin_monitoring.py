@@ -214,6 +214,7 @@ def client_json(client: ClientStatus) -> dict[str, Any]:
         "served": client.served,
         "errors": client.errors,
         "last_s": None if client.last_s is None else round(client.last_s, 3),
+        "device_bytes": client.device_bytes,
     }
 
 

@@ -15,7 +15,7 @@ from shmserve.protocol import WIRE_VERSION
 from shmserve.robot_contract import RobotContract, listed_differences, versions_of
 from shmserve.varlink import INVALID_PARAMETER, Reply, VarlinkError, optional, required
 
-from ..clients import AttachRateLimit, Lease, LeaseRefused, TimeShare, Wanted
+from ..clients import AreaUnavailable, AttachRateLimit, Lease, LeaseRefused, TimeShare, Wanted
 from ..supervisor import ServiceState, Supervisor
 from ..varlink.interface import Connection, Interface, Method
 from ..varlink.peer import Peer
@@ -51,6 +51,11 @@ method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (channel_i
 # sequences answered RESIZE_REQUIRED, whose replies the engine delivers in the new generation.
 method Resize(wanted: Wanted, published: int, deferred: []int) -> (channel_info: ChannelInfo)
 
+# GPU memory for arrays of the requests, so many bytes for each slot, which replaces the memory from before: no request may be
+# in flight. Its file descriptor comes with the reply (CUDA's virtual memory); the area of slot n begins at n * area_bytes.
+# `gpu` is the GPU's UUID in hexadecimal.
+method ShareDeviceMemory(area_bytes: int) -> (area_bytes: int, slots: int, bytes: int, gpu: string)
+
 # The service and its model; `model` is null until one is ready.
 method Describe() -> (service: string, state: string, epoch: int, model: ?object)
 
@@ -70,6 +75,9 @@ error Stopping ()
 error ContractMismatch (message: string, differences: []string, versions: []string)
 # The statement of a robot is itself invalid.
 error InvalidRobot (message: string)
+# `reason` is one of off, no_gpu, not_ready, numpy, too_large, too_many_bytes, no_memory, failed.
+# Bytes are of GPU memory. After not_ready the same call may succeed a moment later.
+error DeviceMemoryRefused (reason: string, message: string, needed_bytes: ?int, limit_bytes: ?int)
 
 # Sent without a call, before the service closes the connection of a client that broke its channel or crashed the engine
 # again and again.
@@ -91,6 +99,7 @@ class ClientService:
         methods: dict[str, Method] = {
             "Attach": self.attach,
             "Resize": self.resize,
+            "ShareDeviceMemory": self.share_device_memory,
             "Describe": self.describe,
             "CheckRobot": self.check_robot,
         }
@@ -150,6 +159,22 @@ class ClientService:
         self._charge(lease)
         self._supervisor.send_lease(lease)
         return Reply({"channel_info": lease.channel_info.to_json()}, fds=tuple(given))
+
+    async def share_device_memory(self, connection: Connection, parameters: dict[str, Any], fds: list[int]) -> Reply:
+        lease = self._leases.get(connection.number)
+        if lease is None:
+            raise VarlinkError(f"{NAME}.NotAttached")
+        area_bytes = required(parameters, "area_bytes", int)
+        if not 1 <= area_bytes <= MAX_PAYLOAD_BYTES:
+            raise VarlinkError(INVALID_PARAMETER, {"parameter": "area_bytes"})
+        await self._wait_for_turn(connection.peer)
+        try:
+            area = await self._supervisor.device_areas.share(lease, area_bytes)
+        except AreaUnavailable as refusal:
+            facts = {"reason": refusal.reason, "message": str(refusal), **refusal.facts}
+            raise VarlinkError(f"{NAME}.DeviceMemoryRefused", facts) from refusal
+        reply = {"area_bytes": area.area_bytes, "slots": area.slots, "bytes": area.bytes, "gpu": area.gpu}
+        return Reply(reply, fds=(os.dup(area.descriptor),))
 
     async def _wait_for_turn(self, peer: Peer) -> None:
         """Raise Refused, after a delay, for a user whose processes attach too often.

@@ -24,6 +24,7 @@ from ..host.cgroup_memory import group_without_headroom
 from ..ipc.messages import Suspicion
 from ..varlink.peer import Peer
 from .bans import Bans
+from .device_areas import DeviceArea
 from .engine_deaths import Deaths
 from .shm_names import NameRegistry
 
@@ -61,16 +62,33 @@ class Lease:
     wanted: Wanted
     #: Sequences whose replies did not fit the earlier generation.
     deferred: tuple[int, ...] = ()
+    #: Of the channel, as granted.
+    slots: int = 1
     #: Shared memory of both directions.
     bytes: int = 0
     #: The channel's descriptors, of transport `sealed`.
     sealed: SealedChannelFds | None = None
     #: Serial of the engine that holds the reply waiting for room, by sequence; the serving engine has the others.
     holders: dict[int, int] = field(default_factory=dict)
+    #: GPU memory for arrays of the requests; None: the client has asked for none.
+    area: DeviceArea | None = None
+    #: Of an area that is being allocated.
+    reserved_device_bytes: int = 0
 
     @property
     def channel(self) -> int:
         return self.channel_info.identity.channel
+
+    @property
+    def device_bytes(self) -> int:
+        """GPU memory that counts against the limits."""
+        return max(self.reserved_device_bytes, self.area.bytes if self.area is not None else 0)
+
+    def use_area(self, area: DeviceArea | None) -> None:
+        """Replace the area; the descriptor of the earlier one is closed."""
+        before, self.area = self.area, area
+        if before is not None:
+            before.close()
 
 
 class LeaseRefused(Exception):
@@ -155,7 +173,8 @@ class Leases:
         channel_info, given, size = self._create(channel, peer, wanted, sealed, published=0)
         trusted_uids = self._config.trusted_uids
         trusted = peer.uid == os.getuid() if trusted_uids is None else peer.uid in trusted_uids
-        lease = Lease(channel_info, peer, program, trusted, now_ns, wanted, bytes=size, sealed=sealed)
+        slots = self._slots(wanted)
+        lease = Lease(channel_info, peer, program, trusted, now_ns, wanted, slots=slots, bytes=size, sealed=sealed)
         self._held[channel] = lease
         return lease, given
 
@@ -165,6 +184,7 @@ class Leases:
         old = lease.channel_info
         self._remember_released(lease)
         lease.channel_info, lease.wanted, lease.deferred, lease.bytes = channel_info, wanted, tuple(deferred), size
+        lease.slots = self._slots(wanted)
         lease.holders = {sequence: lease.holders[sequence] for sequence in deferred if sequence in lease.holders}
         if old.names is not None:
             unlink_channel(old)
@@ -179,7 +199,12 @@ class Leases:
             unlink_channel(lease.channel_info)
         if lease is not None and lease.sealed is not None:
             lease.sealed.close()
+        if lease is not None:
+            lease.use_area(None)
         return lease
+
+    def _slots(self, wanted: Wanted) -> int:
+        return min(wanted.slots, self._config.max_slots)
 
     def _remember_released(self, lease: Lease) -> None:
         self._released[lease.channel_info.identity.generation] = lease
@@ -190,7 +215,7 @@ class Leases:
         self, channel: int, peer: Peer, wanted: Wanted, sealed: SealedChannelFds | None, *, published: int
     ) -> tuple[ChannelInfo, list[int], int]:
         model = self.model_wants
-        slots = min(wanted.slots, self._config.max_slots)
+        slots = self._slots(wanted)
         requests = _geometry(slots, wanted.request_metadata, max(wanted.request_bytes, model.request_bytes))
         replies = _geometry(slots, wanted.reply_metadata, max(wanted.reply_bytes, model.reply_bytes))
         total = requests.segment_bytes + replies.segment_bytes

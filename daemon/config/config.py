@@ -132,6 +132,11 @@ class Config:
     #: On a GPU: observations from this size on (bytes) are copied to it from the client's own shared memory, which is
     #: registered with CUDA when the client attaches. None: measured when an engine starts; 0: never.
     register_bytes: int | None = field(default=None, metadata=_of(INTEGER, 0, 1 << 50))
+    #: On a GPU, experimental: clients may give arrays that lie in its memory, through memory that the engine shares with them.
+    device_leaves: bool = field(default=False, metadata=_of(SWITCH))
+    #: That memory: of one client, all its slots, and of all clients together.
+    max_device_bytes_per_client: int = field(default=256 * MIB, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
+    max_device_bytes: int = field(default=1024 * MIB, metadata=_of(INTEGER, MIB, 1 << 50, reloadable=True))
     #: How long a stopping daemon continues to serve requests that clients have already sent.
     drain_s: float = field(default=5.0, metadata=_of(NUMBER, 0, 3600, reloadable=True))
     #: How long an engine may take to load and warm up.

@@ -29,6 +29,7 @@ from ..failpoints import failpoint
 from ..host import descriptors
 from ..ipc.control import Arrival, ControlSocket
 from ..ipc.messages import (
+    AllocateArea,
     Attach,
     Broken,
     Detach,
@@ -46,6 +47,7 @@ from ..ipc.messages import (
     Load,
     Loading,
     Lost,
+    MapArea,
     Pause,
     Paused,
     Ready,
@@ -63,6 +65,8 @@ from .channel.mapped_channel import MappedChannel
 from .channel.overhead import Overheads
 from .channel.request_rate_limit import Rates
 from .device import cuda
+from .device.area_orders import AreaOrders
+from .device.areas import Areas
 from .device.availability import DeviceMissing
 from .device.context import DeviceContext, open_context
 from .device.errors import guarded
@@ -170,6 +174,8 @@ class Engine:
                 graphs = None
             else:
                 result, graphs = warm_up_device(model, device_arrays, package)
+                if order.device_leaves:
+                    device_arrays.areas = Areas(device_arrays.device)
             metadata = _plain(model.metadata())
             _check_size(result.contract, metadata)
         except BaseException as error:  # noqa: BLE001  the model's own code may raise anything
@@ -309,8 +315,12 @@ class Engine:
                 self._rates.change(max_rate_per_user)
                 for each in loop.states.values():
                     each.rate = self._rates.of(each.uid)
+            case AllocateArea() | MapArea() as area_order:
+                self._area_orders(loop).carry_out(area_order, arrival.fds)
+                self._report_gpu()
             case Detach(channel):
                 channels.detach(channel)
+                self._area_orders(loop).forget(channel)
                 self._report_gpu()
             case Serve():
                 self._failpoint("serve")
@@ -340,6 +350,9 @@ class Engine:
                 self._control.send(Draining(loop.drain()))
             case Stop():
                 loop.stopped = True
+
+    def _area_orders(self, loop: EngineLoop) -> AreaOrders:
+        return AreaOrders(self._context.areas if self._context is not None else None, loop, self._report_broken)
 
     def _map(self, channel_info: ChannelInfo, fds: Sequence[int]) -> MappedChannel:
         descriptors.keep_room()

@@ -78,6 +78,7 @@ class Load:
     request_bell: str | None  # semaphore of transport `named`
     trusted_transport: bool
     register_bytes: int | None
+    device_leaves: bool  # clients may give arrays in GPU memory
     serving_model: ServingModel | None
 
 
@@ -112,6 +113,28 @@ class Detach:
     """The client of a channel has left."""
 
     channel: int
+
+
+@dataclass(frozen=True)
+class AllocateArea:
+    """Allocate GPU memory for a channel's slots, `area_bytes` each, and map it; it replaces the channel's earlier memory.
+
+    Answered on the socket that comes with it, by AreaAllocated with the memory's descriptor, or by AreaRefused.
+    """
+
+    channel: int
+    area_bytes: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class MapArea:
+    """Map GPU memory of a channel's slots, which another engine has allocated; its descriptor comes with this."""
+
+    channel: int
+    area_bytes: int
+    slots: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -284,12 +307,32 @@ class Drained:
     """All of it is answered; the engine ends."""
 
 
-SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | Lost | Record | EndRecording | GiveExample | Serve | Pause | Drain | Stop"
+# On the socket of AllocateArea
+
+
+@dataclass(frozen=True)
+class AreaAllocated:
+    """The memory is mapped in this engine."""
+
+    bytes: int  # of whole pages of the GPU
+    gpu: str  # its UUID, in hexadecimal
+
+
+@dataclass(frozen=True)
+class AreaRefused:
+    """There is no such memory: `reason` is "numpy", "no_memory" or "failed"."""
+
+    reason: str
+    message: str
+
+
+SupervisorMessage: TypeAlias = "Preload | Load | Attach | Suspect | LimitRate | Detach | AllocateArea | MapArea | Lost | Record | EndRecording | GiveExample | Serve | Pause | Drain | Stop"
 EngineMessage: TypeAlias = (
     "Preloaded | Accepted | Loading | Warming | Ready | Failed | Serving | Paused | Broken | Gpu | Link | FirstObservation | ExampleGiven | Draining "
     "| Drained"
 )
-Message: TypeAlias = "SupervisorMessage | EngineMessage"
+AreaAnswer: TypeAlias = "AreaAllocated | AreaRefused"
+Message: TypeAlias = "SupervisorMessage | EngineMessage | AreaAnswer"
 
 # Encoding
 
@@ -425,6 +468,8 @@ FROM_SUPERVISOR = _readers(
     Suspect,
     LimitRate,
     Detach,
+    AllocateArea,
+    MapArea,
     Lost,
     Record,
     EndRecording,
@@ -434,6 +479,7 @@ FROM_SUPERVISOR = _readers(
     Drain,
     Stop,
 )
+AREA_ANSWERS = _readers(AreaAllocated, AreaRefused)
 FROM_ENGINE = _readers(
     Preloaded,
     Accepted,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..clients import Lease, Leases
 from ..config.config import Config
-from ..ipc.messages import Attach, Detach, EndRecording, LimitRate, Lost, Record, Suspect
+from ..ipc.messages import Attach, Detach, EndRecording, LimitRate, Lost, MapArea, Record, Suspect
 from .engine_process import EngineProcess
 
 
@@ -25,6 +25,7 @@ class EngineChannels:
         self._send_rate(engine)
         for lease in self._leases:
             self._send_lease(engine, lease)
+            self._send_area(engine, lease)
         self._send_record_ring(engine)
 
     def close(self, engine: EngineProcess) -> None:
@@ -36,6 +37,22 @@ class EngineChannels:
         """Tell every warm engine of a new lease, or of a lease's new generation."""
         for engine in self._warm:
             self._send_lease(engine, lease)
+
+    def share_area(self, lease: Lease, *, beside: EngineProcess) -> None:
+        """Let every warm engine but the one that has it map the lease's GPU memory."""
+        for engine in self._warm:
+            if engine is not beside:
+                self._send_area(engine, lease)
+
+    def restore_area(self, lease: Lease, engine: EngineProcess) -> None:
+        """Let an engine use the lease's GPU memory again, after it has allocated other memory that was not taken."""
+        if engine in self._warm and self._leases.get(lease.channel) is lease:
+            self._send_area(engine, lease)
+
+    def _send_area(self, engine: EngineProcess, lease: Lease) -> None:
+        area = lease.area
+        if area is not None:
+            engine.send(MapArea(lease.channel, area.area_bytes, area.slots, area.bytes), fds=(area.descriptor,))
 
     def suspect(self, lease: Lease) -> None:
         """Tell every warm engine how long this client is suspected of what an engine died of."""

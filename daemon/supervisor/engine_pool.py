@@ -177,6 +177,7 @@ class EnginePool:
             request_bell=self._leases.request_bell if self._config.transport == "named" else None,
             trusted_transport=self._config.transport == "named",
             register_bytes=self._config.register_bytes,
+            device_leaves=self._config.device_leaves,
             serving_model=self._serving_model(),
         )
 
@@ -224,7 +225,7 @@ class EnginePool:
     async def _pause(self, old: EngineProcess) -> None:
         paused = old.expect(Paused)
         old.send(Pause())
-        self._ring()
+        self.ring()
         try:
             message = await asyncio.wait_for(paused, _PAUSE_LIMIT_S)
         except EngineEnded:
@@ -248,7 +249,7 @@ class EnginePool:
         if not new.alive:
             raise EngineStartError("swap", "the engine died", "as soon as it served")
 
-    def _ring(self) -> None:
+    def ring(self) -> None:
         """Wake the serving engine if it sleeps, so that it reads its messages."""
         if self.serving is not None:
             _wake(self.serving)
@@ -405,16 +406,16 @@ class EnginePool:
     def record(self, record_ring: int, channel: int | None) -> None:
         """From now on whichever engine serves puts what it serves on this record ring; the descriptor stays the caller's."""
         self.channels.record(record_ring, channel)
-        self._ring()
+        self.ring()
 
     def end_recording(self) -> None:
         """Report the end of the recording to the engines."""
         self.channels.end_recording()
-        self._ring()
+        self.ring()
 
     async def copy_example(self, memory: int) -> tuple[int, int]:
         """As `ExampleCopy.copy`, from the serving engine."""
-        return await self._example_copy.copy(self.serving, memory, self._ring)
+        return await self._example_copy.copy(self.serving, memory, self.ring)
 
     # Status
 

@@ -45,6 +45,8 @@ class ClientStatus:
     errors: int
     #: Seconds since its last request ended; None before the first.
     last_s: float | None
+    #: GPU memory for its arrays.
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from ..store.ingest_progress import IngestProgress
 from ..varlink.peer import Peer
 from .backoff import STEADY_S, Backoff
 from .deployment import Deployment, EngineStartError
+from .device_areas import DeviceAreas
 from .engine_pool import EnginePool
 from .engine_process import EngineProcess, exit_reason
 from .loaded_standby import LoadedStandby
@@ -92,6 +93,7 @@ class Supervisor:
             on_death=self._examine,
             calm_s=self._calm_s,
         )
+        self.device_areas = DeviceAreas(config, self.leases, self.engines)
         self.loaded_standby = LoadedStandby(config, self.engines, self._calm_s)
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -456,6 +458,7 @@ class Supervisor:
             served=served,
             errors=errors,
             last_s=(now_ns - last_ns) / 1e9 if last_ns else None,
+            device_bytes=lease.device_bytes,
         )
 
 

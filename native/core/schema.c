@@ -57,6 +57,7 @@ static const struct {
     [LEAF_BYTES] = {"bytes", 5, 1, 1, ONLY(DTYPE_U1)},
     [LEAF_STR] = {"str", 3, 1, 1, ONLY(DTYPE_U1)},
     [LEAF_LIST] = {"list", 4, 1, 1, ONLY(DTYPE_B1) | ONLY(DTYPE_I8) | ONLY(DTYPE_F8)},
+    [LEAF_DEVICE] = {"device", 6, 0, DIMENSION_LIMIT, ANY_DTYPE},
 };
 
 const char *dtype_name(int dtype) { return dtypes[dtype].name; }
@@ -71,7 +72,7 @@ int lay_out(const Leaf *leaves, size_t leaves_count, const uint64_t *sizes, size
             Place *places, uint64_t *payload_bytes)
 {
     /* Every bound is far below 2^64, so that no sum can overflow; a product is checked before it is made. */
-    uint64_t end = ((uint64_t)sizes_count + numbers_count) * 8;
+    uint64_t end = ((uint64_t)sizes_count + numbers_count) * 8, device_end = 0;
     for (size_t index = 0; index < leaves_count; index++) {
         uint64_t size = dtypes[leaves[index].dtype].bytes, space = size;
         for (int dimension = 0; dimension < leaves[index].dimensions; dimension++) {
@@ -83,10 +84,12 @@ int lay_out(const Leaf *leaves, size_t leaves_count, const uint64_t *sizes, size
             space *= factor;
             size *= length;
         }
-        places[index].offset = (end + LEAF_ALIGNMENT - 1) / LEAF_ALIGNMENT * LEAF_ALIGNMENT;
+        int is_device = leaves[index].kind == LEAF_DEVICE;
+        uint64_t *behind = is_device ? &device_end : &end, alignment = is_device ? DEVICE_ALIGNMENT : LEAF_ALIGNMENT;
+        places[index].offset = (*behind + alignment - 1) / alignment * alignment;
         places[index].size = size;
-        end = places[index].offset + size;
-        if (end > PAYLOAD_LIMIT)
+        *behind = places[index].offset + size;
+        if (*behind > PAYLOAD_LIMIT)
             return 0;
     }
     *payload_bytes = end;
@@ -306,6 +309,7 @@ static int add_leaf(Reader *reader, Leaf leaf)
         reader->leaves_room = room;
     }
     schema->leaves[schema->leaves_count++] = leaf;
+    schema->devices_count += leaf.kind == LEAF_DEVICE;
     return 1;
 }
 

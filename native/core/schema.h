@@ -22,13 +22,26 @@ enum {
     KEY_LIMIT = 1024,       /* bytes of a key */
     LONG_LIMIT = 16,        /* bytes of an integer, two's complement */
     DIMENSION_LIMIT = 16,
-    LEAF_ALIGNMENT = 64
+    LEAF_ALIGNMENT = 64,
+    DEVICE_ALIGNMENT = 256 /* of a leaf in a slot's area of GPU memory */
 };
 #define LEAF_BYTES_LIMIT ((uint64_t)1 << 48) /* a leaf is smaller */
-#define PAYLOAD_LIMIT ((uint64_t)1 << 32)    /* bytes of one payload */
+#define PAYLOAD_LIMIT ((uint64_t)1 << 32)    /* bytes of one payload, and of one slot's area of GPU memory */
 
-/* Kinds of leaf, and their dtypes. A number is a word of the payload; every other leaf has its own place. */
-enum { LEAF_ARRAY, LEAF_SCALAR, LEAF_INT, LEAF_FLOAT, LEAF_BOOL, LEAF_BYTES, LEAF_STR, LEAF_LIST, LEAF_KINDS };
+/* Kinds of leaf, and their dtypes. A number is a word of the payload; every other leaf has its own place: a LEAF_DEVICE in the
+ * slot's area of GPU memory, the others in the payload. */
+enum {
+    LEAF_ARRAY,
+    LEAF_SCALAR,
+    LEAF_INT,
+    LEAF_FLOAT,
+    LEAF_BOOL,
+    LEAF_BYTES,
+    LEAF_STR,
+    LEAF_LIST,
+    LEAF_DEVICE,
+    LEAF_KINDS
+};
 enum {
     DTYPE_B1,
     DTYPE_I1,
@@ -72,7 +85,7 @@ typedef struct {
 typedef struct {
     Node *nodes;
     Leaf *leaves; /* those with a place, in the order of the tree */
-    uint32_t nodes_count, leaves_count, numbers_count, sizes_count;
+    uint32_t nodes_count, leaves_count, numbers_count, sizes_count, devices_count;
 } Schema;
 
 const char *dtype_name(int dtype);

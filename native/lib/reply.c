@@ -73,6 +73,10 @@ static shmserve_schema *read_structure(shmserve_client *client, const char *meta
     if (found == SCHEMA_ROOM && client->needed_room.nodes_room <= client->room.nodes_room)
         client->needed_room.nodes_room = 2 * client->room.nodes_room;
     schema->number = 0;
+    if (found == 1 && tree.devices_count) {
+        *status = unreadable_reply(client, words, "an array of it lies in GPU memory, which this library does not read");
+        return NULL;
+    }
     if (found == 1)
         found = structure_fill(schema, &tree, client->metadata, client->path, &client->room, &client->needed_room);
     if (found == 1) {

@@ -91,7 +91,7 @@ static int fill(TreeDecoder *self, const char *metadata, Py_ssize_t bytes)
         if (node->type != NODE_LEAF)
             continue;
         int dtype = node->leaf.dtype;
-        if (dtype == DTYPE_BF2)
+        if (dtype == DTYPE_BF2 || node->leaf.kind == LEAF_DEVICE)
             self->is_complete = 0;
         if (self->descrs[dtype] == NULL && (self->descrs[dtype] = descr_of(dtype)) == NULL)
             return -1;
@@ -358,7 +358,7 @@ static void copy_out(TreeDecoder *self, Layout *layout, const char *bytes)
 static int check_native(TreeDecoder *self)
 {
     if (!self->is_complete)
-        PyErr_SetString(PyExc_TypeError, "numpy has no bfloat16: this structure is read in Python");
+        PyErr_SetString(PyExc_TypeError, "numpy has no bfloat16 and no GPU memory: this structure is read in Python");
     return self->is_complete;
 }
 
@@ -593,7 +593,7 @@ static PyMethodDef decoder_methods[] = {
 };
 
 static PyMemberDef decoder_members[] = {
-    {"is_complete", T_BOOL, offsetof(TreeDecoder, is_complete), READONLY, "Whether it makes every leaf: none is bfloat16."},
+    {"is_complete", T_BOOL, offsetof(TreeDecoder, is_complete), READONLY, "Whether it makes every leaf: none is bfloat16 or in GPU memory."},
     {"sizes_count", T_UINT, offsetof(TreeDecoder, schema) + offsetof(Schema, sizes_count), READONLY,
      "The number of sizes, at the front of a payload."},
     {"last_used", T_ULONGLONG, offsetof(TreeDecoder, last_used), READONLY, "Larger for the one that was used later."},

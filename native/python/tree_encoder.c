@@ -19,7 +19,13 @@
 enum { REMEMBERED = 64, FEW_ENTRIES = 24 };
 
 /* The codes of TreeEncoder's `convert`. */
-enum { CARRIED_AS = 0, CARRIED_AS_BFLOAT16 = 1, CARRIED_AS_BFLOAT16_SCALAR = 2, CARRIED_AS_LONG = 3 };
+enum {
+    CARRIED_AS = 0,
+    CARRIED_AS_BFLOAT16 = 1,
+    CARRIED_AS_BFLOAT16_SCALAR = 2,
+    CARRIED_AS_LONG = 3,
+    CARRIED_ON_DEVICE = 4
+};
 
 /* A leaf of the walked tree. */
 typedef struct {
@@ -38,6 +44,7 @@ typedef struct {
     uint64_t *sizes, *numbers;
     size_t leaves_count, leaves_room, sizes_count, sizes_room, numbers_count, numbers_room;
     int nodes;
+    int has_device; /* leaves in GPU memory, whose bytes the client copies */
 } Walk;
 
 /* A structure that was sent before. */
@@ -385,6 +392,31 @@ static int has_plain_keys(PyObject *dict)
     return 1;
 }
 
+/* A leaf in GPU memory: (dtype, shape). */
+static int walk_device(Walk *walk, PyObject *described)
+{
+    if (!PyTuple_CheckExact(described) || PyTuple_GET_SIZE(described) != 2 ||
+        !PyUnicode_CheckExact(PyTuple_GET_ITEM(described, 0)) || !PyTuple_CheckExact(PyTuple_GET_ITEM(described, 1))) {
+        PyErr_SetString(PyExc_TypeError, "an array in GPU memory is (dtype, shape)");
+        return -1;
+    }
+    PyObject *shape = PyTuple_GET_ITEM(described, 1);
+    Py_ssize_t dimensions = PyTuple_GET_SIZE(shape);
+    int dtype = 0;
+    while (dtype < DTYPES &&
+           PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(described, 0), dtype_name(dtype)) != 0)
+        dtype++;
+    if (dtype == DTYPES || dimensions > DIMENSION_LIMIT)
+        return 0;
+    int added = add_leaf(walk, LEAF_DEVICE, dtype, (int)dimensions, Py_NewRef(described), "");
+    for (Py_ssize_t index = 0; added == 1 && index < dimensions; index++) {
+        uint64_t size;
+        added = to_word(PyTuple_GET_ITEM(shape, index), &size) < 0 ? -1 : add_size(walk, size);
+    }
+    walk->has_device = 1;
+    return added;
+}
+
 /* A value that is carried as another one. */
 static int walk_other(TreeEncoder *self, Walk *walk, PyObject *value, int depth)
 {
@@ -409,6 +441,8 @@ static int walk_other(TreeEncoder *self, Walk *walk, PyObject *value, int depth)
         metadata_long(&walk->metadata, (const uint8_t *)PyBytes_AS_STRING(base), (size_t)PyBytes_GET_SIZE(base));
         walked = 1;
     }
+    else if (code == CARRIED_ON_DEVICE)
+        walked = walk_device(walk, base);
     else if (PyArray_CheckExact(base) && PyArray_TYPE((PyArrayObject *)base) == NPY_UINT16) {
         int kind = code == CARRIED_AS_BFLOAT16 ? LEAF_ARRAY : LEAF_SCALAR;
         walked = walk_array(walk, kind, DTYPE_BF2, Py_NewRef(base));
@@ -491,7 +525,7 @@ static void release(Walk *walk)
         Py_DECREF(source->owner);
     }
     walk->sizes_count = walk->numbers_count = 0;
-    walk->nodes = 0;
+    walk->nodes = walk->has_device = 0;
 }
 
 /* Copying */
@@ -581,7 +615,8 @@ static void copy_whole(const Walk *walk, char *payload)
     for (size_t index = 0; index < walk->leaves_count; index++) {
         const Place *place = &walk->places[index];
         const char *from = bytes_of(&walk->sources[index]);
-        if (place->size && is_contiguous(&walk->sources[index]) && from != payload + place->offset)
+        if (walk->leaves[index].kind != LEAF_DEVICE && place->size && is_contiguous(&walk->sources[index]) &&
+            from != payload + place->offset)
             memcpy(payload + place->offset, from, place->size);
     }
 }
@@ -594,6 +629,8 @@ static void copy_in_pieces(const Walk *walk, char *payload, CounterLine *line)
     copy_words(walk, payload);
     for (size_t index = 0; index < walk->leaves_count; index++) {
         const Place *place = &walk->places[index];
+        if (walk->leaves[index].kind == LEAF_DEVICE)
+            continue;
         if (!is_contiguous(&walk->sources[index])) {
             in_order = 0;
             continue;
@@ -781,6 +818,8 @@ int encoder_put(PyObject *object, PyObject *tree, PyObject *memory, PyObject *sl
     Walk other = {0}, *walk = self->busy ? &other : &self->walk;
     self->busy++;
     int result = describe(self, walk, tree);
+    if (result == 1 && walk->has_device && metadata == NULL)
+        result = OTHER;
     if (result == 1)
         result = write_into(self, walk, memory, slots, slot, examined, encoded);
     if (metadata != NULL && (result == UNKNOWN || result == UNEXPECTED) &&

@@ -95,7 +95,7 @@ class ClientFastPath:
         encoded: Any = (0, 0, 0, 0)
         if kind == _INFER:
             slot = slot_of(sequence)
-            encoded = self._encoder.encode_into(tree, self._request_memories[slot], None, slot, False)
+            encoded = self._encoder._put(tree, self._request_memories[slot])
             if type(encoded) is bytes:
                 return None
             if type(encoded) is not tuple or len(encoded) != 4:

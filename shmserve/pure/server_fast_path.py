@@ -155,7 +155,7 @@ class ServerFastPath:
         if not self.sequence:
             raise ValueError("no request was taken, or this segment was closed")
         memory = self._reply_memories[slot_of(self.sequence)]
-        encoded: Any = self._encoder.encode_into(tree, memory, None, 0, False)
+        encoded: Any = self._encoder._put(tree, memory)
         if type(encoded) is not tuple or len(encoded) != 4:
             return -1
         copied_ns = time.monotonic_ns() - began_ns

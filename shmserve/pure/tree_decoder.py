@@ -25,8 +25,8 @@ class TreeDecoder(TreeReader):
     def __init__(self, metadata: bytes, /) -> None:
         """Raises MetadataError for bytes that describe no structure."""
         super().__init__(metadata)
-        #: Whether every leaf is made here; none of bfloat16, which numpy does not have.
-        self.is_complete = all(leaf.dtype != BFLOAT16 for leaf in self.leaves)
+        #: Whether every leaf is made here; none of bfloat16, which numpy does not have, or in GPU memory.
+        self.is_complete = not self.has_device and all(leaf.dtype != BFLOAT16 for leaf in self.leaves)
         #: Larger for the decoder that was used later.
         self.last_used = 0
         self._arrays_count = sum(leaf.kind == "array" for leaf in self.leaves)

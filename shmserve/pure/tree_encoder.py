@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from shmserve.errors import RequestRejected
+from shmserve.carried_values import Convert
+from shmserve.errors import DeviceArrayRefused, RequestRejected
 from shmserve.flatten import FlatTree, flatten
 from shmserve.metadata_leaf import Leaf
 from shmserve.tree_reader import Array, LeafPlace, TreeReader, lay_out
@@ -50,16 +50,17 @@ class _Known:
 class TreeEncoder:
     """Describes and encodes trees."""
 
-    __slots__ = ("_known",)
+    __slots__ = ("_convert", "_known")
 
-    def __init__(self, convert: Callable[[Any], tuple[int, Any]], /) -> None:
-        """`convert` is what the walk of flatten.py calls, which needs no other."""
+    def __init__(self, convert: Convert, /) -> None:
+        """`convert` gives the form of values of other types than the walk knows."""
+        self._convert = convert
         self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def describe(self, tree: Any, /) -> bytes | None:
         """Return the metadata of a tree's structure; None if it cannot be carried."""
         try:
-            return flatten(tree, "tree").metadata
+            return flatten(tree, "tree", self._convert).metadata
         except RequestRejected:
             return None
 
@@ -85,9 +86,22 @@ class TreeEncoder:
         Or the (metadata bytes, payload bytes) that it needs; the metadata of a structure that is new, or unless `examined`
         of other sizes than declared; None if it cannot be carried. Then nothing is written.
         """
+        return self._encode(tree, memory, examined)
+
+    def _put(self, tree: Any, memory: SlotMemory) -> Encoded | tuple[int, int] | bytes | None:
+        """As `encode_into` for a fast path, which a tree with leaves in GPU memory cannot take."""
+        return self._encode(tree, memory, False, is_fast=True)
+
+    def _encode(
+        self, tree: Any, memory: SlotMemory, examined: bool, *, is_fast: bool = False
+    ) -> Encoded | tuple[int, int] | bytes | None:
         try:
-            flat = flatten(tree, "tree")
+            flat = flatten(tree, "tree", self._convert)
+        except DeviceArrayRefused:
+            raise  # never to be pickled instead
         except RequestRejected:
+            return None
+        if is_fast and any(array is None for array in flat.arrays):
             return None
         known = self._known.get(flat.metadata)
         if known is None or (not examined and not _is_expected(known, flat)):
@@ -117,11 +131,13 @@ def _is_expected(known: _Known, flat: FlatTree) -> bool:
 
 def _copy(flat: FlatTree, known: _Known, places: list[LeafPlace], memory: SlotMemory) -> None:
     payload = memory.payload
-    views = [place.view(payload) for place in places]
-    arrays = [_separate(array, view, memory) for array, view in zip(flat.arrays, views, strict=True)]
+    on_host = [
+        (place.view(payload), array) for place, array in zip(places, flat.arrays, strict=True) if array is not None
+    ]
+    copies = [(view, _separate(array, view, memory)) for view, array in on_host]
     known.front.pack_into(payload.data, 0, *flat.sizes, *flat.numbers)
     # Not memoryview assignment: numpy takes any strides and lets other threads run.
-    for view, array in zip(views, arrays, strict=True):
+    for view, array in copies:
         if array is not view:
             view[...] = array
 

@@ -32,6 +32,8 @@ class LateStream(Stream):
     def __init__(self, gpus: LateCuda, device: int) -> None:
         super().__init__(device, gpus.host)
         self._gpus = gpus
+        #: The handle that other libraries take.
+        self.cuda_stream = 0
         gpus.runtime.streams.append(self)
 
     def wait_event(self, event: LateEvent) -> None:
@@ -225,6 +227,7 @@ class LateCuda(Operators):
         self._failing: dict[tuple[str, int], Callable[[], Exception]] = {}
         self.copies_in: list[tuple[int, bool]] = []  # (bytes, whether on another stream than the default one)
         self.copies_out = 0
+        self.copies_shared: list[int] = []  # bytes
         self.waits = 0  # times the host slept on an event
         self.blocked = 0  # copies that the host waited for
         self.given_back = 0

@@ -137,7 +137,9 @@ class _Access:
 class Accesses:
     """The accesses to one piece of the device's memory that later ones must follow."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_shared: bool = False) -> None:
+        """`is_shared`: another process writes to the memory."""
+        self.is_shared = is_shared
         self._latest: list[_Access] = []
 
     def add(self, stream: Stream, number: int, start: int, end: int, *, writes: bool, name: str) -> None:

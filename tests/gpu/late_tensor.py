@@ -314,6 +314,9 @@ class Operators:
 
     def _copy(self: Any, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
         if target.device == source.device:
+            if source.accesses.is_shared:
+                self._copy_shared(target, source)
+                return target
             return self._run(aten.copy_.default, "copy_", (target, source), {})
         if target.device.type == "cuda" and source.device.type == "cuda":
             return self._between(target, source)
@@ -370,6 +373,15 @@ class Operators:
     def _count_copy_in(self: Any, target: torch.Tensor, stream: Stream) -> None:
         size = target.numel() * target.element_size()
         self.copies_in.append((size, stream is not self.default_streams[stream.device]))
+
+    def _copy_shared(self: Any, target: LateTensor, source: LateTensor) -> None:
+        """Copy memory that another process writes, as late as memory of the host: it may not change before the host has waited."""
+        self.launch()
+        self.refuse_in_capture()
+        stream = self.current_stream(target.where)
+        self.copies_shared.append(target.numel() * target.element_size())
+        self._note(stream, [(target.accesses, *_bounds(raw(target)), True)], "copy of shared memory")
+        stream.put(CopyIn(self.memory_blocks.loose(raw(target)), raw(source)))
 
     def _copy_out(self: Any, target: torch.Tensor, source: LateTensor, non_blocking: bool) -> None:
         self.called("copy_out")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from shmserve.codec import DoesNotFit, Encoder, SlotMemory
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.flatten import flatten
 from shmserve.layout import COUNTER_OFFSET, REPLY, WORD, Geometry
+from shmserve.metadata import Leaf, dump
 from shmserve.pipe_doorbell import PipeRinger
 from shmserve.sealed_channel import SealedChannelFds
 from shmserve.segment import Identity, Segment
@@ -43,12 +45,14 @@ _EDGES = [
     1 << 63,
     (1 << 64) - 1,
 ]
-_METADATA = [flatten(tree, "tree").metadata for tree in TREES]
+#: An array in GPU memory, which only a request may have.
+_ON_DEVICE = dump({"a": Leaf("device", "<f4", 2), "b": Leaf("str", "|u1", 1)})
+_METADATA = [*(flatten(tree, "tree").metadata for tree in TREES), _ON_DEVICE]
 
 
 def _honest() -> list[tuple[bytes, bytes, int]]:
     """Metadata, payload and number of replies that are what they say."""
-    encoder, answers = Encoder(name="action"), []
+    encoder, answers = Encoder(name="action"), [(_ON_DEVICE, struct.pack("=3Q", 3, 4, 0).ljust(64, b"\0"), 999)]
     for tree in (*TREES, {"a": np.zeros((3, 4), np.float32)}):
         slot = SlotMemory(np.zeros(4096, np.uint8), np.zeros(8192, np.uint8))
         with contextlib.suppress(DoesNotFit):

@@ -24,6 +24,7 @@ _LOAD = Load(
     request_bell=None,
     trusted_transport=False,
     register_bytes=None,
+    device_leaves=False,
     serving_model=None,
 )
 

@@ -14,6 +14,7 @@ _GRAPHS = "tests/integration/device/test_device_graph_copies.py"
 _IN_PLACE = "tests/integration/device/test_device_in_place.py"
 _ROWS = "tests/integration/device/test_device_rows.py"
 _REGISTRATION = "tests/integration/device/test_device_registration.py"
+_AREAS = "tests/integration/device/test_device_areas.py"
 _TROUBLE = "tests/integration/device/test_device_trouble.py"
 
 
@@ -646,9 +647,9 @@ MUTANTS = [
     Mutant(
         "P05",
         "the host's address is given to a device that has another",
-        "host_pointer.py",
-        "    return pointer.value\n",
-        "    return address\n",
+        "cuda.py",
+        "where = cuda_driver.driver().address_of_registered(address, self._index)",
+        "where = address",
         _IN_PLACE,
         "test_nothing_is_copied_to_the_device",
     ),
@@ -678,5 +679,41 @@ MUTANTS = [
         "            raise\n",
         _IN_PLACE,
         "test_memory_that_the_device_cannot_read_is_copied_and_that_is_said",
+    ),
+    Mutant(
+        "D01",
+        "an answer does not wait for the copy of a client's GPU memory",
+        "arena.py",
+        "        self._reads_clients = True\n        for first",
+        "        for first",
+        _AREAS,
+        "test_an_answer_without_a_run_waits_for_the_copy_as_well",
+    ),
+    Mutant(
+        "D02",
+        "a copy of a client's GPU memory ahead does not wait for the model",
+        "arena.py",
+        "        self._hold(ahead)\n        self._directly += 1\n        self._reads_clients = True\n        for",
+        "        self._directly += 1\n        self._reads_clients = True\n        for",
+        _AREAS,
+        "test_a_copy_ahead_waits_for_the_model_before_it",
+    ),
+    Mutant(
+        "D03",
+        "the model does not wait for the copy of a client's GPU memory",
+        "arena.py",
+        "        self._directly += 1\n        self._reads_clients = True\n        for",
+        "        self._reads_clients = True\n        for",
+        _AREAS,
+        "test_batches_that_are_copied_ahead_have_no_race",
+    ),
+    Mutant(
+        "D04",
+        "arrays beyond their slot's area are read",
+        "areas.py",
+        "        if slot >= self.slots or place.offset + place.size > self.area_bytes:\n            return None\n",
+        "",
+        _AREAS,
+        "test_a_request_whose_arrays_are_not_in_its_area_is_rejected",
     ),
 ]

@@ -15,6 +15,7 @@ further copy (models/rows.py).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +26,8 @@ import torch
 from shmserve.carried_values import BFLOAT16
 from shmserve.codec import plain_leaf
 from shmserve.layout import CACHE_LINE, aligned
+from shmserve.metadata import MetadataError
+from shmserve.metadata_leaf import DEVICE
 from shmserve.schema import LeafPlace, Schema
 
 from .errors import with_memory_given_back
@@ -160,6 +163,54 @@ class Arena:
         else:
             self.send(ahead=ahead)
             self._unsent = (start, aligned(end, CACHE_LINE))
+        self._end = aligned(end, CACHE_LINE)
+        self.rows += 1
+        return observation
+
+    def place_from_area(
+        self,
+        schema: Schema,
+        payload: npt.NDArray[np.uint8],
+        payload_bytes: int,
+        of_area: Callable[[LeafPlace], torch.Tensor | None],
+        *,
+        ahead: bool,
+    ) -> Any:
+        """As `place`, for a tree with arrays in GPU memory, whose bytes `of_area` gives; None: they are not all there.
+
+        The row is as if all arrays had come from the host, and its copies begin at once.
+        """
+        if not self.rows:
+            self._begin()
+        given, places = schema.both_layouts(payload, payload_bytes)
+        places, start = self._behind(places, places[0].offset), self._end
+        end = start + places[-1].offset + places[-1].size
+        if end > self.size:
+            raise MetadataError(f"{end - start} bytes of arrays where {self.size - start} have room")
+        numbers, row = schema.reader.numbers(payload), self._bytes[start:end]
+        copies: list[tuple[int, int, torch.Tensor]] = []
+        for source, place in zip(given, places, strict=True):
+            first, last = place.offset, place.offset + place.size
+            if source.kind == DEVICE:
+                memory = of_area(source)
+                if memory is None:
+                    raise MetadataError("arrays in GPU memory reach beyond their slot's area")
+                copies.append((first, last, memory))
+                continue
+            np.copyto(row[first:last], payload[source.offset : source.offset + source.size])
+            if source.kind == "array":
+                copies.append((first, last, self.host[start + first : start + last]))
+        leaves = [
+            plain_leaf(place, row) if tensor is None else tensor.detach()
+            for place, tensor in zip(places, self._tensors_at(start, places), strict=True)
+        ]
+        observation = schema.reader.unflatten(numbers, leaves)
+        self._hold(ahead)
+        self._directly += 1
+        self._reads_clients = True
+        for first, last, memory in copies:
+            if first < last:
+                self._device.copy_in(self.memory[start + first : start + last], memory, ahead=ahead)
         self._end = aligned(end, CACHE_LINE)
         self.rows += 1
         return observation

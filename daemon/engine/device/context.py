@@ -14,6 +14,7 @@ from shmserve.schema import Schema
 
 from ...ipc.messages import Load, ServingModel
 from ...packages.package import ModelPackage
+from .areas import Areas
 from .arena import Arena
 from .errors import raise_if_lost
 from .in_place import may_read_in_place
@@ -39,6 +40,8 @@ class DeviceContext:
         self.arenas = (Arena(device, self.host), Arena(device, self.host))
         self.results = Readback(device, self.host)
         self.registrar = Registrar(device, self.host, register_bytes, in_place=in_place)
+        #: GPU memory that clients write arrays to; None: this engine takes none from there.
+        self.areas: Areas | None = None
         #: Largest batch size that runs as a graph; 0 without graphs.
         self.graphs = 0
         #: Memory in use before the model is loaded, except by torch.
@@ -99,6 +102,8 @@ class DeviceContext:
             "register_bytes": self.registrar.threshold,
             "registered_channels": self.registrar.channels,
             "registered_bytes": self.registrar.bytes,
+            "device_leaves": self.areas is not None,
+            "shared_bytes": self.areas.bytes if self.areas is not None else 0,
             "graphs": self.graphs,
             "warnings": self.host.warnings[:],
         }

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from shmserve import cuda_driver
+from shmserve.cuda_driver import CUDA_ERROR_OUT_OF_MEMORY, CudaError, Driver, MappedMemory
+
 from ...host.memory import available_bytes
 from .availability import check_there
 from .errors import is_out_of_memory
-from .host_pointer import device_address
-from .interface import Event, PinFailed
+from .interface import Event, PinFailed, SharingFailed
 
 log = logging.getLogger(__name__)
 
@@ -93,14 +95,30 @@ class CudaDevice:
 
     def over(self, address: int, size: int) -> torch.Tensor:
         with self._current(), torch.inference_mode(False):
-            where = device_address(self._index, address)
             try:
+                where = cuda_driver.driver().address_of_registered(address, self._index)
                 memory = torch.as_tensor(_HostMemory(where, size), device=self.torch_device)
             except (RuntimeError, ValueError) as error:
                 raise PinFailed(_first_line(error)) from error
         if memory.data_ptr() != where:
             raise PinFailed("torch takes registered memory of the host for another device's, and copied it")
         return memory
+
+    def create_shared(self, size: int) -> tuple[int, int]:
+        with _shared() as cuda:
+            return cuda.create(size, self._index)
+
+    def map_shared(self, descriptor: int, size: int) -> CudaSharedMemory:
+        with _shared() as cuda, contextlib.ExitStack() as failed:
+            mapped = cuda.map(descriptor, size, self._index)
+            failed.callback(mapped.close)
+            memory = CudaSharedMemory(mapped, self.torch_device)
+            failed.pop_all()
+            return memory
+
+    def uuid(self) -> str:
+        with _shared() as cuda:
+            return cuda.uuid(self._index)
 
     def _current(self) -> contextlib.AbstractContextManager[None]:
         """Make this device current in the calling thread, which would otherwise start a context on the first GPU."""
@@ -211,6 +229,38 @@ class _HostMemory:
 
     def __init__(self, address: int, size: int) -> None:
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
+
+
+class CudaSharedMemory:
+    """Memory that the driver has mapped, as a tensor; see `interface.SharedMemory`."""
+
+    def __init__(self, mapped: MappedMemory, device: torch.device) -> None:
+        self._mapped = mapped
+        self.size = mapped.size
+        #: As torch takes memory that is not its own.
+        self.__cuda_array_interface__ = {
+            "shape": (mapped.size,),
+            "typestr": "|u1",
+            "data": (mapped.address, False),
+            "version": 2,
+        }
+        with torch.inference_mode(False):
+            self.tensor = torch.as_tensor(self, device=device)
+
+    def close(self) -> None:
+        del self.tensor
+        self._mapped.close()
+
+
+@contextlib.contextmanager
+def _shared() -> Iterator[Driver]:
+    """Lend the driver; raises SharingFailed for its errors."""
+    try:
+        yield cuda_driver.driver()
+    except CudaError as error:
+        raise SharingFailed(str(error), is_short=error.code == CUDA_ERROR_OUT_OF_MEMORY) from error
+    except RuntimeError as error:  # torch cannot use the memory
+        raise SharingFailed(_first_line(error), is_short=is_out_of_memory(error)) from error
 
 
 class CudaCaptured:

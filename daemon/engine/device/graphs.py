@@ -68,7 +68,7 @@ class Graphs:
         """Raise ContractMismatch for an observation that the graphs were not recorded for."""
         if pickled:
             raise ContractMismatch("a pickled object: this policy runs as a CUDA graph, which takes only arrays")
-        places = schema.layout(payload, payload_bytes)
+        schema, places = schema.as_arrays(payload, payload_bytes)
         if schema.metadata == self._schema.metadata and places == self._places:
             return
         differences = contract_differences(

@@ -18,6 +18,25 @@ class PinFailed(Exception):
     """The system cannot allocate page-locked memory or lock the given memory; the text says why."""
 
 
+class SharingFailed(Exception):
+    """Memory cannot be shared with another process; the text says why. `is_short`: the device has too little."""
+
+    def __init__(self, text: str, *, is_short: bool = False) -> None:
+        super().__init__(text)
+        self.is_short = is_short
+
+
+class SharedMemory(Protocol):
+    """Memory of the device that other processes have mapped as well."""
+
+    #: Its bytes.
+    tensor: torch.Tensor
+    size: int
+
+    def close(self) -> None:
+        """Unmap it, once no work of the device uses it; its tensor must not be used afterwards."""
+
+
 class Event(Protocol):
     """A marker in a stream (`torch.cuda.Event`); an event that was never recorded counts as passed."""
 
@@ -57,7 +76,10 @@ class Device(Protocol):
         """Copy a tensor of another GPU to this device; returns None for the host's tensors. Check `holds` before."""
 
     def copy_in(self, target: torch.Tensor, source: torch.Tensor, *, ahead: bool) -> None:
-        """Begin to copy bytes of the host to the device; both must stay until an event after it has passed."""
+        """Begin to copy bytes of the host or of a client's memory on the device to memory of the device.
+
+        Both must stay until an event after it has passed.
+        """
 
     def copy_out(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Begin to copy a tensor of the device to the host, after the compute stream's work until now."""
@@ -82,6 +104,18 @@ class Device(Protocol):
 
         The memory must stay registered as long as the tensor, or one that shares its storage, exists.
         """
+
+    def create_shared(self, size: int) -> tuple[int, int]:
+        """Allocate memory for several processes; return a descriptor that is the caller's, and its size in whole pages.
+
+        Raises SharingFailed.
+        """
+
+    def map_shared(self, descriptor: int, size: int) -> SharedMemory:
+        """Map such memory; the descriptor stays the caller's. Raises SharingFailed."""
+
+    def uuid(self) -> str:
+        """Return what names this GPU in every process; raises SharingFailed."""
 
     def rejoin(self) -> None:
         """Make the compute stream current again after a model changed it, and order its later work after the model's."""

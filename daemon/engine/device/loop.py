@@ -88,9 +88,18 @@ class DeviceLoop(GuardedLoop):
         super().move(state, mapped, deferred)
         self._make_room(state)
 
-    def _make_room(self, state: ChannelState) -> None:
+    def make_room_for(self, number: int, area_bytes: int) -> None:
+        """Make room for requests of this channel that have that many bytes in GPU memory; raises BrokenChannel."""
+        state = self.states.get(number)
+        if state is not None:
+            self._make_room(state, area_bytes)
+
+    def _make_room(self, state: ChannelState, area_bytes: int | None = None) -> None:
+        areas, payload_bytes = self._context.areas, state.channel.requests.segment.geometry.payload_bytes
+        if area_bytes is None:
+            area_bytes = areas.area_bytes(state.number) if areas is not None else 0
         try:
-            self._context.make_room(state.channel.requests.segment.geometry.payload_bytes)
+            self._context.make_room(payload_bytes + area_bytes)
         except RuntimeError as error:
             raise_if_lost(self._context.device, error)
             raise BrokenChannel(f"the device has no memory for the requests of this client: {error}") from error

@@ -11,6 +11,7 @@ the device only copies.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -45,6 +46,9 @@ from .waiting import DeviceWait
 log = logging.getLogger(__name__)
 
 _ERROR_TEXT = 300
+NO_AREA = (
+    "an array lies in GPU memory, and this client has no memory there that the engine shares: send it from the host"
+)
 
 
 class DeviceServing(Serving):
@@ -119,7 +123,9 @@ class DeviceServing(Serving):
             return False
         if items[0].state.behind_ns or state.behind_ns:
             return False
-        return self._arena.has_room(head.payload_bytes)
+        areas = self._context.areas
+        on_device = areas.area_bytes(state.number) if areas is not None else 0
+        return self._arena.has_room(head.payload_bytes + on_device)
 
     @property
     def flies_suspect(self) -> bool:
@@ -207,13 +213,19 @@ class DeviceServing(Serving):
     def _placed(self, item: Row, schema: Schema, payload: Any) -> Any:
         registered, threshold = item.state.registered, self._context.registrar.threshold
         payload_bytes = item.head.payload_bytes
+        item.place = self._arena.rows
+        if schema.reader.has_device:
+            area = self._context.areas.of(item.state.number) if self._context.areas is not None else None
+            if area is None:
+                raise RequestRejected(NO_AREA)
+            of_area = functools.partial(area.leaf, item.head.sequence)
+            return self._arena.place_from_area(schema, payload, payload_bytes, of_area, ahead=item.ahead)
         if registered is not None and (memory := registered.in_place(item.head.sequence)) is not None:
             item.in_place = memory
             return memory.observation(schema, payload, payload_bytes)
         directly = None
         if registered is not None and threshold is not None and payload_bytes >= threshold:
             directly = registered.payload(item.head.sequence)
-        item.place = self._arena.rows
         return self._arena.place(schema, payload, payload_bytes, directly=directly, ahead=item.ahead)
 
     # Running

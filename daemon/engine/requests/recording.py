@@ -6,6 +6,7 @@ import numpy as np
 
 from shmserve.codec import Encoder, SlotMemory
 from shmserve.layout import MAX_PAYLOAD_BYTES
+from shmserve.metadata import MetadataError
 from shmserve.protocol import Flag, Kind, Status
 from shmserve.record_ring import Entry, RecordRingWriter
 from shmserve.ring import ReplyHead, RequestHead
@@ -59,6 +60,9 @@ class RecordedServing:
         if head.kind == Kind.INFER:
             # The lengths in the head come from the client: slicing limits them to the slot.
             slot = state.channel.requests.memory(head.sequence)
+            if _has_arrays_on_gpu(state, head, slot):
+                self._record_ring.count_skipped()  # their bytes are not in the slot
+                return False
             metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
         return self._record_ring.write(Entry.REQUEST, state.number, _generation(state), head, metadata, payload)
 
@@ -83,6 +87,13 @@ class RecordedServing:
             return
         metadata, payload = slot.metadata[: head.metadata_bytes], slot.payload[: head.payload_bytes]
         self._record_ring.write(Entry.REPLY, state.number, _generation(state), head, metadata, payload)
+
+
+def _has_arrays_on_gpu(state: ChannelState, head: RequestHead, slot: SlotMemory) -> bool:
+    try:
+        return state.schemas.get(head.schema, head.metadata_bytes, slot).reader.has_device
+    except MetadataError:  # it will be rejected
+        return False
 
 
 def _generation(state: ChannelState) -> int:

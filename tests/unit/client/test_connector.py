@@ -17,6 +17,7 @@ from shmserve.client.connection import ChannelRefused, Connection
 from shmserve.client.connector import Connector
 from shmserve.errors import (
     ClientClosed,
+    DeviceArrayRefused,
     ObservationTooLarge,
     ReentrantCall,
     ServiceUnavailable,
@@ -28,6 +29,8 @@ _FAR_NS = 1 << 62
 
 class StubChannel:
     """A generation of a channel."""
+
+    requests = SimpleNamespace(slots=4)
 
     def close(self) -> None: ...
 
@@ -46,6 +49,10 @@ class StubConnection:
         #: Requests of more bytes are refused.
         self.most_bytes: int | None = None
         self.resizes: list[int] = []
+        #: GPU memory, what was asked for, and errors that come first.
+        self.area: Any = None
+        self.shares: list[int] = []
+        self.share_outcomes: list[Exception | None] = []
         self.asked = threading.Event()
         self.release = threading.Event()
         self.release.set()
@@ -73,6 +80,15 @@ class StubConnection:
             raise ChannelRefused(ObservationTooLarge("too large"))
         self.granted = capacity.copy()
         return self.resize_outcome
+
+    def share_device_memory(self, area_bytes: int, timeout_s: float) -> None:
+        assert self.resizing
+        self.shares.append(area_bytes)
+        outcome = self.share_outcomes.pop(0) if self.share_outcomes else None
+        if isinstance(outcome, Exception):
+            self.gone = str(outcome) == "gone"
+            raise outcome
+        self.area = SimpleNamespace(area_bytes=area_bytes, slots=4)
 
     def switch_to(self, channel: Any) -> None:
         self.switches += 1
@@ -389,3 +405,79 @@ def test_closing_closes_the_current_and_the_retired_connections(
 
     assert [connection.closes for connection in opened] == [1, 1]
     assert connector.usable() is None
+
+
+def not_ready() -> ServiceUnavailable:
+    return ServiceUnavailable("no model serves now: ask again", reason="not_ready")
+
+
+@pytest.fixture
+def sharing(connector: Connector, user: User, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> StubConnection:
+    """A connection whose client needs GPU memory for its next request."""
+    monkeypatch.setattr(connector_module, "_ASK_AGAIN_S", 0.0)
+    connector.attach(_FAR_NS, user)
+    connector.on_device.want(1000, None)
+    user.events.clear()
+    return opened[0]
+
+
+def test_gpu_memory_alone_needs_no_larger_slots(connector: Connector, user: User, sharing: StubConnection) -> None:
+    assert connector.resize(_FAR_NS, user)
+
+    assert (sharing.shares, sharing.resizes, user.events) == ([1000], [], [])
+    connector.capacity.grow_requests(0, 5000)
+    connector.on_device.want(1001, sharing.area)
+    assert connector.resize(_FAR_NS, user)
+    assert (sharing.shares, sharing.resizes) == ([1000, 1500], [5000])
+
+
+def test_gpu_memory_is_asked_for_until_an_engine_can_give_it(
+    connector: Connector, user: User, sharing: StubConnection
+) -> None:
+    sharing.share_outcomes = [not_ready(), not_ready()]
+    assert connector.resize(_FAR_NS, user)
+    assert sharing.shares == [1000] * 3
+
+    sharing.area, sharing.share_outcomes = None, [not_ready(), not_ready()]
+    with pytest.raises(ServiceUnavailable, match="ask again"):
+        connector.resize(0, user)
+    assert (sharing.shares, user.events, sharing.resizing) == ([1000] * 4, [], False)
+
+
+def test_less_gpu_memory_is_asked_for_where_more_is_refused(
+    connector: Connector, user: User, sharing: StubConnection
+) -> None:
+    connector.resize(_FAR_NS, user)
+    connector.on_device.want(1200, sharing.area)
+    sharing.share_outcomes = [DeviceArrayRefused("too much", reason="too_large")]
+
+    assert connector.resize(_FAR_NS, user)
+
+    assert sharing.shares == [1000, 1500, 1200]
+
+
+@pytest.mark.parametrize("reason", ["off", "no_gpu", "numpy"])
+def test_a_service_that_shares_no_gpu_memory_is_not_asked_again(
+    reason: str, connector: Connector, user: User, sharing: StubConnection
+) -> None:
+    sharing.share_outcomes = [DeviceArrayRefused("none", reason=reason)]
+
+    assert connector.resize(_FAR_NS, user)
+    connector.on_device.want(1000, None)
+    connector.resize(_FAR_NS, user)
+
+    assert sharing.shares == [1000]
+
+
+def test_a_daemon_that_goes_away_meanwhile_is_lost_and_one_that_hangs_is_an_error(
+    connector: Connector, user: User, opened: Opened, sharing: StubConnection
+) -> None:
+    sharing.share_outcomes = [ServiceUnavailable("gone")]
+    assert connector.resize(_FAR_NS, user)
+    assert user.events == ["lost"]
+
+    connector.attach(_FAR_NS, user)
+    opened[1].share_outcomes = [ServiceUnavailable("did not answer in time")]
+    with pytest.raises(ServiceUnavailable, match="in time"):
+        connector.resize(_FAR_NS, user)
+    assert user.events == ["lost", "attached", "lost"]

@@ -24,6 +24,7 @@ from shmserve.errors import (
     ShmServeError,
 )
 from shmserve.layout import sequence_of
+from shmserve.metadata import Leaf, dump
 from shmserve.protocol import Flag, Status
 from shmserve.ring import ReplyHead
 from tests.support.channel_ends import new_pending
@@ -186,3 +187,19 @@ def test_a_pickled_result_on_loan_is_copied() -> None:
     assert error is None
     assert cast(ReplyLoan, loan).in_slot is False
     assert cast(ReplyLoan, loan)._tree == {"what": complex(1, 2)}
+
+
+@pytest.mark.parametrize("loan", [False, True])
+def test_a_result_in_gpu_memory_is_refused(loan: bool) -> None:
+    metadata = dump({"action": Leaf("device", "<f4", 1), "step": Leaf("int", "<i8", 0)})
+    memory, head = written({"action": np.zeros(0, np.float32), "step": 3})
+    memory.metadata[: len(metadata)] = np.frombuffer(metadata, np.uint8)
+    memory.payload[:8].view(np.uint64)[0] = 2
+    pending = new_pending(loan_thread=1 if loan else 0)
+
+    result, error = decode_reply(
+        "arm", Decoder(), memory, pending, head._replace(metadata_bytes=len(metadata), payload_bytes=16)
+    )
+
+    assert result is None
+    assert isinstance(error, ProtocolMismatch) and "lies in GPU memory" in str(error)

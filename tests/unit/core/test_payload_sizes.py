@@ -31,17 +31,22 @@ ARRAY = Leaf("array", "<f4", 2)
 def places(structure: Sequence[Leaf], sizes: Sequence[int]) -> tuple[list[tuple[Leaf, int, list[int]]], int] | None:
     """Return (leaf, offset, shape) of each leaf and the bytes of the payload by the rules of docs/reference/wire-format.md."""
     rest, found = list(sizes), []
-    end = 8 * (len(sizes) + sum(leaf.kind in NUMBERS for leaf in structure))
+    end, device_end = 8 * (len(sizes) + sum(leaf.kind in NUMBERS for leaf in structure)), 0
     for leaf in structure:
         shape, rest = rest[: leaf.dimensions], rest[leaf.dimensions :]
         if leaf.kind in NUMBERS:
             continue
         if DTYPES[leaf.dtype] * math.prod(length or 1 for length in shape) >= 1 << 48:
             return None
-        offset = (end + 63) // 64 * 64
-        end = offset + DTYPES[leaf.dtype] * math.prod(shape)
+        size = DTYPES[leaf.dtype] * math.prod(shape)
+        if leaf.kind == "device":
+            offset = (device_end + 255) // 256 * 256
+            device_end = offset + size
+        else:
+            offset = (end + 63) // 64 * 64
+            end = offset + size
         found.append((leaf, offset, shape))
-    return (found, end) if end <= _PAYLOAD_LIMIT else None
+    return (found, end) if max(end, device_end) <= _PAYLOAD_LIMIT else None
 
 
 def memory_of(sizes: Sequence[int], room: int) -> npt.NDArray[np.uint8]:
@@ -163,6 +168,9 @@ IMPOSSIBLE = {
     "many leaves of almost 2**48": ([Leaf("bytes", "|u1", 1)] * 12, [2**48 - 64] * 12),
     "2**32 bytes behind the sizes": ([Leaf("bytes", "|u1", 1)], [2**32]),
     "a list of 2**61 numbers": ([Leaf("list", "<f8", 1)], [2**61 + 4]),
+    "more GPU memory than a slot can have": ([Leaf("device", "|u1", 1)], [2**32 + 1]),
+    "GPU memory of 2**63": ([Leaf("device", "<f4", 2)], [1, 2**63]),
+    "GPU memory of a product of 0 modulo 2**64": ([Leaf("device", "<f4", 2)], [2**32, 2**32]),
 }
 
 

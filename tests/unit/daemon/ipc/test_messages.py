@@ -10,9 +10,14 @@ import pytest
 from shmserve.channel import ChannelInfo, ChannelNames
 from shmserve.daemon.ipc.control import MESSAGE_LIMIT, take_messages
 from shmserve.daemon.ipc.messages import (
+    AREA_ANSWERS,
     FROM_ENGINE,
     FROM_SUPERVISOR,
     Accepted,
+    AllocateArea,
+    AreaAllocated,
+    AreaAnswer,
+    AreaRefused,
     Attach,
     Broken,
     Detach,
@@ -32,6 +37,7 @@ from shmserve.daemon.ipc.messages import (
     Load,
     Loading,
     Lost,
+    MapArea,
     Pause,
     Paused,
     Preload,
@@ -67,6 +73,7 @@ _LOAD = Load(
     request_bell="/bell",
     trusted_transport=True,
     register_bytes=0,
+    device_leaves=True,
     serving_model=ServingModel("cuda:0", 1 << 30, "/models/before"),
 )
 _READY = Ready(
@@ -92,7 +99,7 @@ _READY = Ready(
 )
 SUPERVISOR: list[SupervisorMessage] = [
     _LOAD,
-    Load(1, "p", None, "c", "cpu", True, None, None, False, 0, 12, False, None, False, None, None),
+    Load(1, "p", None, "c", "cpu", True, None, None, False, 0, 12, False, None, False, None, False, None),
     Attach(ChannelInfo(Identity(1, 2, 3), None), trusted=False, uid=1000, deferred=(), suspicion=None),
     Attach(
         ChannelInfo(Identity(1, 2, 3), _NAMES), trusted=True, uid=0, deferred=(64, 129), suspicion=Suspicion(12.5, True)
@@ -101,6 +108,8 @@ SUPERVISOR: list[SupervisorMessage] = [
     LimitRate(None),
     LimitRate(0.5),
     Detach(255),
+    AllocateArea(3, 921_600, 4),
+    MapArea(3, 921_600, 4, 4 << 20),
     Lost(1, 2, (64,)),
     Record(None),
     Record(3),
@@ -133,10 +142,17 @@ ENGINE: list[EngineMessage] = [
 ]
 
 
+AREA: list[AreaAnswer] = [AreaAllocated(4 << 20, "10" * 16), AreaRefused("no_memory", "cuMemCreate: ...")]
+
+
 @pytest.mark.parametrize("fds", [0, 4])
 @pytest.mark.parametrize(
     ("message", "kinds"),
-    [*((message, FROM_SUPERVISOR) for message in SUPERVISOR), *((message, FROM_ENGINE) for message in ENGINE)],
+    [
+        *((message, FROM_SUPERVISOR) for message in SUPERVISOR),
+        *((message, FROM_ENGINE) for message in ENGINE),
+        *((message, AREA_ANSWERS) for message in AREA),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_message_arrives_as_it_was_sent(message: Any, kinds: Any, fds: int) -> None:
@@ -149,6 +165,7 @@ def test_a_message_arrives_as_it_was_sent(message: Any, kinds: Any, fds: int) ->
 def test_each_message_of_the_list_is_tried_here() -> None:
     assert {type(message).__name__ for message in SUPERVISOR} == set(FROM_SUPERVISOR)
     assert {type(message).__name__ for message in ENGINE} == set(FROM_ENGINE)
+    assert {type(message).__name__ for message in AREA} == set(AREA_ANSWERS)
 
 
 @pytest.mark.parametrize(("messages", "others"), [(SUPERVISOR, FROM_ENGINE), (ENGINE, FROM_SUPERVISOR)])

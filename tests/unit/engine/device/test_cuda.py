@@ -111,6 +111,14 @@ def test_memory_of_the_host_that_the_device_cannot_read_is_said(
     device: LateDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = torch.zeros(64, dtype=torch.uint8)
+
+    def missing(name: str) -> None:
+        raise OSError("cannot open shared object file")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ctypes, "CDLL", missing)
+        with pytest.raises(PinFailed, match=r"libcuda.so.1 cannot be loaded \(cannot open"):
+            device.over(memory.data_ptr(), 64)
     with pytest.raises(PinFailed, match="is not registered with any CUDA device"):
         device.over(memory.data_ptr(), 64)
 
@@ -119,13 +127,6 @@ def test_memory_of_the_host_that_the_device_cannot_read_is_said(
         patched.setattr(torch, "as_tensor", lambda data, device: torch.zeros(64, dtype=torch.uint8))
         with pytest.raises(PinFailed, match="copied it"):
             device.over(memory.data_ptr(), 64)
-
-    def missing(name: str) -> None:
-        raise OSError("cannot open shared object file")
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(PinFailed, match=r"libcuda.so.1: cannot open"):
-        device.over(memory.data_ptr(), 64)
 
 
 def test_page_locked_memory_that_cannot_be_had_is_said(device: LateDevice) -> None:
