@@ -11,8 +11,8 @@
  * [S] set-up: may allocate memory, ask the daemon, and block up to its timeout.
  *
  * [R] real time: allocates nothing, takes no lock, and makes at most one wake-up of the engine and one sleep, which its
- * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives; with `options.robot`
- * it asks the daemon once for each model version).
+ * deadline bounds (`shmserve_wait` sleeps again after each 50 ms, to see whether the daemon lives; with `options.robot` or
+ * `shmserve_state_period` it asks the daemon once for each model version).
  *
  * One client serves one thread at a time; threads that ask at the same time have a client each. A client belongs to the
  * process that opened it: a forked child opens its own.
@@ -295,7 +295,7 @@ int shmserve_alive(shmserve_client *client);
 
 /** [R] Descriptors for poll or epoll, of which each is -1 if there is none: `*reply_fd` becomes readable when a reply
  * may have come (transport `sealed` only; look with `shmserve_wait` and 0, which empties it, and poll again after
- * TIMEOUT), `*lease_fd` hangs up (EPOLLRDHUP) when the daemon goes away. With `options.robot` a reply that is withheld
+ * TIMEOUT), `*lease_fd` hangs up (EPOLLRDHUP) when the daemon goes away. Of a robot that states something a withheld reply
  * makes neither of them readable: look each few milliseconds while a request is in flight. Valid until the next [S]
  * call. */
 int shmserve_pollable(const shmserve_client *client, int *reply_fd, int *lease_fd);

@@ -132,7 +132,7 @@ def test_the_floor_in_c_runs_at_a_rate() -> None:
     if not samples:
         pytest.skip("needs a C compiler and two processors")
     for sample in samples:
-        assert 1 <= len(sample.latency_ns) + sample.missed <= 22
+        assert 1 <= len(sample.latency_ns) + sample.missed < 200, "ten times what the rate gives: it does not wait"
 
 
 class Broken(InProcess):

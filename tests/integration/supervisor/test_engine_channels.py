@@ -267,8 +267,13 @@ def test_a_generation_that_is_gone_already_leaves_the_client_s_state(told: Told)
     assert len(made) == 1
 
 
+def mapped_segments() -> set[str]:
+    """Return the mappings of sealed segments; an earlier test of this process may have left some."""
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:shmserve (" in line}
+
+
 def test_objects_of_departed_clients_are_neither_mapped_nor_open(told: Told) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before, mapped = sorted(os.listdir("/proc/self/fd")), mapped_segments()
     told.tell(Serve())
     client = told.client()
     told.attach(client, _LARGE)
@@ -281,4 +286,4 @@ def test_objects_of_departed_clients_are_neither_mapped_nor_open(told: Told) -> 
     told.run()
 
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert "memfd:shmserve (" not in Path("/proc/self/maps").read_text()
+    assert mapped_segments() <= mapped

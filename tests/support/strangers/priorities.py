@@ -21,14 +21,13 @@ async def main() -> None:
         engine = engine_process.EngineProcess()
         await engine.start()
     session = Path(f"/proc/{engine.pid}/autogroup")
-    engine.in_background = True
-    print(session.read_text().split()[-1], flush=True)
-    engine.in_background = False
-    for _ in range(100):
-        if session.read_text().split()[-1] == "0":
-            break
-        await asyncio.sleep(0.02)
-    print(session.read_text().split()[-1], flush=True)
+    for in_background, niceness in ((True, "10"), (False, "0")):
+        engine.in_background = in_background
+        for _ in range(100):  # other users' changes count as well
+            if session.read_text().split()[-1] == niceness:
+                break
+            await asyncio.sleep(0.02)
+        print(session.read_text().split()[-1], flush=True)
     engine.kill()
     await engine.wait()
     engine.close()
