@@ -66,7 +66,7 @@ def test_every_command_shows_examples_that_it_takes(name: str) -> None:
         (["shmserve-admin", "udpate-model"], "No such command 'udpate-model'. Did you mean 'update-model'?"),
         (["shmserve-admin", "--nmae", "arm", "status"], "No such option '--nmae'. Did you mean '--name'?"),
         (["shmserve-admin", "status", "--jsno"], "No such option '--jsno'. Did you mean '--json'?"),
-        (["shmserved", "--devise", "cpu"], "No such option '--devise'. Did you mean '--device'?"),
+        (["shmserved", "--modell-path", "arm"], "No such option '--modell-path'. Did you mean '--model-path'?"),
         (["shmserved", "--model_path", "m"], "No such option '--model_path'. Did you mean '--model-path'?"),
         (["shmserved", "--log-level", "loud"], "'loud' is not one of 'debug', 'info', 'warning', 'error'."),
         (["shmserved", "my_policy"], "shmserved takes options only. Give the package as --model-path DIR"),

@@ -101,7 +101,7 @@ def client_bytes(daemon: Daemon) -> list[int]:
     return [client["device_bytes"] for client in daemon.status()["clients"]]
 
 
-@pytest.mark.parametrize("transport", ["named", "sealed"])
+@pytest.mark.parametrize("transport", [pytest.param("named", marks=pytest.mark.long), "sealed"])
 def test_arrays_of_the_gpu_and_of_the_host_arrive_in_one_observation(transport: str, start: Start) -> None:
     daemon = start(arguments=("--transport", transport))
     with daemon.client() as client:
@@ -260,6 +260,7 @@ def test_a_killed_client_gives_its_memory_back(shared: Daemon) -> None:
     wait_until("its memory is gone", lambda: gpu(shared)["shared_bytes"] == 0 and not shared.status()["clients"])
 
 
+@pytest.mark.long
 def test_a_restarted_daemon_shares_memory_anew(start: Start) -> None:
     daemon = start()
     with daemon.client() as client:
@@ -286,7 +287,9 @@ def test_an_async_client_gives_them_too(shared: Daemon) -> None:
     ("flags", "reason", "text"),
     [
         (("--device", "cuda:0"), "off", "device_leaves is false"),
-        (("--device", "cpu", "--device-leaves"), "no_gpu", "the service runs on cpu"),
+        pytest.param(
+            ("--device", "cpu", "--device-leaves"), "no_gpu", "the service runs on cpu", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_service_that_takes_none_says_so_with_the_remedy(
@@ -334,6 +337,7 @@ def test_the_limits_are_errors_with_numbers_and_leave_the_client_usable(start: S
             assert client.infer({"image": GpuArray(np.zeros(size, np.uint8))})["image"].shape == (size,)
 
 
+@pytest.mark.long
 def test_no_memory_on_the_gpu_is_an_error_with_cudas_name(start: Start) -> None:
     daemon = start(driver={"FAIL": "cuMemCreate=2"})
     with daemon.client() as client:
@@ -361,6 +365,7 @@ def test_a_client_that_does_not_see_the_services_gpu_is_told(shared: Daemon, mon
         client.infer({"image": GpuArray(image(1))})
 
 
+@pytest.mark.long
 def test_the_same_gpu_has_another_number_in_a_client(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = start(arguments=(), driver={"DEVICES": 2, "FIRST": 1})
     monkeypatch.setenv("LATE_DRIVER_DEVICES", "2")
@@ -498,6 +503,7 @@ def test_hostile_calls_are_refused_and_keep_no_descriptor(shared: Daemon) -> Non
     wait_until("nothing is kept", lambda: len(list(opened.iterdir())) <= before and gpu(shared)["shared_bytes"] == 0)
 
 
+@pytest.mark.long
 def test_a_client_waits_for_the_engine_that_gives_the_memory(make_daemon: Callable[..., Daemon], gate: Gate) -> None:
     daemon = make_daemon("slow_start", arguments=FLAGS)
     daemon.environment["GATE"] = str(gate.path)

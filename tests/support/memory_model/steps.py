@@ -13,11 +13,11 @@ from .source import c_bodies, python_functions
 
 _PUBLISH = (
     ("client_path_try_send", (r"encoder_put\(", r"poller_note\(", r"publish_request\(|ring_publish\(")),
-    ("ClientFastPath.try_send", (r"encode_into\(", r"last_seen = ", r"_requests\.publish\(")),
+    ("ClientFastPath.try_send", (r"_encoder\._put\(", r"last_seen = ", r"_requests\.publish\(")),
 )
 _COMPLETE = (
     ("server_path_reply", (r"encoder_put\(", r"complete_reply\(|ring_complete\(")),
-    ("ServerFastPath.reply", (r"encode_into\(", r"_replies\.complete\(")),
+    ("ServerFastPath.reply", (r"_encoder\._put\(", r"_replies\.complete\(")),
 )
 #: For each rule, the functions and what stands in them, in this order.
 STEPS: Mapping[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
