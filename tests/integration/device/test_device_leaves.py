@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from shmserve.client import AsyncShmClient, DeviceArrayRefused, RequestRejected, ServiceUnavailable, ShmClient
-from shmserve.client.recordings import Recording
 from shmserve.cuda_driver import driver
 from shmserve.directories import CLIENT_SOCKET
 from shmserve.layout import MAX_PAYLOAD_BYTES
@@ -31,7 +30,6 @@ from tests.support.admin_command import rollback, update
 from tests.support.daemon_process import POLICIES, Daemon, wait_until
 from tests.support.gate import Gate
 from tests.support.late_driver import GpuArray, loaded
-from tests.support.recordings import recording
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a real driver")
 
@@ -470,6 +468,9 @@ def test_a_loan_does_not_take_them(shared: Daemon) -> None:
 
 
 def test_a_recording_skips_and_counts_them(shared: Daemon, tmp_path: Path) -> None:
+    from shmserve.client.recordings import Recording  # a bare machine lacks what it needs
+    from tests.support.recordings import recording
+
     with recording(shared, tmp_path / "a.rec"), shared.client() as client:
         client.infer({"image": image(1)})
         assert np.array_equal(client.infer({"image": GpuArray(image(2))})["image"], image(2))
