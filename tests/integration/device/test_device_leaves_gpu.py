@@ -24,7 +24,7 @@ FLAGS = ("--device", "cuda:0", "--device-leaves")
 def start(make_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
     """Starts a daemon with its policy on the GPU."""
     try:
-        driver()
+        driver().device_count()
     except CudaError as error:  # in a rehearsal on the late GPU
         pytest.skip(f"no driver here: {error}")
 
