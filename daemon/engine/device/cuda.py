@@ -97,7 +97,7 @@ class CudaDevice:
         with self._current(), torch.inference_mode(False):
             try:
                 where = cuda_driver.driver().address_of_registered(address, self._index)
-                memory = torch.as_tensor(_HostMemory(where, size), device=self.torch_device)
+                memory = torch.as_tensor(_Bytes(where, size), device=self.torch_device)
             except (RuntimeError, ValueError) as error:
                 raise PinFailed(_first_line(error)) from error
         if memory.data_ptr() != where:
@@ -224,8 +224,8 @@ class CudaDevice:
         }
 
 
-class _HostMemory:
-    """Bytes of the host at an address that the device reads."""
+class _Bytes:
+    """Bytes at an address of the device, as torch takes memory that is not its own."""
 
     def __init__(self, address: int, size: int) -> None:
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
@@ -237,15 +237,8 @@ class CudaSharedMemory:
     def __init__(self, mapped: MappedMemory, device: torch.device) -> None:
         self._mapped = mapped
         self.size = mapped.size
-        #: As torch takes memory that is not its own.
-        self.__cuda_array_interface__ = {
-            "shape": (mapped.size,),
-            "typestr": "|u1",
-            "data": (mapped.address, False),
-            "version": 2,
-        }
         with torch.inference_mode(False):
-            self.tensor = torch.as_tensor(self, device=device)
+            self.tensor = torch.as_tensor(_Bytes(mapped.address, mapped.size), device=device)
 
     def close(self) -> None:
         del self.tensor

@@ -16,6 +16,7 @@ from shmserve.client.device_memory import DeviceLeaves, SharedArea
 from shmserve.codec import Encoded, Encoder, SlotMemory
 from shmserve.daemon.engine.device.area_orders import AreaOrders
 from shmserve.daemon.engine.device.areas import Area, Areas
+from shmserve.daemon.engine.device.interface import SharingFailed
 from shmserve.daemon.engine.loop.loop import EngineLoop
 from shmserve.daemon.ipc.messages import AREA_ANSWERS, AllocateArea, AreaAllocated, AreaRefused, decode
 from shmserve.layout import number_of, slot_of
@@ -23,6 +24,7 @@ from shmserve.protocol import Status
 from shmserve.varlink_socket import receive_with_fds
 from tests.support.device_engine import Client, DeviceEngine
 from tests.support.device_model import Made, assert_serves
+from tests.support.late_device import LateDevice
 from tests.support.late_driver import GpuArray, loaded
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a real driver")
@@ -269,3 +271,20 @@ def test_a_copy_ahead_waits_for_the_model_before_it(sharing: Sharing) -> None:
         engine.launch()
         engine.finish()
         assert client.status(sequence) == Status.OK
+
+
+def test_memory_that_torch_cannot_use_is_said_and_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(data: object, device: object) -> None:
+        raise RuntimeError("CUDA error: invalid argument\nmore advice")
+
+    late = loaded()
+    with LateDevice() as device:
+        descriptor, size = device.create_shared(1)
+        before = late.late_mapped_bytes()
+        monkeypatch.setattr(torch, "as_tensor", refuse)
+
+        with pytest.raises(SharingFailed, match=r"^CUDA error: invalid argument$"):
+            device.map_shared(descriptor, size)
+
+        assert late.late_mapped_bytes() == before
+    os.close(descriptor)
