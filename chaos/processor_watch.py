@@ -78,7 +78,7 @@ class Watch:
         for child in self._children.read_text().split():
             try:
                 if os.getpriority(os.PRIO_PROCESS, int(child)) > normal:
-                    continue  # an engine that still loads: it is in the background, and serves nobody
+                    continue  # an engine that still loads: it is in the background, and serves no client
                 for task in Path(f"/proc/{child}/task").iterdir():
                     found[task] = int((task / "schedstat").read_text().split()[1]) / 1e9
             except (FileNotFoundError, ProcessLookupError):

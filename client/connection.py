@@ -193,7 +193,7 @@ class Connection:
         return channel
 
     def share_device_memory(self, area_bytes: int, timeout_s: float) -> None:
-        """Replace `area` by one of so many bytes for each slot; no request may be in flight.
+        """Replace `area` by one with `area_bytes` for each slot; no request may be in flight.
 
         Raises DeviceArrayRefused, and ServiceUnavailable with the reason "not_ready" if it may be asked again.
         """

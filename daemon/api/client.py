@@ -51,8 +51,8 @@ method Attach(wire_version: int, wanted: Wanted, program: ?string) -> (channel_i
 # sequences answered RESIZE_REQUIRED, whose replies the engine delivers in the new generation.
 method Resize(wanted: Wanted, published: int, deferred: []int) -> (channel_info: ChannelInfo)
 
-# GPU memory for arrays of the requests, so many bytes for each slot, which replaces the memory from before: no request may be
-# in flight. Its file descriptor comes with the reply (CUDA's virtual memory); the area of slot n begins at n * area_bytes.
+# GPU memory for arrays of the requests, `area_bytes` for each slot. It replaces the memory from before: no request may be in
+# flight. Its file descriptor comes with the reply (CUDA's virtual memory); the area of slot n begins at n * area_bytes.
 # `gpu` is the GPU's UUID in hexadecimal.
 method ShareDeviceMemory(area_bytes: int) -> (area_bytes: int, slots: int, bytes: int, gpu: string)
 

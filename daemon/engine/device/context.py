@@ -60,7 +60,7 @@ class DeviceContext:
         before = max(arena.size for arena in self.arenas)
         if size <= before:
             return
-        block = block_bytes(size)  # so much is page-locked in any case
+        block = block_bytes(size)  # torch page-locks the whole block in any case
         if size < block:
             with contextlib.suppress(torch.OutOfMemoryError):
                 self._grow(block)

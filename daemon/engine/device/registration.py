@@ -104,7 +104,7 @@ class Registrar:
         self._changed = True
 
     def take_change(self) -> bool:
-        """Return whether status is out of date since the last call."""
+        """Return whether the entries for status have changed since the last call."""
         if not self._changed:
             return False
         self._changed = False

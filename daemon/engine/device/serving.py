@@ -397,7 +397,8 @@ class DeviceServing(Serving):
     # Errors
 
     def _recover(self, items: list[Row], error: BaseException, infer_ns: int) -> None:
-        reason = self._device.poisoned()  # it waits for all work: what was read in place may be overwritten now
+        # This waits for all work, so the memory that was read in place may be overwritten afterwards.
+        reason = self._device.poisoned()
         if reason is not None:
             if len(items) == 1:
                 lost = DeviceError(f"{shortened(reason, _ERROR_TEXT)} (the engine is restarted)")
